@@ -1,0 +1,219 @@
+"""Implicit feedback as immutable CSR arrays with external ids."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from perfedrec.core.errors import DataError
+
+Ids = NDArray[Any]  # int64, or object holding str
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Implicit feedback as CSR rows: user ``u`` took ``items[offsets[u]:offsets[u + 1]]``, ascending and unique.
+
+    ``user_ids`` [n] and ``item_ids`` [m] are external ids (int64, or objects of str): the position is the internal
+    index. ``offsets`` int64 [n + 1], ``items`` int64 [nnz], ``timestamps`` int64 [nnz] in seconds, aligned with
+    ``items``, or None. The arrays are read-only. Raises :class:`DataError` when they contradict each other.
+    """
+
+    user_ids: Ids
+    item_ids: Ids
+    offsets: Ints
+    items: Ints
+    timestamps: Ints | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("user_ids", "item_ids"):
+            object.__setattr__(self, name, _frozen_ids(getattr(self, name), name))
+        for name in ("offsets", "items", "timestamps"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _frozen_ints(getattr(self, name), name))
+        offsets, items = self.offsets, self.items
+        if offsets.shape != (self.n_users + 1,) or offsets[0] != 0 or offsets[-1] != items.size:
+            raise DataError(f"offsets must run from 0 to {items.size} in {self.n_users + 1} steps")
+        if np.any(offsets[1:] < offsets[:-1]):
+            raise DataError("offsets must not decrease")
+        if items.size and (items.min() < 0 or items.max() >= self.n_items):
+            raise DataError(f"items must be indices from 0 to {self.n_items - 1}")
+        rising = items[1:] > items[:-1]
+        rising[offsets[(offsets > 0) & (offsets < items.size)] - 1] = True  # a new user may start anywhere
+        if not rising.all():
+            raise DataError("the items of a user must be ascending and unique")
+        if self.timestamps is not None and self.timestamps.shape != items.shape:
+            raise DataError(f"timestamps must be given for each of the {items.size} interactions")
+
+    @property
+    def n_users(self) -> int:
+        return int(self.user_ids.size)
+
+    @property
+    def n_items(self) -> int:
+        return int(self.item_ids.size)
+
+    @property
+    def n_interactions(self) -> int:
+        return int(self.items.size)
+
+    @property
+    def degrees(self) -> Ints:
+        """int64 [n] interactions of each user."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def item_degrees(self) -> Ints:
+        """int64 [m] interactions of each item, read-only."""
+        return _frozen_ints(np.bincount(self.items, minlength=self.n_items), "item_degrees")
+
+    def users_of_rows(self) -> Ints:
+        """int64 [nnz] the user index of each row."""
+        return np.repeat(np.arange(self.n_users), self.degrees)
+
+    def user_index(self, external_id: int | str) -> int:
+        """Internal index of a user id, given as int or str. Raises :class:`DataError` for an id that is not known."""
+        return _index_of(self.user_ids, external_id, "user")
+
+    def item_index(self, external_id: int | str) -> int:
+        """Internal index of an item id, given as int or str. Raises :class:`DataError` for an id that is not known."""
+        return _index_of(self.item_ids, external_id, "item")
+
+    def frame(self) -> pl.DataFrame:
+        """Columns user, item and, where known, timestamp, in external ids; one row per interaction."""
+        columns = {"user": id_series(self.user_ids).gather(self.users_of_rows())}
+        columns["item"] = id_series(self.item_ids).gather(self.items)
+        if self.timestamps is not None:
+            columns["timestamp"] = pl.Series(self.timestamps)
+        return pl.DataFrame(columns)
+
+    @classmethod
+    def from_rows(
+        cls, user_ids: Ids, item_ids: Ids, users: Ints, items: Ints, timestamps: Ints | None = None
+    ) -> Interactions:
+        """Build from rows in any order: ``users`` and ``items`` int64 [rows] are internal indices.
+
+        Of rows that repeat a (user, item) pair the earliest is kept.
+        """
+        keys = users.astype(np.int64) * max(len(item_ids), 1) + items
+        if timestamps is None:
+            keys = np.unique(keys)
+        else:
+            order = np.lexsort((timestamps, keys))
+            keys, timestamps = keys[order], timestamps[order]
+            first = np.concatenate([[True], keys[1:] != keys[:-1]]) if keys.size else np.zeros(0, dtype=bool)
+            keys, timestamps = keys[first], timestamps[first]
+        rows, columns = np.divmod(keys, max(len(item_ids), 1))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(user_ids)))])
+        return cls(user_ids, item_ids, offsets, columns, timestamps)
+
+    @classmethod
+    def from_frame(
+        cls, frame: pl.DataFrame, *, user_ids: Ids | None = None, item_ids: Ids | None = None
+    ) -> Interactions:
+        """Build from a frame with columns user, item and optionally timestamp; further columns are ignored.
+
+        ``user_ids`` and ``item_ids`` fix the id maps; without them the ids that occur are taken in ascending order.
+        Of rows that repeat a pair the earliest is kept. Raises :class:`DataError` for an id outside the given maps.
+        """
+        for name in ("user", "item"):
+            if name not in frame.columns:
+                raise DataError(f"a frame of interactions needs the column {name!r}, got {', '.join(frame.columns)}")
+        user_ids = unique_ids(frame["user"]) if user_ids is None else user_ids
+        item_ids = unique_ids(frame["item"]) if item_ids is None else item_ids
+        codes = []
+        for name, ids in (("user", user_ids), ("item", item_ids)):
+            code = encode(frame[name], ids)
+            if (code < 0).any():
+                unknown = frame[name][int(np.argmax(code < 0))]
+                raise DataError(f"unknown {name} {unknown!r}: it is not among the {len(ids)} given {name} ids")
+            codes.append(code)
+        times = frame["timestamp"].cast(pl.Int64).to_numpy() if "timestamp" in frame.columns else None
+        return cls.from_rows(user_ids, item_ids, codes[0], codes[1], times)
+
+    @classmethod
+    def from_file(
+        cls, path: str | Path, format: str = "auto", columns: dict[str, str | int] | None = None
+    ) -> Interactions:
+        """Read a file in any format that :func:`perfedrec.data.formats.read` knows."""
+        from perfedrec.data.formats import read
+
+        return cls.from_frame(read(path, format, columns))
+
+    @classmethod
+    def from_csv(cls, path: str | Path, columns: dict[str, str | int] | None = None) -> Interactions:
+        """Read a comma, semicolon or tab separated file; see :func:`perfedrec.data.formats.read`."""
+        return cls.from_file(path, "csv", columns)
+
+
+def id_series(ids: Ids) -> pl.Series:
+    """Ids as a polars column: Int64 or String."""
+    return pl.Series(ids) if ids.dtype.kind == "i" else pl.Series(ids.tolist(), dtype=pl.String)
+
+
+def unique_ids(column: pl.Series) -> Ids:
+    """The distinct ids of a column, ascending: int64 [k], or objects of str."""
+    distinct = column.unique().sort()
+    if distinct.dtype.is_integer():
+        return distinct.cast(pl.Int64).to_numpy()
+    return np.array(distinct.cast(pl.String).to_list(), dtype=object)
+
+
+def encode(column: pl.Series, ids: Ids) -> Ints:
+    """int64 [rows] the position of each value in ``ids``, -1 where it does not occur there."""
+    known = id_series(ids)
+    left = pl.DataFrame({"id": column.cast(known.dtype, strict=False)})
+    right = pl.DataFrame({"id": known, "index": np.arange(len(ids))})
+    return left.join(right, on="id", how="left", maintain_order="left")["index"].fill_null(-1).to_numpy()
+
+
+def _frozen_ints(values: Any, name: str) -> Ints:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(f"{name} must be a flat array of integers, got {array.dtype} of shape {array.shape}")
+    array = array.astype(np.int64, copy=False).view()
+    array.flags.writeable = False
+    return array
+
+
+def _frozen_ids(values: Any, name: str) -> Ids:
+    array = np.asarray(values)
+    if array.dtype.kind in "iu":
+        array = _frozen_ints(array, name)
+    elif array.dtype.kind in "OTU" and array.ndim == 1 and all(isinstance(value, str) for value in array.tolist()):
+        array = array.astype(object).view()
+        array.flags.writeable = False
+    else:
+        raise DataError(f"{name} must be a flat array of integers or strings")
+    if id_series(array).n_unique() != array.size:
+        raise DataError(f"{name} must not repeat an id")
+    return array
+
+
+def _index_of(ids: Ids, wanted: int | str, kind: str) -> int:
+    if ids.dtype.kind == "i":
+        try:
+            value: int | str = int(wanted)
+        except ValueError:
+            hint = f"; ids are integers such as {ids[0]}" if ids.size else ""
+            raise DataError(f"unknown {kind} {wanted!r}{hint}") from None
+    else:
+        value = str(wanted)
+    found = np.flatnonzero(ids == value)
+    if found.size:
+        return int(found[0])
+    if not ids.size:
+        raise DataError(f"unknown {kind} {wanted!r}: the data hold no {kind}s")
+    if isinstance(value, int):
+        near = ids[np.argmin(np.abs(ids.astype(np.float64) - float(value)))]
+    else:
+        near = next(iter(difflib.get_close_matches(value, ids[:10_000].tolist(), n=1)), ids[0])
+    raise DataError(f"unknown {kind} {wanted!r}; a known {kind} is {near}")

@@ -1,0 +1,94 @@
+"""Synthetic interactions with planted taste clusters.
+
+The law. Items are dealt to ``clusters`` taste clusters of equal size, users to equally likely ones. Item popularity
+follows a power law: the item of rank r (ranks are dealt at random) has weight r^-0.8. Activity is log-normal: user u
+takes n_u items, with mean about ``interactions_per_user`` and sigma 0.7. A user draws items one after the other, each
+time with probability ``strength`` among the items of their own cluster and otherwise among all items, in both cases in
+proportion to the weights; a repeat is drawn again. Times are uniform over one year, independent of everything else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfedrec.core.errors import DataError
+from perfedrec.data.dataset import SyntheticTruth
+from perfedrec.data.interactions import Interactions, Ints
+
+POPULARITY_EXPONENT = 0.8
+ACTIVITY_SIGMA = 0.7
+FEWEST = 3  # leave-one-out takes two
+START, YEAR = 1_700_000_000, 365 * 86_400
+
+
+def synthetic(
+    users: int = 2000,
+    items: int = 1500,
+    clusters: int = 5,
+    interactions_per_user: float = 20,
+    seed: int = 0,
+    strength: float = 0.8,
+) -> tuple[Interactions, SyntheticTruth]:
+    """Draw interactions of ``users`` x ``items`` by the law at the top of this module; ids are 0, 1, 2, ...
+
+    A user takes at least 3 items and at most half of the items of their cluster. Raises :class:`DataError` for sizes
+    that leave no room for that.
+    """
+    if min(users, items, clusters) < 1 or seed < 0:
+        raise DataError("synthetic data need users, items and clusters of at least 1, and a seed of at least 0")
+    if not 0 <= strength <= 1:
+        raise DataError(f"synthetic data: strength is the share drawn from the own cluster, 0 to 1, got {strength}")
+    largest = items // clusters // 2
+    if not FEWEST <= interactions_per_user <= largest:
+        raise DataError(
+            f"synthetic data: interactions_per_user must lie between {FEWEST} and half of a cluster's items, "
+            f"{largest} for {items} items in {clusters} clusters, got {interactions_per_user:g}"
+        )
+    rng = np.random.default_rng(seed)
+    truth = SyntheticTruth(
+        user_clusters=rng.integers(clusters, size=users),
+        item_clusters=rng.permutation(np.arange(items) % clusters),  # equal sizes, so that none is empty
+        popularity=np.power(rng.permutation(items) + 1.0, -POPULARITY_EXPONENT, dtype=np.float64),
+    )
+    activity = rng.lognormal(np.log(interactions_per_user) - ACTIVITY_SIGMA**2 / 2, ACTIVITY_SIGMA, size=users)
+    wanted = np.clip(np.rint(activity), FEWEST, largest).astype(np.int64)
+    keys = _draw_distinct(truth, wanted, strength, rng)
+    times = START + rng.integers(YEAR, size=keys.size)
+    rows, columns = np.divmod(keys, items)
+    interactions = Interactions.from_rows(np.arange(users), np.arange(items), rows, columns, times)
+    return interactions, truth
+
+
+def _draw_distinct(truth: SyntheticTruth, wanted: Ints, strength: float, rng: np.random.Generator) -> Ints:
+    """``wanted[u]`` distinct items for each user u, as keys ``user * n_items + item``."""
+    n_items = truth.item_clusters.size
+    by_cluster = np.argsort(truth.item_clusters, kind="stable")
+    limits = np.concatenate([[0.0], np.cumsum(truth.popularity[by_cluster])])
+    first = np.searchsorted(truth.item_clusters[by_cluster], np.arange(truth.item_clusters.max() + 2))
+    low, high = limits[first[:-1]], limits[first[1:]]  # the stretch of the cumulative weights that is a cluster's
+
+    def draw(rows: Ints) -> Ints:
+        own = rng.random(rows.size) < strength
+        cluster = truth.user_clusters[rows]
+        start: NDArray[np.float64] = np.where(own, low[cluster], 0.0)
+        width: NDArray[np.float64] = np.where(own, high[cluster], limits[-1]) - start
+        position = np.searchsorted(limits, start + width * rng.random(rows.size), side="right") - 1
+        return rows * n_items + by_cluster[np.minimum(position, n_items - 1)]
+
+    done: list[Ints] = []
+    pool = np.zeros(0, dtype=np.int64)
+    missing, tries = wanted.copy(), 1
+    while (active := np.flatnonzero(missing)).size:
+        pool = np.concatenate([pool, draw(np.repeat(active, missing[active] * tries))])
+        pool = pool[np.sort(np.unique(pool, return_index=True)[1])]  # distinct, in the order drawn
+        pool = pool[np.argsort(pool // n_items, kind="stable")]
+        owners = pool // n_items
+        place = np.arange(pool.size) - np.searchsorted(owners, owners)
+        pool, owners = pool[place < wanted[owners]], owners[place < wanted[owners]]
+        missing = np.zeros_like(wanted)
+        missing[active] = wanted[active] - np.bincount(owners, minlength=wanted.size)[active]
+        finished = missing[owners] == 0
+        done.append(pool[finished])
+        pool, tries = pool[~finished], min(2 * tries, 64)
+    return np.concatenate(done)
