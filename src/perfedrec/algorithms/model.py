@@ -1,0 +1,126 @@
+"""The recommendation network on a client: attribute crossing, propagation on the star graph, and its final vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from perfedrec.algorithms.settings import ClientSettings, ModelSettings
+from perfedrec.core.keys import Key
+from perfedrec.core.types import Rows, Spec
+from perfedrec.nn.crossing import Crossing
+from perfedrec.nn.propagation import Star, lightgcn_star, spectral_star
+
+
+@dataclass(frozen=True)
+class View:
+    """What clients receive.
+
+    ``items`` [m, d] the global table; ``degrees`` [m]; ``groups`` [B] the clusters the users belong to; ``offsets``
+    [K m, d] the cluster models as differences from the global table (a client receives its own cluster's alone);
+    ``dense`` [D] shared weights of the attribute networks; ``item_attributes`` [m, F]; ``tokens`` [m] names of the items
+    towards the neighbourhood service; ``neighbours`` [K, m, d] neighbour sums of layers 1 to K; ``start`` [B, d]
+    pre-trained user vectors for those who have not trained yet.
+    """
+
+    items: Tensor
+    degrees: Tensor
+    groups: Tensor
+    offsets: Tensor | None = None
+    dense: Tensor | None = None
+    item_attributes: Tensor | None = None
+    tokens: Tensor | None = None
+    neighbours: Tensor | None = None
+    start: Tensor | None = None
+
+    def download_bytes(self) -> int:
+        """Bytes that one client receives: whole tables, because asking for rows would tell which items it has."""
+        shared = (self.items, self.degrees, self.dense, self.item_attributes, self.neighbours)
+        size = sum(4 * table.numel() for table in shared if table is not None)
+        size += 4 * self.items.numel() if self.offsets is not None else 0
+        return size + (4 * self.start.shape[1] if self.start is not None else 0)
+
+    def table_rows(self, items: Tensor, segments: Tensor) -> Tensor:
+        """[T, d] rows of ``items`` [T] in the models of the clusters that the users of ``segments`` [T] belong to."""
+        rows = self.items.index_select(0, items)
+        if self.offsets is None:
+            return rows
+        return rows.add_(self.offsets.index_select(0, self.groups[segments] * self.items.shape[0] + items))
+
+    def cluster_table(self, group: int) -> Tensor:
+        """[m, d] the model of a cluster."""
+        if self.offsets is None:
+            return self.items
+        return self.items + self.offsets.view(-1, *self.items.shape)[group]
+
+
+class Network:
+    """Layer 0 with attributes, propagation, and normalisation, for any number of clients at once."""
+
+    def __init__(self, model: ModelSettings, client: ClientSettings) -> None:
+        self.model = model
+        self.cosine = client.similarity == "cosine"
+
+    def init(self, spec: Spec, key: Key) -> Tensor | None:
+        """[D] first weights of the attribute networks, ``None`` where there are no attributes."""
+        nets = self._nets(spec.n_user_attributes, spec.item_attributes)
+        weights = [net.init(key.fold(side), self.model.init_scale) for side, net in enumerate(nets) if net is not None]
+        return torch.cat(weights) if weights else None
+
+    def _nets(self, n_user_attributes: int, item_attributes: Tensor | None) -> tuple[Crossing | None, Crossing | None]:
+        if not self.model.attributes:
+            return None, None
+        dim = self.model.embedding_dim
+        user = Crossing(n_user_attributes, dim) if n_user_attributes else None
+        item = Crossing(item_attributes.shape[1], dim) if item_attributes is not None else None
+        return user, item
+
+    def layer0(
+        self, view: View, rows: Rows, vectors: Tensor, table: Tensor, items: Tensor, segments: Tensor | None, dense: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Layer-0 vectors of users [B, d] and of item rows [T, d].
+
+        ``table`` [T, d] holds the rows of ``items`` [T]. ``dense`` is [B, D] where each client has weights of its own
+        (``segments`` [T] then names the client of a row) and [1, D] where all share them.
+        """
+        n_user_attributes = 0 if rows.attributes is None else rows.attributes.shape[1]
+        user_net, item_net = self._nets(n_user_attributes, view.item_attributes)
+        if dense is None:
+            return vectors, table
+        if user_net is not None and rows.attributes is not None:
+            weights = dense[:, : user_net.size].expand(rows.n_users, -1)
+            vectors = user_net(weights, vectors[:, None], rows.attributes[:, None]).squeeze(1)
+        if item_net is not None and view.item_attributes is not None:
+            weights, attributes = dense[:, -item_net.size :], view.item_attributes[items]
+            if segments is None:
+                table = item_net(weights, table[None], attributes[None]).squeeze(0)
+            else:
+                table = _per_client(item_net, weights, table, attributes, segments)
+        return vectors, table
+
+    def star(self, view: View, rows: Rows) -> Star:
+        """The propagation of the block's users, with what they were given."""
+        if self.model.encoder == "spectral":
+            return spectral_star(rows, view.degrees)
+        return lightgcn_star(rows, view.degrees, view.neighbours, self.model.n_layers)
+
+    def finish(self, vectors: Tensor) -> Tensor:
+        """Unit length where scores are cosines."""
+        return functional.normalize(vectors, dim=-1) if self.cosine else vectors
+
+
+def _per_client(net: Crossing, weights: Tensor, table: Tensor, attributes: Tensor, segments: Tensor) -> Tensor:
+    """Apply each client's own network to its rows: the jagged rows are padded to [B, L] and taken out again."""
+    n = weights.shape[0]
+    counts = torch.bincount(segments, minlength=n)
+    order = segments.argsort(stable=True)
+    slots = torch.empty_like(segments)
+    slots[order] = torch.arange(segments.numel(), device=segments.device) - (counts.cumsum(0) - counts)[segments[order]]
+    length = int(counts.max()) if counts.numel() else 0
+    padded = table.new_zeros(n, length, table.shape[1]).index_put((segments, slots), table)
+    given = attributes.new_zeros(n, length, attributes.shape[1])
+    given[segments, slots] = attributes
+    return net(weights, padded, given)[segments, slots]

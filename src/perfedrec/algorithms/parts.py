@@ -1,0 +1,82 @@
+"""Parts that federated algorithms share: selection of a cohort, clustering of users, the server's sparse step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from perfedrec.algorithms.settings import ServerSettings
+from perfedrec.core.keys import Key, permute
+from perfedrec.core.threads import one_thread
+from perfedrec.nn.optim import server_step
+
+
+def select(n_users: int, n_clients: int, key: Key) -> Tensor:
+    """``n_clients`` distinct users, uniformly at random; costs what the cohort costs, not what the population does."""
+    positions = torch.arange(min(n_clients, n_users))
+    return permute(key.spread(torch.zeros_like(positions)), positions, n_users)
+
+
+def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
+    """A cohort with each cluster's share of the population (largest remainders), uniform within a cluster."""
+    sizes = torch.bincount(labels)
+    shares = sizes * (min(n_clients, labels.numel()) / labels.numel())
+    quotas = shares.floor().to(torch.int64)
+    rest = min(n_clients, labels.numel()) - int(quotas.sum())
+    quotas[(shares - quotas).argsort(descending=True, stable=True)[:rest]] += 1
+    members = labels.argsort(stable=True)
+    starts = sizes.cumsum(0) - sizes
+    chosen = [
+        members[start + select(size, quota, key.fold(label)).to(members.device)]
+        for label, (start, size, quota) in enumerate(zip(starts.tolist(), sizes.tolist(), quotas.tolist(), strict=True))
+        if quota
+    ]
+    return torch.cat(chosen)
+
+
+def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key) -> tuple[Tensor, Tensor]:
+    """k-means over all users: labels [n] and centroids [K, d] for unit-length ``vectors`` [n, d].
+
+    Starts from the ``previous`` centroids, so that a cluster keeps its number and its model from one clustering to the
+    next. Directions are clustered, not lengths: a vector's length tells activity rather than taste.
+    """
+    unit = torch.nn.functional.normalize(vectors, dim=1).to("cpu", torch.float64).numpy()
+    start = "k-means++" if previous is None else previous.to("cpu", torch.float64).numpy()
+    with one_thread():
+        model = KMeans(n_clusters, init=start, n_init=1, max_iter=50, random_state=key.value % 2**32).fit(unit)
+    labels = torch.from_numpy(model.labels_.astype(np.int64)).to(vectors.device)
+    return labels, torch.from_numpy(model.cluster_centers_).to(vectors.device, torch.float32)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of a server optimiser, of the shape of what it optimises."""
+
+    first: Tensor
+    second: Tensor
+
+    @staticmethod
+    def zeros(like: Tensor) -> Moments:
+        return Moments(torch.zeros_like(like), torch.zeros_like(like))
+
+
+def sparse_step(
+    settings: ServerSettings, table: Tensor, moments: Moments | None, rows: Tensor, change: Tensor, share: float = 1.0
+) -> None:
+    """One step of the server's optimiser on the touched ``rows`` [r] of a ``table``, in place.
+
+    ``change`` [r, d] is the weighted mean of the clients' changes, ``share`` scales the server's learning rate.
+    """
+    first = None if moments is None else moments.first.index_select(0, rows)
+    second = None if moments is None else moments.second.index_select(0, rows)
+    betas = (settings.beta1, settings.beta2)
+    rate = settings.learning_rate * share
+    step, first, second = server_step(settings.optimizer, change, first, second, rate, betas, settings.epsilon)
+    table.index_add_(0, rows, step)
+    if moments is not None and first is not None and second is not None:
+        moments.first.index_copy_(0, rows, first)
+        moments.second.index_copy_(0, rows, second)

@@ -1,0 +1,435 @@
+"""PerFedRec (Luo, Xiao and Song, CIKM 2022): a global model, one model per cluster of users, and each user's own.
+
+Decisions where the papers are silent:
+
+* A cluster's model is an offset from the global table. A member trains on the sum of both; its change moves the global
+  table and the offset of its cluster, so that one objective is optimised at two levels.
+* The local model is the client's own fine-tuned rows, kept as offsets from the table it received.
+* The three models are mixed by their scores, which makes each one's part in a recommendation exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from perfedrec.algorithms import neighbourhood, parts
+from perfedrec.algorithms.model import Network, View
+from perfedrec.algorithms.neighbourhood import Service
+from perfedrec.algorithms.parts import Moments, sparse_step
+from perfedrec.algorithms.settings import PerFedRecSettings
+from perfedrec.core.keys import Key, fold_in, normal
+from perfedrec.core.sampling import draw_outside
+from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, from_fixed
+from perfedrec.nn import losses
+from perfedrec.nn.optim import adam
+from perfedrec.nn.propagation import Star, edge_weights
+from perfedrec.nn.segments import dot, expand, segment_sum
+from perfedrec.privacy.paper import perturb_labels, protect
+
+MODELS = ("local", "cluster", "global")
+
+
+@dataclass(frozen=True)
+class State:
+    """The server side: coordinator and neighbourhood service.
+
+    ``round`` rounds played; ``items`` [m, d] the global table; ``offsets`` [K m, d] the cluster models as differences
+    from it; ``dense`` [D] shared dense weights; ``labels`` [n] and ``centroids`` [K, d] the clusters, ``None`` before
+    the first clustering; ``degrees`` [m]. ``tokens`` [m] and ``neighbours`` [K, m, d] belong to the clients: the item
+    tokens whose key they share, and the published sums in item order, translated once for all of them.
+    """
+
+    round: int
+    items: Tensor
+    degrees: Tensor
+    service: Service
+    items_moments: Moments | None = None
+    offsets: Tensor | None = None
+    offsets_moments: Moments | None = None
+    dense: Tensor | None = None
+    dense_moments: Moments | None = None
+    labels: Tensor | None = None
+    centroids: Tensor | None = None
+    item_attributes: Tensor | None = None
+    tokens: Tensor | None = None
+    neighbours: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What never leaves a client: its vector ``vectors`` [B, d] with Adam's moments and ``steps`` [B], the fine-tuned
+    offsets ``rows`` [R, d] of its own item rows, the logits ``mix`` [B, 3] of its weights for the local, cluster and
+    global model, and the ``loss`` [B] of its last round per positive."""
+
+    vectors: Tensor
+    first: Tensor
+    second: Tensor
+    steps: Tensor
+    mix: Tensor
+    loss: Tensor
+    rows: Tensor = field(metadata={"per": "row"})
+
+
+@dataclass(frozen=True)
+class Personal:
+    """The three models of a block of users: user vectors [B, d] of each, and item vectors [m, d] of global and cluster
+    model. The local model scores against its cluster's items."""
+
+    users: dict[str, Tensor]
+    global_items: Tensor
+    cluster_items: Callable[[int], Tensor]
+
+
+class PerFedRec:
+    """The algorithm as pure functions over explicit state; see :class:`perfedrec.core.types.Algorithm`."""
+
+    def __init__(self, settings: PerFedRecSettings | None = None) -> None:
+        self.settings = settings or PerFedRecSettings()
+        self.network = Network(self.settings.model, self.settings.client)
+        # Neighbour sums are layers of LightGCN; the spectral form has none.
+        self.neighbours = self.settings.model.neighbours and self.settings.model.encoder == "lightgcn"
+
+    # --- the server's side ---
+
+    @property
+    def joins(self) -> bool:
+        """Whether clients hand protected edges to the neighbourhood service before training."""
+        return self.neighbours
+
+    @property
+    def n_views(self) -> int:
+        """Independently protected edge sets that each client hands over."""
+        return 1
+
+    @property
+    def prelude(self) -> list[str]:
+        """The phases played before training, one round each."""
+        return ["join"] if self.joins else []
+
+    def init(self, spec: Spec, key: Key) -> State:
+        model, clusters = self.settings.model, self.settings.clusters
+        items = torch.arange(spec.n_items, device=spec.item_degrees.device)
+        table = normal(key.fold("items").spread(items), model.embedding_dim) * model.init_scale
+        adaptive = self.settings.server.optimizer != "fedavg"
+        offsets = table.new_zeros(clusters.n_clusters * spec.n_items, model.embedding_dim) if clusters.enabled else None
+        dense = self.network.init(spec, key.fold("dense"))
+        layers = model.n_layers if self.neighbours else 1
+        return State(
+            round=0,
+            items=table,
+            degrees=spec.item_degrees.to(torch.float32),
+            service=Service(reports=table.new_zeros(spec.n_users, layers, model.embedding_dim)),
+            items_moments=Moments.zeros(table) if adaptive else None,
+            offsets=offsets,
+            offsets_moments=Moments.zeros(offsets) if adaptive and offsets is not None else None,
+            dense=None if dense is None else dense.to(table.device),
+            dense_moments=Moments.zeros(dense.to(table.device)) if adaptive and dense is not None else None,
+            item_attributes=spec.item_attributes if model.attributes else None,
+            tokens=neighbourhood.tokens(spec.n_items, key).to(table.device) if self.joins else None,
+        )
+
+    def training_round(self, state: State) -> int:
+        """Rounds of training played, without the prelude (negative while it lasts)."""
+        return state.round - len(self.prelude)
+
+    def n_groups(self, state: State) -> int:
+        """Groups that contributions are summed by: the clusters, or everybody."""
+        return self.settings.clusters.n_clusters if state.labels is not None else 1
+
+    def plan(self, state: State, key: Key) -> Plan:
+        n_users, device = state.service.reports.shape[0], state.items.device
+        if state.round < len(self.prelude):
+            return Plan(self.prelude[state.round], torch.arange(n_users, device=device))
+        size = self.settings.selection.n_clients_per_round
+        if state.labels is not None and self.settings.clusters.proportional:
+            return Plan("train", parts.select_proportional(state.labels, size, key))
+        return Plan("train", parts.select(n_users, size, key).to(device))
+
+    def view(self, state: State, users: Tensor) -> View:
+        return View(
+            items=state.items,
+            degrees=state.degrees,
+            groups=torch.zeros_like(users) if state.labels is None else state.labels[users],
+            offsets=None if state.labels is None else state.offsets,
+            dense=state.dense,
+            item_attributes=state.item_attributes,
+            tokens=state.tokens,
+            neighbours=state.neighbours,
+            start=None if state.service.start is None else state.service.start[users],
+        )
+
+    def server(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
+        service = state.service
+        if aggregate.reports is not None and aggregate.report_users is not None:
+            service.reports[aggregate.report_users] = aggregate.reports
+        if aggregate.edges is not None:
+            service = replace(service, edges=aggregate.edges)
+        state = replace(state, service=service, round=state.round + 1)
+        if phase == "train" and aggregate.clients:
+            self._learn(state, aggregate)
+        return self._serve(state, key)
+
+    def _learn(self, state: State, aggregate: Aggregate) -> None:
+        """Global table, cluster offsets and dense weights take their steps; only touched rows are read or written."""
+        settings, n_items = self.settings, aggregate.n_items
+        weights, keys, sums = from_fixed(aggregate.weights), aggregate.keys, from_fixed(aggregate.sums)
+        touched, total = keys, sums
+        if state.labels is not None and state.offsets is not None:
+            touched, inverse = (keys % n_items).unique(return_inverse=True)
+            total = segment_sum(sums, inverse, touched.numel())
+            mean = sums / weights[torch.div(keys, n_items, rounding_mode="floor")][:, None]
+            share = settings.clusters.learning_rate
+            sparse_step(settings.server, state.offsets, state.offsets_moments, keys, mean, share)
+        sparse_step(settings.server, state.items, state.items_moments, touched, total / weights.sum())
+        if aggregate.dense is not None and state.dense is not None:
+            every = torch.arange(state.dense.numel(), device=state.dense.device)
+            change = from_fixed(aggregate.dense) / weights.sum()
+            sparse_step(settings.server, state.dense, state.dense_moments, every, change)
+
+    def _serve(self, state: State, key: Key) -> State:
+        """What happens every few rounds: fresh neighbour sums, and a new clustering of all users."""
+        trained = self.training_round(state)
+        if self.neighbours and trained >= 0 and trained % self.settings.model.refresh_every == 0:
+            assert state.tokens is not None
+            bipartite = neighbourhood.graph(state.service, 0, state.degrees.numel())
+            sums = neighbourhood.neighbour_sums(bipartite, state.service.reports)
+            state = replace(state, neighbours=sums[:, state.tokens])
+        if self.settings.clusters.due(trained):
+            points = state.service.reports.mean(1)
+            labels, centroids = parts.cluster(points, self.settings.clusters.n_clusters, state.centroids, key)
+            state = replace(state, labels=labels, centroids=centroids)
+        return state
+
+    # --- the client's side ---
+
+    def init_memory(self, rows: Rows, key: Key) -> Memory:
+        model, personal, n = self.settings.model, self.settings.personal, rows.n_users
+        device = rows.users.device
+        vectors = normal(key.fold("vectors").spread(rows.users), model.embedding_dim) * model.init_scale
+        if model.encoder == "spectral":
+            vectors = torch.zeros_like(vectors)
+        shares = torch.tensor([personal.local, personal.cluster, personal.global_], device=device)
+        return Memory(
+            vectors=vectors,
+            first=torch.zeros_like(vectors),
+            second=torch.zeros_like(vectors),
+            steps=torch.zeros(n, dtype=torch.int64, device=device),
+            mix=shares.clamp(min=1e-12).log().repeat(n, 1),
+            loss=torch.zeros(n, device=device),
+            rows=torch.zeros(rows.items.numel(), model.embedding_dim, device=device),
+        )
+
+    def client(self, phase: str, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
+        if phase == "join":
+            return self._join(view, rows, memory, key), memory
+        return self._train(view, rows, memory, key)
+
+    def _join(self, view: View, rows: Rows, memory: Memory, key: Key) -> Contribution:
+        """Once, before training: protected edges for the neighbourhood service, and a first protected report."""
+        assert view.tokens is not None
+        edges = []
+        for number in range(self.n_views):
+            labelled, _, _ = perturb_labels(rows, view.items.shape[0], self.settings.privacy, key.fold("edges", number))
+            which = torch.full_like(labelled.items, number)
+            edges.append(torch.stack([which, labelled.segments, view.tokens[labelled.items]], dim=1))
+        return Contribution(
+            users=rows.users,
+            groups=view.groups,
+            weights=self._weights(rows),
+            reports=self._report(view, rows, memory.vectors, key),
+            edges=torch.cat(edges),
+        )
+
+    def _train(self, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
+        """E local steps on the client's own vector and rows; the protected change of the rows is handed over."""
+        client, privacy, n_items = self.settings.client, self.settings.privacy, view.items.shape[0]
+        labelled, positions, known = perturb_labels(rows, n_items, privacy, key.fold("labels"))
+        wanted = labelled.counts if client.loss == "bpr" else torch.full_like(labelled.counts, client.n_negatives)
+        negatives, owners = draw_outside(known, n_items, wanted, key.fold("negatives").spread(rows.users))
+        items, segments = torch.cat([labelled.items, negatives]), torch.cat([labelled.segments, owners])
+
+        base, star = view.table_rows(items, segments), self.network.star(view, labelled)
+        vectors, first, second, steps = self._own_vectors(view, memory), memory.first, memory.second, memory.steps
+        table, dense = base, None if view.dense is None else view.dense.repeat(rows.n_users, 1)
+        for _ in range(client.local_steps):
+            leaves = [each.detach().requires_grad_() for each in (vectors, table, dense) if each is not None]
+            own_dense = None if dense is None else leaves[2]
+            loss = self._loss(view, labelled, star, items, segments, leaves[0], leaves[1], own_dense)
+            gradients = torch.autograd.grad(loss.sum(), leaves)
+            rate, betas = client.user_learning_rate, (0.9, 0.999)
+            step, first, second, steps = adam(gradients[0], first, second, steps, rate, betas, 1e-8)
+            vectors = vectors + step
+            table = torch.add(table, gradients[1], alpha=-client.learning_rate)
+            if dense is not None:
+                dense = torch.add(dense, gradients[2], alpha=-client.learning_rate)
+
+        delta = table - base
+        real = (positions >= 0).nonzero().squeeze(1)
+        own = memory.rows.clone()
+        own[positions[real]] = delta[real]
+        mean_loss = loss.detach() / labelled.counts.clamp(min=1)
+        memory = replace(
+            memory, vectors=vectors, first=first, second=second, steps=steps, rows=own, loss=mean_loss
+        )
+        if self.settings.personal.learned:
+            memory = self._learn_mix(view, rows, memory, key)
+
+        noise, dense_noise = key.fold("noise").spread(rows.users), key.fold("dense noise").spread(rows.users)
+        reporting = self.neighbours or self.settings.clusters.enabled
+        contribution = Contribution(
+            users=rows.users,
+            groups=view.groups,
+            weights=self._weights(rows),
+            segments=segments,
+            items=items,
+            deltas=protect(delta, privacy, fold_in(noise[segments], items)),
+            dense=None if dense is None or view.dense is None else protect(dense - view.dense, privacy, dense_noise),
+            reports=self._report(view, rows, vectors, key) if reporting else None,
+        )
+        return contribution, memory
+
+    def _weights(self, rows: Rows) -> Tensor:
+        """[B] the weight of each client in the sums."""
+        if self.settings.server.weighting == "interactions":
+            return rows.counts.to(torch.float32)
+        return torch.ones(rows.n_users, device=rows.users.device)
+
+    def _own_vectors(self, view: View, memory: Memory) -> Tensor:
+        """[B, d] the users' own vectors; those that have not trained yet take the pre-trained ones on offer."""
+        if view.start is None:
+            return memory.vectors
+        return torch.where(memory.steps[:, None] > 0, memory.vectors, view.start)
+
+    def _report(self, view: View, rows: Rows, vectors: Tensor, key: Key) -> Tensor:
+        """[B, K, d] protected vectors for neighbourhood service and clustering.
+
+        The user's layers 0 to K - 1 where neighbour sums are made of them, else its final vector.
+        """
+        table = view.items.index_select(0, rows.items)
+        shared = None if view.dense is None else view.dense[None]
+        own, table = self.network.layer0(view, rows, vectors, table, rows.items, None, shared)
+        if self.neighbours:
+            weights, layers, below = edge_weights(rows, view.degrees)[:, None], [own], table
+            for layer in range(self.settings.model.n_layers - 1):
+                if layer and view.neighbours is not None:
+                    below = view.neighbours[layer - 1].index_select(0, rows.items)
+                layers.append(segment_sum(weights * below, rows.segments, rows.n_users))
+        else:
+            layers = [self.network.star(view, rows).users(own, table, rows.segments)]
+        keys = key.fold("report").spread(rows.users)
+        numbers = torch.arange(len(layers), device=keys.device)
+        return protect(torch.stack(layers, dim=1), self.settings.privacy, fold_in(keys[:, None], numbers))
+
+    def _loss(
+        self,
+        view: View,
+        rows: Rows,
+        star: Star,
+        items: Tensor,
+        segments: Tensor,
+        vectors: Tensor,
+        table: Tensor,
+        dense: Tensor | None,
+    ) -> Tensor:
+        """[B] each client's loss. The first rows of ``items`` [T] are the block's positives, the others negatives."""
+        client, n, finish = self.settings.client, rows.items.numel(), self.network.finish
+        users0, items0 = self.network.layer0(view, rows, vectors, table, items, segments, dense)
+        user, final = star.users(users0, items0[:n], rows.segments), finish(star.items(items0, items))
+        context = expand(user, rows.segments)
+        if client.leave_one_out:
+            context = context - star.edge[:, None] * items0[:n]
+        context, owners = finish(context), segments[n:]
+        positive = dot(context, final[:n])
+        rank = _ranks(owners, rows.n_users)
+        if client.loss == "bpr":
+            pairs = rows.offsets[owners] + rank
+            result = losses.bpr(expand(positive, pairs), dot(expand(context, pairs), final[n:]), owners, rows.n_users)
+        else:
+            flat = dot(expand(finish(user), owners), final[n:])
+            shared = flat.new_full((rows.n_users, client.n_negatives), -torch.inf).index_put((owners, rank), flat)
+            result = losses.sampled_softmax(positive, shared, rows.segments, client.temperature)
+        if client.l2:
+            squares = segment_sum(table.square().sum(1), segments, rows.n_users) + vectors.square().sum(1)
+            result = result + 0.5 * client.l2 * squares
+        return result
+
+    def _learn_mix(self, view: View, rows: Rows, memory: Memory, key: Key) -> Memory:
+        """One step on each client's mixing weights: BPR of the mixed scores, own items against random others.
+
+        An own item is left out of the user vectors it is scored against, or the local model would praise itself.
+        """
+        n_items = view.items.shape[0]
+        negatives, owners = draw_outside(rows, n_items, rows.counts, key.fold("mix").spread(rows.users))
+        pairs = rows.offsets[owners] + _ranks(owners, rows.n_users)
+        star, personal = self.network.star(view, rows), self._personal(view, rows, memory)
+        cluster_rows = view.table_rows(rows.items, rows.segments)
+        own_rows = {"local": cluster_rows + memory.rows, "cluster": cluster_rows, "global": view.items[rows.items]}
+        margins = []
+        for name in MODELS:
+            context = personal.users[name][rows.segments] - star.edge[:, None] * own_rows[name]
+            if name == "global":
+                positive, negative = view.items[rows.items], view.items[negatives]
+            else:
+                positive, negative = cluster_rows, view.table_rows(negatives, owners)
+            up = star.items(positive, rows.items)[pairs]
+            margins.append(dot(context[pairs], up - star.items(negative, negatives)))
+        stacked, mix = torch.stack(margins, dim=1), memory.mix.detach().requires_grad_()
+        mixed = dot(stacked, expand(mix.softmax(1), owners))
+        loss = losses.bpr(mixed, torch.zeros_like(mixed), owners, rows.n_users) / rows.counts.clamp(min=1)
+        (gradient,) = torch.autograd.grad(loss.sum(), mix)
+        return replace(memory, mix=memory.mix - gradient)
+
+    # --- scoring ---
+
+    def _personal(self, view: View, rows: Rows, memory: Memory) -> Personal:
+        network, dense = self.network, None if view.dense is None else view.dense[None]
+        star, vectors = network.star(view, rows), self._own_vectors(view, memory)
+
+        def user(table: Tensor) -> Tensor:
+            own, table = network.layer0(view, rows, vectors, table, rows.items, None, dense)
+            return network.finish(star.users(own, table, rows.segments))
+
+        every = torch.arange(view.items.shape[0], device=view.items.device)
+
+        def items(table: Tensor) -> Tensor:
+            _, table = network.layer0(view, replace(rows, attributes=None), vectors, table, every, None, dense)
+            return network.finish(star.items(table))
+
+        own_cluster = view.table_rows(rows.items, rows.segments)
+        users = {"local": user(own_cluster + memory.rows), "cluster": user(own_cluster)}
+        users["global"] = users["cluster"] if view.offsets is None else user(view.items.index_select(0, rows.items))
+        return Personal(users, items(view.items), lambda group: items(view.cluster_table(group)))
+
+    def scores(self, view: View, rows: Rows, memory: Memory) -> Tensor:
+        """[B, m] scores of the personal model for all items."""
+        personal, mix = self._personal(view, rows, memory), memory.mix.softmax(1)
+        users = {name: mix[:, place, None] * personal.users[name] for place, name in enumerate(MODELS)}
+        if view.offsets is None:
+            return (users["local"] + users["cluster"] + users["global"]) @ personal.global_items.T
+        scores = users["global"] @ personal.global_items.T
+        for group in view.groups.unique().tolist():
+            members = (view.groups == group).nonzero().squeeze(1)
+            own = (users["local"] + users["cluster"])[members]
+            scores[members] += own @ personal.cluster_items(group).T
+        return scores
+
+    def explain(self, view: View, rows: Rows, memory: Memory) -> dict[str, Tensor]:
+        """The parts [B, m] that the local, cluster and global model have in :meth:`scores`; their sum is the score."""
+        personal, mix = self._personal(view, rows, memory), memory.mix.softmax(1)
+        cluster_items = [personal.cluster_items(int(group)) for group in view.groups]
+        parts_ = {}
+        for place, name in enumerate(MODELS):
+            users = mix[:, place, None] * personal.users[name]
+            tables = [personal.global_items] * rows.n_users if name == "global" else cluster_items
+            parts_[name] = torch.stack([table @ vector for table, vector in zip(tables, users, strict=True)])
+        return parts_
+
+
+def _ranks(segments: Tensor, n: int) -> Tensor:
+    """[T] position of each row within its (contiguous) segment."""
+    counts = torch.bincount(segments, minlength=n)
+    return torch.arange(segments.numel(), device=segments.device) - (counts.cumsum(0) - counts)[segments]

@@ -1,0 +1,132 @@
+"""PerFedRec++ (Luo et al., ACM TIST 2024, arXiv 2305.06622): PerFedRec preceded by self-supervised pre-training.
+
+Two kinds of pre-training: the paper's contrastive one, on two views of the graph that the privacy mechanisms
+themselves produce, and spectral pre-training by federated subspace iteration, our extension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from perfedrec.algorithms import neighbourhood, parts
+from perfedrec.algorithms.model import View
+from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
+from perfedrec.algorithms.settings import PretrainingSettings
+from perfedrec.core.keys import Key, uniform
+from perfedrec.core.threads import one_thread
+from perfedrec.core.types import Aggregate, Contribution, Rows, Spec, from_fixed
+from perfedrec.nn.losses import info_nce
+from perfedrec.nn.propagation import Bipartite, edge_weights
+from perfedrec.nn.segments import segment_sum
+from perfedrec.nn.views import noisy_lightgcn
+
+
+class PerFedRecPP(PerFedRec):
+    """PerFedRec with the phases of pre-training in its prelude."""
+
+    @property
+    def joins(self) -> bool:
+        return self.neighbours or self.settings.pretraining.kind == "contrastive"
+
+    @property
+    def prelude(self) -> list[str]:
+        pretraining = self.settings.pretraining
+        return ["spectral"] * (pretraining.passes if pretraining.kind == "spectral" else 0) + super().prelude
+
+    @property
+    def n_views(self) -> int:
+        pretraining = self.settings.pretraining
+        return 2 if pretraining.kind == "contrastive" and pretraining.edge_perturbation else 1
+
+    def init(self, spec: Spec, key: Key) -> State:
+        state = super().init(spec, key)
+        if self.settings.pretraining.kind == "spectral":
+            state = replace(state, items=orthonormal(state.items))
+        return state
+
+    def client(self, phase: str, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
+        if phase != "spectral":
+            return super().client(phase, view, rows, memory, key)
+        ones = torch.ones(rows.n_users, device=rows.users.device)
+        product = gram_rows(view.items, rows, view.degrees)
+        reports = self._report(view, rows, memory.vectors, key) if self.settings.clusters.enabled else None
+        return Contribution(rows.users, view.groups, ones, rows.segments, rows.items, product, reports=reports), memory
+
+    def server(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
+        if phase == "spectral" and aggregate.clients:
+            image = torch.zeros_like(state.items).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
+            state = replace(state, items=orthonormal(image))
+        state = super().server(state, phase, aggregate, key)
+        if phase == "join" and self.settings.pretraining.kind == "contrastive" and state.service.edges is not None:
+            state = self._contrast(state, key.fold("contrast"))
+        return state
+
+    def _contrast(self, state: State, key: Key) -> State:
+        """Contrastive pre-training at the service, on tokens and protected vectors; the table comes back by token."""
+        assert state.tokens is not None
+        graphs = [
+            drop_nodes(state.service.edges, view % self.n_views, state, self.settings.pretraining, key.fold("view", view))
+            for view in range(2)
+        ]
+        table = torch.empty_like(state.items).index_copy_(0, state.tokens, state.items)
+        users, table = contrast(
+            graphs, state.service.reports[:, 0], table, self.settings.model.n_layers, self.settings.pretraining, key
+        )
+        return replace(state, items=table[state.tokens], service=replace(state.service, start=users))
+
+
+def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
+    """[R, d] each client's part of ``N^T N Omega``: ``n_u (n_u^T Omega)`` on the rows of its own items.
+
+    ``N = D_u^-1/2 R D_i^-1/2`` and ``n_u`` its row; ``basis`` [m, d] is Omega. The Frobenius norm of a client's part is
+    at most ``||n_u||^2 <= 1`` for an orthonormal basis.
+    """
+    weights = edge_weights(rows, degrees)[:, None]
+    projection = segment_sum(weights * basis.index_select(0, rows.items), rows.segments, rows.n_users)
+    return weights * projection.index_select(0, rows.segments)
+
+
+def orthonormal(matrix: Tensor) -> Tensor:
+    """[m, d] an orthonormal basis of the columns, by QR in float64."""
+    with one_thread():
+        return torch.linalg.qr(matrix.to(torch.float64))[0].to(torch.float32).contiguous()
+
+
+def drop_nodes(edges: Tensor | None, view: int, state: State, settings: PretrainingSettings, key: Key) -> Bipartite:
+    """The graph of one protected view without the clients that this view does not select."""
+    assert edges is not None
+    edges = edges[edges[:, 0] == view]
+    n_users = state.service.reports.shape[0]
+    kept = uniform(key.spread(torch.arange(n_users, device=edges.device)), 1).squeeze(1) >= settings.node_dropout
+    edges = edges[kept[edges[:, 1]]]
+    return Bipartite(edges[:, 1], edges[:, 2], n_users, state.items.shape[0])
+
+
+def contrast(
+    graphs: list[Bipartite], users: Tensor, items: Tensor, n_layers: int, settings: PretrainingSettings, key: Key
+) -> tuple[Tensor, Tensor]:
+    """Adam on InfoNCE between two views of the graph (method of section 4.3 of the paper); loss = users + items.
+
+    ``users`` [n, d] and ``items`` [m, d] are the vectors to start from; returns the trained ones.
+    """
+    users, items = users.clone().requires_grad_(), items.clone().requires_grad_()
+    optimizer = torch.optim.Adam([users, items], lr=settings.learning_rate)
+    with one_thread():
+        for step in range(settings.steps):
+            step_key = key.fold("step", step)
+            chosen = [
+                parts.select(vectors.shape[0], settings.batch_size, step_key.fold(side)).to(vectors.device)
+                for side, vectors in (("users", users), ("items", items))
+            ]
+            views = [
+                noisy_lightgcn(graph, users, items, n_layers, settings.noise, step_key.fold("noise", number))
+                for number, graph in enumerate(graphs)
+            ]
+            loss = sum(info_nce(views[0][side][nodes], views[1][side][nodes], settings.temperature) for side, nodes in enumerate(chosen))
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+    return users.detach(), items.detach()

@@ -1,0 +1,125 @@
+"""Typed settings of PerFedRec and PerFedRec++, one record per part. Each option changes the result."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from perfedrec.core.settings import Settings
+from perfedrec.nn.optim import ServerOptimizer
+from perfedrec.privacy.paper import PrivacySettings
+
+
+class ModelSettings(Settings):
+    """What is propagated and how it is scored."""
+
+    embedding_dim: int = Field(64, ge=1, description="d, the length of user and item vectors")
+    n_layers: int = Field(2, ge=0, description="K, propagation layers")
+    encoder: Literal["lightgcn", "spectral"] = Field(
+        "lightgcn", description="lightgcn: mean of the layers; spectral: p_u + sum_i q_i / sqrt(d_u d_i) against sqrt(d_i) q_i"
+    )
+    neighbours: bool = Field(True, description="neighbour sums from the neighbourhood service (lightgcn encoder)")
+    refresh_every: int = Field(5, ge=1, description="rounds between two refreshes of the neighbour sums")
+    attributes: bool = Field(False, description="attribute embedding with feature crossing and attention")
+    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
+
+
+class ClientSettings(Settings):
+    """The clients' local training."""
+
+    loss: Literal["bpr", "softmax"] = Field("bpr", description="BPR, or sampled softmax over shared negatives")
+    n_negatives: int = Field(64, ge=1, description="negatives per client of the softmax loss (BPR takes one per positive)")
+    similarity: Literal["inner", "cosine"] = Field("inner", description="how vectors are scored")
+    temperature: float = Field(0.2, gt=0, description="temperature of the softmax loss")
+    leave_one_out: bool = Field(False, description="leave a positive out of the user vector it is scored against")
+    learning_rate: float = Field(1.0, gt=0, description="step of the item rows (SGD)")
+    user_learning_rate: float = Field(0.01, ge=0, description="step of the private user vector (Adam, its state stays)")
+    local_steps: int = Field(1, ge=1, description="E, local steps a round")
+    l2: float = Field(0.0, ge=0, description="L2 on the layer-0 rows of the batch")
+
+
+class ServerSettings(Settings):
+    """The coordinator's optimiser."""
+
+    optimizer: ServerOptimizer = Field("fedadam", description="what is done with the averaged change")
+    learning_rate: float = Field(0.01, gt=0, description="server step (1 is plain FedAvg)")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
+    epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weighting: Literal["uniform", "interactions"] = Field(
+        "uniform", description="a client's weight: 1, or its number of interactions (which the coordinator then learns)"
+    )
+
+
+class ClusterSettings(Settings):
+    """Clusters of similar users and their models."""
+
+    n_clusters: int = Field(5, ge=0, description="number of clusters; 0 or 1: none")
+    start: int = Field(41, ge=0, description="first round of clustering")
+    stop: int = Field(179, ge=0, description="last round of clustering")
+    every: int = Field(6, ge=1, description="rounds between two clusterings")
+    learning_rate: float = Field(0.1, ge=0, description="step of a cluster's offset, as a share of the server's step")
+    proportional: bool = Field(True, description="take a cohort from each cluster in proportion to its size")
+
+    @property
+    def enabled(self) -> bool:
+        return self.n_clusters > 1
+
+    def due(self, training_round: int) -> bool:
+        """Whether users are clustered after this round of training."""
+        return (
+            self.enabled
+            and self.start <= training_round <= self.stop
+            and (training_round - self.start) % self.every == 0
+        )
+
+
+class SelectionSettings(Settings):
+    """Who takes part."""
+
+    n_clients_per_round: int = Field(256, ge=1, description="clients in a cohort")
+
+
+class PersonalSettings(Settings):
+    """The personal model: a weighted sum of the scores of three models."""
+
+    local: float = Field(1 / 3, ge=0, description="weight of the model with the client's own fine-tuned rows")
+    cluster: float = Field(1 / 3, ge=0, description="weight of the cluster's model")
+    global_: float = Field(1 / 3, ge=0, alias="global", description="weight of the global model")
+    learned: bool = Field(False, description="let each client learn its weights, starting from these")
+
+    model_config = Settings.model_config | {"populate_by_name": True}
+
+    @model_validator(mode="after")
+    def _sum(self) -> Self:
+        if abs(self.local + self.cluster + self.global_ - 1) > 1e-6:
+            raise ValueError("local + cluster + global must be 1")
+        return self
+
+
+class PretrainingSettings(Settings):
+    """What happens before the first round of training."""
+
+    kind: Literal["none", "contrastive", "spectral"] = Field("contrastive", description="kind of pre-training")
+    passes: int = Field(3, ge=1, description="spectral: passes over all clients")
+    steps: int = Field(5, ge=1, description="contrastive: steps of Adam")
+    learning_rate: float = Field(0.01, gt=0, description="contrastive: Adam's step")
+    batch_size: int = Field(256, ge=2, description="contrastive: users and items a step")
+    temperature: float = Field(0.2, gt=0, description="contrastive: temperature of InfoNCE")
+    node_dropout: float = Field(0.1, ge=0, lt=1, description="contrastive: share of clients missing from a view")
+    edge_perturbation: bool = Field(True, description="contrastive: two independently perturbed edge sets, or one")
+    noise: float = Field(0.1, ge=0, description="contrastive: noise in every layer")
+
+
+class PerFedRecSettings(Settings):
+    """PerFedRec++, part by part (PerFedRec of 2022 with ``pretraining.kind = "none"``)."""
+
+    model: ModelSettings = ModelSettings()
+    client: ClientSettings = ClientSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    server: ServerSettings = ServerSettings()
+    clusters: ClusterSettings = ClusterSettings()
+    selection: SelectionSettings = SelectionSettings()
+    personal: PersonalSettings = PersonalSettings()
+    pretraining: PretrainingSettings = PretrainingSettings()

@@ -1,0 +1,1 @@
+"""Nouns, the algorithm protocol, keyed random numbers and errors: what every other room may import."""

@@ -1,0 +1,245 @@
+"""The nouns of federated computation and the protocol that an algorithm fulfils.
+
+Client functions are batch-first: they take the flat rows of any number of users (:class:`Rows`), so that a simulator
+passes a cohort, a node the users it hosts, and a phone one, through the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.keys import Key
+
+FIXED_POINT = 2.0**40
+"""Sums are taken in integers of this resolution: exact, hence independent of order, blocks, nodes and threads."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The private data of a block of B users: R interactions in the jagged layout.
+
+    ``users`` [B] identities; ``offsets`` [B + 1] limits of each user's rows; ``items`` [R] ascending within a user;
+    ``segments`` [R] position of each row's user in the block; ``attributes`` [B, F] the users' own attributes.
+    """
+
+    users: Tensor
+    offsets: Tensor
+    items: Tensor
+    segments: Tensor
+    attributes: Tensor | None = None
+
+    @property
+    def n_users(self) -> int:
+        return self.users.numel()
+
+    @property
+    def counts(self) -> Tensor:
+        """[B] interactions of each user."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is public before training: sizes, item degrees [m] and item attributes [m, F]."""
+
+    n_users: int
+    n_items: int
+    item_degrees: Tensor
+    n_user_attributes: int = 0
+    item_attributes: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One round: its phase (a name that the algorithm defines) and its cohort, users [c] without repetition."""
+
+    phase: str
+    cohort: Tensor
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What B users hand over, with privacy already applied to each of them.
+
+    ``users`` [B]; ``groups`` [B] the cluster each one contributes to; ``weights`` [B];
+    ``segments`` [T], ``items`` [T], ``deltas`` [T, d] changes of item rows, a (user, item) pair at most once;
+    ``dense`` [B, D] changes of shared dense weights; ``reports`` [B, K, d] protected user vectors, one per layer;
+    ``edges`` [E, 3] protected edges (view, segment, item token).
+    """
+
+    users: Tensor
+    groups: Tensor
+    weights: Tensor
+    segments: Tensor | None = None
+    items: Tensor | None = None
+    deltas: Tensor | None = None
+    dense: Tensor | None = None
+    reports: Tensor | None = None
+    edges: Tensor | None = None
+
+    def upload_bytes(self) -> Tensor:
+        """[B] bytes each user sends: 4 for an item or token index, 4 for a number, 8 for group and weight."""
+        sizes = torch.full((self.users.numel(),), 8, dtype=torch.int64, device=self.users.device)
+        if self.segments is not None and self.deltas is not None:
+            rows = torch.bincount(self.segments, minlength=self.users.numel())
+            sizes += rows * (4 + 4 * self.deltas.shape[1])
+        for each in (self.dense, self.reports):
+            if each is not None:
+                sizes += 4 * each[0].numel() if each.shape[0] else 0
+        if self.edges is not None:
+            sizes += 4 * torch.bincount(self.edges[:, 1], minlength=self.users.numel())
+        return sizes
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The sum of contributions, closed under ``+``.
+
+    ``keys`` [U] ascending ``group * n_items + item``; ``sums`` [U, d], ``weights`` [G] and ``dense`` [D] in fixed point;
+    ``clients`` how many took part; reports and edges are collected with the users they belong to, in order of arrival.
+    """
+
+    n_items: int
+    clients: int
+    keys: Tensor
+    sums: Tensor
+    weights: Tensor
+    dense: Tensor | None = None
+    report_users: Tensor | None = None
+    reports: Tensor | None = None
+    edges: Tensor | None = None
+
+    def __add__(self, other: Aggregate) -> Aggregate:
+        keys, inverse = torch.cat([self.keys, other.keys]).unique(return_inverse=True)
+        sums = self.sums.new_zeros(keys.numel(), max(self.sums.shape[1], other.sums.shape[1]))
+        for part, where in ((self, inverse[: self.keys.numel()]), (other, inverse[self.keys.numel() :])):
+            if part.keys.numel():
+                sums.index_add_(0, where, part.sums)
+        return Aggregate(
+            n_items=self.n_items,
+            clients=self.clients + other.clients,
+            keys=keys,
+            sums=sums,
+            weights=self.weights + other.weights,
+            dense=_either(self.dense, other.dense, torch.add),
+            report_users=_either(self.report_users, other.report_users, _cat),
+            reports=_either(self.reports, other.reports, _cat),
+            edges=_either(self.edges, other.edges, _cat),
+        )
+
+    @staticmethod
+    def empty(n_items: int, n_groups: int, dim: int = 0, device: Any = None) -> Aggregate:
+        """The neutral element."""
+        integers = {"dtype": torch.int64, "device": device}
+        return Aggregate(
+            n_items=n_items,
+            clients=0,
+            keys=torch.zeros(0, **integers),
+            sums=torch.zeros(0, dim, **integers),
+            weights=torch.zeros(n_groups, **integers),
+        )
+
+
+def reduce(contribution: Contribution, n_items: int, n_groups: int) -> Aggregate:
+    """Weighted sums of a block's contributions, by (group, item), in fixed point.
+
+    Raises :class:`PerfedrecError` when a contribution holds a number that is not finite: one broken client must not
+    reach the sum.
+    """
+    users, groups, weights = contribution.users, contribution.groups, contribution.weights
+    device = users.device
+    total = torch.zeros(n_groups, dtype=torch.int64, device=device).index_add_(0, groups, _fixed(weights))
+    keys, sums = torch.zeros(0, dtype=torch.int64, device=device), torch.zeros(0, 0, dtype=torch.int64, device=device)
+    if contribution.deltas is not None and contribution.segments is not None and contribution.items is not None:
+        keys, inverse = (groups[contribution.segments] * n_items + contribution.items).unique(return_inverse=True)
+        fixed = _fixed(contribution.deltas * weights[contribution.segments, None])
+        sums = torch.zeros(keys.numel(), fixed.shape[1], dtype=torch.int64, device=device).index_add_(0, inverse, fixed)
+    edges = contribution.edges
+    if edges is not None:
+        edges = torch.stack([edges[:, 0], users[edges[:, 1]], edges[:, 2]], dim=1)
+    return Aggregate(
+        n_items=n_items,
+        clients=users.numel(),
+        keys=keys,
+        sums=sums,
+        weights=total,
+        dense=None if contribution.dense is None else _fixed(contribution.dense * weights[:, None]).sum(0),
+        report_users=None if contribution.reports is None else users,
+        reports=contribution.reports,
+        edges=edges,
+    )
+
+
+def from_fixed(sums: Tensor) -> Tensor:
+    """float32 values of fixed-point sums."""
+    return sums.to(torch.float64).div_(FIXED_POINT).to(torch.float32)
+
+
+def _fixed(values: Tensor) -> Tensor:
+    if not bool(values.sum().isfinite()):
+        raise PerfedrecError("a contribution holds numbers that are not finite; expected finite changes (is a learning rate too large?)")
+    return (values * FIXED_POINT).to(torch.int64)
+
+
+def _cat(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cat([a, b])
+
+
+def _either(a: Tensor | None, b: Tensor | None, join: Any) -> Any:
+    if a is None or b is None:
+        return a if b is None else b
+    return join(a, b)
+
+
+S = TypeVar("S")
+V = TypeVar("V")
+M = TypeVar("M")
+
+
+class Algorithm(Protocol[S, V, M]):
+    """A federated algorithm: pure functions over explicit state S, view V (what a client receives) and memory M.
+
+    ``M`` is a record whose fields have one row per user, except those whose ``field(metadata={"per": "row"})`` says one
+    per interaction. ``server`` may reuse the storage of the state it was given.
+    """
+
+    def init(self, spec: Spec, key: Key) -> S:
+        """The server's state before the first round."""
+
+    def init_memory(self, rows: Rows, key: Key) -> M:
+        """What the users of a block hold before their first round."""
+
+    def plan(self, state: S, key: Key) -> Plan:
+        """Phase and cohort of the next round."""
+
+    def n_groups(self, state: S) -> int:
+        """Groups (clusters) that contributions are summed by."""
+
+    def view(self, state: S, users: Tensor) -> V:
+        """What users [B] receive in this round; large tables are shared, not copied."""
+
+    def client(self, phase: str, view: V, rows: Rows, memory: M, key: Key) -> tuple[Contribution, M]:
+        """The users' work: what they hand over and what they keep."""
+
+    def server(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
+        """The next state."""
+
+    def scores(self, view: V, rows: Rows, memory: M) -> Tensor:
+        """[B, m] scores of all items for the users of a block."""
+
+
+def block_rows(offsets: Tensor, items: Tensor, users: Tensor, attributes: Tensor | None = None) -> tuple[Rows, Tensor]:
+    """The rows of ``users`` [B] cut out of CSR arrays, and the positions [R] in ``items`` they were cut from."""
+    starts, counts = offsets[users], offsets[users + 1] - offsets[users]
+    limits = torch.zeros(users.numel() + 1, dtype=torch.int64, device=users.device)
+    torch.cumsum(counts, 0, out=limits[1:])
+    segments = torch.repeat_interleave(torch.arange(users.numel(), device=users.device), counts)
+    positions = torch.arange(segments.numel(), device=users.device) + (starts - limits[:-1])[segments]
+    own = None if attributes is None else attributes[users]
+    return Rows(users, limits, items[positions], segments, own), positions
+

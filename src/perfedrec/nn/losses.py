@@ -1,0 +1,41 @@
+"""Ranking losses per client, and the contrastive loss of pre-training.
+
+Ranking losses are sums over a client's positives, one number per client, so that the gradient of a row has the same
+scale whether its owner has five interactions or five hundred.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from perfedrec.nn.segments import segment_sum
+
+
+def bpr(positive: Tensor, negative: Tensor, segments: Tensor, n: int) -> Tensor:
+    """[n] Bayesian personalised ranking (Rendle et al., UAI 2009): ``- sum log sigmoid(s_pos - s_neg)`` per client.
+
+    ``positive`` [P] and ``negative`` [P] are scores of pairs, ``segments`` [P] their clients.
+    """
+    return segment_sum(functional.softplus(negative - positive), segments, n)
+
+
+def sampled_softmax(positive: Tensor, negative: Tensor, segments: Tensor, temperature: float) -> Tensor:
+    """[n] ``- sum_i log( exp(s_i / t) / (exp(s_i / t) + sum_j exp(s_j / t)) )`` with shared negatives.
+
+    ``positive`` [P] with ``segments`` [P]; ``negative`` [n, N] scores of the N negatives that all positives of a
+    client share, ``-inf`` where a client has fewer.
+    """
+    shared = torch.logsumexp(negative / temperature, dim=1)
+    losses = functional.softplus(shared.index_select(0, segments) - positive / temperature)
+    return segment_sum(losses, segments, negative.shape[0])
+
+
+def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """InfoNCE between two views [b, d] of the same nodes, by cosine (SGL, Wu et al., SIGIR 2021, eq. 10).
+
+    The negatives of a node are the other nodes of the batch. Returns the mean over the batch.
+    """
+    first, second = functional.normalize(first, dim=1), functional.normalize(second, dim=1)
+    return functional.cross_entropy(first @ second.T / temperature, torch.arange(first.shape[0], device=first.device))

@@ -1,0 +1,59 @@
+"""Functional optimisers over explicit moments, for clients (Adam on private vectors) and for the server.
+
+The server's rules are those of adaptive federated optimisation (Reddi et al., ICLR 2021, algorithm 2): the averaged
+change of the clients takes the place of the negative gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ServerOptimizer = Literal["fedavg", "fedadam", "fedadagrad", "fedyogi"]
+
+
+def adam(
+    gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, learning_rate: float, betas: tuple[float, float], epsilon: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One Adam step (Kingma and Ba, 2015) for each of B independent vectors.
+
+    ``gradient``, ``first``, ``second`` [B, d]; ``steps`` [B] steps taken before. Returns the change to add and the new
+    moments and step counts.
+    """
+    steps = steps + 1
+    first = torch.lerp(gradient, first, betas[0])
+    second = torch.lerp(gradient.square(), second, betas[1])
+    exponents = steps.to(torch.float32)[:, None]
+    denominator = (second / (1 - betas[1] ** exponents)).sqrt_().add_(epsilon)
+    change = first / (1 - betas[0] ** exponents) / denominator
+    return change.mul_(-learning_rate), first, second, steps
+
+
+def server_step(
+    rule: ServerOptimizer,
+    change: Tensor,
+    first: Tensor | None,
+    second: Tensor | None,
+    learning_rate: float,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The server's step for the rows that were touched: the step to add, and the new moments of these rows.
+
+    ``change`` [r, d] is the weighted mean of the clients' changes. Rows that nobody touched keep their moments, so that
+    a round costs what its cohort touches and not what the table holds.
+    """
+    if rule == "fedavg":
+        return change * learning_rate, first, second
+    assert first is not None and second is not None
+    first = torch.lerp(change, first, betas[0])
+    square = change.square()
+    if rule == "fedadam":
+        second = torch.lerp(square, second, betas[1])
+    elif rule == "fedadagrad":
+        second = second + square
+    else:
+        second = second - (1 - betas[1]) * square * torch.sign(second - square)
+    return first / (second.sqrt() + epsilon) * learning_rate, first, second

@@ -1,0 +1,135 @@
+"""Graph propagation: LightGCN on the whole graph, and the same seen from one client's star graph.
+
+Symbols: ``p_u`` and ``q_i`` are the layer-0 vectors of users and items, ``I_u`` the items of user u, ``N_i`` the users
+of item i, ``c_ui = 1 / sqrt(|I_u| |N_i|)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from perfedrec.core.types import Rows
+from perfedrec.nn.segments import segment_sum
+
+
+@dataclass(frozen=True)
+class Star:
+    """Propagation on star graphs, which is affine in what the client can change.
+
+    User vector ``e_u = own p_u + sum_i edge_ui q_i + user_shift_u`` and item vector ``e_i = scale_i q_i + shift_i``.
+
+    ``edge`` [R] for the block's rows; ``user_shift`` [B, d]; ``scale`` [m, 1] and ``shift`` [m, d] for all items.
+    """
+
+    own: float
+    edge: Tensor
+    user_shift: Tensor | None
+    scale: Tensor
+    shift: Tensor | None
+
+    def users(self, vectors: Tensor, rows: Tensor, segments: Tensor) -> Tensor:
+        """[B, d] final user vectors from layer-0 vectors [B, d] and the rows [R, d] of the users' own items."""
+        result = self.own * vectors + segment_sum(self.edge[:, None] * rows, segments, vectors.shape[0])
+        return result if self.user_shift is None else result + self.user_shift
+
+    def items(self, rows: Tensor, items: Tensor | None = None) -> Tensor:
+        """[T, d] final item vectors of the layer-0 ``rows`` of ``items`` [T] (all items when ``None``)."""
+        scale = self.scale if items is None else self.scale.index_select(0, items)
+        if self.shift is None:
+            return scale * rows
+        return torch.addcmul(self.shift if items is None else self.shift.index_select(0, items), scale, rows)
+
+
+def edge_weights(rows: Rows, item_degrees: Tensor) -> Tensor:
+    """[R] LightGCN's ``c_ui = 1 / sqrt(|I_u| |N_i|)`` for the rows of a block."""
+    counts = rows.counts.clamp(min=1).to(torch.float32)
+    return (counts[rows.segments] * item_degrees[rows.items].clamp(min=1)).rsqrt()
+
+
+def lightgcn_star(rows: Rows, item_degrees: Tensor, sums: Tensor | None, n_layers: int) -> Star:
+    """LightGCN (He et al., SIGIR 2020, eq. 3 and 4) as a client computes it.
+
+    ``u^(k+1) = sum_i c_ui i^(k)`` is local; ``i^(k+1) = sum_v c_vi v^(k)`` comes as neighbour sums from the
+    neighbourhood service and is constant to the client. The final vectors are the means of layers 0 to K.
+
+    ``sums`` [K, m, d] are the neighbour sums of layers 1 to K; without them (``None``) the items keep layer 0 alone and
+    users layers 0 and 1.
+    """
+    weights = edge_weights(rows, item_degrees)
+    layers = n_layers + 1 if sums is not None else min(n_layers, 1) + 1
+    edge = weights / layers if layers > 1 else torch.zeros_like(weights)
+    if sums is None:
+        scale = torch.ones(item_degrees.numel(), 1, device=weights.device)
+        return Star(1.0 / layers, edge, None, scale, None)
+    scale = torch.full((item_degrees.numel(), 1), 1.0 / layers, device=weights.device)
+    below = sums[: n_layers - 1].sum(0) if n_layers > 1 else None
+    shift = None
+    if below is not None:
+        shift = segment_sum(edge[:, None] * below.index_select(0, rows.items), rows.segments, rows.n_users)
+    return Star(1.0 / layers, edge, shift, scale, sums[:n_layers].sum(0) / layers)
+
+
+def spectral_star(rows: Rows, item_degrees: Tensor) -> Star:
+    """The scoring form of spectral pre-training: ``e_u = p_u + sum_i q_i / sqrt(d_u d_i)``, ``e_i = sqrt(d_i) q_i``.
+
+    With ``q`` the leading right singular vectors of ``D_u^-1/2 R D_i^-1/2`` and ``p = 0`` these are the scores of the
+    truncated spectral filter.
+    """
+    scale = item_degrees.clamp(min=1).to(torch.float32).sqrt()[:, None]
+    return Star(1.0, edge_weights(rows, item_degrees), None, scale, None)
+
+
+class Bipartite:
+    """The normalised adjacency ``N`` [n, m] of a user-item graph and its transpose, as sparse matrices.
+
+    ``users`` [E] and ``items`` [E] list the edges, each at most once. Degrees are those of these edges.
+    """
+
+    def __init__(self, users: Tensor, items: Tensor, n_users: int, n_items: int) -> None:
+        self.shape = (n_users, n_items)
+        self.user_degrees = torch.bincount(users, minlength=n_users)
+        self.item_degrees = torch.bincount(items, minlength=n_items)
+        weights = (self.user_degrees[users] * self.item_degrees[items]).to(torch.float32).rsqrt()
+        self._to_users = _csr(users, items, weights, n_users, n_items)
+        self._to_items = _csr(items, users, weights, n_items, n_users)
+
+    def to_users(self, item_vectors: Tensor) -> Tensor:
+        """``N X``: [n, d] from [m, d]."""
+        return cast(Tensor, _SparseProduct.apply(self._to_users, self._to_items, item_vectors))  # type: ignore[no-untyped-call]
+
+    def to_items(self, user_vectors: Tensor) -> Tensor:
+        """``N^T X``: [m, d] from [n, d]."""
+        return cast(Tensor, _SparseProduct.apply(self._to_items, self._to_users, user_vectors))  # type: ignore[no-untyped-call]
+
+
+class _SparseProduct(torch.autograd.Function):
+    """``A X`` with its transpose at hand, so that the gradient is a sparse product as well."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, transpose: Tensor, vectors: Tensor) -> Tensor:
+        ctx.transpose = transpose
+        return cast(Tensor, matrix @ vectors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.transpose @ grads[0]
+
+
+def _csr(rows: Tensor, columns: Tensor, values: Tensor, n_rows: int, n_columns: int) -> Tensor:
+    order = (rows * n_columns + columns).argsort()
+    limits = torch.zeros(n_rows + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(torch.bincount(rows, minlength=n_rows), 0, out=limits[1:])
+    return torch.sparse_csr_tensor(limits, columns[order], values[order], (n_rows, n_columns), check_invariants=False)
+
+
+def lightgcn(graph: Bipartite, users: Tensor, items: Tensor, n_layers: int) -> tuple[Tensor, Tensor]:
+    """LightGCN on a whole graph: final vectors [n, d] and [m, d], the means of layers 0 to ``n_layers``."""
+    total_users, total_items = users, items
+    for _ in range(n_layers):
+        users, items = graph.to_users(items), graph.to_items(users)
+        total_users, total_items = total_users + users, total_items + items
+    return total_users / (n_layers + 1), total_items / (n_layers + 1)

@@ -1,0 +1,32 @@
+"""The contrastive views: what the privacy mechanisms do to the graph, used as augmentation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from perfedrec.core.keys import Key, uniform
+from perfedrec.nn.propagation import Bipartite
+
+
+def perturb(vectors: Tensor, noise: float, key: Key) -> Tensor:
+    """``e' = e + noise sign(e) * u / ||u||`` with ``u`` uniform on (0, 1)^d (SimGCL, Yu et al., SIGIR 2022, eq. 7)."""
+    keys = key.spread(torch.arange(vectors.shape[0], device=vectors.device))
+    direction = functional.normalize(uniform(keys, vectors.shape[1]), dim=1)
+    return vectors + noise * torch.sign(vectors.detach()) * direction
+
+
+def noisy_lightgcn(graph: Bipartite, users: Tensor, items: Tensor, n_layers: int, noise: float, key: Key) -> tuple[Tensor, Tensor]:
+    """Final vectors [n, d] and [m, d] of one view: LightGCN with noise in every propagated layer.
+
+    As in SimGCL the mean is taken over layers 1 to K: layer 0 is the same in both views.
+    """
+    total_users, total_items = torch.zeros_like(users), torch.zeros_like(items)
+    for layer in range(n_layers):
+        users, items = graph.to_users(items), graph.to_items(users)
+        if noise:
+            users = perturb(users, noise, key.fold("users", layer))
+            items = perturb(items, noise, key.fold("items", layer))
+        total_users, total_items = total_users + users, total_items + items
+    return total_users / n_layers, total_items / n_layers

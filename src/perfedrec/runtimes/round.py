@@ -1,0 +1,84 @@
+"""One round, written once: plan, clients' work block by block, exact sum, server step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perfedrec.core.keys import Key, uniform
+from perfedrec.core.types import Aggregate, Algorithm, reduce
+from perfedrec.runtimes.population import Population
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round did: its phase, how many clients were asked and how many answered, their mean loss (``None`` where
+    there is none), and bytes sent: total up, most by one client, and down in total."""
+
+    round: int
+    phase: str
+    cohort: int
+    clients: int
+    loss: float | None
+    bytes_up: int
+    bytes_up_max: int
+    bytes_down: int
+
+
+def round_key(seed: int, number: int) -> Key:
+    """The key of everything random in a round."""
+    return Key(seed).fold("round", number)
+
+
+def surviving(cohort: Tensor, dropout_rate: float, key: Key) -> Tensor:
+    """The users of a cohort that do not drop out: each one stays with probability ``1 - dropout_rate``."""
+    if not dropout_rate:
+        return cohort
+    return cohort[uniform(key.fold("drop-out").spread(cohort), 1).squeeze(1) >= dropout_rate]
+
+
+def play_round(
+    algorithm: Algorithm[Any, Any, Any],
+    state: Any,
+    population: Population,
+    seed: int,
+    dropout_rate: float = 0.0,
+    block_size: int = 1024,
+) -> tuple[Any, RoundReport]:
+    """Play the next round and return the new state with a report. Memories of those who took part are updated."""
+    key = round_key(seed, state.round)
+    plan = algorithm.plan(state, key.fold("plan"))
+    users = surviving(plan.cohort, dropout_rate, key)
+    n_items, groups = population.n_items, algorithm.n_groups(state)
+    total: Aggregate | None = None
+    up = up_max = down = 0
+    losses = []
+    for block in users.split(block_size):
+        rows, positions = population.rows(block)
+        view = algorithm.view(state, block)
+        memory = population.recall(block, positions)
+        contribution, memory = algorithm.client(plan.phase, view, rows, memory, key.fold("client"))
+        population.remember(block, positions, memory)
+        sent = contribution.upload_bytes()
+        up, up_max = up + int(sent.sum()), max(up_max, int(sent.max()))
+        down += view.download_bytes() * block.numel()
+        if contribution.deltas is not None and hasattr(memory, "loss"):
+            losses.append(memory.loss)
+        part = reduce(contribution, n_items, groups)
+        total = part if total is None else total + part
+    if total is None:
+        total = Aggregate.empty(n_items, groups, device=plan.cohort.device)
+    report = RoundReport(
+        round=state.round,
+        phase=plan.phase,
+        cohort=plan.cohort.numel(),
+        clients=total.clients,
+        loss=float(torch.cat(losses).mean()) if losses and plan.phase == "train" else None,
+        bytes_up=up,
+        bytes_up_max=up_max,
+        bytes_down=down,
+    )
+    return algorithm.server(state, plan.phase, total, key.fold("server")), report
