@@ -1,23 +1,38 @@
 """Immutable interactions with id maps, file formats, splits, attributes and synthetic data."""
 
+from perfedrec.data.attributes import read_attributes
 from perfedrec.data.dataset import Attributes, Dataset, HeldOut, SplitReport, SyntheticTruth
-from perfedrec.data.formats import FORMATS, read
+from perfedrec.data.describe import describe, gini
+from perfedrec.data.fetch import SOURCES, Source, fetch
+from perfedrec.data.formats import FORMATS, detect, read
 from perfedrec.data.interactions import Interactions
+from perfedrec.data.prepare import PrepareReport, prepare
 from perfedrec.data.source import load
 from perfedrec.data.split import from_files, split
 from perfedrec.data.synthetic import synthetic
+from perfedrec.data.write import write
 
 __all__ = [
     "FORMATS",
+    "SOURCES",
     "Attributes",
     "Dataset",
     "HeldOut",
     "Interactions",
+    "PrepareReport",
+    "Source",
     "SplitReport",
     "SyntheticTruth",
+    "describe",
+    "detect",
+    "fetch",
     "from_files",
+    "gini",
     "load",
+    "prepare",
     "read",
+    "read_attributes",
     "split",
     "synthetic",
+    "write",
 ]

@@ -169,7 +169,7 @@ def assemble(name: str, user_ids: Ids, item_ids: Ids, parts: Sequence[Rows], how
     train, *held_out = parts
     if not train.users.size:
         raise DataError(f"{name}: the training part holds no interactions")
-    users, items = np.unique(train.users), np.unique(train.items)
+    users, items = _occurring(train.users, user_ids.size), _occurring(train.items, item_ids.size)
     new_user, new_item = _renumbering(users, user_ids.size), _renumbering(items, item_ids.size)
     ids = user_ids[users], item_ids[items]
     fitted = Interactions.from_rows(*ids, new_user[train.users], new_item[train.items], train.timestamps)
@@ -181,7 +181,7 @@ def assemble(name: str, user_ids: Ids, item_ids: Ids, parts: Sequence[Rows], how
     for part in held_out:
         row_users, row_items = new_user[part.users], new_item[part.items]
         in_universe = (row_users >= 0) & (row_items >= 0)
-        known = in_universe & np.isin(row_users * fitted.n_items + row_items, pairs)
+        known = in_universe & _among(row_users * fitted.n_items + row_items, pairs)
         keep = in_universe & ~known
         times = None if part.timestamps is None else part.timestamps[keep]
         evaluated.append(Interactions.from_rows(*ids, row_users[keep], row_items[keep], times))
@@ -189,14 +189,23 @@ def assemble(name: str, user_ids: Ids, item_ids: Ids, parts: Sequence[Rows], how
         reports.append(
             HeldOut(
                 interactions=part.users.size,
-                unknown_users=np.unique(part.users[row_users < 0]).size,
-                unknown_items=np.unique(part.items[row_items < 0]).size,
+                unknown_users=_occurring(part.users[row_users < 0], user_ids.size).size,
+                unknown_items=_occurring(part.items[row_items < 0], item_ids.size).size,
                 known_pairs=int(known.sum()),
                 left_out=int((~keep).sum()),
             )
         )
     notes = SplitReport(how, reports[0], reports[1], duplicates, short_users)
     return Dataset(name, fitted, evaluated[0], evaluated[1], notes)
+
+
+def _occurring(indices: Ints, size: int) -> Ints:
+    """The distinct ones of ``indices``, all below ``size``, ascending."""
+    return np.flatnonzero(np.bincount(indices, minlength=size))
+
+
+def _among(values: Ints, ascending: Ints) -> NDArray[np.bool_]:
+    return ascending[np.minimum(np.searchsorted(ascending, values), ascending.size - 1)] == values
 
 
 def _renumbering(kept: Ints, size: int) -> Ints:

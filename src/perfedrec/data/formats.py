@@ -10,7 +10,7 @@ import csv
 import difflib
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +27,13 @@ HEADER_NAMES = {
     "rating": {"rating", "ratings", "score", "weight", "stars", "value", "r"},
     "timestamp": {"timestamp", "time", "ts", "t", "date", "datetime", "unixreviewtime"},
 }
-ROLES = tuple(HEADER_NAMES)
+SCHEMA: dict[str, type[pl.DataType]] = {
+    "user": pl.Int64,
+    "item": pl.Int64,
+    "rating": pl.Float64,
+    "timestamp": pl.Int64,
+}
+ROLES = tuple(SCHEMA)
 EARLIEST_TIME = 10**8  # 1973: larger than ids and ratings, smaller than any log of interactions
 
 
@@ -60,7 +66,7 @@ def read(path: str | Path, format: str = "auto", columns: Columns | None = None)
     ``format`` is one of :data:`FORMATS`; "auto" looks at the content. ``columns`` says where user, item, rating and
     timestamp are, by name or by position counted from 1, where header names are unusual or there is no header. Ids are
     Int64 when all of a column are plain integers, otherwise String ("007" stays what it is). Times may be seconds,
-    milliseconds or finer, or ISO dates. Repeated rows are kept.
+    milliseconds or finer, or ISO dates. Repeated rows are kept. A header without rows gives an empty frame.
 
     Raises :class:`DataError` with file, line (counted from 1) and what was expected.
     """
@@ -71,7 +77,7 @@ def read(path: str | Path, format: str = "auto", columns: Columns | None = None)
     data = read_bytes(path)
     if format == "parquet" or (format == "auto" and data[:4] == b"PAR1"):
         return _read_parquet(path, data, columns)
-    text = _clean(path, data)
+    text = clean(path, data)
     layout = LAYOUTS[_detect(path, text) if format == "auto" else format]
     if layout.adjacency and format == "auto":
         layout = replace(layout, integers=True)  # without that, any prose would pass for an adjacency list
@@ -105,7 +111,7 @@ def fail(path: Path, line: int, problem: str) -> NoReturn:
     raise DataError(f"{path}, line {line}: {problem}")
 
 
-def _clean(path: Path, data: bytes) -> bytes:
+def clean(path: Path, data: bytes) -> bytes:
     """UTF-8 text with plain line ends and none at the end; line numbers stay as they are."""
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip()
     zero = data.find(b"\0")
@@ -134,7 +140,7 @@ def _single_spaces(data: bytes) -> bytes:
 def detect(path: str | Path) -> str:
     """The format of a file, found by looking at its content; :class:`DataError` when it could be either of two."""
     data = read_bytes(Path(path))
-    return "parquet" if data[:4] == b"PAR1" else _detect(Path(path), _clean(Path(path), data))
+    return "parquet" if data[:4] == b"PAR1" else _detect(Path(path), clean(Path(path), data))
 
 
 def _detect(path: Path, text: bytes) -> str:
@@ -236,7 +242,7 @@ def _read_adjacency(path: Path, text: bytes, layout: Layout) -> pl.DataFrame:
         number, user = again.row(0)[:2]
         problem = f"user {user} occurs a second time; an adjacency list names each user once, followed by all items"
         fail(path, number, f"{problem} (for lines of user item weight say --format triples)")
-    rows = table.explode("item", keep_nulls=False, empty_as_null=False)
+    rows = table.filter(pl.col("item").list.len() > 0).explode("item")  # users without items are allowed
     if not rows.height:
         raise DataError(f"{path}: holds users but no items; expected lines of user item item ...")
 
@@ -255,12 +261,12 @@ def _read_adjacency(path: Path, text: bytes, layout: Layout) -> pl.DataFrame:
 
 def _read_table(path: Path, text: bytes, layout: Layout, columns: Columns | None) -> pl.DataFrame:
     text, layout = _arrange(text, layout)
-    first = next(fields for _, fields in _records(text, layout) if fields)
+    first = next(fields for _, fields in records(text, layout) if fields)
     header = layout.header
     if header is None:
         header = _has_header(text, layout)
     names = [name.strip() for name in first] if header else [str(i + 1) for i in range(len(first))]
-    n_skipped = next(i for i, (_, fields) in enumerate(_records(text, layout)) if fields) + 1 if header else 0
+    n_skipped = next(i for i, (_, fields) in enumerate(records(text, layout)) if fields) + 1 if header else 0
     where = _locate_roles(path, names, header, columns)
     try:
         table = pl.read_csv(
@@ -273,39 +279,27 @@ def _read_table(path: Path, text: bytes, layout: Layout, columns: Columns | None
             new_columns=[f"c{i}" for i in range(len(names))],
             schema={f"c{i}": pl.String for i in range(len(names))},
         ).select(**{role: f"c{i}" for role, i in where.items()})
-    except pl.exceptions.NoDataError:
-        raise DataError(f"{path}: holds a header but no interactions") from None
+    except pl.exceptions.NoDataError:  # a header alone: no interactions
+        return pl.DataFrame(schema={role: SCHEMA[role] for role in ROLES if role in where})
     except pl.exceptions.PolarsError as error:
-        _complain_about_width(path, text, layout, len(names))
+        complain_about_width(path, text, layout, len(names))
         raise DataError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from None
     if table.null_count().sum_horizontal()[0]:
-        _complain_about_width(path, text, layout, len(names))
+        complain_about_width(path, text, layout, len(names))
         table = table.with_row_index("row").filter(~pl.all_horizontal(pl.exclude("row").is_null()))
     else:
         table = table.with_row_index("row")
 
     def complain(row: int, problem: str) -> NoReturn:
         wanted = int(table["row"][row]) + n_skipped
-        line = next(line for i, (line, _) in enumerate(_records(text, layout)) if i == wanted)
+        line = next(line for i, (line, _) in enumerate(records(text, layout)) if i == wanted)
         fail(path, line, problem)
 
     if not header and columns is None and "rating" in where and "timestamp" not in where:
         number = table["rating"].cast(pl.Float64, strict=False)
         if _at_least(number, EARLIEST_TIME):
             table = table.rename({"rating": "timestamp"})
-    done: dict[str, pl.Series] = {}
-    for role in ROLES:
-        if role not in table.columns:
-            continue
-        if role in ("user", "item"):
-            done[role], bad = _ids(table[role], layout.integers)
-        elif role == "rating":
-            done[role], bad = _ratings(table[role])
-        else:
-            done[role], bad = _times(table[role])
-        if bad is not None:
-            complain(bad[0], f"{role} {bad[1]}")
-    return pl.DataFrame(done)
+    return _convert(table, layout.integers, complain)
 
 
 def _arrange(text: bytes, layout: Layout) -> tuple[bytes, Layout]:
@@ -321,7 +315,7 @@ def _arrange(text: bytes, layout: Layout) -> tuple[bytes, Layout]:
     return text, layout
 
 
-def _records(text: bytes, layout: Layout) -> Iterator[tuple[int, list[str]]]:
+def records(text: bytes, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """Line number, counted from 1, and fields of each record; a blank line has none. Slow: for heads and errors."""
     stream = io.TextIOWrapper(io.BytesIO(text), newline="")
     if layout.separator in (",", ";", "\t"):
@@ -336,8 +330,8 @@ def _records(text: bytes, layout: Layout) -> Iterator[tuple[int, list[str]]]:
             yield line, content.split(layout.separator) if content else []
 
 
-def _complain_about_width(path: Path, text: bytes, layout: Layout, width: int) -> None:
-    for line, fields in _records(text, layout):
+def complain_about_width(path: Path, text: bytes, layout: Layout, width: int) -> None:
+    for line, fields in records(text, layout):
         if fields and len(fields) != width:
             fail(path, line, f"has {_columns(len(fields))}; expected {width} as in the first line")
 
@@ -349,7 +343,7 @@ def _columns(n: int) -> str:
 def _has_header(text: bytes, layout: Layout) -> bool:
     """Known names, or words above numbers."""
     head = [
-        fields for _, fields in zip(range(20), (fields for _, fields in _records(text, layout)), strict=False) if fields
+        fields for _, fields in zip(range(20), (fields for _, fields in records(text, layout)), strict=False) if fields
     ]
     if _is_header(head[0]):
         return True
@@ -402,6 +396,19 @@ def _locate_roles(path: Path, names: list[str], header: bool, columns: Columns |
 Bad = tuple[int, str] | None  # row and problem
 
 
+def _convert(table: pl.DataFrame, integers: bool, complain: Callable[[int, str], NoReturn]) -> pl.DataFrame:
+    done: dict[str, pl.Series] = {}
+    for role in ROLES:
+        if role in table.columns:
+            if role in ("user", "item"):
+                done[role], bad = _ids(table[role], integers)
+            else:
+                done[role], bad = (_ratings if role == "rating" else _times)(table[role])
+            if bad is not None:
+                complain(bad[0], f"{role} {bad[1]}")
+    return pl.DataFrame(done)
+
+
 def _ids(values: pl.Series, integers: bool = False) -> tuple[pl.Series, Bad]:
     """Ids as Int64 if all are plain integers, else as String."""
     if values.dtype == pl.String:
@@ -447,8 +454,8 @@ def _times(values: pl.Series) -> tuple[pl.Series, Bad]:
     broken = ~(numbers.is_finite() & (numbers >= 0)).fill_null(False)
     bad = _first(broken, values, "expected seconds since 1970 or an ISO date")
     if bad is None:
-        while len(numbers) and float(numbers.max()) > 1e11:
-            numbers = numbers / 1000  # milli-, micro- or nanoseconds; seconds reach 1e11 in the year 5138
+        while (numbers > 1e11).any():  # milli-, micro- or nanoseconds; seconds reach 1e11 in the year 5138
+            numbers = numbers / 1000
         numbers = numbers.floor().cast(pl.Int64)
     return numbers, bad
 
@@ -480,12 +487,8 @@ def _read_parquet(path: Path, data: bytes, columns: Columns | None) -> pl.DataFr
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path}: is not a readable parquet file ({str(error).splitlines()[0]})") from None
     where = _locate_roles(path, table.columns, True, columns)
-    if not table.height:
-        raise DataError(f"{path}: holds no interactions")
-    done: dict[str, pl.Series] = {}
-    for role, convert in (("user", _ids), ("item", _ids), ("rating", _ratings), ("timestamp", _times)):
-        if role in where:
-            done[role], bad = convert(table.to_series(where[role]))  # type: ignore[operator]
-            if bad is not None:
-                raise DataError(f"{path}, row {bad[0] + 1}: {role} {bad[1]}")
-    return pl.DataFrame(done)
+
+    def complain(row: int, problem: str) -> NoReturn:
+        raise DataError(f"{path}, row {row + 1}: {problem}")
+
+    return _convert(pl.DataFrame({role: table.to_series(i) for role, i in where.items()}), False, complain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,13 +105,10 @@ class Interactions:
         Of rows that repeat a (user, item) pair the earliest is kept.
         """
         keys = users.astype(np.int64) * max(len(item_ids), 1) + items
-        if timestamps is None:
-            keys = np.unique(keys)
-        else:
-            order = np.lexsort((timestamps, keys))
-            keys, timestamps = keys[order], timestamps[order]
-            first = np.concatenate([[True], keys[1:] != keys[:-1]]) if keys.size else np.zeros(0, dtype=bool)
-            keys, timestamps = keys[first], timestamps[first]
+        if not np.all(keys[1:] > keys[:-1]):
+            order = np.argsort(keys) if timestamps is None else np.lexsort((timestamps, keys))
+            first = order[np.concatenate([[True], np.diff(keys[order]) > 0])]
+            keys, timestamps = keys[first], None if timestamps is None else timestamps[first]
         rows, columns = np.divmod(keys, max(len(item_ids), 1))
         offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(user_ids)))])
         return cls(user_ids, item_ids, offsets, columns, timestamps)
@@ -141,7 +139,7 @@ class Interactions:
 
     @classmethod
     def from_file(
-        cls, path: str | Path, format: str = "auto", columns: dict[str, str | int] | None = None
+        cls, path: str | Path, format: str = "auto", columns: Mapping[str, str | int] | None = None
     ) -> Interactions:
         """Read a file in any format that :func:`perfedrec.data.formats.read` knows."""
         from perfedrec.data.formats import read
@@ -149,7 +147,7 @@ class Interactions:
         return cls.from_frame(read(path, format, columns))
 
     @classmethod
-    def from_csv(cls, path: str | Path, columns: dict[str, str | int] | None = None) -> Interactions:
+    def from_csv(cls, path: str | Path, columns: Mapping[str, str | int] | None = None) -> Interactions:
         """Read a comma, semicolon or tab separated file; see :func:`perfedrec.data.formats.read`."""
         return cls.from_file(path, "csv", columns)
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Dataset, Rows, assemble
-from perfedrec.data.formats import check_name, detect, read
+from perfedrec.data.formats import Columns, check_name, detect, read
 from perfedrec.data.interactions import Interactions, encode, unique_ids
 
 SPLITS = ("leave-one-out", "ratio")
@@ -36,13 +36,13 @@ def split(
     check_name(order, ORDERS, "order")
     if min(ratio) < 0 or ratio[0] <= 0 or not np.isclose(sum(ratio), 1):
         raise DataError(f"ratio must be three shares that add up to 1, the first above 0, got {ratio}")
-    users, chance = interactions.users_of_rows(), np.random.default_rng(seed).random(interactions.n_interactions)
-    if order == "random":
-        sequence = np.lexsort((chance, users))
-    elif interactions.timestamps is None:
-        raise DataError("the data have no timestamps to split by: use order random")
-    else:
-        sequence = np.lexsort((chance, interactions.timestamps, users))
+    users = interactions.users_of_rows()
+    keys = {"user": users, "chance": np.random.default_rng(seed).random(users.size)}
+    if order == "time":
+        if interactions.timestamps is None:
+            raise DataError("the data have no timestamps to split by: use order random")
+        keys = {"user": users, "time": interactions.timestamps, "chance": keys["chance"]}
+    sequence = pl.DataFrame(keys).select(pl.arg_sort_by(list(keys)).cast(pl.Int64)).to_series().to_numpy()
     place = np.empty_like(sequence)
     place[sequence] = np.arange(sequence.size) - interactions.offsets[:-1][users]
     counts = interactions.degrees
@@ -65,7 +65,12 @@ def split(
 
 
 def from_files(
-    train: str | Path, valid: str | Path, test: str | Path, format: str = "auto", name: str | None = None
+    train: str | Path,
+    valid: str | Path,
+    test: str | Path,
+    format: str = "auto",
+    columns: Columns | None = None,
+    name: str | None = None,
 ) -> Dataset:
     """A data set whose three parts are given as files. Ratings are ignored: each line is an interaction.
 
@@ -75,10 +80,11 @@ def from_files(
     paths = [Path(train), Path(valid), Path(test)]
     if format == "auto" and (found := detect(paths[0])) in ("triples", "adjacency"):
         format = found  # held-out files are small, and the smaller a file the more alike the two look
-    frames = [read(path, format) for path in paths]
-    for column in ("user", "item"):  # integer ids in one part and names in another: all are names
-        if len({frame[column].dtype for frame in frames}) > 1:
-            frames = [frame.with_columns(pl.col(column).cast(pl.String)) for frame in frames]
+    frames = [read(path, format, columns) for path in paths]
+    for column in ("user", "item"):
+        kinds = {frame[column].dtype for frame in frames if frame.height} or {pl.Int64()}
+        kind = kinds.pop() if len(kinds) == 1 else pl.String()  # integers in one part, names in another: all are names
+        frames = [frame.with_columns(pl.col(column).cast(kind)) for frame in frames]
     user_ids = unique_ids(pl.concat([frame["user"] for frame in frames]))
     item_ids = unique_ids(pl.concat([frame["item"] for frame in frames]))
     rows = [

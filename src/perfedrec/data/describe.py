@@ -1,0 +1,58 @@
+"""Interactions in a few numbers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from perfedrec.data.interactions import Interactions, Ints
+
+
+def describe(interactions: Interactions | pl.DataFrame) -> dict[str, Any]:
+    """Numbers, strings and nested dicts of them, ready for JSON, about interactions or a frame of them as read.
+
+    ``users``, ``items``, ``interactions``, ``duplicates`` (rows of a frame that repeat a pair), ``density`` (the share
+    of all pairs that occur), ``user_degrees`` and ``item_degrees`` (min, q1, median, q3, mean, max, gini), and
+    ``first`` and ``last``: UTC times, None where times are unknown.
+    """
+    rows = interactions.n_interactions if isinstance(interactions, Interactions) else interactions.height
+    if isinstance(interactions, pl.DataFrame):
+        interactions = Interactions.from_frame(interactions)
+    pairs = interactions.n_users * interactions.n_items
+    times = interactions.timestamps
+    timed = times is not None and times.size > 0
+    return {
+        "users": interactions.n_users,
+        "items": interactions.n_items,
+        "interactions": interactions.n_interactions,
+        "duplicates": rows - interactions.n_interactions,
+        "density": interactions.n_interactions / pairs if pairs else 0.0,
+        "user_degrees": _distribution(interactions.degrees),
+        "item_degrees": _distribution(interactions.item_degrees),
+        "first": _utc(times.min()) if timed and times is not None else None,
+        "last": _utc(times.max()) if timed and times is not None else None,
+    }
+
+
+def gini(values: Ints) -> float:
+    """Gini coefficient of counts, ``sum_i (2 i - n - 1) x_(i) / (n sum x)``: 0 all equal, towards 1 all in one."""
+    ordered = np.sort(values)
+    n, total = ordered.size, float(ordered.sum())
+    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered) / (n * total) if total else 0.0
+
+
+def _distribution(counts: Ints) -> dict[str, float]:
+    if not counts.size:
+        return {}
+    quartiles = dict(zip(("min", "q1", "median", "q3", "max"), np.quantile(counts, np.linspace(0, 1, 5)), strict=True))
+    return {name: float(value) for name, value in quartiles.items()} | {
+        "mean": float(counts.mean()),
+        "gini": gini(counts),
+    }
+
+
+def _utc(seconds: int) -> str:
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat()

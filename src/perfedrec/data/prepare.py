@@ -1,0 +1,87 @@
+"""From ratings as logged to implicit feedback: threshold, repetitions, k-core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from perfedrec.core.errors import DataError
+from perfedrec.data.interactions import encode, unique_ids
+
+
+@dataclass(frozen=True)
+class Step:
+    """Counts after one step of preparation."""
+
+    what: str
+    users: int
+    items: int
+    interactions: int
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """Counts as read and after each step that was taken; ``duplicates`` rows repeated a (user, item) pair."""
+
+    steps: tuple[Step, ...]
+    duplicates: int
+
+    def lines(self) -> list[str]:
+        """One sentence per step."""
+        return [
+            f"{step.what}: {step.users:,} users, {step.items:,} items, {step.interactions:,} interactions"
+            for step in self.steps
+        ]
+
+
+def prepare(
+    frame: pl.DataFrame, *, min_rating: float | None = None, k_core: int = 0
+) -> tuple[pl.DataFrame, PrepareReport]:
+    """Turn rows of user, item[, rating][, timestamp] into implicit feedback, sorted by user and time.
+
+    In this order: rows rated below ``min_rating`` are removed (None: every row counts, whatever its rating), of rows
+    that repeat a (user, item) pair the earliest is kept, and users and items with fewer than ``k_core`` interactions
+    are removed until none is left (the k-core of the bipartite graph). Ratings are gone from the result.
+    Raises :class:`DataError` when there are no ratings to compare or nothing is left.
+    """
+    if k_core < 0:
+        raise DataError(f"k_core must be at least 0, got {k_core}")
+    steps = [_count(frame, "as read")]
+    if min_rating is not None:
+        if "rating" not in frame.columns:
+            raise DataError("the data have no ratings to compare with min_rating")
+        frame = frame.filter(pl.col("rating") >= min_rating)
+        steps.append(_count(frame, f"rated {min_rating:g} or more"))
+    order = ["user", "timestamp", "item"] if "timestamp" in frame.columns else ["user", "item"]
+    frame = frame.select(order).sort(order).unique(["user", "item"], keep="first", maintain_order=True)
+    steps.append(_count(frame, "repetitions removed"))
+    duplicates = steps[-2].interactions - steps[-1].interactions
+    if k_core > 1:
+        frame = frame.filter(pl.Series(_core(frame, k_core)))
+        steps.append(_count(frame, f"{k_core}-core"))
+    report = PrepareReport(tuple(steps), duplicates)
+    if not frame.height:
+        raise DataError(f"no interaction is left after preparation ({'; '.join(report.lines())})")
+    return frame, report
+
+
+def _core(frame: pl.DataFrame, k: int) -> np.ndarray:
+    """bool [rows] the rows of the k-core."""
+    codes = [encode(frame[name], unique_ids(frame[name])) for name in ("user", "item")]
+    rows = np.arange(frame.height)
+    while True:
+        keep = np.ones(rows.size, dtype=bool)
+        for code in codes:
+            keep &= np.bincount(code[rows])[code[rows]] >= k
+        if keep.all():
+            break
+        rows = rows[keep]
+    kept = np.zeros(frame.height, dtype=bool)
+    kept[rows] = True
+    return kept
+
+
+def _count(frame: pl.DataFrame, what: str) -> Step:
+    return Step(what, frame["user"].n_unique(), frame["item"].n_unique(), frame.height)

@@ -1,0 +1,59 @@
+"""Writing a data set as files that :func:`perfedrec.data.load` reads back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import polars as pl
+
+from perfedrec.core.errors import DataError
+from perfedrec.data.dataset import Attributes, Dataset
+from perfedrec.data.formats import check_name
+from perfedrec.data.interactions import Ids, id_series
+
+WRITABLE = ("csv", "parquet")
+
+
+def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
+    """Write train, valid and test with external ids to ``folder``, as csv or parquet (``format``); attributes as CSV.
+
+    Reading the folder gives a data set of the same fingerprint. What the split left out is not written. The folder
+    appears only when it is complete. Raises :class:`DataError` when it exists and is not empty, or cannot be written.
+    """
+    check_name(format, WRITABLE, "format to write")
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: exists already and is not an empty folder; nothing was written")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
+    try:
+        for name in ("train", "valid", "test"):
+            frame = getattr(dataset, name).frame()
+            if format == "csv":
+                frame.write_csv(scratch / f"{name}.csv")
+            else:
+                frame.write_parquet(scratch / f"{name}.parquet")
+        for kind, ids in (("user", dataset.train.user_ids), ("item", dataset.train.item_ids)):
+            attributes = getattr(dataset, f"{kind}_attributes")
+            if attributes is not None:
+                _table(kind, ids, attributes).write_csv(scratch / f"{kind}_attributes.csv")
+        scratch.chmod(0o755)  # mkdtemp makes it private
+        if folder.exists():
+            folder.rmdir()
+        os.replace(scratch, folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _table(kind: str, ids: Ids, attributes: Attributes) -> pl.DataFrame:
+    columns = {name: attributes.values[:, i] for i, name in enumerate(attributes.names)}
+    return pl.DataFrame({kind: id_series(ids), **columns})
