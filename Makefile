@@ -1,0 +1,54 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Never install into an interpreter that is not a virtual environment, whatever .venv/bin/python points to.
+export PIP_REQUIRE_VIRTUALENV := 1
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+demo: $(VENV)/.installed-demo ## train and evaluate on synthetic data
+	$(BIN)/perfedrec demo
+
+test: $(VENV)/.installed-test ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# pip is the last thing that venv writes: a folder left by an interrupted run has none, and is completed.
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp says which set is installed: test holds demo, dev holds both.
+extras_test := [test]
+extras_dev := [dev]
+sets_demo := demo
+sets_test := demo test
+sets_dev := demo test dev
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing perfedrec$(extras_$*) into $(VENV) ..."
+	@$(PIP) install -qq --constraint constraints.txt --editable ".$(extras_$*)"
+	@touch $(sets_$*:%=$(VENV)/.installed-%)
+
+lock: ## resolve the newest admitted versions anew and write constraints.txt
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(PYTHON) -m venv "$$folder"; \
+	"$$folder/bin/python" -m pip install -qq ".[dev]"; \
+	"$$folder/bin/python" -m pip freeze --exclude perfedrec > "$$folder/frozen"; \
+	{ sed -n '/^#/p' constraints.txt; \
+	  sed -E '/^(nvidia-|cuda-|triton)/d; s/\+[A-Za-z0-9.]+$$//' "$$folder/frozen"; } > "$$folder/new"; \
+	cp "$$folder/new" constraints.txt
+
+clean: ## remove the virtual environment, caches and builds
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
