@@ -205,7 +205,8 @@ def _occurring(indices: Ints, size: int) -> Ints:
 
 
 def _among(values: Ints, ascending: Ints) -> NDArray[np.bool_]:
-    return ascending[np.minimum(np.searchsorted(ascending, values), ascending.size - 1)] == values
+    found: NDArray[np.bool_] = ascending[np.minimum(np.searchsorted(ascending, values), ascending.size - 1)] == values
+    return found
 
 
 def _renumbering(kept: Ints, size: int) -> Ints:

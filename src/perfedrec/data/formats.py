@@ -113,16 +113,18 @@ def fail(path: Path, line: int, problem: str) -> NoReturn:
 
 def clean(path: Path, data: bytes) -> bytes:
     """UTF-8 text with plain line ends and none at the end; line numbers stay as they are."""
-    data = data.removeprefix(b"\xef\xbb\xbf").rstrip()
-    zero = data.find(b"\0")
-    if zero >= 0:
-        raise DataError(f"{path}: is a binary file (a zero byte at position {zero}); expected text or parquet")
+    data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n ")
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n")
+    if control := re.search(rb"[\x00-\x08\x0b-\x1f]", data):
+        line = data.count(b"\n", 0, control.start()) + 1
+        fail(path, line, f"holds the control character {control[0][0]:#04x}; expected text or parquet")
     if not data.isascii():
         try:
             data.decode()
         except UnicodeDecodeError as error:
             fail(path, data.count(b"\n", 0, error.start) + 1, "is not UTF-8 text; convert the file to UTF-8")
-    return data.replace(b"\r\n", b"\n") if b"\r" in data else data
+    return data
 
 
 def _single_spaces(data: bytes) -> bytes:
@@ -266,7 +268,7 @@ def _read_table(path: Path, text: bytes, layout: Layout, columns: Columns | None
     if header is None:
         header = _has_header(text, layout)
     names = [name.strip() for name in first] if header else [str(i + 1) for i in range(len(first))]
-    n_skipped = next(i for i, (_, fields) in enumerate(records(text, layout)) if fields) + 1 if header else 0
+    n_skipped = next(i for i, (_, fields) in enumerate(records(text, layout)) if fields) + bool(header)
     where = _locate_roles(path, names, header, columns)
     try:
         table = pl.read_csv(
@@ -275,8 +277,6 @@ def _read_table(path: Path, text: bytes, layout: Layout, columns: Columns | None
             skip_rows=n_skipped,
             separator=layout.separator,
             quote_char='"' if layout.separator in (",", ";", "\t") else None,
-            infer_schema=False,
-            new_columns=[f"c{i}" for i in range(len(names))],
             schema={f"c{i}": pl.String for i in range(len(names))},
         ).select(**{role: f"c{i}" for role, i in where.items()})
     except pl.exceptions.NoDataError:  # a header alone: no interactions

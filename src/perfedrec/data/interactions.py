@@ -106,7 +106,7 @@ class Interactions:
         """
         keys = users.astype(np.int64) * max(len(item_ids), 1) + items
         if not np.all(keys[1:] > keys[:-1]):
-            order = np.argsort(keys) if timestamps is None else np.lexsort((timestamps, keys))
+            order = ordering(keys) if timestamps is None else ordering(keys, timestamps)
             first = order[np.concatenate([[True], np.diff(keys[order]) > 0])]
             keys, timestamps = keys[first], None if timestamps is None else timestamps[first]
         rows, columns = np.divmod(keys, max(len(item_ids), 1))
@@ -150,6 +150,12 @@ class Interactions:
     def from_csv(cls, path: str | Path, columns: Mapping[str, str | int] | None = None) -> Interactions:
         """Read a comma, semicolon or tab separated file; see :func:`perfedrec.data.formats.read`."""
         return cls.from_file(path, "csv", columns)
+
+
+def ordering(*keys: NDArray[Any]) -> Ints:
+    """int64 [rows] the rows in ascending order of the first key, then of the second, and so on."""
+    table = pl.DataFrame({str(i): key for i, key in enumerate(keys)})
+    return table.select(pl.arg_sort_by(table.columns).cast(pl.Int64)).to_series().to_numpy()
 
 
 def id_series(ids: Ids) -> pl.Series:

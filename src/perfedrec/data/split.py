@@ -10,7 +10,7 @@ import polars as pl
 from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Dataset, Rows, assemble
 from perfedrec.data.formats import Columns, check_name, detect, read
-from perfedrec.data.interactions import Interactions, encode, unique_ids
+from perfedrec.data.interactions import Interactions, encode, ordering, unique_ids
 
 SPLITS = ("leave-one-out", "ratio")
 ORDERS = ("time", "random")
@@ -37,12 +37,13 @@ def split(
     if min(ratio) < 0 or ratio[0] <= 0 or not np.isclose(sum(ratio), 1):
         raise DataError(f"ratio must be three shares that add up to 1, the first above 0, got {ratio}")
     users = interactions.users_of_rows()
-    keys = {"user": users, "chance": np.random.default_rng(seed).random(users.size)}
-    if order == "time":
-        if interactions.timestamps is None:
-            raise DataError("the data have no timestamps to split by: use order random")
-        keys = {"user": users, "time": interactions.timestamps, "chance": keys["chance"]}
-    sequence = pl.DataFrame(keys).select(pl.arg_sort_by(list(keys)).cast(pl.Int64)).to_series().to_numpy()
+    chance = np.random.default_rng(seed).random(users.size)
+    if order == "random":
+        sequence = ordering(users, chance)
+    elif interactions.timestamps is None:
+        raise DataError("the data have no timestamps to split by: use order random")
+    else:
+        sequence = ordering(users, interactions.timestamps, chance)
     place = np.empty_like(sequence)
     place[sequence] = np.arange(sequence.size) - interactions.offsets[:-1][users]
     counts = interactions.degrees
