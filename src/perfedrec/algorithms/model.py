@@ -19,10 +19,9 @@ from perfedrec.nn.propagation import Star, lightgcn_star, spectral_star
 class View:
     """What clients receive.
 
-    ``items`` [m, d] the global table; ``degrees`` [m]; ``groups`` [B] the clusters the users belong to; ``offsets``
-    [K m, d] the cluster models as differences from the global table (a client receives its own cluster's alone);
+    ``items`` [m, d] the global table; ``degrees`` [m]; ``groups`` [B] the users' clusters; ``offsets`` [K m, d] the cluster models as differences from the global table (a client receives its own cluster's alone);
     ``dense`` [D] shared weights of the attribute networks; ``item_attributes`` [m, F]; ``tokens`` [m] names of the items
-    towards the neighbourhood service; ``neighbours`` [K, m, d] neighbour sums of layers 1 to K; ``start`` [B, d]
+    towards the neighbourhood service; ``neighbours`` [2, m, d] neighbour sums for users and for items; ``start`` [B, d]
     pre-trained user vectors for those who have not trained yet.
     """
 
@@ -79,7 +78,14 @@ class Network:
         return user, item
 
     def layer0(
-        self, view: View, rows: Rows, vectors: Tensor, table: Tensor, items: Tensor, segments: Tensor | None, dense: Tensor | None
+        self,
+        view: View,
+        rows: Rows,
+        vectors: Tensor,
+        table: Tensor,
+        items: Tensor,
+        segments: Tensor | None,
+        dense: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Layer-0 vectors of users [B, d] and of item rows [T, d].
 

@@ -10,15 +10,10 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from perfedrec.algorithms.settings import ServerSettings
-from perfedrec.core.keys import Key, permute
+from perfedrec.core.keys import Key
+from perfedrec.core.sampling import choose
 from perfedrec.core.threads import one_thread
 from perfedrec.nn.optim import server_step
-
-
-def select(n_users: int, n_clients: int, key: Key) -> Tensor:
-    """``n_clients`` distinct users, uniformly at random; costs what the cohort costs, not what the population does."""
-    positions = torch.arange(min(n_clients, n_users))
-    return permute(key.spread(torch.zeros_like(positions)), positions, n_users)
 
 
 def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
@@ -31,7 +26,7 @@ def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
     members = labels.argsort(stable=True)
     starts = sizes.cumsum(0) - sizes
     chosen = [
-        members[start + select(size, quota, key.fold(label)).to(members.device)]
+        members[start + choose(size, quota, key.fold(label)).to(members.device)]
         for label, (start, size, quota) in enumerate(zip(starts.tolist(), sizes.tolist(), quotas.tolist(), strict=True))
         if quota
     ]

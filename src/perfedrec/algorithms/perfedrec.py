@@ -22,13 +22,13 @@ from perfedrec.algorithms.neighbourhood import Service
 from perfedrec.algorithms.parts import Moments, sparse_step
 from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.keys import Key, fold_in, normal
-from perfedrec.core.sampling import draw_outside
-from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, from_fixed
+from perfedrec.core.sampling import choose, draw_outside, ranks
+from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, distinct, from_fixed
 from perfedrec.nn import losses
 from perfedrec.nn.optim import adam
 from perfedrec.nn.propagation import Star, edge_weights
 from perfedrec.nn.segments import dot, expand, segment_sum
-from perfedrec.privacy.paper import perturb_labels, protect
+from perfedrec.privacy.paper import label, protect
 
 MODELS = ("local", "cluster", "global")
 
@@ -37,10 +37,10 @@ MODELS = ("local", "cluster", "global")
 class State:
     """The server side: coordinator and neighbourhood service.
 
-    ``round`` rounds played; ``items`` [m, d] the global table; ``offsets`` [K m, d] the cluster models as differences
-    from it; ``dense`` [D] shared dense weights; ``labels`` [n] and ``centroids`` [K, d] the clusters, ``None`` before
-    the first clustering; ``degrees`` [m]. ``tokens`` [m] and ``neighbours`` [K, m, d] belong to the clients: the item
-    tokens whose key they share, and the published sums in item order, translated once for all of them.
+    ``round`` rounds played; ``items`` [m, d] the global table; ``offsets`` [K m, d] the cluster models as differences;
+    ``dense`` [D] shared dense weights; ``labels`` [n] and ``centroids`` [K, d] the clusters, ``None`` before the first
+    clustering; ``degrees`` [m]; ``tokens`` [m] names of the items towards the service, which does not hold their key;
+    ``neighbours`` [2, m, d] the sums that it published last, in item order.
     """
 
     round: int
@@ -91,7 +91,8 @@ class PerFedRec:
         self.settings = settings or PerFedRecSettings()
         self.network = Network(self.settings.model, self.settings.client)
         # Neighbour sums are layers of LightGCN; the spectral form has none.
-        self.neighbours = self.settings.model.neighbours and self.settings.model.encoder == "lightgcn"
+        model = self.settings.model
+        self.neighbours = model.neighbours and model.encoder == "lightgcn" and model.n_layers > 0
 
     # --- the server's side ---
 
@@ -117,7 +118,7 @@ class PerFedRec:
         adaptive = self.settings.server.optimizer != "fedavg"
         offsets = table.new_zeros(clusters.n_clusters * spec.n_items, model.embedding_dim) if clusters.enabled else None
         dense = self.network.init(spec, key.fold("dense"))
-        layers = model.n_layers if self.neighbours else 1
+        layers = min(model.n_layers, 2) if self.neighbours else 1
         return State(
             round=0,
             items=table,
@@ -147,7 +148,7 @@ class PerFedRec:
         size = self.settings.selection.n_clients_per_round
         if state.labels is not None and self.settings.clusters.proportional:
             return Plan("train", parts.select_proportional(state.labels, size, key))
-        return Plan("train", parts.select(n_users, size, key).to(device))
+        return Plan("train", choose(n_users, size, key).to(device))
 
     def view(self, state: State, users: Tensor) -> View:
         return View(
@@ -179,8 +180,8 @@ class PerFedRec:
         weights, keys, sums = from_fixed(aggregate.weights), aggregate.keys, from_fixed(aggregate.sums)
         touched, total = keys, sums
         if state.labels is not None and state.offsets is not None:
-            touched, inverse = (keys % n_items).unique(return_inverse=True)
-            total = segment_sum(sums, inverse, touched.numel())
+            touched, inverse = distinct(keys % n_items, n_items)
+            total = sums.new_zeros(touched.numel(), sums.shape[1]).index_add_(0, inverse, sums)
             mean = sums / weights[torch.div(keys, n_items, rounding_mode="floor")][:, None]
             share = settings.clusters.learning_rate
             sparse_step(settings.server, state.offsets, state.offsets_moments, keys, mean, share)
@@ -196,13 +197,15 @@ class PerFedRec:
         if self.neighbours and trained >= 0 and trained % self.settings.model.refresh_every == 0:
             assert state.tokens is not None
             bipartite = neighbourhood.graph(state.service, 0, state.degrees.numel())
-            sums = neighbourhood.neighbour_sums(bipartite, state.service.reports)
+            sums = neighbourhood.neighbour_sums(bipartite, state.service.reports, self.settings.model.n_layers)
             state = replace(state, neighbours=sums[:, state.tokens])
-        if self.settings.clusters.due(trained):
-            points = state.service.reports.mean(1)
-            labels, centroids = parts.cluster(points, self.settings.clusters.n_clusters, state.centroids, key)
-            state = replace(state, labels=labels, centroids=centroids)
-        return state
+        return self._cluster(state, key) if self.settings.clusters.due(trained) else state
+
+    def _cluster(self, state: State, key: Key) -> State:
+        """A new clustering of all users, by the mean of the layers they reported last."""
+        points = state.service.reports.mean(1)
+        labels, centroids = parts.cluster(points, self.settings.clusters.n_clusters, state.centroids, key)
+        return replace(state, labels=labels, centroids=centroids)
 
     # --- the client's side ---
 
@@ -233,7 +236,7 @@ class PerFedRec:
         assert view.tokens is not None
         edges = []
         for number in range(self.n_views):
-            labelled, _, _ = perturb_labels(rows, view.items.shape[0], self.settings.privacy, key.fold("edges", number))
+            labelled = label(rows, view.items.shape[0], self.settings.privacy, 0, key.fold("edges", number)).rows
             which = torch.full_like(labelled.items, number)
             edges.append(torch.stack([which, labelled.segments, view.tokens[labelled.items]], dim=1))
         return Contribution(
@@ -247,14 +250,15 @@ class PerFedRec:
     def _train(self, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
         """E local steps on the client's own vector and rows; the protected change of the rows is handed over."""
         client, privacy, n_items = self.settings.client, self.settings.privacy, view.items.shape[0]
-        labelled, positions, known = perturb_labels(rows, n_items, privacy, key.fold("labels"))
-        wanted = labelled.counts if client.loss == "bpr" else torch.full_like(labelled.counts, client.n_negatives)
-        negatives, owners = draw_outside(known, n_items, wanted, key.fold("negatives").spread(rows.users))
-        items, segments = torch.cat([labelled.items, negatives]), torch.cat([labelled.segments, owners])
+        n_negatives = None if client.loss == "bpr" else client.n_negatives
+        labels = label(rows, n_items, privacy, n_negatives, key.fold("labels"))
+        labelled, owners = labels.rows, labels.owners
+        items, segments = torch.cat([labelled.items, labels.negatives]), torch.cat([labelled.segments, owners])
 
         base, star = view.table_rows(items, segments), self.network.star(view, labelled)
         vectors, first, second, steps = self._own_vectors(view, memory), memory.first, memory.second, memory.steps
         table, dense = base, None if view.dense is None else view.dense.repeat(rows.n_users, 1)
+        loss = torch.zeros(rows.n_users, device=base.device)
         for _ in range(client.local_steps):
             leaves = [each.detach().requires_grad_() for each in (vectors, table, dense) if each is not None]
             own_dense = None if dense is None else leaves[2]
@@ -268,13 +272,10 @@ class PerFedRec:
                 dense = torch.add(dense, gradients[2], alpha=-client.learning_rate)
 
         delta = table - base
-        real = (positions >= 0).nonzero().squeeze(1)
-        own = memory.rows.clone()
-        own[positions[real]] = delta[real]
+        real = (labels.positions >= 0).nonzero().squeeze(1)
+        own = memory.rows.index_copy(0, labels.positions[real], delta.index_select(0, real))
         mean_loss = loss.detach() / labelled.counts.clamp(min=1)
-        memory = replace(
-            memory, vectors=vectors, first=first, second=second, steps=steps, rows=own, loss=mean_loss
-        )
+        memory = replace(memory, vectors=vectors, first=first, second=second, steps=steps, rows=own, loss=mean_loss)
         if self.settings.personal.learned:
             memory = self._learn_mix(view, rows, memory, key)
 
@@ -305,19 +306,18 @@ class PerFedRec:
         return torch.where(memory.steps[:, None] > 0, memory.vectors, view.start)
 
     def _report(self, view: View, rows: Rows, vectors: Tensor, key: Key) -> Tensor:
-        """[B, K, d] protected vectors for neighbourhood service and clustering.
+        """[B, L, d] protected vectors for neighbourhood service and clustering.
 
-        The user's layers 0 to K - 1 where neighbour sums are made of them, else its final vector.
+        The user's layers 0 and 1 where neighbour sums are made of them, else its final vector.
         """
         table = view.items.index_select(0, rows.items)
         shared = None if view.dense is None else view.dense[None]
         own, table = self.network.layer0(view, rows, vectors, table, rows.items, None, shared)
         if self.neighbours:
-            weights, layers, below = edge_weights(rows, view.degrees)[:, None], [own], table
-            for layer in range(self.settings.model.n_layers - 1):
-                if layer and view.neighbours is not None:
-                    below = view.neighbours[layer - 1].index_select(0, rows.items)
-                layers.append(segment_sum(weights * below, rows.segments, rows.n_users))
+            layers = [own]
+            if self.settings.model.n_layers > 1:
+                below = edge_weights(rows, view.degrees)[:, None] * table
+                layers.append(segment_sum(below, rows.segments, rows.n_users))
         else:
             layers = [self.network.star(view, rows).users(own, table, rows.segments)]
         keys = key.fold("report").spread(rows.users)
@@ -344,16 +344,18 @@ class PerFedRec:
             context = context - star.edge[:, None] * items0[:n]
         context, owners = finish(context), segments[n:]
         positive = dot(context, final[:n])
-        rank = _ranks(owners, rows.n_users)
         if client.loss == "bpr":
-            pairs = rows.offsets[owners] + rank
-            result = losses.bpr(expand(positive, pairs), dot(expand(context, pairs), final[n:]), owners, rows.n_users)
+            if owners.numel() < n:  # somebody has nearly all items: fewer negatives than positives
+                pairs = rows.offsets[owners] + ranks(owners, rows.n_users)
+                context, positive = expand(context, pairs), expand(positive, pairs)
+            result = losses.bpr(positive, dot(context, final[n:]), owners, rows.n_users)
         else:
-            flat = dot(expand(finish(user), owners), final[n:])
-            shared = flat.new_full((rows.n_users, client.n_negatives), -torch.inf).index_put((owners, rank), flat)
+            flat, places = dot(expand(finish(user), owners), final[n:]), (owners, ranks(owners, rows.n_users))
+            shared = flat.new_full((rows.n_users, client.n_negatives), -torch.inf).index_put(places, flat)
             result = losses.sampled_softmax(positive, shared, rows.segments, client.temperature)
         if client.l2:
-            squares = segment_sum(table.square().sum(1), segments, rows.n_users) + vectors.square().sum(1)
+            squares = segment_sum(table[:n].square().sum(1), rows.segments, rows.n_users)
+            squares = squares + segment_sum(table[n:].square().sum(1), owners, rows.n_users) + vectors.square().sum(1)
             result = result + 0.5 * client.l2 * squares
         return result
 
@@ -364,7 +366,7 @@ class PerFedRec:
         """
         n_items = view.items.shape[0]
         negatives, owners = draw_outside(rows, n_items, rows.counts, key.fold("mix").spread(rows.users))
-        pairs = rows.offsets[owners] + _ranks(owners, rows.n_users)
+        pairs = rows.offsets[owners] + ranks(owners, rows.n_users)
         star, personal = self.network.star(view, rows), self._personal(view, rows, memory)
         cluster_rows = view.table_rows(rows.items, rows.segments)
         own_rows = {"local": cluster_rows + memory.rows, "cluster": cluster_rows, "global": view.items[rows.items]}
@@ -427,9 +429,3 @@ class PerFedRec:
             tables = [personal.global_items] * rows.n_users if name == "global" else cluster_items
             parts_[name] = torch.stack([table @ vector for table, vector in zip(tables, users, strict=True)])
         return parts_
-
-
-def _ranks(segments: Tensor, n: int) -> Tensor:
-    """[T] position of each row within its (contiguous) segment."""
-    counts = torch.bincount(segments, minlength=n)
-    return torch.arange(segments.numel(), device=segments.device) - (counts.cumsum(0) - counts)[segments]

@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from perfedrec.algorithms import neighbourhood, parts
 from perfedrec.algorithms.model import View
 from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
 from perfedrec.algorithms.settings import PretrainingSettings
 from perfedrec.core.keys import Key, uniform
+from perfedrec.core.sampling import choose
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Aggregate, Contribution, Rows, Spec, from_fixed
 from perfedrec.nn.losses import info_nce
@@ -33,8 +33,11 @@ class PerFedRecPP(PerFedRec):
 
     @property
     def prelude(self) -> list[str]:
-        pretraining = self.settings.pretraining
-        return ["spectral"] * (pretraining.passes if pretraining.kind == "spectral" else 0) + super().prelude
+        pretraining, phases = self.settings.pretraining, []
+        if pretraining.kind == "spectral":
+            phases += ["spectral"] * pretraining.passes
+            phases += ["clusters"] * (pretraining.cluster_passes if self.settings.clusters.enabled else 0)
+        return phases + super().prelude
 
     @property
     def n_views(self) -> int:
@@ -48,7 +51,7 @@ class PerFedRecPP(PerFedRec):
         return state
 
     def client(self, phase: str, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
-        if phase != "spectral":
+        if phase not in ("spectral", "clusters"):
             return super().client(phase, view, rows, memory, key)
         ones = torch.ones(rows.n_users, device=rows.users.device)
         product = gram_rows(view.items, rows, view.degrees)
@@ -59,7 +62,11 @@ class PerFedRecPP(PerFedRec):
         if phase == "spectral" and aggregate.clients:
             image = torch.zeros_like(state.items).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
             state = replace(state, items=orthonormal(image))
+        elif phase == "clusters" and state.offsets is not None:
+            fill_clusters(state.offsets, state.items, aggregate)
         state = super().server(state, phase, aggregate, key)
+        if phase == "spectral" and self.prelude[state.round : state.round + 1] == ["clusters"]:
+            state = self._cluster(state, key.fold("cluster"))
         if phase == "join" and self.settings.pretraining.kind == "contrastive" and state.service.edges is not None:
             state = self._contrast(state, key.fold("contrast"))
         return state
@@ -68,7 +75,9 @@ class PerFedRecPP(PerFedRec):
         """Contrastive pre-training at the service, on tokens and protected vectors; the table comes back by token."""
         assert state.tokens is not None
         graphs = [
-            drop_nodes(state.service.edges, view % self.n_views, state, self.settings.pretraining, key.fold("view", view))
+            drop_nodes(
+                state.service.edges, view % self.n_views, state, self.settings.pretraining, key.fold("view", view)
+            )
             for view in range(2)
         ]
         table = torch.empty_like(state.items).index_copy_(0, state.tokens, state.items)
@@ -92,7 +101,28 @@ def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
 def orthonormal(matrix: Tensor) -> Tensor:
     """[m, d] an orthonormal basis of the columns, by QR in float64."""
     with one_thread():
-        return torch.linalg.qr(matrix.to(torch.float64))[0].to(torch.float32).contiguous()
+        basis, _ = torch.linalg.qr(matrix.to(torch.float64))
+    return basis.to(torch.float32).contiguous()
+
+
+def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
+    """Give each cluster the leading singular vectors of its own members' interactions, in place.
+
+    The sum over a cluster's members of their parts of ``N^T N V`` is ``N_k^T N_k V``, one step of subspace iteration on
+    the cluster's own matrix from the global basis ``V``. Its left singular vectors, scaled by the fourth root of their
+    relative singular values, become the cluster's table: a score, which takes the table twice, then weights a direction
+    by how much of the cluster's interactions it explains. ``offsets`` [K m, d], ``items`` [m, d].
+    """
+    n_items = items.shape[0]
+    image = torch.zeros_like(offsets).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
+    for group in range(offsets.shape[0] // n_items):
+        rows = slice(group * n_items, (group + 1) * n_items)
+        if not bool(image[rows].any()):
+            continue  # a cluster without members keeps the global model
+        with one_thread():
+            vectors, values, _ = torch.linalg.svd(image[rows].to(torch.float64), full_matrices=False)
+            table = vectors * (values / values[0]).clamp(min=0) ** 0.25
+        offsets[rows] = table.to(torch.float32) - items
 
 
 def drop_nodes(edges: Tensor | None, view: int, state: State, settings: PretrainingSettings, key: Key) -> Bipartite:
@@ -118,14 +148,19 @@ def contrast(
         for step in range(settings.steps):
             step_key = key.fold("step", step)
             chosen = [
-                parts.select(vectors.shape[0], settings.batch_size, step_key.fold(side)).to(vectors.device)
+                choose(vectors.shape[0], settings.batch_size, step_key.fold(side)).to(vectors.device)
                 for side, vectors in (("users", users), ("items", items))
             ]
             views = [
                 noisy_lightgcn(graph, users, items, n_layers, settings.noise, step_key.fold("noise", number))
                 for number, graph in enumerate(graphs)
             ]
-            loss = sum(info_nce(views[0][side][nodes], views[1][side][nodes], settings.temperature) for side, nodes in enumerate(chosen))
+            loss = torch.stack(
+                [
+                    info_nce(views[0][side][nodes], views[1][side][nodes], settings.temperature)
+                    for side, nodes in enumerate(chosen)
+                ]
+            ).sum()
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()

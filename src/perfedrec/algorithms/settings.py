@@ -17,7 +17,8 @@ class ModelSettings(Settings):
     embedding_dim: int = Field(64, ge=1, description="d, the length of user and item vectors")
     n_layers: int = Field(2, ge=0, description="K, propagation layers")
     encoder: Literal["lightgcn", "spectral"] = Field(
-        "lightgcn", description="lightgcn: mean of the layers; spectral: p_u + sum_i q_i / sqrt(d_u d_i) against sqrt(d_i) q_i"
+        "lightgcn",
+        description="lightgcn: mean of the layers; spectral: p_u + sum_i q_i / sqrt(d_u d_i) against sqrt(d_i) q_i",
     )
     neighbours: bool = Field(True, description="neighbour sums from the neighbourhood service (lightgcn encoder)")
     refresh_every: int = Field(5, ge=1, description="rounds between two refreshes of the neighbour sums")
@@ -29,7 +30,9 @@ class ClientSettings(Settings):
     """The clients' local training."""
 
     loss: Literal["bpr", "softmax"] = Field("bpr", description="BPR, or sampled softmax over shared negatives")
-    n_negatives: int = Field(64, ge=1, description="negatives per client of the softmax loss (BPR takes one per positive)")
+    n_negatives: int = Field(
+        64, ge=1, description="negatives per client of the softmax loss (BPR takes one per positive)"
+    )
     similarity: Literal["inner", "cosine"] = Field("inner", description="how vectors are scored")
     temperature: float = Field(0.2, gt=0, description="temperature of the softmax loss")
     leave_one_out: bool = Field(False, description="leave a positive out of the user vector it is scored against")
@@ -103,6 +106,7 @@ class PretrainingSettings(Settings):
 
     kind: Literal["none", "contrastive", "spectral"] = Field("contrastive", description="kind of pre-training")
     passes: int = Field(3, ge=1, description="spectral: passes over all clients")
+    cluster_passes: int = Field(0, ge=0, le=1, description="spectral: passes after them that fill the cluster models")
     steps: int = Field(5, ge=1, description="contrastive: steps of Adam")
     learning_rate: float = Field(0.01, gt=0, description="contrastive: Adam's step")
     batch_size: int = Field(256, ge=2, description="contrastive: users and items a step")

@@ -105,31 +105,31 @@ def below(keys: Tensor, n: int, high: int) -> Tensor:
     return (words * high) >> 32
 
 
-def permute(keys: Tensor, positions: Tensor, size: int) -> Tensor:
-    """Images of ``positions`` under the keyed pseudo-random permutation of ``range(size)`` that each key names.
+def shuffle(keys: Tensor, positions: Tensor, size: int) -> Tensor:
+    """Images of ``positions`` under the pseudo-random permutation of ``range(domain(size))`` that each key names.
 
-    A generalised Feistel network on ``Z_a x Z_b`` with ``a b >= size`` (Black and Rogaway, 2002), walked along its
-    cycles until the image falls below ``size``. It costs what ``positions`` costs, whatever ``size`` is: drawing 20
-    distinct items from a million takes 20 evaluations. ``keys`` and ``positions`` are int64 of one shape.
+    Images of ``size`` or more are to be skipped: the others, in the order of their positions, are ``range(size)`` in
+    random order. A generalised Feistel network (Black and Rogaway, 2002) costs what ``positions`` costs, whatever
+    ``size`` is: 20 distinct items out of a million take some 20 evaluations. ``keys`` and ``positions`` are int64 of
+    one shape.
     """
-    left = isqrt(max(size - 1, 0)) + 1
-    right = -(-size // left)
-    images = _feistel(keys, positions, left, right)
-    outside = (images >= size).nonzero(as_tuple=True)
-    while outside[0].numel():
-        images[outside] = _feistel(keys[outside], images[outside], left, right)
-        outside = (images >= size).nonzero(as_tuple=True)
-    return images
-
-
-def _feistel(keys: Tensor, positions: Tensor, left: int, right: int, rounds: int = 6) -> Tensor:
+    left, right = _sides(size)
     a = torch.div(positions, right, rounding_mode="floor")
     b = positions - a * right
-    for counter in range(rounds):
+    for counter in range(4):
         source, target, modulus = (b, a, left) if counter % 2 == 0 else (a, b, right)
-        word = _mix_(_mix_(source + _signed((counter + 1) * _GOLDEN & _MASK)) ^ keys)
-        word >>= 33
-        word &= 0x7FFFFFFF
-        target = (target + word).remainder_(modulus)
+        word = (source * _signed(_GOLDEN)).add_(counter + 1).bitwise_xor_(keys).mul_(_signed(_MULTIPLIERS[0]))
+        target = word.bitwise_right_shift_(33).bitwise_and_(0x7FFFFFFF).add_(target).remainder_(modulus)
         a, b = (target, b) if counter % 2 == 0 else (a, target)
     return a * right + b
+
+
+def domain(size: int) -> int:
+    """The number of positions that :func:`shuffle` permutes: at least ``size``, at most ``size + sqrt(size) + 1``."""
+    left, right = _sides(size)
+    return left * right
+
+
+def _sides(size: int) -> tuple[int, int]:
+    left = isqrt(max(size - 1, 0)) + 1
+    return left, -(-size // left)

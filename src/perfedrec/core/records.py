@@ -43,7 +43,9 @@ def unflatten(cls: type[R], tensors: Mapping[str, Tensor], scalars: Mapping[str,
     values: dict[str, Any] = {}
     for field in fields(typing.cast(Any, cls)):
         name = prefix + field.name
-        inner = next((kind for kind in (hints[field.name], *typing.get_args(hints[field.name])) if is_dataclass(kind)), None)
+        inner = next(
+            (kind for kind in (hints[field.name], *typing.get_args(hints[field.name])) if is_dataclass(kind)), None
+        )
         if inner is not None:
             present = any(key.startswith(name + ".") for key in (*tensors, *scalars))
             values[field.name] = unflatten(typing.cast(type, inner), tensors, scalars, name + ".") if present else None

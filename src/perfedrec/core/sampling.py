@@ -1,37 +1,44 @@
-"""Keyed samples of items that a user has not interacted with: negatives and decoys."""
+"""Keyed samples without repetition: cohorts, negatives and decoys."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from perfedrec.core.keys import permute
+from perfedrec.core.keys import Key, domain, shuffle
 from perfedrec.core.types import Rows
+
+
+def choose(size: int, n: int, key: Key) -> Tensor:
+    """``n`` distinct numbers below ``size`` (all of them, shuffled, where there are fewer); costs what ``n`` costs."""
+    positions = torch.arange(min(n + domain(size) - size, domain(size)))
+    images = shuffle(key.spread(torch.zeros_like(positions)), positions, size)
+    return images[images < size][:n]
 
 
 def draw_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct items outside each user's own, uniformly: ``counts`` [B] of them with the users' ``keys`` [B].
 
-    Returns ``items`` [T] and their ``segments`` [T], user by user. A user asks in vain for more items than there are
-    outside its own and gets those. Only the rows given here are known to the sampler: held-out data cannot be avoided
-    by it, nor leak through it.
+    Returns ``items`` [T] and their ``segments`` [T], user by user: the first images of the user's own shuffle that are
+    not among its items. A user that asks for more items than there are gets those there are. The sampler knows nothing
+    but the rows given here: held-out data can neither be avoided by it nor leak through it.
     """
     counts = torch.minimum(counts, n_items - rows.counts)
-    segments = torch.repeat_interleave(torch.arange(rows.n_users, device=counts.device), counts)
-    starts = counts.cumsum(0) - counts
-    slots = torch.arange(segments.numel(), device=counts.device) - starts[segments]
-    items = permute(keys[segments], slots, n_items)
     owned = rows.segments * n_items + rows.items  # ascending, because rows are
-    used = counts.clone()  # images of the permutation that each user has looked at
-    wrong = _member(segments * n_items + items, owned).nonzero().squeeze(1)
-    while wrong.numel():
-        owners = segments[wrong]
-        tally = torch.bincount(owners, minlength=rows.n_users)
-        rank = torch.arange(wrong.numel(), device=wrong.device) - (tally.cumsum(0) - tally)[owners]
-        items[wrong] = permute(keys[owners], used[owners] + rank, n_items)
-        used += tally
-        wrong = wrong[_member(owners * n_items + items[wrong], owned)]
-    return items, segments
+    expected = (counts + 1).to(torch.float32) * n_items / (n_items - rows.counts).clamp(min=1)
+    tried = expected.mul_(1.05).add_(4.0).to(torch.int64)  # enough nearly always; a user who runs short doubles it
+    while True:
+        tried.clamp_(max=domain(n_items))
+        segments = torch.repeat_interleave(torch.arange(rows.n_users, device=counts.device), tried)
+        images = shuffle(keys[segments], ranks(segments, rows.n_users), n_items)
+        fits = (images < n_items) & ~_member(segments * n_items + images, owned)
+        items, segments = images[fits], segments[fits]
+        places = ranks(segments, rows.n_users)
+        short = torch.bincount(segments, minlength=rows.n_users) < counts
+        if not bool(short.any()):
+            wanted = places < counts[segments]
+            return items[wanted], segments[wanted]
+        tried = torch.where(short, tried * 2, tried)
 
 
 def _member(values: Tensor, ascending: Tensor) -> Tensor:
@@ -39,3 +46,9 @@ def _member(values: Tensor, ascending: Tensor) -> Tensor:
         return torch.zeros_like(values, dtype=torch.bool)
     places = torch.searchsorted(ascending, values).clamp_(max=ascending.numel() - 1)
     return ascending[places] == values
+
+
+def ranks(segments: Tensor, n: int) -> Tensor:
+    """[T] position of each row within its segment, for ``segments`` [T] that ascend."""
+    counts = torch.bincount(segments, minlength=n)
+    return torch.arange(segments.numel(), device=segments.device) - (counts.cumsum(0) - counts)[segments]

@@ -100,8 +100,9 @@ class Contribution:
 class Aggregate:
     """The sum of contributions, closed under ``+``.
 
-    ``keys`` [U] ascending ``group * n_items + item``; ``sums`` [U, d], ``weights`` [G] and ``dense`` [D] in fixed point;
-    ``clients`` how many took part; reports and edges are collected with the users they belong to, in order of arrival.
+    ``keys`` [U] ascending ``group * n_items + item``; ``sums`` [U, d], ``weights`` [G] and ``dense`` [D] in fixed
+    point;
+    ``clients`` how many took part. Reports and edges are collected with the users they belong to.
     """
 
     n_items: int
@@ -156,7 +157,7 @@ def reduce(contribution: Contribution, n_items: int, n_groups: int) -> Aggregate
     total = torch.zeros(n_groups, dtype=torch.int64, device=device).index_add_(0, groups, _fixed(weights))
     keys, sums = torch.zeros(0, dtype=torch.int64, device=device), torch.zeros(0, 0, dtype=torch.int64, device=device)
     if contribution.deltas is not None and contribution.segments is not None and contribution.items is not None:
-        keys, inverse = (groups[contribution.segments] * n_items + contribution.items).unique(return_inverse=True)
+        keys, inverse = distinct(groups[contribution.segments] * n_items + contribution.items, n_groups * n_items)
         fixed = _fixed(contribution.deltas * weights[contribution.segments, None])
         sums = torch.zeros(keys.numel(), fixed.shape[1], dtype=torch.int64, device=device).index_add_(0, inverse, fixed)
     edges = contribution.edges
@@ -175,6 +176,15 @@ def reduce(contribution: Contribution, n_items: int, n_groups: int) -> Aggregate
     )
 
 
+def distinct(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The distinct ``keys`` [T], ascending, all below ``size``, and the place [T] of each key among them."""
+    if size > 64 * keys.numel():
+        values, inverse = torch.unique(keys, return_inverse=True)
+        return values, inverse
+    present = torch.zeros(size, dtype=torch.int64, device=keys.device).index_fill_(0, keys, 1)  # faster than sorting
+    return present.nonzero().squeeze(1), (present.cumsum(0) - 1)[keys]
+
+
 def from_fixed(sums: Tensor) -> Tensor:
     """float32 values of fixed-point sums."""
     return sums.to(torch.float64).div_(FIXED_POINT).to(torch.float32)
@@ -182,7 +192,9 @@ def from_fixed(sums: Tensor) -> Tensor:
 
 def _fixed(values: Tensor) -> Tensor:
     if not bool(values.sum().isfinite()):
-        raise PerfedrecError("a contribution holds numbers that are not finite; expected finite changes (is a learning rate too large?)")
+        raise PerfedrecError(
+            "a contribution holds numbers that are not finite; expected finite changes (is a learning rate too large?)"
+        )
     return (values * FIXED_POINT).to(torch.int64)
 
 
@@ -242,4 +254,3 @@ def block_rows(offsets: Tensor, items: Tensor, users: Tensor, attributes: Tensor
     positions = torch.arange(segments.numel(), device=users.device) + (starts - limits[:-1])[segments]
     own = None if attributes is None else attributes[users]
     return Rows(users, limits, items[positions], segments, own), positions
-

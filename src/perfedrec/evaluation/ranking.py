@@ -30,7 +30,9 @@ class Held:
         """[B, k] whether each recommended item of ``lists`` [B, k] is held out for its user."""
         if not self.items.numel():
             return torch.zeros_like(lists, dtype=torch.bool)
-        owners = torch.repeat_interleave(torch.arange(self.offsets.numel() - 1, device=lists.device), self.offsets.diff())
+        owners = torch.repeat_interleave(
+            torch.arange(self.offsets.numel() - 1, device=lists.device), self.offsets.diff()
+        )
         keys = owners * n_items + self.items
         wanted = users[:, None] * n_items + lists
         places = torch.searchsorted(keys, wanted).clamp_(max=keys.numel() - 1)
@@ -48,7 +50,7 @@ class Totals:
     shown: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, hits: Tensor, counts: Tensor, lists: Tensor) -> None:
-        """Count a block: ``hits`` and ``lists`` [B, max(ks)], ``counts`` [B] held-out items (users with 0 are left out)."""
+        """Count a block: ``hits`` and ``lists`` [B, max(ks)], ``counts`` [B] held-out items (0: left out)."""
         tested = counts > 0
         hits, lists, counts = hits[tested].to(torch.float64), lists[tested], counts[tested].to(torch.float64)
         self.users += int(tested.sum())

@@ -53,7 +53,8 @@ class Crossing:
         """
         sizes = [prod(shape) for shape in self._shapes]
         pieces = [
-            piece.view(weights.shape[0], *shape) for piece, shape in zip(weights.split(sizes, dim=1), self._shapes, strict=True)
+            piece.view(weights.shape[0], *shape)
+            for piece, shape in zip(weights.split(sizes, dim=1), self._shapes, strict=True)
         ]
         embedding, *cross, query = pieces
         x = attributes @ embedding.transpose(1, 2)

@@ -15,7 +15,13 @@ ServerOptimizer = Literal["fedavg", "fedadam", "fedadagrad", "fedyogi"]
 
 
 def adam(
-    gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, learning_rate: float, betas: tuple[float, float], epsilon: float
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    steps: Tensor,
+    learning_rate: float,
+    betas: tuple[float, float],
+    epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One Adam step (Kingma and Ba, 2015) for each of B independent vectors.
 

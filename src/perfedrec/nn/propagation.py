@@ -6,6 +6,7 @@ of item i, ``c_ui = 1 / sqrt(|I_u| |N_i|)``.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,14 +23,14 @@ class Star:
 
     User vector ``e_u = own p_u + sum_i edge_ui q_i + user_shift_u`` and item vector ``e_i = scale_i q_i + shift_i``.
 
-    ``edge`` [R] for the block's rows; ``user_shift`` [B, d]; ``scale`` [m, 1] and ``shift`` [m, d] for all items.
+    ``edge`` [R] for the block's rows; ``user_shift`` [B, d]; ``scale`` a number or [m, 1], ``shift`` [m, d] for items.
     """
 
     own: float
     edge: Tensor
-    user_shift: Tensor | None
-    scale: Tensor
-    shift: Tensor | None
+    user_shift: Tensor | None = None
+    scale: Tensor | float = 1.0
+    shift: Tensor | None = None
 
     def users(self, vectors: Tensor, rows: Tensor, segments: Tensor) -> Tensor:
         """[B, d] final user vectors from layer-0 vectors [B, d] and the rows [R, d] of the users' own items."""
@@ -38,10 +39,12 @@ class Star:
 
     def items(self, rows: Tensor, items: Tensor | None = None) -> Tensor:
         """[T, d] final item vectors of the layer-0 ``rows`` of ``items`` [T] (all items when ``None``)."""
-        scale = self.scale if items is None else self.scale.index_select(0, items)
-        if self.shift is None:
-            return scale * rows
-        return torch.addcmul(self.shift if items is None else self.shift.index_select(0, items), scale, rows)
+        scale, shift = self.scale, self.shift
+        if items is not None:
+            scale = scale.index_select(0, items) if isinstance(scale, Tensor) else scale
+            shift = None if shift is None else shift.index_select(0, items)
+        scaled = rows if isinstance(scale, float) and scale == 1.0 else scale * rows
+        return scaled if shift is None else scaled + shift
 
 
 def edge_weights(rows: Rows, item_degrees: Tensor) -> Tensor:
@@ -56,21 +59,18 @@ def lightgcn_star(rows: Rows, item_degrees: Tensor, sums: Tensor | None, n_layer
     ``u^(k+1) = sum_i c_ui i^(k)`` is local; ``i^(k+1) = sum_v c_vi v^(k)`` comes as neighbour sums from the
     neighbourhood service and is constant to the client. The final vectors are the means of layers 0 to K.
 
-    ``sums`` [K, m, d] are the neighbour sums of layers 1 to K; without them (``None``) the items keep layer 0 alone and
-    users layers 0 and 1.
+    ``sums`` [2, m, d] are ``sum_{k=1}^{K-1} i^(k) / (K + 1)`` and ``sum_{k=1}^{K} i^(k) / (K + 1)``: what a user's and
+    what an item's final vector takes from them. Without them (``None``) an item keeps layer 0 alone, and a user the
+    mean of layers 0 and 1.
     """
     weights = edge_weights(rows, item_degrees)
-    layers = n_layers + 1 if sums is not None else min(n_layers, 1) + 1
-    edge = weights / layers if layers > 1 else torch.zeros_like(weights)
+    if n_layers == 0:
+        return Star(1.0, torch.zeros_like(weights))
     if sums is None:
-        scale = torch.ones(item_degrees.numel(), 1, device=weights.device)
-        return Star(1.0 / layers, edge, None, scale, None)
-    scale = torch.full((item_degrees.numel(), 1), 1.0 / layers, device=weights.device)
-    below = sums[: n_layers - 1].sum(0) if n_layers > 1 else None
-    shift = None
-    if below is not None:
-        shift = segment_sum(edge[:, None] * below.index_select(0, rows.items), rows.segments, rows.n_users)
-    return Star(1.0 / layers, edge, shift, scale, sums[:n_layers].sum(0) / layers)
+        return Star(0.5, weights / 2)
+    share = 1.0 / (n_layers + 1)
+    below = weights[:, None] * sums[0].index_select(0, rows.items)
+    return Star(share, weights * share, segment_sum(below, rows.segments, rows.n_users), share, sums[1])
 
 
 def spectral_star(rows: Rows, item_degrees: Tensor) -> Star:
@@ -79,8 +79,9 @@ def spectral_star(rows: Rows, item_degrees: Tensor) -> Star:
     With ``q`` the leading right singular vectors of ``D_u^-1/2 R D_i^-1/2`` and ``p = 0`` these are the scores of the
     truncated spectral filter.
     """
-    scale = item_degrees.clamp(min=1).to(torch.float32).sqrt()[:, None]
-    return Star(1.0, edge_weights(rows, item_degrees), None, scale, None)
+    return Star(
+        1.0, edge_weights(rows, item_degrees), scale=item_degrees.clamp(min=1).to(torch.float32).sqrt()[:, None]
+    )
 
 
 class Bipartite:
@@ -112,7 +113,7 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transpose: Tensor, vectors: Tensor) -> Tensor:
         ctx.transpose = transpose
-        return cast(Tensor, matrix @ vectors)
+        return matrix @ vectors
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
@@ -123,7 +124,11 @@ def _csr(rows: Tensor, columns: Tensor, values: Tensor, n_rows: int, n_columns: 
     order = (rows * n_columns + columns).argsort()
     limits = torch.zeros(n_rows + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(torch.bincount(rows, minlength=n_rows), 0, out=limits[1:])
-    return torch.sparse_csr_tensor(limits, columns[order], values[order], (n_rows, n_columns), check_invariants=False)
+    with warnings.catch_warnings():  # torch calls its CSR layout beta, once per process
+        warnings.filterwarnings("ignore", message="Sparse CSR", category=UserWarning)
+        return torch.sparse_csr_tensor(
+            limits, columns[order], values[order], (n_rows, n_columns), check_invariants=False
+        )
 
 
 def lightgcn(graph: Bipartite, users: Tensor, items: Tensor, n_layers: int) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class _SegmentSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, segments: Tensor, n: int) -> Tensor:
         ctx.save_for_backward(segments)
-        return values.new_zeros(n, *values.shape[1:]).index_add_(0, segments, values)
+        return _sum(values, segments, n)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -30,16 +31,25 @@ class _Expand(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (segments,) = ctx.saved_tensors
-        return grads[0].new_zeros(ctx.n, *grads[0].shape[1:]).index_add_(0, segments, grads[0]), None
+        return _sum(grads[0], segments, ctx.n), None
+
+
+def _sum(values: Tensor, segments: Tensor, n: int) -> Tensor:
+    if values.dim() != 2 or not values.numel():
+        return values.new_zeros(n, *values.shape[1:]).index_add_(0, segments, values)
+    # Summing bags of consecutive rows is several times faster than scattering them.
+    numbers = torch.arange(max(n, segments.numel()), device=values.device)
+    starts = torch.searchsorted(segments, numbers[:n])
+    return functional.embedding_bag(numbers[: segments.numel()], values, starts, mode="sum")
 
 
 def segment_sum(values: Tensor, segments: Tensor, n: int) -> Tensor:
-    """[n, ...] sums of ``values`` [R, ...] by ``segments`` [R]; the rows of a segment are added in their order."""
+    """[n, ...] sums of ``values`` [R, ...] by ``segments`` [R], which ascend."""
     return cast(Tensor, _SegmentSum.apply(values, segments, n))  # type: ignore[no-untyped-call]
 
 
 def expand(values: Tensor, segments: Tensor) -> Tensor:
-    """[R, ...] the row of ``values`` [n, ...] that each segment index names."""
+    """[R, ...] the row of ``values`` [n, ...] that each of ``segments`` [R], which ascend, names."""
     return cast(Tensor, _Expand.apply(values, segments))  # type: ignore[no-untyped-call]
 
 

@@ -17,7 +17,9 @@ def perturb(vectors: Tensor, noise: float, key: Key) -> Tensor:
     return vectors + noise * torch.sign(vectors.detach()) * direction
 
 
-def noisy_lightgcn(graph: Bipartite, users: Tensor, items: Tensor, n_layers: int, noise: float, key: Key) -> tuple[Tensor, Tensor]:
+def noisy_lightgcn(
+    graph: Bipartite, users: Tensor, items: Tensor, n_layers: int, noise: float, key: Key
+) -> tuple[Tensor, Tensor]:
     """Final vectors [n, d] and [m, d] of one view: LightGCN with noise in every propagated layer.
 
     As in SimGCL the mean is taken over layers 1 to K: layer 0 is the same in both views.

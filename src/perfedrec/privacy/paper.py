@@ -6,14 +6,14 @@ whole has no useful guarantee, and a sparse upload shows which rows were touched
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from perfedrec.core.keys import Key, fold_in, laplace, uniform
-from perfedrec.core.sampling import draw_outside
+from perfedrec.core.sampling import draw_outside, ranks
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Rows
 
@@ -27,41 +27,50 @@ class PrivacySettings(Settings):
     masking: float = Field(0.0, ge=0, lt=1, description="share of a user's items that is left out")
 
 
-def perturb_labels(rows: Rows, n_items: int, settings: PrivacySettings, key: Key) -> tuple[Rows, Tensor, Rows]:
-    """The rows a client works with: a share of its items left out, a share of random items labelled as interacted.
+@dataclass(frozen=True)
+class Labels:
+    """What a block's users train on: ``rows`` labelled as interacted, and ``negatives`` [T] with ``owners`` [T].
 
-    Returns the perturbed rows; the position [R'] of each in ``rows`` (-1 for decoys); and the rows that are no
-    negatives, real items and decoys together. A user keeps at least one real item. The numbers of decoys are rounded
-    at random, so that their mean is the exact share.
+    ``positions`` [R'] tells where each labelled row stands among the real ones; it is -1 for a decoy.
+    """
+
+    rows: Rows
+    positions: Tensor
+    negatives: Tensor
+    owners: Tensor
+
+
+def label(rows: Rows, n_items: int, settings: PrivacySettings, n_negatives: int | None, key: Key) -> Labels:
+    """Leave a share of a user's items out, label a share of random items as interacted, and draw negatives.
+
+    Decoys and negatives are one draw of distinct items outside the user's own: a masked item is never a negative, and
+    neither is a decoy. ``n_negatives`` is their number per user, or ``None`` for one per label. A user keeps at least
+    one real item. The number of decoys is rounded at random, so that its mean is the exact share.
     """
     positions = torch.arange(rows.items.numel(), device=rows.items.device)
-    labelled = known = rows
+    kept, decoys = rows.counts, torch.zeros_like(rows.counts)
     if settings.masking:
         draws = uniform(fold_in(key.fold("masking").spread(rows.users)[rows.segments], rows.items), 1).squeeze(-1)
         best = draws.new_zeros(rows.n_users).scatter_reduce_(0, rows.segments, draws, "amax")
         positions = ((draws >= settings.masking) | (draws == best[rows.segments])).nonzero().squeeze(1)
-        labelled = _jagged(rows, rows.items[positions], rows.segments[positions])
+        kept = torch.bincount(rows.segments[positions], minlength=rows.n_users)
     if settings.pseudo_items:
-        counts = rows.counts * settings.pseudo_items + uniform(key.fold("counts").spread(rows.users), 1).squeeze(-1)
-        keys = key.fold("decoys").spread(rows.users)
-        decoys, owners = draw_outside(rows, n_items, counts.floor().to(torch.int64), keys)
-        known, _ = _merge(rows, decoys, owners, n_items)
-        labelled, order = _merge(labelled, decoys, owners, n_items)
-        positions = torch.cat([positions, torch.full_like(decoys, -1)])[order]
-    return labelled, positions, known
-
-
-def _merge(rows: Rows, items: Tensor, segments: Tensor, n_items: int) -> tuple[Rows, Tensor]:
-    """Rows with further items, ascending per user, and the order that made them so."""
-    items, segments = torch.cat([rows.items, items]), torch.cat([rows.segments, segments])
-    order = (segments * n_items + items).argsort()
-    return _jagged(rows, items[order], segments[order]), order
-
-
-def _jagged(rows: Rows, items: Tensor, segments: Tensor) -> Rows:
+        fraction = uniform(key.fold("decoys").spread(rows.users), 1).squeeze(-1)
+        decoys = (rows.counts * settings.pseudo_items + fraction).floor().to(torch.int64)
+        decoys = torch.minimum(decoys, n_items - rows.counts)
+    wanted = kept + decoys if n_negatives is None else torch.full_like(kept, n_negatives)
+    outside, owners = draw_outside(rows, n_items, decoys + wanted, key.fold("outside").spread(rows.users))
+    if not settings.masking and not settings.pseudo_items:
+        return Labels(rows, positions, outside, owners)
+    decoy = ranks(owners, rows.n_users) < decoys[owners]
+    segments = torch.cat([rows.segments[positions], owners[decoy]])
+    order = segments.argsort(stable=True)
+    items = torch.cat([rows.items[positions], outside[decoy]])[order]
+    positions = torch.cat([positions, positions.new_full((items.numel() - positions.numel(),), -1)])[order]
     limits = torch.zeros_like(rows.offsets)
-    torch.cumsum(torch.bincount(segments, minlength=rows.n_users), 0, out=limits[1:])
-    return replace(rows, offsets=limits, items=items, segments=segments)
+    torch.cumsum(kept + decoys, 0, out=limits[1:])
+    labelled = replace(rows, offsets=limits, items=items, segments=segments[order])
+    return Labels(labelled, positions, outside[~decoy], owners[~decoy])
 
 
 def protect(values: Tensor, settings: PrivacySettings, keys: Tensor) -> Tensor:
