@@ -49,8 +49,8 @@ def attempt(path: Path) -> tuple[pl.DataFrame | None, str]:
         ("uid\tiid\n1\t2\n1\t3\n", "tsv", "user item", [(1, 2)]),
         ("New York\tBig Apple\nOslo\tA\n", "tsv", "user item", [("New York", "Big Apple")]),
         ("1::11::5::978300760\n1::6::3::978302109\n", "ml-1m", "user item rating timestamp", [(1, 11, 5, 978300760)]),
-        ("19\t24\t3\t881250949\n8\t3\t3\t891717742\n", "triples", "user item rating timestamp", [(19, 24, 3, 881250949)]),
-        ("user_id:token\titem_id:token\ttime:float\na\tb\t9e8\n", "recbole", "user item timestamp", [("a", "b", 9 * 10**8)]),
+        ("1\t2\t3\t881250949\n8\t3\t3\t891717742\n", "triples", "user item rating timestamp", [(1, 2, 3, 881250949)]),
+        ("user_id:token\titem_id:token\ttime:float\na\tb\t9e2\n", "recbole", "user item timestamp", [("a", "b", 900)]),
         ("\ufeffuser,item\r\n1,2\r\n\r\n3,4\r\n", "csv", "user item", [(1, 2), (3, 4)]),
         ('user,item\n"a,b","c ""d"""\n', "csv", "user item", [("a,b", 'c "d"')]),
     ],
@@ -222,8 +222,9 @@ def test_names_of_any_letters_survive_csv(path: Path, wanted: set[tuple[str, str
 @pytest.mark.parametrize(
     ("content", "format", "message"),
     [
-        (b"", "auto", r"data: is empty; expected interactions"),
+        (b"", "auto", r"data: is empty"),
         (b" \n\n", "auto", r"data: is empty"),
+        (b"\xef\xbb\xbf\n", "csv", r"data: is empty"),
         (b"\x7fELF\0\0\1", "auto", r"data, line 1: holds the control character 0x00; expected text"),
         (b"user,item\n1,2\ncaf\xe9,3\n", "auto", r"data, line 3: is not UTF-8 text"),
         (b"0 1 1\n0 2 1\n0 3 1 9\n0 4 1\n", "triples", r"data, line 3: has 4 columns; expected 3 as in the first line"),

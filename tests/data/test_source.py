@@ -1,9 +1,23 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from perfedrec.data import load
+from perfedrec.core.errors import DataError
+from perfedrec.data import Attributes, Dataset, load, synthetic
+
+RATINGS = "user,item,rating,timestamp\n" + "".join(
+    f"{user},{item},{(user + item) % 5 + 1},{1_700_000_000 + 10 * item}\n" for user in range(1, 9) for item in range(20)
+)
+
+
+@pytest.fixture
+def ratings(tmp_path: Path) -> Path:
+    path = tmp_path / "ratings.csv"
+    path.write_text(RATINGS)
+    return path
 
 
 @pytest.mark.real_data
@@ -14,3 +28,154 @@ def test_yelp_as_given(real_data: Callable[[str], Path]) -> None:
     assert (data.notes.valid.unknown_items, data.notes.valid.left_out) == (49, 55)
     assert int((data.test.degrees > 0).sum()) == 5144
     assert any("62 items never occur in training" in line for line in data.notes.lines())
+    first = data.train.item_ids[data.train.items[: data.train.degrees[0]]]
+    assert {842, 2003, 2219} <= set(first.tolist())  # the first lines of train.txt
+
+
+@pytest.mark.real_data
+def test_movielens_100k(real_data: Callable[[str], Path]) -> None:
+    data = load(real_data("ml-100k"))
+    assert (data.n_users, data.n_items) == (943, 1679)
+    assert data.train.n_interactions == 100_000 - 2 * 943
+    assert data.user_attributes is not None
+    assert data.user_attributes.values.shape == (943, 30)
+    assert data.item_attributes is not None
+    assert data.item_attributes.values.shape == (1679, 19)
+    liked = load(real_data("ml-100k"), min_rating=4, k_core=10)
+    assert "rated 4 or more: 942 users, 1,447 items, 55,375 interactions" in liked.notes.lines()
+    # the last one of a user is never earlier than what they train on
+    times = data.train.timestamps
+    assert times is not None
+    assert data.test.timestamps is not None
+    latest = np.maximum.reduceat(times, data.train.offsets[:-1])
+    assert (data.test.timestamps >= latest[data.test.users_of_rows()]).all()
+
+
+def test_a_single_file_is_split_by_time_where_it_can_be(ratings: Path) -> None:
+    data = load(ratings)
+    assert data.name == "ratings"
+    assert data.notes.lines()[0] == "split: leave-one-out by time"
+    assert data.train.item_ids.tolist() == list(range(18))  # everybody took items in the order 0 .. 19
+    assert data.notes.test.unknown_items == 1
+    without = ratings.with_name("pairs.csv")
+    without.write_text("\n".join(",".join(line.split(",")[:2]) for line in RATINGS.splitlines()))
+    assert load(without, seed=4).notes.lines()[0] == "split: leave-one-out in random order (seed 4)"
+    with pytest.raises(DataError, match="use order random"):
+        load(without, order="time")
+
+
+def test_every_option_matters(ratings: Path) -> None:
+    prints = {
+        "as it is": load(ratings).fingerprint,
+        "min_rating": load(ratings, min_rating=3).fingerprint,
+        "random": load(ratings, order="random").fingerprint,
+        "seed": load(ratings, order="random", seed=1).fingerprint,
+        "how": load(ratings, split_how="ratio").fingerprint,
+        "k_core": load(ratings, min_rating=3, k_core=5).fingerprint,
+        "columns": load(ratings, columns={"user": "item", "item": "user"}).fingerprint,
+    }
+    assert len(set(prints.values())) == len(prints)
+    assert load(ratings, format="csv").fingerprint == prints["as it is"]
+
+
+def test_a_folder_of_one_file_with_attributes(ratings: Path) -> None:
+    (ratings.parent / "item_attributes.csv").write_text("item,kind\n0,a\n1,b\n99,b\n")
+    data = load(ratings.parent)
+    assert data.name == ratings.parent.name
+    assert data.item_attributes is not None
+    assert data.item_attributes.values[:3].tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert data.user_attributes is None
+    assert data.notes.lines()[-2:] == [
+        "item_attributes.csv: 16 of 18 items have no attributes and get zeros",
+        "item_attributes.csv: 1 items are not in the training data and are ignored",
+    ]
+
+
+def given_split(folder: Path) -> dict[str, Path]:
+    paths = {part: folder / f"{part}.csv" for part in ("train", "valid", "test")}
+    for path, text in zip(paths.values(), ("1,1\n1,2\n2,1\n", "2,2\n", "1,3\n"), strict=True):
+        path.write_text("user,item\n" + text)
+    return paths
+
+
+def test_given_parts_as_a_folder_and_as_files(tmp_path: Path) -> None:
+    paths = given_split(tmp_path)
+    data = load(tmp_path)
+    assert data.fingerprint == load(**paths).fingerprint  # type: ignore[arg-type]
+    assert (data.train.n_interactions, data.valid.n_interactions, data.test.n_interactions) == (3, 1, 0)
+    assert data.notes.test.unknown_items == 1
+    for options in ({"min_rating": 3}, {"k_core": 2}):
+        with pytest.raises(DataError, match=r"taken as it is; min_rating and k_core need a single file"):
+            load(tmp_path, **options)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"either where the data are, or all of train, valid and test"):
+        load(train=paths["train"], test=paths["test"])
+    with pytest.raises(DataError, match=r"either where the data are, or all of train, valid and test"):
+        load(tmp_path, **paths)  # type: ignore[arg-type]
+    (tmp_path / "valid.txt").write_text("1 2\n")
+    with pytest.raises(DataError, match=r"holds valid.txt and valid.csv; expected one of them"):
+        load(tmp_path)
+    (tmp_path / "valid.txt").unlink()
+    (tmp_path / "valid.csv").unlink()
+    with pytest.raises(DataError, match=r"needs train, valid and test; missing: valid"):
+        load(tmp_path)
+
+
+def test_folders_that_hold_nothing_known(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected train, valid and test files, one of u.data.*; found nothing"):
+        load(tmp_path)
+    (tmp_path / "a.inter").write_text("user_id:token\titem_id:token\n" + "".join(f"u\ti{i}\n" for i in range(5)))
+    assert load(tmp_path).n_items == 3
+    (tmp_path / "b.inter").write_text("")
+    with pytest.raises(DataError, match=r"or one .inter file; found a.inter, b.inter"):
+        load(tmp_path)
+    with pytest.raises(DataError, match=r"nowhere: no such file"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no data: name a file"):
+        load()
+
+
+def test_synthetic_settings() -> None:
+    data = load("synthetic:users=60, items=80,clusters=2,interactions_per_user=8,seed=3,strength=1")
+    interactions, truth = synthetic(60, 80, 2, 8, 3, 1.0)
+    assert data.train.n_interactions == interactions.n_interactions - 120
+    assert data.truth is not None
+    rows, items = data.train.users_of_rows(), data.train.items
+    assert np.array_equal(data.truth.user_clusters[rows], data.truth.item_clusters[items])
+    assert np.array_equal(data.truth.popularity, truth.popularity[data.train.item_ids])
+    assert load("synthetic").n_users == 2000
+    with pytest.raises(DataError, match=r"unknown setting of synthetic data 'user': .*; did you mean 'users'\?"):
+        load("synthetic:user=5")
+    with pytest.raises(DataError, match=r"users must be an integer, got '5.5'"):
+        load("synthetic:users=5.5")
+
+
+def test_the_fingerprint_tells_any_change_and_nothing_else(tmp_path: Path) -> None:
+    given_split(tmp_path)
+    first = load(tmp_path)
+
+    def changed(**changes: object) -> str:
+        return replace(first, **changes).fingerprint  # type: ignore[arg-type]
+
+    assert changed(name="other") == first.fingerprint
+    assert len(first.fingerprint) == 16
+    one = Attributes(("a",), np.ones((2, 1), dtype=np.float32))
+    others = [
+        changed(test=first.valid),
+        changed(valid=first.test),
+        changed(user_attributes=one),
+        changed(item_attributes=one),
+        changed(user_attributes=Attributes(("b",), one.values)),
+    ]
+    (tmp_path / "train.csv").write_text("user,item\n1,1\n1,2\n3,1\n")
+    others.append(load(tmp_path).fingerprint)
+    assert len({first.fingerprint, *others}) == 7
+
+
+def test_a_dataset_must_fit_together(tmp_path: Path) -> None:
+    given_split(tmp_path)
+    first = load(tmp_path)
+    second = load("synthetic:users=20,items=40,clusters=2,interactions_per_user=5")
+    with pytest.raises(DataError, match=r"must share their user and item ids"):
+        Dataset("x", first.train, first.valid, second.test, first.notes)
+    with pytest.raises(DataError, match=r"attributes must have 2 rows, got 3"):
+        replace(first, user_attributes=Attributes(("a",), np.ones((3, 1), dtype=np.float32)))

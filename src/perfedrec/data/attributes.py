@@ -47,7 +47,9 @@ def read_movielens_users(folder: Path, ids: Ids) -> tuple[Attributes, tuple[str,
         row = int(age.is_null().arg_max() or 0)
         fail(path, row + 1, f"age is {cells['age'][row]!r}; expected an integer")
     bracket = np.array(AGE_NAMES)[np.searchsorted(AGES, age.to_numpy(), side="right")]
-    occupation = pl.col("occupation") if separator == "|" else "group " + pl.col("occupation")  # 1M numbers them
+    occupation = (
+        pl.col("occupation") if separator == "|" else ("group " + pl.col("occupation")).alias("occupation")
+    )  # 1M numbers them
     return _finish(path, cells.select("id", "gender", occupation, age=pl.Series(bracket.tolist())), ids, "user")
 
 
@@ -98,10 +100,10 @@ def _cells(path: Path, text: bytes, separator: str, names: list[str], skip: int 
 def _finish(path: Path, cells: pl.DataFrame, ids: Ids, kind: str) -> tuple[Attributes, tuple[str, ...]]:
     """Encode the columns after the first, and put the rows in the order of ``ids``."""
     own = cells.to_series(0)
-    if own.null_count() or own.n_unique() < own.len():
-        value = own.filter(own.is_duplicated())[0]
-        problem = "a line has no id" if value is None else f"{kind} {value} occurs twice"
-        raise DataError(f"{path}: {problem}; expected one line for each id")
+    if own.null_count():
+        raise DataError(f"{path}: a line has no id")
+    if own.n_unique() < own.len():
+        raise DataError(f"{path}: {kind} {own.filter(own.is_duplicated())[0]} occurs twice; expected one line for each")
     names: list[str] = []
     columns: list[np.ndarray] = []
     for column in cells.iter_columns():

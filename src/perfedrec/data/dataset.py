@@ -145,8 +145,9 @@ class Dataset:
         for part in (self.train, self.valid, self.test):
             add(part.offsets)
             add(part.items)
-        for attributes in (self.user_attributes, self.item_attributes):
+        for kind, attributes in (("user", self.user_attributes), ("item", self.item_attributes)):
             if attributes is not None:
+                digest.update(kind.encode())
                 add(np.array(attributes.names, dtype=object))
                 add(attributes.values)
         return digest.hexdigest()[:16]

@@ -93,7 +93,7 @@ def check_name(name: str, known: tuple[str, ...], kind: str) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file that exists and is not empty."""
+    """The bytes of a file that exists and is not empty."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; expected a file")
     try:
@@ -102,8 +102,8 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    if not data.strip():
-        raise DataError(f"{path}: is empty; expected interactions")
+    if not data:
+        raise DataError(f"{path}: is empty")
     return data
 
 
@@ -114,6 +114,8 @@ def fail(path: Path, line: int, problem: str) -> NoReturn:
 def clean(path: Path, data: bytes) -> bytes:
     """UTF-8 text with plain line ends and none at the end; line numbers stay as they are."""
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n ")
+    if not data.strip():
+        raise DataError(f"{path}: is empty")
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n")
     if control := re.search(rb"[\x00-\x08\x0b-\x1f]", data):
@@ -146,8 +148,8 @@ def detect(path: str | Path) -> str:
 
 
 def _detect(path: Path, text: bytes) -> str:
-    start = text[: 1 << 16]
-    first = next(line for line in start.split(b"\n") if line.strip()).decode(errors="replace")
+    start = text.lstrip()[: 1 << 16]
+    first = start.partition(b"\n")[0].decode(errors="replace")
     if re.search(r"\S::\S", first):
         return "ml-1m"
     if re.search(r":(token|float)\b", first):

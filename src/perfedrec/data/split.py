@@ -28,8 +28,9 @@ def split(
     """Split each user's interactions, put in order by time or at random, into training, validation and test.
 
     "leave-one-out": the last one is for testing, the one before for validation. "ratio": the first ``ratio[0]`` of
-    them, rounded, train and the last ``ratio[2]`` test. Users with fewer than 3 interactions stay in training and
-    are counted in ``notes``. Interactions at the same second are put in random order, so that ids have no say.
+    them train and the last ``ratio[2]`` test, with the limits between the parts rounded. Users with fewer than 3
+    interactions stay in training and are counted in ``notes``. Interactions at the same second are put in random
+    order, so that ids have no say.
     Raises :class:`DataError` when ``order`` is "time" and there are no timestamps.
     """
     check_name(how, SPLITS, "split")

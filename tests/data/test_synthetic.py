@@ -1,0 +1,95 @@
+import time
+
+import numpy as np
+import pytest
+
+from perfedrec.core.errors import DataError
+from perfedrec.data import SyntheticTruth, describe, synthetic
+from perfedrec.data.synthetic import POPULARITY_EXPONENT
+
+
+def same_cluster(strength: float) -> float:
+    interactions, truth = synthetic(users=3000, items=4000, clusters=4, strength=strength)
+    return float(np.mean(truth.user_clusters[interactions.users_of_rows()] == truth.item_clusters[interactions.items]))
+
+
+def test_strength_is_the_share_drawn_from_the_own_cluster() -> None:
+    assert same_cluster(1.0) == 1.0
+    # s + (1 - s) / clusters, a little less because repeats, which are drawn again, are more frequent among few items
+    assert 0.83 < same_cluster(0.8) < 0.86
+    assert same_cluster(0.0) == pytest.approx(0.25, abs=0.03)
+
+
+def test_sizes_ids_and_clusters() -> None:
+    interactions, truth = synthetic(users=400, items=90, clusters=3, interactions_per_user=10)
+    assert interactions.user_ids.tolist() == list(range(400))
+    assert interactions.item_ids.tolist() == list(range(90))
+    assert np.bincount(truth.item_clusters).tolist() == [30, 30, 30]
+    assert np.bincount(truth.user_clusters, minlength=3).min() > 90
+    assert interactions.degrees.min() >= 3
+    assert interactions.degrees.max() == 15  # half of a cluster
+
+
+def test_popularity_follows_the_planted_power_law() -> None:
+    interactions, truth = synthetic(users=20_000, items=2000, clusters=2, strength=0.5)
+    counts = interactions.item_degrees
+    ranks = np.argsort(np.argsort(-truth.popularity))
+    tail = (ranks >= 50) & (ranks < 1500)  # the head is flattened: nobody takes an item twice
+    slope = np.polyfit(np.log(ranks[tail] + 1.0), np.log(counts[tail]), 1)[0]
+    assert slope == pytest.approx(-POPULARITY_EXPONENT, abs=0.06)
+    assert 0.45 < describe(interactions)["item_degrees"]["gini"] < 0.7
+
+
+def test_activity_is_log_normal() -> None:
+    interactions, _ = synthetic(users=20_000, items=5000, clusters=2, interactions_per_user=40)
+    degrees = interactions.degrees
+    assert degrees.mean() == pytest.approx(40, rel=0.03)
+    assert np.log(degrees).std() == pytest.approx(0.7, abs=0.02)
+
+
+def test_times_lie_in_one_year_and_tell_nothing_about_popularity() -> None:
+    interactions, truth = synthetic(users=5000)
+    times = interactions.timestamps
+    assert times is not None
+    assert 360 * 86_400 < times.max() - times.min() < 365 * 86_400
+    correlation = np.corrcoef(times, truth.popularity[interactions.items])[0, 1]
+    assert abs(correlation) < 0.02
+
+
+def test_the_seed_decides_and_zero_is_a_seed() -> None:
+    first, again, other = (synthetic(users=100, seed=seed)[0] for seed in (0, 0, 1))
+    assert np.array_equal(first.items, again.items)
+    assert not np.array_equal(first.items[:50], other.items[:50])
+
+
+def test_truth_of_a_selection() -> None:
+    truth = SyntheticTruth(np.array([0, 1, 2]), np.array([2, 1]), np.array([0.5, 1.0]))
+    taken = truth.take(np.array([2, 0]), np.array([1]))
+    assert (taken.user_clusters.tolist(), taken.item_clusters.tolist(), taken.popularity.tolist()) == (
+        [2, 0],
+        [1],
+        [1.0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"users": 0}, "users, items and clusters of at least 1"),
+        ({"seed": -1}, "a seed of at least 0"),
+        ({"strength": 1.2}, "strength is the share drawn from the own cluster, 0 to 1, got 1.2"),
+        ({"items": 100}, "between 3 and half of a cluster's items, 10 for 100 items in 5 clusters, got 20"),
+        ({"interactions_per_user": 1}, "between 3 and"),
+    ],
+)
+def test_impossible_settings(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        synthetic(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_half_a_million_users_in_under_a_minute() -> None:
+    start = time.perf_counter()
+    interactions, _ = synthetic(users=500_000, items=7000)
+    assert time.perf_counter() - start < 60
+    assert interactions.n_interactions == pytest.approx(10_000_000, rel=0.02)

@@ -1,0 +1,59 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perfedrec.core.errors import DataError
+from perfedrec.data import Attributes, Dataset, Interactions, load, split, write
+
+
+@pytest.fixture
+def data() -> Dataset:
+    data = load("synthetic:users=30,items=60,clusters=2,interactions_per_user=5")
+    values = np.random.default_rng(0).random((data.n_users, 2)).astype(np.float32)
+    return replace(data, user_attributes=Attributes(("age", "job=cook"), values))
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_what_is_written_is_read(data: Dataset, tmp_path: Path, format: str) -> None:
+    folder = write(data, tmp_path / "deep" / "set", format)
+    names = {f"{part}.{format}" for part in ("train", "valid", "test")} | {"user_attributes.csv"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert [path.name for path in folder.parent.iterdir()] == ["set"]
+    again = load(folder)
+    assert again.fingerprint == data.fingerprint
+    assert again.user_attributes is not None
+    assert again.user_attributes.names == ("age", "job=cook")
+    for part in ("train", "valid", "test"):
+        assert np.array_equal(getattr(again, part).timestamps, getattr(data, part).timestamps)
+
+
+def test_awkward_names_survive(tmp_path: Path) -> None:
+    users = np.array(['a,"b"', "c d", "Zoë"], dtype=object)
+    rows = Interactions.from_rows(users, np.arange(4), np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3))
+    data = split(rows, order="random")
+    assert load(write(data, tmp_path / "set")).train.user_ids.tolist() == sorted(users)
+
+
+def test_an_empty_folder_is_used_and_a_full_one_is_not(data: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write(data, tmp_path / "empty")
+    (tmp_path / "file").write_text("mine")
+    for name in ("empty", "file"):
+        with pytest.raises(DataError, match=f"{name}: exists already and is not an empty folder; nothing was written"):
+            write(data, tmp_path / name)
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(DataError, match="unknown format to write 'xlsx': expected one of csv, parquet"):
+        write(data, tmp_path / "new", "xlsx")
+
+
+def test_nothing_is_left_of_a_write_that_fails(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DataError, match=r"new: cannot be written \(No space left on device\)"):
+        write(data, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
