@@ -19,10 +19,11 @@ from perfedrec.nn.propagation import Star, lightgcn_star, spectral_star
 class View:
     """What clients receive.
 
-    ``items`` [m, d] the global table; ``degrees`` [m]; ``groups`` [B] the users' clusters; ``offsets`` [K m, d] the cluster models as differences from the global table (a client receives its own cluster's alone);
-    ``dense`` [D] shared weights of the attribute networks; ``item_attributes`` [m, F]; ``tokens`` [m] names of the items
-    towards the neighbourhood service; ``neighbours`` [2, m, d] neighbour sums for users and for items; ``start`` [B, d]
-    pre-trained user vectors for those who have not trained yet.
+    ``items`` [m, d] the global table; ``degrees`` [m]; ``groups`` [B] the users' clusters; ``offsets`` [K m, d] the
+    cluster models as differences from the global table (a client receives its own cluster's alone); ``dense`` [D]
+    shared weights of the attribute networks; ``item_attributes`` [m, F]; ``tokens`` [m] names of the items towards the
+    neighbourhood service; ``neighbours`` [2, m, d] neighbour sums for users and for items; ``start`` [B, d] pre-trained
+    user vectors for those who have not trained yet.
     """
 
     items: Tensor

@@ -59,6 +59,29 @@ class Moments:
         return Moments(torch.zeros_like(like), torch.zeros_like(like))
 
 
+@dataclass(frozen=True)
+class Average:
+    """Running average of a table over rounds, brought up to date only where the table changes.
+
+    ``values`` [m, d] as of the end of round ``rounds`` [m] of each row; a row is constant between two touches, so that
+    its average follows in closed form.
+    """
+
+    values: Tensor
+    rounds: Tensor
+
+    @staticmethod
+    def start(table: Tensor) -> Average:
+        return Average(table.clone(), torch.zeros(table.shape[0], dtype=torch.int64, device=table.device))
+
+    def advance(self, table: Tensor, rows: Tensor, upto: int, decay: float) -> None:
+        """Average ``rows`` [r] of the ``table`` over the rounds up to ``upto``, in place."""
+        passed = (upto - self.rounds[rows]).to(torch.float32)[:, None]
+        current, values = table.index_select(0, rows), self.values.index_select(0, rows)
+        self.values.index_copy_(0, rows, current + decay**passed * (values - current))
+        self.rounds.index_fill_(0, rows, upto)
+
+
 def sparse_step(
     settings: ServerSettings, table: Tensor, moments: Moments | None, rows: Tensor, change: Tensor, share: float = 1.0
 ) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from perfedrec.algorithms import neighbourhood, parts
 from perfedrec.algorithms.model import Network, View
 from perfedrec.algorithms.neighbourhood import Service
-from perfedrec.algorithms.parts import Moments, sparse_step
+from perfedrec.algorithms.parts import Average, Moments, sparse_step
 from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.keys import Key, fold_in, normal
 from perfedrec.core.sampling import choose, draw_outside, ranks
@@ -37,10 +37,11 @@ MODELS = ("local", "cluster", "global")
 class State:
     """The server side: coordinator and neighbourhood service.
 
-    ``round`` rounds played; ``items`` [m, d] the global table; ``offsets`` [K m, d] the cluster models as differences;
-    ``dense`` [D] shared dense weights; ``labels`` [n] and ``centroids`` [K, d] the clusters, ``None`` before the first
-    clustering; ``degrees`` [m]; ``tokens`` [m] names of the items towards the service, which does not hold their key;
-    ``neighbours`` [2, m, d] the sums that it published last, in item order.
+    ``round`` rounds played; ``items`` [m, d] the global table and ``average`` its running average; ``offsets`` [K m, d]
+    the cluster models as differences from it; ``dense`` [D] shared dense weights; ``labels`` [n] and ``centroids``
+    [K, d] the clusters, ``None`` before the first clustering; ``degrees`` [m]; ``tokens`` [m] names of the items
+    towards the service, which does not hold their key; ``neighbours`` [2, m, d] the sums that it published last, in
+    item order.
     """
 
     round: int
@@ -48,6 +49,7 @@ class State:
     degrees: Tensor
     service: Service
     items_moments: Moments | None = None
+    average: Average | None = None
     offsets: Tensor | None = None
     offsets_moments: Moments | None = None
     dense: Tensor | None = None
@@ -125,6 +127,7 @@ class PerFedRec:
             degrees=spec.item_degrees.to(torch.float32),
             service=Service(reports=table.new_zeros(spec.n_users, layers, model.embedding_dim)),
             items_moments=Moments.zeros(table) if adaptive else None,
+            average=Average.start(table) if self.settings.server.averaging else None,
             offsets=offsets,
             offsets_moments=Moments.zeros(offsets) if adaptive and offsets is not None else None,
             dense=None if dense is None else dense.to(table.device),
@@ -170,9 +173,16 @@ class PerFedRec:
         if aggregate.edges is not None:
             service = replace(service, edges=aggregate.edges)
         state = replace(state, service=service, round=state.round + 1)
-        if phase == "train" and aggregate.clients:
-            self._learn(state, aggregate)
+        if aggregate.clients:
+            if phase == "train":
+                self._learn(state, aggregate)
+            else:
+                state = self._prepare(state, phase, aggregate, key)
         return self._serve(state, key)
+
+    def _prepare(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
+        """What a round of the prelude does to the tables: nothing, unless there is pre-training."""
+        return state
 
     def _learn(self, state: State, aggregate: Aggregate) -> None:
         """Global table, cluster offsets and dense weights take their steps; only touched rows are read or written."""
@@ -185,7 +195,11 @@ class PerFedRec:
             mean = sums / weights[torch.div(keys, n_items, rounding_mode="floor")][:, None]
             share = settings.clusters.learning_rate
             sparse_step(settings.server, state.offsets, state.offsets_moments, keys, mean, share)
+        if state.average is not None:
+            state.average.advance(state.items, touched, state.round - 1, settings.server.averaging)
         sparse_step(settings.server, state.items, state.items_moments, touched, total / weights.sum())
+        if state.average is not None:
+            state.average.advance(state.items, touched, state.round, settings.server.averaging)
         if aggregate.dense is not None and state.dense is not None:
             every = torch.arange(state.dense.numel(), device=state.dense.device)
             change = from_fixed(aggregate.dense) / weights.sum()
@@ -386,6 +400,28 @@ class PerFedRec:
         return replace(memory, mix=memory.mix - gradient)
 
     # --- scoring ---
+
+    def serving(self, state: State) -> State:
+        """Tables and clusters alone, the global table averaged where it is to be; shares storage with ``state``."""
+        items = state.items
+        if state.average is not None:
+            every = torch.arange(items.shape[0], device=items.device)
+            average = Average(state.average.values.clone(), state.average.rounds.clone())
+            average.advance(items, every, state.round, self.settings.server.averaging)
+            items = average.values
+        reports = state.service.reports[:, :0]
+        return replace(
+            state,
+            items=items,
+            average=None,
+            items_moments=None,
+            offsets=None if state.labels is None else state.offsets,
+            offsets_moments=None,
+            dense_moments=None,
+            centroids=None,
+            tokens=None,
+            service=Service(reports, start=state.service.start),
+        )
 
     def _personal(self, view: View, rows: Rows, memory: Memory) -> Personal:
         network, dense = self.network, None if view.dense is None else view.dense[None]

@@ -11,10 +11,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from perfedrec.algorithms import neighbourhood
 from perfedrec.algorithms.model import View
+from perfedrec.algorithms.neighbourhood import Service
+from perfedrec.algorithms.parts import Average
 from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
 from perfedrec.algorithms.settings import PretrainingSettings
-from perfedrec.core.keys import Key, uniform
+from perfedrec.core.keys import Key, normal, uniform
 from perfedrec.core.sampling import choose
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Aggregate, Contribution, Rows, Spec, from_fixed
@@ -47,8 +50,13 @@ class PerFedRecPP(PerFedRec):
     def init(self, spec: Spec, key: Key) -> State:
         state = super().init(spec, key)
         if self.settings.pretraining.kind == "spectral":
-            state = replace(state, items=orthonormal(state.items))
+            state = self._restart(state, orthonormal(state.items))
         return state
+
+    def _restart(self, state: State, items: Tensor) -> State:
+        """The state with another global table; a running average starts again from it."""
+        average = Average.start(items) if state.average is not None else None
+        return replace(state, items=items, average=average)
 
     def client(self, phase: str, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
         if phase not in ("spectral", "clusters"):
@@ -58,33 +66,42 @@ class PerFedRecPP(PerFedRec):
         reports = self._report(view, rows, memory.vectors, key) if self.settings.clusters.enabled else None
         return Contribution(rows.users, view.groups, ones, rows.segments, rows.items, product, reports=reports), memory
 
-    def server(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
-        if phase == "spectral" and aggregate.clients:
+    def _prepare(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
+        kind = self.settings.pretraining.kind
+        if phase == "spectral":
             image = torch.zeros_like(state.items).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
-            state = replace(state, items=orthonormal(image))
+            state = self._restart(state, orthonormal(image))
+            if self.prelude[state.round : state.round + 1] == ["clusters"]:
+                state = self._cluster(state, key.fold("cluster"))
         elif phase == "clusters" and state.offsets is not None:
             fill_clusters(state.offsets, state.items, aggregate)
-        state = super().server(state, phase, aggregate, key)
-        if phase == "spectral" and self.prelude[state.round : state.round + 1] == ["clusters"]:
-            state = self._cluster(state, key.fold("cluster"))
-        if phase == "join" and self.settings.pretraining.kind == "contrastive" and state.service.edges is not None:
+        elif phase == "join" and kind == "contrastive":
             state = self._contrast(state, key.fold("contrast"))
         return state
 
     def _contrast(self, state: State, key: Key) -> State:
-        """Contrastive pre-training at the service, on tokens and protected vectors; the table comes back by token."""
+        """Contrastive pre-training at the service; the table comes back by token, the users find their vectors there.
+
+        It starts from small random vectors (at this point the users' own are random as well) and is brought to the
+        scale of the model afterwards: the loss sees directions alone, and Adam turns small vectors quickly.
+        """
+        settings, scale = self.settings.pretraining, self.settings.model.init_scale
+        service, (n_items, dim) = state.service, state.items.shape
         assert state.tokens is not None
+        start = [
+            normal(key.fold(side).spread(torch.arange(n, device=state.items.device)), dim) * settings.init_scale
+            for side, n in (("users", service.reports.shape[0]), ("items", n_items))
+        ]
         graphs = [
-            drop_nodes(
-                state.service.edges, view % self.n_views, state, self.settings.pretraining, key.fold("view", view)
-            )
+            drop_nodes(service, view % self.n_views, n_items, settings.node_dropout, key.fold("view", view))
             for view in range(2)
         ]
-        table = torch.empty_like(state.items).index_copy_(0, state.tokens, state.items)
-        users, table = contrast(
-            graphs, state.service.reports[:, 0], table, self.settings.model.n_layers, self.settings.pretraining, key
-        )
-        return replace(state, items=table[state.tokens], service=replace(state.service, start=users))
+        users, table = contrast(graphs, start[0], start[1], self.settings.model.n_layers, settings, key)
+        users, table = users * (scale / table.std()), table * (scale / table.std())
+        whole = neighbourhood.graph(service, 0, n_items)
+        layers = torch.stack([users, whole.to_users(table)], dim=1)[:, : service.reports.shape[1]]
+        service = replace(service, start=users, reports=layers.contiguous())
+        return replace(self._restart(state, table[state.tokens]), service=service)
 
 
 def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
@@ -101,7 +118,7 @@ def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
 def orthonormal(matrix: Tensor) -> Tensor:
     """[m, d] an orthonormal basis of the columns, by QR in float64."""
     with one_thread():
-        basis, _ = torch.linalg.qr(matrix.to(torch.float64))
+        basis: Tensor = torch.linalg.qr(matrix.to(torch.float64))[0]
     return basis.to(torch.float32).contiguous()
 
 
@@ -125,14 +142,13 @@ def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
         offsets[rows] = table.to(torch.float32) - items
 
 
-def drop_nodes(edges: Tensor | None, view: int, state: State, settings: PretrainingSettings, key: Key) -> Bipartite:
-    """The graph of one protected view without the clients that this view does not select."""
-    assert edges is not None
-    edges = edges[edges[:, 0] == view]
-    n_users = state.service.reports.shape[0]
-    kept = uniform(key.spread(torch.arange(n_users, device=edges.device)), 1).squeeze(1) >= settings.node_dropout
+def drop_nodes(service: Service, view: int, n_items: int, share: float, key: Key) -> Bipartite:
+    """The graph of one protected view without the clients that this view does not select, a ``share`` of all."""
+    assert service.edges is not None
+    edges, n_users = service.edges[service.edges[:, 0] == view], service.reports.shape[0]
+    kept = uniform(key.spread(torch.arange(n_users, device=edges.device)), 1).squeeze(1) >= share
     edges = edges[kept[edges[:, 1]]]
-    return Bipartite(edges[:, 1], edges[:, 2], n_users, state.items.shape[0])
+    return Bipartite(edges[:, 1], edges[:, 2], n_users, n_items)
 
 
 def contrast(

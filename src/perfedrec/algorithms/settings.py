@@ -50,6 +50,12 @@ class ServerSettings(Settings):
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
     epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    averaging: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the running average of the global table that is served; 0: the table itself",
+    )
     weighting: Literal["uniform", "interactions"] = Field(
         "uniform", description="a client's weight: 1, or its number of interactions (which the coordinator then learns)"
     )
@@ -108,7 +114,8 @@ class PretrainingSettings(Settings):
     passes: int = Field(3, ge=1, description="spectral: passes over all clients")
     cluster_passes: int = Field(0, ge=0, le=1, description="spectral: passes after them that fill the cluster models")
     steps: int = Field(5, ge=1, description="contrastive: steps of Adam")
-    learning_rate: float = Field(0.01, gt=0, description="contrastive: Adam's step")
+    learning_rate: float = Field(0.03, gt=0, description="contrastive: Adam's step")
+    init_scale: float = Field(0.003, gt=0, description="contrastive: standard deviation of the vectors it starts from")
     batch_size: int = Field(256, ge=2, description="contrastive: users and items a step")
     temperature: float = Field(0.2, gt=0, description="contrastive: temperature of InfoNCE")
     node_dropout: float = Field(0.1, ge=0, lt=1, description="contrastive: share of clients missing from a view")

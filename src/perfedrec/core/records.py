@@ -59,13 +59,13 @@ def nbytes(record: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in flatten(record)[0].values())
 
 
-def to_device(record: R, device: Any) -> R:
-    """The same record with every tensor on ``device``."""
+def copied(record: R, device: Any = None) -> R:
+    """A copy of the record with storage of its own, on ``device`` (``None``: where it is)."""
     changes: dict[str, Any] = {}
     for field in fields(typing.cast(Any, record)):
         value = getattr(record, field.name)
         if isinstance(value, Tensor):
-            changes[field.name] = value.to(device)
+            changes[field.name] = value.to(device or value.device, copy=True)
         elif is_dataclass(value) and not isinstance(value, type):
-            changes[field.name] = to_device(value, device)
+            changes[field.name] = copied(value, device)
     return typing.cast(R, replace(typing.cast(Any, record), **changes))

@@ -241,8 +241,14 @@ class Algorithm(Protocol[S, V, M]):
     def server(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
         """The next state."""
 
+    def serving(self, state: S) -> S:
+        """What is kept of a state to recommend with; a view of it serves :meth:`scores`."""
+
     def scores(self, view: V, rows: Rows, memory: M) -> Tensor:
         """[B, m] scores of all items for the users of a block."""
+
+    def explain(self, view: V, rows: Rows, memory: M) -> dict[str, Tensor]:
+        """Named parts [B, m] that sum to :meth:`scores`."""
 
 
 def block_rows(offsets: Tensor, items: Tensor, users: Tensor, attributes: Tensor | None = None) -> tuple[Rows, Tensor]:

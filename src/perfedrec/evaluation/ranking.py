@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from perfedrec.core.types import block_rows
+
 METRICS = ("recall", "ndcg", "hr", "mrr", "precision")
 
 
@@ -25,6 +27,11 @@ class Held:
 
     def counts(self, users: Tensor) -> Tensor:
         return self.offsets[users + 1] - self.offsets[users]
+
+    def rows(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs of segments [T] and items [T] for ``users`` [B]."""
+        rows, _ = block_rows(self.offsets, self.items, users)
+        return rows.segments, rows.items
 
     def hits(self, users: Tensor, lists: Tensor, n_items: int) -> Tensor:
         """[B, k] whether each recommended item of ``lists`` [B, k] is held out for its user."""

@@ -1,1 +1,1 @@
-
+"""Everything around the algorithm: typed configuration and presets, runs, checkpoints, progress."""

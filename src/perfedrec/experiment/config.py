@@ -1,0 +1,231 @@
+"""The configuration of a run: typed sections, TOML files, presets, overrides and ablations."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from perfedrec.algorithms.perfedrec import PerFedRec
+from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
+from perfedrec.algorithms.settings import PerFedRecSettings
+from perfedrec.core.errors import ConfigError
+from perfedrec.core.settings import Settings
+
+ALGORITHMS = {"perfedrec": PerFedRec, "perfedrec_pp": PerFedRecPP}
+"""The registry: names of algorithms as a configuration writes them."""
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "pretraining": {"pretraining.kind": "none"},
+    "node-dropout": {"pretraining.node_dropout": 0.0},
+    "edge-perturbation": {"pretraining.edge_perturbation": False},
+    "view-noise": {"pretraining.noise": 0.0},
+    "clusters": {"clusters.n_clusters": 0},
+    "proportional-selection": {"clusters.proportional": False},
+    "neighbours": {"model.neighbours": False},
+    "propagation": {"model.n_layers": 0},
+    "personal": {"personal.local": 0.0, "personal.cluster": 0.0, "personal.global": 1.0},
+    "privacy": {
+        "privacy.clip": None,
+        "privacy.noise_scale": 0.0,
+        "privacy.pseudo_items": 0.0,
+        "privacy.masking": 0.0,
+    },
+    "averaging": {"server.averaging": 0.0},
+    "server-optimizer": {"server.optimizer": "fedavg", "server.learning_rate": 1.0},
+}
+"""What switches each part of the method off: ``perfedrec train --without PART``."""
+
+
+class DataSettings(Settings):
+    """Where the interactions come from and how they are prepared and split."""
+
+    path: str = Field("synthetic:users=2000,items=1500", description="file, folder, or synthetic:users=..,items=..")
+    format: str = Field("auto", description="format of the files; auto: detected from their content")
+    train: str | None = Field(None, description="training file of a given split")
+    valid: str | None = Field(None, description="validation file of a given split")
+    test: str | None = Field(None, description="test file of a given split")
+    min_rating: float | None = Field(None, description="ratings below this are no interaction")
+    k_core: int = Field(0, ge=0, description="drop users and items with fewer interactions, repeatedly")
+    split: Literal["leave-one-out", "ratio"] = Field("leave-one-out", description="how a single file is split")
+    order: Literal["auto", "time", "random"] = Field("auto", description="what is held out: the last, or at random")
+    seed: int = Field(0, ge=0, description="seed of a random split")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = [part for part in (self.train, self.valid, self.test) if part is not None]
+        if given and len(given) < 3:
+            raise ValueError("a given split needs all three of train, valid and test")
+        return self
+
+
+class RunSettings(Settings):
+    """How long a run takes and where it computes."""
+
+    rounds: int = Field(500, ge=0, description="rounds of training, after the rounds of pre-training")
+    seed: int = Field(0, ge=0, description="seed of everything random in training")
+    evaluate_every: int = Field(10, ge=1, description="rounds between two evaluations on validation data")
+    select_by: str = Field(
+        "recall@20",
+        description="validation metric that selects the best round",
+        pattern="^(recall|ndcg|hr|mrr|precision)@(10|20)$",
+    )
+    checkpoint_every: int = Field(50, ge=1, description="rounds between two checkpoints")
+    dropout_rate: float = Field(0.0, ge=0, le=1, description="share of a cohort that drops out of a round")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
+    block_size: int = Field(1024, ge=1, description="clients computed at once; bounds memory, changes no result")
+    threads: int = Field(0, ge=0, description="threads of the numerical library (0: its default); changes no result")
+
+
+class Config(PerFedRecSettings):
+    """All of a run: the algorithm's parts, the data and the run itself."""
+
+    algorithm: Literal["perfedrec", "perfedrec_pp"] = Field("perfedrec_pp", description="the algorithm")
+    data: DataSettings = DataSettings()
+    run: RunSettings = RunSettings()
+
+    def build(self) -> PerFedRec:
+        """The algorithm that this configuration describes."""
+        parts = {name: getattr(self, name) for name in PerFedRecSettings.model_fields}
+        return ALGORITHMS[self.algorithm](PerFedRecSettings(**parts))
+
+    def to_toml(self) -> str:
+        """The whole configuration as TOML; an absent key is an option that is off."""
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = resources.files("perfedrec.experiment") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def preset_text(name: str) -> str:
+    """The TOML text of a preset."""
+    if name not in presets():
+        raise ConfigError(
+            f"there is no preset {name!r}{_nearest(name, presets())}; expected one of: {', '.join(presets())}"
+        )
+    return (resources.files("perfedrec.experiment") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load(
+    preset: str | None = None,
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    without: Iterable[str] = (),
+    **values: Any,
+) -> Config:
+    """A configuration from a preset, a TOML file, ablations, ``section.key=value`` overrides and dotted ``values``.
+
+    Later sources win in this order. Raises :class:`ConfigError` with one line per mistake; an unknown key is answered
+    with the nearest valid one.
+    """
+    tree: dict[str, Any] = {}
+    if preset is not None:
+        _merge(tree, _parse(preset_text(preset), f"preset {preset}"))
+    if file is not None:
+        try:
+            _merge(tree, _parse(file.read_text(encoding="utf-8"), str(file)))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: cannot be read ({error}); expected a TOML file") from None
+    for part in without:
+        if part not in ABLATIONS:
+            raise ConfigError(
+                f"there is no part {part!r} to switch off{_nearest(part, ABLATIONS)}; "
+                f"expected one of: {', '.join(ABLATIONS)}"
+            )
+        for key, value in ABLATIONS[part].items():
+            _put(tree, key, value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(
+                f"--set {override!r} has no value; expected section.key=value, for example run.rounds=100"
+            )
+        _put(tree, key.strip(), _value(text.strip()))
+    for key, value in values.items():
+        if value is not None:
+            _put(tree, key.replace("__", "."), value)
+    return check(tree)
+
+
+def check(tree: Mapping[str, Any], where: str = "") -> Config:
+    """Validate a tree of sections, or raise :class:`ConfigError` naming each key that is wrong."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        prefix = f"{where}: " if where else ""
+        raise ConfigError(prefix + "; ".join(_explain(entry) for entry in error.errors())) from None
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key with its field, for help texts and for finding the nearest name."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        label = prefix + (field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= keys(field.annotation, label + ".")
+        else:
+            found[label] = field
+    return found
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    check(tree, where)
+    return tree
+
+
+def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping):
+            _merge(tree.setdefault(key, {}), value)
+        else:
+            tree[key] = value
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{dotted} is not a key: {section} has a value, not a section")
+    tree[key] = value
+
+
+def _value(text: str) -> Any:
+    """A value as TOML would read it; what is no TOML value is a string, and none switches an option off."""
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(entry: Any) -> str:
+    dotted = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        return f"there is no option {dotted}{_nearest(dotted, keys())}"
+    given = "" if isinstance(entry["input"], dict) else f" (given: {entry['input']!r})"
+    return f"{dotted or 'configuration'}: {entry['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str:
+    """``; did you mean ...?`` with the nearest name, by the whole dotted key and by its last part."""
+    names = list(candidates)
+    last = {candidate.rsplit(".", 1)[-1]: candidate for candidate in names}
+    match = get_close_matches(name, names, 1, 0.6) or [
+        last[near] for near in get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.5)
+    ]
+    return f"; did you mean {match[0]}?" if match else ""
