@@ -220,6 +220,10 @@ class Algorithm(Protocol[S, V, M]):
     per interaction. ``server`` may reuse the storage of the state it was given.
     """
 
+    @property
+    def prelude(self) -> list[str]:
+        """The phases played before training, one round each."""
+
     def init(self, spec: Spec, key: Key) -> S:
         """The server's state before the first round."""
 

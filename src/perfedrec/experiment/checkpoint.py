@@ -1,0 +1,121 @@
+"""Checkpoints: safetensors for tensors, JSON for the rest, written atomically and verified when read.
+
+A checkpoint is a folder ``round-000050`` with one safetensors file per record and a manifest that holds their SHA-256
+digests, the scalars, and what the checkpoint belongs to: the data's fingerprint, the configuration's digest and the
+format version. The folder is written under another name, flushed to disk and renamed, so that it is there whole or not
+at all. The last two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+
+from perfedrec.core.errors import CheckpointError
+from perfedrec.core.records import flatten
+
+FORMAT = 1
+KEPT = 2
+_MANIFEST = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A verified checkpoint: per record its tensors and scalars, and the ``extra`` that was stored with them."""
+
+    records: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+    extra: dict[str, Any]
+
+
+def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], extra: Mapping[str, Any]) -> None:
+    """Write ``records`` to ``folder``, replacing what is there. ``belongs`` names data and configuration."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    manifest: dict[str, Any] = {"format": FORMAT, "belongs": dict(belongs), "extra": dict(extra), "records": {}}
+    for name, record in records.items():
+        tensors, scalars = flatten(record)
+        content = dump_tensors({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()})
+        write_atomic(temporary / f"{name}.safetensors", content)
+        manifest["records"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "scalars": scalars}
+    write_atomic(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
+    # A folder cannot be replaced in one step: the old one steps aside first and is removed last.
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+    temporary.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
+    """Read and verify a checkpoint; :class:`CheckpointError` where it is damaged or belongs to something else."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        form, theirs, stored = manifest["format"], manifest["belongs"], manifest["records"]
+        extra = manifest["extra"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: damaged checkpoint: {_MANIFEST} cannot be read ({error})") from None
+    if form != FORMAT:
+        raise CheckpointError(f"{folder}: written in format {form}; expected format {FORMAT}")
+    for what, expected in (belongs or {}).items():
+        if theirs.get(what) != expected:
+            raise CheckpointError(f"{folder}: foreign checkpoint: it was made with another {what} than this run's")
+    records = {}
+    for name, entry in stored.items():
+        path = folder / f"{name}.safetensors"
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise CheckpointError(f"{path}: damaged checkpoint: its content does not match the recorded SHA-256")
+            records[name] = (load_tensors(content), entry["scalars"])
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: damaged checkpoint: {error}") from None
+    return Loaded(records, extra)
+
+
+def folders(root: Path) -> list[Path]:
+    """The checkpoints under ``root``, newest first."""
+    found = [path for path in root.glob("round-*") if path.is_dir()]
+    return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def folder_of(root: Path, number: int) -> Path:
+    """The folder of the checkpoint after ``number`` rounds."""
+    return root / f"round-{number:06d}"
+
+
+def prune(root: Path) -> None:
+    """Remove all but the last few checkpoints."""
+    for old in folders(root)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _flush(path.parent)
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""What a run tells while it goes on: events, and reporters that show them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from perfedrec.runtimes.round import RoundReport
+
+
+@dataclass
+class Standing:
+    """Where a run stands: rounds ``done`` of ``total`` (pre-training included), the last report and validation figure,
+    bytes and uploads per client so far, and the seconds this process has spent."""
+
+    total: int
+    metric: str
+    done: int = 0
+    phase: str = ""
+    loss: float | None = None
+    value: float | None = None
+    best: float | None = None
+    best_round: int | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    uploads: int = 0
+    seconds: float = 0.0
+    started_at: int = 0
+
+    def count(self, report: RoundReport, seconds: float) -> None:
+        """Take a round into account."""
+        self.done, self.phase, self.loss = report.round + 1, report.phase, report.loss
+        self.bytes_up += report.bytes_up
+        self.bytes_down += report.bytes_down
+        self.uploads += report.clients
+        self.seconds += seconds
+
+    @property
+    def rate(self) -> float:
+        """Rounds a second in this process."""
+        return (self.done - self.started_at) / self.seconds if self.seconds else 0.0
+
+
+class Reporter(Protocol):
+    """Shows a run's progress."""
+
+    def start(self, standing: Standing) -> None: ...
+
+    def round(self, standing: Standing) -> None: ...
+
+    def stop(self, standing: Standing) -> None: ...
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def start(self, standing: Standing) -> None:
+        pass
+
+    def round(self, standing: Standing) -> None:
+        pass
+
+    def stop(self, standing: Standing) -> None:
+        pass
+
+
+@dataclass
+class Lines(Quiet):
+    """Plain lines, a second or more apart: for logs and pipes."""
+
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    every: float = 2.0
+    _last: float = 0.0
+
+    def round(self, standing: Standing) -> None:
+        now = time.monotonic()
+        if now - self._last >= self.every or standing.done == standing.total:
+            self._last = now
+            print(describe(standing), file=self.stream, flush=True)
+
+
+@dataclass
+class JsonLines(Quiet):
+    """One JSON object a round."""
+
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+
+    def round(self, standing: Standing) -> None:
+        print(json.dumps({"event": "round", **asdict(standing)}), file=self.stream, flush=True)
+
+
+class Bar:
+    """A progress bar for terminals."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            console=console or Console(stderr=True),
+            transient=True,
+        )
+        self.task = self.progress.add_task("training", total=None, detail="")
+
+    def start(self, standing: Standing) -> None:
+        self.progress.update(self.task, total=standing.total, completed=standing.done)
+        self.progress.start()
+
+    def round(self, standing: Standing) -> None:
+        detail = describe(standing, bar=True)
+        self.progress.update(self.task, completed=standing.done, description=standing.phase, detail=detail)
+
+    def stop(self, standing: Standing) -> None:
+        self.progress.stop()
+
+
+def describe(standing: Standing, bar: bool = False) -> str:
+    """One line: round, loss, validation metric, rounds a second, bytes so far, time left."""
+    parts = [] if bar else [f"round {standing.done}/{standing.total} {standing.phase}"]
+    parts.append("loss -" if standing.loss is None else f"loss {standing.loss:.4f}")
+    parts.append(f"{standing.metric} " + ("-" if standing.value is None else f"{standing.value:.4f}"))
+    parts.append(f"{standing.rate:.1f} rounds/s")
+    parts.append(f"up {size(standing.bytes_up)} down {size(standing.bytes_down)}")
+    if not bar and standing.rate:
+        parts.append(f"eta {(standing.total - standing.done) / standing.rate:.0f} s")
+    return "  ".join(parts)
+
+
+def size(count: float) -> str:
+    """Bytes for people: ``1.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,394 @@
+"""A run: rounds with validation, the best round kept, checkpoints, a run folder; and its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import signal
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import polars as pl
+import torch
+
+from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
+from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError
+from perfedrec.core.records import copied, unflatten
+from perfedrec.data import Dataset, load
+from perfedrec.data.interactions import id_series
+from perfedrec.experiment import checkpoint
+from perfedrec.experiment.config import Config, DataSettings, RunSettings, check
+from perfedrec.experiment.progress import Quiet, Reporter, Standing
+from perfedrec.runtimes.round import RoundReport
+from perfedrec.runtimes.simulator import Recommender, Simulator, held, pick_device, populate
+
+CUTOFFS = (10, 20)
+
+
+class InterruptedRunError(PerfedrecError):
+    """A run was stopped by a signal after a whole round; ``exit_code`` is the shell's for that signal."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a run's history: the round's report, its time and, where it was evaluated, validation metrics."""
+
+    report: RoundReport
+    seconds: float
+    valid: dict[str, float] | None = None
+
+    def line(self) -> dict[str, Any]:
+        return {**asdict(self.report), "seconds": self.seconds, "valid": self.valid}
+
+
+@dataclass
+class Result:
+    """The recommender of the best validation round, with the history that led to it."""
+
+    recommender: Recommender
+    dataset: Dataset
+    best_round: int
+    valid: dict[str, float]
+    history: list[Entry] = field(default_factory=list)
+    output: Path | None = None
+
+    def evaluate(self, part: str = "test", ks: tuple[int, ...] = CUTOFFS) -> dict[str, float]:
+        """Full-ranking metrics on ``test`` (validation items are left out of the lists) or ``valid``."""
+        if part not in ("valid", "test"):
+            raise ConfigError(f"there is no part {part!r} to evaluate on; expected valid or test")
+        device = self.recommender.population.offsets.device
+        hide = held(self.dataset.valid, device) if part == "test" else None
+        return self.recommender.evaluate(held(getattr(self.dataset, part), device), ks, hide)
+
+    def recommend(self, user_ids: Sequence[int | str] | None = None, k: int = 20) -> pl.DataFrame:
+        """The ``k`` best unseen items of each user (all users when ``None``): columns user, item, rank, score.
+
+        Ids are the data set's own. Raises :class:`perfedrec.core.errors.DataError` for an unknown user.
+        """
+        if k < 1:
+            raise ConfigError(f"k is {k}; expected 1 or more")
+        train, population = self.dataset.train, self.recommender.population
+        users = population.everyone()
+        if user_ids is not None:
+            users = torch.tensor([train.user_index(each) for each in user_ids], dtype=torch.int64, device=users.device)
+        items, scores = self.recommender.recommend(users, k)
+        shown = scores > -torch.inf  # a user who has seen nearly everything gets a shorter list
+        rows, places = shown.nonzero(as_tuple=True)
+        user_index, item_index = users[rows].cpu().numpy(), items[rows, places].cpu().numpy()
+        return pl.DataFrame(
+            {
+                "user": id_series(train.user_ids)[user_index],
+                "item": id_series(train.item_ids)[item_index],
+                "rank": (places + 1).cpu().numpy(),
+                "score": scores[rows, places].cpu().numpy(),
+            }
+        )
+
+    def explain(self, user_id: int | str, k: int = 20) -> pl.DataFrame:
+        """:meth:`recommend` for one user, with the parts ``local``, ``cluster`` and ``global`` of each score and the
+        place ``moved`` that the personal model gave an item over the global model alone (positive: upwards)."""
+        frame = self.recommend([user_id], k)
+        users = torch.tensor([self.dataset.train.user_index(user_id)], device=self.recommender.state.items.device)
+        parts = {name: values[0] for name, values in self.recommender.explain(users).items()}
+        scores = self.recommender.scores(users)[0]
+        seen = scores == -torch.inf
+        alone = parts["global"].masked_fill(seen, -torch.inf)
+        items = scores.argsort(descending=True)[: frame.height]
+        rank_alone = (alone[None, :] > alone[items][:, None]).sum(1) + 1
+        columns = {name: values[items].cpu().numpy() for name, values in parts.items()}
+        return frame.with_columns(
+            **{name: pl.Series(values) for name, values in columns.items()},
+            moved=pl.Series(rank_alone.cpu().numpy() - frame["rank"].to_numpy()),
+        )
+
+
+def train(
+    algorithm: PerFedRec,
+    dataset: Dataset,
+    run: RunSettings | None = None,
+    *,
+    reporter: Reporter | None = None,
+    output: Path | None = None,
+    config: Config | None = None,
+    resume: Path | None = None,
+) -> Result:
+    """Train on a data set and return the recommender of the best validation round.
+
+    With ``output`` the run is written there (see ``docs/runs.md``) and can be resumed from its checkpoints: ``resume``
+    names one. SIGINT and SIGTERM end the run after the current round, with a checkpoint and an
+    :class:`InterruptedRunError`.
+    """
+    run, reporter = run or RunSettings(), reporter or Quiet()
+    config = config or Config(
+        run=run, **{name: getattr(algorithm.settings, name) for name in type(algorithm.settings).model_fields}
+    )
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    simulator = Simulator(
+        algorithm,
+        dataset,
+        seed=run.seed,
+        device=run.device,
+        block_size=run.block_size,
+        dropout_rate=run.dropout_rate,
+    )
+    progress = _Progress(simulator, dataset, run, config, output)
+    if resume is not None:
+        progress.restore(resume)
+    elif output is not None:
+        progress.begin()
+    reporter.start(progress.standing)
+    try:
+        with _signals() as caught:
+            while progress.standing.done < progress.standing.total:
+                progress.step()
+                reporter.round(progress.standing)
+                if caught:
+                    where = progress.checkpoint()
+                    hint = f"; a checkpoint is in {where}, go on with --resume" if where else ""
+                    name = signal.Signals(caught[0]).name
+                    raise InterruptedRunError(
+                        f"stopped by {name} after round {progress.standing.done}{hint}", caught[0]
+                    )
+    finally:
+        reporter.stop(progress.standing)
+    return progress.finish()
+
+
+def open_run(folder: Path, data: str | None = None, device: str | None = None) -> tuple[Result, Config]:
+    """The result that a finished run stored. ``data`` names the data set where it has moved since."""
+    config = read_config(folder)
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
+    dataset = open_data(config.data)
+    algorithm = config.build()
+    model = folder / "model"
+    if not model.exists():
+        raise CheckpointError(
+            f"{folder}: the run has no model yet; finish it with perfedrec train --resume --output {folder}"
+        )
+    loaded = checkpoint.load(model, {"data": dataset.fingerprint})
+    where = pick_device(device or config.run.device)  # type: ignore[arg-type]
+    population = populate(dataset, where)
+    population.memory = copied(unflatten(Memory, *loaded.records["memory"]), where)
+    state = copied(unflatten(State, *loaded.records["state"]), where)
+    recommender = Recommender(algorithm, state, population)
+    return Result(recommender, dataset, loaded.extra["best_round"], loaded.extra["valid"], output=folder), config
+
+
+def open_data(settings: DataSettings) -> Dataset:
+    """The data set that a configuration names."""
+    return load(
+        settings.path,
+        format=settings.format,
+        train=settings.train,
+        valid=settings.valid,
+        test=settings.test,
+        min_rating=settings.min_rating,
+        k_core=settings.k_core,
+        split_how=settings.split,
+        order=settings.order,
+        seed=settings.seed,
+    )
+
+
+def read_config(folder: Path) -> Config:
+    """The resolved configuration of a run folder."""
+    path = folder / "config.toml"
+    try:
+        return check(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CheckpointError(f"{folder}: not a run folder: {path.name} cannot be read ({error})") from None
+
+
+class _Progress:
+    """The mutable middle of :func:`train`: simulator, best round so far, history and run folder."""
+
+    def __init__(
+        self, simulator: Simulator, dataset: Dataset, run: RunSettings, config: Config, output: Path | None
+    ) -> None:
+        self.simulator, self.dataset, self.run, self.config, self.output = simulator, dataset, run, config, output
+        self.prelude = len(simulator.algorithm.prelude)
+        self.standing = Standing(run.rounds + self.prelude, run.select_by)
+        self.best: Recommender | None = None
+        self.best_valid: dict[str, float] = {}
+        self.history: list[Entry] = []
+        settings = config.model_dump(
+            mode="json",
+            exclude={"data": True, "run": {"rounds", "threads", "block_size", "device", "checkpoint_every"}},
+        )
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self.belongs = {"data": dataset.fingerprint, "configuration": digest}
+
+    def begin(self) -> None:
+        """Make the run folder."""
+        assert self.output is not None
+        if self.output.exists() and any(self.output.iterdir()):
+            raise ConfigError(
+                f"{self.output} is not empty; expected a new folder (or --resume to go on with the run in it)"
+            )
+        self.output.mkdir(parents=True, exist_ok=True)
+        self._write_settings()
+
+    def _write_settings(self) -> None:
+        assert self.output is not None
+        checkpoint.write_atomic(self.output / "config.toml", self.config.to_toml().encode())
+        checkpoint.write_atomic(self.output / "environment.json", json.dumps(environment(), indent=1).encode())
+
+    def step(self) -> None:
+        """One round, and what is due after it."""
+        start = time.perf_counter()
+        report = self.simulator.play()
+        self.standing.count(report, time.perf_counter() - start)
+        valid = None
+        trained = self.standing.done - self.prelude
+        last = self.standing.done == self.standing.total
+        if trained >= 0 and (trained % self.run.evaluate_every == 0 or last):
+            start = time.perf_counter()
+            valid = self.simulator.recommender().evaluate(self.simulator.held["valid"], CUTOFFS)
+            self._compare(valid)
+            self.standing.seconds += time.perf_counter() - start
+        entry = Entry(report, time.perf_counter() - start, valid)
+        self.history.append(entry)
+        if self.output is not None:
+            with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry.line()) + "\n")
+        if trained > 0 and trained % self.run.checkpoint_every == 0 and not last:
+            self.checkpoint()
+
+    def _compare(self, valid: dict[str, float]) -> None:
+        value = valid.get(self.run.select_by)
+        self.standing.value = value
+        if value is None and self.standing.done < self.standing.total:
+            return  # no validation data: the last round is taken
+        if value is None or self.standing.best is None or value > self.standing.best:
+            self.standing.best, self.standing.best_round = value, self.standing.done - self.prelude
+            self.best, self.best_valid = self.simulator.frozen(), valid
+
+    def checkpoint(self) -> Path | None:
+        """Write a checkpoint, where there is a run folder."""
+        if self.output is None:
+            return None
+        root = self.output / "checkpoints"
+        records = {"state": self.simulator.state, "memory": self.simulator.population.memory}
+        if self.best is not None:
+            records |= {"best-state": self.best.state, "best-memory": self.best.population.memory}
+        folder = checkpoint.folder_of(root, self.standing.done)
+        extra = {"standing": asdict(self.standing), "best_valid": self.best_valid}
+        checkpoint.save(folder, records, self.belongs, extra)
+        checkpoint.prune(root)
+        return folder
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint: afterwards the run is the one that was not interrupted."""
+        loaded = checkpoint.load(folder, self.belongs)
+        device = self.simulator.device
+        self.simulator.state = copied(unflatten(State, *loaded.records["state"]), device)
+        self.simulator.population.memory = copied(unflatten(Memory, *loaded.records["memory"]), device)
+        total = self.standing.total
+        self.standing = Standing(**loaded.extra["standing"])
+        self.standing.total, self.standing.seconds, self.standing.started_at = total, 0.0, self.standing.done
+        self.best_valid = loaded.extra["best_valid"]
+        if "best-state" in loaded.records:
+            self.best = self.simulator.frozen()
+            self.best.state = copied(unflatten(State, *loaded.records["best-state"]), device)
+            self.best.population.memory = copied(unflatten(Memory, *loaded.records["best-memory"]), device)
+        if self.output is not None:
+            self._write_settings()
+            self.history = read_history(self.output)[: self.standing.done]
+            lines = "".join(json.dumps(entry.line()) + "\n" for entry in self.history)
+            checkpoint.write_atomic(self.output / "metrics.jsonl", lines.encode())
+
+    def finish(self) -> Result:
+        """The result, tested once on the test split where there is a run folder to write it to."""
+        if self.best is None:
+            self.best, self.best_valid = self.simulator.frozen(), {}
+        best_round = self.standing.best_round if self.standing.best_round is not None else self.run.rounds
+        result = Result(self.best, self.dataset, best_round, self.best_valid, self.history, self.output)
+        if self.output is not None:
+            records = {"state": self.best.state, "memory": self.best.population.memory}
+            extra = {"best_round": best_round, "valid": self.best_valid}
+            checkpoint.save(self.output / "model", records, self.belongs, extra)
+            summary = {
+                "best_round": best_round,
+                "valid": self.best_valid,
+                "test": result.evaluate("test"),
+                "communication": self.communication(),
+            }
+            checkpoint.write_atomic(self.output / "result.json", json.dumps(summary, indent=1).encode())
+        return result
+
+    def communication(self) -> dict[str, float]:
+        """Bytes and uploads of the whole run, in total and as means over clients and uploads."""
+        standing, users = self.standing, self.dataset.n_users
+        return {
+            "bytes_up": standing.bytes_up,
+            "bytes_down": standing.bytes_down,
+            "uploads": standing.uploads,
+            "uploads_per_client": standing.uploads / users,
+            "bytes_up_per_upload": standing.bytes_up / max(standing.uploads, 1),
+            "bytes_down_per_upload": standing.bytes_down / max(standing.uploads, 1),
+        }
+
+
+def read_history(folder: Path) -> list[Entry]:
+    """The rounds that a run folder has recorded; a line that was cut off in writing is left out."""
+    entries: list[Entry] = []
+    path = folder / "metrics.jsonl"
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                break
+            seconds, valid = line.pop("seconds"), line.pop("valid")
+            entries.append(Entry(RoundReport(**line), seconds, valid))
+    return entries
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its configuration."""
+    packages = ("perfedrec", "torch", "numpy", "polars", "scikit-learn", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying from them; a second SIGINT breaks off at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
