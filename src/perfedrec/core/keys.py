@@ -110,15 +110,16 @@ def shuffle(keys: Tensor, positions: Tensor, size: int) -> Tensor:
 
     Images of ``size`` or more are to be skipped: the others, in the order of their positions, are ``range(size)`` in
     random order. A generalised Feistel network (Black and Rogaway, 2002) costs what ``positions`` costs, whatever
-    ``size`` is: 20 distinct items out of a million take some 20 evaluations. ``keys`` and ``positions`` are int64 of
-    one shape.
+    ``size`` is: 20 distinct items out of a million take some 20 evaluations. A small domain needs more rounds of it,
+    or some permutations come up far more often than others. ``keys`` and ``positions`` are int64 of one shape.
     """
     left, right = _sides(size)
+    rounds = 14 if size < 32 else 8 if size < 4096 else 4
     a = torch.div(positions, right, rounding_mode="floor")
     b = positions - a * right
-    for counter in range(4):
+    for counter in range(rounds):
         source, target, modulus = (b, a, left) if counter % 2 == 0 else (a, b, right)
-        word = (source * _signed(_GOLDEN)).add_(counter + 1).bitwise_xor_(keys).mul_(_signed(_MULTIPLIERS[0]))
+        word = (source * 16).add_(counter + 1).mul_(_signed(_GOLDEN)).bitwise_xor_(keys).mul_(_signed(_MULTIPLIERS[0]))
         target = word.bitwise_right_shift_(33).bitwise_and_(0x7FFFFFFF).add_(target).remainder_(modulus)
         a, b = (target, b) if counter % 2 == 0 else (a, target)
     return a * right + b
