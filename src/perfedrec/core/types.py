@@ -18,6 +18,9 @@ from perfedrec.core.keys import Key
 FIXED_POINT = 2.0**40
 """Sums are taken in integers of this resolution: exact, hence independent of order, blocks, nodes and threads."""
 
+LARGEST = 2.0**20
+"""Bound of the norm of what enters a sum: beyond ``2^63 / FIXED_POINT`` integers would wrap around in silence."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -149,9 +152,11 @@ class Aggregate:
 def reduce(contribution: Contribution, n_items: int, n_groups: int) -> Aggregate:
     """Weighted sums of a block's contributions, by (group, item), in fixed point.
 
-    Raises :class:`PerfedrecError` when a contribution holds a number that is not finite: one broken client must not
-    reach the sum.
+    Raises :class:`PerfedrecError` when a contribution holds a number that is not finite, or too large: one broken
+    client must reach neither the sum nor the clustering.
     """
+    if contribution.reports is not None and not bool(contribution.reports.sum().isfinite()):
+        raise PerfedrecError("a contribution holds a report that is not finite; expected finite user vectors")
     users, groups, weights = contribution.users, contribution.groups, contribution.weights
     device = users.device
     total = torch.zeros(n_groups, dtype=torch.int64, device=device).index_add_(0, groups, _fixed(weights))
@@ -191,9 +196,11 @@ def from_fixed(sums: Tensor) -> Tensor:
 
 
 def _fixed(values: Tensor) -> Tensor:
-    if not bool(values.sum().isfinite()):
+    flat = values.reshape(-1)
+    if not bool(flat.dot(flat) < LARGEST**2):  # nor for a number that is not one
         raise PerfedrecError(
-            "a contribution holds numbers that are not finite; expected finite changes (is a learning rate too large?)"
+            "a contribution holds numbers that are not finite or larger than a sum can hold; expected finite changes "
+            "(is a learning rate too large?)"
         )
     return (values * FIXED_POINT).to(torch.int64)
 

@@ -7,9 +7,10 @@ whole has no useful guarantee, and a sparse upload shows which rows were touched
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from perfedrec.core.keys import Key, fold_in, laplace, uniform
@@ -25,6 +26,12 @@ class PrivacySettings(Settings):
     noise_scale: float = Field(0.0, ge=0, description="scale of the Laplace noise on each coordinate (needs clip)")
     pseudo_items: float = Field(0.0, ge=0, description="decoys labelled as interacted, as a share of a user's items")
     masking: float = Field(0.0, ge=0, lt=1, description="share of a user's items that is left out")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.noise_scale and self.clip is None:
+            raise ValueError("noise_scale needs clip: noise without a bound on what it hides protects nothing")
+        return self
 
 
 @dataclass(frozen=True)

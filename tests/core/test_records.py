@@ -1,0 +1,77 @@
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perfedrec.algorithms.neighbourhood import Service
+from perfedrec.algorithms.parts import Moments
+from perfedrec.algorithms.perfedrec import State
+from perfedrec.core.records import copied, flatten, nbytes, unflatten
+
+
+@dataclass(frozen=True)
+class Inner:
+    weights: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    number: int
+    table: Tensor
+    inner: Inner
+    share: float = 0.5
+    name: str = "a"
+    flag: bool = False
+    maybe: Inner | None = None
+    nothing: Tensor | None = None
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if is_dataclass(a):
+        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return bool(a == b) and type(a) is type(b)
+
+
+def test_names_and_values_of_the_flat_form() -> None:
+    record = Outer(3, torch.ones(2, 2), Inner(torch.arange(3)), maybe=Inner(torch.zeros(1), torch.ones(1)))
+    tensors, scalars = flatten(record)
+    assert sorted(tensors) == ["inner.weights", "maybe.bias", "maybe.weights", "table"]
+    assert scalars == {"number": 3, "share": 0.5, "name": "a", "flag": False}
+    assert tensors["inner.weights"].tolist() == [0, 1, 2]
+
+
+def test_round_trip_with_nesting_and_none() -> None:
+    for record in (
+        Outer(3, torch.ones(2, 2), Inner(torch.arange(3))),
+        Outer(0, torch.empty(0, 4), Inner(torch.zeros(1), torch.ones(2)), 0.0, "", True, Inner(torch.ones(1))),
+    ):
+        assert same(unflatten(Outer, *flatten(record)), record)
+
+
+def test_round_trip_of_an_algorithms_state() -> None:
+    table = torch.rand(4, 2)
+    state = State(5, table, torch.ones(4), Service(torch.rand(3, 2, 2), torch.ones(2, 3, dtype=torch.int64)))
+    assert same(unflatten(State, *flatten(state)), state)
+    state = State(5, table, torch.ones(4), Service(torch.rand(3, 2, 2)), Moments.zeros(table), dense=torch.ones(3))
+    assert same(unflatten(State, *flatten(state)), state)
+
+
+def test_bytes_are_those_of_the_tensors() -> None:
+    record = Outer(3, torch.ones(2, 2), Inner(torch.arange(3), torch.ones(5, dtype=torch.bool)))
+    assert nbytes(record) == 4 * 4 + 3 * 8 + 5
+
+
+def test_a_copy_shares_no_storage_and_can_move() -> None:
+    record = Outer(3, torch.ones(2, 2), Inner(torch.arange(3)), maybe=Inner(torch.zeros(1), torch.ones(1)))
+    twin = copied(record)
+    assert same(twin, record)
+    for name, tensor in flatten(twin)[0].items():
+        tensor.fill_(9)
+        assert not bool((flatten(record)[0][name] == 9).any())
+    moved = copied(record, torch.device("meta"))
+    assert {tensor.device.type for tensor in flatten(moved)[0].values()} == {"meta"}
+    assert flatten(moved)[1] == flatten(record)[1]
