@@ -23,7 +23,8 @@ class View:
     cluster models as differences from the global table (a client receives its own cluster's alone); ``dense`` [D]
     shared weights of the attribute networks; ``item_attributes`` [m, F]; ``tokens`` [m] names of the items towards the
     neighbourhood service; ``neighbours`` [2, m, d] neighbour sums for users and for items; ``start`` [B, d] pre-trained
-    user vectors for those who have not trained yet.
+    user vectors for those who have not trained yet; ``lift`` how much longer than ``sum_i c_ui q_i`` a user's vector
+    starts, after spectral pre-training.
     """
 
     items: Tensor
@@ -35,6 +36,7 @@ class View:
     tokens: Tensor | None = None
     neighbours: Tensor | None = None
     start: Tensor | None = None
+    lift: float | None = None
 
     def download_bytes(self) -> int:
         """Bytes that one client receives: whole tables, because asking for rows would tell which items it has."""

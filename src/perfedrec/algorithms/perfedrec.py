@@ -41,7 +41,7 @@ class State:
     the cluster models as differences from it; ``dense`` [D] shared dense weights; ``labels`` [n] and ``centroids``
     [K, d] the clusters, ``None`` before the first clustering; ``degrees`` [m]; ``tokens`` [m] names of the items
     towards the service, which does not hold their key; ``neighbours`` [2, m, d] the sums that it published last, in
-    item order.
+    item order; ``lift`` see :class:`perfedrec.algorithms.model.View`.
     """
 
     round: int
@@ -59,6 +59,7 @@ class State:
     item_attributes: Tensor | None = None
     tokens: Tensor | None = None
     neighbours: Tensor | None = None
+    lift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class PerFedRec:
             tokens=state.tokens,
             neighbours=state.neighbours,
             start=None if state.service.start is None else state.service.start[users],
+            lift=state.lift,
         )
 
     def server(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
@@ -242,6 +244,9 @@ class PerFedRec:
 
     def client(self, phase: str, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
         if phase == "join":
+            if view.lift is not None:
+                own = edge_weights(rows, view.degrees)[:, None] * view.items.index_select(0, rows.items)
+                memory = replace(memory, vectors=view.lift * segment_sum(own, rows.segments, rows.n_users))
             return self._join(view, rows, memory, key), memory
         return self._train(view, rows, memory, key)
 

@@ -70,7 +70,10 @@ class PerFedRecPP(PerFedRec):
         kind = self.settings.pretraining.kind
         if phase == "spectral":
             image = torch.zeros_like(state.items).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
+            energy = float((state.items * image).sum())  # about the sum of the leading squared singular values
             state = self._restart(state, orthonormal(image))
+            if self.settings.model.encoder == "lightgcn" and self.prelude[state.round - 1 :].count("spectral") == 1:
+                state = self._scale(state, energy)
             if self.prelude[state.round : state.round + 1] == ["clusters"]:
                 state = self._cluster(state, key.fold("cluster"))
         elif phase == "clusters" and state.offsets is not None:
@@ -78,6 +81,13 @@ class PerFedRecPP(PerFedRec):
         elif phase == "join" and kind == "contrastive":
             state = self._contrast(state, key.fold("contrast"))
         return state
+
+    def _scale(self, state: State, energy: float) -> State:
+        """Bring the singular vectors to the scale of LightGCN's first vectors, items ``V`` and users ``N V`` alike."""
+        (n_items, dim), n_users = state.items.shape, state.service.reports.shape[0]
+        scale = self.settings.model.init_scale * n_items**0.5
+        lift = (n_users * dim / (max(energy, 1e-12) * n_items)) ** 0.5
+        return replace(self._restart(state, state.items * scale), lift=lift)
 
     def _contrast(self, state: State, key: Key) -> State:
         """Contrastive pre-training at the service; the table comes back by token, the users find their vectors there.

@@ -25,6 +25,7 @@ from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError
 from perfedrec.core.records import copied, unflatten
 from perfedrec.data import Dataset, load
 from perfedrec.data.interactions import id_series
+from perfedrec.evaluation import Totals, mask_seen, rank_block
 from perfedrec.experiment import checkpoint
 from perfedrec.experiment.config import Config, DataSettings, RunSettings, check
 from perfedrec.experiment.progress import Quiet, Reporter, Standing
@@ -266,7 +267,7 @@ class _Progress:
         if self.output is not None:
             with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry.line()) + "\n")
-        if trained > 0 and trained % self.run.checkpoint_every == 0 and not last:
+        if trained > 0 and (trained % self.run.checkpoint_every == 0 or last):
             self.checkpoint()
 
     def _compare(self, valid: dict[str, float]) -> None:
@@ -326,6 +327,7 @@ class _Progress:
                 "best_round": best_round,
                 "valid": self.best_valid,
                 "test": result.evaluate("test"),
+                "popularity": popularity(self.simulator),
                 "communication": self.communication(),
             }
             checkpoint.write_atomic(self.output / "result.json", json.dumps(summary, indent=1).encode())
@@ -342,6 +344,29 @@ class _Progress:
             "bytes_up_per_upload": standing.bytes_up / max(standing.uploads, 1),
             "bytes_down_per_upload": standing.bytes_down / max(standing.uploads, 1),
         }
+
+
+def latest_checkpoint(folder: Path, skip_damaged: bool = False) -> Path:
+    """The newest checkpoint of a run; with ``skip_damaged`` the newest one that is whole."""
+    found = checkpoint.folders(folder / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{folder}: there is no checkpoint to resume from")
+    for path in found:
+        try:
+            checkpoint.load(path)
+        except CheckpointError as error:
+            if skip_damaged:
+                continue
+            hint = "; --previous goes on from the one before" if len(found) > 1 else ""
+            raise CheckpointError(f"{error}{hint}") from None
+        return path
+    raise CheckpointError(f"{folder}: all {len(found)} checkpoints are damaged; expected one that is whole")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What a finished run recorded: best round, metrics of validation, test and popularity, communication."""
+    summary: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return summary
 
 
 def read_history(folder: Path) -> list[Entry]:
@@ -370,6 +395,20 @@ def environment() -> dict[str, Any]:
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": {name: metadata.version(name) for name in packages},
     }
+
+
+def popularity(simulator: Simulator) -> dict[str, float]:
+    """Test metrics of ranking by popularity, through the same evaluation: what every result has to beat."""
+    population, held_out = simulator.population, simulator.held
+    counts = torch.bincount(population.items, minlength=population.n_items).to(torch.float32)
+    totals = Totals(CUTOFFS, population.n_items)
+    for users in population.everyone().split(1024):
+        rows, _ = population.rows(users)
+        scores = mask_seen(counts.repeat(users.numel(), 1), rows.segments, rows.items)
+        mask_seen(scores, *held_out["valid"].rows(users))
+        _, lists = rank_block(scores, max(CUTOFFS))
+        totals.add(held_out["test"].hits(users, lists, population.n_items), held_out["test"].counts(users), lists)
+    return totals.means()
 
 
 @contextmanager

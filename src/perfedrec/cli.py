@@ -1,0 +1,380 @@
+"""The command line: train, evaluate, recommend, data, demo, config.
+
+Heavy imports are made inside the commands, so that help and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from perfedrec.core.errors import ConfigError, PerfedrecError
+
+if TYPE_CHECKING:
+    from perfedrec.experiment.run import Result
+
+app = typer.Typer(
+    name="perfedrec",
+    help="Personalised federated recommendation with self-supervised pre-training.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at, prepare and download interaction data.", no_args_is_help=True)
+config_app = typer.Typer(help="Show presets, options and configurations.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+console = Console()
+
+Preset = Annotated[str, typer.Option(help="recommended, or paper (the published hyper-parameters)")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+RunFolder = Annotated[Path, typer.Option("--run", help="folder of a finished run")]
+Moved = Annotated[str | None, typer.Option("--data", help="where the data lies now, if it has moved since")]
+Format = Annotated[str, typer.Option(help="format of the files; auto detects it from their content")]
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Errors that a person can act on become one line and an exit code."""
+    try:
+        yield
+    except PerfedrecError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+def _version(value: bool) -> None:
+    if value:
+        from perfedrec import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Personalised federated recommendation with self-supervised pre-training."""
+
+
+@app.command()
+def train(
+    data: Annotated[str | None, typer.Option(help="file, folder, or synthetic:users=..,items=..")] = None,
+    train_file: Annotated[str | None, typer.Option("--train", help="training file of a given split")] = None,
+    valid: Annotated[str | None, typer.Option(help="validation file of a given split")] = None,
+    test: Annotated[str | None, typer.Option(help="test file of a given split")] = None,
+    format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
+    preset: Preset = "recommended",
+    config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="a part to switch off; see perfedrec config list")] = None,
+    rounds: Annotated[int | None, typer.Option(help="rounds of training")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
+    dropout_rate: Annotated[float | None, typer.Option(help="share of a cohort that drops out")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder to write the run to (default: runs/TIME)")] = None,
+    resume: Annotated[bool, typer.Option(help="go on with the run in --output, with its own configuration")] = False,
+    previous: Annotated[bool, typer.Option(help="with --resume: skip damaged checkpoints")] = False,
+    quiet: Annotated[bool, typer.Option(help="no progress")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train on interactions, evaluate, and write a run folder.
+
+    Examples: [bold]perfedrec train --data ratings.csv --rounds 300[/bold],
+    [bold]perfedrec train --data yelp --preset paper --without clusters --output runs/a[/bold]
+    """
+    with _one_line():
+        from perfedrec.experiment import config as configuration
+        from perfedrec.experiment.run import latest_checkpoint, open_data, read_config
+        from perfedrec.experiment.run import train as run_training
+
+        output = output or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        checkpoint = None
+        if resume:
+            if data or train_file or config or set_ or without or seed is not None or dropout_rate is not None:
+                raise ConfigError(
+                    "--resume goes on with the run's own configuration; only --rounds and --device may change"
+                )
+            resolved, checkpoint = read_config(output), latest_checkpoint(output, skip_damaged=previous)
+            changes = {key: value for key, value in (("rounds", rounds), ("device", device)) if value is not None}
+            tree = resolved.model_dump(by_alias=True)
+            tree["run"] |= changes
+            resolved = configuration.check(tree)
+        else:
+            path = data if data is not None or train_file is None else str(Path(train_file).parent)
+            given = {"data__train": train_file, "data__valid": valid, "data__test": test, "data__format": format}
+            run = {"run__rounds": rounds, "run__seed": seed, "run__dropout_rate": dropout_rate, "run__device": device}
+            resolved = configuration.load(preset, config, set_ or (), without or (), data__path=path, **given, **run)
+        dataset = open_data(resolved.data)
+        if not (quiet or as_json):
+            _print_data(dataset)
+        result = run_training(
+            resolved.build(),
+            dataset,
+            resolved.run,
+            reporter=_reporter(quiet, as_json),
+            output=output,
+            config=resolved,
+            resume=checkpoint,
+        )
+        _print_result(result, as_json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path | None, typer.Option(help="folder to write the run to (default: runs/demo-TIME)")] = None,
+    quiet: Annotated[bool, typer.Option(help="no progress")] = False,
+) -> None:
+    """Train PerFedRec++ on the embedded synthetic data and show what comes out."""
+    with _one_line():
+        from perfedrec.experiment import config as configuration
+        from perfedrec.experiment.run import open_data
+        from perfedrec.experiment.run import train as run_training
+
+        overrides = ("run.rounds=100", "clusters.start=5", "clusters.every=20", "selection.n_clients_per_round=128")
+        resolved = configuration.load("recommended", None, overrides)
+        dataset = open_data(resolved.data)
+        _print_data(dataset)
+        output = output or Path("runs") / datetime.now().strftime("demo-%Y-%m-%d-%H%M%S")
+        result = run_training(
+            resolved.build(), dataset, resolved.run, reporter=_reporter(quiet, False), output=output, config=resolved
+        )
+        _print_result(result, False)
+        user = dataset.train.user_ids[0]
+        _print_explained(result, str(user), 5)
+        console.print(f"Next: perfedrec recommend --run {output} --user {user}", soft_wrap=True)
+        console.print("      perfedrec train --data YOUR_FILE", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    part: Annotated[str, typer.Option(help="test or valid")] = "test",
+    data: Moved = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute the metrics of a stored run again."""
+    with _one_line():
+        from perfedrec.experiment.run import open_run
+
+        result, _ = open_run(run, data)
+        metrics = result.evaluate(part)
+        if as_json:
+            print(json.dumps({"part": part, "metrics": metrics}))
+        else:
+            console.print(_metric_table({part: metrics}))
+
+
+@app.command()
+def recommend(
+    run: RunFolder,
+    user: Annotated[str | None, typer.Option(help="id of a user, as in the data")] = None,
+    k: Annotated[int, typer.Option(help="length of the list")] = 20,
+    all_users: Annotated[bool, typer.Option(help="lists of all users, written to --output")] = False,
+    output: Annotated[Path | None, typer.Option(help="file for --all-users: .parquet or .csv")] = None,
+    data: Moved = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend unseen items, and tell which of the three models moved them."""
+    with _one_line():
+        from perfedrec.experiment.run import open_run
+
+        if all_users == (user is not None):
+            raise ConfigError("expected either --user ID or --all-users --output FILE")
+        if all_users and (output is None or output.suffix not in (".parquet", ".csv")):
+            raise ConfigError(f"--all-users writes to --output {output}; expected a name that ends in .parquet or .csv")
+        result, _ = open_run(run, data)
+        if user is not None and as_json:
+            print(json.dumps({"user": user, "items": result.explain(user, k).drop("user").to_dicts()}))
+        elif user is not None:
+            _print_explained(result, user, k)
+        elif output is not None:
+            frame = result.recommend(None, k)
+            temporary = output.with_name(f".{output.name}.part")
+            try:
+                frame.write_parquet(temporary) if output.suffix == ".parquet" else frame.write_csv(temporary)
+                temporary.replace(output)
+            except OSError as error:
+                raise ConfigError(f"{output}: cannot be written ({error})") from None
+            console.print(f"{frame.height} rows in {output}", soft_wrap=True)
+
+
+@data_app.command("info")
+def data_info(
+    file: Annotated[str, typer.Argument(help="a file of interactions, or synthetic:users=..,items=..")],
+    format: Format = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Users, items, density, degree distribution and time range of a file."""
+    with _one_line():
+        from perfedrec.data import Interactions, describe, load
+
+        path = Path(file)
+        if file.startswith("synthetic:") or path.is_dir():
+            facts = describe(load(file, format=format).train)
+        else:
+            facts = describe(Interactions.from_file(path, format=format))
+        if as_json:
+            print(json.dumps(facts, default=str))
+            return
+        table = Table("figure", "value", title=file)
+        for name, value in _flat(facts):
+            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
+        console.print(table)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[str, typer.Argument(help="file, folder, or synthetic:users=..,items=..")],
+    output: Annotated[Path, typer.Option(help="new folder for train, valid and test")],
+    format: Format = "auto",
+    min_rating: Annotated[float | None, typer.Option(help="ratings below this are no interaction")] = None,
+    k_core: Annotated[int, typer.Option(help="drop users and items with fewer interactions, repeatedly")] = 0,
+    split: Annotated[str, typer.Option(help="leave-one-out or ratio")] = "leave-one-out",
+    order: Annotated[str, typer.Option(help="auto, time or random")] = "auto",
+    seed: Annotated[int, typer.Option(help="seed of a random split")] = 0,
+) -> None:
+    """Filter and split interactions, and write them as a data set of their own."""
+    with _one_line():
+        from perfedrec.data import load, write
+
+        dataset = load(
+            source, format=format, min_rating=min_rating, k_core=k_core, split_how=split, order=order, seed=seed
+        )
+        write(dataset, output)
+        _print_data(dataset)
+        console.print(f"written to {output}", soft_wrap=True)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="ml-100k, ml-1m, ...")],
+    output: Annotated[Path, typer.Option(help="folder to unpack into")] = Path("data"),
+) -> None:
+    """Download a public data set, check it, and show its licence."""
+    with _one_line():
+        from perfedrec.data import SOURCES, fetch
+
+        folder = fetch(name, output)
+        console.print(SOURCES[name].licence)
+        console.print(f"unpacked in {folder}", soft_wrap=True)
+
+
+@config_app.command("list")
+def config_list() -> None:
+    """Presets, and the parts that --without switches off."""
+    from perfedrec.experiment import config as configuration
+
+    console.print("presets: " + ", ".join(configuration.presets()))
+    table = Table("--without", "sets")
+    for part, changes in configuration.ABLATIONS.items():
+        table.add_row(part, ", ".join(f"{key}={'none' if value is None else value}" for key, value in changes.items()))
+    console.print(table)
+
+
+@config_app.command("keys")
+def config_keys() -> None:
+    """Every option with its default and what it does."""
+    from perfedrec.experiment import config as configuration
+
+    table = Table("key", "default", "description")
+    for key, field in configuration.keys().items():
+        table.add_row(key, str(field.default), field.description)
+    console.print(table)
+
+
+@config_app.command("show")
+def config_show(what: Annotated[str, typer.Argument(help="a preset, a run folder or a TOML file")]) -> None:
+    """A whole configuration as TOML."""
+    with _one_line():
+        from perfedrec.experiment import config as configuration
+        from perfedrec.experiment.run import read_config
+
+        path = Path(what)
+        if what not in configuration.presets() and path.is_dir():
+            resolved = read_config(path)
+        elif what not in configuration.presets() and path.is_file():
+            resolved = configuration.load(None, path)
+        else:
+            resolved = configuration.load(what)
+        print(resolved.to_toml(), end="")
+
+
+def _reporter(quiet: bool, as_json: bool) -> Any:
+    from perfedrec.experiment import progress
+
+    if quiet:
+        return progress.Quiet()
+    if as_json:
+        return progress.JsonLines()
+    return progress.Bar() if sys.stderr.isatty() else progress.Lines()
+
+
+def _print_data(dataset: Any) -> None:
+    train = dataset.train
+    console.print(
+        f"[bold]{dataset.name}[/bold]: {train.n_users} users, {train.n_items} items, "
+        f"{train.n_interactions} interactions",
+        soft_wrap=True,
+    )
+    for line in dataset.notes.lines():
+        console.print("  " + line, soft_wrap=True, markup=False)
+
+
+def _print_result(result: Result, as_json: bool) -> None:
+    from perfedrec.experiment.run import read_summary
+
+    assert result.output is not None
+    summary = read_summary(result.output)
+    if as_json:
+        print(json.dumps({**summary, "output": str(result.output)}))
+        return
+    columns = {"test": summary["test"], "valid": summary["valid"], "popularity, test": summary["popularity"]}
+    console.print(_metric_table(columns))
+    sent = summary["communication"]
+    console.print(
+        f"best round {summary['best_round']} by validation; {sent['uploads_per_client']:.1f} uploads a client of "
+        f"{sent['bytes_up_per_upload'] / 1000:.1f} kB, downloads of {sent['bytes_down_per_upload'] / 1e6:.2f} MB",
+        soft_wrap=True,
+    )
+    console.print(f"run written to {result.output}", soft_wrap=True)
+
+
+def _metric_table(columns: dict[str, dict[str, float]]) -> Table:
+    table = Table("metric", *columns, title="full ranking over unseen items")
+    names = [f"{name}@{k}" for k in (10, 20) for name in ("recall", "ndcg", "hr", "mrr", "precision", "coverage")]
+    for name in names:
+        row = [f"{values[name]:.4f}" if name in values else "-" for values in columns.values()]
+        table.add_row(name, *row)
+    return table
+
+
+def _print_explained(result: Result, user: str, k: int) -> None:
+    table = Table("rank", "item", "score", "local", "cluster", "global", "moved", title=f"for user {user}")
+    for row in result.explain(user, k).iter_rows(named=True):
+        parts = [f"{row[name]:.3f}" for name in ("score", "local", "cluster", "global")]
+        table.add_row(str(row["rank"]), str(row["item"]), *parts, f"{row['moved']:+d}")
+    console.print(table)
+    console.print("score = local + cluster + global; moved: places gained over the global model alone")
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name} ")
+        else:
+            yield prefix + name, value
