@@ -28,7 +28,7 @@ from perfedrec.nn import losses
 from perfedrec.nn.optim import adam
 from perfedrec.nn.propagation import Star, edge_weights
 from perfedrec.nn.segments import dot, expand, segment_sum
-from perfedrec.privacy.paper import label, protect
+from perfedrec.privacy.paper import Labels, label, protect
 
 MODELS = ("local", "cluster", "global")
 
@@ -272,29 +272,37 @@ class PerFedRec:
         n_negatives = None if client.loss == "bpr" else client.n_negatives
         labels = label(rows, n_items, privacy, n_negatives, key.fold("labels"))
         labelled, owners = labels.rows, labels.owners
-        items, segments = torch.cat([labelled.items, labels.negatives]), torch.cat([labelled.segments, owners])
+        segments = labelled.segments
 
-        base, star = view.table_rows(items, segments), self.network.star(view, labelled)
-        vectors, first, second, steps = self._own_vectors(view, memory), memory.first, memory.second, memory.steps
-        table, dense = base, None if view.dense is None else view.dense.repeat(rows.n_users, 1)
-        loss = torch.zeros(rows.n_users, device=base.device)
+        star, vectors, moments = self.network.star(view, labelled), self._own_vectors(view, memory), memory
+        bases = (view.table_rows(labelled.items, segments), view.table_rows(labels.negatives, owners))
+        rows_now, dense = bases, None if view.dense is None else view.dense.repeat(rows.n_users, 1)
+        loss = torch.zeros(rows.n_users, device=segments.device)
         for _ in range(client.local_steps):
-            leaves = [each.detach().requires_grad_() for each in (vectors, table, dense) if each is not None]
-            own_dense = None if dense is None else leaves[2]
-            loss = self._loss(view, labelled, star, items, segments, leaves[0], leaves[1], own_dense)
+            leaves = [each.detach().requires_grad_() for each in (vectors, *rows_now, dense) if each is not None]
+            loss = self._loss(
+                view, labels, star, leaves[0], leaves[1], leaves[2], leaves[3] if len(leaves) > 3 else None
+            )
             gradients = torch.autograd.grad(loss.sum(), leaves)
             rate, betas = client.user_learning_rate, (0.9, 0.999)
-            step, first, second, steps = adam(gradients[0], first, second, steps, rate, betas, 1e-8)
-            vectors = vectors + step
-            table = torch.add(table, gradients[1], alpha=-client.learning_rate)
+            step, first, second, steps = adam(
+                gradients[0], moments.first, moments.second, moments.steps, rate, betas, 1e-8
+            )
+            vectors, moments = vectors + step, replace(moments, first=first, second=second, steps=steps)
+            rate = -client.learning_rate
+            rows_now = (
+                torch.add(rows_now[0], gradients[1], alpha=rate),
+                torch.add(rows_now[1], gradients[2], alpha=rate),
+            )
             if dense is not None:
-                dense = torch.add(dense, gradients[2], alpha=-client.learning_rate)
+                dense = torch.add(dense, gradients[3], alpha=rate)
 
-        delta = table - base
+        items, segments = torch.cat([labelled.items, labels.negatives]), torch.cat([segments, owners])
+        delta = torch.cat([now - base for now, base in zip(rows_now, bases, strict=True)])
         real = (labels.positions >= 0).nonzero().squeeze(1)
         own = memory.rows.index_copy(0, labels.positions[real], delta.index_select(0, real))
         mean_loss = loss.detach() / labelled.counts.clamp(min=1)
-        memory = replace(memory, vectors=vectors, first=first, second=second, steps=steps, rows=own, loss=mean_loss)
+        memory = replace(moments, vectors=vectors, rows=own, loss=mean_loss)
         if self.settings.personal.learned:
             memory = self._learn_mix(view, rows, memory, key)
 
@@ -346,35 +354,36 @@ class PerFedRec:
     def _loss(
         self,
         view: View,
-        rows: Rows,
+        labels: Labels,
         star: Star,
-        items: Tensor,
-        segments: Tensor,
         vectors: Tensor,
-        table: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
         dense: Tensor | None,
     ) -> Tensor:
-        """[B] each client's loss. The first rows of ``items`` [T] are the block's positives, the others negatives."""
-        client, n, finish = self.settings.client, rows.items.numel(), self.network.finish
-        users0, items0 = self.network.layer0(view, rows, vectors, table, items, segments, dense)
-        user, final = star.users(users0, items0[:n], rows.segments), finish(star.items(items0, items))
+        """[B] each client's loss, from its vector and its rows ``positives`` [P, d] and ``negatives`` [T, d]."""
+        client, rows, owners, finish = self.settings.client, labels.rows, labels.owners, self.network.finish
+        users0, up0 = self.network.layer0(view, rows, vectors, positives, rows.items, rows.segments, dense)
+        _, down0 = self.network.layer0(view, rows, vectors, negatives, labels.negatives, owners, dense)
+        up, down = finish(star.items(up0, rows.items)), finish(star.items(down0, labels.negatives))
+        user = star.users(users0, up0, rows.segments)
         context = expand(user, rows.segments)
         if client.leave_one_out:
-            context = context - star.edge[:, None] * items0[:n]
-        context, owners = finish(context), segments[n:]
-        positive = dot(context, final[:n])
+            context = context - star.edge[:, None] * up0
+        context = finish(context)
+        positive = dot(context, up)
         if client.loss == "bpr":
-            if owners.numel() < n:  # somebody has nearly all items: fewer negatives than positives
+            if owners.numel() < rows.items.numel():  # somebody has nearly all items: fewer negatives than positives
                 pairs = rows.offsets[owners] + ranks(owners, rows.n_users)
                 context, positive = expand(context, pairs), expand(positive, pairs)
-            result = losses.bpr(positive, dot(context, final[n:]), owners, rows.n_users)
+            result = losses.bpr(positive, dot(context, down), owners, rows.n_users)
         else:
-            flat, places = dot(expand(finish(user), owners), final[n:]), (owners, ranks(owners, rows.n_users))
+            flat, places = dot(expand(finish(user), owners), down), (owners, ranks(owners, rows.n_users))
             shared = flat.new_full((rows.n_users, client.n_negatives), -torch.inf).index_put(places, flat)
             result = losses.sampled_softmax(positive, shared, rows.segments, client.temperature)
         if client.l2:
-            squares = segment_sum(table[:n].square().sum(1), rows.segments, rows.n_users)
-            squares = squares + segment_sum(table[n:].square().sum(1), owners, rows.n_users) + vectors.square().sum(1)
+            squares = segment_sum(positives.square().sum(1), rows.segments, rows.n_users) + vectors.square().sum(1)
+            squares = squares + segment_sum(negatives.square().sum(1), owners, rows.n_users)
             result = result + 0.5 * client.l2 * squares
         return result
 
