@@ -41,7 +41,7 @@ class Crossing:
         """[D] weights: Gaussian embeddings of the given scale, small cross layers, even attention."""
         parts = []
         for number, shape in enumerate(self._shapes):
-            draws = normal(torch.tensor(key.fold(number).spread(torch.zeros((), dtype=torch.int64))), prod(shape))
+            draws = normal(key.fold(number).spread(torch.zeros((), dtype=torch.int64)), prod(shape))
             factor = scale if number == 0 else (self.dim**-0.5 * 0.1 if len(shape) == 2 else 0.0)
             parts.append(draws * factor)
         return torch.cat(parts)

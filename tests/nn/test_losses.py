@@ -1,0 +1,61 @@
+from math import exp, log
+
+import pytest
+import torch
+
+from perfedrec.nn.losses import bpr, info_nce, sampled_softmax
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+
+
+def test_bpr_against_plain_python() -> None:
+    positive, negative, segments = numbers(7), numbers(9)[2:], torch.tensor([0, 0, 1, 1, 1, 3, 3])
+    expected = [0.0] * 4
+    for p, n, user in zip(positive.tolist(), negative.tolist(), segments.tolist(), strict=True):
+        expected[user] -= log(1 / (1 + exp(-(p - n))))
+    assert bpr(positive, negative, segments, 4).tolist() == pytest.approx(expected, abs=1e-12)
+    assert bpr(torch.zeros(3), torch.zeros(3), torch.zeros(3, dtype=torch.int64), 1).tolist() == pytest.approx(
+        [3 * log(2)]
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_sampled_softmax_against_plain_python(temperature: float) -> None:
+    positive, negative, segments = numbers(5), numbers(3, 4), torch.tensor([0, 1, 1, 2, 2])
+    negative[2, 1:] = -torch.inf  # this client has one negative
+    expected = [0.0] * 3
+    for p, user in zip(positive.tolist(), segments.tolist(), strict=True):
+        others = sum(exp(each / temperature) for each in negative[user].tolist())
+        expected[user] -= log(exp(p / temperature) / (exp(p / temperature) + others))
+    assert sampled_softmax(positive, negative, segments, temperature).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_softmax_with_one_negative_is_bpr() -> None:
+    positive, negative, segments = numbers(4), numbers(2), torch.tensor([0, 0, 1, 1])
+    softmax = sampled_softmax(positive, negative[:, None], segments, 1.0)
+    torch.testing.assert_close(softmax, bpr(positive, negative[segments], segments, 2))
+
+
+def test_losses_stay_finite_where_scores_are_large() -> None:
+    positive, negative = torch.tensor([-500.0]), torch.tensor([[500.0, 500.0]])
+    first = torch.tensor([0])
+    assert sampled_softmax(positive, negative, first, 0.2).tolist() == pytest.approx([5000 + log(2)], rel=1e-6)
+    assert bpr(positive, negative[0, :1], first, 1).tolist() == [1000.0]
+
+
+def test_info_nce_against_plain_python() -> None:
+    first, second, temperature = numbers(6, 3), numbers(7, 3)[1:], 0.2
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        norm = (sum(x * x for x in a) * sum(x * x for x in b)) ** 0.5
+        return sum(x * y for x, y in zip(a, b, strict=True)) / norm
+
+    a, b = first.tolist(), second.tolist()
+    expected = 0.0
+    for i in range(6):
+        similar = [exp(cosine(a[i], b[j]) / temperature) for j in range(6)]
+        expected -= log(similar[i] / sum(similar)) / 6
+    assert float(info_nce(first, second, temperature)) == pytest.approx(expected, abs=1e-12)
+    assert float(info_nce(5 * first, 0.1 * second, temperature)) == pytest.approx(expected, abs=1e-12)
