@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.keys import Key, uniform
-from perfedrec.core.types import Aggregate, Algorithm, reduce
+from perfedrec.core.types import Aggregate, Algorithm, Contribution, reduce
 from perfedrec.runtimes.population import Population
 
 
@@ -40,6 +40,20 @@ def surviving(cohort: Tensor, dropout_rate: float, key: Key) -> Tensor:
     return cohort[uniform(key.fold("drop-out").spread(cohort), 1).squeeze(1) >= dropout_rate]
 
 
+def contribute(
+    algorithm: Algorithm[Any, Any, Any], phase: str, view: Any, population: Population, users: Tensor, key: Key
+) -> tuple[Contribution, Any]:
+    """The work of ``users`` [B] where their data are: what they hand over, and their new memories, which are stored.
+
+    ``key`` is the key of the round.
+    """
+    rows, positions = population.rows(users)
+    memory = population.recall(users, positions)
+    contribution, memory = algorithm.client(phase, view, rows, memory, key.fold("client"))
+    population.remember(users, positions, memory)
+    return contribution, memory
+
+
 def play_round(
     algorithm: Algorithm[Any, Any, Any],
     state: Any,
@@ -57,11 +71,8 @@ def play_round(
     up = up_max = down = 0
     losses = []
     for block in users.split(block_size):
-        rows, positions = population.rows(block)
         view = algorithm.view(state, block)
-        memory = population.recall(block, positions)
-        contribution, memory = algorithm.client(plan.phase, view, rows, memory, key.fold("client"))
-        population.remember(block, positions, memory)
+        contribution, memory = contribute(algorithm, plan.phase, view, population, block, key)
         sent = contribution.upload_bytes()
         up, up_max = up + int(sent.sum()), max(up_max, int(sent.max()))
         down += view.download_bytes() * block.numel()

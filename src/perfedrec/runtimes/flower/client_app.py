@@ -1,0 +1,75 @@
+"""A node: the data and memories of the users it hosts, and the ``ClientApp`` that works on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.types import Algorithm, Rows, reduce
+from perfedrec.runtimes.flower.codec import Task, ViewLayout, reply
+from perfedrec.runtimes.population import Population
+from perfedrec.runtimes.round import contribute, round_key
+
+
+class Hosted(Population):
+    """The users of one node, who are asked for by their identities ``users`` [h], ascending.
+
+    ``offsets`` [h + 1], ``items`` and ``attributes`` [h, F] hold their data alone, in that order.
+    """
+
+    def __init__(
+        self, users: Tensor, offsets: Tensor, items: Tensor, n_items: int, attributes: Tensor | None = None
+    ) -> None:
+        super().__init__(offsets, items, n_items, attributes)
+        self.users = users
+
+    @staticmethod
+    def part(population: Population, users: Tensor) -> Hosted:
+        """The node of ``users`` [h], cut out of a population: a federation made of one data set."""
+        users = users.sort().values
+        rows, _ = population.rows(users)
+        return Hosted(users, rows.offsets, rows.items, population.n_items, rows.attributes)
+
+    def everyone(self) -> Tensor:
+        return self.users
+
+    def rows(self, users: Tensor) -> tuple[Rows, Tensor]:
+        """Raises :class:`PerfedrecError` for users that are not here."""
+        rows, positions = super().rows(self._places(users))
+        return replace(rows, users=users), positions
+
+    def recall(self, users: Tensor, positions: Tensor) -> Any:
+        return super().recall(self._places(users), positions)
+
+    def remember(self, users: Tensor, positions: Tensor, memory: Any) -> None:
+        super().remember(self._places(users), positions, memory)
+
+    def _places(self, users: Tensor) -> Tensor:
+        if not bool(torch.isin(users, self.users).all()):
+            raise PerfedrecError(f"this node was asked for users it does not host; it hosts {self.users.numel()}")
+        return torch.searchsorted(self.users, users)
+
+
+def client_app(algorithm: Algorithm[Any, Any, Any], population: Population, layout: ViewLayout, seed: int) -> ClientApp:
+    """The ``ClientApp`` of a node whose users are in ``population``, where their memories are kept.
+
+    All noise and all draws of its users follow from ``seed``, which therefore stays on the node: whoever knows it can
+    take the noise off what was sent. Losses stay as well, because nothing protects them.
+    """
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        task = Task.read(message.content, layout, population.offsets.device)
+        key = round_key(seed, task.round)
+        contribution, _ = contribute(algorithm, task.phase, task.view, population, task.users, key)
+        contribution = replace(contribution, groups=task.present[contribution.groups])
+        return Message(reply(reduce(contribution, population.n_items, task.n_groups)), reply_to=message)
+
+    return app
