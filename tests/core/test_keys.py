@@ -92,6 +92,13 @@ def test_no_draw_is_infinite_or_on_the_edge() -> None:
         assert bool(draw(keys, 1).isfinite().all())
 
 
+def test_no_keys_give_no_numbers() -> None:
+    none = torch.empty(0, dtype=torch.int64)
+    for keys in (none, fold_in(none, none), fold_in(none[:, None], torch.arange(2))):
+        for draw in (uniform, laplace, normal, symmetric):
+            assert draw(keys, 3).shape == (*keys.shape, 3)
+
+
 def test_the_extreme_words_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest and smallest 24-bit halves, which a sample of millions meets only by chance."""
     extremes = torch.tensor([[0x7FFFFFFF_7FFFFFFF, -0x7FFFFFFF_80000000 - 1 + 0, 0, -1]])

@@ -91,6 +91,8 @@ def bits(keys: Tensor, n: int) -> Tensor:
 
 def symmetric(keys: Tensor, n: int) -> Tensor:
     """``n`` float32 numbers per key, uniform on (-1, 1): odd multiples of 2^-24, so never 0 and never +-1."""
+    if not keys.numel():  # words of no key have no layout to be halved
+        return torch.empty(*keys.shape, n, device=keys.device)
     halves = bits(keys, (n + 1) // 2).view(torch.int32)[..., :n]
     return (halves >> 8).to(torch.float32).add_(0.5).mul_(2.0**-23)
 

@@ -57,7 +57,8 @@ class Totals:
     shown: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, hits: Tensor, counts: Tensor, lists: Tensor) -> None:
-        """Count a block: ``hits`` and ``lists`` [B, max(ks)], ``counts`` [B] held-out items (0: left out)."""
+        """Count a block: ``hits`` and ``lists`` [B, max(ks)] (or as many as there are items), ``counts`` [B] held-out
+        items (0: left out)."""
         tested = counts > 0
         hits, lists, counts = hits[tested].to(torch.float64), lists[tested], counts[tested].to(torch.float64)
         self.users += int(tested.sum())
@@ -69,9 +70,9 @@ class Totals:
             best = ideal[counts.clamp(max=k).to(torch.int64) - 1]
             values = {
                 "recall": found / counts,
-                "ndcg": (top * discounts[:k]).sum(1) / best,
+                "ndcg": (top * discounts[: top.shape[1]]).sum(1) / best,
                 "hr": (found > 0).to(torch.float64),
-                "mrr": (top / ranks[:k]).amax(1),
+                "mrr": (top / ranks[: top.shape[1]]).amax(1),
                 "precision": found / k,
             }
             for name, value in values.items():

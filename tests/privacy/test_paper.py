@@ -1,0 +1,139 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from scipy import stats
+from torch import Tensor
+
+from perfedrec.core.keys import Key, fold_in
+from perfedrec.core.types import Rows, block_rows
+from perfedrec.privacy.paper import PrivacySettings, label, protect
+
+
+def rows_of(lists: list[list[int]]) -> Rows:
+    offsets = torch.tensor([0, *itertools.accumulate(len(each) for each in lists)])
+    items = torch.tensor([item for each in lists for item in sorted(each)], dtype=torch.int64)
+    return block_rows(offsets, items, torch.arange(len(lists)))[0]
+
+
+def keys(n: int) -> Tensor:
+    return Key(1).fold("noise").spread(torch.arange(n))
+
+
+def test_the_clip_is_exact_and_leaves_the_rest_alone() -> None:
+    values = torch.tensor([[-9.0, -0.5, -0.25, 0.0, 0.49999, 0.5, 0.50001, 3.0]])
+    assert protect(values, PrivacySettings(clip=0.5), keys(1)).tolist() == [
+        [-0.5, -0.5, -0.25, 0.0, values[0, 4].item(), 0.5, 0.5, 0.5]
+    ]
+    assert torch.equal(protect(values, PrivacySettings(), keys(1)), values)
+
+
+def test_noise_is_laplace_of_the_given_scale_on_top_of_the_clipped_value() -> None:
+    values = torch.tensor([[-3.0, 0.2, 7.0, 0.0]]).expand(20_000, 4)
+    noise = protect(values, PrivacySettings(clip=0.5, noise_scale=0.1), keys(20_000)) - values.clamp(-0.5, 0.5)
+    flat = noise.to(torch.float64).numpy()
+    assert stats.kstest(flat.reshape(-1), stats.laplace(scale=0.1).cdf).pvalue > 1e-3
+    for column in flat.T:
+        assert abs(column.mean()) < 4 * 0.1 * (2 / 20_000) ** 0.5
+        assert abs(column.var() - 0.02) < 4 * 0.02 * (5 / 20_000) ** 0.5
+    assert np.abs(np.corrcoef(flat.T)[np.triu_indices(4, 1)]).max() < 4 / 20_000**0.5
+
+
+def test_noise_belongs_to_user_and_item_however_rows_are_grouped() -> None:
+    settings_ = PrivacySettings(clip=0.5, noise_scale=0.1)
+    users, items = torch.arange(12).repeat_interleave(5), torch.arange(60) % 7
+    values = torch.rand(60, 3)
+    key = Key(3).fold("noise")
+    whole = protect(values, settings_, fold_in(key.spread(users), items))
+    for part in (torch.arange(60).flip(0), torch.tensor([17, 3, 59]), torch.tensor([8])):
+        assert torch.equal(protect(values[part], settings_, fold_in(key.spread(users[part]), items[part])), whole[part])
+    assert (whole - values).unique(dim=0).shape[0] == 60  # no two pairs share their noise
+
+
+def test_noise_without_a_clip_is_refused() -> None:
+    with pytest.raises(ValidationError, match="needs clip"):
+        PrivacySettings(noise_scale=0.1)
+
+
+def test_without_labelling_the_rows_are_left_alone() -> None:
+    rows = rows_of([[1, 4, 7], [2], []])
+    labels = label(rows, 20, PrivacySettings(), None, Key(0))
+    assert labels.rows is rows
+    assert labels.positions.tolist() == [0, 1, 2, 3]
+    assert labels.owners.tolist() == [0, 0, 0, 1]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, list[list[int]], PrivacySettings, int | None, int]:
+    n_items = draw(st.integers(1, 50))
+    lists = [sorted(draw(st.sets(st.integers(0, n_items - 1)))) for _ in range(draw(st.integers(1, 5)))]
+    privacy = PrivacySettings(
+        pseudo_items=draw(st.sampled_from([0.0, 0.1, 0.5, 3.0])), masking=draw(st.sampled_from([0.0, 0.3, 0.9]))
+    )
+    return n_items, lists, privacy, draw(st.sampled_from([None, 0, 1, 20])), draw(st.integers(0, 10_000))
+
+
+@settings(deadline=None, max_examples=300)
+@given(case=cases())
+def test_what_a_label_never_is(case: tuple[int, list[list[int]], PrivacySettings, int | None, int]) -> None:
+    n_items, lists, privacy, n_negatives, seed = case
+    rows = rows_of(lists)
+    labels = label(rows, n_items, privacy, n_negatives, Key(seed))
+    got = labels.rows
+    assert got.offsets.tolist() == [
+        0,
+        *itertools.accumulate(torch.bincount(got.segments, minlength=len(lists)).tolist()),
+    ]
+    assert bool((got.segments.diff() >= 0).all())
+    assert bool((labels.owners.diff() >= 0).all())
+    for user, own in enumerate(lists):
+        mine = got.segments == user
+        labelled, where = got.items[mine].tolist(), labels.positions[mine]
+        real = [item for item, place in zip(labelled, where.tolist(), strict=True) if place >= 0]
+        decoys = [item for item, place in zip(labelled, where.tolist(), strict=True) if place < 0]
+        negatives = labels.negatives[labels.owners == user].tolist()
+        assert rows.items[where[where >= 0]].tolist() == real
+        assert set(real) <= set(own)
+        assert len(real) >= min(1, len(own))
+        assert privacy.masking > 0 or real == own
+        assert not set(own) & {*decoys, *negatives}  # a masked item is neither decoy nor negative
+        assert not set(decoys) & set(negatives)
+        for each in (real, decoys, negatives):
+            assert len(set(each)) == len(each)
+        exact = len(own) * privacy.pseudo_items
+        assert len(decoys) in {min(int(exact) + extra, n_items - len(own)) for extra in (0, 1)}
+        wanted = len(labelled) if n_negatives is None else n_negatives
+        assert len(negatives) == min(wanted, n_items - len(own) - len(decoys))
+
+
+def test_mean_shares_of_decoys_and_masked_items_are_those_asked_for() -> None:
+    n, size = 4000, 7
+    rows = rows_of([list(range(user % 50, user % 50 + size)) for user in range(n)])
+    labels = label(rows, 400, PrivacySettings(pseudo_items=0.1, masking=0.3), 0, Key(5))
+    decoys = torch.bincount(labels.rows.segments[labels.positions < 0], minlength=n).double()
+    assert abs(float(decoys.mean()) - 0.7) < 4 * (0.7 * 0.3 / n) ** 0.5
+    assert decoys.unique().tolist() == [0.0, 1.0]
+    kept = int((labels.positions >= 0).sum())
+    expected = n * (size * 0.7 + 0.3**size)  # all masked but for the one that must stay
+    assert abs(kept - expected) < 4 * (n * size * 0.3 * 0.7) ** 0.5
+    ranks = (labels.positions % size)[labels.positions >= 0].numpy()
+    assert stats.chisquare(np.bincount(ranks, minlength=size)).pvalue > 1e-3  # no place is masked more than others
+
+
+def test_labels_of_a_user_do_not_depend_on_the_others() -> None:
+    lists = [[1, 5, 9], [2, 3, 4, 8, 11], [0], [7, 12, 13, 14]]
+    whole, privacy, key = rows_of(lists), PrivacySettings(pseudo_items=0.7, masking=0.4), Key(9)
+    labels = label(whole, 30, privacy, None, key)
+    for order in ([2], [3, 1], [1, 0, 2]):
+        block, _ = block_rows(whole.offsets, whole.items, torch.tensor(order))
+        own = label(block, 30, privacy, None, key)
+        for place, user in enumerate(order):
+            for found, expected in (
+                (own.rows.items[own.rows.segments == place], labels.rows.items[labels.rows.segments == user]),
+                (own.negatives[own.owners == place], labels.negatives[labels.owners == user]),
+            ):
+                assert torch.equal(found, expected)
