@@ -3,7 +3,7 @@ from math import exp, log
 import pytest
 import torch
 
-from perfedrec.nn.losses import bpr, info_nce, sampled_softmax
+from perfedrec.nn.losses import bpr, info_nce, sampled_softmax, softplus
 
 
 def numbers(*shape: int) -> torch.Tensor:
@@ -59,3 +59,20 @@ def test_info_nce_against_plain_python() -> None:
         expected -= log(similar[i] / sum(similar)) / 6
     assert float(info_nce(first, second, temperature)) == pytest.approx(expected, abs=1e-12)
     assert float(info_nce(5 * first, 0.1 * second, temperature)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_softplus_and_its_gradient_have_the_same_bits_at_every_place() -> None:
+    values = torch.randn(531, generator=torch.Generator().manual_seed(0)) * 4
+    values[:4] = torch.tensor([0.0, 200.0, -200.0, 88.0])
+
+    def both(part: torch.Tensor) -> torch.Tensor:
+        leaf = part.clone().requires_grad_()
+        result = softplus(leaf)
+        return torch.stack([result.detach(), torch.autograd.grad(result.sum(), leaf)[0]])
+
+    whole = both(values)
+    torch.testing.assert_close(whole[0], torch.logaddexp(values, torch.zeros(())))
+    torch.testing.assert_close(whole[1], torch.sigmoid(values))
+    assert whole[1, 0] == 0.5
+    for place in range(values.numel()):
+        assert torch.equal(both(values[place : place + 1])[:, 0], whole[:, place])
