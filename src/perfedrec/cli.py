@@ -282,7 +282,7 @@ def config_list() -> None:
     console.print("presets: " + ", ".join(configuration.presets()))
     table = Table("--without", "sets")
     for part, changes in configuration.ABLATIONS.items():
-        table.add_row(part, ", ".join(f"{key}={'none' if value is None else value}" for key, value in changes.items()))
+        table.add_row(part, ", ".join(f"{key}={'off' if value is None else value}" for key, value in changes.items()))
     console.print(table)
 
 

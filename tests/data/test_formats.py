@@ -289,3 +289,20 @@ def test_no_near_miss_escapes_as_another_error(path: Path, text: str) -> None:
         assert str(path) in problem
     else:
         assert frame["user"].null_count() == frame["item"].null_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "expected"),
+    [
+        ([f"{u} {u}" for u in range(20)], ["90 1 2 3", "91 4"], "adjacency"),
+        ([f"{u} {u} 1" for u in range(20)], ["20 5", "21 4 8 9"] * 1 + [f"{u}" for u in range(30, 60)], "adjacency"),
+        ([f"{u % 2} {u + 50} {u}" for u in range(20)], [f"{u} 99 77" for u in range(100, 200)], "triples"),
+        ([f"{u} {u + 50} {u % 5 + 1}" for u in range(20)], [f"{u} {u + 80} 5" for u in range(20)], "triples"),
+    ],
+)
+def test_what_the_first_lines_leave_open_the_rest_decides(
+    path: Path, monkeypatch: pytest.MonkeyPatch, head: list[str], tail: list[str], expected: str
+) -> None:
+    path.write_text("\n".join(head + tail))
+    monkeypatch.setattr("perfedrec.data.formats.HEAD", len("\n".join(head)) + 1)
+    assert detect(path) == expected

@@ -8,8 +8,14 @@ import pytest
 from perfedrec.core.errors import DataError
 from perfedrec.data import Attributes, Dataset, load, synthetic
 
-RATINGS = "user,item,rating,timestamp\n" + "".join(
-    f"{user},{item},{(user + item) % 5 + 1},{1_700_000_000 + 10 * item}\n" for user in range(1, 9) for item in range(20)
+RATINGS = (
+    "user,item,rating,timestamp\n"
+    + "".join(
+        f"{user},{item},{(user + item) % 5 + 1},{1_700_000_000 + 10 * item}\n"
+        for user in range(1, 9)
+        for item in range(20)
+    )
+    + "9,0,5,1700000000\n"
 )
 
 
@@ -71,7 +77,7 @@ def test_every_option_matters(ratings: Path) -> None:
         "random": load(ratings, order="random").fingerprint,
         "seed": load(ratings, order="random", seed=1).fingerprint,
         "how": load(ratings, split_how="ratio").fingerprint,
-        "k_core": load(ratings, min_rating=3, k_core=5).fingerprint,
+        "k_core": load(ratings, k_core=2).fingerprint,
         "columns": load(ratings, columns={"user": "item", "item": "user"}).fingerprint,
     }
     assert len(set(prints.values())) == len(prints)

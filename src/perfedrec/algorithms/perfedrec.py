@@ -173,7 +173,9 @@ class PerFedRec:
         if aggregate.reports is not None and aggregate.report_users is not None:
             service.reports[aggregate.report_users] = aggregate.reports
         if aggregate.edges is not None:
-            service = replace(service, edges=aggregate.edges)
+            places = aggregate.edges[:, :2] @ aggregate.edges.new_tensor([service.reports.shape[0], 1])
+            order = (places * aggregate.n_items + aggregate.edges[:, 2]).argsort()
+            service = replace(service, edges=aggregate.edges[order])  # the same, in whatever order clients arrive
         state = replace(state, service=service, round=state.round + 1)
         if aggregate.clients:
             if phase == "train":

@@ -35,6 +35,7 @@ SCHEMA: dict[str, type[pl.DataType]] = {
 }
 ROLES = tuple(SCHEMA)
 CONTROL = bytes(code for code in range(32) if chr(code) not in "\t\n")
+HEAD = 1 << 20  # bytes that are looked at first
 EARLIEST_TIME = 10**8  # 1973: larger than ids and ratings, smaller than any log of interactions
 
 
@@ -169,7 +170,12 @@ def _detect(path: Path, text: bytes) -> str:
         return "csv"
     if separator == "\t" and (header or re.search(rb"[^\d. \t\r\n]", start)):
         return "tsv"  # ids with spaces are one field only between tabs
-    verdict = _is_adjacency(_lines(_single_spaces(text)))
+    whole_lines = text if len(text) <= HEAD else text[:HEAD].rpartition(b"\n")[0] or text
+    head = _lines(_single_spaces(whole_lines))
+    verdict = _is_adjacency(head)
+    # A table whose users come back in its first lines is a table; anything else has to be seen whole.
+    if len(text) > HEAD and (verdict is not False or _users(head).is_unique().all()):
+        verdict = _is_adjacency(_lines(_single_spaces(text)))
     if verdict is None:
         raise DataError(
             f"{path}: may be triples (user item weight) or an adjacency list (user item item ...); "
@@ -188,8 +194,7 @@ def _is_adjacency(lines: pl.Series) -> bool | None:
         width=pl.col("line").str.count_matches(" ", literal=True) + 1,
         field=pl.col("line").str.splitn(" ", 4),
     )
-    users = table["field"].struct.field("field_0")
-    n_users, n_lines = users.n_unique(), len(lines)
+    n_users, n_lines = _users(lines).n_unique(), len(lines)
     widths = table["width"].value_counts(sort=True)
     width, share = int(widths["width"][0]), widths["count"][0] / n_lines
     if width == 2 and share == 1:
@@ -214,6 +219,10 @@ def _is_adjacency(lines: pl.Series) -> bool | None:
     if n_users < n_lines and (number <= 10).all() and (item > 10).any():
         return False  # ratings
     return None
+
+
+def _users(lines: pl.Series) -> pl.Series:
+    return lines.str.splitn(" ", 2).struct.field("field_0")
 
 
 def _at_least(values: pl.Series, bound: int) -> bool:

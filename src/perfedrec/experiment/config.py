@@ -204,8 +204,8 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _value(text: str) -> Any:
-    """A value as TOML would read it; what is no TOML value is a string, and none switches an option off."""
-    if text.lower() in ("none", "null"):
+    """A value as TOML would read it; what is no TOML value is a string, and ``off`` stands for no value at all."""
+    if text == "off":
         return None
     try:
         return tomllib.loads(f"value = {text}")["value"]

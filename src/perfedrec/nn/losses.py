@@ -6,6 +6,8 @@ scale whether its owner has five interactions or five hundred.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,12 +15,35 @@ from torch.nn import functional
 from perfedrec.nn.segments import segment_sum
 
 
+class _Softplus(torch.autograd.Function):
+    """``log(1 + exp(x))`` from operations that round alike at every place of a tensor.
+
+    torch's own softplus and sigmoid take another path for the last few elements, so that the last bit of a client's
+    loss would depend on who else is in the block.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grads[0] / (1 + torch.exp(-x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))``, elementwise."""
+    return cast(Tensor, _Softplus.apply(x))  # type: ignore[no-untyped-call]
+
+
 def bpr(positive: Tensor, negative: Tensor, segments: Tensor, n: int) -> Tensor:
     """[n] Bayesian personalised ranking (Rendle et al., UAI 2009): ``- sum log sigmoid(s_pos - s_neg)`` per client.
 
     ``positive`` [P] and ``negative`` [P] are scores of pairs, ``segments`` [P] their clients.
     """
-    return segment_sum(functional.softplus(negative - positive), segments, n)
+    return segment_sum(softplus(negative - positive), segments, n)
 
 
 def sampled_softmax(positive: Tensor, negative: Tensor, segments: Tensor, temperature: float) -> Tensor:
@@ -28,7 +53,7 @@ def sampled_softmax(positive: Tensor, negative: Tensor, segments: Tensor, temper
     client share, ``-inf`` where a client has fewer.
     """
     shared = torch.logsumexp(negative / temperature, dim=1)
-    losses = functional.softplus(shared.index_select(0, segments) - positive / temperature)
+    losses = softplus(shared.index_select(0, segments) - positive / temperature)
     return segment_sum(losses, segments, negative.shape[0])
 
 

@@ -6,6 +6,7 @@ change of the clients takes the place of the negative gradient.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -32,9 +33,14 @@ def adam(
     first = torch.lerp(gradient, first, betas[0])
     second = torch.lerp(gradient.square(), second, betas[1])
     exponents = steps.to(torch.float32)[:, None]
-    denominator = (second / (1 - betas[1] ** exponents)).sqrt_().add_(epsilon)
-    change = first / (1 - betas[0] ** exponents) / denominator
+    denominator = (second / (1 - _power(betas[1], exponents))).sqrt_().add_(epsilon)
+    change = first / (1 - _power(betas[0], exponents)) / denominator
     return change.mul_(-learning_rate), first, second, steps
+
+
+def _power(base: float, exponents: Tensor) -> Tensor:
+    """``base ** exponents`` as an exponential, which rounds alike at every place of a tensor."""
+    return torch.exp(exponents * math.log(base)) if base else torch.zeros_like(exponents)
 
 
 def server_step(

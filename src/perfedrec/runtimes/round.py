@@ -70,7 +70,7 @@ def play_round(
     total: Aggregate | None = None
     up = up_max = down = 0
     losses = []
-    for block in users.split(block_size):
+    for block in users.split(block_size) if users.numel() else ():
         view = algorithm.view(state, block)
         contribution, memory = contribute(algorithm, plan.phase, view, population, block, key)
         sent = contribution.upload_bytes()

@@ -1,0 +1,108 @@
+"""Speed, memory and accuracy of the core on a data set, one JSON line per figure.
+
+    python benchmarks/core.py --data FOLDER [--only speed|accuracy] [--seeds 0 1 2] [--threads 2]
+
+Accuracy selects the best round on validation data and computes the test metrics of that round once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from perfedrec import configure, load, train
+from perfedrec.runtimes.simulator import Simulator
+
+SPEED = ("client.local_steps=1", "server.averaging=0", "pretraining.kind=none")
+"""On top of preset paper: one local step of BPR, all of its protections, clusters and neighbour sums."""
+
+
+def show(figure: str, value: float, **details: object) -> None:
+    """Print one figure."""
+    print(json.dumps({"figure": figure, "value": round(value, 6), **details}), flush=True)
+
+
+def speed(data: str, threads: int) -> None:
+    """Rounds of 256 clients with paper noise, evaluation, and the memory that both take."""
+    torch.set_num_threads(threads)
+    config = configure("paper", overrides=SPEED)
+    dataset = load(data)
+    simulator = Simulator(config.build(), dataset, seed=0, device="cpu")
+    simulator.play()  # every client joins
+    valid = simulator.held["valid"]
+    rounds, evaluations, started = [], [], time.perf_counter()
+    for number in range(1, 501):
+        start = time.perf_counter()
+        simulator.play()
+        rounds.append(1e3 * (time.perf_counter() - start))
+        if number % 10 == 0:
+            start = time.perf_counter()
+            simulator.recommender().evaluate(valid)
+            evaluations.append(time.perf_counter() - start)
+    show("round_ms_median", statistics.median(rounds), rounds=len(rounds), threads=threads)
+    show("rounds_500_with_validation_s", time.perf_counter() - started)
+    show("evaluation_s_median", statistics.median(evaluations))
+    show("peak_memory_mb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+def accuracy(data: str, seeds: Sequence[int], rounds: int) -> None:
+    """Both presets, uploads to a target, and what contrastive pre-training saves."""
+    dataset = load(data)
+    for preset, overrides, label in (
+        ("recommended", (), "recommended"),
+        ("paper", (), "paper"),
+        ("paper", ("pretraining.kind=none",), "paper_without_pretraining"),
+    ):
+        tests, curves = [], []
+        for seed in seeds:
+            config = configure(preset, overrides=[*overrides, f"run.rounds={rounds}", f"run.seed={seed}"])
+            result = train(config.build(), dataset, config.run)
+            test = result.evaluate("test")
+            tests.append(test)
+            uploads, curve = 0, []
+            for entry in result.history:
+                uploads += entry.report.clients
+                if entry.valid is not None:
+                    curve.append((entry.report.round + 1, uploads / dataset.n_users, entry.valid["recall@20"]))
+            curves.append(curve)
+            reached = next((spent for _, spent, recall in curve if recall >= 0.0640), None)
+            figures = {name: round(test[name], 4) for name in ("recall@10", "ndcg@10", "recall@20", "ndcg@20")}
+            details = {"seed": seed, "best_round": result.best_round, "valid": round(result.valid["recall@20"], 4)}
+            show(f"{label}_test_recall@20", test["recall@20"], **details, **figures)
+            show(f"{label}_uploads_to_valid_recall_0.0640", -1 if reached is None else reached, seed=seed)
+        for name in ("recall@20", "ndcg@20"):
+            values = [test[name] for test in tests]
+            show(f"{label}_test_{name}_mean", statistics.mean(values), deviation=round(statistics.pstdev(values), 4))
+        mean = [
+            round(statistics.mean(point), 4) for point in zip(*[[c[2] for c in curve] for curve in curves], strict=True)
+        ]
+        show(f"{label}_curve", mean[-1], rounds=[point[0] for point in curves[0]], valid_recall=mean)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with train.txt, valid.txt and test.txt")
+    parser.add_argument("--only", choices=("speed", "accuracy"), help="measure one of the two")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the accuracy runs")
+    parser.add_argument("--rounds", type=int, default=500, help="rounds of training of the accuracy runs")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the numerical library")
+    args = parser.parse_args()
+    if args.only is None:  # in a process of its own, so that the peak memory is that of the speed run alone
+        subprocess.run([sys.executable, __file__, "--data", args.data, "--only", "speed"], check=True)
+    if args.only == "speed":
+        speed(args.data, args.threads)
+    else:
+        torch.set_num_threads(args.threads)
+        accuracy(args.data, args.seeds, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Configuration: sources, precedence, and mistakes answered with the nearest name."""
+
+from pathlib import Path
+
+import pytest
+
+from perfedrec.core.errors import ConfigError
+from perfedrec.experiment import config
+
+
+@pytest.mark.parametrize("preset", config.presets())
+def test_a_preset_survives_the_way_through_toml(preset: str, tmp_path: Path) -> None:
+    first = config.load(preset)
+    file = tmp_path / "all.toml"
+    file.write_text(first.to_toml())
+    assert config.load(None, file) == first
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text("[run]\nrounds = 7\nseed = 3\n")
+    loaded = config.load("paper", file, ["run.rounds=9", "privacy.clip=off", "privacy.noise_scale=0"], run__seed=4)
+    assert (loaded.run.rounds, loaded.run.seed, loaded.privacy.clip) == (9, 4, None)
+    assert loaded.client.loss == "bpr"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("client.learning_rat=1", "did you mean client.learning_rate?"),
+        ("learning_rate=1", "learning_rate"),
+        ("run.rounds", "has no value"),
+        ("run.rounds=-1", "run.rounds"),
+        ("client.loss=hinge", "client.loss"),
+        ("personal.local=0.9", "must be 1"),
+    ],
+)
+def test_mistakes_are_named(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load("paper", overrides=[override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_and_an_unknown_part_are_refused() -> None:
+    with pytest.raises(ConfigError, match="did you mean paper"):
+        config.load("papr")
+    with pytest.raises(ConfigError, match="did you mean clusters"):
+        config.load("paper", without=["cluster"])
+
+
+@pytest.mark.parametrize("part", config.ABLATIONS)
+def test_each_ablation_changes_a_preset(part: str) -> None:
+    changed = [config.load(preset, without=[part]) != config.load(preset) for preset in config.presets()]
+    assert any(changed)

@@ -1,0 +1,141 @@
+"""Runs: selection by validation, resuming bit for bit, damaged and foreign checkpoints, drop-outs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from perfedrec import configure, open_run, train
+from perfedrec.core.errors import CheckpointError
+from perfedrec.experiment.run import latest_checkpoint, open_data, read_history
+
+SMALL = [
+    "data.path=synthetic:users=150,items=200",
+    "selection.n_clients_per_round=40",
+    "clusters.start=2",
+    "clusters.every=2",
+    "run.evaluate_every=2",
+    "run.checkpoint_every=2",
+    "model.embedding_dim=8",
+]
+PRESETS = ("paper", "recommended")
+
+
+def small(preset: str, *more: str) -> Any:
+    return configure(preset, overrides=[*SMALL, *more])
+
+
+def run(config: Any, **options: Any) -> Any:
+    return train(config.build(), open_data(config.data), config.run, config=config, **options)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_resuming_gives_bit_for_bit_the_run_without_a_break(preset: str, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(small(preset, "run.rounds=8"), output=whole)
+    run(small(preset, "run.rounds=4"), output=broken)
+    longer = small(preset, "run.rounds=8")
+    run(longer, output=broken, resume=latest_checkpoint(broken))
+    for name in ("state", "memory"):
+        file = f"model/{name}.safetensors"
+        assert (whole / file).read_bytes() == (broken / file).read_bytes()
+    histories = [[(e.report, e.valid) for e in read_history(folder)] for folder in (whole, broken)]
+    assert histories[0] == histories[1]
+    assert json.loads((whole / "result.json").read_text()) == json.loads((broken / "result.json").read_text())
+
+
+def test_a_stored_run_gives_its_test_metrics_again(tmp_path: Path) -> None:
+    run(small("recommended", "run.rounds=4"), output=tmp_path)
+    result, _ = open_run(tmp_path)
+    assert result.evaluate("test") == json.loads((tmp_path / "result.json").read_text())["test"]
+
+
+def test_the_best_round_is_selected_by_validation_and_the_test_split_is_not_read(monkeypatch: Any) -> None:
+    config = small("recommended", "run.rounds=8")
+    dataset = open_data(config.data)
+    from perfedrec.runtimes import simulator
+
+    parts = []
+    evaluate = simulator.Recommender.evaluate
+
+    def watched(self: Any, held: Any, *rest: Any, **named: Any) -> Any:
+        parts.append(held.items)
+        return evaluate(self, held, *rest, **named)
+
+    monkeypatch.setattr(simulator.Recommender, "evaluate", watched)
+    result = train(config.build(), dataset, config.run, config=config)
+    valid = torch.tensor(dataset.valid.items)
+    assert parts
+    assert all(torch.equal(each, valid) for each in parts)
+    recalls = {e.report.round + 1: e.valid["recall@20"] for e in result.history if e.valid is not None}
+    prelude = len(config.build().prelude)
+    assert recalls[result.best_round + prelude] == max(recalls.values()) == result.valid["recall@20"]
+
+
+def test_recommendations_leave_training_items_out_and_their_parts_add_up() -> None:
+    config = small("recommended", "run.rounds=4")
+    result = run(config)
+    train_set = result.dataset.train
+    frame = result.recommend(None, k=7)
+    assert frame.height == 7 * train_set.n_users
+    for user, item in frame.select("user", "item").iter_rows():
+        at = train_set.user_index(user)
+        own = train_set.items[train_set.offsets[at] : train_set.offsets[at + 1]]
+        assert train_set.item_index(item) not in own
+    explained = result.explain(train_set.user_ids[5], 7)
+    assert explained["item"].to_list() == frame.filter(frame["user"] == train_set.user_ids[5])["item"].to_list()
+    total = explained["local"] + explained["cluster"] + explained["global"]
+    assert (total - explained["score"]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "manifest"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(damage: str, tmp_path: Path) -> None:
+    run(small("paper", "run.rounds=4"), output=tmp_path)
+    newest = latest_checkpoint(tmp_path)
+    target = newest / ("checkpoint.json" if damage == "manifest" else "state.safetensors")
+    content = bytearray(target.read_bytes())
+    content[len(content) // 2] ^= 1
+    target.write_bytes(bytes(content) if damage == "flip" else bytes(content[:100]))
+    with pytest.raises(CheckpointError, match="--previous"):
+        latest_checkpoint(tmp_path)
+    assert latest_checkpoint(tmp_path, skip_damaged=True).name < newest.name
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    run(small("paper", "run.rounds=2"), output=tmp_path)
+    newest = latest_checkpoint(tmp_path)
+    for other in ("client.learning_rate=0.5", "data.path=synthetic:users=150,items=200,seed=5"):
+        with pytest.raises(CheckpointError, match="foreign"):
+            run(small("paper", "run.rounds=2", other), resume=newest)
+
+
+def test_rounds_where_all_clients_drop_out_change_no_table() -> None:
+    some = run(small("paper", "run.rounds=0", "run.dropout_rate=1.0"))
+    more = run(small("paper", "run.rounds=4", "run.dropout_rate=1.0"))
+    assert torch.equal(some.recommender.state.items, more.recommender.state.items)
+    assert all(entry.report.clients == 0 for entry in more.history)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_checkpoint_that_resumes(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "perfedrec", "train", "--output", str(tmp_path / "run"), "--quiet"]
+    settings = [part for each in SMALL for part in ("--set", each)]
+    process = subprocess.Popen([*command, *settings, "--rounds", "100000"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "checkpoints").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said.count("\n") == 1
+    assert "--resume" in said
+    done = int(latest_checkpoint(tmp_path / "run").name.removeprefix("round-"))
+    again = subprocess.run([*command, "--resume", "--rounds", str(done)], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr

@@ -1,0 +1,172 @@
+"""A round: the same whatever the block size and thread count; drop-outs; centralised oracle; spectral oracle."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from perfedrec import configure, synthetic
+from perfedrec.core.keys import Key
+from perfedrec.core.records import flatten
+from perfedrec.data import split
+from perfedrec.runtimes.simulator import Simulator
+
+SMALL = ["model.embedding_dim=8", "selection.n_clients_per_round=50", "clusters.start=1", "clusters.every=1"]
+
+
+def play(preset: str, rounds: int, *more: str, **options: Any) -> Simulator:
+    interactions, _ = synthetic(users=120, items=200, seed=3)
+    simulator = Simulator(configure(preset, overrides=[*SMALL, *more]).build(), split(interactions), seed=5, **options)
+    for _ in range(rounds):
+        simulator.play()
+    return simulator
+
+
+def tensors(simulator: Simulator) -> dict[str, torch.Tensor]:
+    memory = {f"memory.{name}": value for name, value in flatten(simulator.population.memory)[0].items()}
+    return flatten(simulator.state)[0] | memory
+
+
+def assert_same(one: Simulator, other: Simulator) -> None:
+    left, right = tensors(one), tensors(other)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+
+
+@pytest.mark.parametrize("preset", ["paper", "recommended"])
+def test_block_size_changes_no_bit(preset: str) -> None:
+    whole = play(preset, 8)
+    assert_same(whole, play(preset, 8, block_size=7))
+    assert_same(whole, play(preset, 8, block_size=1))
+
+
+def test_thread_count_changes_no_bit() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = play("recommended", 8)
+        torch.set_num_threads(2)
+        assert_same(one, play("recommended", 8))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_another_seed_gives_another_run() -> None:
+    one = play("paper", 4)
+    other = play("paper", 4)
+    assert_same(one, other)
+    other.seed = 6
+    one.play()
+    other.play()
+    assert not torch.equal(one.state.items, other.state.items)
+
+
+def test_who_drops_out_keeps_its_memory() -> None:
+    simulator = play("paper", 1, dropout_rate=0.5)
+    before = simulator.population.memory.steps.clone()
+    cohort = simulator.algorithm.plan(simulator.state, Key(5).fold("round", 1).fold("plan")).cohort
+    report = simulator.play()
+    trained = simulator.population.memory.steps > before
+    assert report.cohort == 50
+    assert 0 < report.clients == int(trained.sum()) < 50
+    assert set(trained.nonzero().squeeze(1).tolist()) < set(cohort.tolist())
+
+
+def test_fedavg_with_everybody_is_one_centralised_step() -> None:
+    options = ["pretraining.kind=none", "model.neighbours=false", "clusters.n_clusters=0", "server.optimizer=fedavg"]
+    options += ["server.learning_rate=1", "client.local_steps=1", "client.learning_rate=0.5", "privacy.clip=off"]
+    options += ["privacy.noise_scale=0", "privacy.pseudo_items=0", "privacy.masking=0", "server.averaging=0"]
+    options += ["selection.n_clients_per_round=120"]
+    simulator = play("paper", 0, *options)
+    state, population = simulator.state, simulator.population
+    start, degrees = state.items.clone().requires_grad_(), state.degrees.clamp(min=1)
+    rows, _ = population.rows(population.everyone())
+    contribution, _ = simulator.algorithm.client(
+        "train",
+        simulator.algorithm.view(state, rows.users),
+        rows,
+        population.memory,
+        Key(5).fold("round", 0).fold("client"),
+    )
+    loss = torch.zeros(())
+    for user in range(rows.n_users):
+        own = rows.items[rows.segments == user]
+        negatives = contribution.items[contribution.segments == user][own.numel() :]
+        weights = (own.numel() * degrees[own]).rsqrt()
+        vector = (population.memory.vectors[user] + weights @ start[own]) / 2
+        loss = loss - torch.nn.functional.logsigmoid(start[own] @ vector - start[negatives] @ vector).sum()
+    (gradient,) = torch.autograd.grad(loss / rows.n_users, start)
+    expected = (start - 0.5 * gradient).detach()
+    simulator.play()
+    torch.testing.assert_close(simulator.state.items, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_spectral_passes_find_the_leading_singular_subspace() -> None:
+    simulator = play("recommended", 60, "model.embedding_dim=3", "pretraining.passes=60", "model.encoder=spectral")
+    population = simulator.population
+    rows, _ = population.rows(population.everyone())
+    matrix = np.zeros((120, 200))
+    matrix[rows.segments.numpy(), rows.items.numpy()] = 1
+    matrix /= np.sqrt(matrix.sum(1, keepdims=True) * np.maximum(matrix.sum(0, keepdims=True), 1))
+    energy = np.linalg.norm(matrix @ simulator.state.items.numpy().astype(np.float64)) ** 2
+    best = (np.linalg.svd(matrix, compute_uv=False)[:3] ** 2).sum()
+    assert best * 0.9995 < energy <= best * (1 + 1e-6)
+
+
+SWITCHES = [
+    "clusters.n_clusters=0",
+    "clusters.learning_rate=0.9",
+    "clusters.proportional=false",
+    "model.neighbours=false",
+    "model.refresh_every=2",
+    "model.n_layers=1",
+    "model.n_layers=3",
+    "pretraining.kind=none",
+    "pretraining.kind=spectral",
+    "pretraining.node_dropout=0",
+    "pretraining.edge_perturbation=false",
+    "pretraining.noise=0",
+    "pretraining.steps=2",
+    "personal.learned=true",
+    "privacy.clip=0.01",
+    "privacy.noise_scale=0",
+    "privacy.pseudo_items=0",
+    "privacy.masking=0",
+    "client.loss=softmax",
+    "client.local_steps=1",
+    "client.l2=0.5",
+    "client.leave_one_out=true",
+    "client.similarity=cosine",
+    "server.optimizer=fedavg",
+    "server.optimizer=fedyogi",
+    "server.optimizer=fedadagrad",
+    "server.averaging=0",
+    "server.weighting=interactions",
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_each_switch_changes_the_scores(switch: str) -> None:
+    scores = []
+    for overrides in ((), (switch,)):
+        simulator = play("paper", 6, *overrides)
+        scores.append(simulator.recommender().scores(simulator.population.everyone()))
+    assert not torch.allclose(scores[0], scores[1])
+
+
+@pytest.mark.parametrize("name", ["local", "cluster", "global"])
+def test_each_of_the_three_models_has_its_own_scores(name: str) -> None:
+    simulator = play("paper", 8)
+    everyone = simulator.population.everyone()
+    parts = simulator.recommender().explain(everyone)
+    rows, positions = simulator.population.rows(everyone)
+    whole = simulator.algorithm.scores(
+        simulator.algorithm.view(simulator.recommender().state, everyone),
+        rows,
+        simulator.population.recall(everyone, positions),
+    )
+    torch.testing.assert_close(sum(parts.values()), whole, rtol=1e-4, atol=1e-5)
+    for other in parts.keys() - {name}:
+        assert not torch.allclose(parts[name], parts[other])
