@@ -212,7 +212,8 @@ class PerFedRec:
     def _serve(self, state: State, key: Key) -> State:
         """What happens every few rounds: fresh neighbour sums, and a new clustering of all users."""
         trained = self.training_round(state)
-        if self.neighbours and trained >= 0 and trained % self.settings.model.refresh_every == 0:
+        due = trained >= 0 and trained % self.settings.model.refresh_every == 0
+        if self.neighbours and due and state.service.edges is not None:  # none: nobody has joined
             assert state.tokens is not None
             bipartite = neighbourhood.graph(state.service, 0, state.degrees.numel())
             sums = neighbourhood.neighbour_sums(bipartite, state.service.reports, self.settings.model.n_layers)
