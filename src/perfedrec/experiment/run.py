@@ -21,6 +21,7 @@ import polars as pl
 import torch
 
 from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
+from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError
 from perfedrec.core.records import copied, unflatten
 from perfedrec.data import Dataset, load
@@ -133,9 +134,8 @@ def train(
     :class:`InterruptedRunError`.
     """
     run, reporter = run or RunSettings(), reporter or Quiet()
-    config = config or Config(
-        run=run, **{name: getattr(algorithm.settings, name) for name in type(algorithm.settings).model_fields}
-    )
+    settings = {name: getattr(algorithm.settings, name) for name in PerFedRecSettings.model_fields}
+    config = config or Config(run=run, **settings)
     if run.threads:
         torch.set_num_threads(run.threads)
     simulator = Simulator(
