@@ -126,10 +126,15 @@ def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
 
 
 def orthonormal(matrix: Tensor) -> Tensor:
-    """[m, d] an orthonormal basis of the columns, by QR in float64."""
+    """[m, d] an orthonormal basis of the columns, by QR in float64; the last columns are zero where m < d."""
     with one_thread():
         basis: Tensor = torch.linalg.qr(matrix.to(torch.float64))[0]
-    return basis.to(torch.float32).contiguous()
+    return _widened(basis, matrix.shape[1])
+
+
+def _widened(columns: Tensor, dim: int) -> Tensor:
+    """[m, d] float32 of [m, min(m, d)]."""
+    return torch.nn.functional.pad(columns, (0, dim - columns.shape[1])).to(torch.float32).contiguous()
 
 
 def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
@@ -138,7 +143,9 @@ def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
     The sum over a cluster's members of their parts of ``N^T N V`` is ``N_k^T N_k V``, one step of subspace iteration on
     the cluster's own matrix from the global basis ``V``. Its left singular vectors, scaled by the fourth root of their
     relative singular values, become the cluster's table: a score, which takes the table twice, then weights a direction
-    by how much of the cluster's interactions it explains. ``offsets`` [K m, d], ``items`` [m, d].
+    by how much of the cluster's interactions it explains. Its right singular vectors turn the table to the coordinates
+    of the global one, whose length it takes: no score changes by that, but members train both tables with one change,
+    and score both with one user vector. ``offsets`` [K m, d], ``items`` [m, d].
     """
     n_items = items.shape[0]
     image = torch.zeros_like(offsets).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
@@ -147,9 +154,9 @@ def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
         if not bool(image[rows].any()):
             continue  # a cluster without members keeps the global model
         with one_thread():
-            vectors, values, _ = torch.linalg.svd(image[rows].to(torch.float64), full_matrices=False)
-            table = vectors * (values / values[0]).clamp(min=0) ** 0.25
-        offsets[rows] = table.to(torch.float32) - items
+            left, values, right = torch.linalg.svd(image[rows].to(torch.float64), full_matrices=False)
+            table = (left * (values / values[0]).clamp(min=0) ** 0.25) @ right * (items.norm() / items.shape[1] ** 0.5)
+        offsets[rows] = _widened(table, items.shape[1]) - items
 
 
 def drop_nodes(service: Service, view: int, n_items: int, share: float, key: Key) -> Bipartite:
