@@ -131,7 +131,7 @@ def test_a_cluster_is_filled_with_what_its_own_members_have() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 7.0])
 def test_a_filled_cluster_speaks_the_coordinates_of_the_global_table(scale: float) -> None:
-    """A member's change moves both tables: a cluster of everybody must differ from the global table by weights alone."""
+    """A member's change moves both tables: a cluster of everybody differs from the global table by weights alone."""
     people = blocks(3, 15, 8, 0.3)
     matrix = normalised(people.rows(people.everyone())[0], 24)
     _, values, right = np.linalg.svd(matrix)
