@@ -1,0 +1,66 @@
+"""Block size and thread count change no bit, with everything on."""
+
+from typing import Any
+
+import pytest
+import torch
+from tests.algorithms.toys import World, assert_same, world
+
+from perfedrec.core.records import copied
+
+PROTECTED: dict[str, Any] = {
+    "privacy__clip": 0.1,
+    "privacy__noise_scale": 0.02,
+    "privacy__pseudo_items": 0.3,
+    "privacy__masking": 0.2,
+    "personal__learned": True,
+    "server__weighting": "interactions",
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "bpr": {"pretraining__kind": "contrastive", "client__local_steps": 2, "client__l2": 0.1},
+    "softmax": {"client__loss": "softmax", "client__similarity": "cosine", "server__averaging": 0.9},
+    "spectral": {
+        "pretraining__kind": "spectral",
+        "pretraining__cluster_passes": 1,
+        "model__encoder": "spectral",
+        "client__leave_one_out": True,
+        "server__optimizer": "fedyogi",
+    },
+}
+
+
+def played(kind: str, **options: Any) -> World:
+    here = world(**PROTECTED, **KINDS[kind])
+    here.play(len(here.algorithm.prelude) + 3, **options)
+    assert here.state.labels is not None
+    return here
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block_size", [1, 7])
+def test_block_size_changes_neither_state_nor_memories(kind: str, block_size: int) -> None:
+    whole, blocks = played(kind), played(kind, block_size=block_size)
+    assert_same(whole.population.memory, blocks.population.memory)
+    assert_same(whole.state, blocks.state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_thread_count_changes_neither_state_nor_memories(kind: str) -> None:
+    one = played(kind)
+    torch.set_num_threads(2)
+    try:
+        two = played(kind)
+    finally:
+        torch.set_num_threads(1)
+    assert_same(one.population.memory, two.population.memory)
+    assert_same(one.state, two.state)
+
+
+def test_a_run_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:
+    """Nothing random is consumed: a round is a function of seed, number, state and memories."""
+    straight, halted = played("bpr"), played("bpr")
+    straight.play(2)
+    halted.state, halted.population.memory = copied(halted.state), copied(halted.population.memory)
+    halted.play(2)
+    assert_same(straight.state, halted.state)
+    assert_same(straight.population.memory, halted.population.memory)
