@@ -155,7 +155,8 @@ def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
             continue  # a cluster without members keeps the global model
         with one_thread():
             left, values, right = torch.linalg.svd(image[rows].to(torch.float64), full_matrices=False)
-            table = (left * (values / values[0]).clamp(min=0) ** 0.25) @ right * (items.norm() / items.shape[1] ** 0.5)
+            length = items.norm() / min(items.shape) ** 0.5
+            table = (left * (values / values[0]).clamp(min=0) ** 0.25) @ right * length
         offsets[rows] = _widened(table, items.shape[1]) - items
 
 
