@@ -67,7 +67,7 @@ def scores(options: tuple[tuple[str, Any], ...]) -> torch.Tensor:
         ((), {"selection__n_clients_per_round": 11}),
         ((), {"personal__local": 0.6, "personal__cluster": 0.2, "personal__global": 0.2}),
         ((), {"personal__local": 0.0, "personal__cluster": 0.6, "personal__global": 0.4}),
-        ((("model__init_scale", 0.7),), {"personal__learned": True}),  # its step grows with the scores
+        ((("model__init_scale", 1.5),), {"personal__learned": True}),  # its step grows with the scores
         ((), {"pretraining__kind": "contrastive"}),
         ((), {"pretraining__kind": "spectral"}),
         (SPECTRAL, {"pretraining__passes": 2}),
