@@ -106,7 +106,8 @@ class PerFedRecPP(PerFedRec):
             drop_nodes(service, view % self.n_views, n_items, settings.node_dropout, key.fold("view", view))
             for view in range(2)
         ]
-        users, table = contrast(graphs, start[0], start[1], self.settings.model.n_layers, settings, key)
+        n_layers = max(self.settings.model.n_layers, 1)  # without propagation no view would know its graph
+        users, table = contrast(graphs, start[0], start[1], n_layers, settings, key)
         users, table = users * (scale / table.std()), table * (scale / table.std())
         whole = neighbourhood.graph(service, 0, n_items)
         layers = torch.stack([users, whole.to_users(table)], dim=1)[:, : service.reports.shape[1]]
