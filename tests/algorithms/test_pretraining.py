@@ -149,7 +149,7 @@ def test_contrastive_pretraining_lowers_the_loss_between_the_views() -> None:
     graphs = []
     for _ in range(2):  # each view lacks a fifth of the edges
         kept = torch.rand(rows.items.numel(), generator=generator) > 0.2
-        graphs.append(Bipartite(rows.segments[kept], rows.items[kept], 30, 24))
+        graphs.append(Bipartite.of(rows.segments[kept], rows.items[kept], 30, 24))
     users, items = (0.1 * torch.randn(n, 6, generator=generator) for n in (30, 24))
 
     def loss(users: torch.Tensor, items: torch.Tensor) -> float:
@@ -172,7 +172,7 @@ def test_contrastive_pretraining_lowers_the_loss_between_the_views() -> None:
 def test_contrast_does_not_change_what_it_starts_from() -> None:
     here = world(**CONTRASTIVE)
     rows, _ = here.population.rows(here.population.everyone())
-    graph = Bipartite(rows.segments, rows.items, 30, 24)
+    graph = Bipartite.of(rows.segments, rows.items, 30, 24)
     users, items = torch.ones(30, 6) + torch.arange(6), torch.ones(24, 6) - torch.arange(6)
     before = users.clone(), items.clone()
     trained = contrast([graph, graph], users, items, 2, PretrainingSettings(), Key(0))
@@ -213,13 +213,18 @@ def test_the_service_sees_tokens_and_not_items() -> None:
     tokens = here.state.tokens
     assert sorted(tokens.tolist()) == list(range(24))
     assert int((tokens == torch.arange(24)).sum()) < 6
+    rows, places = here.population.rows(here.population.everyone())
+    view, memory = here.algorithm.view(here.state, rows.users), here.population.recall(rows.users, places)
+    edges = here.algorithm.client("join", view, rows, memory, Key(0))[0].edges
+    named = set(zip(rows.segments.tolist(), tokens[rows.items].tolist(), strict=True))
+    assert named != set(zip(rows.segments.tolist(), rows.items.tolist(), strict=True))
+    for number in (0, 1):  # without pseudo items and masking both views are the data themselves, renamed
+        assert set(map(tuple, edges[edges[:, 0] == number][:, 1:].tolist())) == named
     here.play(1)
-    rows, _ = here.population.rows(here.population.everyone())
-    edges = here.state.service.edges
-    for view in (0, 1):  # without pseudo items and masking both views are the data themselves, renamed
-        pairs = set(map(tuple, edges[edges[:, 0] == view][:, 1:].tolist()))
-        assert pairs == set(zip(rows.segments.tolist(), tokens[rows.items].tolist(), strict=True))
-        assert pairs != set(zip(rows.segments.tolist(), rows.items.tolist(), strict=True))
+    graph = here.state.service.graph.by_item
+    counts = torch.tensor([*graph.starts.tolist(), graph.columns.numel()]).diff()
+    owners = torch.repeat_interleave(torch.arange(24), counts)
+    assert set(zip(graph.columns.tolist(), owners.tolist(), strict=True)) == named
 
 
 def test_the_tables_rows_come_back_to_their_own_items() -> None:

@@ -8,6 +8,7 @@ from perfedrec.algorithms.neighbourhood import Service
 from perfedrec.algorithms.parts import Moments
 from perfedrec.algorithms.perfedrec import State
 from perfedrec.core.records import copied, flatten, nbytes, unflatten
+from perfedrec.nn.propagation import Bipartite
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def test_round_trip_with_nesting_and_none() -> None:
 
 def test_round_trip_of_an_algorithms_state() -> None:
     table = torch.rand(4, 2)
-    state = State(5, table, torch.ones(4), Service(torch.rand(3, 2, 2), torch.ones(2, 3, dtype=torch.int64)))
+    graph = Bipartite.of(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1]), 2, 3)
+    state = State(5, table, torch.ones(4), Service(torch.rand(3, 2, 2), graph))
     assert same(unflatten(State, *flatten(state)), state)
     state = State(5, table, torch.ones(4), Service(torch.rand(3, 2, 2)), Moments.zeros(table), dense=torch.ones(3))
     assert same(unflatten(State, *flatten(state)), state)

@@ -123,9 +123,9 @@ def test_one_number_that_is_not_finite_is_refused(name: str, value: float) -> No
         reduce(replace(whole, **{name: broken}), N_ITEMS, N_GROUPS)
 
 
-@pytest.mark.parametrize("value", [1e7, -1e7, 1e12, 3e38])
+@pytest.mark.parametrize("value", [1e5, -1e5, 1e12, 3e38])
 def test_a_number_beyond_what_a_sum_can_hold_is_refused(value: float) -> None:
-    """In fixed point it would wrap around, and the sum would be wrong in silence."""
+    """Whole numbers of that size are not exact any more, and the sum would depend on the order of the clients."""
     whole = contribution()
     deltas = whole.deltas.clone()
     deltas[3, 1] = value
@@ -140,9 +140,9 @@ def test_large_but_allowed_numbers_are_summed_exactly() -> None:
         weights=torch.ones(2),
         segments=torch.tensor([0, 1]),
         items=torch.tensor([4, 4]),
-        deltas=torch.tensor([[500_000.0, 2.0**-20], [250_000.0, -(2.0**-21)]]),
+        deltas=torch.tensor([[50_000.0, 2.0**-30], [25_000.0, -(2.0**-31)]]),
     )
-    assert from_fixed(reduce(one, N_ITEMS, 1).sums).tolist() == [[750_000.0, 2.0**-21]]
+    assert from_fixed(reduce(one, N_ITEMS, 1).sums).tolist() == [[75_000.0, 2.0**-31]]
 
 
 def test_upload_bytes_by_hand() -> None:

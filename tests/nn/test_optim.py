@@ -62,9 +62,9 @@ def test_server_rules_are_those_of_the_paper(rule: ServerOptimizer) -> None:
 
 
 def test_first_steps_of_the_server_by_hand() -> None:
-    change, zero = torch.tensor([[2.0]]), torch.zeros(1, 1)
+    change = torch.tensor([[2.0]])
     steps = {
-        rule: float(server_step(rule, change, zero, zero, 1.0, (0.5, 0.75), 1.0)[0])
+        rule: float(server_step(rule, change, torch.zeros(1, 1), torch.zeros(1, 1), 1.0, (0.5, 0.75), 1.0)[0])
         for rule in ("fedadam", "fedadagrad", "fedyogi")
     }
     # m = 1; v = 1 (Adam), 4 (Adagrad), 1 (Yogi)

@@ -49,7 +49,7 @@ def test_whole_graph_is_that_of_the_dense_matrix(graph: tuple[Tensor, Rows], n_l
     layers = [(users, items)]
     for _ in range(n_layers):
         layers.append((matrix @ layers[-1][1], matrix.T @ layers[-1][0]))
-    found = lightgcn(Bipartite(rows.segments, rows.items, N, M), users, items, n_layers)
+    found = lightgcn(Bipartite.of(rows.segments, rows.items, N, M), users, items, n_layers)
     for side in range(2):
         torch.testing.assert_close(found[side], torch.stack([layer[side] for layer in layers]).mean(0))
 
@@ -63,13 +63,13 @@ def test_whole_graph_is_that_of_torch_geometric(graph: tuple[Tensor, Rows], n_la
         model.embedding.weight.copy_(torch.cat([users, items]))
         edges = torch.stack([rows.segments, rows.items + N])
         expected = model.get_embedding(torch.cat([edges, edges.flip(0)], dim=1))
-    found = lightgcn(Bipartite(rows.segments, rows.items, N, M), users, items, n_layers)
+    found = lightgcn(Bipartite.of(rows.segments, rows.items, N, M), users, items, n_layers)
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gradient_of_the_sparse_products(graph: tuple[Tensor, Rows]) -> None:
     dense, rows = graph
-    matrix, bipartite = normalised(dense), Bipartite(rows.segments, rows.items, N, M)
+    matrix, bipartite = normalised(dense), Bipartite.of(rows.segments, rows.items, N, M)
     users, items = vectors(N, D).requires_grad_(), vectors(M, D).requires_grad_()
     factors = vectors(N + M, D)
     loss = (bipartite.to_users(items) * factors[:N]).sum() + (bipartite.to_items(users) * factors[N:]).sum()
@@ -85,7 +85,7 @@ def test_star_with_fresh_neighbour_sums_is_the_whole_graph(
 ) -> None:
     _, rows = graph
     users, items = vectors(N, D), vectors(M, D)
-    bipartite, degrees = Bipartite(rows.segments, rows.items, N, M), torch.bincount(rows.items, minlength=M)
+    bipartite, degrees = Bipartite.of(rows.segments, rows.items, N, M), torch.bincount(rows.items, minlength=M)
     expected = lightgcn(bipartite, users, items, n_layers)
     reports = torch.stack([users, bipartite.to_users(items)], dim=1)[:, : min(n_layers, 2)]
     sums = neighbour_sums(bipartite, reports, n_layers)

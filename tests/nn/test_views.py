@@ -41,7 +41,7 @@ def test_a_view_is_the_mean_of_its_layers_without_layer_0(n_layers: int) -> None
     generator = torch.Generator().manual_seed(2)
     users, items = torch.randn(5, 3, generator=generator), torch.randn(6, 3, generator=generator)
     edges = (torch.rand(5, 6, generator=generator) < 0.5).nonzero().T
-    graph = Bipartite(edges[0], edges[1], 5, 6)
+    graph = Bipartite.of(edges[0], edges[1], 5, 6)
     whole = lightgcn(graph, users, items, n_layers)
     exact = noisy_lightgcn(graph, users, items, n_layers, 0.0, Key(0))
     for start, mean, view in zip((users, items), whole, exact, strict=True):

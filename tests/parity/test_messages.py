@@ -124,7 +124,7 @@ def test_an_upload_costs_about_twice_what_its_users_contribute(
 ) -> None:
     """A sum takes 8 bytes a number and 8 for its key where a contribution counts 4 and 4; reports stay at 4.
 
-    On top come two headers of numpy, 8 bytes for each reporting user and each group, and 24 instead of 4 for an edge.
+    On top come three headers of numpy, 8 bytes for each reporting user and each group, and 24 instead of 4 for an edge.
     """
     twins = Twins(settings(privacy=PROTECTED), sizes)
     given: list[Contribution] = []
@@ -144,7 +144,7 @@ def test_an_upload_costs_about_twice_what_its_users_contribute(
             size, counted, users = array_bytes(content), int(each.upload_bytes().sum()), each.users.numel()
             edges = 0 if each.edges is None else each.edges.shape[0]
             rows = 0 if each.segments is None else (each.groups[each.segments] * N_ITEMS + each.items).unique().numel()
-            fixed = 2 * NUMPY_HEADER + 8 * groups + 8 * users + 20 * edges
+            fixed = 3 * NUMPY_HEADER + 8 * groups + 8 * users + 20 * edges
             assert size == fixed + rows * (8 + 8 * DIM) + users * 4 * 2 * DIM + 4 * edges
             assert size <= fixed + 2 * counted  # rows that several users share travel once
         assert report.bytes_up == sum(map(array_bytes, uploads))
@@ -211,8 +211,10 @@ def spoil(values: Tensor) -> Tensor:
         (change("reports", spoil), "array reports holds numbers that are not finite"),
         (change("reports", lambda _: None), "expected the arrays"),
         (change("report_users", lambda users: (users + 1) % N_USERS), "one report of each user"),
-        (change("sums", lambda sums: sums.float()), "array sums: expected torch.int64"),
+        (change("sums", lambda sums: sums.float()), "array sums: expected torch.float64"),
         (change("sums", lambda sums: sums[:, :3]), "array sums"),
+        (change("sums", lambda sums: sums + 0.5), "array sums is not in fixed point"),
+        (change("sums", lambda sums: sums * 2.0**60), "array sums is not in fixed point"),
         (change("keys", lambda keys: keys + N_ITEMS), "array keys"),
         (change("keys", lambda keys: keys.flip(0)), "array keys"),
         (change("keys", lambda keys: keys[1:]), "array keys"),

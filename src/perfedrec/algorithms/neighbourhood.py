@@ -19,10 +19,10 @@ from perfedrec.nn.propagation import Bipartite
 @dataclass(frozen=True)
 class Service:
     """What the service holds: ``reports`` [n, L, d] the last protected vectors of each user, layers 0 and 1;
-    ``edges`` [E, 3] (view, user, token); ``start`` [n, d] pre-trained vectors on offer to the users."""
+    the ``graph`` of all users and tokens; ``start`` [n, d] pre-trained vectors on offer to the users."""
 
     reports: Tensor
-    edges: Tensor | None = None
+    graph: Bipartite | None = None
     start: Tensor | None = None
 
 
@@ -31,11 +31,11 @@ def tokens(n_items: int, key: Key) -> Tensor:
     return choose(n_items, n_items, key.fold("tokens"))
 
 
-def graph(service: Service, view: int, n_items: int) -> Bipartite:
-    """The graph of one protected view, in tokens."""
-    assert service.edges is not None
-    edges = service.edges[service.edges[:, 0] == view]
-    return Bipartite(edges[:, 1], edges[:, 2], service.reports.shape[0], n_items)
+def graph(edges: Tensor, view: int, n_users: int, n_items: int, kept: Tensor | None = None) -> Bipartite:
+    """The graph of one protected view of ``edges`` [E, 3] (view, user, token); of the users ``kept`` [n] alone."""
+    of_view = edges[:, 0] == view
+    _, users, items = edges[of_view if kept is None else of_view & kept[edges[:, 1]]].unbind(1)
+    return Bipartite.of(users, items, n_users, n_items)
 
 
 def neighbour_sums(bipartite: Bipartite, reports: Tensor, n_layers: int) -> Tensor:
@@ -45,8 +45,8 @@ def neighbour_sums(bipartite: Bipartite, reports: Tensor, n_layers: int) -> Tens
     follow from the item layers that the service has. The two tables are the sums of item layers 1 to K - 1 and 1 to K,
     over ``K + 1`` (see :func:`perfedrec.nn.propagation.lightgcn_star`).
     """
-    items = [bipartite.to_items(reports[:, layer].contiguous()) for layer in range(min(n_layers, 2))]
+    items = list(bipartite.to_items(reports.flatten(1)).unflatten(1, (-1, reports.shape[2])).unbind(1))
     while len(items) < n_layers:
         items.append(bipartite.to_items(bipartite.to_users(items[len(items) - 2])))
-    below, whole = sum(items[:-1], torch.zeros_like(items[0])), sum(items, torch.zeros_like(items[0]))
-    return torch.stack([below, whole]) / (n_layers + 1)
+    below = torch.stack(items[:-1]).sum(0) if n_layers > 1 else torch.zeros_like(items[0])
+    return torch.stack([below, below + items[-1]]).div_(n_layers + 1)

@@ -10,8 +10,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from perfedrec.algorithms.settings import ServerSettings
-from perfedrec.core.keys import Key
-from perfedrec.core.sampling import choose
+from perfedrec.core.keys import Key, bits
 from perfedrec.core.threads import one_thread
 from perfedrec.nn.optim import server_step
 
@@ -23,14 +22,11 @@ def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
     quotas = shares.floor().to(torch.int64)
     rest = min(n_clients, labels.numel()) - int(quotas.sum())
     quotas[(shares - quotas).argsort(descending=True, stable=True)[:rest]] += 1
-    members = labels.argsort(stable=True)
-    starts = sizes.cumsum(0) - sizes
-    chosen = [
-        members[start + choose(size, quota, key.fold(label)).to(members.device)]
-        for label, (start, size, quota) in enumerate(zip(starts.tolist(), sizes.tolist(), quotas.tolist(), strict=True))
-        if quota
-    ]
-    return torch.cat(chosen)
+    users = torch.arange(labels.numel(), device=labels.device)
+    draws = bits(key.spread(users), 1).squeeze(1) & ((1 << 48) - 1)
+    members = ((labels << 48) | draws).argsort()  # by cluster, and in random order within each
+    places = users - (sizes.cumsum(0) - sizes)[labels[members]]
+    return members[places < quotas[labels[members]]]
 
 
 def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key) -> tuple[Tensor, Tensor]:

@@ -173,9 +173,8 @@ class PerFedRec:
         if aggregate.reports is not None and aggregate.report_users is not None:
             service.reports[aggregate.report_users] = aggregate.reports
         if aggregate.edges is not None:
-            places = aggregate.edges[:, :2] @ aggregate.edges.new_tensor([service.reports.shape[0], 1])
-            order = (places * aggregate.n_items + aggregate.edges[:, 2]).argsort()
-            service = replace(service, edges=aggregate.edges[order])  # the same, in whatever order clients arrive
+            graph = neighbourhood.graph(aggregate.edges, 0, service.reports.shape[0], aggregate.n_items)
+            service = replace(service, graph=graph)
         state = replace(state, service=service, round=state.round + 1)
         if aggregate.clients:
             if phase == "train":
@@ -213,11 +212,11 @@ class PerFedRec:
         """What happens every few rounds: fresh neighbour sums, and a new clustering of all users."""
         trained = self.training_round(state)
         due = trained >= 0 and trained % self.settings.model.refresh_every == 0
-        if self.neighbours and due and state.service.edges is not None:  # none: nobody has joined
+        graph = state.service.graph
+        if self.neighbours and due and graph is not None:  # none: nobody has joined
             assert state.tokens is not None
-            bipartite = neighbourhood.graph(state.service, 0, state.degrees.numel())
-            sums = neighbourhood.neighbour_sums(bipartite, state.service.reports, self.settings.model.n_layers)
-            state = replace(state, neighbours=sums[:, state.tokens])
+            sums = neighbourhood.neighbour_sums(graph, state.service.reports, self.settings.model.n_layers)
+            state = replace(state, neighbours=sums.index_select(1, state.tokens))
         return self._cluster(state, key) if self.settings.clusters.due(trained) else state
 
     def _cluster(self, state: State, key: Key) -> State:
@@ -275,14 +274,17 @@ class PerFedRec:
         n_negatives = None if client.loss == "bpr" else client.n_negatives
         labels = label(rows, n_items, privacy, n_negatives, key.fold("labels"))
         labelled, owners = labels.rows, labels.owners
-        segments = labelled.segments
 
         star, vectors, moments = self.network.star(view, labelled), self._own_vectors(view, memory), memory
-        bases = (view.table_rows(labelled.items, segments), view.table_rows(labels.negatives, owners))
-        rows_now, dense = bases, None if view.dense is None else view.dense.repeat(rows.n_users, 1)
+        items = torch.cat([labelled.items, labels.negatives])
+        segments = torch.cat([labelled.segments, owners])
+        base, n_labelled = view.table_rows(items, segments), labelled.items.numel()
+        delta, dense = torch.zeros_like(base), None if view.dense is None else view.dense.repeat(rows.n_users, 1)
         loss = torch.zeros(rows.n_users, device=segments.device)
-        for _ in range(client.local_steps):
-            leaves = [each.detach().requires_grad_() for each in (vectors, *rows_now, dense) if each is not None]
+        for step_number in range(client.local_steps):
+            now = base + delta if step_number else base
+            parts_now = (vectors, now[:n_labelled], now[n_labelled:], dense)
+            leaves = [each.detach().requires_grad_() for each in parts_now if each is not None]
             loss = self._loss(
                 view, labels, star, leaves[0], leaves[1], leaves[2], leaves[3] if len(leaves) > 3 else None
             )
@@ -292,16 +294,10 @@ class PerFedRec:
                 gradients[0], moments.first, moments.second, moments.steps, rate, betas, 1e-8
             )
             vectors, moments = vectors + step, replace(moments, first=first, second=second, steps=steps)
-            rate = -client.learning_rate
-            rows_now = (
-                torch.add(rows_now[0], gradients[1], alpha=rate),
-                torch.add(rows_now[1], gradients[2], alpha=rate),
-            )
+            delta.add_(torch.cat(gradients[1:3]), alpha=-client.learning_rate)
             if dense is not None:
-                dense = torch.add(dense, gradients[3], alpha=rate)
+                dense = torch.add(dense, gradients[3], alpha=-client.learning_rate)
 
-        items, segments = torch.cat([labelled.items, labels.negatives]), torch.cat([segments, owners])
-        delta = torch.cat([now - base for now, base in zip(rows_now, bases, strict=True)])
         real = (labels.positions >= 0).nonzero().squeeze(1)
         own = memory.rows.index_copy(0, labels.positions[real], delta.index_select(0, real))
         mean_loss = loss.detach() / labelled.counts.clamp(min=1)
@@ -465,11 +461,12 @@ class PerFedRec:
         users = {name: mix[:, place, None] * personal.users[name] for place, name in enumerate(MODELS)}
         if view.offsets is None:
             return (users["local"] + users["cluster"] + users["global"]) @ personal.global_items.T
-        scores = users["global"] @ personal.global_items.T
+        both = torch.cat([users["global"], users["local"] + users["cluster"]], dim=1)
+        scores = both.new_empty(rows.n_users, view.items.shape[0])
         for group in view.groups.unique().tolist():
             members = (view.groups == group).nonzero().squeeze(1)
-            own = (users["local"] + users["cluster"])[members]
-            scores[members] += own @ personal.cluster_items(group).T
+            tables = torch.cat([personal.global_items, personal.cluster_items(group)], dim=1)
+            scores[members] = both[members] @ tables.T
         return scores
 
     def explain(self, view: View, rows: Rows, memory: Memory) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from perfedrec.algorithms import neighbourhood
 from perfedrec.algorithms.model import View
-from perfedrec.algorithms.neighbourhood import Service
 from perfedrec.algorithms.parts import Average
 from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
 from perfedrec.algorithms.settings import PretrainingSettings
@@ -79,7 +78,7 @@ class PerFedRecPP(PerFedRec):
         elif phase == "clusters" and state.offsets is not None:
             fill_clusters(state.offsets, state.items, aggregate)
         elif phase == "join" and kind == "contrastive":
-            state = self._contrast(state, key.fold("contrast"))
+            state = self._contrast(state, aggregate, key.fold("contrast"))
         return state
 
     def _scale(self, state: State, energy: float) -> State:
@@ -89,7 +88,7 @@ class PerFedRecPP(PerFedRec):
         lift = (n_users * dim / (max(energy, 1e-12) * n_items)) ** 0.5
         return replace(self._restart(state, state.items * scale), lift=lift)
 
-    def _contrast(self, state: State, key: Key) -> State:
+    def _contrast(self, state: State, aggregate: Aggregate, key: Key) -> State:
         """Contrastive pre-training at the service; the table comes back by token, the users find their vectors there.
 
         It starts from small random vectors (at this point the users' own are random as well) and is brought to the
@@ -97,20 +96,21 @@ class PerFedRecPP(PerFedRec):
         """
         settings, scale = self.settings.pretraining, self.settings.model.init_scale
         service, (n_items, dim) = state.service, state.items.shape
-        assert state.tokens is not None
+        assert state.tokens is not None and service.graph is not None and aggregate.edges is not None
+        everyone, every_item = (torch.arange(n, device=state.items.device) for n in (len(service.reports), n_items))
         start = [
-            normal(key.fold(side).spread(torch.arange(n, device=state.items.device)), dim) * settings.init_scale
-            for side, n in (("users", service.reports.shape[0]), ("items", n_items))
+            normal(key.fold(side).spread(nodes), dim) * settings.init_scale
+            for side, nodes in (("users", everyone), ("items", every_item))
         ]
-        graphs = [
-            drop_nodes(service, view % self.n_views, n_items, settings.node_dropout, key.fold("view", view))
-            for view in range(2)
-        ]
+        graphs = []
+        for view in range(2):  # each one selects its own clients, as a round of training does
+            selected = uniform(key.fold("view", view).spread(everyone), 1).squeeze(1) >= settings.node_dropout
+            number = view % self.n_views
+            graphs.append(neighbourhood.graph(aggregate.edges, number, len(everyone), n_items, selected))
         n_layers = max(self.settings.model.n_layers, 1)  # without propagation no view would know its graph
         users, table = contrast(graphs, start[0], start[1], n_layers, settings, key)
         users, table = users * (scale / table.std()), table * (scale / table.std())
-        whole = neighbourhood.graph(service, 0, n_items)
-        layers = torch.stack([users, whole.to_users(table)], dim=1)[:, : service.reports.shape[1]]
+        layers = torch.stack([users, service.graph.to_users(table)], dim=1)[:, : service.reports.shape[1]]
         service = replace(service, start=users, reports=layers.contiguous())
         return replace(self._restart(state, table[state.tokens]), service=service)
 
@@ -159,15 +159,6 @@ def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
             length = items.norm() / min(items.shape) ** 0.5
             table = (left * (values / values[0]).clamp(min=0) ** 0.25) @ right * length
         offsets[rows] = _widened(table, items.shape[1]) - items
-
-
-def drop_nodes(service: Service, view: int, n_items: int, share: float, key: Key) -> Bipartite:
-    """The graph of one protected view without the clients that this view does not select, a ``share`` of all."""
-    assert service.edges is not None
-    edges, n_users = service.edges[service.edges[:, 0] == view], service.reports.shape[0]
-    kept = uniform(key.spread(torch.arange(n_users, device=edges.device)), 1).squeeze(1) >= share
-    edges = edges[kept[edges[:, 1]]]
-    return Bipartite(edges[:, 1], edges[:, 2], n_users, n_items)
 
 
 def contrast(

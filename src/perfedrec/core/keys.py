@@ -20,7 +20,7 @@ from torch import Tensor
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_SMALL = 1 << 15
+_CHUNK = 1 << 15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
@@ -37,22 +37,22 @@ def _mix_int(value: int) -> int:
 
 def _mix_(bits: Tensor) -> Tensor:
     """Mix int64 words in place."""
-    if bits.device.type == "cpu" and bits.numel() < _SMALL and bits.is_contiguous():
-        words = bits.numpy().view(
-            np.uint64
-        )  # the same memory; for few words a call of numpy's costs a fifth of torch's
-        words ^= words >> np.uint64(30)
-        words *= np.uint64(_MULTIPLIERS[0])
-        words ^= words >> np.uint64(27)
-        words *= np.uint64(_MULTIPLIERS[1])
-        words ^= words >> np.uint64(31)
+    if bits.device.type == "cpu" and bits.is_contiguous():
+        flat = bits.numpy().reshape(-1).view(np.uint64)  # the same memory; numpy shifts and multiplies twice as fast
+        scratch = np.empty(min(_CHUNK, flat.size), np.uint64)
+        for start in range(0, flat.size, _CHUNK):
+            words = flat[start : start + _CHUNK]  # few enough to stay in the cache
+            for shift, multiplier in ((30, _MULTIPLIERS[0]), (27, _MULTIPLIERS[1]), (31, None)):
+                words ^= np.right_shift(words, np.uint64(shift), out=scratch[: words.size])
+                if multiplier is not None:
+                    words *= np.uint64(multiplier)
         return bits
     # torch shifts arithmetically, so the sign bits are masked away after each shift.
-    scratch = torch.empty_like(bits)
+    scratch_ = torch.empty_like(bits)
     for shift, multiplier in ((30, _MULTIPLIERS[0]), (27, _MULTIPLIERS[1]), (31, None)):
-        torch.bitwise_right_shift(bits, shift, out=scratch)
-        scratch &= (1 << (64 - shift)) - 1
-        bits ^= scratch
+        torch.bitwise_right_shift(bits, shift, out=scratch_)
+        scratch_ &= (1 << (64 - shift)) - 1
+        bits ^= scratch_
         if multiplier is not None:
             bits *= _signed(multiplier)
     return bits
@@ -104,9 +104,12 @@ def uniform(keys: Tensor, n: int) -> Tensor:
 
 def laplace(keys: Tensor, n: int) -> Tensor:
     """``n`` standard Laplace numbers per key (scale 1, variance 2), by inversion of the distribution function."""
-    centred = symmetric(keys, n)
-    magnitude = centred.abs().neg_().log1p_()  # log(1 - |u|) <= 0
-    return torch.copysign(magnitude, centred)
+    if not keys.numel():  # words of no key have no layout to be halved
+        return torch.empty(*keys.shape, n, device=keys.device)
+    halves = bits(keys, (n + 1) // 2).view(torch.int32)[..., :n]
+    magnitude = (halves & 0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23).log_()  # of a number in (0, 1)
+    magnitude.view(torch.int32).bitwise_xor_(halves & -(1 << 31))  # with a sign of its own
+    return magnitude
 
 
 def normal(keys: Tensor, n: int) -> Tensor:

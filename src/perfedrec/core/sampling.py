@@ -29,15 +29,18 @@ def draw_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tupl
     tried = expected.mul_(1.05).add_(4.0).to(torch.int64)  # enough nearly always; a user who runs short doubles it
     while True:
         tried.clamp_(max=domain(n_items))
-        segments = torch.repeat_interleave(torch.arange(rows.n_users, device=counts.device), tried)
-        images = shuffle(keys[segments], ranks(segments, rows.n_users), n_items)
+        ends = tried.cumsum(0)
+        starts, segments = ends - tried, torch.repeat_interleave(tried)
+        numbers = torch.arange(segments.numel(), device=counts.device)
+        images = shuffle(keys[segments], numbers - starts[segments], n_items)
         fits = (images < n_items) & ~_member(segments * n_items + images, owned)
-        items, segments = images[fits], segments[fits]
-        places = ranks(segments, rows.n_users)
-        short = torch.bincount(segments, minlength=rows.n_users) < counts
+        found = torch.zeros(numbers.numel() + 1, dtype=torch.int64, device=counts.device)
+        torch.cumsum(fits, 0, out=found[1:])
+        before = found[starts]
+        short = found[ends] - before < counts
         if not bool(short.any()):
-            wanted = places < counts[segments]
-            return items[wanted], segments[wanted]
+            wanted = (fits & (found[1:] <= (before + counts)[segments])).nonzero().squeeze(1)
+            return images[wanted], segments[wanted]
         tried = torch.where(short, tried * 2, tried)
 
 

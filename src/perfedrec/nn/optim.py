@@ -55,17 +55,18 @@ def server_step(
     """The server's step for the rows that were touched: the step to add, and the new moments of these rows.
 
     ``change`` [r, d] is the weighted mean of the clients' changes. Rows that nobody touched keep their moments, so that
-    a round costs what its cohort touches and not what the table holds.
+    a round costs what its cohort touches and not what the table holds. The moments given are overwritten.
     """
     if rule == "fedavg":
         return change * learning_rate, first, second
     assert first is not None and second is not None
-    first = torch.lerp(change, first, betas[0])
-    square = change.square()
+    first.lerp_(change, 1 - betas[0])
     if rule == "fedadam":
-        second = torch.lerp(square, second, betas[1])
+        second.mul_(betas[1]).addcmul_(change, change, value=1 - betas[1])
     elif rule == "fedadagrad":
-        second = second + square
+        second.addcmul_(change, change)
     else:
-        second = second - (1 - betas[1]) * square * torch.sign(second - square)
-    return first / (second.sqrt() + epsilon) * learning_rate, first, second
+        square = change.square()
+        second.addcmul_(square, torch.sign(second - square), value=betas[1] - 1)
+    step = second.sqrt().add_(epsilon)
+    return torch.div(first, step, out=step).mul_(learning_rate), first, second

@@ -6,12 +6,12 @@ of item i, ``c_ui = 1 / sqrt(|I_u| |N_i|)``.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from perfedrec.core.types import Rows
 from perfedrec.nn.segments import segment_sum
@@ -84,51 +84,64 @@ def spectral_star(rows: Rows, item_degrees: Tensor) -> Star:
     )
 
 
+@dataclass(frozen=True)
+class Adjacency:
+    """A sparse matrix [n, m] by rows: where each one's entries start, ``starts`` [n], their ``columns`` [E] and
+    ``values`` [E]."""
+
+    starts: Tensor
+    columns: Tensor
+    values: Tensor
+
+    @staticmethod
+    def of(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Adjacency:
+        """From entries in any order, each place at most once."""
+        order = (rows * shape[1] + columns).argsort()
+        counts = torch.bincount(rows, minlength=shape[0])
+        return Adjacency(counts.cumsum(0) - counts, columns[order], values[order])
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """[n, d] the product with ``vectors`` [m, d]; a row's sum is one thread's, so that all machines round alike."""
+        return functional.embedding_bag(
+            self.columns, vectors, self.starts, mode="sum", per_sample_weights=self.values.to(vectors.dtype)
+        )
+
+
+@dataclass(frozen=True)
 class Bipartite:
-    """The normalised adjacency ``N`` [n, m] of a user-item graph and its transpose, as sparse matrices.
+    """The normalised adjacency ``N`` [n, m] of a user-item graph, ``by_user``, and its transpose, ``by_item``."""
 
-    ``users`` [E] and ``items`` [E] list the edges, each at most once. Degrees are those of these edges.
-    """
+    by_user: Adjacency
+    by_item: Adjacency
 
-    def __init__(self, users: Tensor, items: Tensor, n_users: int, n_items: int) -> None:
-        self.shape = (n_users, n_items)
-        self.user_degrees = torch.bincount(users, minlength=n_users)
-        self.item_degrees = torch.bincount(items, minlength=n_items)
-        weights = (self.user_degrees[users] * self.item_degrees[items]).to(torch.float32).rsqrt()
-        self._to_users = _csr(users, items, weights, n_users, n_items)
-        self._to_items = _csr(items, users, weights, n_items, n_users)
+    @staticmethod
+    def of(users: Tensor, items: Tensor, n_users: int, n_items: int) -> Bipartite:
+        """From edges, ``users`` [E] and ``items`` [E], each at most once and in any order; degrees are theirs."""
+        degrees = torch.bincount(users, minlength=n_users)[users] * torch.bincount(items, minlength=n_items)[items]
+        weights = degrees.to(torch.float32).rsqrt()
+        shape = (n_users, n_items)
+        return Bipartite(Adjacency.of(users, items, weights, shape), Adjacency.of(items, users, weights, shape[::-1]))
 
     def to_users(self, item_vectors: Tensor) -> Tensor:
         """``N X``: [n, d] from [m, d]."""
-        return cast(Tensor, _SparseProduct.apply(self._to_users, self._to_items, item_vectors))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Product.apply(self.by_user, self.by_item, item_vectors))  # type: ignore[no-untyped-call]
 
     def to_items(self, user_vectors: Tensor) -> Tensor:
         """``N^T X``: [m, d] from [n, d]."""
-        return cast(Tensor, _SparseProduct.apply(self._to_items, self._to_users, user_vectors))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Product.apply(self.by_item, self.by_user, user_vectors))  # type: ignore[no-untyped-call]
 
 
-class _SparseProduct(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     """``A X`` with its transpose at hand, so that the gradient is a sparse product as well."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, transpose: Tensor, vectors: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: Adjacency, transpose: Adjacency, vectors: Tensor) -> Tensor:
         ctx.transpose = transpose
-        return matrix @ vectors
+        return matrix.times(vectors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, ctx.transpose @ grads[0]
-
-
-def _csr(rows: Tensor, columns: Tensor, values: Tensor, n_rows: int, n_columns: int) -> Tensor:
-    order = (rows * n_columns + columns).argsort()
-    limits = torch.zeros(n_rows + 1, dtype=torch.int64, device=rows.device)
-    torch.cumsum(torch.bincount(rows, minlength=n_rows), 0, out=limits[1:])
-    with warnings.catch_warnings():  # torch calls its CSR layout beta, once per process
-        warnings.filterwarnings("ignore", message="Sparse CSR", category=UserWarning)
-        return torch.sparse_csr_tensor(
-            limits, columns[order], values[order], (n_rows, n_columns), check_invariants=False
-        )
+        return None, None, ctx.transpose.times(grads[0])
 
 
 def lightgcn(graph: Bipartite, users: Tensor, items: Tensor, n_layers: int) -> tuple[Tensor, Tensor]:

@@ -69,15 +69,21 @@ def label(rows: Rows, n_items: int, settings: PrivacySettings, n_negatives: int 
     outside, owners = draw_outside(rows, n_items, decoys + wanted, key.fold("outside").spread(rows.users))
     if not settings.masking and not settings.pseudo_items:
         return Labels(rows, positions, outside, owners)
-    decoy = ranks(owners, rows.n_users) < decoys[owners]
-    segments = torch.cat([rows.segments[positions], owners[decoy]])
-    order = segments.argsort(stable=True)
-    items = torch.cat([rows.items[positions], outside[decoy]])[order]
-    positions = torch.cat([positions, positions.new_full((items.numel() - positions.numel(),), -1)])[order]
+    among = ranks(owners, rows.n_users)
+    decoy = among < decoys[owners]
+    chosen, negative = decoy.nonzero().squeeze(1), (~decoy).nonzero().squeeze(1)
     limits = torch.zeros_like(rows.offsets)
     torch.cumsum(kept + decoys, 0, out=limits[1:])
-    labelled = replace(rows, offsets=limits, items=items, segments=segments[order])
-    return Labels(labelled, positions, outside[~decoy], owners[~decoy])
+    # A user's real items come first, in their order, and then its decoys.
+    segments = torch.repeat_interleave(kept + decoys)
+    own = torch.arange(positions.numel(), device=owners.device)
+    own += (limits[:-1] - (kept.cumsum(0) - kept))[rows.segments[positions]]
+    added = among[chosen] + (limits[:-1] + kept)[owners[chosen]]
+    items = torch.empty_like(segments).index_copy_(0, own, rows.items[positions])
+    items.index_copy_(0, added, outside[chosen])
+    where = torch.full_like(segments, -1).index_copy_(0, own, positions)
+    labelled = replace(rows, offsets=limits, items=items, segments=segments)
+    return Labels(labelled, where, outside[negative], owners[negative])
 
 
 def protect(values: Tensor, settings: PrivacySettings, keys: Tensor) -> Tensor:

@@ -149,6 +149,8 @@ def read_reply(content: RecordDict, users: Tensor, like: Aggregate) -> Aggregate
             raise PerfedrecError(f"array {name}: expected {expected.dtype} {shape}, got {got.dtype} {list(got.shape)}")
         if not bool(got.isfinite().all()):
             raise PerfedrecError(f"array {name} holds numbers that are not finite")
+        if got.dtype == torch.float64 and not (torch.equal(got, got.round()) and bool((got.abs() < 2.0**53).all())):
+            raise PerfedrecError(f"array {name} is not in fixed point: expected whole numbers below 2^53")
     counts: dict[str, Any] = dict(content.config_records["counts"].items())
     total = unflatten(Aggregate, tensors, counts)
     keys, n_items, own = total.keys, like.n_items, users.sort().values
