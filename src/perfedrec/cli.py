@@ -364,12 +364,14 @@ def _metric_table(columns: dict[str, dict[str, float]]) -> Table:
 
 
 def _print_explained(result: Result, user: str, k: int) -> None:
-    table = Table("rank", "item", "score", "local", "cluster", "global", "moved", title=f"for user {user}")
-    for row in result.explain(user, k).iter_rows(named=True):
-        parts = [f"{row[name]:.3f}" for name in ("score", "local", "cluster", "global")]
+    explained = result.explain(user, k)
+    models = explained.columns[explained.columns.index("score") + 1 : -1]
+    table = Table("rank", "item", "score", *models, "moved", title=f"for user {user}")
+    for row in explained.iter_rows(named=True):
+        parts = [f"{row[name]:.3f}" for name in ("score", *models)]
         table.add_row(str(row["rank"]), str(row["item"]), *parts, f"{row['moved']:+d}")
     console.print(table)
-    console.print("score = local + cluster + global; moved: places gained over the global model alone")
+    console.print(f"score = {' + '.join(models)}; moved: places gained over the global model alone")
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

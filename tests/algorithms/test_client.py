@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.algorithms.naive import Client, train
-from tests.algorithms.toys import SEED, World, assert_same, of_memory, of_user, world
+from tests.algorithms.toys import SEED, World, assert_same, cluster_table, of_memory, of_user, world
 
 from perfedrec.core.keys import Key
 from perfedrec.privacy.paper import label
@@ -32,7 +32,7 @@ def compare(here: World) -> None:
     for place, user in enumerate(COHORT):
         own = rows.items[rows.segments == place].tolist()
         negatives = labels.negatives[labels.owners == place].tolist()
-        base = view.cluster_table(int(view.groups[place]))
+        base = cluster_table(view, int(view.groups[place]))
         me = Client(
             base.double(),
             view.degrees,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.algorithms.toys import SEED, World, world
+from tests.algorithms.toys import SEED, World, cluster_table, world
 
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import draw_outside
@@ -27,6 +27,8 @@ def played(rounds: int = 5, **changes: Any) -> World:
         {"attributes": True, "personal__learned": True},
         {"clusters__n_clusters": 0},
         {"model__n_layers": 0},
+        {"pretraining__kind": "spectral", "personal__pretrained": 0.5},
+        {"pretraining__kind": "spectral", "personal__pretrained": 0.5, "clusters__n_clusters": 0},
     ],
     ids=str,
 )
@@ -34,9 +36,10 @@ def test_parts_sum_to_the_scores(changes: dict[str, Any]) -> None:
     here = played(**changes)
     block = here.block([5, 0, 22, 13])
     parts = here.algorithm.explain(*block)
-    assert set(parts) == {"local", "cluster", "global"}
+    assert set(parts) - {"pretrained"} == {"local", "cluster", "global"}
+    assert ("pretrained" in parts) == ("personal__pretrained" in changes)
     scores = here.algorithm.scores(*block)
-    torch.testing.assert_close(parts["local"] + parts["cluster"] + parts["global"], scores, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.stack(list(parts.values())).sum(0), scores, rtol=1e-5, atol=1e-6)
     assert scores.shape == (4, 24)
 
 
@@ -115,7 +118,7 @@ def naive_mix(here: World, users: list[int], memory: Any, rows: Rows, start: tor
     for place in range(len(users)):
         own = rows.items[rows.segments == place].tolist()
         weights = {item: (len(own) * float(view.degrees[item])) ** -0.5 / 2 for item in own}
-        cluster = view.cluster_table(int(view.groups[place]))
+        cluster = cluster_table(view, int(view.groups[place]))
         mine = dict(zip(own, memory.rows[rows.segments == place], strict=True))
         mix = start[place].clone().requires_grad_()
         shares, loss = mix.softmax(0), torch.zeros(())
@@ -140,7 +143,7 @@ def test_learned_weights_take_a_step_on_the_clients_own_data() -> None:
     here = played(personal__learned=True, model__neighbours=False, model__init_scale=0.7)
     users = [5, 0, 22, 13]
     view, rows, memory = here.block(users)
-    memory = replace(memory, mix=torch.tensor([[0.3, -0.2, 0.1]]).repeat(4, 1))
+    memory = replace(memory, mix=torch.tensor([[0.3, -0.2, 0.1, -20.0]]).repeat(4, 1))
     _, after = here.algorithm.client("train", view, rows, memory, Key(SEED))
     expected = naive_mix(here, users, after, rows, memory.mix)
     torch.testing.assert_close(after.mix, expected, rtol=1e-4, atol=1e-6)
@@ -150,4 +153,27 @@ def test_learned_weights_take_a_step_on_the_clients_own_data() -> None:
 def test_without_learning_the_weights_stay() -> None:
     here = played(personal__local=0.2, personal__cluster=0.3, personal__global=0.5)
     shares = here.population.memory.mix.softmax(1)
-    torch.testing.assert_close(shares, torch.tensor([[0.2, 0.3, 0.5]]).expand(30, 3))
+    torch.testing.assert_close(shares, torch.tensor([[0.2, 0.3, 0.5, 0.0]]).expand(30, 4))
+
+
+@pytest.mark.parametrize("encoder", ["lightgcn", "spectral"])
+def test_the_pretrained_model_recommends_alone_until_something_is_trained(encoder: str) -> None:
+    here = world(model__encoder=encoder, pretraining__kind="spectral", pretraining__passes=2, personal__pretrained=0.25)
+    here.play(2)
+    basis = here.state.pretrained
+    view, rows, memory = here.block([5, 0, 22])
+    degrees = view.degrees
+    alone = []
+    for place in range(3):
+        own = rows.items[rows.segments == place]
+        vector = (own.numel() * degrees[own]).rsqrt() @ basis[own]
+        alone.append((degrees.sqrt()[:, None] * basis) @ vector)
+    torch.testing.assert_close(here.algorithm.scores(view, rows, memory), torch.stack(alone), rtol=1e-5, atol=1e-6)
+    here.play(len(here.algorithm.prelude) - 2 + 3)
+    torch.testing.assert_close(here.state.pretrained, basis, rtol=0, atol=0)
+    parts = here.algorithm.explain(*here.block([5, 0, 22]))
+    shares = here.population.memory.mix.softmax(1)[0]
+    wide = parts["global"].std(dim=1, correction=0) * shares[3] / shares[2]
+    for place in range(3):  # the same ranking, with a weight's share of the spread of the global model's scores
+        assert float(parts["pretrained"][place].std(correction=0)) == pytest.approx(float(wide[place]), rel=1e-4)
+        assert torch.corrcoef(torch.stack([parts["pretrained"][place], alone[place]]))[0, 1] > 0.9999

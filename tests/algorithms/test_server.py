@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.algorithms.toys import SEED, World, world
+from tests.algorithms.toys import SEED, World, cluster_table, world
 
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied
@@ -85,9 +85,7 @@ def test_a_clients_model_is_that_of_its_cluster() -> None:
     for place, group in enumerate(view.groups.tolist()):
         assert group == int(here.state.labels[rows.users[place]])
         table = here.state.items + here.state.offsets[group * 24 : (group + 1) * 24]
-        assert torch.equal(view.cluster_table(group), table)
-        segments = torch.full((24,), place)
-        assert torch.equal(view.table_rows(torch.arange(24), segments), table)
+        assert torch.equal(cluster_table(view, group), table)
     other = copied(here.state)
     other.offsets.view(3, 24, 6)[[group for group in range(3) if group != view.groups[0]]] += 1
     changed = here.algorithm.scores(here.algorithm.view(other, rows.users), rows, memory)

@@ -99,7 +99,8 @@ def test_the_algorithm_of_2022_is_that_without_pretraining() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"personal__local": 0.9},  # weights that do not sum to 1
+        {"personal__local": 0.0, "personal__cluster": 0.0, "personal__global": 0.0},
+        {"personal__pretrained": 0.5},  # nothing is pre-trained that could recommend
         {"model__layers": 2},  # unknown
         {"client__loss": "hinge"},
         {"privacy__masking": 1.0},

@@ -79,6 +79,12 @@ class World:
         return self.algorithm.scores(*self.block(self.population.everyone()))
 
 
+def cluster_table(view: Any, group: int) -> Tensor:
+    """[m, d] a cluster's model."""
+    every = torch.arange(view.items.shape[0])
+    return view.table_rows(every, torch.full_like(every, group))
+
+
 def world(plus: bool = True, attributes: bool = False, **changes: Any) -> World:
     """A population with a fresh state and fresh memories."""
     people = population(attributes=attributes)

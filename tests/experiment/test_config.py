@@ -32,7 +32,8 @@ def test_later_sources_win(tmp_path: Path) -> None:
         ("run.rounds", "has no value"),
         ("run.rounds=-1", "run.rounds"),
         ("client.loss=hinge", "client.loss"),
-        ("personal.local=0.9", "must be 1"),
+        ("personal.local=-0.9", "personal.local"),
+        ("personal.pretrained=0.9", "needs pretraining.kind = spectral"),
     ],
 )
 def test_mistakes_are_named(override: str, said: str) -> None:

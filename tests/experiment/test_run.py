@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
@@ -91,8 +92,21 @@ def test_recommendations_leave_training_items_out_and_their_parts_add_up() -> No
         assert train_set.item_index(item) not in own
     explained = result.explain(train_set.user_ids[5], 7)
     assert explained["item"].to_list() == frame.filter(frame["user"] == train_set.user_ids[5])["item"].to_list()
-    total = explained["local"] + explained["cluster"] + explained["global"]
+    total = explained.select(pl.sum_horizontal("local", "cluster", "global", "pretrained")).to_series()
     assert (total - explained["score"]).abs().max() < 1e-4
+
+
+def test_pretraining_is_evaluated_and_may_be_the_best_that_there_is() -> None:
+    config = small(
+        "recommended", "run.rounds=3", "run.evaluate_every=2", "server.learning_rate=9", "personal.global=0.0"
+    )
+    result = run(config)
+    prelude = len(config.build().prelude)
+    assert [entry.valid is not None for entry in result.history] == [True] * prelude + [False, True, True]
+    recalls = [entry.valid["recall@20"] for entry in result.history if entry.valid is not None]
+    assert max(recalls[:prelude]) > max(recalls[prelude:])  # a server step of 9 ruins what came before
+    assert result.best_round == recalls.index(max(recalls)) + 1 - prelude <= 0
+    assert result.evaluate("valid") == result.valid
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "manifest"])

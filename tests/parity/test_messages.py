@@ -74,7 +74,12 @@ def test_messages_hold_what_the_view_and_the_sum_hold_and_nothing_else() -> None
             assert got.keys() == DOWN | optional | tables  # only the tables of the clusters of its users
             assert torch.isin(users, hosted).all()
             assert torch.equal(got["present"][got["view.groups"]], groups)
-            assert set(sent.message.content.config_records["task"]) == {"phase", "round", "n_groups"}  # no key, no seed
+            assert set(sent.message.content.config_records["task"]) == {
+                "phase",
+                "round",
+                "n_groups",
+                "view.trained",
+            }  # no key, no seed
             assert shapes["view.items"] == (N_ITEMS, DIM)
             for name in tables:
                 assert shapes[name] == (N_ITEMS, DIM)

@@ -13,6 +13,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import Rows, Spec
 from perfedrec.nn.crossing import Crossing
 from perfedrec.nn.propagation import Star, lightgcn_star, spectral_star
+from perfedrec.nn.segments import dot
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class View:
     shared weights of the attribute networks; ``item_attributes`` [m, F]; ``tokens`` [m] names of the items towards the
     neighbourhood service; ``neighbours`` [2, m, d] neighbour sums for users and for items; ``start`` [B, d] pre-trained
     user vectors for those who have not trained yet; ``lift`` how much longer than ``sum_i c_ui q_i`` a user's vector
-    starts, after spectral pre-training.
+    starts, after spectral pre-training; ``pretrained`` [m, d] the singular vectors that it ended with; ``trained``
+    whether anything has been trained since: until then the pre-trained model recommends alone.
     """
 
     items: Tensor
@@ -37,26 +39,22 @@ class View:
     neighbours: Tensor | None = None
     start: Tensor | None = None
     lift: float | None = None
+    pretrained: Tensor | None = None
+    trained: bool = True
 
     def download_bytes(self) -> int:
         """Bytes that one client receives: whole tables, because asking for rows would tell which items it has."""
-        shared = (self.items, self.degrees, self.dense, self.item_attributes, self.neighbours)
+        shared = (self.items, self.degrees, self.dense, self.item_attributes, self.neighbours, self.pretrained)
         size = sum(4 * table.numel() for table in shared if table is not None)
         size += 4 * self.items.numel() if self.offsets is not None else 0
         return size + (4 * self.start.shape[1] if self.start is not None else 0)
 
-    def table_rows(self, items: Tensor, segments: Tensor) -> Tensor:
-        """[T, d] rows of ``items`` [T] in the models of the clusters that the users of ``segments`` [T] belong to."""
+    def table_rows(self, items: Tensor, groups: Tensor) -> Tensor:
+        """[T, d] rows of ``items`` [T] in the models of the clusters ``groups`` [T]."""
         rows = self.items.index_select(0, items)
         if self.offsets is None:
             return rows
-        return rows.add_(self.offsets.index_select(0, self.groups[segments] * self.items.shape[0] + items))
-
-    def cluster_table(self, group: int) -> Tensor:
-        """[m, d] the model of a cluster."""
-        if self.offsets is None:
-            return self.items
-        return self.items + self.offsets.view(-1, *self.items.shape)[group]
+        return rows.add_(self.offsets.index_select(0, groups * self.items.shape[0] + items))
 
 
 class Network:
@@ -119,6 +117,13 @@ class Network:
     def finish(self, vectors: Tensor) -> Tensor:
         """Unit length where scores are cosines."""
         return functional.normalize(vectors, dim=-1) if self.cosine else vectors
+
+
+def spread(users: Tensor, items: Tensor) -> Tensor:
+    """[B] standard deviation of each user's scores over all items, for final vectors [B, d] and [m, d]."""
+    centred = items - items.mean(0)
+    covariance = centred.T @ centred / items.shape[0]
+    return dot(users @ covariance, users).clamp(min=0).sqrt()
 
 
 def _per_client(net: Crossing, weights: Tensor, table: Tensor, attributes: Tensor, segments: Tensor) -> Tensor:

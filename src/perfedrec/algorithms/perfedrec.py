@@ -5,19 +5,21 @@ Decisions where the papers are silent:
 * A cluster's model is an offset from the global table. A member trains on the sum of both; its change moves the global
   table and the offset of its cluster, so that one objective is optimised at two levels.
 * The local model is the client's own fine-tuned rows, kept as offsets from the table it received.
-* The three models are mixed by their scores, which makes each one's part in a recommendation exact.
+* The models are mixed by their scores, which makes each one's part in a recommendation exact. Where pre-training ends
+  with a model that can recommend (our extension), that one can be mixed in as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from perfedrec.algorithms import neighbourhood, parts
-from perfedrec.algorithms.model import Network, View
+from perfedrec.algorithms.model import Network, View, spread
 from perfedrec.algorithms.neighbourhood import Service
 from perfedrec.algorithms.parts import Average, Moments, sparse_step
 from perfedrec.algorithms.settings import PerFedRecSettings
@@ -26,11 +28,9 @@ from perfedrec.core.sampling import choose, draw_outside, ranks
 from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, distinct, from_fixed
 from perfedrec.nn import losses
 from perfedrec.nn.optim import adam
-from perfedrec.nn.propagation import Star, edge_weights
+from perfedrec.nn.propagation import Star, edge_weights, spectral_star
 from perfedrec.nn.segments import dot, expand, segment_sum
 from perfedrec.privacy.paper import Labels, label, protect
-
-MODELS = ("local", "cluster", "global")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class State:
     the cluster models as differences from it; ``dense`` [D] shared dense weights; ``labels`` [n] and ``centroids``
     [K, d] the clusters, ``None`` before the first clustering; ``degrees`` [m]; ``tokens`` [m] names of the items
     towards the service, which does not hold their key; ``neighbours`` [2, m, d] the sums that it published last, in
-    item order; ``lift`` see :class:`perfedrec.algorithms.model.View`.
+    item order; ``lift`` and ``pretrained`` [m, d] see :class:`perfedrec.algorithms.model.View`.
     """
 
     round: int
@@ -60,13 +60,14 @@ class State:
     tokens: Tensor | None = None
     neighbours: Tensor | None = None
     lift: float | None = None
+    pretrained: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Memory:
     """What never leaves a client: its vector ``vectors`` [B, d] with Adam's moments and ``steps`` [B], the fine-tuned
-    offsets ``rows`` [R, d] of its own item rows, the logits ``mix`` [B, 3] of its weights for the local, cluster and
-    global model, and the ``loss`` [B] of its last round per positive."""
+    offsets ``rows`` [R, d] of its own item rows, the logits ``mix`` [B, 4] of its weights for the local, cluster,
+    global and pre-trained model, and the ``loss`` [B] of its last round per positive."""
 
     vectors: Tensor
     first: Tensor
@@ -78,13 +79,20 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Personal:
-    """The three models of a block of users: user vectors [B, d] of each, and item vectors [m, d] of global and cluster
-    model. The local model scores against its cluster's items."""
+class Part:
+    """One of the models that are mixed, as a block of users has it.
 
-    users: dict[str, Tensor]
-    global_items: Tensor
-    cluster_items: Callable[[int], Tensor]
+    ``edge`` [R] and layer-0 ``rows`` [R, d] of the users' own items; ``users`` [B, d] their vectors before ``finish``,
+    which brings vectors to the form that is scored; ``items(which, groups)`` [T, d] the final vectors of some items
+    [T] for the members of some clusters [T]; ``scale`` [B, 1] what the scores are multiplied by.
+    """
+
+    edge: Tensor
+    rows: Tensor
+    users: Tensor
+    finish: Callable[[Tensor], Tensor]
+    items: Callable[[Tensor, Tensor], Tensor]
+    scale: Tensor | float = 1.0
 
 
 class PerFedRec:
@@ -166,6 +174,8 @@ class PerFedRec:
             neighbours=state.neighbours,
             start=None if state.service.start is None else state.service.start[users],
             lift=state.lift,
+            pretrained=state.pretrained,
+            trained=self.training_round(state) > 0,
         )
 
     def server(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
@@ -233,7 +243,7 @@ class PerFedRec:
         vectors = normal(key.fold("vectors").spread(rows.users), model.embedding_dim) * model.init_scale
         if model.encoder == "spectral":
             vectors = torch.zeros_like(vectors)
-        shares = torch.tensor([personal.local, personal.cluster, personal.global_], device=device)
+        shares = torch.tensor([personal.local, personal.cluster, personal.global_, personal.pretrained], device=device)
         return Memory(
             vectors=vectors,
             first=torch.zeros_like(vectors),
@@ -278,7 +288,7 @@ class PerFedRec:
         star, vectors, moments = self.network.star(view, labelled), self._own_vectors(view, memory), memory
         items = torch.cat([labelled.items, labels.negatives])
         segments = torch.cat([labelled.segments, owners])
-        base, n_labelled = view.table_rows(items, segments), labelled.items.numel()
+        base, n_labelled = view.table_rows(items, view.groups[segments]), labelled.items.numel()
         delta, dense = torch.zeros_like(base), None if view.dense is None else view.dense.repeat(rows.n_users, 1)
         loss = torch.zeros(rows.n_users, device=segments.device)
         for step_number in range(client.local_steps):
@@ -394,20 +404,15 @@ class PerFedRec:
         n_items = view.items.shape[0]
         negatives, owners = draw_outside(rows, n_items, rows.counts, key.fold("mix").spread(rows.users))
         pairs = rows.offsets[owners] + ranks(owners, rows.n_users)
-        star, personal = self.network.star(view, rows), self._personal(view, rows, memory)
-        cluster_rows = view.table_rows(rows.items, rows.segments)
-        own_rows = {"local": cluster_rows + memory.rows, "cluster": cluster_rows, "global": view.items[rows.items]}
         margins = []
-        for name in MODELS:
-            context = personal.users[name][rows.segments] - star.edge[:, None] * own_rows[name]
-            if name == "global":
-                positive, negative = view.items[rows.items], view.items[negatives]
-            else:
-                positive, negative = cluster_rows, view.table_rows(negatives, owners)
-            up = star.items(positive, rows.items)[pairs]
-            margins.append(dot(context[pairs], up - star.items(negative, negatives)))
+        for part in self._parts(view, rows, memory).values():
+            context = part.finish(expand(part.users, rows.segments) - part.edge[:, None] * part.rows)
+            if isinstance(part.scale, Tensor):
+                context = context * expand(part.scale, rows.segments)
+            up = part.items(rows.items, view.groups[rows.segments])[pairs]
+            margins.append(dot(context[pairs], up - part.items(negatives, view.groups[owners])))
         stacked, mix = torch.stack(margins, dim=1), memory.mix.detach().requires_grad_()
-        mixed = dot(stacked, expand(mix.softmax(1), owners))
+        mixed = dot(stacked, expand(mix[:, : len(margins)].softmax(1), owners))
         loss = losses.bpr(mixed, torch.zeros_like(mixed), owners, rows.n_users) / rows.counts.clamp(min=1)
         (gradient,) = torch.autograd.grad(loss.sum(), mix)
         return replace(memory, mix=memory.mix - gradient)
@@ -436,46 +441,84 @@ class PerFedRec:
             service=Service(reports, start=state.service.start),
         )
 
-    def _personal(self, view: View, rows: Rows, memory: Memory) -> Personal:
+    def _parts(self, view: View, rows: Rows, memory: Memory) -> dict[str, Part]:
+        """The models that are mixed, by name. The local model scores against its cluster's items."""
         network, dense = self.network, None if view.dense is None else view.dense[None]
-        star, vectors = network.star(view, rows), self._own_vectors(view, memory)
+        star, vectors, bare = network.star(view, rows), self._own_vectors(view, memory), replace(rows, attributes=None)
 
-        def user(table: Tensor) -> Tensor:
-            own, table = network.layer0(view, rows, vectors, table, rows.items, None, dense)
-            return network.finish(star.users(own, table, rows.segments))
+        def part(own: Tensor, table: Callable[[Tensor, Tensor], Tensor]) -> Part:
+            def items(which: Tensor, groups: Tensor) -> Tensor:
+                _, layer0 = network.layer0(view, bare, vectors, table(which, groups), which, None, dense)
+                return network.finish(star.items(layer0, which))
 
-        every = torch.arange(view.items.shape[0], device=view.items.device)
+            first, crossed = network.layer0(view, rows, vectors, own, rows.items, None, dense)
+            return Part(star.edge, crossed, star.users(first, crossed, rows.segments), network.finish, items)
 
-        def items(table: Tensor) -> Tensor:
-            _, table = network.layer0(view, replace(rows, attributes=None), vectors, table, every, None, dense)
-            return network.finish(star.items(table))
+        def everybodys(which: Tensor, groups: Tensor) -> Tensor:
+            return view.items.index_select(0, which)
 
-        own_cluster = view.table_rows(rows.items, rows.segments)
-        users = {"local": user(own_cluster + memory.rows), "cluster": user(own_cluster)}
-        users["global"] = users["cluster"] if view.offsets is None else user(view.items.index_select(0, rows.items))
-        return Personal(users, items(view.items), lambda group: items(view.cluster_table(group)))
+        cluster = view.table_rows(rows.items, view.groups[rows.segments])
+        parts = {
+            "local": part(cluster + memory.rows, view.table_rows),
+            "cluster": part(cluster, view.table_rows),
+            "global": part(everybodys(rows.items, rows.segments), everybodys),
+        }
+        if view.pretrained is not None:
+            parts["pretrained"] = self._pretrained(view, rows, view.pretrained, parts["global"])
+        return parts
+
+    def _pretrained(self, view: View, rows: Rows, table: Tensor, like: Part) -> Part:
+        """The model that pre-training ended with, its scores brought to the standard deviation of those of ``like``."""
+        star = spectral_star(rows, view.degrees)
+        own, every = table.index_select(0, rows.items), torch.arange(table.shape[0], device=table.device)
+        users = star.users(torch.zeros_like(rows.users)[:, None], own, rows.segments)
+        target = spread(like.finish(like.users), like.items(every, torch.zeros_like(every)))
+        scale = (target / spread(users, star.items(table)).clamp(min=1e-12))[:, None]
+
+        def items(which: Tensor, groups: Tensor) -> Tensor:
+            return star.items(table.index_select(0, which), which)
+
+        return Part(star.edge, own, users, lambda vectors: vectors, items, scale if view.trained else 1.0)
+
+    def _weighted(
+        self, view: View, rows: Rows, memory: Memory
+    ) -> tuple[dict[str, Tensor], Callable[[str, int], Tensor]]:
+        """Final user vectors [B, d] of each model times its weight, and the final vectors [m, d] of all items that a
+        model has for the members of a cluster."""
+        parts, every = self._parts(view, rows, memory), torch.arange(view.items.shape[0], device=view.items.device)
+        mix = memory.mix[:, : len(parts)].softmax(1)
+        if view.pretrained is not None and not view.trained:
+            mix = torch.zeros_like(mix).index_fill_(1, mix.new_tensor([len(parts) - 1], dtype=torch.int64), 1.0)
+        users = {
+            name: mix[:, place, None] * part.scale * part.finish(part.users)
+            for place, (name, part) in enumerate(parts.items())
+        }
+
+        @cache
+        def items(name: str, group: int) -> Tensor:
+            return parts[name].items(every, torch.full_like(every, group))
+
+        return users, items
 
     def scores(self, view: View, rows: Rows, memory: Memory) -> Tensor:
         """[B, m] scores of the personal model for all items."""
-        personal, mix = self._personal(view, rows, memory), memory.mix.softmax(1)
-        users = {name: mix[:, place, None] * personal.users[name] for place, name in enumerate(MODELS)}
+        users, items = self._weighted(view, rows, memory)
+        users["cluster"] = users["cluster"] + users.pop("local")  # one table
         if view.offsets is None:
-            return (users["local"] + users["cluster"] + users["global"]) @ personal.global_items.T
-        both = torch.cat([users["global"], users["local"] + users["cluster"]], dim=1)
-        scores = both.new_empty(rows.n_users, view.items.shape[0])
+            users["global"] = users["global"] + users.pop("cluster")
+        vectors = torch.cat(list(users.values()), dim=1)
+        scores = vectors.new_empty(rows.n_users, view.items.shape[0])
         for group in view.groups.unique().tolist():
             members = (view.groups == group).nonzero().squeeze(1)
-            tables = torch.cat([personal.global_items, personal.cluster_items(group)], dim=1)
-            scores[members] = both[members] @ tables.T
+            tables = torch.cat([items(name, group if name == "cluster" else 0) for name in users], dim=1)
+            scores[members] = vectors[members] @ tables.T
         return scores
 
     def explain(self, view: View, rows: Rows, memory: Memory) -> dict[str, Tensor]:
-        """The parts [B, m] that the local, cluster and global model have in :meth:`scores`; their sum is the score."""
-        personal, mix = self._personal(view, rows, memory), memory.mix.softmax(1)
-        cluster_items = [personal.cluster_items(int(group)) for group in view.groups]
-        parts_ = {}
-        for place, name in enumerate(MODELS):
-            users = mix[:, place, None] * personal.users[name]
-            tables = [personal.global_items] * rows.n_users if name == "global" else cluster_items
-            parts_[name] = torch.stack([table @ vector for table, vector in zip(tables, users, strict=True)])
-        return parts_
+        """The parts [B, m] that each model has in :meth:`scores`; their sum is the score."""
+        users, items = self._weighted(view, rows, memory)
+        groups = view.groups.tolist()
+        return {
+            name: torch.stack([items(name, group) @ vector for group, vector in zip(groups, own, strict=True)])
+            for name, own in users.items()
+        }

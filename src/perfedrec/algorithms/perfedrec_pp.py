@@ -70,7 +70,10 @@ class PerFedRecPP(PerFedRec):
         if phase == "spectral":
             image = torch.zeros_like(state.items).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
             energy = float((state.items * image).sum())  # about the sum of the leading squared singular values
-            state = self._restart(state, orthonormal(image))
+            basis = orthonormal(image)
+            state = replace(
+                self._restart(state, basis), pretrained=basis.clone() if self.settings.personal.pretrained else None
+            )
             if self.settings.model.encoder == "lightgcn" and self.prelude[state.round - 1 :].count("spectral") == 1:
                 state = self._scale(state, energy)
             if self.prelude[state.round : state.round + 1] == ["clusters"]:

@@ -91,19 +91,20 @@ class SelectionSettings(Settings):
 
 
 class PersonalSettings(Settings):
-    """The personal model: a weighted sum of the scores of three models."""
+    """The personal model: a weighted mean of the scores of several models."""
 
-    local: float = Field(1 / 3, ge=0, description="weight of the model with the client's own fine-tuned rows")
-    cluster: float = Field(1 / 3, ge=0, description="weight of the cluster's model")
-    global_: float = Field(1 / 3, ge=0, alias="global", description="weight of the global model")
+    local: float = Field(1.0, ge=0, description="weight of the model with the client's own fine-tuned rows")
+    cluster: float = Field(1.0, ge=0, description="weight of the cluster's model")
+    global_: float = Field(1.0, ge=0, alias="global", description="weight of the global model")
+    pretrained: float = Field(0.0, ge=0, description="weight of the model that spectral pre-training ended with")
     learned: bool = Field(False, description="let each client learn its weights, starting from these")
 
     model_config = Settings.model_config | {"populate_by_name": True}
 
     @model_validator(mode="after")
-    def _sum(self) -> Self:
-        if abs(self.local + self.cluster + self.global_ - 1) > 1e-6:
-            raise ValueError("local + cluster + global must be 1")
+    def _some(self) -> Self:
+        if self.local + self.cluster + self.global_ + self.pretrained == 0:
+            raise ValueError("all weights are 0; expected at least one above")
         return self
 
 
@@ -134,3 +135,9 @@ class PerFedRecSettings(Settings):
     selection: SelectionSettings = SelectionSettings()
     personal: PersonalSettings = PersonalSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
+
+    @model_validator(mode="after")
+    def _pretrained(self) -> Self:
+        if self.personal.pretrained and self.pretraining.kind != "spectral":
+            raise ValueError("personal.pretrained needs pretraining.kind = spectral")
+        return self

@@ -22,7 +22,7 @@ ALGORITHMS = {"perfedrec": PerFedRec, "perfedrec_pp": PerFedRecPP}
 """The registry: names of algorithms as a configuration writes them."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "pretraining": {"pretraining.kind": "none"},
+    "pretraining": {"pretraining.kind": "none", "personal.pretrained": 0.0},
     "node-dropout": {"pretraining.node_dropout": 0.0},
     "edge-perturbation": {"pretraining.edge_perturbation": False},
     "view-noise": {"pretraining.noise": 0.0},
@@ -30,7 +30,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "proportional-selection": {"clusters.proportional": False},
     "neighbours": {"model.neighbours": False},
     "propagation": {"model.n_layers": 0},
-    "personal": {"personal.local": 0.0, "personal.cluster": 0.0, "personal.global": 1.0},
+    "personal": {"personal.local": 0.0, "personal.cluster": 0.0, "personal.global": 1.0, "personal.pretrained": 0.0},
     "privacy": {
         "privacy.clip": None,
         "privacy.noise_scale": 0.0,

@@ -58,7 +58,10 @@ class Entry:
 
 @dataclass
 class Result:
-    """The recommender of the best validation round, with the history that led to it."""
+    """The recommender of the best validation round, with the history that led to it.
+
+    ``best_round`` counts rounds of training: 0 and below are rounds of pre-training.
+    """
 
     recommender: Recommender
     dataset: Dataset
@@ -100,8 +103,9 @@ class Result:
         )
 
     def explain(self, user_id: int | str, k: int = 20) -> pl.DataFrame:
-        """:meth:`recommend` for one user, with the parts ``local``, ``cluster`` and ``global`` of each score and the
-        place ``moved`` that the personal model gave an item over the global model alone (positive: upwards)."""
+        """:meth:`recommend` for one user, with what each model has in a score, ``local``, ``cluster``, ``global`` and,
+        where it is mixed in, ``pretrained``; and the places ``moved`` that the personal model gave an item over the
+        global model alone (positive: upwards)."""
         frame = self.recommend([user_id], k)
         users = torch.tensor([self.dataset.train.user_index(user_id)], device=self.recommender.state.items.device)
         parts = {name: values[0] for name, values in self.recommender.explain(users).items()}
@@ -257,7 +261,9 @@ class _Progress:
         valid = None
         trained = self.standing.done - self.prelude
         last = self.standing.done == self.standing.total
-        if trained >= 0 and (trained % self.run.evaluate_every == 0 or last):
+        if (
+            trained <= 0 or trained % self.run.evaluate_every == 0 or last
+        ):  # pre-training is few rounds, and may suffice
             start = time.perf_counter()
             valid = self.simulator.recommender().evaluate(self.simulator.held["valid"], CUTOFFS)
             self._compare(valid)
