@@ -1,6 +1,15 @@
 """The command line as people use it: real files in, tables and files out, one line for each mistake."""
 
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -79,6 +88,66 @@ def test_a_mistake_is_one_line_exit_2_and_nothing_written(
     assert result.stderr.count("\n") == 1
     assert said.format(**names) in result.stderr
     assert not output.exists()
+
+
+def test_a_split_in_three_files_anywhere(ratings: Path, tmp_path: Path) -> None:
+    assert runner.invoke(app, ["data", "prepare", str(ratings), "--output", str(tmp_path / "prepared")]).exit_code == 0
+    files: list[str] = []
+    for part in ("train", "valid", "test"):
+        place = tmp_path / f"with {part}" / f"{part}-2.csv"
+        place.parent.mkdir()
+        (tmp_path / "prepared" / f"{part}.csv").rename(place)
+        files += [f"--{part}", str(place)]
+    trained = runner.invoke(app, ["train", *files, "--output", str(tmp_path / "run"), "--json", *FEW])
+    assert trained.exit_code == 0, trained.output
+    assert json.loads(trained.stdout)["test"]["users"] == 30
+    some = runner.invoke(app, ["train", *files[:4], "--output", str(tmp_path / "other"), *FEW])
+    assert some.exit_code == 2
+    assert "needs all three" in some.stderr
+
+
+def test_attributes_that_are_not_there_are_missed_in_one_line(ratings: Path, tmp_path: Path) -> None:
+    wanted = ["train", "--data", str(ratings), "--set", "model.attributes=true", "--output", str(tmp_path / "run")]
+    refused = runner.invoke(app, [*wanted, *FEW])
+    assert refused.exit_code == 2
+    assert "user_attributes.csv" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    rows = "\n".join(f"u{user},{20 + user},{'ab'[user % 2]}" for user in range(30))
+    (tmp_path / "user_attributes.csv").write_text(f"user,age,kind\n{rows}\n")
+    accepted = runner.invoke(app, [*wanted, *FEW])
+    assert accepted.exit_code == 0, accepted.output
+
+
+def test_a_terminal_of_80_columns_shows_all_figures_and_a_pipe_gets_plain_lines(ratings: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "perfedrec", "train", "--data", str(ratings), *FEW[:-1], "--rounds", "60"]
+    controller, terminal = pty.openpty()
+    size = struct.pack("HHHH", 40, 80, 0, 0)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm"}
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "a")], stdout=subprocess.DEVNULL, stderr=terminal, env=environment
+    )
+    os.close(terminal)
+    shown = b""
+    with suppress(OSError):  # how a terminal says that its last writer has gone
+        while part := os.read(controller, 4096):
+            shown += part
+    os.close(controller)
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    frames = [frame for frame in re.split(r"[\r\n]+", text) if "rounds/s" in frame]
+    assert frames
+    assert all(len(frame) <= 80 and "…" not in frame for frame in frames)
+    assert all(re.search(r"loss .* recall@20 .* rounds/s +up .*B down .*B", frame) for frame in frames)
+    assert re.search(r"round \d+/\d+ .*eta", text)
+
+    piped = subprocess.run(
+        [*command, "--output", str(tmp_path / "b")], capture_output=True, text=True, check=True, env=environment
+    )
+    lines = piped.stderr.splitlines()
+    assert lines
+    assert all(re.match(r"round \d+/\d+ \w+  loss ", line) for line in lines)
+    assert "\x1b" not in piped.stdout + piped.stderr
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(ratings: Path, tmp_path: Path) -> None:

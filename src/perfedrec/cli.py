@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from perfedrec.core.errors import ConfigError, PerfedrecError
 
@@ -87,15 +89,20 @@ def train(
     dropout_rate: Annotated[float | None, typer.Option(help="share of a cohort that drops out")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
     output: Annotated[Path | None, typer.Option(help="folder to write the run to (default: runs/TIME)")] = None,
-    resume: Annotated[bool, typer.Option(help="go on with the run in --output, with its own configuration")] = False,
-    previous: Annotated[bool, typer.Option(help="with --resume: skip damaged checkpoints")] = False,
-    quiet: Annotated[bool, typer.Option(help="no progress")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the run in --output, with its own configuration")
+    ] = False,
+    previous: Annotated[bool, typer.Option("--previous", help="with --resume: skip damaged checkpoints")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train on interactions, evaluate, and write a run folder.
 
-    Examples: [bold]perfedrec train --data ratings.csv --rounds 300[/bold],
-    [bold]perfedrec train --data yelp --preset paper --without clusters --output runs/a[/bold]
+    [bold]perfedrec train --data ratings.csv --rounds 300[/bold]
+
+    [bold]perfedrec train --data FOLDER --preset paper --without clusters --output runs/a[/bold]
+
+    [bold]perfedrec train --resume --output runs/a[/bold]
     """
     with _one_line():
         from perfedrec.experiment import config as configuration
@@ -115,10 +122,11 @@ def train(
             tree["run"] |= changes
             resolved = configuration.check(tree)
         else:
-            path = data if data is not None or train_file is None else str(Path(train_file).parent)
+            if data and train_file:
+                raise ConfigError("expected either --data or the three files --train, --valid and --test")
             given = {"data__train": train_file, "data__valid": valid, "data__test": test, "data__format": format}
             run = {"run__rounds": rounds, "run__seed": seed, "run__dropout_rate": dropout_rate, "run__device": device}
-            resolved = configuration.load(preset, config, set_ or (), without or (), data__path=path, **given, **run)
+            resolved = configuration.load(preset, config, set_ or (), without or (), data__path=data, **given, **run)
         dataset = open_data(resolved.data)
         if not (quiet or as_json):
             _print_data(dataset)
@@ -137,9 +145,12 @@ def train(
 @app.command()
 def demo(
     output: Annotated[Path | None, typer.Option(help="folder to write the run to (default: runs/demo-TIME)")] = None,
-    quiet: Annotated[bool, typer.Option(help="no progress")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
-    """Train PerFedRec++ on the embedded synthetic data and show what comes out."""
+    """Train PerFedRec++ on the embedded synthetic data and show what comes out.
+
+    [bold]perfedrec demo --output runs/demo[/bold]
+    """
     with _one_line():
         from perfedrec.experiment import config as configuration
         from perfedrec.experiment.run import open_data
@@ -167,7 +178,10 @@ def evaluate(
     data: Moved = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute the metrics of a stored run again."""
+    """Compute the metrics of a stored run again.
+
+    [bold]perfedrec evaluate --run runs/a --json[/bold]
+    """
     with _one_line():
         from perfedrec.experiment.run import open_run
 
@@ -184,12 +198,17 @@ def recommend(
     run: RunFolder,
     user: Annotated[str | None, typer.Option(help="id of a user, as in the data")] = None,
     k: Annotated[int, typer.Option(help="length of the list")] = 20,
-    all_users: Annotated[bool, typer.Option(help="lists of all users, written to --output")] = False,
+    all_users: Annotated[bool, typer.Option("--all-users", help="lists of all users, written to --output")] = False,
     output: Annotated[Path | None, typer.Option(help="file for --all-users: .parquet or .csv")] = None,
     data: Moved = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend unseen items, and tell which of the three models moved them."""
+    """Recommend unseen items, and tell which of the mixed models moved them.
+
+    [bold]perfedrec recommend --run runs/a --user 42 --k 20[/bold]
+
+    [bold]perfedrec recommend --run runs/a --all-users --output lists.parquet[/bold]
+    """
     with _one_line():
         from perfedrec.experiment.run import open_run
 
@@ -219,7 +238,10 @@ def data_info(
     format: Format = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Users, items, density, degree distribution and time range of a file."""
+    """Users, items, density, degree distribution and time range of a file.
+
+    [bold]perfedrec data info ratings.csv[/bold]
+    """
     with _one_line():
         from perfedrec.data import Interactions, describe, load
 
@@ -248,7 +270,10 @@ def data_prepare(
     order: Annotated[str, typer.Option(help="auto, time or random")] = "auto",
     seed: Annotated[int, typer.Option(help="seed of a random split")] = 0,
 ) -> None:
-    """Filter and split interactions, and write them as a data set of their own."""
+    """Filter and split interactions, and write them as a data set of their own.
+
+    [bold]perfedrec data prepare ratings.csv --min-rating 4 --k-core 5 --output prepared[/bold]
+    """
     with _one_line():
         from perfedrec.data import load, write
 
@@ -265,7 +290,10 @@ def data_fetch(
     name: Annotated[str, typer.Argument(help="ml-100k, ml-1m, ...")],
     output: Annotated[Path, typer.Option(help="folder to unpack into")] = Path("data"),
 ) -> None:
-    """Download a public data set, check it, and show its licence."""
+    """Download a public data set, check it, and show its licence.
+
+    [bold]perfedrec data fetch ml-100k --output data[/bold]
+    """
     with _one_line():
         from perfedrec.data import SOURCES, fetch
 
@@ -299,7 +327,10 @@ def config_keys() -> None:
 
 @config_app.command("show")
 def config_show(what: Annotated[str, typer.Argument(help="a preset, a run folder or a TOML file")]) -> None:
-    """A whole configuration as TOML."""
+    """A whole configuration as TOML.
+
+    [bold]perfedrec config show paper > mine.toml[/bold]
+    """
     with _one_line():
         from perfedrec.experiment import config as configuration
         from perfedrec.experiment.run import read_config
@@ -332,7 +363,7 @@ def _print_data(dataset: Any) -> None:
         soft_wrap=True,
     )
     for line in dataset.notes.lines():
-        console.print("  " + line, soft_wrap=True, markup=False)
+        console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
 def _print_result(result: Result, as_json: bool) -> None:
@@ -347,15 +378,24 @@ def _print_result(result: Result, as_json: bool) -> None:
     console.print(_metric_table(columns))
     sent = summary["communication"]
     console.print(
-        f"best round {summary['best_round']} by validation; {sent['uploads_per_client']:.1f} uploads a client of "
-        f"{sent['bytes_up_per_upload'] / 1000:.1f} kB, downloads of {sent['bytes_down_per_upload'] / 1e6:.2f} MB",
+        f"chosen by validation: {_which_round(summary['best_round'], len(result.recommender.algorithm.prelude))}",
+        soft_wrap=True,
+    )
+    console.print(
+        f"sent: {sent['uploads_per_client']:.1f} uploads a client of {sent['bytes_up_per_upload'] / 1000:.1f} kB, and "
+        f"{sent['bytes_down_per_upload'] / 1e6:.2f} MB down for each",
         soft_wrap=True,
     )
     console.print(f"run written to {result.output}", soft_wrap=True)
 
 
+def _which_round(best: int, prelude: int) -> str:
+    return f"round {best}" if best > 0 or not prelude else f"round {best + prelude} of {prelude} before training"
+
+
 def _metric_table(columns: dict[str, dict[str, float]]) -> Table:
-    table = Table("metric", *columns, title="full ranking over unseen items")
+    table = Table("metric", *columns, caption="full ranking of all items unseen in training", caption_justify="left")
+    table.min_width = 50
     names = [f"{name}@{k}" for k in (10, 20) for name in ("recall", "ndcg", "hr", "mrr", "precision", "coverage")]
     for name in names:
         row = [f"{values[name]:.4f}" if name in values else "-" for values in columns.values()]
@@ -365,7 +405,7 @@ def _metric_table(columns: dict[str, dict[str, float]]) -> Table:
 
 def _print_explained(result: Result, user: str, k: int) -> None:
     explained = result.explain(user, k)
-    models = explained.columns[explained.columns.index("score") + 1 : -1]
+    models = [name for name in explained.columns[4:-1] if (explained[name] != 0).any()]  # without those of weight 0
     table = Table("rank", "item", "score", *models, "moved", title=f"for user {user}")
     for row in explained.iter_rows(named=True):
         parts = [f"{row[name]:.3f}" for name in ("score", *models)]

@@ -103,9 +103,11 @@ def train(settings: PerFedRecSettings, me: Client) -> tuple[Tensor, Tensor, Tens
     client = settings.client
     vector, table = torch.nn.Parameter(me.vector.double()), torch.nn.Parameter(me.table.double())
     dense = None if me.dense is None else torch.nn.Parameter(me.dense.double())
-    shared = [table] if dense is None else [table, dense]
+    groups = [{"params": [table], "lr": client.learning_rate}]
+    if dense is not None:
+        groups.append({"params": [dense], "lr": client.dense_learning_rate / len(me.own)})
     private = torch.optim.Adam([vector], lr=client.user_learning_rate)
-    public = torch.optim.SGD(shared, lr=client.learning_rate)
+    public = torch.optim.SGD(groups)
     for _ in range(client.local_steps):
         value = loss(settings, me, vector, table, dense)
         private.zero_grad()

@@ -238,7 +238,7 @@ def test_masked_items_are_in_no_edge_that_is_sent() -> None:
 
 def test_clip_and_noise_are_on_everything_that_is_sent() -> None:
     exact, clipped, noisy = (
-        trained(attributes=True, **privacy)
+        trained(attributes=True, client__dense_learning_rate=1.0, **privacy)
         for privacy in ({}, {"privacy__clip": 0.01}, {"privacy__clip": 0.01, "privacy__noise_scale": 0.001})
     )
     for other in (clipped, noisy):  # the same state, so that only the protection differs

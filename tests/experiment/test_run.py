@@ -137,6 +137,25 @@ def test_rounds_where_all_clients_drop_out_change_no_table() -> None:
     assert all(entry.report.clients == 0 for entry in more.history)
 
 
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    more = ("run.rounds=300", "run.checkpoint_every=20", "run.evaluate_every=50")
+    run(small("paper", *more), output=tmp_path / "whole")
+    settings = [part for each in (*SMALL, *more) for part in ("--set", each)]
+    command = [sys.executable, "-m", "perfedrec", "train", "--output", str(tmp_path / "killed"), "--quiet"]
+    process = subprocess.Popen([*command, "--preset", "paper", *settings])
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob("checkpoints/round-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "result.json").exists()
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    for name in ("model/state.safetensors", "model/memory.safetensors", "result.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    histories = [[(e.report, e.valid) for e in read_history(tmp_path / name)] for name in ("whole", "killed")]
+    assert histories[0] == histories[1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_checkpoint_that_resumes(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "perfedrec", "train", "--output", str(tmp_path / "run"), "--quiet"]

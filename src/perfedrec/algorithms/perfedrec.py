@@ -23,6 +23,7 @@ from perfedrec.algorithms.model import Network, View, spread
 from perfedrec.algorithms.neighbourhood import Service
 from perfedrec.algorithms.parts import Average, Moments, sparse_step
 from perfedrec.algorithms.settings import PerFedRecSettings
+from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, fold_in, normal
 from perfedrec.core.sampling import choose, draw_outside, ranks
 from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, distinct, from_fixed
@@ -124,6 +125,11 @@ class PerFedRec:
 
     def init(self, spec: Spec, key: Key) -> State:
         model, clusters = self.settings.model, self.settings.clusters
+        if model.attributes and not spec.n_user_attributes and spec.item_attributes is None:
+            raise ConfigError(
+                "model.attributes is true, but the data set has no attributes; expected user_attributes.csv or "
+                "item_attributes.csv beside the data"
+            )
         items = torch.arange(spec.n_items, device=spec.item_degrees.device)
         table = normal(key.fold("items").spread(items), model.embedding_dim) * model.init_scale
         adaptive = self.settings.server.optimizer != "fedavg"
@@ -306,7 +312,8 @@ class PerFedRec:
             vectors, moments = vectors + step, replace(moments, first=first, second=second, steps=steps)
             delta.add_(torch.cat(gradients[1:3]), alpha=-client.learning_rate)
             if dense is not None:
-                dense = torch.add(dense, gradients[3], alpha=-client.learning_rate)
+                mean = gradients[3] / labelled.counts.clamp(min=1)[:, None]
+                dense = torch.add(dense, mean, alpha=-client.dense_learning_rate)
 
         real = (labels.positions >= 0).nonzero().squeeze(1)
         own = memory.rows.index_copy(0, labels.positions[real], delta.index_select(0, real))

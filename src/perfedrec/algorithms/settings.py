@@ -38,6 +38,9 @@ class ClientSettings(Settings):
     leave_one_out: bool = Field(False, description="leave a positive out of the user vector it is scored against")
     learning_rate: float = Field(1.0, gt=0, description="step of the item rows (SGD)")
     user_learning_rate: float = Field(0.01, ge=0, description="step of the private user vector (Adam, its state stays)")
+    dense_learning_rate: float = Field(
+        0.1, ge=0, description="step of the attribute networks (SGD on the mean over a client's positives)"
+    )
     local_steps: int = Field(1, ge=1, description="E, local steps a round")
     l2: float = Field(0.0, ge=0, description="L2 on the layer-0 rows of the batch")
 

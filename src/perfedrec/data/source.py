@@ -58,7 +58,7 @@ def load(
     - a folder of MovieLens, or a single file, which is prepared (``min_rating``, ``k_core``) and split (``split_how``,
       ``order``, ``seed``). Order "auto" is by time where there are timestamps and random elsewhere.
 
-    A folder may also hold ``user_attributes.csv`` and ``item_attributes.csv``; MovieLens 100K and 1M have their own.
+    Beside the data may lie ``user_attributes.csv`` and ``item_attributes.csv``; MovieLens 100K and 1M have their own.
     ``format`` and ``columns`` are those of :func:`perfedrec.data.formats.read`.
     Raises :class:`DataError`, also for ``min_rating`` or ``k_core`` on a split that is given.
     """
@@ -77,7 +77,8 @@ def load(
         return replace(data, truth=truth.take(data.train.user_ids, data.train.item_ids))
     path = Path(spec)
     if not path.is_dir():
-        return _split(read(path, format, columns), path.stem, min_rating, k_core, split_how, order, seed)
+        data = _split(read(path, format, columns), path.stem, min_rating, k_core, split_how, order, seed)
+        return _with_attributes(data, path.parent)
     parts = {part: found for part in PARTS if (found := _find(path, part)) is not None}
     if parts:
         return _given(parts, path, format, columns, min_rating, k_core)
@@ -133,7 +134,7 @@ def _whole(folder: Path) -> Path:
 
 
 def _with_attributes(data: Dataset, folder: Path) -> Dataset:
-    """The data set with the attributes that lie in its folder, and remarks on them."""
+    """The data set with the attributes that lie beside it, and remarks on them."""
     remarks = data.notes.remarks
     found: dict[str, Attributes | None] = {"user": None, "item": None}
     for kind, ids in (("user", data.train.user_ids), ("item", data.train.item_ids)):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Protocol, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from perfedrec.runtimes.round import RoundReport
 
@@ -95,16 +97,23 @@ class JsonLines(Quiet):
         print(json.dumps({"event": "round", **asdict(standing)}), file=self.stream, flush=True)
 
 
+class _TwoLines(Progress):
+    """A bar with a line of figures under it: on one line they do not fit into 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text("  " + task.fields["detail"], overflow="ellipsis", no_wrap=True) for task in self.tasks)
+
+
 class Bar:
     """A progress bar for terminals."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.progress = Progress(
+        self.progress = _TwoLines(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("round {task.completed}/{task.total}"),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),

@@ -114,6 +114,8 @@ class Result:
         alone = parts["global"].masked_fill(seen, -torch.inf)
         items = scores.argsort(descending=True)[: frame.height]
         rank_alone = (alone[None, :] > alone[items][:, None]).sum(1) + 1
+        if not bool(parts["global"].any()):  # it has no weight, and so no ranking to move from
+            rank_alone = torch.arange(1, items.numel() + 1, device=items.device)
         columns = {name: values[items].cpu().numpy() for name, values in parts.items()}
         return frame.with_columns(
             **{name: pl.Series(values) for name, values in columns.items()},
@@ -177,7 +179,8 @@ def open_run(folder: Path, data: str | None = None, device: str | None = None) -
     """The result that a finished run stored. ``data`` names the data set where it has moved since."""
     config = read_config(folder)
     if data is not None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
+        moved = {"path": data, "train": None, "valid": None, "test": None}
+        config = config.model_copy(update={"data": config.data.model_copy(update=moved)})
     dataset = open_data(config.data)
     algorithm = config.build()
     model = folder / "model"
@@ -197,7 +200,7 @@ def open_run(folder: Path, data: str | None = None, device: str | None = None) -
 def open_data(settings: DataSettings) -> Dataset:
     """The data set that a configuration names."""
     return load(
-        settings.path,
+        None if settings.train else settings.path,
         format=settings.format,
         train=settings.train,
         valid=settings.valid,
