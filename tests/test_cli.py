@@ -150,6 +150,16 @@ def test_a_terminal_of_80_columns_shows_all_figures_and_a_pipe_gets_plain_lines(
     assert "\x1b" not in piped.stdout + piped.stderr
 
 
+@pytest.mark.parametrize("preset", ["paper", "recommended"])
+@pytest.mark.parametrize("lines", ["u1,i1,3\nu2,i1,4\n", "u1,i1,3\nu1,i2,3\nu1,i3,3\nu2,i1,4\n"])
+def test_data_of_two_users(preset: str, lines: str, tmp_path: Path) -> None:
+    (tmp_path / "few.csv").write_text("user,item,rating\n" + lines)
+    command = ["train", "--data", str(tmp_path / "few.csv"), "--preset", preset, "--output", str(tmp_path / "run")]
+    trained = runner.invoke(app, [*command, *FEW, "--set", "clusters.start=1"])
+    assert trained.exit_code == 0, trained.output
+    assert runner.invoke(app, ["recommend", "--run", str(tmp_path / "run"), "--user", "u2"]).exit_code == 0
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(ratings: Path, tmp_path: Path) -> None:
     before = ratings.read_bytes()
     result = runner.invoke(app, ["train", "--data", str(ratings), "--output", str(tmp_path), *FEW])

@@ -378,7 +378,7 @@ def _print_result(result: Result, as_json: bool) -> None:
     console.print(_metric_table(columns))
     sent = summary["communication"]
     console.print(
-        f"chosen by validation: {_which_round(summary['best_round'], len(result.recommender.algorithm.prelude))}",
+        _which_round(summary, len(result.recommender.algorithm.prelude)),
         soft_wrap=True,
     )
     console.print(
@@ -389,8 +389,10 @@ def _print_result(result: Result, as_json: bool) -> None:
     console.print(f"run written to {result.output}", soft_wrap=True)
 
 
-def _which_round(best: int, prelude: int) -> str:
-    return f"round {best}" if best > 0 or not prelude else f"round {best + prelude} of {prelude} before training"
+def _which_round(summary: dict[str, Any], prelude: int) -> str:
+    best = summary["best_round"]
+    name = f"round {best}" if best > 0 or not prelude else f"round {best + prelude} of {prelude} before training"
+    return f"chosen by validation: {name}" if summary["valid"].get("users") else f"no validation data: {name}, the last"
 
 
 def _metric_table(columns: dict[str, dict[str, float]]) -> Table:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from perfedrec.algorithms.settings import ServerSettings
@@ -37,7 +39,9 @@ def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key)
     """
     unit = torch.nn.functional.normalize(vectors, dim=1).to("cpu", torch.float64).numpy()
     start = "k-means++" if previous is None else previous.to("cpu", torch.float64).numpy()
-    with one_thread():
+    n_clusters = min(n_clusters, vectors.shape[0])
+    with one_thread(), catch_warnings():
+        simplefilter("ignore", ConvergenceWarning)  # fewer different users than clusters: some stay empty
         model = KMeans(n_clusters, init=start, n_init=1, max_iter=50, random_state=key.value % 2**32).fit(unit)
     labels = torch.from_numpy(model.labels_.astype(np.int64)).to(vectors.device)
     return labels, torch.from_numpy(model.cluster_centers_).to(vectors.device, torch.float32)
