@@ -407,7 +407,9 @@ def _metric_table(columns: dict[str, dict[str, float]]) -> Table:
 
 def _print_explained(result: Result, user: str, k: int) -> None:
     explained = result.explain(user, k)
-    models = [name for name in explained.columns[4:-1] if (explained[name].abs() > 1e-9).any()]  # without those of weight 0
+    models = [
+        name for name in explained.columns[4:-1] if (explained[name].abs() > 1e-9).any()
+    ]  # without those of weight 0
     table = Table("rank", "item", "score", *models, "moved", title=f"for user {user}")
     for row in explained.iter_rows(named=True):
         parts = [f"{row[name]:.3f}" for name in ("score", *models)]

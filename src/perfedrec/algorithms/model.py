@@ -13,7 +13,6 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import Rows, Spec
 from perfedrec.nn.crossing import Crossing
 from perfedrec.nn.propagation import Star, lightgcn_star, spectral_star
-from perfedrec.nn.segments import dot
 
 
 @dataclass(frozen=True)
@@ -117,13 +116,6 @@ class Network:
     def finish(self, vectors: Tensor) -> Tensor:
         """Unit length where scores are cosines."""
         return functional.normalize(vectors, dim=-1) if self.cosine else vectors
-
-
-def spread(users: Tensor, items: Tensor) -> Tensor:
-    """[B] standard deviation of each user's scores over all items, for final vectors [B, d] and [m, d]."""
-    centred = items - items.mean(0)
-    covariance = centred.T @ centred / items.shape[0]
-    return dot(users @ covariance, users).clamp(min=0).sqrt()
 
 
 def _per_client(net: Crossing, weights: Tensor, table: Tensor, attributes: Tensor, segments: Tensor) -> Tensor:

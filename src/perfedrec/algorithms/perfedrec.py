@@ -11,25 +11,24 @@ Decisions where the papers are silent:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from perfedrec.algorithms import neighbourhood, parts
-from perfedrec.algorithms.model import Network, View, spread
+from perfedrec.algorithms.model import Network, View
 from perfedrec.algorithms.neighbourhood import Service
 from perfedrec.algorithms.parts import Average, Moments, sparse_step
+from perfedrec.algorithms.personal import Mixture
 from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, fold_in, normal
-from perfedrec.core.sampling import choose, draw_outside, ranks
+from perfedrec.core.sampling import choose, ranks
 from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, distinct, from_fixed
 from perfedrec.nn import losses
 from perfedrec.nn.optim import adam
-from perfedrec.nn.propagation import Star, edge_weights, spectral_star
+from perfedrec.nn.propagation import Star, edge_weights
 from perfedrec.nn.segments import dot, expand, segment_sum
 from perfedrec.privacy.paper import Labels, label, protect
 
@@ -77,23 +76,6 @@ class Memory:
     mix: Tensor
     loss: Tensor
     rows: Tensor = field(metadata={"per": "row"})
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of the models that are mixed, as a block of users has it.
-
-    ``edge`` [R] and layer-0 ``rows`` [R, d] of the users' own items; ``users`` [B, d] their vectors before ``finish``,
-    which brings vectors to the form that is scored; ``items(which, groups)`` [T, d] the final vectors of some items
-    [T] for the members of some clusters [T]; ``scale`` [B, 1] what the scores are multiplied by.
-    """
-
-    edge: Tensor
-    rows: Tensor
-    users: Tensor
-    finish: Callable[[Tensor], Tensor]
-    items: Callable[[Tensor, Tensor], Tensor]
-    scale: Tensor | float = 1.0
 
 
 class PerFedRec:
@@ -320,7 +302,7 @@ class PerFedRec:
         mean_loss = loss.detach() / labelled.counts.clamp(min=1)
         memory = replace(moments, vectors=vectors, rows=own, loss=mean_loss)
         if self.settings.personal.learned:
-            memory = self._learn_mix(view, rows, memory, key)
+            memory = replace(memory, mix=self._mixture(view, rows, memory).learned(key.fold("mix")))
 
         noise, dense_noise = key.fold("noise").spread(rows.users), key.fold("dense noise").spread(rows.users)
         reporting = self.neighbours or self.settings.clusters.enabled
@@ -403,27 +385,6 @@ class PerFedRec:
             result = result + 0.5 * client.l2 * squares
         return result
 
-    def _learn_mix(self, view: View, rows: Rows, memory: Memory, key: Key) -> Memory:
-        """One step on each client's mixing weights: BPR of the mixed scores, own items against random others.
-
-        An own item is left out of the user vectors it is scored against, or the local model would praise itself.
-        """
-        n_items = view.items.shape[0]
-        negatives, owners = draw_outside(rows, n_items, rows.counts, key.fold("mix").spread(rows.users))
-        pairs = rows.offsets[owners] + ranks(owners, rows.n_users)
-        margins = []
-        for part in self._parts(view, rows, memory).values():
-            context = part.finish(expand(part.users, rows.segments) - part.edge[:, None] * part.rows)
-            if isinstance(part.scale, Tensor):
-                context = context * expand(part.scale, rows.segments)
-            up = part.items(rows.items, view.groups[rows.segments])[pairs]
-            margins.append(dot(context[pairs], up - part.items(negatives, view.groups[owners])))
-        stacked, mix = torch.stack(margins, dim=1), memory.mix.detach().requires_grad_()
-        mixed = dot(stacked, expand(mix[:, : len(margins)].softmax(1), owners))
-        loss = losses.bpr(mixed, torch.zeros_like(mixed), owners, rows.n_users) / rows.counts.clamp(min=1)
-        (gradient,) = torch.autograd.grad(loss.sum(), mix)
-        return replace(memory, mix=memory.mix - gradient)
-
     # --- scoring ---
 
     def serving(self, state: State) -> State:
@@ -448,84 +409,13 @@ class PerFedRec:
             service=Service(reports, start=state.service.start),
         )
 
-    def _parts(self, view: View, rows: Rows, memory: Memory) -> dict[str, Part]:
-        """The models that are mixed, by name. The local model scores against its cluster's items."""
-        network, dense = self.network, None if view.dense is None else view.dense[None]
-        star, vectors, bare = network.star(view, rows), self._own_vectors(view, memory), replace(rows, attributes=None)
-
-        def part(own: Tensor, table: Callable[[Tensor, Tensor], Tensor]) -> Part:
-            def items(which: Tensor, groups: Tensor) -> Tensor:
-                _, layer0 = network.layer0(view, bare, vectors, table(which, groups), which, None, dense)
-                return network.finish(star.items(layer0, which))
-
-            first, crossed = network.layer0(view, rows, vectors, own, rows.items, None, dense)
-            return Part(star.edge, crossed, star.users(first, crossed, rows.segments), network.finish, items)
-
-        def everybodys(which: Tensor, groups: Tensor) -> Tensor:
-            return view.items.index_select(0, which)
-
-        cluster = view.table_rows(rows.items, view.groups[rows.segments])
-        parts = {
-            "local": part(cluster + memory.rows, view.table_rows),
-            "cluster": part(cluster, view.table_rows),
-            "global": part(everybodys(rows.items, rows.segments), everybodys),
-        }
-        if view.pretrained is not None:
-            parts["pretrained"] = self._pretrained(view, rows, view.pretrained, parts["global"])
-        return parts
-
-    def _pretrained(self, view: View, rows: Rows, table: Tensor, like: Part) -> Part:
-        """The model that pre-training ended with, its scores brought to the standard deviation of those of ``like``."""
-        star = spectral_star(rows, view.degrees)
-        own, every = table.index_select(0, rows.items), torch.arange(table.shape[0], device=table.device)
-        users = star.users(torch.zeros_like(rows.users)[:, None], own, rows.segments)
-        target = spread(like.finish(like.users), like.items(every, torch.zeros_like(every)))
-        scale = (target / spread(users, star.items(table)).clamp(min=1e-12))[:, None]
-
-        def items(which: Tensor, groups: Tensor) -> Tensor:
-            return star.items(table.index_select(0, which), which)
-
-        return Part(star.edge, own, users, lambda vectors: vectors, items, scale if view.trained else 1.0)
-
-    def _weighted(
-        self, view: View, rows: Rows, memory: Memory
-    ) -> tuple[dict[str, Tensor], Callable[[str, int], Tensor]]:
-        """Final user vectors [B, d] of each model times its weight, and the final vectors [m, d] of all items that a
-        model has for the members of a cluster."""
-        parts, every = self._parts(view, rows, memory), torch.arange(view.items.shape[0], device=view.items.device)
-        mix = memory.mix[:, : len(parts)].softmax(1)
-        if view.pretrained is not None and not view.trained:
-            mix = torch.zeros_like(mix).index_fill_(1, mix.new_tensor([len(parts) - 1], dtype=torch.int64), 1.0)
-        users = {
-            name: mix[:, place, None] * part.scale * part.finish(part.users)
-            for place, (name, part) in enumerate(parts.items())
-        }
-
-        @cache
-        def items(name: str, group: int) -> Tensor:
-            return parts[name].items(every, torch.full_like(every, group))
-
-        return users, items
+    def _mixture(self, view: View, rows: Rows, memory: Memory) -> Mixture:
+        return Mixture(self.network, view, rows, self._own_vectors(view, memory), memory.rows, memory.mix)
 
     def scores(self, view: View, rows: Rows, memory: Memory) -> Tensor:
         """[B, m] scores of the personal model for all items."""
-        users, items = self._weighted(view, rows, memory)
-        users["cluster"] = users["cluster"] + users.pop("local")  # one table
-        if view.offsets is None:
-            users["global"] = users["global"] + users.pop("cluster")
-        vectors = torch.cat(list(users.values()), dim=1)
-        scores = vectors.new_empty(rows.n_users, view.items.shape[0])
-        for group in view.groups.unique().tolist():
-            members = (view.groups == group).nonzero().squeeze(1)
-            tables = torch.cat([items(name, group if name == "cluster" else 0) for name in users], dim=1)
-            scores[members] = vectors[members] @ tables.T
-        return scores
+        return self._mixture(view, rows, memory).scores()
 
     def explain(self, view: View, rows: Rows, memory: Memory) -> dict[str, Tensor]:
         """The parts [B, m] that each model has in :meth:`scores`; their sum is the score."""
-        users, items = self._weighted(view, rows, memory)
-        groups = view.groups.tolist()
-        return {
-            name: torch.stack([items(name, group) @ vector for group, vector in zip(groups, own, strict=True)])
-            for name, own in users.items()
-        }
+        return self._mixture(view, rows, memory).explain()
