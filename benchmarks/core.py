@@ -55,7 +55,7 @@ def speed(data: str, threads: int) -> None:
 
 def accuracy(data: str, seeds: Sequence[int], rounds: int) -> None:
     """Both presets, uploads to a target, and what contrastive pre-training saves."""
-    dataset = load(data)
+    dataset, means = load(data), {}
     for preset, overrides, label in (
         ("recommended", (), "recommended"),
         ("paper", (), "paper"),
@@ -84,7 +84,11 @@ def accuracy(data: str, seeds: Sequence[int], rounds: int) -> None:
         mean = [
             round(statistics.mean(point), 4) for point in zip(*[[c[2] for c in curve] for curve in curves], strict=True)
         ]
-        show(f"{label}_curve", mean[-1], rounds=[point[0] for point in curves[0]], valid_recall=mean)
+        means[label] = list(zip([point[0] for point in curves[0]], mean, strict=True))
+        show(f"{label}_curve", mean[-1], rounds=[place for place, _ in means[label]], valid_recall=mean)
+    length, target = means["paper_without_pretraining"][-1]
+    reached = next((place for place, recall in means["paper"] if recall >= target), -1)
+    show("paper_rounds_to_where_it_ends_without_pretraining", reached, without=length, valid_recall=target)
 
 
 def main() -> None:

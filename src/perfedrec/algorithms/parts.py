@@ -7,14 +7,14 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
+from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from perfedrec.algorithms.settings import ServerSettings
 from perfedrec.core.keys import Key, bits
-from perfedrec.core.threads import one_thread
 from perfedrec.nn.optim import server_step
+
+STEPS = 30  # of k-means: most clusterings stand still after ten
 
 
 def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
@@ -38,13 +38,17 @@ def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key)
     next. Directions are clustered, not lengths: a vector's length tells activity rather than taste.
     """
     unit = torch.nn.functional.normalize(vectors, dim=1).to("cpu", torch.float64).numpy()
-    start = "k-means++" if previous is None else previous.to("cpu", torch.float64).numpy()
-    n_clusters = min(n_clusters, vectors.shape[0])
-    with one_thread(), catch_warnings():
-        simplefilter("ignore", ConvergenceWarning)  # fewer different users than clusters: some stay empty
-        model = KMeans(n_clusters, init=start, n_init=1, max_iter=50, random_state=key.value % 2**32).fit(unit)
-    labels = torch.from_numpy(model.labels_.astype(np.int64)).to(vectors.device)
-    return labels, torch.from_numpy(model.cluster_centers_).to(vectors.device, torch.float32)
+    rng = np.random.default_rng(key.value)
+    with catch_warnings():
+        simplefilter("ignore", UserWarning)  # an empty cluster keeps its centroid, and gets members when somebody fits
+        if previous is None:
+            centroids, _ = kmeans2(unit, min(n_clusters, unit.shape[0]), iter=1, minit="++", rng=rng)
+        else:
+            centroids = previous.to("cpu", torch.float64).numpy()
+        centroids, labels = kmeans2(unit, centroids, iter=STEPS, minit="matrix")
+    return torch.from_numpy(labels.astype(np.int64)).to(vectors.device), torch.from_numpy(centroids).to(
+        vectors.device, torch.float32
+    )
 
 
 @dataclass(frozen=True)

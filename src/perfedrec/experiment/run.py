@@ -395,7 +395,7 @@ def read_history(folder: Path) -> list[Entry]:
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration."""
-    packages = ("perfedrec", "torch", "numpy", "polars", "scikit-learn", "safetensors")
+    packages = ("perfedrec", "torch", "numpy", "polars", "scipy", "safetensors")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

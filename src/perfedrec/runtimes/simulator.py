@@ -16,6 +16,8 @@ from perfedrec.evaluation import Held, Totals, mask_seen, rank_block
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import RoundReport, play_round
 
+RANKED_AT_ONCE = 512  # users; a score for each item takes memory
+
 
 def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """``auto`` takes CUDA where there is one."""
@@ -56,13 +58,13 @@ class Recommender:
         parts: dict[str, Tensor] = self.algorithm.explain(self.algorithm.view(self.state, users), rows, memory)
         return parts
 
-    def recommend(self, users: Tensor, k: int, block_size: int = 1024) -> tuple[Tensor, Tensor]:
+    def recommend(self, users: Tensor, k: int, block_size: int = RANKED_AT_ONCE) -> tuple[Tensor, Tensor]:
         """Items [B, k] not seen in training, best first, and their scores [B, k]."""
         ranked = [rank_block(self.scores(block), k) for block in users.split(block_size)]
         return torch.cat([items for _, items in ranked]), torch.cat([values for values, _ in ranked])
 
     def evaluate(
-        self, held: Held, ks: tuple[int, ...] = (10, 20), hide: Held | None = None, block_size: int = 1024
+        self, held: Held, ks: tuple[int, ...] = (10, 20), hide: Held | None = None, block_size: int = RANKED_AT_ONCE
     ) -> dict[str, float]:
         """Full-ranking metrics over all items unseen in training (and not in ``hide``)."""
         totals = Totals(ks, self.population.n_items)
