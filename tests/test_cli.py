@@ -177,6 +177,25 @@ def test_data_info_and_prepare(ratings: Path, tmp_path: Path) -> None:
     assert runner.invoke(app, ["train", "--data", str(folder), "--output", str(tmp_path / "r"), *FEW]).exit_code == 0
 
 
+def test_columns_with_names_of_their_own(ratings: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.csv"
+    odd.write_text(ratings.read_text().replace("user,item,rating,timestamp", "buyer,thing,stars,when"))
+    asked = runner.invoke(app, ["data", "info", str(odd)])
+    assert asked.exit_code == 2
+    assert "buyer, thing, stars, when" in asked.stderr
+    assert "columns" in asked.stderr
+    named = ["--columns", "user=buyer, item=2, rating=stars, timestamp=when"]
+    expected = runner.invoke(app, ["data", "info", str(ratings), "--json"]).stdout
+    assert runner.invoke(app, ["data", "info", str(odd), "--json", *named]).stdout == expected
+    trained = runner.invoke(app, ["train", "--data", str(odd), *named, "--output", str(tmp_path / "r"), *FEW])
+    assert trained.exit_code == 0, trained.output
+    assert runner.invoke(app, ["evaluate", "--run", str(tmp_path / "r")]).exit_code == 0
+    for wrong in ("buyer", "user=", "usr=buyer", "user=nobody"):
+        refused = runner.invoke(app, ["data", "info", str(odd), "--columns", wrong])
+        assert refused.exit_code == 2, wrong
+        assert refused.stderr.count("\n") == 1
+
+
 def test_config_commands(tmp_path: Path) -> None:
     shown = runner.invoke(app, ["config", "show", "paper"])
     file = tmp_path / "paper.toml"

@@ -42,6 +42,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tabl
 RunFolder = Annotated[Path, typer.Option("--run", help="folder of a finished run")]
 Moved = Annotated[str | None, typer.Option("--data", help="where the data lies now, if it has moved since")]
 Format = Annotated[str, typer.Option(help="format of the files; auto detects it from their content")]
+Columns = Annotated[str, typer.Option(help="where columns are, as user=customer,item=2,rating=stars,timestamp=4")]
 
 
 @contextmanager
@@ -78,6 +79,7 @@ def train(
     valid: Annotated[str | None, typer.Option(help="validation file of a given split")] = None,
     test: Annotated[str | None, typer.Option(help="test file of a given split")] = None,
     format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
+    columns: Columns = "",
     preset: Preset = "recommended",
     config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
     set_: Annotated[
@@ -125,6 +127,7 @@ def train(
             if data and train_file:
                 raise ConfigError("expected either --data or the three files --train, --valid and --test")
             given = {"data__train": train_file, "data__valid": valid, "data__test": test, "data__format": format}
+            given["data__columns"] = columns or None
             run = {"run__rounds": rounds, "run__seed": seed, "run__dropout_rate": dropout_rate, "run__device": device}
             resolved = configuration.load(preset, config, set_ or (), without or (), data__path=data, **given, **run)
         dataset = open_data(resolved.data)
@@ -236,6 +239,7 @@ def recommend(
 def data_info(
     file: Annotated[str, typer.Argument(help="a file of interactions, or synthetic:users=..,items=..")],
     format: Format = "auto",
+    columns: Columns = "",
     as_json: AsJson = False,
 ) -> None:
     """Users, items, density, degree distribution and time range of a file.
@@ -243,13 +247,13 @@ def data_info(
     [bold]perfedrec data info ratings.csv[/bold]
     """
     with _one_line():
-        from perfedrec.data import Interactions, describe, load
+        from perfedrec.data import Interactions, describe, load, parse_columns
 
         path = Path(file)
         if file.startswith("synthetic:") or path.is_dir():
-            facts = describe(load(file, format=format).train)
+            facts = describe(load(file, format=format, columns=parse_columns(columns)).train)
         else:
-            facts = describe(Interactions.from_file(path, format=format))
+            facts = describe(Interactions.from_file(path, format=format, columns=parse_columns(columns)))
         if as_json:
             print(json.dumps(facts, default=str))
             return
@@ -264,6 +268,7 @@ def data_prepare(
     source: Annotated[str, typer.Argument(help="file, folder, or synthetic:users=..,items=..")],
     output: Annotated[Path, typer.Option(help="new folder for train, valid and test")],
     format: Format = "auto",
+    columns: Columns = "",
     min_rating: Annotated[float | None, typer.Option(help="ratings below this are no interaction")] = None,
     k_core: Annotated[int, typer.Option(help="drop users and items with fewer interactions, repeatedly")] = 0,
     split: Annotated[str, typer.Option(help="leave-one-out or ratio")] = "leave-one-out",
@@ -275,10 +280,17 @@ def data_prepare(
     [bold]perfedrec data prepare ratings.csv --min-rating 4 --k-core 5 --output prepared[/bold]
     """
     with _one_line():
-        from perfedrec.data import load, write
+        from perfedrec.data import load, parse_columns, write
 
         dataset = load(
-            source, format=format, min_rating=min_rating, k_core=k_core, split_how=split, order=order, seed=seed
+            source,
+            format=format,
+            columns=parse_columns(columns),
+            min_rating=min_rating,
+            k_core=k_core,
+            split_how=split,
+            order=order,
+            seed=seed,
         )
         write(dataset, output)
         _print_data(dataset)

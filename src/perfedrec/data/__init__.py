@@ -4,7 +4,7 @@ from perfedrec.data.attributes import read_attributes
 from perfedrec.data.dataset import Attributes, Dataset, HeldOut, SplitReport, SyntheticTruth
 from perfedrec.data.describe import describe, gini
 from perfedrec.data.fetch import SOURCES, Source, fetch
-from perfedrec.data.formats import FORMATS, detect, read
+from perfedrec.data.formats import FORMATS, detect, parse_columns, read
 from perfedrec.data.interactions import Interactions
 from perfedrec.data.prepare import PrepareReport, prepare
 from perfedrec.data.source import load
@@ -29,6 +29,7 @@ __all__ = [
     "from_files",
     "gini",
     "load",
+    "parse_columns",
     "prepare",
     "read",
     "read_attributes",

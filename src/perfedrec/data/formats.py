@@ -22,7 +22,7 @@ from perfedrec.core.errors import DataError
 Columns = Mapping[str, str | int]
 
 HEADER_NAMES = {
-    "user": {"user", "userid", "uid", "u", "reviewerid"},
+    "user": {"user", "userid", "uid", "u", "reviewerid", "customer", "customerid", "visitorid"},
     "item": {"item", "itemid", "iid", "i", "movieid", "movie", "bookid", "businessid", "productid", "artistid", "asin"},
     "rating": {"rating", "ratings", "score", "weight", "stars", "value", "r"},
     "timestamp": {"timestamp", "time", "ts", "t", "date", "datetime", "unixreviewtime"},
@@ -84,6 +84,19 @@ def read(path: str | Path, format: str = "auto", columns: Columns | None = None)
     if layout.adjacency and format == "auto":
         layout = replace(layout, integers=True)  # without that, any prose would pass for an adjacency list
     return _read_adjacency(path, text, layout) if layout.adjacency else _read_table(path, text, layout, columns)
+
+
+def parse_columns(text: str) -> dict[str, str | int] | None:
+    """Where columns are, as a person writes it: ``user=customer,item=2`` (a name, or a position counted from 1);
+    ``None`` where nothing is said."""
+    found: dict[str, str | int] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        role, equals, place = (piece.strip() for piece in part.partition("="))
+        if not equals or not place:
+            raise DataError(f"columns: {part!r} says nothing; expected role=column, for example user=customer,item=2")
+        check_name(role, ROLES, "column role")
+        found[role] = int(place) if place.isdecimal() else place
+    return found or None
 
 
 def check_name(name: str, known: tuple[str, ...], kind: str) -> None:
@@ -386,7 +399,9 @@ def _locate_roles(path: Path, names: list[str], header: bool, columns: Columns |
             matching = [i for i, name in enumerate(names) if _plain(name) in known]
             if len(matching) > 1 and role not in (columns or {}):
                 twins = " and ".join(names[i] for i in matching)
-                raise DataError(f"{path}: columns {twins} could both be the {role}; say which with columns")
+                raise DataError(
+                    f"{path}: columns {twins} could both be the {role}; say which with columns (user=1,item=2)"
+                )
             if matching:
                 where[role] = matching[0]
     elif columns is None:
@@ -406,7 +421,8 @@ def _locate_roles(path: Path, names: list[str], header: bool, columns: Columns |
     missing = [role for role in ("user", "item") if role not in where]
     if missing:
         raise DataError(
-            f"{path}: no {' and no '.join(missing)} column; the columns are {', '.join(names)}; say which with columns"
+            f"{path}: no {' and no '.join(missing)} column; the columns are {', '.join(names)}; "
+            "say which with columns (user=1,item=2)"
         )
     return where
 

@@ -48,6 +48,7 @@ class DataSettings(Settings):
 
     path: str = Field("synthetic:users=2000,items=1500", description="file, folder, or synthetic:users=..,items=..")
     format: str = Field("auto", description="format of the files; auto: detected from their content")
+    columns: str = Field("", description="where columns are: user=customer,item=2 (names, or positions from 1)")
     train: str | None = Field(None, description="training file of a given split")
     valid: str | None = Field(None, description="validation file of a given split")
     test: str | None = Field(None, description="test file of a given split")

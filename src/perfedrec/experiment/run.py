@@ -24,7 +24,7 @@ from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
 from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError
 from perfedrec.core.records import copied, unflatten
-from perfedrec.data import Dataset, load
+from perfedrec.data import Dataset, load, parse_columns
 from perfedrec.data.interactions import id_series
 from perfedrec.evaluation import Totals, mask_seen, rank_block
 from perfedrec.experiment import checkpoint
@@ -202,6 +202,7 @@ def open_data(settings: DataSettings) -> Dataset:
     return load(
         None if settings.train else settings.path,
         format=settings.format,
+        columns=parse_columns(settings.columns),
         train=settings.train,
         valid=settings.valid,
         test=settings.test,
