@@ -22,6 +22,10 @@ WORLDS: dict[str, dict[str, dict[str, Any]]] = {
     "spectral": SPECTRAL,
     "spectral, protected": SPECTRAL | {"privacy": PROTECTED},
     "spectral start, then join": {"pretraining": {"kind": "spectral"}},
+    "spectral start, mixed in, learned": {
+        "pretraining": {"kind": "spectral"},
+        "personal": {"pretrained": 0.5, "learned": True},
+    },
     "weighted, learned mix": {"server": {"weighting": "interactions"}, "personal": {"learned": True}},
 }
 PHASES = {
@@ -29,6 +33,7 @@ PHASES = {
     "spectral": ["spectral", "spectral", "clusters"],
     "spectral, protected": ["spectral", "spectral", "clusters"],
     "spectral start, then join": ["spectral", "spectral", "clusters", "join"],
+    "spectral start, mixed in, learned": ["spectral", "spectral", "clusters", "join"],
 }
 
 

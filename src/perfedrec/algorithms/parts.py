@@ -12,9 +12,10 @@ from torch import Tensor
 
 from perfedrec.algorithms.settings import ServerSettings
 from perfedrec.core.keys import Key, bits
+from perfedrec.core.threads import one_thread
 from perfedrec.nn.optim import server_step
 
-STEPS = 30  # of k-means: most clusterings stand still after ten
+STEPS = 15  # of k-means; most clusterings stand still after ten
 
 
 def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
@@ -39,7 +40,7 @@ def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key)
     """
     unit = torch.nn.functional.normalize(vectors, dim=1).to("cpu", torch.float64).numpy()
     rng = np.random.default_rng(key.value)
-    with catch_warnings():
+    with one_thread(), catch_warnings():  # a second pool of threads would be in the way of torch's for rounds
         simplefilter("ignore", UserWarning)  # an empty cluster keeps its centroid, and gets members when somebody fits
         if previous is None:
             centroids, _ = kmeans2(unit, min(n_clusters, unit.shape[0]), iter=1, minit="++", rng=rng)

@@ -141,6 +141,10 @@ class PerFedRec:
         """Groups that contributions are summed by: the clusters, or everybody."""
         return self.settings.clusters.n_clusters if state.labels is not None else 1
 
+    def groups(self, state: State, users: Tensor) -> Tensor:
+        """[B] the users' clusters; all 0 before the first clustering."""
+        return torch.zeros_like(users) if state.labels is None else state.labels[users]
+
     def plan(self, state: State, key: Key) -> Plan:
         n_users, device = state.service.reports.shape[0], state.items.device
         if state.round < len(self.prelude):
@@ -154,7 +158,7 @@ class PerFedRec:
         return View(
             items=state.items,
             degrees=state.degrees,
-            groups=torch.zeros_like(users) if state.labels is None else state.labels[users],
+            groups=self.groups(state, users),
             offsets=None if state.labels is None else state.offsets,
             dense=state.dense,
             item_attributes=state.item_attributes,

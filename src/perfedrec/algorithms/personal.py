@@ -108,12 +108,17 @@ class Mixture:
         users["cluster"] = users["cluster"] + users.pop("local")  # one table
         if self.view.offsets is None:
             users["global"] = users["global"] + users.pop("cluster")
-        vectors = torch.cat(list(users.values()), dim=1)
+        vectors, groups = torch.cat(list(users.values()), dim=1), self.view.groups.unique().tolist()
+
+        def tables(group: int) -> Tensor:
+            return torch.cat([items(name, group if name == "cluster" else 0) for name in users], dim=1)
+
+        if len(groups) == 1:
+            return vectors @ tables(groups[0]).T
         scores = vectors.new_empty(self.rows.n_users, self.every.numel())
-        for group in self.view.groups.unique().tolist():
+        for group in groups:
             members = (self.view.groups == group).nonzero().squeeze(1)
-            tables = torch.cat([items(name, group if name == "cluster" else 0) for name in users], dim=1)
-            scores[members] = vectors[members] @ tables.T
+            scores[members] = vectors[members] @ tables(group).T
         return scores
 
     def explain(self) -> dict[str, Tensor]:

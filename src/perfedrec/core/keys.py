@@ -107,7 +107,11 @@ def laplace(keys: Tensor, n: int) -> Tensor:
     if not keys.numel():  # words of no key have no layout to be halved
         return torch.empty(*keys.shape, n, device=keys.device)
     halves = bits(keys, (n + 1) // 2).view(torch.int32)[..., :n]
-    magnitude = (halves & 0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23).log_()  # of a number in (0, 1)
+    magnitude = (halves & 0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23)  # in (0, 1)
+    if magnitude.device.type == "cpu":
+        np.log(magnitude.numpy(), out=magnitude.numpy())  # three times as fast as torch's
+    else:
+        magnitude.log_()
     magnitude.view(torch.int32).bitwise_xor_(halves & -(1 << 31))  # with a sign of its own
     return magnitude
 

@@ -247,6 +247,9 @@ class Algorithm(Protocol[S, V, M]):
     def n_groups(self, state: S) -> int:
         """Groups (clusters) that contributions are summed by."""
 
+    def groups(self, state: S, users: Tensor) -> Tensor:
+        """[B] the group of each of ``users``."""
+
     def view(self, state: S, users: Tensor) -> V:
         """What users [B] receive in this round; large tables are shared, not copied."""
 

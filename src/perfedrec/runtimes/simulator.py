@@ -67,8 +67,9 @@ class Recommender:
         self, held: Held, ks: tuple[int, ...] = (10, 20), hide: Held | None = None, block_size: int = RANKED_AT_ONCE
     ) -> dict[str, float]:
         """Full-ranking metrics over all items unseen in training (and not in ``hide``)."""
-        totals = Totals(ks, self.population.n_items)
-        for users in self.population.everyone().split(block_size):
+        totals, everyone = Totals(ks, self.population.n_items), self.population.everyone()
+        by_group = self.algorithm.groups(self.state, everyone).argsort(stable=True)  # tables are made once for a group
+        for users in everyone[by_group].split(block_size):
             _, lists = rank_block(self.scores(users, hide=hide), max(ks))
             totals.add(held.hits(users, lists, self.population.n_items), held.counts(users), lists)
         return totals.means()
