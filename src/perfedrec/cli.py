@@ -37,6 +37,9 @@ app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 console = Console()
 
+Profile = Annotated[
+    str | None, typer.Option("--privacy", help="privacy profile: paper, secure or private (see docs/privacy.md)")
+]
 Preset = Annotated[str, typer.Option(help="recommended, or paper (the published hyper-parameters)")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 RunFolder = Annotated[Path, typer.Option("--run", help="folder of a finished run")]
@@ -81,6 +84,7 @@ def train(
     format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
     columns: Columns = "",
     preset: Preset = "recommended",
+    privacy: Profile = None,
     config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")
@@ -114,7 +118,16 @@ def train(
         output = output or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
         checkpoint = None
         if resume:
-            if data or train_file or config or set_ or without or seed is not None or dropout_rate is not None:
+            if (
+                data
+                or train_file
+                or config
+                or set_
+                or without
+                or privacy
+                or seed is not None
+                or dropout_rate is not None
+            ):
                 raise ConfigError(
                     "--resume goes on with the run's own configuration; only --rounds and --device may change"
                 )
@@ -126,10 +139,16 @@ def train(
         else:
             if data and train_file:
                 raise ConfigError("expected either --data or the three files --train, --valid and --test")
-            given = {"data__train": train_file, "data__valid": valid, "data__test": test, "data__format": format}
+            given: dict[str, Any] = {
+                "data__train": train_file,
+                "data__valid": valid,
+                "data__test": test,
+                "data__format": format,
+            }
             given["data__columns"] = columns or None
-            run = {"run__rounds": rounds, "run__seed": seed, "run__dropout_rate": dropout_rate, "run__device": device}
-            resolved = configuration.load(preset, config, set_ or (), without or (), data__path=data, **given, **run)
+            given |= {"run__rounds": rounds, "run__seed": seed, "run__dropout_rate": dropout_rate}
+            given |= {"run__device": device, "data__path": data}
+            resolved = configuration.load(preset, config, set_ or (), without or (), privacy=privacy, **given)
         dataset = open_data(resolved.data)
         if not (quiet or as_json):
             _print_data(dataset)

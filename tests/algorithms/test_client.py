@@ -9,7 +9,7 @@ from tests.algorithms.naive import Client, train
 from tests.algorithms.toys import SEED, World, assert_same, cluster_table, of_memory, of_user, world
 
 from perfedrec.core.keys import Key
-from perfedrec.privacy.paper import label
+from perfedrec.privacy.labels import label
 
 COHORT = [4, 17, 2, 29, 11, 8, 23]
 
@@ -27,7 +27,7 @@ def compare(here: World) -> None:
     settings = here.algorithm.settings
     view, rows, before = here.block(COHORT)
     n_negatives = None if settings.client.loss == "bpr" else settings.client.n_negatives
-    labels = label(rows, here.population.n_items, settings.privacy, n_negatives, key.fold("labels"))
+    labels = label(rows, here.population.n_items, settings.privacy, n_negatives, key.fold("labels"), before.secret)
     sent, after = here.train(COHORT)
     for place, user in enumerate(COHORT):
         own = rows.items[rows.segments == place].tolist()
@@ -209,7 +209,7 @@ def test_masked_items_are_in_no_row_that_is_sent(loss: str) -> None:
     here = trained(privacy__masking=0.5, client__loss=loss)
     everyone = here.population.everyone()
     view, rows, memory = here.block(everyone)
-    labels = label(rows, 24, here.algorithm.settings.privacy, 0, Key(SEED).fold("labels"))
+    labels = label(rows, 24, here.algorithm.settings.privacy, 0, Key(SEED).fold("labels"), memory.secret)
     masked = torch.ones(rows.items.numel(), dtype=torch.bool)
     masked[labels.positions] = False
     assert 0.2 < float(masked.float().mean()) < 0.6
@@ -224,7 +224,7 @@ def test_masked_items_are_in_no_edge_that_is_sent() -> None:
     here = world(privacy__masking=0.5, privacy__pseudo_items=0.4)
     view, rows, memory = here.block(here.population.everyone())
     key = Key(SEED)
-    labels = label(rows, 24, here.algorithm.settings.privacy, 0, key.fold("edges", 0))
+    labels = label(rows, 24, here.algorithm.settings.privacy, 0, key.fold("edges", 0), memory.secret)
     contribution, _ = here.algorithm.client("join", view, rows, memory, key)
     sent = contribution.edges[:, 1:].tolist()
     expected = torch.stack([labels.rows.segments, view.tokens[labels.rows.items]], dim=1).tolist()

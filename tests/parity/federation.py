@@ -23,7 +23,9 @@ from perfedrec.runtimes.population import Population
 
 N_USERS, N_ITEMS, DIM, SEED = 23, 60, 8, 7
 LAYOUT = ViewLayout(
-    View, ("items", "degrees", "dense", "item_attributes", "tokens", "neighbours", "pretrained"), per_group=("offsets",)
+    View,
+    ("items", "degrees", "dense", "item_attributes", "tokens", "neighbours", "pretrained", "centroids"),
+    per_group=("offsets",),
 )
 SINGLE = (1,) * N_USERS
 UNEQUAL = (1, 10, 4, 8)

@@ -78,6 +78,8 @@ def test_messages_hold_what_the_view_and_the_sum_hold_and_nothing_else() -> None
                 "phase",
                 "round",
                 "n_groups",
+                "asked",
+                "view.tally",
                 "view.trained",
             }  # no key, no seed
             assert shapes["view.items"] == (N_ITEMS, DIM)
@@ -272,7 +274,7 @@ def test_a_node_that_fails_or_is_silent_is_named() -> None:
 
 def test_an_instruction_with_something_missing_is_refused() -> None:
     twins = Twins(settings(), UNEQUAL)
-    content = Instructions(twins.algorithm, twins.flower, "join", LAYOUT).content(twins.hosts[102])
+    content = Instructions(twins.algorithm, twins.flower, "join", N_USERS, LAYOUT).content(twins.hosts[102])
     for name in ("own", "shared", "task"):
         with pytest.raises(PerfedrecError, match=f"came without '{name}'"):
             Task.read(RecordDict({key: record for key, record in content.items() if key != name}), LAYOUT, None)

@@ -25,7 +25,8 @@ class View:
     neighbourhood service; ``neighbours`` [2, m, d] neighbour sums for users and for items; ``start`` [B, d] pre-trained
     user vectors for those who have not trained yet; ``lift`` how much longer than ``sum_i c_ui q_i`` a user's vector
     starts, after spectral pre-training; ``pretrained`` [m, d] the singular vectors that it ended with; ``trained``
-    whether anything has been trained since: until then the pre-trained model recommends alone.
+    whether anything has been trained since: until then the pre-trained model recommends alone; ``centroids`` [K, d] to
+    which clients assign themselves where their vectors stay with them, and ``tally`` whether they contribute to them.
     """
 
     items: Tensor
@@ -40,12 +41,17 @@ class View:
     lift: float | None = None
     pretrained: Tensor | None = None
     trained: bool = True
+    centroids: Tensor | None = None
+    tally: bool = False
 
     def download_bytes(self) -> int:
         """Bytes that one client receives: whole tables, because asking for rows would tell which items it has."""
         shared = (self.items, self.degrees, self.dense, self.item_attributes, self.neighbours, self.pretrained)
         size = sum(4 * table.numel() for table in shared if table is not None)
-        size += 4 * self.items.numel() if self.offsets is not None else 0
+        if self.centroids is not None and self.offsets is not None:  # nobody may know which cluster a client has
+            size += 4 * (self.offsets.numel() + self.centroids.numel())
+        elif self.offsets is not None:
+            size += 4 * self.items.numel()
         return size + (4 * self.start.shape[1] if self.start is not None else 0)
 
     def table_rows(self, items: Tensor, groups: Tensor) -> Tensor:

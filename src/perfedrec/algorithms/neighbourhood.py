@@ -48,5 +48,10 @@ def neighbour_sums(bipartite: Bipartite, reports: Tensor, n_layers: int) -> Tens
     items = list(bipartite.to_items(reports.flatten(1)).unflatten(1, (-1, reports.shape[2])).unbind(1))
     while len(items) < n_layers:
         items.append(bipartite.to_items(bipartite.to_users(items[len(items) - 2])))
-    below = torch.stack(items[:-1]).sum(0) if n_layers > 1 else torch.zeros_like(items[0])
-    return torch.stack([below, below + items[-1]]).div_(n_layers + 1)
+    return published(items)
+
+
+def published(items: list[Tensor]) -> Tensor:
+    """[2, m, d] the two tables of item layers 1 to K, each [m, d]."""
+    below = torch.stack(items[:-1]).sum(0) if len(items) > 1 else torch.zeros_like(items[0])
+    return torch.stack([below, below + items[-1]]).div_(len(items) + 1)

@@ -5,6 +5,8 @@ Decisions where the papers are silent:
 * A cluster's model is an offset from the global table. A member trains on the sum of both; its change moves the global
   table and the offset of its cluster, so that one objective is optimised at two levels.
 * The local model is the client's own fine-tuned rows, kept as offsets from the table it received.
+* Where clients contribute to sums alone (``privacy.aggregation``), they assign themselves to clusters, and add to their
+  items' neighbour sums what has changed since they last did: the same computation, with nobody's vector in it.
 * The models are mixed by their scores, which makes each one's part in a recommendation exact. Where pre-training ends
   with a model that can recommend (our extension), that one can be mixed in as well.
 """
@@ -16,21 +18,25 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from perfedrec.algorithms import neighbourhood, parts
+from perfedrec.algorithms import neighbourhood, parts, summed
 from perfedrec.algorithms.model import Network, View
 from perfedrec.algorithms.neighbourhood import Service
 from perfedrec.algorithms.parts import Average, Moments, sparse_step
 from perfedrec.algorithms.personal import Mixture
 from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.keys import Key, fold_in, normal
+from perfedrec.core.keys import Key, bits, fold_in, normal, uniform
 from perfedrec.core.sampling import choose, ranks
 from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, distinct, from_fixed
 from perfedrec.nn import losses
 from perfedrec.nn.optim import adam
 from perfedrec.nn.propagation import Star, edge_weights
 from perfedrec.nn.segments import dot, expand, segment_sum
-from perfedrec.privacy.paper import Labels, label, protect
+from perfedrec.privacy import uploads
+from perfedrec.privacy.labels import Labels, label
+from perfedrec.privacy.ledger import Release
+from perfedrec.privacy.mechanisms import Guarantee, compose, mechanisms_of
+from perfedrec.privacy.uploads import protect
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ class State:
     [K, d] the clusters, ``None`` before the first clustering; ``degrees`` [m]; ``tokens`` [m] names of the items
     towards the service, which does not hold their key; ``neighbours`` [2, m, d] the sums that it published last, in
     item order; ``lift`` and ``pretrained`` [m, d] see :class:`perfedrec.algorithms.model.View`.
+
+    Where clients contribute to sums alone: no ``labels``; ``tally`` [K, d + 1] the clusters' sums since the last
+    clustering and their ``shares`` [K] of the clients; ``gathered`` [L, m, d] neighbour sums of the users' layers.
     """
 
     round: int
@@ -61,13 +70,18 @@ class State:
     neighbours: Tensor | None = None
     lift: float | None = None
     pretrained: Tensor | None = None
+    tally: Tensor | None = None
+    shares: Tensor | None = None
+    gathered: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Memory:
     """What never leaves a client: its vector ``vectors`` [B, d] with Adam's moments and ``steps`` [B], the fine-tuned
     offsets ``rows`` [R, d] of its own item rows, the logits ``mix`` [B, 4] of its weights for the local, cluster,
-    global and pre-trained model, and the ``loss`` [B] of its last round per positive."""
+    global and pre-trained model, the ``loss`` [B] of its last round per positive, a ``secret`` word [B] from which
+    sticky decoys follow, in how many rounds of training it took part (``taken`` [B]), and the layers ``sent`` [B, L, d]
+    that it last added to neighbour sums."""
 
     vectors: Tensor
     first: Tensor
@@ -75,6 +89,9 @@ class Memory:
     steps: Tensor
     mix: Tensor
     loss: Tensor
+    secret: Tensor
+    taken: Tensor
+    sent: Tensor
     rows: Tensor = field(metadata={"per": "row"})
 
 
@@ -87,13 +104,29 @@ class PerFedRec:
         # Neighbour sums are layers of LightGCN; the spectral form has none.
         model = self.settings.model
         self.neighbours = model.neighbours and model.encoder == "lightgcn" and model.n_layers > 0
+        self.sums = self.settings.privacy.sums
 
     # --- the server's side ---
 
     @property
     def joins(self) -> bool:
-        """Whether clients hand protected edges to the neighbourhood service before training."""
+        """Whether clients hand protected edges to the neighbourhood service before training, or join its sums."""
         return self.neighbours
+
+    @property
+    def n_reported(self) -> int:
+        """L, the user layers that neighbour sums are made of (higher ones follow from the item layers)."""
+        return min(self.settings.model.n_layers, 2) if self.neighbours else 1
+
+    @property
+    def n_summed(self) -> int:
+        """L where clients contribute to neighbour sums themselves, else 0."""
+        return self.n_reported if self.neighbours and self.sums else 0
+
+    @property
+    def dense_uploads(self) -> bool:
+        """Whether a client sends a row for every item of every table."""
+        return self.sums
 
     @property
     def n_views(self) -> int:
@@ -103,7 +136,11 @@ class PerFedRec:
     @property
     def prelude(self) -> list[str]:
         """The phases played before training, one round each."""
-        return ["join"] if self.joins else []
+        return (["degrees"] if self.sums else []) + self._pretraining() + (["join"] if self.joins else [])
+
+    def _pretraining(self) -> list[str]:
+        """The phases of pre-training."""
+        return []
 
     def init(self, spec: Spec, key: Key) -> State:
         model, clusters = self.settings.model, self.settings.clusters
@@ -117,12 +154,13 @@ class PerFedRec:
         adaptive = self.settings.server.optimizer != "fedavg"
         offsets = table.new_zeros(clusters.n_clusters * spec.n_items, model.embedding_dim) if clusters.enabled else None
         dense = self.network.init(spec, key.fold("dense"))
-        layers = min(model.n_layers, 2) if self.neighbours else 1
+        layers, dim = 0 if self.sums else self.n_reported, model.embedding_dim
+        degrees = spec.item_degrees.to(torch.float32)
         return State(
             round=0,
             items=table,
-            degrees=spec.item_degrees.to(torch.float32),
-            service=Service(reports=table.new_zeros(spec.n_users, layers, model.embedding_dim)),
+            degrees=torch.ones_like(degrees) if self.sums else degrees,  # of people's data until they are released
+            service=Service(reports=table.new_zeros(spec.n_users, layers, dim)),
             items_moments=Moments.zeros(table) if adaptive else None,
             average=Average.start(table) if self.settings.server.averaging else None,
             offsets=offsets,
@@ -130,16 +168,44 @@ class PerFedRec:
             dense=None if dense is None else dense.to(table.device),
             dense_moments=Moments.zeros(dense.to(table.device)) if adaptive and dense is not None else None,
             item_attributes=spec.item_attributes if model.attributes else None,
-            tokens=neighbourhood.tokens(spec.n_items, key).to(table.device) if self.joins else None,
+            tokens=neighbourhood.tokens(spec.n_items, key).to(table.device) if self.joins and not self.sums else None,
+            tally=table.new_zeros(clusters.n_clusters, dim + 1) if clusters.enabled and self.sums else None,
+            gathered=table.new_zeros(self.n_summed, spec.n_items, dim) if self.n_summed else None,
         )
 
     def training_round(self, state: State) -> int:
         """Rounds of training played, without the prelude (negative while it lasts)."""
         return state.round - len(self.prelude)
 
+    def releases(self, rounds: int, n_users: int) -> list[Release]:
+        """Everything that a run of so many rounds lets out of the clients, for the ledger.
+
+        What clients share with the neighbourhood service counts as released as well.
+        """
+        privacy, selection = self.settings.privacy, self.settings.selection
+        found = []
+        if not self.sums:
+            found.append(Release("degrees", 1, Guarantee(reason="item degrees are taken as public"), 1))
+        for phase in dict.fromkeys(self.prelude):
+            times = self.prelude.count(phase)
+            found.append(Release(phase, times, compose(mechanisms_of(privacy, phase)), times))
+        cap = rounds if selection.max_participations is None else min(rounds, selection.max_participations)
+        rate = min(1.0, selection.n_clients_per_round / n_users)
+        guarantee = compose(mechanisms_of(privacy, "train"))
+        return [*found, Release("training", rounds, guarantee, cap, selection.sampling, rate)]
+
     def n_groups(self, state: State) -> int:
-        """Groups that contributions are summed by: the clusters, or everybody."""
-        return self.settings.clusters.n_clusters if state.labels is not None else 1
+        """Tables that contributions are summed in: one per cluster, or one, and one per layer of neighbour sums."""
+        if self.phase(state) in ("degrees", "spectral"):
+            return 1
+        return self._n_models(state) + self.n_summed
+
+    def _n_models(self, state: State) -> int:
+        return self.settings.clusters.n_clusters if state.centroids is not None else 1
+
+    def phase(self, state: State) -> str:
+        """The phase of the next round."""
+        return self.prelude[state.round] if state.round < len(self.prelude) else "train"
 
     def groups(self, state: State, users: Tensor) -> Tensor:
         """[B] the users' clusters; all 0 before the first clustering."""
@@ -150,6 +216,9 @@ class PerFedRec:
         if state.round < len(self.prelude):
             return Plan(self.prelude[state.round], torch.arange(n_users, device=device))
         size = self.settings.selection.n_clients_per_round
+        if self.settings.selection.sampling == "poisson":
+            everyone = torch.arange(n_users, device=device)
+            return Plan("train", everyone[uniform(key.spread(everyone), 1).squeeze(1) < size / n_users])
         if state.labels is not None and self.settings.clusters.proportional:
             return Plan("train", parts.select_proportional(state.labels, size, key))
         return Plan("train", choose(n_users, size, key).to(device))
@@ -159,7 +228,7 @@ class PerFedRec:
             items=state.items,
             degrees=state.degrees,
             groups=self.groups(state, users),
-            offsets=None if state.labels is None else state.offsets,
+            offsets=None if state.centroids is None else state.offsets,
             dense=state.dense,
             item_attributes=state.item_attributes,
             tokens=state.tokens,
@@ -168,7 +237,17 @@ class PerFedRec:
             lift=state.lift,
             pretrained=state.pretrained,
             trained=self.training_round(state) > 0,
+            centroids=state.centroids if self.sums else None,
+            tally=self.sums
+            and state.centroids is not None
+            and self.training_round(state) < self.settings.clusters.stop,
         )
+
+    def release(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
+        return uploads.released(aggregate, self.settings.privacy, phase, asked, key)
+
+    def given_up(self, phase: str, clients: int, asked: int) -> bool:
+        return uploads.given_up(clients, self.settings.privacy, phase, asked)
 
     def server(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
         service = state.service
@@ -177,6 +256,8 @@ class PerFedRec:
         if aggregate.edges is not None:
             graph = neighbourhood.graph(aggregate.edges, 0, service.reports.shape[0], aggregate.n_items)
             service = replace(service, graph=graph)
+        if aggregate.clients and state.gathered is not None and phase in ("join", "train"):
+            aggregate = self._gather(state, aggregate)
         state = replace(state, service=service, round=state.round + 1)
         if aggregate.clients:
             if phase == "train":
@@ -185,16 +266,41 @@ class PerFedRec:
                 state = self._prepare(state, phase, aggregate, key)
         return self._serve(state, key)
 
+    def _gather(self, state: State, aggregate: Aggregate) -> Aggregate:
+        """Take the neighbour sums out of the tables of an aggregate."""
+        assert state.gathered is not None
+        start = self._n_models(state) * aggregate.n_items
+        place = int(torch.searchsorted(aggregate.keys, start))
+        state.gathered.flatten(0, 1).index_add_(0, aggregate.keys[place:] - start, from_fixed(aggregate.sums[place:]))
+        return replace(aggregate, keys=aggregate.keys[:place], sums=aggregate.sums[:place])
+
     def _prepare(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
-        """What a round of the prelude does to the tables: nothing, unless there is pre-training."""
-        return state
+        """What a round of the prelude does to the tables: nothing but degrees, unless there is pre-training."""
+        return self._with_degrees(state, aggregate) if phase == "degrees" else state
+
+    def _with_degrees(self, state: State, aggregate: Aggregate) -> State:
+        """The state with released item degrees.
+
+        Without noise these are counts. With noise a client's part in each of its items is ``1 / sqrt(|I_u|)`` of a
+        bound of 1; the sums are brought to the scale of counts by the mean of ``sqrt(|I_u|)``, which follows from them,
+        and items below the mean degree are given it: what is known of them is mostly noise.
+        """
+        sums = torch.zeros_like(state.degrees).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums).squeeze(1))
+        if self.settings.privacy.noise.degrees:
+            sums = sums * (sums.sum() / state.service.reports.shape[0]).clamp(min=1.0)
+            sums = sums.clamp(min=max(float(sums.mean()), 1.0))
+        return replace(state, degrees=sums)
 
     def _learn(self, state: State, aggregate: Aggregate) -> None:
         """Global table, cluster offsets and dense weights take their steps; only touched rows are read or written."""
         settings, n_items = self.settings, aggregate.n_items
         weights, keys, sums = from_fixed(aggregate.weights), aggregate.keys, from_fixed(aggregate.sums)
+        if self.sums:  # what is expected, because nobody knows who has which cluster, and counts are not released
+            shares = state.shares if state.shares is not None else weights.new_ones(self._n_models(state))
+            size = min(settings.selection.n_clients_per_round, state.service.reports.shape[0])
+            weights = shares * (size / shares.sum())
         touched, total = keys, sums
-        if state.labels is not None and state.offsets is not None:
+        if state.centroids is not None and state.offsets is not None:
             touched, inverse = distinct(keys % n_items, n_items)
             total = sums.new_zeros(touched.numel(), sums.shape[1]).index_add_(0, inverse, sums)
             mean = sums / weights[torch.div(keys, n_items, rounding_mode="floor")][:, None]
@@ -205,10 +311,13 @@ class PerFedRec:
         sparse_step(settings.server, state.items, state.items_moments, touched, total / weights.sum())
         if state.average is not None:
             state.average.advance(state.items, touched, state.round, settings.server.averaging)
+        n_dense = 0 if state.dense is None else state.dense.numel()
         if aggregate.dense is not None and state.dense is not None:
-            every = torch.arange(state.dense.numel(), device=state.dense.device)
-            change = from_fixed(aggregate.dense) / weights.sum()
+            every = torch.arange(n_dense, device=state.dense.device)
+            change = from_fixed(aggregate.dense[:n_dense]) / weights.sum()
             sparse_step(settings.server, state.dense, state.dense_moments, every, change)
+        if aggregate.dense is not None and state.tally is not None and aggregate.dense.numel() > n_dense:
+            state.tally.add_(from_fixed(aggregate.dense[n_dense:]).view_as(state.tally))
 
     def _serve(self, state: State, key: Key) -> State:
         """What happens every few rounds: fresh neighbour sums, and a new clustering of all users."""
@@ -219,10 +328,18 @@ class PerFedRec:
             assert state.tokens is not None
             sums = neighbourhood.neighbour_sums(graph, state.service.reports, self.settings.model.n_layers)
             state = replace(state, neighbours=sums.index_select(1, state.tokens))
+        if due and state.gathered is not None:
+            state = replace(state, neighbours=neighbourhood.published(list(state.gathered.unbind(0))))
         return self._cluster(state, key) if self.settings.clusters.due(trained) else state
 
     def _cluster(self, state: State, key: Key) -> State:
-        """A new clustering of all users, by the mean of the layers they reported last."""
+        """A new clustering, by the mean of the layers that users reported last, or by the sums of those heard."""
+        if state.tally is not None:
+            if state.centroids is None:
+                centroids = summed.first_centroids(state.items, self.settings.clusters.n_clusters, key)
+                return replace(state, centroids=centroids)
+            centroids, shares = summed.recentre(state.centroids, state.tally)
+            return replace(state, centroids=centroids, shares=shares, tally=torch.zeros_like(state.tally))
         points = state.service.reports.mean(1)
         labels, centroids = parts.cluster(points, self.settings.clusters.n_clusters, state.centroids, key)
         return replace(state, labels=labels, centroids=centroids)
@@ -243,23 +360,64 @@ class PerFedRec:
             steps=torch.zeros(n, dtype=torch.int64, device=device),
             mix=shares.clamp(min=1e-12).log().repeat(n, 1),
             loss=torch.zeros(n, device=device),
+            secret=bits(key.fold("secret").spread(rows.users), 1).squeeze(1),
+            taken=torch.zeros(n, dtype=torch.int64, device=device),
+            sent=torch.zeros(n, self.n_summed, model.embedding_dim, device=device),
             rows=torch.zeros(rows.items.numel(), model.embedding_dim, device=device),
         )
 
     def client(self, phase: str, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
+        if phase == "degrees":
+            return self._degrees(view, rows), memory
+        view = self._placed(view, rows, memory)
         if phase == "join":
             if view.lift is not None:
                 own = edge_weights(rows, view.degrees)[:, None] * view.items.index_select(0, rows.items)
                 memory = replace(memory, vectors=view.lift * segment_sum(own, rows.segments, rows.n_users))
-            return self._join(view, rows, memory, key), memory
+            return self._join_sums(view, rows, memory) if self.sums else (self._join(view, rows, memory, key), memory)
         return self._train(view, rows, memory, key)
+
+    def _placed(self, view: View, rows: Rows, memory: Memory) -> View:
+        """The view of clients that assign themselves to a cluster."""
+        if view.centroids is None:
+            return view
+        vectors = self._layers(view, rows, self._own_vectors(view, memory)).mean(1)
+        return replace(view, groups=summed.assign(view.centroids, vectors))
+
+    def _degrees(self, view: View, rows: Rows) -> Contribution:
+        """Each client's part in the item degrees: 1 for each of its items (of joint length 1 where noise is added)."""
+        ones = torch.ones(rows.items.numel(), 1, device=rows.items.device)
+        part = Contribution(rows.users, view.groups, self._weights(rows), rows.segments, rows.items, ones)
+        return uploads.bounded(part, self.settings.privacy, "degrees")
+
+    def _join_sums(self, view: View, rows: Rows, memory: Memory) -> tuple[Contribution, Memory]:
+        """Once, before training: a first part in the neighbour sums."""
+        layers = self._layers(view, rows, memory.vectors)
+        contribution = Contribution(
+            users=rows.users,
+            groups=view.groups,
+            weights=self._weights(rows),
+            segments=rows.segments.repeat(self.n_summed),
+            items=rows.items.repeat(self.n_summed),
+            deltas=summed.neighbour_rows(rows, view.degrees, layers),
+            tables=self._neighbour_tables(view, rows),
+        )
+        return uploads.bounded(contribution, self.settings.privacy, "join"), replace(memory, sent=layers)
+
+    def _neighbour_tables(self, view: View, rows: Rows) -> Tensor:
+        """[R L] the tables that rows of neighbour sums belong to: those after the models' tables."""
+        first = 1 if view.offsets is None else self.settings.clusters.n_clusters
+        return torch.arange(first, first + self.n_summed, device=rows.items.device).repeat_interleave(
+            rows.items.numel()
+        )
 
     def _join(self, view: View, rows: Rows, memory: Memory, key: Key) -> Contribution:
         """Once, before training: protected edges for the neighbourhood service, and a first protected report."""
         assert view.tokens is not None
         edges = []
         for number in range(self.n_views):
-            labelled = label(rows, view.items.shape[0], self.settings.privacy, 0, key.fold("edges", number)).rows
+            edges_key = key.fold("edges", number)
+            labelled = label(rows, view.items.shape[0], self.settings.privacy, 0, edges_key, memory.secret).rows
             which = torch.full_like(labelled.items, number)
             edges.append(torch.stack([which, labelled.segments, view.tokens[labelled.items]], dim=1))
         return Contribution(
@@ -274,7 +432,7 @@ class PerFedRec:
         """E local steps on the client's own vector and rows; the protected change of the rows is handed over."""
         client, privacy, n_items = self.settings.client, self.settings.privacy, view.items.shape[0]
         n_negatives = None if client.loss == "bpr" else client.n_negatives
-        labels = label(rows, n_items, privacy, n_negatives, key.fold("labels"))
+        labels = label(rows, n_items, privacy, n_negatives, key.fold("labels"), memory.secret)
         labelled, owners = labels.rows, labels.owners
 
         star, vectors, moments = self.network.star(view, labelled), self._own_vectors(view, memory), memory
@@ -304,10 +462,13 @@ class PerFedRec:
         real = (labels.positions >= 0).nonzero().squeeze(1)
         own = memory.rows.index_copy(0, labels.positions[real], delta.index_select(0, real))
         mean_loss = loss.detach() / labelled.counts.clamp(min=1)
-        memory = replace(moments, vectors=vectors, rows=own, loss=mean_loss)
+        memory = replace(moments, vectors=vectors, rows=own, loss=mean_loss, taken=memory.taken + 1)
         if self.settings.personal.learned:
             memory = replace(memory, mix=self._mixture(view, rows, memory).learned(key.fold("mix")))
 
+        change = None if dense is None or view.dense is None else dense - view.dense
+        if self.sums:
+            return self._contribute_to_sums(view, rows, memory, segments, items, delta, change)
         noise, dense_noise = key.fold("noise").spread(rows.users), key.fold("dense noise").spread(rows.users)
         reporting = self.neighbours or self.settings.clusters.enabled
         contribution = Contribution(
@@ -317,10 +478,49 @@ class PerFedRec:
             segments=segments,
             items=items,
             deltas=protect(delta, privacy, fold_in(noise[segments], items)),
-            dense=None if dense is None or view.dense is None else protect(dense - view.dense, privacy, dense_noise),
+            dense=None if change is None else protect(change, privacy, dense_noise),
             reports=self._report(view, rows, vectors, key) if reporting else None,
         )
-        return contribution, memory
+        return uploads.bounded(contribution, privacy, "train"), memory
+
+    def _contribute_to_sums(
+        self,
+        view: View,
+        rows: Rows,
+        memory: Memory,
+        segments: Tensor,
+        items: Tensor,
+        delta: Tensor,
+        dense: Tensor | None,
+    ) -> tuple[Contribution, Memory]:
+        """The change of rows [T] and dense weights [B, D], with parts in the clusters' and in the neighbour sums.
+
+        A client that has had its share of rounds hands over zeros.
+        """
+        privacy, cap = self.settings.privacy, self.settings.selection.max_participations
+        tables, active = None, None if cap is None else (memory.taken <= cap).to(delta.dtype)
+        if privacy.clip is not None and privacy.norm == "coordinate":
+            delta = delta.clamp(-privacy.clip, privacy.clip)
+        if self.n_summed or view.tally:
+            layers = self._layers(view, rows, memory.vectors)
+            if active is not None:  # an idle client's part in the neighbour sums stays what it was
+                layers = torch.where(active[:, None, None] > 0, layers, memory.sent) if self.n_summed else layers
+            if view.tally and view.centroids is not None:
+                length = summed.SHARE * (privacy.clip or 1.0)
+                part = summed.tallies(layers.mean(1), view.groups, view.centroids.shape[0], length)
+                dense = part if dense is None else torch.cat([dense, part], dim=1)
+            if self.n_summed:
+                tables = torch.cat([view.groups[segments], self._neighbour_tables(view, rows)])
+                segments = torch.cat([segments, rows.segments.repeat(self.n_summed)])
+                items = torch.cat([items, rows.items.repeat(self.n_summed)])
+                delta = torch.cat([delta, summed.neighbour_rows(rows, view.degrees, layers - memory.sent)])
+                memory = replace(memory, sent=layers)
+        if active is not None:
+            delta = delta * active[segments, None]
+            dense = None if dense is None else dense * active[:, None]
+        ones = self._weights(rows)
+        contribution = Contribution(rows.users, view.groups, ones, segments, items, delta, tables=tables, dense=dense)
+        return uploads.bounded(contribution, privacy, "train"), memory
 
     def _weights(self, rows: Rows) -> Tensor:
         """[B] the weight of each client in the sums."""
@@ -335,10 +535,14 @@ class PerFedRec:
         return torch.where(memory.steps[:, None] > 0, memory.vectors, view.start)
 
     def _report(self, view: View, rows: Rows, vectors: Tensor, key: Key) -> Tensor:
-        """[B, L, d] protected vectors for neighbourhood service and clustering.
+        """[B, L, d] protected vectors for neighbourhood service and clustering."""
+        layers = self._layers(view, rows, vectors)
+        keys = key.fold("report").spread(rows.users)
+        numbers = torch.arange(layers.shape[1], device=keys.device)
+        return protect(layers, self.settings.privacy, fold_in(keys[:, None], numbers))
 
-        The user's layers 0 and 1 where neighbour sums are made of them, else its final vector.
-        """
+    def _layers(self, view: View, rows: Rows, vectors: Tensor) -> Tensor:
+        """[B, L, d] the users' layers 0 and 1 where neighbour sums are made of them, else their final vectors."""
         table = view.items.index_select(0, rows.items)
         shared = None if view.dense is None else view.dense[None]
         own, table = self.network.layer0(view, rows, vectors, table, rows.items, None, shared)
@@ -349,9 +553,7 @@ class PerFedRec:
                 layers.append(segment_sum(below, rows.segments, rows.n_users))
         else:
             layers = [self.network.star(view, rows).users(own, table, rows.segments)]
-        keys = key.fold("report").spread(rows.users)
-        numbers = torch.arange(len(layers), device=keys.device)
-        return protect(torch.stack(layers, dim=1), self.settings.privacy, fold_in(keys[:, None], numbers))
+        return torch.stack(layers, dim=1)
 
     def _loss(
         self,
@@ -405,15 +607,17 @@ class PerFedRec:
             items=items,
             average=None,
             items_moments=None,
-            offsets=None if state.labels is None else state.offsets,
+            offsets=None if state.centroids is None else state.offsets,
             offsets_moments=None,
             dense_moments=None,
-            centroids=None,
             tokens=None,
+            tally=None,
+            gathered=None,
             service=Service(reports, start=state.service.start),
         )
 
     def _mixture(self, view: View, rows: Rows, memory: Memory) -> Mixture:
+        view = self._placed(view, rows, memory)
         return Mixture(self.network, view, rows, self._own_vectors(view, memory), memory.rows, memory.mix)
 
     def scores(self, view: View, rows: Rows, memory: Memory) -> Tensor:

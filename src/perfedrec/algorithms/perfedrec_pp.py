@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from perfedrec.algorithms import neighbourhood
 from perfedrec.algorithms.model import View
@@ -24,6 +25,8 @@ from perfedrec.nn.losses import info_nce
 from perfedrec.nn.propagation import Bipartite, edge_weights
 from perfedrec.nn.segments import segment_sum
 from perfedrec.nn.views import noisy_lightgcn
+from perfedrec.privacy import uploads
+from perfedrec.privacy.mechanisms import share_scale
 
 
 class PerFedRecPP(PerFedRec):
@@ -33,13 +36,12 @@ class PerFedRecPP(PerFedRec):
     def joins(self) -> bool:
         return self.neighbours or self.settings.pretraining.kind == "contrastive"
 
-    @property
-    def prelude(self) -> list[str]:
+    def _pretraining(self) -> list[str]:
         pretraining, phases = self.settings.pretraining, []
         if pretraining.kind == "spectral":
             phases += ["spectral"] * pretraining.passes
             phases += ["clusters"] * (pretraining.cluster_passes if self.settings.clusters.enabled else 0)
-        return phases + super().prelude
+        return phases
 
     @property
     def n_views(self) -> int:
@@ -52,6 +54,11 @@ class PerFedRecPP(PerFedRec):
             state = self._restart(state, orthonormal(state.items))
         return state
 
+    @property
+    def noisy(self) -> bool:
+        """Whether spectral pre-training is done under noise."""
+        return self.settings.privacy.noise.spectral > 0
+
     def _restart(self, state: State, items: Tensor) -> State:
         """The state with another global table; a running average starts again from it."""
         average = Average.start(items) if state.average is not None else None
@@ -62,15 +69,21 @@ class PerFedRecPP(PerFedRec):
             return super().client(phase, view, rows, memory, key)
         ones = torch.ones(rows.n_users, device=rows.users.device)
         product = gram_rows(view.items, rows, view.degrees)
-        reports = self._report(view, rows, memory.vectors, key) if self.settings.clusters.enabled else None
-        return Contribution(rows.users, view.groups, ones, rows.segments, rows.items, product, reports=reports), memory
+        if self.noisy:  # the first direction is known from the degrees, and would take most of the bound
+            product[:, 0] = 0
+        reporting = self.settings.clusters.enabled and not self.sums
+        reports = self._report(view, rows, memory.vectors, key) if reporting else None
+        part = Contribution(rows.users, view.groups, ones, rows.segments, rows.items, product, reports=reports)
+        return uploads.bounded(part, self.settings.privacy, phase), memory
 
     def _prepare(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
-        kind = self.settings.pretraining.kind
+        kind, state = self.settings.pretraining.kind, super()._prepare(state, phase, aggregate, key)
+        if phase == "degrees" and self.noisy:
+            state = self._restart(state, deflated(state.items, state.degrees))
         if phase == "spectral":
             image = torch.zeros_like(state.items).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
             energy = float((state.items * image).sum())  # about the sum of the leading squared singular values
-            basis = orthonormal(image)
+            basis = self._next_basis(state, image, aggregate.clients)
             state = replace(
                 self._restart(state, basis), pretrained=basis.clone() if self.settings.personal.pretrained else None
             )
@@ -83,6 +96,17 @@ class PerFedRecPP(PerFedRec):
         elif phase == "join" and kind == "contrastive":
             state = self._contrast(state, aggregate, key.fold("contrast"))
         return state
+
+    def _next_basis(self, state: State, image: Tensor, clients: int) -> Tensor:
+        """The basis of the next pass, or that which the last one ends with."""
+        if not self.noisy:
+            return orthonormal(image)
+        if self.prelude[state.round - 1 :].count("spectral") > 1:
+            return deflated(image, state.degrees)
+        privacy = self.settings.privacy
+        _, scale = share_scale(privacy, "spectral", state.service.reports.shape[0])
+        variance = scale**2 * clients * (2 if privacy.norm == "l1" else 1)
+        return denoised(image, state.degrees, variance)
 
     def _scale(self, state: State, energy: float) -> State:
         """Bring the singular vectors to the scale of LightGCN's first vectors, items ``V`` and users ``N V`` alike."""
@@ -127,6 +151,37 @@ def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
     weights = edge_weights(rows, degrees)[:, None]
     projection = segment_sum(weights * basis.index_select(0, rows.items), rows.segments, rows.n_users)
     return weights * projection.index_select(0, rows.segments)
+
+
+def deflated(matrix: Tensor, degrees: Tensor) -> Tensor:
+    """[m, d] an orthonormal basis whose first column is ``sqrt(degrees)``, the first singular vector of ``N``.
+
+    The others span what the columns of ``matrix`` [m, d] but the first have besides it.
+    """
+    first = degrees.sqrt()[:, None]
+    return orthonormal(torch.cat([first, matrix[:, 1:]], dim=1))
+
+
+def denoised(image: Tensor, degrees: Tensor, variance: float) -> Tensor:
+    """[m, d] the basis that a last pass ends with whose sums ``image`` [m, d] hold noise of a known ``variance``.
+
+    Wiener filters, which cost no privacy. Rows: the noise is the same on each, the signal grows with an item's degree;
+    each row is multiplied by the share of signal in the mean energy of the items of about its degree. Directions: each
+    one is weighted by the root of its singular value. The first column is ``sqrt(degrees)``, of length 1.
+    """
+    energy, order = image[:, 1:].square().sum(1), degrees.argsort(stable=True)
+    width = max(image.shape[0] // 40, 1)
+    ranked = functional.pad(energy[order][None, None], (width // 2, (width - 1) // 2), mode="replicate")
+    mean = functional.avg_pool1d(ranked, width, 1)[0, 0]
+    signal = torch.empty_like(mean)
+    signal[order] = (1 - (image.shape[1] - 1) * variance / mean.clamp(min=1e-30)).clamp(min=0)
+    first = functional.normalize(degrees.sqrt(), dim=0)[:, None]
+    rest = image[:, 1:] * signal[:, None]
+    rest = (rest - first * (first.T @ rest)).to(torch.float64)
+    with one_thread():
+        left, values, _ = torch.linalg.svd(rest, full_matrices=False)
+    weighted = left * (values / values[:1].clamp(min=1e-30)).sqrt()
+    return torch.cat([first, _widened(weighted, image.shape[1] - 1)], dim=1)
 
 
 def orthonormal(matrix: Tensor) -> Tensor:

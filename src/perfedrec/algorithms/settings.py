@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from perfedrec.core.settings import Settings
 from perfedrec.nn.optim import ServerOptimizer
-from perfedrec.privacy.paper import PrivacySettings
+from perfedrec.privacy.settings import PrivacySettings
 
 
 class ModelSettings(Settings):
@@ -90,7 +90,14 @@ class ClusterSettings(Settings):
 class SelectionSettings(Settings):
     """Who takes part."""
 
-    n_clients_per_round: int = Field(256, ge=1, description="clients in a cohort")
+    n_clients_per_round: int = Field(256, ge=1, description="clients in a cohort (its mean, under Poisson sampling)")
+    sampling: Literal["fixed", "poisson"] = Field(
+        "fixed",
+        description="a cohort of that size, or each client by a coin of its own (which privacy can be claimed for)",
+    )
+    max_participations: int | None = Field(
+        None, ge=0, description="rounds of training in which a client has a part at most; none: no limit"
+    )
 
 
 class PersonalSettings(Settings):
@@ -143,4 +150,21 @@ class PerFedRecSettings(Settings):
     def _pretrained(self) -> Self:
         if self.personal.pretrained and self.pretraining.kind != "spectral":
             raise ValueError("personal.pretrained needs pretraining.kind = spectral")
+        return self
+
+    @model_validator(mode="after")
+    def _withheld(self) -> Self:
+        if not self.privacy.sums:
+            return self
+        how = f"privacy.aggregation = {self.privacy.aggregation}"
+        if self.pretraining.kind == "contrastive":
+            raise ValueError(
+                f"{how} withholds the edges that contrastive pre-training needs; expected spectral or none"
+            )
+        if self.pretraining.cluster_passes:
+            raise ValueError(f"{how} withholds the vectors that pretraining.cluster_passes needs; expected 0")
+        if self.model.neighbours and self.model.encoder == "lightgcn" and self.model.n_layers > 2:
+            raise ValueError(f"{how} gives neighbour sums for at most two layers; expected model.n_layers <= 2")
+        if self.server.weighting != "uniform":
+            raise ValueError(f"{how} hides how many interactions a client has; expected server.weighting = uniform")
         return self

@@ -71,7 +71,8 @@ class Contribution:
     """What B users hand over, with privacy already applied to each of them.
 
     ``users`` [B]; ``groups`` [B] the cluster each one contributes to; ``weights`` [B];
-    ``segments`` [T], ``items`` [T], ``deltas`` [T, d] changes of item rows, a (user, item) pair at most once;
+    ``segments`` [T], ``items`` [T], ``deltas`` [T, d] changes of item rows, a pair (user, item) once in a table;
+    ``tables`` [T] the group (table) each row is summed in, where it is not the user's own group;
     ``dense`` [B, D] changes of shared dense weights; ``reports`` [B, K, d] protected user vectors, one per layer;
     ``edges`` [E, 3] protected edges (view, segment, item token).
     """
@@ -82,14 +83,20 @@ class Contribution:
     segments: Tensor | None = None
     items: Tensor | None = None
     deltas: Tensor | None = None
+    tables: Tensor | None = None
     dense: Tensor | None = None
     reports: Tensor | None = None
     edges: Tensor | None = None
 
-    def upload_bytes(self) -> Tensor:
-        """[B] bytes each user sends: 4 for an item or token index, 4 for a number, 8 for group and weight."""
+    def upload_bytes(self, n_rows: int | None = None) -> Tensor:
+        """[B] bytes each user sends: 4 for an item or token index, 4 for a number, 8 for group and weight.
+
+        With ``n_rows`` each user sends a dense table of so many rows instead of those it touched.
+        """
         sizes = torch.full((self.users.numel(),), 8, dtype=torch.int64, device=self.users.device)
-        if self.segments is not None and self.deltas is not None:
+        if n_rows is not None and self.deltas is not None:
+            sizes += n_rows * 4 * self.deltas.shape[1]
+        elif self.segments is not None and self.deltas is not None:
             rows = torch.bincount(self.segments, minlength=self.users.numel())
             sizes += rows * (4 + 4 * self.deltas.shape[1])
         for each in (self.dense, self.reports):
@@ -163,7 +170,8 @@ def reduce(contribution: Contribution, n_items: int, n_groups: int) -> Aggregate
     total = torch.zeros(n_groups, dtype=torch.float64, device=device).index_add_(0, groups, _fixed(weights))
     keys, sums = torch.zeros(0, dtype=torch.int64, device=device), total.new_zeros(0, 0)
     if contribution.deltas is not None and contribution.segments is not None and contribution.items is not None:
-        keys, inverse = distinct(groups[contribution.segments] * n_items + contribution.items, n_groups * n_items)
+        tables = groups[contribution.segments] if contribution.tables is None else contribution.tables
+        keys, inverse = distinct(tables * n_items + contribution.items, n_groups * n_items)
         fixed = _fixed(contribution.deltas, weights[contribution.segments])
         sums = fixed.new_zeros(keys.numel(), fixed.shape[1]).index_add_(0, inverse, fixed)
     edges = contribution.edges
@@ -235,6 +243,10 @@ class Algorithm(Protocol[S, V, M]):
     def prelude(self) -> list[str]:
         """The phases played before training, one round each."""
 
+    @property
+    def dense_uploads(self) -> bool:
+        """Whether a client sends a row for every item of every group, so that nobody sees which ones it touched."""
+
     def init(self, spec: Spec, key: Key) -> S:
         """The server's state before the first round."""
 
@@ -255,6 +267,13 @@ class Algorithm(Protocol[S, V, M]):
 
     def client(self, phase: str, view: V, rows: Rows, memory: M, key: Key) -> tuple[Contribution, M]:
         """The users' work: what they hand over and what they keep."""
+
+    def release(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
+        """The sum of some of a cohort's clients as it leaves them, with the noise that they add; ``asked`` clients are
+        in the cohort."""
+
+    def given_up(self, phase: str, clients: int, asked: int) -> bool:
+        """Whether so few ``clients`` of those ``asked`` answered that their sum must not be opened."""
 
     def server(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
         """The next state."""

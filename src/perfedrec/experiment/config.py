@@ -17,6 +17,8 @@ from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.settings import Settings
+from perfedrec.privacy.ledger import split_budget
+from perfedrec.privacy.settings import NoiseSettings
 
 ALGORITHMS = {"perfedrec": PerFedRec, "perfedrec_pp": PerFedRecPP}
 """The registry: names of algorithms as a configuration writes them."""
@@ -32,10 +34,15 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "propagation": {"model.n_layers": 0},
     "personal": {"personal.local": 0.0, "personal.cluster": 0.0, "personal.global": 1.0, "personal.pretrained": 0.0},
     "privacy": {
+        "privacy.aggregation": "sparse",
+        "privacy.norm": "coordinate",
         "privacy.clip": None,
         "privacy.noise_scale": 0.0,
+        "privacy.noise": {},
+        "privacy.epsilon": None,
         "privacy.pseudo_items": 0.0,
         "privacy.masking": 0.0,
+        "privacy.randomised_response": None,
     },
     "averaging": {"server.averaging": 0.0},
     "server-optimizer": {"server.optimizer": "fedavg", "server.learning_rate": 1.0},
@@ -91,9 +98,31 @@ class Config(PerFedRecSettings):
     data: DataSettings = DataSettings()
     run: RunSettings = RunSettings()
 
+    @model_validator(mode="after")
+    def _feasible(self) -> Self:
+        privacy, cap = self.privacy, self.selection.max_participations
+        if privacy.epsilon and self.run.rounds and cap is None:
+            raise ValueError(
+                "privacy.epsilon with rounds of training needs selection.max_participations: the coordinator sees who "
+                "takes part, and only a cap bounds what it learns"
+            )
+        if (privacy.epsilon or privacy.noise.any) and self.run.dropout_rate > privacy.dropout_tolerance:
+            raise ValueError(
+                f"run.dropout_rate is above privacy.dropout_tolerance ({privacy.dropout_tolerance:g}): every noisy sum "
+                "would be given up"
+            )
+        return self
+
     def build(self) -> PerFedRec:
-        """The algorithm that this configuration describes."""
+        """The algorithm that this configuration describes, with noise solved where an epsilon is asked for."""
         parts = {name: getattr(self, name) for name in PerFedRecSettings.model_fields}
+        algorithm = ALGORITHMS[self.algorithm](PerFedRecSettings(**parts))
+        privacy = self.privacy
+        if privacy.epsilon is None:
+            return algorithm
+        releases = algorithm.releases(self.run.rounds, n_users=1)
+        noise = split_budget(privacy.epsilon, privacy.delta, {each.name: each.participations for each in releases})
+        parts["privacy"] = privacy.model_copy(update={"noise": NoiseSettings(**noise)})
         return ALGORITHMS[self.algorithm](PerFedRecSettings(**parts))
 
     def to_toml(self) -> str:
@@ -101,19 +130,19 @@ class Config(PerFedRecSettings):
         return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def presets() -> list[str]:
-    """Names of the presets that ship with the package."""
-    folder = resources.files("perfedrec.experiment") / "presets"
+def presets(kind: str = "presets") -> list[str]:
+    """Names of the presets, or with ``kind`` "profiles" of the privacy profiles, that ship with the package."""
+    folder = resources.files("perfedrec.experiment") / kind
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def preset_text(name: str) -> str:
-    """The TOML text of a preset."""
-    if name not in presets():
-        raise ConfigError(
-            f"there is no preset {name!r}{_nearest(name, presets())}; expected one of: {', '.join(presets())}"
-        )
-    return (resources.files("perfedrec.experiment") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+def preset_text(name: str, kind: str = "presets") -> str:
+    """The TOML text of a preset or profile."""
+    known = presets(kind)
+    if name not in known:
+        what = "preset" if kind == "presets" else "privacy profile"
+        raise ConfigError(f"there is no {what} {name!r}{_nearest(name, known)}; expected one of: {', '.join(known)}")
+    return (resources.files("perfedrec.experiment") / kind / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def load(
@@ -121,9 +150,12 @@ def load(
     file: Path | None = None,
     overrides: Iterable[str] = (),
     without: Iterable[str] = (),
+    *,
+    privacy: str | None = None,
     **values: Any,
 ) -> Config:
-    """A configuration from a preset, a TOML file, ablations, ``section.key=value`` overrides and dotted ``values``.
+    """A configuration from a preset, a privacy profile, a TOML file, ablations, ``section.key=value`` overrides and
+    dotted ``values``.
 
     Later sources win in this order. Raises :class:`ConfigError` with one line per mistake; an unknown key is answered
     with the nearest valid one.
@@ -131,6 +163,9 @@ def load(
     tree: dict[str, Any] = {}
     if preset is not None:
         _merge(tree, _parse(preset_text(preset), f"preset {preset}"))
+    if privacy is not None:
+        tree.pop("privacy", None)  # a profile is the whole of the protection
+        _merge(tree, _parse(preset_text(privacy, "profiles"), f"privacy profile {privacy}"))
     if file is not None:
         try:
             _merge(tree, _parse(file.read_text(encoding="utf-8"), str(file)))

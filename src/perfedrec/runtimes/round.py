@@ -65,7 +65,9 @@ def play_round(
     """Play the next round and return the new state with a report. Memories of those who took part are updated."""
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
-    users = surviving(plan.cohort, dropout_rate, key)
+    users, asked = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel()
+    if algorithm.given_up(plan.phase, users.numel(), asked):
+        users = users[:0]
     n_items, groups = population.n_items, algorithm.n_groups(state)
     total: Aggregate | None = None
     up = up_max = down = 0
@@ -73,7 +75,7 @@ def play_round(
     for block in users.split(block_size) if users.numel() else ():
         view = algorithm.view(state, block)
         contribution, memory = contribute(algorithm, plan.phase, view, population, block, key)
-        sent = contribution.upload_bytes()
+        sent = contribution.upload_bytes(groups * n_items if algorithm.dense_uploads else None)
         up, up_max = up + int(sent.sum()), max(up_max, int(sent.max()))
         down += view.download_bytes() * block.numel()
         if contribution.deltas is not None and hasattr(memory, "loss"):
@@ -82,6 +84,7 @@ def play_round(
         total = part if total is None else total + part
     if total is None:
         total = Aggregate.empty(n_items, groups, device=plan.cohort.device)
+    total = algorithm.release(plan.phase, total, asked, key.fold("release"))
     report = RoundReport(
         round=state.round,
         phase=plan.phase,

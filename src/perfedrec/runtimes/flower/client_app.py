@@ -69,7 +69,11 @@ def client_app(algorithm: Algorithm[Any, Any, Any], population: Population, layo
         task = Task.read(message.content, layout, population.offsets.device)
         key = round_key(seed, task.round)
         contribution, _ = contribute(algorithm, task.phase, task.view, population, task.users, key)
-        contribution = replace(contribution, groups=task.present[contribution.groups])
-        return Message(reply(reduce(contribution, population.n_items, task.n_groups)), reply_to=message)
+        if not algorithm.dense_uploads:  # else a user's group is its own affair, and numbered as it is
+            contribution = replace(contribution, groups=task.present[contribution.groups])
+        total = reduce(contribution, population.n_items, task.n_groups)
+        own = key.fold("release").fold("node", int(task.users.min())) if task.users.numel() else key
+        total = algorithm.release(task.phase, total, task.asked, own)
+        return Message(reply(total), reply_to=message)
 
     return app

@@ -72,8 +72,10 @@ class ViewLayout:
 class Instructions:
     """What the server tells the nodes in one round."""
 
-    def __init__(self, algorithm: Algorithm[Any, Any, Any], state: Any, phase: str, layout: ViewLayout) -> None:
-        self.algorithm, self.state, self.phase, self.layout = algorithm, state, phase, layout
+    def __init__(
+        self, algorithm: Algorithm[Any, Any, Any], state: Any, phase: str, asked: int, layout: ViewLayout
+    ) -> None:
+        self.algorithm, self.state, self.phase, self.asked, self.layout = algorithm, state, phase, asked, layout
         self.n_groups = algorithm.n_groups(state)
         self._packed: dict[str, ArrayRecord] = {}
 
@@ -84,9 +86,13 @@ class Instructions:
         """
         tensors, scalars = flatten(self.algorithm.view(self.state, users), "view.")
         present, places = tensors[f"view.{self.layout.groups}"].unique(return_inverse=True)
-        shared = {name: tensors.pop(name) for each in self.layout.shared if (name := f"view.{each}") in tensors}
-        blocks = {name: tensors.pop(name) for each in self.layout.per_group if (name := f"view.{each}") in tensors}
-        task: dict[str, Any] = {"phase": self.phase, "round": self.state.round, "n_groups": self.n_groups, **scalars}
+        everybodys, groups = self.layout.shared, self.layout.per_group
+        if self.algorithm.dense_uploads:  # which group a user has is its own affair: it receives all of them
+            everybodys, groups = everybodys + groups, ()
+        shared = {name: tensors.pop(name) for each in everybodys if (name := f"view.{each}") in tensors}
+        blocks = {name: tensors.pop(name) for each in groups if (name := f"view.{each}") in tensors}
+        task: dict[str, Any] = {"phase": self.phase, "round": self.state.round, "n_groups": self.n_groups}
+        task |= {"asked": self.asked, **scalars}
         own = tensors | {f"view.{self.layout.groups}": places, "users": users, "present": present}
         content = RecordDict({"task": ConfigRecord(task), "own": pack(own), "shared": self._once("shared", shared)})
         for group in present.tolist():
@@ -102,11 +108,13 @@ class Instructions:
 
 @dataclass(frozen=True)
 class Task:
-    """An instruction as a node reads it: ``view`` for ``users`` [B], with groups numbered as in ``present`` [k]."""
+    """An instruction as a node reads it: ``view`` for ``users`` [B], with groups numbered as in ``present`` [k], in a
+    round that ``asked`` so many clients."""
 
     phase: str
     round: int
     n_groups: int
+    asked: int
     users: Tensor
     present: Tensor
     view: Any
@@ -121,7 +129,7 @@ class Task:
             tensors |= {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
             values: dict[str, Any] = dict(content.config_records["task"].items())
             view = unflatten(layout.cls, tensors, values, "view.")
-            return Task(values["phase"], values["round"], values["n_groups"], users, present, view)
+            return Task(values["phase"], values["round"], values["n_groups"], values["asked"], users, present, view)
         except KeyError as error:
             raise PerfedrecError(f"an instruction came without {error}: server and node must be alike") from error
 

@@ -37,7 +37,7 @@ def play_round(
     """
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
-    instructions = Instructions(algorithm, state, plan.phase, layout)
+    instructions = Instructions(algorithm, state, plan.phase, plan.cohort.numel(), layout)
     asked = {node: plan.cohort[torch.isin(plan.cohort, users)] for node, users in nodes.items()}
     asked = {node: users for node, users in asked.items() if users.numel()}
     messages = [
@@ -82,4 +82,5 @@ def _example(algorithm: Algorithm[Any, Any, Any], state: Any, phase: str, spec: 
     rows = Rows(user, torch.arange(2, device=user.device), user, user, attributes)
     memory = algorithm.init_memory(rows, Key(0))
     contribution, _ = algorithm.client(phase, algorithm.view(state, user), rows, memory, Key(0))
-    return reduce(contribution, spec.n_items, algorithm.n_groups(state))
+    total = reduce(contribution, spec.n_items, algorithm.n_groups(state))
+    return algorithm.release(phase, total, 1, Key(0))

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from perfedrec.core.keys import Key, fold_in
 from perfedrec.core.types import Rows, block_rows
-from perfedrec.privacy.paper import PrivacySettings, label, protect
+from perfedrec.privacy.labels import label
+from perfedrec.privacy.settings import PrivacySettings
+from perfedrec.privacy.uploads import protect
 
 
 def rows_of(lists: list[list[int]]) -> Rows:
@@ -61,7 +63,7 @@ def test_noise_without_a_clip_is_refused() -> None:
 
 def test_without_labelling_the_rows_are_left_alone() -> None:
     rows = rows_of([[1, 4, 7], [2], []])
-    labels = label(rows, 20, PrivacySettings(), None, Key(0))
+    labels = label(rows, 20, PrivacySettings(), None, Key(0), keys(3))
     assert labels.rows is rows
     assert labels.positions.tolist() == [0, 1, 2, 3]
     assert labels.owners.tolist() == [0, 0, 0, 1]
@@ -82,7 +84,7 @@ def cases(draw: st.DrawFn) -> tuple[int, list[list[int]], PrivacySettings, int |
 def test_what_a_label_never_is(case: tuple[int, list[list[int]], PrivacySettings, int | None, int]) -> None:
     n_items, lists, privacy, n_negatives, seed = case
     rows = rows_of(lists)
-    labels = label(rows, n_items, privacy, n_negatives, Key(seed))
+    labels = label(rows, n_items, privacy, n_negatives, Key(seed), keys(len(lists)))
     got = labels.rows
     assert got.offsets.tolist() == [
         0,
@@ -113,7 +115,7 @@ def test_what_a_label_never_is(case: tuple[int, list[list[int]], PrivacySettings
 def test_mean_shares_of_decoys_and_masked_items_are_those_asked_for() -> None:
     n, size = 4000, 7
     rows = rows_of([list(range(user % 50, user % 50 + size)) for user in range(n)])
-    labels = label(rows, 400, PrivacySettings(pseudo_items=0.1, masking=0.3), 0, Key(5))
+    labels = label(rows, 400, PrivacySettings(pseudo_items=0.1, masking=0.3), 0, Key(5), keys(n))
     decoys = torch.bincount(labels.rows.segments[labels.positions < 0], minlength=n).double()
     assert abs(float(decoys.mean()) - 0.7) < 4 * (0.7 * 0.3 / n) ** 0.5
     assert decoys.unique().tolist() == [0.0, 1.0]
@@ -127,10 +129,10 @@ def test_mean_shares_of_decoys_and_masked_items_are_those_asked_for() -> None:
 def test_labels_of_a_user_do_not_depend_on_the_others() -> None:
     lists = [[1, 5, 9], [2, 3, 4, 8, 11], [0], [7, 12, 13, 14]]
     whole, privacy, key = rows_of(lists), PrivacySettings(pseudo_items=0.7, masking=0.4), Key(9)
-    labels = label(whole, 30, privacy, None, key)
+    labels = label(whole, 30, privacy, None, key, keys(4))
     for order in ([2], [3, 1], [1, 0, 2]):
         block, _ = block_rows(whole.offsets, whole.items, torch.tensor(order))
-        own = label(block, 30, privacy, None, key)
+        own = label(block, 30, privacy, None, key, keys(4)[order])
         for place, user in enumerate(order):
             for found, expected in (
                 (own.rows.items[own.rows.segments == place], labels.rows.items[labels.rows.segments == user]),

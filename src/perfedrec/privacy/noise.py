@@ -1,0 +1,70 @@
+"""Sources of noise: keyed draws for simulation, and OpenDP's samplers for real clients.
+
+Keyed noise is fast and can be repeated, and is therefore no protection against anybody who holds the seed; its
+generator is not cryptographic, and floating-point samplers leak through their low bits (Mironov, CCS 2012). OpenDP's
+samplers are exact on a grid and draw from the operating system.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perfedrec.core.errors import ConfigError
+from perfedrec.core.keys import Key, laplace, normal
+
+Law = Literal["laplace", "gaussian"]
+_ROW = 64  # numbers drawn with one key
+
+
+def summed_noise(law: Law, shape: tuple[int, ...], scale: float, clients: int, key: Key, source: str) -> Tensor:
+    """The sum of the noise of ``clients`` clients, each of whom adds noise of the law to every number of ``shape``.
+
+    float64. One draw from the law of the sum: the normal law is closed under sums, and the sum of n Laplace numbers is
+    the difference of two Gamma(n) ones (each Laplace number is the difference of two exponential ones). ``scale`` is a
+    client's standard deviation or Laplace scale. With source "opendp" OpenDP draws: one draw for the normal law, and
+    each client's for the other.
+    """
+    size = int(np.prod(shape))
+    if source == "opendp":
+        if law == "gaussian":
+            return torch.from_numpy(opendp_noise(law, size, scale * clients**0.5)).reshape(shape)
+        total = np.zeros(size)
+        for _ in range(clients):
+            total += opendp_noise(law, size, scale)
+        return torch.from_numpy(total).reshape(shape)
+    if law == "gaussian":
+        rows = torch.arange(-(-size // _ROW))
+        drawn = normal(key.spread(rows), _ROW).reshape(-1)[:size].to(torch.float64).mul_(scale * clients**0.5)
+        return drawn.reshape(shape)
+    rng = np.random.default_rng(key.value)
+    return torch.from_numpy(scale * (rng.standard_gamma(clients, shape) - rng.standard_gamma(clients, shape)))
+
+
+def row_noise(law: Law, keys: Tensor, n: int, scale: float) -> Tensor:
+    """[T, n] noise of single clients' rows, drawn by ``keys`` [T] (simulation)."""
+    return (laplace if law == "laplace" else normal)(keys, n).mul_(scale)
+
+
+def opendp_noise(law: Law, size: int, scale: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """``size`` numbers from OpenDP's sampler, on a grid of 2^-30 of noise."""
+    measurement, _ = opendp_measurement(law, size, scale)
+    return np.asarray(measurement([0.0] * size), dtype=np.float64)
+
+
+def opendp_measurement(law: Law, size: int, scale: float) -> tuple[Any, Any]:
+    """OpenDP's mechanism for a vector of ``size`` numbers, and its module; ``.map(d_in)`` states its guarantee."""
+    try:
+        import opendp.prelude as dp
+    except ImportError:
+        raise ConfigError(
+            "privacy.noise_source is opendp, but OpenDP is not installed; expected pip install 'perfedrec[opendp]'"
+        ) from None
+    dp.enable_features("contrib")
+    domain = dp.vector_domain(dp.atom_domain(T=float, nan=False), size=size)
+    metric = dp.l1_distance(T=float) if law == "laplace" else dp.l2_distance(T=float)
+    make = dp.m.make_laplace if law == "laplace" else dp.m.make_gaussian
+    return make(domain, metric, scale=scale, k=-30), dp

@@ -1,0 +1,88 @@
+"""What protects people's data: which mechanism, with what parameters, and who sees single uploads."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from perfedrec.core.settings import Settings
+
+
+class NoiseSettings(Settings):
+    """Noise of each kind of release, as a multiple of the bound on one user's part in it: the standard deviation of
+    Gaussian noise (norm l2), the scale of Laplace noise (norm l1)."""
+
+    degrees: float = Field(0.0, ge=0, description="noise on the item degrees")
+    spectral: float = Field(0.0, ge=0, description="noise on each pass of spectral pre-training")
+    join: float = Field(0.0, ge=0, description="noise on the first neighbour sums")
+    training: float = Field(0.0, ge=0, description="noise on each round of training")
+
+    def of(self, phase: str) -> float:
+        """The multiple in a phase of the algorithm."""
+        return float(getattr(self, "training" if phase == "train" else phase))
+
+    @property
+    def any(self) -> bool:
+        """Whether there is noise on something."""
+        return any(getattr(self, name) > 0 for name in type(self).model_fields)
+
+
+class PrivacySettings(Settings):
+    """Protection of what leaves a client."""
+
+    aggregation: Literal["sparse", "dense", "secure"] = Field(
+        "sparse",
+        description="what the coordinator sees of a client: its touched rows, a row for every item, or (secure "
+        "aggregation) nothing but the cohort's sum; with dense and secure no user vector leaves a client",
+    )
+    norm: Literal["coordinate", "l1", "l2"] = Field(
+        "coordinate", description="what clip bounds: each coordinate, or a norm of everything a client sends in a round"
+    )
+    clip: float | None = Field(None, gt=0, description="bound of what is uploaded, in that norm; none: no bound")
+    noise_scale: float = Field(
+        0.0, ge=0, description="scale of the Laplace noise on each coordinate of each upload (norm coordinate)"
+    )
+    noise: NoiseSettings = NoiseSettings()
+    noise_source: Literal["simulation", "opendp"] = Field(
+        "simulation", description="fast keyed noise that is not cryptographic, or OpenDP's samplers (slow; an extra)"
+    )
+    dropout_tolerance: float = Field(
+        0.05, ge=0, lt=1, description="share of a cohort that may drop out; beyond it a noisy sum is given up"
+    )
+    epsilon: float | None = Field(
+        None, gt=0, description="solve the noise for this user-level epsilon against the coordinator"
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="delta of every epsilon that is stated")
+    pseudo_items: float = Field(0.0, ge=0, description="decoys labelled as interacted, as a share of a user's items")
+    sticky: bool = Field(False, description="take the same decoys and the same masked items every time")
+    masking: float = Field(0.0, ge=0, lt=1, description="share of a user's items that is left out")
+    randomised_response: float | None = Field(
+        None, gt=0, description="epsilon per item of randomised response on the item set, instead of the two above"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.noise_scale and (self.clip is None or self.norm != "coordinate"):
+            raise ValueError(
+                "noise_scale needs clip, and norm = coordinate: noise without a bound on what it hides protects nothing"
+            )
+        if self.noise.training and (self.clip is None or self.norm == "coordinate"):
+            raise ValueError("noise.training needs clip, and norm l1 or l2: it is a multiple of that bound")
+        if (self.noise.any or self.epsilon) and (self.aggregation == "sparse" or self.norm == "coordinate"):
+            raise ValueError(
+                "noise and epsilon need aggregation dense or secure, and norm l1 or l2: "
+                "a sparse upload shows which items a client has, whatever the noise"
+            )
+        if self.epsilon and (self.aggregation, self.norm) != ("secure", "l2"):
+            raise ValueError("epsilon is solved for aggregation = secure with norm = l2; set noise yourself otherwise")
+        if self.noise.any and self.aggregation == "secure" and self.norm == "l1":
+            raise ValueError("norm l1 is a mechanism of single uploads; expected norm l2 under secure aggregation")
+        if self.randomised_response and (self.pseudo_items or self.masking):
+            raise ValueError("randomised_response replaces pseudo_items and masking; expected one or the other")
+        return self
+
+    @property
+    def sums(self) -> bool:
+        """Whether clients contribute to sums alone: no user vector and no edge leaves them."""
+        return self.aggregation != "sparse"
