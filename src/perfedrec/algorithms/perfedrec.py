@@ -616,6 +616,10 @@ class PerFedRec:
             service=Service(reports, start=state.service.start),
         )
 
+    def final_vectors(self, view: View, rows: Rows, memory: Memory) -> Tensor:
+        """[B, d] the users' final vectors, with which items are scored in training: what an attacker would like."""
+        return self._mixture(view, rows, memory).parts["cluster"].users
+
     def _mixture(self, view: View, rows: Rows, memory: Memory) -> Mixture:
         view = self._placed(view, rows, memory)
         return Mixture(self.network, view, rows, self._own_vectors(view, memory), memory.rows, memory.mix)

@@ -30,6 +30,7 @@ from perfedrec.evaluation import Totals, mask_seen, rank_block
 from perfedrec.experiment import checkpoint
 from perfedrec.experiment.config import Config, DataSettings, RunSettings, check
 from perfedrec.experiment.progress import Quiet, Reporter, Standing
+from perfedrec.privacy.report import privacy_block, warnings
 from perfedrec.runtimes.round import RoundReport
 from perfedrec.runtimes.simulator import Recommender, Simulator, held, pick_device, populate
 
@@ -152,7 +153,7 @@ def train(
         block_size=run.block_size,
         dropout_rate=run.dropout_rate,
     )
-    progress = _Progress(simulator, dataset, run, config, output)
+    progress = _Progress(algorithm, simulator, dataset, run, config, output)
     if resume is not None:
         progress.restore(resume)
     elif output is not None:
@@ -227,9 +228,16 @@ class _Progress:
     """The mutable middle of :func:`train`: simulator, best round so far, history and run folder."""
 
     def __init__(
-        self, simulator: Simulator, dataset: Dataset, run: RunSettings, config: Config, output: Path | None
+        self,
+        algorithm: PerFedRec,
+        simulator: Simulator,
+        dataset: Dataset,
+        run: RunSettings,
+        config: Config,
+        output: Path | None,
     ) -> None:
-        self.simulator, self.dataset, self.run, self.config, self.output = simulator, dataset, run, config, output
+        self.algorithm, self.simulator, self.dataset = algorithm, simulator, dataset
+        self.run, self.config, self.output = run, config, output
         self.prelude = len(simulator.algorithm.prelude)
         self.standing = Standing(run.rounds + self.prelude, run.select_by)
         self.best: Recommender | None = None
@@ -333,15 +341,24 @@ class _Progress:
             records = {"state": self.best.state, "memory": self.best.population.memory}
             extra = {"best_round": best_round, "valid": self.best_valid}
             checkpoint.save(self.output / "model", records, self.belongs, extra)
+            test, popular = result.evaluate("test"), popularity(self.simulator)
             summary = {
                 "best_round": best_round,
                 "valid": self.best_valid,
-                "test": result.evaluate("test"),
-                "popularity": popularity(self.simulator),
+                "test": test,
+                "popularity": popular,
                 "communication": self.communication(),
+                "privacy": self.privacy(test, popular),
             }
             checkpoint.write_atomic(self.output / "result.json", json.dumps(summary, indent=1).encode())
         return result
+
+    def privacy(self, test: dict[str, float], popular: dict[str, float]) -> dict[str, Any]:
+        """The privacy block of all rounds that were played."""
+        settings, users = self.algorithm.settings.privacy, self.dataset.n_users
+        releases = self.algorithm.releases(max(self.standing.done - self.prelude, 0), users)
+        block = privacy_block(settings, releases, "simulated")
+        return block | {"warnings": warnings(settings, users, self.dataset.n_items, test, popular)}
 
     def communication(self) -> dict[str, float]:
         """Bytes and uploads of the whole run, in total and as means over clients and uploads."""
@@ -374,7 +391,7 @@ def latest_checkpoint(folder: Path, skip_damaged: bool = False) -> Path:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What a finished run recorded: best round, metrics of validation, test and popularity, communication."""
+    """What a finished run recorded: best round, metrics of validation, test and popularity, communication, privacy."""
     summary: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return summary
 
@@ -396,7 +413,7 @@ def read_history(folder: Path) -> list[Entry]:
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration."""
-    packages = ("perfedrec", "torch", "numpy", "polars", "scipy", "safetensors")
+    packages = ("perfedrec", "torch", "numpy", "polars", "scipy", "safetensors", "dp-accounting")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

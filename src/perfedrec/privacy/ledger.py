@@ -12,7 +12,7 @@ likelihood ratio of the next one is affine in that of a single participation, ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -173,19 +173,31 @@ def gaussian_multiplier(epsilon: float, delta: float) -> float:
     The result errs on the side of more noise.
     """
     import dp_accounting as dp
+
+    return _calibrated(dp.GaussianDpEvent, epsilon, delta, tol=1e-5)
+
+
+@lru_cache
+def poisson_multiplier(epsilon: float, delta: float, rate: float, times: int) -> float:
+    """The noise multiplier of ``times`` Gaussian releases over Poisson samples that are (epsilon, delta)-DP against
+    recipients, who do not know who took part."""
+    import dp_accounting as dp
+
+    def event(multiplier: float) -> DpEvent:
+        return dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(multiplier)), times)
+
+    return _calibrated(event, epsilon, delta, tol=1e-2)
+
+
+def _calibrated(event: Callable[[float], DpEvent], epsilon: float, delta: float, tol: float) -> float:
+    import dp_accounting as dp
     from dp_accounting.pld import PLDAccountant
 
-    relation = dp.NeighboringRelation.ADD_OR_REMOVE_ONE
-    return float(
-        dp.calibrate_dp_mechanism(
-            lambda: PLDAccountant(relation),
-            dp.GaussianDpEvent,
-            epsilon,
-            delta,
-            dp.LowerEndpointAndGuess(0.0, 1.0),
-            tol=1e-5,
-        )
-    )
+    def accountant() -> Any:
+        return PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
+
+    start = dp.LowerEndpointAndGuess(0.0, 1.0)
+    return float(dp.calibrate_dp_mechanism(accountant, event, epsilon, delta, start, tol=tol))
 
 
 SHARES = {"degrees": 0.07, "spectral": 0.93, "join": 0.1, "training": 0.93}

@@ -1,0 +1,141 @@
+"""Attacks on what leaves clients, as pure functions of what an attacker has.
+
+Each returns figures between 0 and 1 beside those of random guessing and of popularity, which needs no upload at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an attack reached: ``value`` of ``metric`` (mean over ``cases``), with random guessing and popularity."""
+
+    attack: str
+    metric: str
+    value: float
+    guessing: float
+    popularity: float | None
+    cases: int
+    round: int | None = None
+
+
+def auc(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve of ``scores`` [N] for the ``positive`` [N]; ties count half; NaN where one side is
+    empty."""
+    labels = positive.cpu().numpy().astype(bool)
+    n = int(labels.sum())
+    if n in (0, labels.size):
+        return float("nan")
+    ranks = rankdata(scores.detach().cpu().numpy())
+    return float((ranks[labels].sum() - n * (n + 1) / 2) / (n * (labels.size - n)))
+
+
+def precision_at_own(scores: Tensor, positive: Tensor, own: int) -> float:
+    """Share of real items among the ``own`` best of ``scores`` [N]; ties are broken by chance, which counts half."""
+    k = min(own, scores.numel())
+    if not k:
+        return float("nan")
+    threshold = scores.topk(k).values[-1]
+    above, tied = scores > threshold, scores == threshold
+    missing = k - int(above.sum())
+    expected = float(positive[above].sum()) + missing * float(positive[tied].float().mean())
+    return expected / own
+
+
+def infer_items(
+    rows: Sequence[tuple[Tensor, Tensor]], own: Sequence[Tensor], vectors: Tensor | None, degrees: Tensor, where: str
+) -> list[Finding]:
+    """Which of the rows that a client sent are items it has?
+
+    ``rows``: for each client the items [T] and their changes [T, d] as received; ``own``: its real items; ``vectors``
+    [B, d] the clients' vectors, for an attacker who knows them. A positive's row moves along the client's vector and a
+    negative's against it, so rows are ranked by ``<change, e_u>`` (changes are minus gradients); without the vector, by
+    the first singular vector of the changes, with the sign that agrees with popularity.
+    """
+    known = "with the user's vector" if vectors is not None else "without the user's vector"
+    figures: list[tuple[float, float, float, float, float]] = []
+    for number, ((items, changes), real) in enumerate(zip(rows, own, strict=True)):
+        positive = torch.isin(items, real)
+        popular = degrees[items]
+        direction = vectors[number] if vectors is not None else torch.linalg.svd(changes, full_matrices=False)[2][0]
+        scores = changes @ direction
+        if vectors is None and float(((scores - scores.mean()) * (popular - popular.mean())).sum()) < 0:
+            scores = -scores
+        kept = real.numel()
+        figures.append(
+            (
+                auc(scores, positive),
+                auc(popular, positive),
+                precision_at_own(scores, positive, kept),
+                precision_at_own(popular, positive, kept),
+                float(positive.float().mean()) * min(items.numel(), kept) / max(kept, 1),
+            )
+        )
+    area, area_popular, precision, precision_popular, guess = np.nanmean(np.array(figures), axis=0).tolist()
+    name = f"items from {where}, {known}"
+    return [
+        Finding(name, "AUC", area, 0.5, area_popular, len(figures)),
+        Finding(name, "precision at |I_u|", precision, guess, precision_popular, len(figures)),
+    ]
+
+
+def intersect(
+    row_sets: Sequence[Sequence[Tensor]], own: Sequence[Tensor], after: int, degrees: Tensor
+) -> Finding | None:
+    """Rows that come back are real: items are ranked by how many of a client's first ``after`` uploads held them.
+
+    ``row_sets``: for each client its uploads' items, in order. ``None`` where no client took part that often.
+    """
+    values, popular, guesses = [], [], []
+    for uploads, real in zip(row_sets, own, strict=True):
+        if len(uploads) < after or not real.numel():
+            continue
+        items, counts = torch.cat(list(uploads[:after])).unique(return_counts=True)
+        positive = torch.isin(items, real)
+        values.append(precision_at_own(counts.to(torch.float32), positive, real.numel()))
+        popular.append(precision_at_own(degrees[items], positive, real.numel()))
+        guesses.append(float(positive.float().mean()) * min(items.numel(), real.numel()) / real.numel())
+    if not values:
+        return None
+    means = [float(np.mean(each)) for each in (values, guesses, popular)]
+    name = f"intersection of {after} upload{'s' if after > 1 else ''}"
+    return Finding(name, "precision at |I_u|", means[0], means[1], means[2], len(values))
+
+
+def fit_vectors(vectors: Tensor, table: Tensor, own: Sequence[Tensor], degrees: Tensor) -> Finding:
+    """Does a user vector [B, d] tell its items apart, by ``<p_u, q_i>`` over all items?"""
+    figures = []
+    for vector, real in zip(vectors, own, strict=True):
+        positive = torch.zeros(table.shape[0], dtype=torch.bool)
+        positive[real] = True
+        figures.append((auc(table @ vector, positive), auc(degrees, positive)))
+    area, popular = np.nanmean(np.array(figures), axis=0).tolist()
+    return Finding("fit of the user vector", "AUC", area, 0.5, popular, len(figures))
+
+
+def link_vectors(before: Tensor, after: Tensor) -> Finding:
+    """Is a user's vector of one round, ``before`` [B, d], nearest (cosine) to that of another, ``after`` [B, d]?"""
+    unit = [torch.nn.functional.normalize(each, dim=1) for each in (before, after)]
+    nearest = (unit[0] @ unit[1].T).argmax(1)
+    n = before.shape[0]
+    linked = float((nearest == torch.arange(n)).float().mean())
+    return Finding("linkage of user vectors", "top-1", linked, 1 / n, None, n)
+
+
+def infer_membership(scores: Tensor, train: Sequence[Tensor], held: Sequence[Tensor], degrees: Tensor) -> Finding:
+    """Was an item trained on? ``scores`` [B, m] of the final model; the control is the same user's held-out items."""
+    figures = []
+    for row, inside, outside in zip(scores, train, held, strict=True):
+        items = torch.cat([inside, outside])
+        positive = torch.arange(items.numel()) < inside.numel()
+        figures.append((auc(row[items], positive), auc(degrees[items], positive)))
+    area, popular = np.nanmean(np.array(figures), axis=0).tolist()
+    return Finding("membership in the final model", "AUC", area, 0.5, popular, len(figures))

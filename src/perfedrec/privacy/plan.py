@@ -1,0 +1,74 @@
+"""Planning: the noise that an epsilon takes, and what may be expected of the accuracy under it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+from perfedrec.core.errors import ConfigError
+from perfedrec.privacy.ledger import gaussian_multiplier, poisson_multiplier, split_budget
+
+MEASURED = (
+    (16, 0.6, 0.28),
+    (31, 1.8, 0.64),
+    (55, 2.3, 0.85),
+    (103, 2.6, 0.95),
+    (553, 2.8, 0.99),
+)
+"""Spectral pre-training on Yelp, d = 8, validation NDCG@20 (docs/privacy.md): users per unit of noise, and the result
+over popularity's and over that without noise."""
+
+
+@dataclass(frozen=True)
+class SpectralPlan:
+    """Pre-training alone: noise multipliers of the releases over all users, and users per unit of noise."""
+
+    multipliers: dict[str, float]
+    signal: float
+
+    @property
+    def expectation(self) -> str:
+        """What was measured on Yelp at such a signal."""
+        if self.signal < MEASURED[0][0]:
+            return f"nothing: below {MEASURED[0][0]} users per unit of noise popularity was better"
+        _, popularity, noiseless = max(each for each in MEASURED if each[0] <= self.signal)
+        return f"at least {popularity:g} times popularity's NDCG@20, {noiseless:.0%} of that without noise"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Rounds of gradient training: at most ``cap`` participations a user, and the noise multiplier of a round that
+    holds the epsilon against the coordinator, and against model recipients alone; ``signal`` is the largest norm that a
+    cohort's sum can have, over that of the noise."""
+
+    cap: int
+    rate: float
+    coordinator: float
+    recipients: float
+    signal: float
+
+    @property
+    def expectation(self) -> str:
+        """In words."""
+        if self.signal < 1:
+            return "not to beat popularity: the noise of a round is larger than any sum of its cohort"
+        return "try it: a sum of the cohort can be larger than the noise of a round"
+
+
+def plan_spectral(epsilon: float, delta: float, users: int, items: int, passes: int) -> SpectralPlan:
+    """Spectral pre-training over ``users`` and ``items`` that is (epsilon, delta)-DP against the coordinator."""
+    multipliers = split_budget(epsilon, delta, {"degrees": 1, "spectral": passes})
+    return SpectralPlan(multipliers, users / (multipliers["spectral"] * sqrt(items)))
+
+
+def plan_training(
+    epsilon: float, delta: float, users: int, items: int, dim: int, rounds: int, cohort: int, cap: int | None
+) -> TrainingPlan:
+    """Training in ``rounds`` of a Poisson ``cohort``; ``cap`` defaults to the mean number of participations."""
+    if cohort > users:
+        raise ConfigError(f"a cohort of {cohort} is larger than the population of {users}; expected at most as many")
+    rate = cohort / users
+    cap = min(rounds, max(1, ceil(rounds * rate))) if cap is None else min(cap, rounds)
+    coordinator = gaussian_multiplier(epsilon, delta) * sqrt(cap)
+    recipients = poisson_multiplier(epsilon, delta, rate, rounds)
+    return TrainingPlan(cap, rate, coordinator, recipients, cohort / (coordinator * sqrt(items * dim)))
