@@ -11,6 +11,7 @@ import sys
 import termios
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -204,3 +205,44 @@ def test_config_commands(tmp_path: Path) -> None:
     assert "clusters" in runner.invoke(app, ["config", "list"]).stdout
     assert runner.invoke(app, ["config", "keys"]).exit_code == 0
     assert runner.invoke(app, ["--version"]).stdout.strip()
+
+
+def cli(*arguments: object, code: int = 0) -> Any:
+    result = runner.invoke(app, [str(each) for each in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
+    plan = cli("privacy", "plan", "--epsilon", "8", "--users", "5224", "--rounds", "200", "--json")
+    found = json.loads(plan.stdout)
+    assert found["pretraining"]["multipliers"]["spectral"] == pytest.approx(1.078, abs=0.01)
+    assert found["training"]["cap"] == 10
+    assert found["training"]["coordinator"] == pytest.approx(0.6003 * 10**0.5, abs=0.01)
+    assert found["training"]["recipients"] < 1 < found["training"]["coordinator"]
+    trained = cli(
+        "train", "--data", "synthetic:users=200,items=250", "--privacy", "private", "--output", tmp_path / "a"
+    )
+    assert "epsilon 8 at delta 1e-05" in trained.stdout
+    assert "200 users are few for epsilon 8" in " ".join(trained.stdout.split())
+    block = json.loads(cli("privacy", "report", tmp_path / "a", "--json").stdout)
+    assert block["audit"] == "none so far"
+    assert "epsilon claimed" in cli("audit", tmp_path / "a").stdout
+    assert "of 8.00" in json.loads(cli("privacy", "report", tmp_path / "a", "--json").stdout)["audit"]
+    assert "spectral" in cli("privacy", "report", tmp_path / "a").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("privacy", "plan", "--epsilon", "0", "--users", "10"), "--epsilon is 0; expected more than 0"),
+        (("privacy", "plan", "--epsilon", "1", "--users", "10", "--rounds", "5"), "a cohort of 256 is larger"),
+        (("privacy", "report", "nowhere"), "not a finished run"),
+        (("audit", "nowhere"), "not a run folder"),
+        (("train", "--privacy", "privat"), "did you mean private?"),
+    ],
+)
+def test_privacy_commands_answer_mistakes_in_one_line(arguments: tuple[str, ...], said: str) -> None:
+    failed = cli(*arguments, code=2)
+    assert said in failed.stderr
+    assert failed.stderr.count("\n") == 1

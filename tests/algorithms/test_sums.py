@@ -212,7 +212,7 @@ def test_planted_directions_survive_noise_and_rare_items_are_silenced() -> None:
     plain = torch.linalg.qr(deflated(image, degrees)[:, 1:])[0]
     kept, before = (float(torch.linalg.svdvals(truth.T @ each).min()) for each in (found, plain))
     assert kept > 0.9 > before
-    assert float(basis[40:, 1:].norm() / basis[:40, 1:].norm()) < 0.2 * float(image[40:].norm() / image[:40].norm())
+    assert float(basis[40:, 1:].norm() / basis[:40, 1:].norm()) < 0.3 * float(image[40:].norm() / image[:40].norm())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.parity.federation import N_USERS, PROTECTED, SINGLE, UNEQUAL, Twins, settings
+from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SINGLE, UNEQUAL, Twins, settings
 
 SPECTRAL = {
     "model": {"encoder": "spectral"},
@@ -73,3 +73,32 @@ def test_users_of_no_node_do_not_take_part() -> None:
     assert (report.cohort, report.clients) == (N_USERS, N_USERS - gone.numel())
     assert not torch.isin(twins.flower.service.graph.by_item.columns, gone).any()
     assert float(twins.flower.service.reports[gone].abs().max()) == 0
+
+
+SUMS = {"kind": "spectral", "cluster_passes": 0}
+
+
+@pytest.mark.parametrize("sizes", [SINGLE, UNEQUAL])
+def test_the_same_tables_where_clients_contribute_to_sums_alone(sizes: tuple[int, ...]) -> None:
+    secure = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
+    twins = Twins(settings(pretraining=SUMS, privacy=secure), sizes)
+    for _ in range(9):
+        twins.simulate()
+        twins.play()
+        assert twins.difference() == 0.0
+    assert twins.flower.labels is None
+    assert twins.flower.centroids is not None
+
+
+def test_each_node_adds_the_noise_of_its_own_clients() -> None:
+    noise = {"degrees": 0.5, "spectral": 0.5, "join": 0.5, "training": 0.5}
+    private = {"aggregation": "secure", "norm": "l2", "clip": 0.5, "noise": noise, "dropout_tolerance": 0.0}
+    twins = Twins(settings(pretraining=SUMS, privacy=private), UNEQUAL)
+    exact = torch.bincount(twins.population.items, minlength=N_ITEMS).float()
+    twins.play()
+    degrees = twins.flower.degrees
+    assert bool((degrees > 0).all())
+    assert not torch.equal(degrees, exact)
+    for _ in range(6):
+        twins.play()
+    assert bool(twins.flower.items.isfinite().all())

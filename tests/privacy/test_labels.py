@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perfedrec.core.keys import Key, fold_in
 from perfedrec.core.types import Rows, block_rows
-from perfedrec.privacy.labels import label
+from perfedrec.privacy.labels import Labels, label, truth_probability
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.privacy.uploads import protect
 
@@ -139,3 +139,49 @@ def test_labels_of_a_user_do_not_depend_on_the_others() -> None:
                 (own.negatives[own.owners == place], labels.negatives[labels.owners == user]),
             ):
                 assert torch.equal(found, expected)
+
+
+def same(a: Labels, b: Labels) -> bool:
+    return torch.equal(a.rows.items, b.rows.items) and torch.equal(a.positions, b.positions)
+
+
+def test_sticky_decoys_and_masked_items_are_the_same_every_time() -> None:
+    lists = [[1, 5, 9, 22], [2, 3, 4, 8, 11], [0, 7], [7, 12, 13, 14]]
+    rows, own = rows_of(lists), keys(4)
+    for privacy in (
+        PrivacySettings(pseudo_items=1.0, masking=0.4, sticky=True),
+        PrivacySettings(randomised_response=2.0, sticky=True),
+    ):
+        one, two = (label(rows, 30, privacy, None, Key(seed), own) for seed in (1, 2))
+        assert same(one, two)
+        assert not torch.equal(one.negatives, two.negatives)  # these are fresh
+        for labels in (one, two):
+            for user in range(4):
+                labelled = labels.rows.items[labels.rows.segments == user].tolist()
+                negatives = labels.negatives[labels.owners == user].tolist()
+                assert not set(negatives) & {*labelled, *lists[user]}
+                assert len(set(labelled)) == len(labelled)
+        assert not same(
+            one, label(rows, 30, privacy, None, Key(1), keys(5)[1:])
+        )  # they follow from the client's secret
+        fresh = privacy.model_copy(update={"sticky": False})
+        assert not same(*(label(rows, 30, fresh, None, Key(seed), own) for seed in (1, 2)))
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0])
+def test_randomised_response_tells_the_truth_with_its_probability(epsilon: float) -> None:
+    n, n_items, size = 3000, 40, 10
+    rows = rows_of([sorted((user + step * 3) % n_items for step in range(size)) for user in range(n)])
+    labels = label(rows, n_items, PrivacySettings(randomised_response=epsilon), 0, Key(3), keys(n))
+    truth = truth_probability(epsilon)
+    real = torch.bincount(labels.rows.segments[labels.positions >= 0], minlength=n).numpy()
+    decoys = torch.bincount(labels.rows.segments[labels.positions < 0], minlength=n).numpy()
+    for counts, law in ((real, stats.binom(size, truth)), (decoys, stats.binom(n_items - size, 1 - truth))):
+        expected = np.array([law.pmf(k) for k in range(int(counts.max()) + 1)])
+        observed = np.bincount(counts)
+        many = expected * n >= 5
+        shares = [np.append(each[many], each[~many].sum()) for each in (observed, expected * n)]
+        shares[1][-1] = n - shares[1][:-1].sum()
+        assert stats.chisquare(shares[0], shares[1]).pvalue > 1e-3
+    items = labels.rows.items[labels.positions < 0]
+    assert stats.chisquare(torch.bincount(items, minlength=n_items).numpy()).pvalue > 1e-3

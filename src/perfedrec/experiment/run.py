@@ -392,7 +392,11 @@ def latest_checkpoint(folder: Path, skip_damaged: bool = False) -> Path:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """What a finished run recorded: best round, metrics of validation, test and popularity, communication, privacy."""
-    summary: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    path = folder / "result.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: not a finished run: {path.name} cannot be read ({error})") from None
     return summary
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import beta, norm
-from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Contribution, from_fixed, reduce
@@ -55,8 +54,8 @@ def bounds(settings: PrivacySettings, releases: Sequence[Release], trials: int, 
         claim = 2 * settings.clip / settings.noise_scale
         found.append(_bound("one coordinate of one upload", claim, 0.0, inside, outside, gaussian=False))
     claim_ = Ledger(releases, settings.delta).epsilon("coordinator")
-    if claim_.value is not None:
-        accounted = [each for each in releases if each.participations and each.guarantee.law is not None]
+    accounted = [each for each in releases if each.participations and each.guarantee.law is not None]
+    if claim_.value is not None and accounted:
         sides = [
             np.sum([_statistic(settings, each, sign, trials, key) for each in accounted], axis=0) for sign in (1, 0)
         ]
@@ -89,7 +88,7 @@ def _canaries(settings: PrivacySettings, phase: str, sign: int, trials: int, bou
         total = released(reduce(upload, trials, 1), settings, phase, trials, key)
         return from_fixed(total.sums).double().squeeze(1).numpy()
     upload = bounded(Contribution(every, zeros, ones, every, zeros, change), settings, phase)
-    seen: Tensor = as_seen(upload, settings, phase, 1, key)
+    seen = as_seen(upload, settings, phase, 1, key)
     return seen.double().reshape(-1).numpy() / 2  # uploads are 2 bounds apart
 
 

@@ -112,7 +112,7 @@ def audited(found: dict[str, Any]) -> str:
         name = f"{each['attack']} {each['metric']}"
         best[name] = max(each["value"], best.get(name, 0.0))
     shown = [
-        f"epsilon at least {max(each['lower'], each['lower_gaussian'] or 0):.2f} of {each['claim']:.2f} ({each['what']})"
+        f"epsilon {max(each['lower'], each['lower_gaussian'] or 0):.2f} or more of {each['claim']:.2f}, {each['what']}"
         for each in found["bounds"]
     ]
     verdict = "FAILED: " if found["failed"] else ""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from perfedrec.core.keys import Key, laplace
-from perfedrec.core.types import FIXED_POINT, Aggregate, Contribution, reduce
+from perfedrec.core.types import FIXED_POINT, Aggregate, Contribution
 from perfedrec.privacy.mechanisms import bound_of, fewest, share_scale
 from perfedrec.privacy.noise import row_noise, summed_noise
 from perfedrec.privacy.settings import PrivacySettings
@@ -73,23 +72,6 @@ def _on_grid(values: Tensor) -> Tensor:
     return (wide * FIXED_POINT).trunc_().div_(FIXED_POINT).to(torch.float32)
 
 
-class Aggregator(Protocol):
-    """What stands between uploads and coordinator under secure aggregation; a cryptographic protocol fills it."""
-
-    def total(self, uploads: list[Contribution], n_items: int, n_groups: int) -> Aggregate:
-        """The sum of uploads, and nothing else of them: no user vectors, no edges, no weights of single clients."""
-
-
-class SimulatedSecureAggregation:
-    """Sums in the clear, in one process: what a protocol computes, without the protocol."""
-
-    def total(self, uploads: list[Contribution], n_items: int, n_groups: int) -> Aggregate:
-        total = Aggregate.empty(n_items, n_groups)
-        for each in uploads:
-            total = total + reduce(replace(each, reports=None, edges=None), n_items, n_groups)
-        return total
-
-
 def released(aggregate: Aggregate, settings: PrivacySettings, phase: str, asked: int, key: Key) -> Aggregate:
     """The sum of some clients' uploads as it leaves them: with the noise that they add, of ``asked`` in the cohort.
 
@@ -124,7 +106,7 @@ def given_up(clients: int, settings: PrivacySettings, phase: str, asked: int) ->
     return clients < (fewest(settings, asked) if settings.noise.of(phase) else min(2, asked))
 
 
-def as_seen(contribution: Contribution, settings: PrivacySettings, phase: str, n_items: int, key: Key) -> Any:
+def as_seen(contribution: Contribution, settings: PrivacySettings, phase: str, n_items: int, key: Key) -> Tensor:
     """[B, m, d] dense uploads as the coordinator receives them, each with its own noise (simulation; for audits)."""
     assert contribution.deltas is not None
     assert contribution.segments is not None

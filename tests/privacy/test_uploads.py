@@ -1,0 +1,137 @@
+"""Bounds that hold without any rounding error, and noise on what leaves a group of clients."""
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from perfedrec.core.keys import Key
+from perfedrec.core.types import FIXED_POINT, Contribution, from_fixed, reduce
+from perfedrec.privacy.settings import PrivacySettings
+from perfedrec.privacy.uploads import (
+    as_seen,
+    bounded,
+    given_up,
+    joint_norms,
+    released,
+)
+
+
+def privacy(**changes: Any) -> PrivacySettings:
+    base: dict[str, Any] = {"aggregation": "secure", "norm": "l2", "clip": 1.0, "dropout_tolerance": 0.0}
+    return PrivacySettings(**(base | changes))
+
+
+def contribution(n: int, rows: int, dim: int, scale: float, seed: int, n_items: int = 20) -> Contribution:
+    generator = torch.Generator().manual_seed(seed)
+    segments = torch.arange(n).repeat_interleave(rows)
+    items = torch.stack([torch.randperm(n_items, generator=generator)[:rows] for _ in range(n)]).reshape(-1)
+    deltas = torch.randn(n * rows, dim, generator=generator) * scale
+    dense = torch.randn(n, 3, generator=generator) * scale
+    zeros = torch.zeros(n, dtype=torch.int64)
+    return Contribution(torch.arange(n), zeros, torch.ones(n), segments, items, deltas, dense=dense)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    norm=st.sampled_from(["l1", "l2"]),
+    phase=st.sampled_from(["train", "spectral"]),
+    scale=st.sampled_from([1e-12, 1e-6, 0.05, 1.0, 300.0]),
+    clip=st.sampled_from([1e-3, 0.37, 1.0, 11.0]),
+    dim=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+)
+def test_the_bound_holds_exactly_for_the_numbers_that_are_summed(
+    norm: str, phase: str, scale: float, clip: float, dim: int, seed: int
+) -> None:
+    options = privacy(norm=norm, clip=clip, aggregation="dense", noise={"spectral": 1.0})
+    sent = bounded(contribution(3, 4, dim, scale, seed), options, phase)
+    assert sent.deltas is not None
+    assert sent.dense is not None
+    bound = Fraction(clip if phase == "train" else 1.0)
+    for user in range(3):
+        own = torch.cat([sent.deltas[sent.segments == user].reshape(-1), sent.dense[user]]).tolist()
+        fixed = [Fraction(round(value * FIXED_POINT), 2**36) for value in own]
+        assert fixed == [Fraction(value) for value in own]  # on the grid of the sums: nothing is rounded later
+        if norm == "l1":
+            assert sum(map(abs, fixed)) <= bound
+        else:
+            assert sum(value**2 for value in fixed) <= bound**2
+
+
+def test_short_uploads_are_left_alone_in_training_and_lengthened_before() -> None:
+    before = contribution(3, 4, 2, 0.001, 0)
+    options = privacy(noise={"spectral": 1.0})
+    after = bounded(before, options, "train")
+    assert after.deltas is not None
+    assert torch.allclose(after.deltas, before.deltas, atol=1e-9)
+    lengthened = bounded(before, options, "spectral")
+    assert torch.allclose(joint_norms(lengthened, "l2"), torch.ones(3, dtype=torch.float64), atol=1e-5)
+    nothing = bounded(replace(before, deltas=torch.zeros(12, 2), dense=torch.zeros(3, 3)), options, "spectral")
+    assert not nothing.deltas.any()
+    assert bounded(before, PrivacySettings(), "train") is before
+
+
+def test_noise_is_on_every_row_and_no_weight_is_told() -> None:
+    options = privacy(noise={"training": 0.5})
+    sent = contribution(40, 3, 4, 0.01, 1)
+    noise = []
+    for seed in range(30):
+        total = released(reduce(sent, 20, 2), options, "train", 40, Key(seed))
+        assert total.keys.tolist() == list(range(40))
+        assert not total.weights.any()
+        noise.append(torch.cat([from_fixed(total.sums).reshape(-1), from_fixed(total.dense)]))
+    exact = reduce(sent, 20, 2)
+    table = torch.zeros(40, 4).index_copy_(0, exact.keys, from_fixed(exact.sums))
+    errors = torch.stack(noise) - torch.cat([table.reshape(-1), from_fixed(exact.dense)])
+    assert stats.kstest(errors.double().numpy().reshape(-1), stats.norm(scale=0.5).cdf).pvalue > 1e-3
+
+
+def test_shares_of_parts_of_a_cohort_make_up_the_noise_of_the_whole() -> None:
+    options, sent = privacy(noise={"training": 0.5}), contribution(40, 3, 4, 0.0, 1)
+    errors = []
+    for seed in range(40):
+        parts = []
+        for start, stop in ((0, 10), (10, 40)):
+            mine = (sent.segments >= start) & (sent.segments < stop)
+            part = Contribution(
+                sent.users[start:stop],
+                sent.groups[start:stop],
+                sent.weights[start:stop],
+                sent.segments[mine] - start,
+                sent.items[mine],
+                sent.deltas[mine],
+            )
+            parts.append(released(reduce(part, 20, 1), options, "train", 40, Key(seed).fold("part", start)))
+        errors.append(from_fixed((parts[0] + parts[1]).sums))
+    assert stats.kstest(torch.stack(errors).double().numpy().reshape(-1), stats.norm(scale=0.5).cdf).pvalue > 1e-3
+
+
+def test_dense_uploads_carry_their_own_noise_on_every_row() -> None:
+    options = privacy(aggregation="dense", norm="l1", noise={"training": 0.5})
+    sent = replace(contribution(30, 3, 4, 0.0, 1), dense=None)
+    seen = as_seen(sent, options, "train", 20, Key(3))
+    assert seen.shape == (30, 20, 4)
+    assert stats.kstest(seen.double().numpy().reshape(-1), stats.laplace(scale=0.5).cdf).pvalue > 1e-3
+    total = released(reduce(sent, 20, 1), options, "train", 30, Key(4))
+    reference = seen.sum(0).double().numpy().reshape(-1)
+    assert stats.ks_2samp(from_fixed(total.sums).double().numpy().reshape(-1), reference).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "clients", "expected"),
+    [
+        ({}, 1, True),
+        ({}, 2, False),
+        ({"noise": {"training": 1.0}, "dropout_tolerance": 0.25}, 74, True),
+        ({"noise": {"training": 1.0}, "dropout_tolerance": 0.25}, 75, False),
+        ({"aggregation": "dense", "noise": {"training": 1.0}}, 1, False),
+    ],
+)
+def test_sums_of_too_few_are_given_up(options: dict[str, Any], clients: int, expected: bool) -> None:
+    assert given_up(clients, privacy(**options), "train", 100) == expected
