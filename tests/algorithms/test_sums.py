@@ -12,7 +12,7 @@ from tests.algorithms.toys import SEED, assert_same, settings, world
 from torch import Tensor
 
 from perfedrec.algorithms import summed
-from perfedrec.algorithms.perfedrec_pp import PerFedRecPP, deflated, denoised
+from perfedrec.algorithms.perfedrec_pp import PerFedRecPP, deflated, denoised, trusted
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Spec, from_fixed, reduce
 from perfedrec.privacy.uploads import joint_norms
@@ -197,22 +197,45 @@ def test_poisson_cohorts_are_coins_of_their_own() -> None:
     assert int((times - 120).abs().max()) < 4.5 * (400 * 0.3 * 0.7) ** 0.5
 
 
-def test_planted_directions_survive_noise_and_rare_items_are_silenced() -> None:
-    generator = torch.Generator().manual_seed(0)
+def planted() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two directions in 40 frequent items, noise in 400: the image, the truth, the degrees, the items known."""
     degrees = torch.cat([torch.full((40,), 400.0), torch.full((360,), 1.0)])
     signal = torch.zeros(400, 3)
     signal[:40:2, 1], signal[1:40:2, 1], signal[:20, 2], signal[20:40, 2] = 5.0, -5.0, 4.0, -4.0
-    image = signal + torch.randn(400, 3, generator=generator)
-    basis = denoised(image, degrees, 1.0)
+    image = signal + torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    return image, torch.nn.functional.normalize(signal[:, 1:], dim=0), degrees, torch.arange(400) < 300
+
+
+def test_planted_directions_survive_noise_and_rare_items_are_silenced() -> None:
+    image, truth, degrees, known = planted()
+    basis = denoised(image, degrees, known, 1.0)
     first = degrees.sqrt() / degrees.sqrt().norm()
     close(basis[:, 0], first)
-    close(basis[:, 1:].T @ first, torch.zeros(2))
-    truth = torch.nn.functional.normalize(signal[:, 1:], dim=0)
+    close(basis[known, 1:].T @ first[known], torch.zeros(2))
     found = torch.linalg.qr(basis[:, 1:])[0]
-    plain = torch.linalg.qr(deflated(image, degrees)[:, 1:])[0]
+    plain = torch.linalg.qr(deflated(image, degrees, known)[:, 1:])[0]
     kept, before = (float(torch.linalg.svdvals(truth.T @ each).min()) for each in (found, plain))
     assert kept > 0.9 > before
     assert float(basis[40:, 1:].norm() / basis[:40, 1:].norm()) < 0.3 * float(image[40:].norm() / image[:40].norm())
+    assert not basis[300:, 1:].any()
+    assert not denoised(image, degrees, torch.zeros(400, dtype=torch.bool), 1.0)[:, 1:].any()
+
+
+def test_a_noisy_pass_is_made_over_items_whose_degree_is_known() -> None:
+    noise = {"degrees": 1.0, "spectral": 0.2}
+    here = world(**SECURE, privacy__norm="l2", privacy__noise=noise, pretraining__kind="spectral")
+    here.play(1)
+    known = trusted(here.state.items)
+    assert 0 < int(known.sum()) < 24
+    view, rows, memory = here.block(here.population.everyone())
+    sent, _ = here.algorithm.client("spectral", view, rows, memory, Key(SEED))
+    assert torch.equal(sent.deltas.any(1), known[sent.items] & sent.deltas.any(1))
+    assert bool(sent.deltas.any())
+    assert not sent.deltas[:, 0].any()
+    basis = here.state.items
+    close(basis.T @ basis, torch.eye(6) * basis.square().sum(0))
+    here.play(2)
+    assert torch.equal(trusted(here.state.items), known)
 
 
 @pytest.mark.parametrize(

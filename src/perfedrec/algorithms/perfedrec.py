@@ -281,9 +281,9 @@ class PerFedRec:
     def _with_degrees(self, state: State, aggregate: Aggregate) -> State:
         """The state with released item degrees.
 
-        Without noise these are counts. With noise a client's part in each of its items is ``1 / sqrt(|I_u|)`` of a
-        bound of 1; the sums are brought to the scale of counts by the mean of ``sqrt(|I_u|)``, which follows from them,
-        and items below the mean degree are given it: what is known of them is mostly noise.
+        Without noise these are counts. With noise a client's part in each of its items is ``1 / sqrt(|I_u|)``; the sums
+        are brought to the scale of counts by the mean of ``sqrt(|I_u|)``, which follows from them, and items below the
+        mean degree are given it, because little is known of them.
         """
         sums = torch.zeros_like(state.degrees).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums).squeeze(1))
         if self.settings.privacy.noise.degrees:

@@ -28,6 +28,9 @@ from perfedrec.nn.views import noisy_lightgcn
 from perfedrec.privacy import uploads
 from perfedrec.privacy.mechanisms import share_scale
 
+TRUSTED = 2.0
+"""An item takes part in noisy passes if its released degree is so many standard deviations of the noise above 0."""
+
 
 class PerFedRecPP(PerFedRec):
     """PerFedRec with the phases of pre-training in its prelude."""
@@ -69,8 +72,10 @@ class PerFedRecPP(PerFedRec):
             return super().client(phase, view, rows, memory, key)
         ones = torch.ones(rows.n_users, device=rows.users.device)
         product = gram_rows(view.items, rows, view.degrees)
-        if self.noisy:  # the first direction is known from the degrees, and would take most of the bound
+        if self.noisy:
+            # The first direction is known from the degrees, and would take most of the bound; so would rare items.
             product[:, 0] = 0
+            product *= trusted(view.items)[rows.items, None]
         reporting = self.settings.clusters.enabled and not self.sums
         reports = self._report(view, rows, memory.vectors, key) if reporting else None
         part = Contribution(rows.users, view.groups, ones, rows.segments, rows.items, product, reports=reports)
@@ -79,7 +84,9 @@ class PerFedRecPP(PerFedRec):
     def _prepare(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
         kind, state = self.settings.pretraining.kind, super()._prepare(state, phase, aggregate, key)
         if phase == "degrees" and self.noisy:
-            state = self._restart(state, deflated(state.items, state.degrees))
+            sums = torch.zeros_like(state.degrees).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums).squeeze(1))
+            known = sums > TRUSTED * self._noise("degrees", aggregate.clients, state)
+            state = self._restart(state, deflated(state.items, state.degrees, known))
         if phase == "spectral":
             image = torch.zeros_like(state.items).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
             energy = float((state.items * image).sum())  # about the sum of the leading squared singular values
@@ -97,16 +104,19 @@ class PerFedRecPP(PerFedRec):
             state = self._contrast(state, aggregate, key.fold("contrast"))
         return state
 
+    def _noise(self, phase: str, clients: int, state: State) -> float:
+        """Standard deviation of the noise in the sums of so many clients in a phase that asked everybody."""
+        law, scale = share_scale(self.settings.privacy, phase, state.service.reports.shape[0])
+        return float(scale * (clients * (2 if law == "laplace" else 1)) ** 0.5)
+
     def _next_basis(self, state: State, image: Tensor, clients: int) -> Tensor:
         """The basis of the next pass, or that which the last one ends with."""
         if not self.noisy:
             return orthonormal(image)
+        known = trusted(state.items)
         if self.prelude[state.round - 1 :].count("spectral") > 1:
-            return deflated(image, state.degrees)
-        privacy = self.settings.privacy
-        _, scale = share_scale(privacy, "spectral", state.service.reports.shape[0])
-        variance = scale**2 * clients * (2 if privacy.norm == "l1" else 1)
-        return denoised(image, state.degrees, variance)
+            return deflated(image, state.degrees, known)
+        return denoised(image, state.degrees, known, self._noise("spectral", clients, state) ** 2)
 
     def _scale(self, state: State, energy: float) -> State:
         """Bring the singular vectors to the scale of LightGCN's first vectors, items ``V`` and users ``N V`` alike."""
@@ -153,35 +163,48 @@ def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
     return weights * projection.index_select(0, rows.segments)
 
 
-def deflated(matrix: Tensor, degrees: Tensor) -> Tensor:
+def trusted(basis: Tensor) -> Tensor:
+    """[m] the items of a noisy pass: rows of the others are 0 in the basis [m, d], but for its first column."""
+    return basis[:, 1:].any(1)
+
+
+def deflated(matrix: Tensor, degrees: Tensor, known: Tensor) -> Tensor:
     """[m, d] an orthonormal basis whose first column is ``sqrt(degrees)``, the first singular vector of ``N``.
 
-    The others span what the columns of ``matrix`` [m, d] but the first have besides it.
+    The others span what the columns of ``matrix`` [m, d] but the first have besides it. All over the ``known`` [m]
+    items alone.
     """
     first = degrees.sqrt()[:, None]
-    return orthonormal(torch.cat([first, matrix[:, 1:]], dim=1))
+    return orthonormal(torch.cat([first, matrix[:, 1:]], dim=1) * known[:, None]) * known[:, None]
 
 
-def denoised(image: Tensor, degrees: Tensor, variance: float) -> Tensor:
-    """[m, d] the basis that a last pass ends with whose sums ``image`` [m, d] hold noise of a known ``variance``.
+def denoised(image: Tensor, degrees: Tensor, known: Tensor, variance: float) -> Tensor:
+    """[m, d] the basis that a last pass ends with whose sums ``image`` [m, d] hold noise of a ``variance``.
 
     Wiener filters, which cost no privacy. Rows: the noise is the same on each, the signal grows with an item's degree;
-    each row is multiplied by the share of signal in the mean energy of the items of about its degree. Directions: each
-    one is weighted by the root of its singular value. The first column is ``sqrt(degrees)``, of length 1.
+    each row of a ``known`` [m] item is multiplied by the share of signal in the mean energy of those of about its
+    degree. Directions: each one is weighted by the root of its singular value. The first column is ``sqrt(degrees)``,
+    of length 1.
     """
-    energy, order = image[:, 1:].square().sum(1), degrees.argsort(stable=True)
-    width = max(image.shape[0] // 40, 1)
+    result = torch.zeros_like(image)
+    result[:, 0] = functional.normalize(degrees.sqrt(), dim=0)
+    rows, own = image[known, 1:], degrees[known]
+    if not rows.numel():
+        return result
+    energy, order = rows.square().sum(1), own.argsort(stable=True)
+    width = max(rows.shape[0] // 40, 1)
     ranked = functional.pad(energy[order][None, None], (width // 2, (width - 1) // 2), mode="replicate")
     mean = functional.avg_pool1d(ranked, width, 1)[0, 0]
     signal = torch.empty_like(mean)
-    signal[order] = (1 - (image.shape[1] - 1) * variance / mean.clamp(min=1e-30)).clamp(min=0)
-    first = functional.normalize(degrees.sqrt(), dim=0)[:, None]
-    rest = image[:, 1:] * signal[:, None]
+    signal[order] = (1 - rows.shape[1] * variance / mean.clamp(min=1e-30)).clamp(min=0)
+    first = functional.normalize(own.sqrt(), dim=0)[:, None]
+    rest = rows * signal[:, None]
     rest = (rest - first * (first.T @ rest)).to(torch.float64)
     with one_thread():
         left, values, _ = torch.linalg.svd(rest, full_matrices=False)
     weighted = left * (values / values[:1].clamp(min=1e-30)).sqrt()
-    return torch.cat([first, _widened(weighted, image.shape[1] - 1)], dim=1)
+    result[known, 1:] = _widened(weighted, image.shape[1] - 1)
+    return result
 
 
 def orthonormal(matrix: Tensor) -> Tensor:
