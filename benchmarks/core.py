@@ -1,6 +1,6 @@
 """Speed, memory and accuracy of the core on a data set, one JSON line per figure.
 
-    python benchmarks/core.py --data FOLDER [--only speed|accuracy] [--seeds 0 1 2] [--threads 2]
+    python benchmarks/core.py --data FOLDER [--only speed|privacy|steps|accuracy] [--seeds 0 1 2] [--threads 2]
 
 Accuracy selects the best round on validation data and computes the test metrics of that round once.
 """
@@ -21,7 +21,7 @@ import torch
 from perfedrec import configure, load, train
 from perfedrec.runtimes.simulator import Simulator
 
-SPEED = ("client.local_steps=1", "server.averaging=0", "pretraining.kind=none")
+SPEED = ("client.local_steps=1", "server.averaging=0", "pretraining.kind=none", "personal.pretrained=0")
 """On top of preset paper: one local step of BPR, all of its protections, clusters and neighbour sums."""
 
 
@@ -51,6 +51,52 @@ def speed(data: str, threads: int) -> None:
     show("rounds_500_with_validation_s", time.perf_counter() - started)
     show("evaluation_s_median", statistics.median(evaluations))
     show("peak_memory_mb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+def privacy(data: str, threads: int) -> None:
+    """What the profiles add to a round of 256 clients: rounds of each in turn, so that all meet the same machine."""
+    torch.set_num_threads(threads)
+    dataset, simulators = load(data), {}
+    for profile in (None, "paper", "secure"):
+        config = configure("recommended", overrides=SPEED, privacy=profile)
+        simulators[profile] = Simulator(config.build(), dataset, seed=0, device="cpu")
+        for _ in simulators[profile].algorithm.prelude:
+            simulators[profile].play()
+    times: dict[str | None, list[float]] = {profile: [] for profile in simulators}
+    for _ in range(300):
+        for profile, simulator in simulators.items():
+            start = time.perf_counter()
+            simulator.play()
+            times[profile].append(1e3 * (time.perf_counter() - start))
+    base = statistics.median(times[None])
+    for profile, each in times.items():
+        median = statistics.median(each)
+        show(f"round_ms_median_{profile or 'unprotected'}", median, ratio=round(median / base, 3), threads=threads)
+
+
+def steps(data: str, seeds: Sequence[int], rounds: int) -> None:
+    """What each step from profile paper to profile secure costs in accuracy."""
+    dataset = load(data)
+    secure = ("privacy.aggregation=secure",)
+    poisson = (*secure, "selection.sampling=poisson")
+    clipped = (*poisson, "privacy.norm=l2", "privacy.clip=10")
+    for label, profile, overrides in (
+        ("profile paper", "paper", ()),
+        ("no protection", None, ()),
+        ("sums instead of vectors and edges", None, secure),
+        ("and Poisson selection", None, poisson),
+        ("and a bound on the joint norm", None, clipped),
+        ("and a cap on participations: profile secure", "secure", ()),
+    ):
+        tests, valids = [], []
+        for seed in seeds:
+            own = [*overrides, f"run.rounds={rounds}", f"run.seed={seed}"]
+            config = configure("recommended", overrides=own, privacy=profile)
+            result = train(config.build(), dataset, config.run)
+            tests.append(result.evaluate("test"))
+            valids.append(result.valid["recall@20"])
+        figures = {f"test_{name}": [round(test[name], 4) for test in tests] for name in ("recall@20", "ndcg@20")}
+        show(label, statistics.mean(valids), valid=[round(value, 4) for value in valids], **figures)
 
 
 def accuracy(data: str, seeds: Sequence[int], rounds: int) -> None:
@@ -94,15 +140,21 @@ def accuracy(data: str, seeds: Sequence[int], rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with train.txt, valid.txt and test.txt")
-    parser.add_argument("--only", choices=("speed", "accuracy"), help="measure one of the two")
+    parser.add_argument("--only", choices=("speed", "privacy", "steps", "accuracy"), help="measure one of them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the accuracy runs")
     parser.add_argument("--rounds", type=int, default=500, help="rounds of training of the accuracy runs")
     parser.add_argument("--threads", type=int, default=2, help="threads of the numerical library")
     args = parser.parse_args()
     if args.only is None:  # in a process of its own, so that the peak memory is that of the speed run alone
-        subprocess.run([sys.executable, __file__, "--data", args.data, "--only", "speed"], check=True)
+        for part in ("speed", "privacy"):
+            subprocess.run([sys.executable, __file__, "--data", args.data, "--only", part], check=True)
     if args.only == "speed":
         speed(args.data, args.threads)
+    elif args.only == "privacy":
+        privacy(args.data, args.threads)
+    elif args.only == "steps":
+        torch.set_num_threads(args.threads)
+        steps(args.data, args.seeds, args.rounds)
     else:
         torch.set_num_threads(args.threads)
         accuracy(args.data, args.seeds, args.rounds)

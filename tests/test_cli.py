@@ -221,10 +221,10 @@ def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
     assert found["training"]["coordinator"] == pytest.approx(0.6003 * 10**0.5, abs=0.01)
     assert found["training"]["recipients"] < 1 < found["training"]["coordinator"]
     trained = cli(
-        "train", "--data", "synthetic:users=200,items=250", "--privacy", "private", "--output", tmp_path / "a"
+        "train", "--data", "synthetic:users=100,items=250", "--privacy", "private", "--output", tmp_path / "a"
     )
     assert "epsilon 8 at delta 1e-05" in " ".join(trained.stdout.split())
-    assert "200 users are few for epsilon 8" in " ".join(trained.stdout.split())
+    assert "100 users are few for epsilon 8" in " ".join(trained.stdout.split())
     block = json.loads(cli("privacy", "report", tmp_path / "a", "--json").stdout)
     assert block["audit"] == "none so far"
     assert "within" in cli("audit", tmp_path / "a").stdout

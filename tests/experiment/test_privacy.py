@@ -160,8 +160,8 @@ def test_sticky_decoys_hold_where_fresh_ones_do_not(tmp_path: Path) -> None:
 def test_noise_on_every_row_leaves_nothing_of_one_upload(tmp_path: Path) -> None:
     options = ("privacy.aggregation=dense", "privacy.norm=l2", "privacy.clip=1.0", "privacy.noise.training=2.0")
     _, block = run(tmp_path / "run", None, "run.rounds=3", "clusters.n_clusters=0", *options)
-    assert block["row_sets"] == "hidden"
     assert block["epsilon_coordinator"] is None  # degrees and pre-training were released without noise
+    assert block["row_sets"] == "exposed to the coordinator"  # in these
     found = audit(tmp_path / "run", rounds=(3,))
     assert figure(found, "items from one dense upload, with the", "AUC") == pytest.approx(0.5, abs=0.1)
     assert figure(found, "items from one dense upload, with the", "precision at |I_u|") < 0.2
@@ -171,10 +171,10 @@ def test_a_sum_still_tells_of_one_upload_in_it(tmp_path: Path) -> None:
     run(tmp_path / "run", "secure", "run.rounds=5")
     found = audit(tmp_path / "run", rounds=(1,))
     assert any(each.attack.startswith("items from the sum of") and each.value > 0.8 for each in found.findings)
-    assert {note.split(":")[0] for note in found.notes} == {
-        "intersection of row sets",
+    assert [note.split(":")[0] for note in found.notes] == [
         "fit and linkage of user vectors",
-    }
+        "intersection of row sets",
+    ]
 
 
 @pytest.mark.parametrize("epsilon", [1, 8])
@@ -207,6 +207,40 @@ def test_half_of_the_papers_noise_shows_as_well(tmp_path: Path, monkeypatch: pyt
     assert broken.failed
     with pytest.raises(CheckpointError, match="cannot be repeated"):  # these are not the uploads that were sent
         audit(tmp_path / "run")
+
+
+def test_local_noise_on_everything_hides_and_is_accounted(tmp_path: Path) -> None:
+    noise = [f"privacy.noise.{name}=40.0" for name in ("degrees", "spectral", "join", "training")]
+    options = ("privacy.aggregation=dense", "privacy.norm=l2", "privacy.clip=1.0", "run.rounds=2", *noise)
+    _, block = run(tmp_path / "run", None, *options)
+    assert block["row_sets"] == "hidden"
+    assert block["user_vectors"] == "inside dense uploads, everywhere under noise"
+    multipliers = {each["noise_multiplier"] for each in block["releases"]}
+    assert multipliers == {20.0}  # one upload against another: twice the clip
+    found = audit(tmp_path / "run", trials=40_000)
+    assert 0 < found.bounds[0].lower_gaussian <= found.bounds[0].claim == block["epsilon_coordinator"]
+
+
+def test_dense_uploads_without_noise_show_their_rows(tmp_path: Path) -> None:
+    options = ("privacy.aggregation=dense", "run.rounds=12", "clusters.n_clusters=0")
+    _, block = run(tmp_path / "run", None, *options)
+    assert block["row_sets"] == "exposed to the coordinator"
+    found = audit(tmp_path / "run")
+    assert figure(found, "intersection of 2", "precision at |I_u|") > 0.9
+
+
+def test_a_budget_is_not_shared_out_anew_when_a_run_is_resumed(tmp_path: Path) -> None:
+    config = configure("recommended", overrides=SMALL, privacy="private")
+    dataset = load(config.data.path)
+    train(config.build(), dataset, config.run, output=tmp_path / "run", config=config)
+    longer = configure("recommended", overrides=[*SMALL, "run.rounds=2"], privacy="private")
+    assert longer.build().settings.privacy.noise.spectral > config.build().settings.privacy.noise.spectral
+    more = configure("recommended", overrides=[*SMALL, "run.rounds=200"], privacy="private")
+    # The cap counts, not the rounds.
+    assert more.build().settings.privacy.noise == longer.build().settings.privacy.noise
+    checkpoint = tmp_path / "run" / "model"
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(longer.build(), dataset, longer.run, output=tmp_path / "run", config=longer, resume=checkpoint)
 
 
 def test_captured_rounds_must_have_been_played(tmp_path: Path) -> None:

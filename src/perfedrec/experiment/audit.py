@@ -82,7 +82,9 @@ class Tap:
 
     def _collect(self, sent: Contribution) -> None:
         """Row sets and user vectors of everybody's first participations."""
-        if self.algorithm.sums or sent.segments is None or sent.items is None:
+        privacy = self.algorithm.settings.privacy
+        visible = privacy.aggregation == "sparse" or (privacy.aggregation == "dense" and not privacy.noise.training)
+        if not visible or sent.segments is None or sent.items is None:
             return
         sizes = torch.bincount(sent.segments, minlength=sent.users.numel()).tolist()
         by_user = sent.items[sent.segments.argsort(stable=True)].split(sizes)
@@ -142,10 +144,11 @@ def audit(
     for number, captured in sorted(tap.captured.items()):
         found.findings += _from_uploads(algorithm, captured, number, population, degrees)
     if algorithm.sums:
-        found.notes.append("intersection of row sets: every upload has a row for every item")
-        found.notes.append("fit and linkage of user vectors: no user vector leaves a client")
-    else:
+        found.notes.append("fit and linkage of user vectors: clients report none")
+    if tap.row_sets:
         found.findings += _over_rounds(tap, population, degrees)
+    else:
+        found.notes.append("intersection of row sets: none can be seen")
     if played <= 0:
         found.notes.append("uploads of training: there was no round of training")
     found.findings.append(_membership(result, degrees))

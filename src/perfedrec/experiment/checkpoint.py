@@ -24,7 +24,7 @@ from safetensors.torch import save as dump_tensors
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.records import flatten
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 _MANIFEST = "checkpoint.json"
 

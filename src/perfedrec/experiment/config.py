@@ -120,7 +120,8 @@ class Config(PerFedRecSettings):
         privacy = self.privacy
         if privacy.epsilon is None:
             return algorithm
-        releases = algorithm.releases(self.run.rounds, n_users=1)
+        # For as many participations as the cap allows: a run that is resumed may become longer.
+        releases = algorithm.releases(self.selection.max_participations or 0 if self.run.rounds else 0, n_users=1)
         noise = split_budget(privacy.epsilon, privacy.delta, {each.name: each.participations for each in releases})
         parts["privacy"] = privacy.model_copy(update={"noise": NoiseSettings(**noise)})
         return ALGORITHMS[self.algorithm](PerFedRecSettings(**parts))

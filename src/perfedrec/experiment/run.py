@@ -247,6 +247,8 @@ class _Progress:
             mode="json",
             exclude={"data": True, "run": {"rounds", "threads", "block_size", "device", "checkpoint_every"}},
         )
+        # As solved: a budget cannot be shared out anew when a run goes on.
+        settings["noise"] = algorithm.settings.privacy.noise.model_dump()
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self.belongs = {"data": dataset.fingerprint, "configuration": digest}
 

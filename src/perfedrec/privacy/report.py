@@ -11,9 +11,9 @@ from perfedrec.privacy.settings import PrivacySettings
 WEAK = 10.0
 """An epsilon above this is flagged: it rules out little."""
 
-FEW = 25.0
+FEW = 10.0
 """Users per unit of noise, ``n / (z sqrt(m))``, below which spectral pre-training is not expected to beat popularity:
-on Yelp it was 1.8 times as good at 31 and worse at 16 (docs/privacy.md)."""
+on Yelp it was 1.6 times as good at 15 and worse at 8 (docs/privacy.md)."""
 
 NOT_COVERED = (
     "tuning and model selection",
@@ -33,6 +33,8 @@ def privacy_block(settings: PrivacySettings, releases: Sequence[Release], secure
     noisy = settings.noise_scale > 0 or settings.noise.any
     source = "OpenDP" if settings.noise_source == "opendp" else "simulation (keyed, not cryptographic)"
     narrower = dict.fromkeys(text for each in releases for text in each.guarantee.narrower)
+    bare = any(each.guarantee.law is None for each in ledger.releases)
+    exposed = settings.aggregation == "sparse" or (settings.aggregation == "dense" and bare)
     block = {
         "unit": "user",
         "adjacency": "one user's data added or removed",
@@ -44,8 +46,8 @@ def privacy_block(settings: PrivacySettings, releases: Sequence[Release], secure
         "epsilon_recipients_reason": recipients.reason,
         "weak": coordinator.value is not None and coordinator.value > WEAK,
         "narrower": list(narrower),
-        "row_sets": "exposed to the coordinator" if settings.aggregation == "sparse" else "hidden",
-        "user_vectors": "leave the clients" if settings.aggregation == "sparse" else "stay on the clients",
+        "row_sets": "exposed to the coordinator" if exposed else "hidden",
+        "user_vectors": _vectors(settings, exposed),
         "secure_aggregation": secure_aggregation if settings.aggregation == "secure" else "none",
         "noise_source": source if noisy else "none",
         "releases": ledger.lines(),
@@ -53,6 +55,12 @@ def privacy_block(settings: PrivacySettings, releases: Sequence[Release], secure
         "audit": "none so far",
     }
     return {"claim": claim(block), **block}
+
+
+def _vectors(settings: PrivacySettings, exposed: bool) -> str:
+    if settings.aggregation == "dense":
+        return f"inside dense uploads, {'not everywhere' if exposed else 'everywhere'} under noise"
+    return "leave the clients" if exposed else "stay on the clients"
 
 
 def claim(block: dict[str, Any]) -> str:
