@@ -44,7 +44,13 @@ console = Console()
 Profile = Annotated[
     str | None, typer.Option("--privacy", help="privacy profile: paper, secure or private (see docs/privacy.md)")
 ]
-Preset = Annotated[str, typer.Option(help="recommended, or paper (the published hyper-parameters)")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="recommended (the default), paper (the published hyper-parameters), or a method's (its default)"),
+]
+Algorithm = Annotated[
+    str | None, typer.Option("--algorithm", help="a method (see perfedrec config list), or file.py:Class for your own")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 RunFolder = Annotated[Path, typer.Option("--run", help="folder of a finished run")]
 Moved = Annotated[str | None, typer.Option("--data", help="where the data lies now, if it has moved since")]
@@ -87,7 +93,8 @@ def train(
     test: Annotated[str | None, typer.Option(help="test file of a given split")] = None,
     format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
     columns: Columns = "",
-    preset: Preset = "recommended",
+    algorithm: Algorithm = None,
+    preset: Preset = None,
     privacy: Profile = None,
     config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
     set_: Annotated[
@@ -152,6 +159,8 @@ def train(
             given["data__columns"] = columns or None
             given |= {"run__rounds": rounds, "run__seed": seed, "run__dropout_rate": dropout_rate}
             given |= {"run__device": device, "data__path": data}
+            given["algorithm"] = algorithm
+            preset = preset or configuration.default_preset(algorithm)
             resolved = configuration.load(preset, config, set_ or (), without or (), privacy=privacy, **given)
         dataset = open_data(resolved.data)
         if not (quiet or as_json):
@@ -484,9 +493,11 @@ def _print_privacy(block: dict[str, Any]) -> None:
 
 @config_app.command("list")
 def config_list() -> None:
-    """Presets, privacy profiles, and the parts that --without switches off."""
+    """Methods, presets, privacy profiles, and the parts that --without switches off."""
     from perfedrec.experiment import config as configuration
+    from perfedrec.experiment.methods import METHODS
 
+    console.print("methods: " + ", ".join(METHODS))
     console.print("presets: " + ", ".join(configuration.presets()))
     console.print("privacy profiles: " + ", ".join(configuration.presets("profiles")))
     table = Table("--without", "sets")
@@ -496,14 +507,19 @@ def config_list() -> None:
 
 
 @config_app.command("keys")
-def config_keys() -> None:
-    """Every option with its default and what it does."""
-    from perfedrec.experiment import config as configuration
+def config_keys(algorithm: Algorithm = None) -> None:
+    """Every option of a method with its default and what it does.
 
-    table = Table("key", "default", "description")
-    for key, field in configuration.keys().items():
-        table.add_row(key, str(field.default), field.description)
-    console.print(table)
+    [bold]perfedrec config keys --algorithm lightgcn[/bold]
+    """
+    with _one_line():
+        from perfedrec.experiment import config as configuration
+
+        kind = configuration.config_type(algorithm or configuration.DEFAULT)
+        table = Table("key", "default", "description")
+        for key, field in configuration.keys(kind).items():
+            table.add_row(key, str(field.default), field.description)
+        console.print(table)
 
 
 @config_app.command("show")
@@ -559,7 +575,7 @@ def _print_result(result: Result, as_json: bool) -> None:
     console.print(_metric_table(columns))
     sent = summary["communication"]
     console.print(
-        _which_round(summary, len(result.recommender.algorithm.prelude)),
+        _which_round(summary),
         soft_wrap=True,
     )
     console.print(
@@ -571,8 +587,8 @@ def _print_result(result: Result, as_json: bool) -> None:
     console.print(f"run written to {result.output}", soft_wrap=True)
 
 
-def _which_round(summary: dict[str, Any], prelude: int) -> str:
-    best = summary["best_round"]
+def _which_round(summary: dict[str, Any]) -> str:
+    best, prelude = summary["best_round"], summary["prelude"]
     name = f"round {best}" if best > 0 or not prelude else f"round {best + prelude} of {prelude} before training"
     return f"chosen by validation: {name}" if summary["valid"].get("users") else f"no validation data: {name}, the last"
 

@@ -13,9 +13,9 @@ from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
 from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Contribution, Rows, Spec
+from perfedrec.core.types import Contribution, RoundReport, Rows, Spec
 from perfedrec.runtimes.population import Population
-from perfedrec.runtimes.round import RoundReport, play_round
+from perfedrec.runtimes.round import play_round
 
 SEED = 3
 

@@ -57,7 +57,7 @@ def totals(users: list[int]) -> Totals:
     scores, seen, _, held = world()
     lists = ranked(scores, seen, users, max(KS))
     result, which = Totals(KS, M), torch.tensor(users)
-    result.add(held.hits(which, lists, M), held.counts(which), lists)
+    result.add(held.hits(which, lists, M), held.counts(which), lists, which)
     return result
 
 
@@ -76,7 +76,7 @@ def test_by_hand() -> None:
     hits = held.hits(users, lists, 5)
     assert hits.tolist() == [[False, False], [False, True], [False, False]]
     result = Totals((1, 2), 5)
-    result.add(hits, held.counts(users), lists)
+    result.add(hits, held.counts(users), lists, users)
     ndcg = (1 / log2(3)) / (1 + 1 / log2(3))
     expected = {
         "recall@2": 0.25,
@@ -115,7 +115,9 @@ def test_sums_of_blocks_are_the_whole(size: int) -> None:
     for start in range(0, N, size):
         users = list(range(start, min(start + size, N)))
         lists = ranked(scores, seen, users, max(KS))
-        piecewise.add(held.hits(torch.tensor(users), lists, M), held.counts(torch.tensor(users)), lists)
+        piecewise.add(
+            held.hits(torch.tensor(users), lists, M), held.counts(torch.tensor(users)), lists, torch.tensor(users)
+        )
     assert piecewise.means() == pytest.approx(total.means(), abs=1e-12)
 
 
@@ -123,7 +125,7 @@ def test_without_held_out_items_there_are_no_metrics() -> None:
     held = Held(torch.zeros(4, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
     lists = torch.tensor([[0, 1], [1, 2], [2, 0]])
     result = Totals((2,), 3)
-    result.add(held.hits(torch.arange(3), lists, 3), held.counts(torch.arange(3)), lists)
+    result.add(held.hits(torch.arange(3), lists, 3), held.counts(torch.arange(3)), lists, torch.arange(3))
     assert result.means() == {"users": 0.0}
 
 
@@ -133,7 +135,7 @@ def test_a_list_that_is_longer_than_the_catalogue() -> None:
     _, lists = rank_block(torch.tensor([[1.0, 3.0, 2.0]]), 10)
     assert lists.tolist() == [[1, 2, 0]]
     result = Totals((2, 10), 3)
-    result.add(held.hits(users, lists, 3), held.counts(users), lists)
+    result.add(held.hits(users, lists, 3), held.counts(users), lists, users)
     assert result.means() == pytest.approx(
         {"recall@2": 1, "precision@2": 0.5, "hr@2": 1, "mrr@2": 0.5, "ndcg@2": 1 / log2(3), "coverage@2": 2 / 3}
         | {"recall@10": 1, "precision@10": 0.1, "hr@10": 1, "mrr@10": 0.5, "ndcg@10": 1 / log2(3), "coverage@10": 1}

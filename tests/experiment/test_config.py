@@ -52,5 +52,5 @@ def test_an_unknown_preset_and_an_unknown_part_are_refused() -> None:
 
 @pytest.mark.parametrize("part", config.ABLATIONS)
 def test_each_ablation_changes_a_preset(part: str) -> None:
-    changed = [config.load(preset, without=[part]) != config.load(preset) for preset in config.presets()]
+    changed = [config.load(preset, without=[part]) != config.load(preset) for preset in ("recommended", "paper")]
     assert any(changed)

@@ -15,6 +15,7 @@ import torch
 
 from perfedrec import configure, open_run, train
 from perfedrec.core.errors import CheckpointError
+from perfedrec.evaluation import Recommender
 from perfedrec.experiment.run import latest_checkpoint, open_data, read_history
 
 SMALL = [
@@ -61,16 +62,14 @@ def test_a_stored_run_gives_its_test_metrics_again(tmp_path: Path) -> None:
 def test_the_best_round_is_selected_by_validation_and_the_test_split_is_not_read(monkeypatch: Any) -> None:
     config = small("recommended", "run.rounds=8")
     dataset = open_data(config.data)
-    from perfedrec.runtimes import simulator
-
     parts = []
-    evaluate = simulator.Recommender.evaluate
+    rank = Recommender.rank
 
     def watched(self: Any, held: Any, *rest: Any, **named: Any) -> Any:
         parts.append(held.items)
-        return evaluate(self, held, *rest, **named)
+        return rank(self, held, *rest, **named)
 
-    monkeypatch.setattr(simulator.Recommender, "evaluate", watched)
+    monkeypatch.setattr(Recommender, "rank", watched)
     result = train(config.build(), dataset, config.run, config=config)
     valid = torch.tensor(dataset.valid.items)
     assert parts

@@ -14,6 +14,7 @@ Decisions where the papers are silent:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -98,8 +99,10 @@ class Memory:
 class PerFedRec:
     """The algorithm as pure functions over explicit state; see :class:`perfedrec.core.types.Algorithm`."""
 
+    Options: ClassVar[type[PerFedRecSettings]] = PerFedRecSettings
+
     def __init__(self, settings: PerFedRecSettings | None = None) -> None:
-        self.settings = settings or PerFedRecSettings()
+        self.settings = settings or self.Options()
         self.network = Network(self.settings.model, self.settings.client)
         # Neighbour sums are layers of LightGCN; the spectral form has none.
         model = self.settings.model

@@ -157,6 +157,21 @@ class Aggregate:
         )
 
 
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round did: its phase, how many clients were asked and how many answered, their mean loss (``None`` where
+    there is none), and bytes sent: total up, most by one client, and down in total."""
+
+    round: int
+    phase: str
+    cohort: int
+    clients: int
+    loss: float | None
+    bytes_up: int
+    bytes_up_max: int
+    bytes_down: int
+
+
 def reduce(contribution: Contribution, n_items: int, n_groups: int) -> Aggregate:
     """Weighted sums of a block's contributions, by (group, item), in fixed point.
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from perfedrec.core.types import block_rows
@@ -24,6 +26,11 @@ class Held:
 
     offsets: Tensor
     items: Tensor
+
+    @staticmethod
+    def of(offsets: NDArray[np.int64], items: NDArray[np.int64], device: torch.device) -> Held:
+        """From arrays."""
+        return Held(torch.tensor(offsets, device=device), torch.tensor(items, device=device))
 
     def counts(self, users: Tensor) -> Tensor:
         return self.offsets[users + 1] - self.offsets[users]
@@ -46,42 +53,59 @@ class Held:
         return keys[places] == wanted
 
 
+def metrics(hits: Tensor, counts: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
+    """[B] float64 values of each metric, ``{"recall@10": ...}``, for ``hits`` [B, k] and ``counts`` [B], 1 or more."""
+    hits, counts = hits.to(torch.float64), counts.to(torch.float64)
+    ranks = torch.arange(1, max(ks) + 1, dtype=torch.float64, device=hits.device)
+    discounts = (ranks + 1).log2().reciprocal()
+    ideal, values = discounts.cumsum(0), {}
+    for k in ks:
+        top = hits[:, :k]
+        found = top.sum(1)
+        values[f"recall@{k}"] = found / counts
+        values[f"ndcg@{k}"] = (top * discounts[: top.shape[1]]).sum(1) / ideal[counts.clamp(max=k).to(torch.int64) - 1]
+        values[f"hr@{k}"] = (found > 0).to(torch.float64)
+        values[f"mrr@{k}"] = (top / ranks[: top.shape[1]]).amax(1)
+        values[f"precision@{k}"] = found / k
+    return values
+
+
 @dataclass
 class Totals:
-    """Sums of the metrics over users, closed under ``+``; ``means`` gives the figures to report."""
+    """The metrics of users, closed under ``+``: their sums, from which ``means`` gives the figures to report, and, by
+    user, what they are sums of: ``cases`` are users [B] and values [B] of each metric, block by block."""
 
     ks: tuple[int, ...]
     n_items: int
     users: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     shown: dict[int, Tensor] = field(default_factory=dict)
+    cases: list[tuple[Tensor, dict[str, Tensor]]] = field(default_factory=list)
 
-    def add(self, hits: Tensor, counts: Tensor, lists: Tensor) -> None:
-        """Count a block: ``hits`` and ``lists`` [B, max(ks)] (or as many as there are items), ``counts`` [B] held-out
-        items (0: left out)."""
+    def add(self, hits: Tensor, counts: Tensor, lists: Tensor | None, users: Tensor) -> None:
+        """Count a block: ``hits`` and ``lists`` [B, max(ks)] (or as many as there are items; ``None``: no lists, and no
+        coverage), ``counts`` [B] held-out items (0: left out), ``users`` [B]."""
         tested = counts > 0
-        hits, lists, counts = hits[tested].to(torch.float64), lists[tested], counts[tested].to(torch.float64)
-        self.users += int(tested.sum())
-        ranks = torch.arange(1, max(self.ks) + 1, dtype=torch.float64, device=hits.device)
-        discounts = (ranks + 1).log2().reciprocal()
-        ideal = discounts.cumsum(0)
-        for k in self.ks:
-            found, top = hits[:, :k].sum(1), hits[:, :k]
-            best = ideal[counts.clamp(max=k).to(torch.int64) - 1]
-            values = {
-                "recall": found / counts,
-                "ndcg": (top * discounts[: top.shape[1]]).sum(1) / best,
-                "hr": (found > 0).to(torch.float64),
-                "mrr": (top / ranks[: top.shape[1]]).amax(1),
-                "precision": found / k,
-            }
-            for name, value in values.items():
-                self.sums[f"{name}@{k}"] = self.sums.get(f"{name}@{k}", 0.0) + float(value.sum())
-            flags = self.shown.setdefault(k, torch.zeros(self.n_items, dtype=torch.bool, device=hits.device))
-            flags[lists[:, :k].reshape(-1)] = True
+        hits, counts, users = hits[tested], counts[tested], users[tested]
+        self.users += users.numel()
+        values = metrics(hits, counts, self.ks)
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.sum())
+        self.cases.append((users, values))
+        if lists is not None:
+            for k in self.ks:
+                flags = self.shown.setdefault(k, torch.zeros(self.n_items, dtype=torch.bool, device=hits.device))
+                flags[lists[tested, :k].reshape(-1)] = True
+
+    def by_user(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tested users [t], ascending, and the values [t] of each metric."""
+        users = torch.cat([users for users, _ in self.cases])
+        order = users.argsort(stable=True)
+        values = {name: torch.cat([each[name] for _, each in self.cases])[order] for name in self.cases[0][1]}
+        return users[order], values
 
     def __add__(self, other: Totals) -> Totals:
-        total = Totals(self.ks, self.n_items, self.users + other.users)
+        total = Totals(self.ks, self.n_items, self.users + other.users, cases=self.cases + other.cases)
         total.sums = {name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in {*self.sums, *other.sums}}
         for k in {*self.shown, *other.shown}:
             pair = [each.shown[k] for each in (self, other) if k in each.shown]

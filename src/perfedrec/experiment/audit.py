@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from perfedrec.algorithms.perfedrec import PerFedRec
+from perfedrec.centralised.method import Method
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Aggregate, Contribution, from_fixed
+from perfedrec.core.types import Aggregate, Contribution, block_rows, from_fixed
 from perfedrec.experiment.checkpoint import write_atomic
 from perfedrec.experiment.config import RunSettings
 from perfedrec.experiment.run import Entry, Result, open_run, read_history
@@ -23,7 +24,7 @@ from perfedrec.privacy.attacks import Finding
 from perfedrec.privacy.canary import Bound, bounds
 from perfedrec.privacy.uploads import as_seen
 from perfedrec.runtimes.population import Population
-from perfedrec.runtimes.simulator import Simulator
+from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
 
 SPARSE, DENSE = 200, 40  # clients of a captured round whose uploads are attacked one by one
 MEMBERS = 1000  # users whose membership is attacked
@@ -133,10 +134,16 @@ def audit(
         raise ConfigError(f"{trials} canaries are too few for a bound; expected at least 1000")
     result, config = open_run(folder, data, "cpu")
     algorithm, history = config.build(), read_history(folder)
+    if isinstance(algorithm, Method):
+        raise ConfigError(
+            f"{folder}: {config.algorithm} is centralised: no client sends anything that could be attacked"
+        )
     played = len(history) - len(algorithm.prelude)
     if wrong := [each for each in rounds if not 1 <= each <= played and played > 0]:
         raise ConfigError(f"there is no round {wrong[0]} to capture; expected 1 to {played}, rounds of training")
-    found, population = Audit(), result.recommender.population
+    recommender = result.recommender
+    assert isinstance(recommender, PersonalRecommender)
+    found, population = Audit(), recommender.population
     degrees = torch.bincount(population.items, minlength=population.n_items).to(torch.float32)
     releases = algorithm.releases(max(played, 0), population.n_users)
     found.bounds = bounds(algorithm.settings.privacy, releases, trials, Key(config.run.seed).fold("audit"))
@@ -251,10 +258,9 @@ def _over_rounds(tap: Tap, population: Population, degrees: Tensor) -> list[Find
 def _membership(result: Result, degrees: Tensor) -> Finding:
     """Train items against the same user's held-out items, by the scores of the final personal model."""
     recommender, dataset = result.recommender, result.dataset
-    users = recommender.population.everyone()[:MEMBERS]
-    rows, positions = recommender.population.rows(users)
-    memory = recommender.population.recall(users, positions)
-    scores = recommender.algorithm.scores(recommender.algorithm.view(recommender.state, users), rows, memory)
+    users = torch.arange(min(MEMBERS, dataset.n_users))
+    rows, _ = block_rows(recommender.offsets, recommender.items, users)
+    scores = recommender.raw_scores(users)
 
     def items_of(part: Any, user: int) -> Tensor:
         return torch.tensor(part.items[part.offsets[user] : part.offsets[user + 1]], dtype=torch.int64)

@@ -5,23 +5,21 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
-from perfedrec.algorithms.perfedrec import PerFedRec
-from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
-from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.settings import Settings
+from perfedrec.experiment.methods import centralised, method, name_of
 from perfedrec.privacy.ledger import split_budget
 from perfedrec.privacy.settings import NoiseSettings
 
-ALGORITHMS = {"perfedrec": PerFedRec, "perfedrec_pp": PerFedRecPP}
-"""The registry: names of algorithms as a configuration writes them."""
+DEFAULT = "perfedrec_pp"
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "pretraining": {"pretraining.kind": "none", "personal.pretrained": 0.0},
@@ -85,22 +83,41 @@ class RunSettings(Settings):
         pattern="^(recall|ndcg|hr|mrr|precision)@(10|20)$",
     )
     checkpoint_every: int = Field(50, ge=1, description="rounds between two checkpoints")
+    sampled_negatives: int = Field(
+        0, ge=0, description="also test each held-out item among so many random negatives, as some papers do (0: no)"
+    )
     dropout_rate: float = Field(0.0, ge=0, le=1, description="share of a cohort that drops out of a round")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     block_size: int = Field(1024, ge=1, description="clients computed at once; bounds memory, changes no result")
     threads: int = Field(0, ge=0, description="threads of the numerical library (0: its default); changes no result")
 
 
-class Config(PerFedRecSettings):
-    """All of a run: the algorithm's parts, the data and the run itself."""
+class Config(Settings):
+    """All of a run: the method, the data and the run itself. A method adds sections of its own: see
+    :func:`config_type`."""
 
-    algorithm: Literal["perfedrec", "perfedrec_pp"] = Field("perfedrec_pp", description="the algorithm")
+    algorithm: str = Field(DEFAULT, description="the method: a name, or file.py:Class")
     data: DataSettings = DataSettings()
     run: RunSettings = RunSettings()
 
+    @property
+    def settings(self) -> Settings:
+        """The options of the method."""
+        kind = method(self.algorithm).Options
+        if _sectioned(kind):
+            return cast(Settings, kind(**{name: getattr(self, name) for name in kind.model_fields}))
+        return cast(Settings, self.method)  # type: ignore[attr-defined]
+
     @model_validator(mode="after")
     def _feasible(self) -> Self:
-        privacy, cap = self.privacy, self.selection.max_participations
+        kind = method(self.algorithm)
+        if centralised(kind):
+            if self.run.dropout_rate:
+                raise ValueError(f"{self.algorithm} is centralised: no client drops out; expected run.dropout_rate = 0")
+            if self.run.rounds and not kind.trained:
+                raise ValueError(f"{self.algorithm} is fitted at once; expected run.rounds = 0")
+            return self
+        privacy, cap = self.settings.privacy, self.settings.selection.max_participations  # type: ignore[attr-defined]
         if privacy.epsilon and self.run.rounds and cap is None:
             raise ValueError(
                 "privacy.epsilon with rounds of training needs selection.max_participations: the coordinator sees who "
@@ -113,28 +130,63 @@ class Config(PerFedRecSettings):
             )
         return self
 
-    def build(self) -> PerFedRec:
+    def build(self) -> Any:
         """The algorithm that this configuration describes, with noise solved where an epsilon is asked for."""
-        parts = {name: getattr(self, name) for name in PerFedRecSettings.model_fields}
-        algorithm = ALGORITHMS[self.algorithm](PerFedRecSettings(**parts))
-        privacy = self.privacy
-        if privacy.epsilon is None:
+        kind, settings = method(self.algorithm), self.settings
+        algorithm = kind(settings)
+        if centralised(kind) or settings.privacy.epsilon is None:  # type: ignore[attr-defined]
             return algorithm
+        privacy, selection = settings.privacy, settings.selection  # type: ignore[attr-defined]
         # For as many participations as the cap allows: a run that is resumed may become longer.
-        releases = algorithm.releases(self.selection.max_participations or 0 if self.run.rounds else 0, n_users=1)
+        releases = algorithm.releases(selection.max_participations or 0 if self.run.rounds else 0, n_users=1)
         noise = split_budget(privacy.epsilon, privacy.delta, {each.name: each.participations for each in releases})
-        parts["privacy"] = privacy.model_copy(update={"noise": NoiseSettings(**noise)})
-        return ALGORITHMS[self.algorithm](PerFedRecSettings(**parts))
+        solved = privacy.model_copy(update={"noise": NoiseSettings(**noise)})
+        return kind(settings.model_copy(update={"privacy": solved}))
 
     def to_toml(self) -> str:
         """The whole configuration as TOML; an absent key is an option that is off."""
         return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
+@cache
+def config_type(algorithm: str) -> type[Config]:
+    """The configuration of a method: :class:`Config` and the method's sections.
+
+    Options that are grouped in sections are sections of the configuration; those that are not form a section
+    ``[method]``.
+    """
+    kind = method(algorithm).Options
+    default = (str, Field(algorithm, description=Config.model_fields["algorithm"].description))
+    if _sectioned(kind):
+        return create_model("Config", __base__=(Config, kind), algorithm=default)
+    return create_model("Config", __base__=Config, algorithm=default, method=(kind, kind()))
+
+
+def config_of(algorithm: Any, run: RunSettings) -> Config:
+    """The configuration of an algorithm that was built without one."""
+    kind, settings, options = config_type(name_of(algorithm)), algorithm.settings, type(algorithm).Options
+    if _sectioned(options):
+        sections = {name: getattr(settings, name) for name in options.model_fields}
+        return kind(algorithm=name_of(algorithm), run=run, **sections)
+    return kind(algorithm=name_of(algorithm), run=run, **{"method": settings})
+
+
+def _sectioned(kind: type[BaseModel]) -> bool:
+    annotations = [field.annotation for field in kind.model_fields.values()]
+    return bool(annotations) and all(isinstance(each, type) and issubclass(each, BaseModel) for each in annotations)
+
+
 def presets(kind: str = "presets") -> list[str]:
     """Names of the presets, or with ``kind`` "profiles" of the privacy profiles, that ship with the package."""
     folder = resources.files("perfedrec.experiment") / kind
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def default_preset(algorithm: str | None) -> str | None:
+    """The preset that a run of a method starts from: the one of its name; its plain defaults where there is none."""
+    if algorithm is None or algorithm == DEFAULT:
+        return "recommended"
+    return algorithm if algorithm in presets() else None
 
 
 def preset_text(name: str, kind: str = "presets") -> str:
@@ -161,15 +213,15 @@ def load(
     Later sources win in this order. Raises :class:`ConfigError` with one line per mistake; an unknown key is answered
     with the nearest valid one.
     """
-    tree: dict[str, Any] = {}
+    tree: dict[str, Any] = {} if values.get("algorithm") is None else {"algorithm": values["algorithm"]}
     if preset is not None:
-        _merge(tree, _parse(preset_text(preset), f"preset {preset}"))
+        _merge(tree, _parse(preset_text(preset), f"preset {preset}", tree))
     if privacy is not None:
         tree.pop("privacy", None)  # a profile is the whole of the protection
-        _merge(tree, _parse(preset_text(privacy, "profiles"), f"privacy profile {privacy}"))
+        _merge(tree, _parse(preset_text(privacy, "profiles"), f"privacy profile {privacy}", tree))
     if file is not None:
         try:
-            _merge(tree, _parse(file.read_text(encoding="utf-8"), str(file)))
+            _merge(tree, _parse(file.read_text(encoding="utf-8"), str(file), tree))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: cannot be read ({error}); expected a TOML file") from None
     for part in without:
@@ -195,15 +247,19 @@ def load(
 
 def check(tree: Mapping[str, Any], where: str = "") -> Config:
     """Validate a tree of sections, or raise :class:`ConfigError` naming each key that is wrong."""
+    prefix = f"{where}: " if where else ""
+    name = tree.get("algorithm", DEFAULT)
+    if not isinstance(name, str):
+        raise ConfigError(f"{prefix}algorithm: expected the name of a method (given: {name!r})")
+    kind = config_type(name)
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        prefix = f"{where}: " if where else ""
-        raise ConfigError(prefix + "; ".join(_explain(entry) for entry in error.errors())) from None
+        raise ConfigError(prefix + "; ".join(_explain(entry, kind) for entry in error.errors())) from None
 
 
-def keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key with its field, for help texts and for finding the nearest name."""
+def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a configuration with its field, for help texts and for finding the nearest name."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         label = prefix + (field.alias or name)
@@ -214,12 +270,12 @@ def keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(text: str, where: str, before: Mapping[str, Any]) -> dict[str, Any]:
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
-    check(tree, where)
+    check({"algorithm": before.get("algorithm", DEFAULT), **tree}, where)
     return tree
 
 
@@ -250,10 +306,10 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(entry: Any) -> str:
+def _explain(entry: Any, kind: type[Config]) -> str:
     dotted = ".".join(str(part) for part in entry["loc"])
     if entry["type"] == "extra_forbidden":
-        return f"there is no option {dotted}{_nearest(dotted, keys())}"
+        return f"there is no option {dotted}{_nearest(dotted, keys(kind))}"
     given = "" if isinstance(entry["input"], dict) else f" (given: {entry['input']!r})"
     return f"{dotted or 'configuration'}: {entry['msg'].removeprefix('Value error, ')}{given}"
 

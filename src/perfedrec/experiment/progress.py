@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from perfedrec.runtimes.round import RoundReport
+from perfedrec.core.types import RoundReport
 
 
 @dataclass

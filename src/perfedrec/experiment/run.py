@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -17,22 +18,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
-from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
-from perfedrec.algorithms.settings import PerFedRecSettings
+from perfedrec.centralised.method import Central, Method
+from perfedrec.centralised.popularity import Popularity
 from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError
-from perfedrec.core.records import copied, unflatten
+from perfedrec.core.types import RoundReport
 from perfedrec.data import Dataset, load, parse_columns
 from perfedrec.data.interactions import id_series
-from perfedrec.evaluation import Totals, mask_seen, rank_block
+from perfedrec.evaluation import Held, Recommender, Totals
 from perfedrec.experiment import checkpoint
-from perfedrec.experiment.config import Config, DataSettings, RunSettings, check
+from perfedrec.experiment.config import Config, DataSettings, RunSettings, check, config_of
+from perfedrec.experiment.methods import Engine, engine
 from perfedrec.experiment.progress import Quiet, Reporter, Standing
-from perfedrec.privacy.report import privacy_block, warnings
-from perfedrec.runtimes.round import RoundReport
-from perfedrec.runtimes.simulator import Recommender, Simulator, held, pick_device, populate
+from perfedrec.privacy.report import centralised_block, privacy_block, warnings
 
 CUTOFFS = (10, 20)
 
@@ -73,11 +74,28 @@ class Result:
 
     def evaluate(self, part: str = "test", ks: tuple[int, ...] = CUTOFFS) -> dict[str, float]:
         """Full-ranking metrics on ``test`` (validation items are left out of the lists) or ``valid``."""
+        wanted, hide = self._held(part)
+        return self.recommender.evaluate(wanted, ks, hide)
+
+    def rank(self, part: str = "test", ks: tuple[int, ...] = CUTOFFS) -> Totals:
+        """What :meth:`evaluate` takes the means of, user by user."""
+        wanted, hide = self._held(part)
+        return self.recommender.rank(wanted, ks, hide)
+
+    def evaluate_sampled(self, part: str = "test", n_negatives: int = 99, seed: int = 0) -> dict[str, float]:
+        """Metrics of each held-out item among so many sampled negatives, for comparison with papers that do so."""
+        wanted, hide = self._held(part)
+        return self.recommender.rank_sampled(wanted, CUTOFFS, hide, n_negatives, seed).means()
+
+    def _held(self, part: str) -> tuple[Held, Held | None]:
+        """What to find, and what to leave out of the lists besides the training items."""
         if part not in ("valid", "test"):
             raise ConfigError(f"there is no part {part!r} to evaluate on; expected valid or test")
-        device = self.recommender.population.offsets.device
-        hide = held(self.dataset.valid, device) if part == "test" else None
-        return self.recommender.evaluate(held(getattr(self.dataset, part), device), ks, hide)
+        parts = [
+            Held.of(each.offsets, each.items, self.recommender.device)
+            for each in (getattr(self.dataset, part), self.dataset.valid)
+        ]
+        return parts[0], parts[1] if part == "test" else None
 
     def recommend(self, user_ids: Sequence[int | str] | None = None, k: int = 20) -> pl.DataFrame:
         """The ``k`` best unseen items of each user (all users when ``None``): columns user, item, rank, score.
@@ -86,8 +104,8 @@ class Result:
         """
         if k < 1:
             raise ConfigError(f"k is {k}; expected 1 or more")
-        train, population = self.dataset.train, self.recommender.population
-        users = population.everyone()
+        train = self.dataset.train
+        users = torch.arange(train.n_users, device=self.recommender.device)
         if user_ids is not None:
             users = torch.tensor([train.user_index(each) for each in user_ids], dtype=torch.int64, device=users.device)
         items, scores = self.recommender.recommend(users, k)
@@ -108,7 +126,7 @@ class Result:
         where it is mixed in, ``pretrained``; and the places ``moved`` that the personal model gave an item over the
         global model alone (positive: upwards)."""
         frame = self.recommend([user_id], k)
-        users = torch.tensor([self.dataset.train.user_index(user_id)], device=self.recommender.state.items.device)
+        users = torch.tensor([self.dataset.train.user_index(user_id)], device=self.recommender.device)
         parts = {name: values[0] for name, values in self.recommender.explain(users).items()}
         scores = self.recommender.scores(users)[0]
         seen = scores == -torch.inf
@@ -125,7 +143,7 @@ class Result:
 
 
 def train(
-    algorithm: PerFedRec,
+    algorithm: Any,
     dataset: Dataset,
     run: RunSettings | None = None,
     *,
@@ -134,26 +152,17 @@ def train(
     config: Config | None = None,
     resume: Path | None = None,
 ) -> Result:
-    """Train on a data set and return the recommender of the best validation round.
+    """Train a method on a data set and return the recommender of the best validation round.
 
     With ``output`` the run is written there (see ``docs/runs.md``) and can be resumed from its checkpoints: ``resume``
     names one. SIGINT and SIGTERM end the run after the current round, with a checkpoint and an
     :class:`InterruptedRunError`.
     """
     run, reporter = run or RunSettings(), reporter or Quiet()
-    settings = {name: getattr(algorithm.settings, name) for name in PerFedRecSettings.model_fields}
-    config = config or Config(run=run, **settings)
+    config = config or config_of(algorithm, run)
     if run.threads:
         torch.set_num_threads(run.threads)
-    simulator = Simulator(
-        algorithm,
-        dataset,
-        seed=run.seed,
-        device=run.device,
-        block_size=run.block_size,
-        dropout_rate=run.dropout_rate,
-    )
-    progress = _Progress(algorithm, simulator, dataset, run, config, output)
+    progress = _Progress(algorithm, dataset, run, config, output)
     if resume is not None:
         progress.restore(resume)
     elif output is not None:
@@ -183,18 +192,14 @@ def open_run(folder: Path, data: str | None = None, device: str | None = None) -
         moved = {"path": data, "train": None, "valid": None, "test": None}
         config = config.model_copy(update={"data": config.data.model_copy(update=moved)})
     dataset = open_data(config.data)
-    algorithm = config.build()
     model = folder / "model"
     if not model.exists():
         raise CheckpointError(
             f"{folder}: the run has no model yet; finish it with perfedrec train --resume --output {folder}"
         )
     loaded = checkpoint.load(model, {"data": dataset.fingerprint})
-    where = pick_device(device or config.run.device)  # type: ignore[arg-type]
-    population = populate(dataset, where)
-    population.memory = copied(unflatten(Memory, *loaded.records["memory"]), where)
-    state = copied(unflatten(State, *loaded.records["state"]), where)
-    recommender = Recommender(algorithm, state, population)
+    blank = _engine(config.build(), dataset, config.run.model_copy(update={"device": device or config.run.device}))
+    recommender = blank.recommender().restored(loaded.records)
     return Result(recommender, dataset, loaded.extra["best_round"], loaded.extra["valid"], output=folder), config
 
 
@@ -225,20 +230,19 @@ def read_config(folder: Path) -> Config:
 
 
 class _Progress:
-    """The mutable middle of :func:`train`: simulator, best round so far, history and run folder."""
+    """The mutable middle of :func:`train`: engine, best round so far, history and run folder."""
 
     def __init__(
         self,
-        algorithm: PerFedRec,
-        simulator: Simulator,
+        algorithm: Any,
         dataset: Dataset,
         run: RunSettings,
         config: Config,
         output: Path | None,
     ) -> None:
-        self.algorithm, self.simulator, self.dataset = algorithm, simulator, dataset
+        self.algorithm, self.dataset, self.engine = algorithm, dataset, _engine(algorithm, dataset, run)
         self.run, self.config, self.output = run, config, output
-        self.prelude = len(simulator.algorithm.prelude)
+        self.prelude = self.engine.prelude
         self.standing = Standing(run.rounds + self.prelude, run.select_by)
         self.best: Recommender | None = None
         self.best_valid: dict[str, float] = {}
@@ -247,8 +251,8 @@ class _Progress:
             mode="json",
             exclude={"data": True, "run": {"rounds", "threads", "block_size", "device", "checkpoint_every"}},
         )
-        # As solved: a budget cannot be shared out anew when a run goes on.
-        settings["noise"] = algorithm.settings.privacy.noise.model_dump()
+        if not isinstance(algorithm, Method):  # as solved: a budget cannot be shared out anew when a run goes on
+            settings["noise"] = algorithm.settings.privacy.noise.model_dump()
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self.belongs = {"data": dataset.fingerprint, "configuration": digest}
 
@@ -270,7 +274,7 @@ class _Progress:
     def step(self) -> None:
         """One round, and what is due after it."""
         start = time.perf_counter()
-        report = self.simulator.play()
+        report = self.engine.play()
         self.standing.count(report, time.perf_counter() - start)
         valid = None
         trained = self.standing.done - self.prelude
@@ -279,7 +283,7 @@ class _Progress:
             trained <= 0 or trained % self.run.evaluate_every == 0 or last
         ):  # pre-training is few rounds, and may suffice
             start = time.perf_counter()
-            valid = self.simulator.recommender().evaluate(self.simulator.held["valid"], CUTOFFS)
+            valid = self.engine.recommender().evaluate(self.engine.held["valid"], CUTOFFS)
             self._compare(valid)
             self.standing.seconds += time.perf_counter() - start
         entry = Entry(report, time.perf_counter() - start, valid)
@@ -297,16 +301,16 @@ class _Progress:
             return  # no validation data: the last round is taken
         if value is None or self.standing.best is None or value > self.standing.best:
             self.standing.best, self.standing.best_round = value, self.standing.done - self.prelude
-            self.best, self.best_valid = self.simulator.frozen(), valid
+            self.best, self.best_valid = self.engine.recommender().frozen(), valid
 
     def checkpoint(self) -> Path | None:
         """Write a checkpoint, where there is a run folder."""
         if self.output is None:
             return None
         root = self.output / "checkpoints"
-        records = {"state": self.simulator.state, "memory": self.simulator.population.memory}
+        records = self.engine.records()
         if self.best is not None:
-            records |= {"best-state": self.best.state, "best-memory": self.best.population.memory}
+            records |= {f"best-{name}": record for name, record in self.best.records().items()}
         folder = checkpoint.folder_of(root, self.standing.done)
         extra = {"standing": asdict(self.standing), "best_valid": self.best_valid}
         checkpoint.save(folder, records, self.belongs, extra)
@@ -316,17 +320,14 @@ class _Progress:
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint: afterwards the run is the one that was not interrupted."""
         loaded = checkpoint.load(folder, self.belongs)
-        device = self.simulator.device
-        self.simulator.state = copied(unflatten(State, *loaded.records["state"]), device)
-        self.simulator.population.memory = copied(unflatten(Memory, *loaded.records["memory"]), device)
         total = self.standing.total
         self.standing = Standing(**loaded.extra["standing"])
         self.standing.total, self.standing.seconds, self.standing.started_at = total, 0.0, self.standing.done
         self.best_valid = loaded.extra["best_valid"]
-        if "best-state" in loaded.records:
-            self.best = self.simulator.frozen()
-            self.best.state = copied(unflatten(State, *loaded.records["best-state"]), device)
-            self.best.population.memory = copied(unflatten(Memory, *loaded.records["best-memory"]), device)
+        self.engine.restore(loaded.records, self.standing.done)
+        best = {name[5:]: record for name, record in loaded.records.items() if name.startswith("best-")}
+        if best:
+            self.best = self.engine.recommender().restored(best)
         if self.output is not None:
             self._write_settings()
             self.history = read_history(self.output)[: self.standing.done]
@@ -336,18 +337,24 @@ class _Progress:
     def finish(self) -> Result:
         """The result, tested once on the test split where there is a run folder to write it to."""
         if self.best is None:
-            self.best, self.best_valid = self.simulator.frozen(), {}
+            self.best, self.best_valid = self.engine.recommender().frozen(), {}
         best_round = self.standing.best_round if self.standing.best_round is not None else self.run.rounds
         result = Result(self.best, self.dataset, best_round, self.best_valid, self.history, self.output)
         if self.output is not None:
-            records = {"state": self.best.state, "memory": self.best.population.memory}
             extra = {"best_round": best_round, "valid": self.best_valid}
-            checkpoint.save(self.output / "model", records, self.belongs, extra)
-            test, popular = result.evaluate("test"), popularity(self.simulator)
+            checkpoint.save(self.output / "model", self.best.records(), self.belongs, extra)
+            ranked, popular = result.rank("test"), popularity(self.dataset)
+            test = ranked.means()
+            if ranked.users:
+                self._write_users(ranked)
+            sampled = self.run.sampled_negatives
             summary = {
+                "algorithm": self.config.algorithm,
+                "prelude": self.prelude,
                 "best_round": best_round,
                 "valid": self.best_valid,
                 "test": test,
+                "test_sampled": result.evaluate_sampled("test", sampled, self.run.seed) if sampled else None,
                 "popularity": popular,
                 "communication": self.communication(),
                 "privacy": self.privacy(test, popular),
@@ -355,8 +362,21 @@ class _Progress:
             checkpoint.write_atomic(self.output / "result.json", json.dumps(summary, indent=1).encode())
         return result
 
+    def _write_users(self, ranked: Totals) -> None:
+        """The test metrics of each user, to compare methods by."""
+        assert self.output is not None
+        users, values = ranked.by_user()
+        train, index = self.dataset.train, users.cpu().numpy()
+        columns = {"user": id_series(train.user_ids)[index], "interactions": np.diff(train.offsets)[index]}
+        frame = pl.DataFrame(columns | {name: value.cpu().numpy() for name, value in values.items()})
+        content = io.BytesIO()
+        frame.write_parquet(content)
+        checkpoint.write_atomic(self.output / "test_users.parquet", content.getvalue())
+
     def privacy(self, test: dict[str, float], popular: dict[str, float]) -> dict[str, Any]:
         """The privacy block of all rounds that were played."""
+        if isinstance(self.algorithm, Method):
+            return centralised_block()
         settings, users = self.algorithm.settings.privacy, self.dataset.n_users
         releases = self.algorithm.releases(max(self.standing.done - self.prelude, 0), users)
         block = privacy_block(settings, releases, "simulated")
@@ -430,18 +450,21 @@ def environment() -> dict[str, Any]:
     }
 
 
-def popularity(simulator: Simulator) -> dict[str, float]:
+def popularity(dataset: Dataset) -> dict[str, float]:
     """Test metrics of ranking by popularity, through the same evaluation: what every result has to beat."""
-    population, held_out = simulator.population, simulator.held
-    counts = torch.bincount(population.items, minlength=population.n_items).to(torch.float32)
-    totals = Totals(CUTOFFS, population.n_items)
-    for users in population.everyone().split(1024):
-        rows, _ = population.rows(users)
-        scores = mask_seen(counts.repeat(users.numel(), 1), rows.segments, rows.items)
-        mask_seen(scores, *held_out["valid"].rows(users))
-        _, lists = rank_block(scores, max(CUTOFFS))
-        totals.add(held_out["test"].hits(users, lists, population.n_items), held_out["test"].counts(users), lists)
-    return totals.means()
+    floor = Central(Popularity(), dataset, device="cpu")
+    return floor.recommender().evaluate(floor.held["test"], CUTOFFS, floor.held["valid"])
+
+
+def _engine(algorithm: Any, dataset: Dataset, run: RunSettings) -> Engine:
+    return engine(
+        algorithm,
+        dataset,
+        seed=run.seed,
+        device=run.device,
+        block_size=run.block_size,
+        dropout_rate=run.dropout_rate,
+    )
 
 
 @contextmanager

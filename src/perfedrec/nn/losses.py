@@ -6,6 +6,7 @@ scale whether its owner has five interactions or five hundred.
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -64,3 +65,16 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """
     first, second = functional.normalize(first, dim=1), functional.normalize(second, dim=1)
     return functional.cross_entropy(first @ second.T / temperature, torch.arange(first.shape[0], device=first.device))
+
+
+def alignment(users: Tensor, items: Tensor) -> Tensor:
+    """Mean squared distance of unit vectors [b, d] of pairs (Wang and Isola, ICML 2020)."""
+    return (users - items).square().sum(1).mean()
+
+
+def uniformity(vectors: Tensor) -> Tensor:
+    """``log mean exp(-2 ||x - y||^2)`` over pairs of unit ``vectors`` [b, d] (Wang and Isola, 2020); -4 at best."""
+    pairs = vectors.shape[0] * (vectors.shape[0] - 1) // 2
+    squares = (2 - 2 * vectors @ vectors.T).clamp(min=0)
+    above = torch.ones_like(squares, dtype=torch.bool).triu(1)
+    return torch.logsumexp((-2 * squares).masked_fill(~above, -torch.inf).flatten(), 0) - math.log(max(pairs, 1))

@@ -17,6 +17,20 @@ def perturb(vectors: Tensor, noise: float, key: Key) -> Tensor:
     return vectors + noise * torch.sign(vectors.detach()) * direction
 
 
+def noisy_layers(
+    graph: Bipartite, users: Tensor, items: Tensor, n_layers: int, noise: float, key: Key
+) -> list[tuple[Tensor, Tensor]]:
+    """Layers 1 to K of LightGCN, each [n, d] and [m, d], with noise in every one."""
+    layers = []
+    for layer in range(n_layers):
+        users, items = graph.to_users(items), graph.to_items(users)
+        if noise:
+            users = perturb(users, noise, key.fold("users", layer))
+            items = perturb(items, noise, key.fold("items", layer))
+        layers.append((users, items))
+    return layers
+
+
 def noisy_lightgcn(
     graph: Bipartite, users: Tensor, items: Tensor, n_layers: int, noise: float, key: Key
 ) -> tuple[Tensor, Tensor]:
@@ -24,11 +38,9 @@ def noisy_lightgcn(
 
     As in SimGCL the mean is taken over layers 1 to K: layer 0 is the same in both views.
     """
-    total_users, total_items = torch.zeros_like(users), torch.zeros_like(items)
-    for layer in range(n_layers):
-        users, items = graph.to_users(items), graph.to_items(users)
-        if noise:
-            users = perturb(users, noise, key.fold("users", layer))
-            items = perturb(items, noise, key.fold("items", layer))
-        total_users, total_items = total_users + users, total_items + items
-    return total_users / n_layers, total_items / n_layers
+    return mean_of(noisy_layers(graph, users, items, n_layers, noise, key))
+
+
+def mean_of(layers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The means over layers, for users and for items."""
+    return torch.stack([each for each, _ in layers]).mean(0), torch.stack([each for _, each in layers]).mean(0)

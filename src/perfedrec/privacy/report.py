@@ -57,6 +57,11 @@ def privacy_block(settings: PrivacySettings, releases: Sequence[Release], secure
     return {"claim": claim(block), **block}
 
 
+def centralised_block() -> dict[str, Any]:
+    """What a centralised method guarantees."""
+    return {"claim": "NONE: a centralised method has everybody's interactions in one place", "releases": []}
+
+
 def _vectors(settings: PrivacySettings, exposed: bool) -> str:
     if settings.aggregation == "dense":
         return f"inside dense uploads, {'not everywhere' if exposed else 'everywhere'} under noise"
@@ -83,6 +88,8 @@ def claim(block: dict[str, Any]) -> str:
 
 def lines(block: dict[str, Any]) -> list[tuple[str, str]]:
     """The block as pairs of name and text, for people."""
+    if not block["releases"]:
+        return [("claim", block["claim"])]
 
     def epsilon(party: str) -> str:
         value, reason = block[f"epsilon_{party}"], block[f"epsilon_{party}_reason"]

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from perfedrec.core.keys import Key, uniform
-from perfedrec.core.types import Aggregate, Algorithm, Contribution, reduce
+from perfedrec.core.types import Aggregate, Algorithm, Contribution, RoundReport, reduce
 from perfedrec.privacy.aggregation import Aggregator
 from perfedrec.runtimes.population import Population
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What a round did: its phase, how many clients were asked and how many answered, their mean loss (``None`` where
-    there is none), and bytes sent: total up, most by one client, and down in total."""
-
-    round: int
-    phase: str
-    cohort: int
-    clients: int
-    loss: float | None
-    bytes_up: int
-    bytes_up_max: int
-    bytes_down: int
 
 
 def round_key(seed: int, number: int) -> Key:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.device import pick_device
 from perfedrec.core.keys import Key
-from perfedrec.core.records import copied
-from perfedrec.core.types import Algorithm, Spec
-from perfedrec.data import Dataset, Interactions
-from perfedrec.evaluation import Held, Totals, mask_seen, rank_block
+from perfedrec.core.records import copied, unflatten
+from perfedrec.core.types import Algorithm, RoundReport, Rows, Spec
+from perfedrec.data import Dataset
+from perfedrec.evaluation import Held, Recommender, Stored
 from perfedrec.runtimes.population import Population
-from perfedrec.runtimes.round import RoundReport, play_round
-
-RANKED_AT_ONCE = 512  # users; a score for each item takes memory
-
-
-def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """``auto`` takes CUDA where there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("run.device is cuda, but torch finds no CUDA device; expected auto or cpu on this machine")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+from perfedrec.runtimes.round import play_round
 
 
 def populate(dataset: Dataset, device: torch.device) -> Population:
@@ -34,45 +26,36 @@ def populate(dataset: Dataset, device: torch.device) -> Population:
     return Population(offsets, torch.tensor(train.items, device=device), train.n_items, own)
 
 
-class Recommender:
-    """A served state with the memories of all users: evaluates and recommends with each user's personal model."""
+class PersonalRecommender(Recommender):
+    """A served state with the memories of all users: recommends with each user's personal model."""
 
     def __init__(self, algorithm: Algorithm[Any, Any, Any], state: Any, population: Population) -> None:
+        super().__init__(population.offsets, population.items, population.n_items)
         self.algorithm, self.state, self.population = algorithm, state, population
 
-    def scores(self, users: Tensor, *, hide: Held | None = None) -> Tensor:
-        """[B, m] personal scores; training items, and the items of ``hide``, are minus infinity."""
-        rows, positions = self.population.rows(users)
-        memory = self.population.recall(users, positions)
-        scores = self.algorithm.scores(self.algorithm.view(self.state, users), rows, memory)
-        mask_seen(scores, rows.segments, rows.items)
-        if hide is not None:
-            segments, items = hide.rows(users)
-            mask_seen(scores, segments, items)
-        return scores
+    def raw_scores(self, users: Tensor) -> Tensor:
+        view, rows, memory = self._given(users)
+        return self.algorithm.scores(view, rows, memory)
 
     def explain(self, users: Tensor) -> dict[str, Tensor]:
-        """The parts [B, m] that each model has in the scores, for algorithms that mix several."""
+        return self.algorithm.explain(*self._given(users))
+
+    def _given(self, users: Tensor) -> tuple[Any, Rows, Any]:
         rows, positions = self.population.rows(users)
-        memory = self.population.recall(users, positions)
-        parts: dict[str, Tensor] = self.algorithm.explain(self.algorithm.view(self.state, users), rows, memory)
-        return parts
+        return self.algorithm.view(self.state, users), rows, self.population.recall(users, positions)
 
-    def recommend(self, users: Tensor, k: int, block_size: int = RANKED_AT_ONCE) -> tuple[Tensor, Tensor]:
-        """Items [B, k] not seen in training, best first, and their scores [B, k]."""
-        ranked = [rank_block(self.scores(block), k) for block in users.split(block_size)]
-        return torch.cat([items for _, items in ranked]), torch.cat([values for values, _ in ranked])
+    def everyone(self) -> Tensor:
+        everyone = super().everyone()
+        return everyone[self.algorithm.groups(self.state, everyone).argsort(stable=True)]  # tables are made once each
 
-    def evaluate(
-        self, held: Held, ks: tuple[int, ...] = (10, 20), hide: Held | None = None, block_size: int = RANKED_AT_ONCE
-    ) -> dict[str, float]:
-        """Full-ranking metrics over all items unseen in training (and not in ``hide``)."""
-        totals, everyone = Totals(ks, self.population.n_items), self.population.everyone()
-        by_group = self.algorithm.groups(self.state, everyone).argsort(stable=True)  # tables are made once for a group
-        for users in everyone[by_group].split(block_size):
-            _, lists = rank_block(self.scores(users, hide=hide), max(ks))
-            totals.add(held.hits(users, lists, self.population.n_items), held.counts(users), lists)
-        return totals.means()
+    def records(self) -> dict[str, Any]:
+        return {"state": self.state, "memory": self.population.memory}
+
+    def with_records(self, records: Mapping[str, Any]) -> PersonalRecommender:
+        given = self.population
+        population = Population(given.offsets, given.items, given.n_items, given.attributes)
+        population.memory = records["memory"]
+        return PersonalRecommender(self.algorithm, records["state"], population)
 
 
 class Simulator:
@@ -91,7 +74,10 @@ class Simulator:
         self.algorithm, self.seed, self.block_size, self.dropout_rate = algorithm, seed, block_size, dropout_rate
         self.device = pick_device(device)
         self.population = populate(dataset, self.device)
-        self.held = {"valid": held(dataset.valid, self.device), "test": held(dataset.test, self.device)}
+        self.held = {
+            name: Held.of(part.offsets, part.items, self.device)
+            for name, part in (("valid", dataset.valid), ("test", dataset.test))
+        }
         items, users = dataset.item_attributes, dataset.user_attributes
         spec = Spec(
             n_users=dataset.n_users,
@@ -110,18 +96,20 @@ class Simulator:
         )
         return report
 
-    def recommender(self) -> Recommender:
+    @property
+    def prelude(self) -> int:
+        """Rounds before training."""
+        return len(self.algorithm.prelude)
+
+    def recommender(self) -> PersonalRecommender:
         """The recommender of the moment; it shares storage with the simulator and changes with it."""
-        return Recommender(self.algorithm, self.algorithm.serving(self.state), self.population)
+        return PersonalRecommender(self.algorithm, self.algorithm.serving(self.state), self.population)
 
-    def frozen(self) -> Recommender:
-        """A copy of the recommender of the moment that later rounds leave alone."""
-        live = self.recommender()
-        population = Population(live.population.offsets, live.population.items, live.population.n_items)
-        population.attributes, population.memory = live.population.attributes, copied(live.population.memory)
-        return Recommender(live.algorithm, copied(live.state), population)
+    def records(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"state": self.state, "memory": self.population.memory}
 
-
-def held(interactions: Interactions, device: torch.device) -> Held:
-    """Held-out interactions for evaluation."""
-    return Held(torch.tensor(interactions.offsets, device=device), torch.tensor(interactions.items, device=device))
+    def restore(self, stored: Stored, rounds: int) -> None:
+        """Go on after so many ``rounds`` from what a checkpoint held."""
+        self.state = copied(unflatten(type(self.state), *stored["state"]), self.device)
+        self.population.memory = copied(unflatten(type(self.population.memory), *stored["memory"]), self.device)

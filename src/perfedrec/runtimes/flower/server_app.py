@@ -12,9 +12,9 @@ from torch import Tensor
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Aggregate, Algorithm, Rows, Spec, reduce
+from perfedrec.core.types import Aggregate, Algorithm, RoundReport, Rows, Spec, reduce
 from perfedrec.runtimes.flower.codec import Instructions, ViewLayout, array_bytes, read_reply
-from perfedrec.runtimes.round import RoundReport, round_key
+from perfedrec.runtimes.round import round_key
 
 
 def play_round(

@@ -1,0 +1,1 @@
+"""Centralised methods, to compare with: everybody's interactions in one place."""

@@ -1,0 +1,18 @@
+"""Matrix factorisation by pairs (Rendle et al., UAI 2009, BPR-MF)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from perfedrec.centralised.method import Training
+from perfedrec.centralised.vectors import Batch, VectorMethod, bpr
+
+
+class MF(VectorMethod):
+    """``score_ui = p_u . q_i``, trained on BPR.
+
+    Departs from the paper: Adam instead of SGD, and no item biases.
+    """
+
+    def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
+        return bpr(users, items, batch) + self.decay(users, items, batch)

@@ -1,0 +1,62 @@
+"""Sparse similarity matrices: what neighbourhood methods fit and score with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A square matrix by rows: the entries of each start at ``offsets`` [r + 1]; their ``columns`` and ``values``."""
+
+    offsets: Tensor
+    columns: Tensor
+    values: Tensor
+
+    @staticmethod
+    def of(matrix: sparse.csr_array) -> Similarity:
+        parts = (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data.astype(np.float32))
+        return Similarity(*map(torch.from_numpy, parts))
+
+    def matrix(self) -> sparse.csr_array:
+        """As scipy has it."""
+        parts = (self.values.cpu().numpy(), self.columns.cpu().numpy(), self.offsets.cpu().numpy())
+        return sparse.csr_array(parts, shape=(self.offsets.numel() - 1,) * 2)
+
+
+def nearest(
+    left: sparse.csr_array,
+    right: sparse.csr_array,
+    k: int,
+    lengths: NDArray[np.float64] | None = None,
+    shrink: float = 0.0,
+) -> sparse.csr_array:
+    """The ``k`` largest entries of each row of ``left @ right`` [r, r], without the diagonal.
+
+    With ``lengths`` [r] an entry is divided by ``lengths_i lengths_j + shrink`` first.
+    """
+    blocks = []
+    for start in range(0, left.shape[0], ROWS_AT_ONCE):
+        block = (left[start : start + ROWS_AT_ONCE] @ right).toarray()
+        places = np.arange(block.shape[0])
+        if lengths is not None:
+            block /= lengths[start : start + block.shape[0], None] * lengths[None, :] + shrink
+        block[places, start + places] = 0.0
+        if k < block.shape[1]:
+            smallest = np.partition(block, -k, axis=1)[:, -k]
+            block[block < smallest[:, None]] = 0.0
+        blocks.append(sparse.csr_array(block))
+    return sparse.csr_array(sparse.vstack(blocks))
+
+
+def product(left: sparse.csr_array, right: sparse.csr_array, device: torch.device) -> Tensor:
+    """[B, m] the dense product."""
+    return torch.from_numpy((left @ right).toarray().astype(np.float32)).to(device)

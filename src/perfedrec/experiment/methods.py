@@ -1,0 +1,142 @@
+"""The methods: a plain dict of those that come with the package, and how to name one's own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from difflib import get_close_matches
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from perfedrec.algorithms.perfedrec import PerFedRec
+from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
+from perfedrec.centralised.direct_au import DirectAU
+from perfedrec.centralised.item_knn import ItemKNN
+from perfedrec.centralised.lightgcn import LightGCN
+from perfedrec.centralised.method import Central, Method
+from perfedrec.centralised.mf import MF
+from perfedrec.centralised.popularity import Popularity
+from perfedrec.centralised.rp3beta import RP3Beta
+from perfedrec.centralised.sgl import SGL
+from perfedrec.centralised.simgcl import SimGCL
+from perfedrec.centralised.spectral_filter import SpectralFilter
+from perfedrec.centralised.user_knn import UserKNN
+from perfedrec.centralised.xsimgcl import XSimGCL
+from perfedrec.core.errors import ConfigError
+from perfedrec.core.types import RoundReport
+from perfedrec.data import Dataset
+from perfedrec.evaluation import Held, Recommender, Stored
+from perfedrec.runtimes.simulator import Simulator
+
+METHODS: dict[str, type[Any]] = {
+    "popularity": Popularity,
+    "item_knn": ItemKNN,
+    "user_knn": UserKNN,
+    "rp3beta": RP3Beta,
+    "spectral_filter": SpectralFilter,
+    "mf": MF,
+    "lightgcn": LightGCN,
+    "sgl": SGL,
+    "simgcl": SimGCL,
+    "xsimgcl": XSimGCL,
+    "direct_au": DirectAU,
+    "perfedrec": PerFedRec,
+    "perfedrec_pp": PerFedRecPP,
+}
+"""Names of methods as a configuration writes them."""
+
+GROUP = "perfedrec.methods"
+"""The group of entry points under which other packages offer methods."""
+
+
+class Engine(Protocol):
+    """What a run needs of a method at work: :class:`Simulator` for federated ones, :class:`Central` for others."""
+
+    held: dict[str, Held]
+
+    @property
+    def prelude(self) -> int:
+        """Rounds before training."""
+
+    def play(self) -> RoundReport: ...
+
+    def recommender(self) -> Recommender: ...
+
+    def records(self) -> dict[str, Any]: ...
+
+    def restore(self, stored: Stored, rounds: int) -> None: ...
+
+
+def method(name: str) -> type[Any]:
+    """The class that a name stands for: one of :data:`METHODS`, an entry point of the group ``perfedrec.methods``, or
+    ``module:Class`` or ``path/to/file.py:Class``.
+
+    Raises :class:`ConfigError` with what was expected.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    for entry in metadata.entry_points(group=GROUP, name=name):
+        return _checked(name, entry.load())
+    module, colon, attribute = name.rpartition(":")
+    if not colon:
+        near = get_close_matches(name, METHODS, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"there is no method {name!r}{hint}; expected one of {', '.join(METHODS)}, or file.py:Class for your own"
+        )
+    try:
+        loaded = _from_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+        return _checked(name, getattr(loaded, attribute))
+    except (ImportError, AttributeError, OSError) as error:
+        raise ConfigError(
+            f"the method {name} cannot be loaded: {error}; expected file.py:Class or module:Class"
+        ) from None
+
+
+def _from_file(path: Path) -> Any:
+    name = f"perfedrec_method_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _checked(name: str, found: Any) -> type[Any]:
+    if not isinstance(found, type) or not (issubclass(found, Method) or hasattr(found, "client")):
+        raise ConfigError(
+            f"{name} is no method; expected a subclass of perfedrec.Method (centralised) or perfedrec.Federated"
+        )
+    return found
+
+
+def name_of(algorithm: Any) -> str:
+    """The name under which a configuration finds the class of an algorithm."""
+    kind = type(algorithm)
+    for name, known in METHODS.items():
+        if known is kind:
+            return name
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def centralised(kind: type[Any]) -> bool:
+    """Whether a method sees everybody's interactions in one place."""
+    return issubclass(kind, Method)
+
+
+def engine(
+    algorithm: Any,
+    dataset: Dataset,
+    *,
+    seed: int,
+    device: Literal["auto", "cpu", "cuda"],
+    block_size: int = 1024,
+    dropout_rate: float = 0.0,
+) -> Engine:
+    """The engine of a method on a data set."""
+    if isinstance(algorithm, Method):
+        return Central(algorithm, dataset, seed=seed, device=device)
+    return Simulator(algorithm, dataset, seed=seed, device=device, block_size=block_size, dropout_rate=dropout_rate)

@@ -1,0 +1,115 @@
+"""Every method, federated or not, through the same questions, on small data with planted clusters."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from perfedrec import Dataset, configure, load, open_run, train
+from perfedrec.experiment.config import default_preset
+from perfedrec.experiment.methods import METHODS, centralised
+from perfedrec.experiment.run import popularity
+
+NAMES = list(METHODS)
+TRAINED = [name for name in NAMES if not centralised(METHODS[name]) or METHODS[name].trained]
+DATA = "synthetic:users=300,items=200,clusters=4,interactions_per_user=12,seed=2"
+SHORT = ("selection.n_clients_per_round=64", "clusters.start=2", "clusters.every=3")
+
+
+def config(
+    name: str,
+    rounds: int,
+    *more: str,
+    path: str = "synthetic:users=300,items=200,clusters=4,interactions_per_user=12,seed=2",
+) -> Any:
+    preset = default_preset(name)
+    own: list[str] = []
+    if name in TRAINED:
+        own += [f"run.rounds={rounds}", "run.evaluate_every=5"]
+    if name in TRAINED and centralised(METHODS[name]):  # few interactions, and so few steps an epoch
+        own += ["method.learning_rate=0.02", "method.batch_size=512"]
+    if name == "spectral_filter":
+        own += ["method.n_components=4"]
+    if not centralised(METHODS[name]):
+        own += [each for each in SHORT if each.split(".")[0] in configure(preset, algorithm=name).model_dump()]
+    return configure(preset, overrides=[*own, *more], algorithm=name, data__path=DATA)
+
+
+def data() -> Dataset:
+    return load(DATA)
+
+
+def run(name: str, rounds: int, dataset: Dataset | None = None, **options: Any) -> Any:
+    chosen = config(name, rounds)
+    return train(chosen.build(), dataset or data(), chosen.run, config=chosen, **options)
+
+
+def lists(result: Any) -> list[int]:
+    return result.recommend(None, 10)["item"].to_list()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "popularity"])
+def test_planted_tastes_are_found(name: str) -> None:
+    dataset = data()
+    assert run(name, 20, dataset).evaluate("test")["ndcg@20"] > 1.3 * popularity(dataset)["ndcg@20"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_its_seed(name: str) -> None:
+    assert lists(run(name, 2)) == lists(run(name, 2))
+    other = config(name, 2, "run.seed=1")
+    changed = lists(train(other.build(), data(), other.run, config=other)) != lists(run(name, 2))
+    assert changed == (name in TRAINED)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_held_out_data_cannot_reach_training(name: str) -> None:
+    """The same training data with other held-out interactions give the same model, negatives and all."""
+    dataset = data()
+    generator = np.random.default_rng(0)
+    outside = [
+        generator.choice(np.setdiff1d(np.arange(dataset.n_items), dataset.train.items[a:b]), 1)
+        for a, b in zip(dataset.train.offsets[:-1], dataset.train.offsets[1:], strict=True)
+    ]
+    items = np.concatenate(outside)
+    other = replace(dataset.valid, offsets=np.arange(items.size + 1), items=items, timestamps=None)
+    chosen = config(name, 2)
+    swapped = replace(dataset, valid=other, test=other)
+    first, second = (train(chosen.build(), each, chosen.run, config=chosen) for each in (dataset, swapped))
+    assert lists(first) == lists(second)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_run_recommends_the_same_and_nothing_that_was_seen(name: str, tmp_path: Path) -> None:
+    chosen = config(name, 2)
+    dataset = data()
+    result = train(chosen.build(), dataset, chosen.run, config=chosen, output=tmp_path / "run")
+    opened, _ = open_run(tmp_path / "run", data=None)
+    assert lists(opened) == lists(result)
+    assert opened.evaluate("test") == json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    users = torch.arange(dataset.n_users)
+    recommended, _ = opened.recommender.recommend(users, 10)
+    for user in range(0, dataset.n_users, 7):
+        own = dataset.train.items[dataset.train.offsets[user] : dataset.train.offsets[user + 1]]
+        assert not set(recommended[user].tolist()) & set(own.tolist())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_resumed_run_is_the_run_without_a_break(name: str, tmp_path: Path) -> None:
+    from perfedrec.experiment.run import latest_checkpoint
+
+    short, long = (config(name, rounds, "run.evaluate_every=1") for rounds in (2, 4))
+    train(short.build(), data(), short.run, config=short, output=tmp_path / "run")
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    resumed = train(long.build(), data(), long.run, config=long, output=tmp_path / "run", resume=checkpoint)
+    assert lists(resumed) == lists(train(long.build(), data(), long.run, config=long))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_name_their_paper(name: str) -> None:
+    text = (METHODS[name].__doc__ or "") + (__import__(METHODS[name].__module__, fromlist=["_"]).__doc__ or "")
+    assert name == "popularity" or any(str(year) in text for year in range(1994, 2027))
