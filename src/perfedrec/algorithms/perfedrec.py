@@ -28,6 +28,7 @@ from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, fold_in, normal, uniform
 from perfedrec.core.sampling import choose, ranks
+from perfedrec.core.settings import Settings
 from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, distinct, from_fixed
 from perfedrec.nn import losses
 from perfedrec.nn.optim import adam
@@ -99,10 +100,11 @@ class Memory:
 class PerFedRec:
     """The algorithm as pure functions over explicit state; see :class:`perfedrec.core.types.Algorithm`."""
 
-    Options: ClassVar[type[PerFedRecSettings]] = PerFedRecSettings
+    Options: ClassVar[type[Settings]] = PerFedRecSettings
 
     def __init__(self, settings: PerFedRecSettings | None = None) -> None:
-        self.settings = settings or self.Options()
+        self.settings = settings or PerFedRecSettings()
+        self.options: Settings = getattr(self, "options", self.settings)
         self.network = Network(self.settings.model, self.settings.client)
         # Neighbour sums are layers of LightGCN; the spectral form has none.
         model = self.settings.model

@@ -164,7 +164,8 @@ def config_type(algorithm: str) -> type[Config]:
 
 def config_of(algorithm: Any, run: RunSettings) -> Config:
     """The configuration of an algorithm that was built without one."""
-    kind, settings, options = config_type(name_of(algorithm)), algorithm.settings, type(algorithm).Options
+    options = type(algorithm).Options
+    kind, settings = config_type(name_of(algorithm)), getattr(algorithm, "options", algorithm.settings)
     if _sectioned(options):
         sections = {name: getattr(settings, name) for name in options.model_fields}
         return kind(algorithm=name_of(algorithm), run=run, **sections)

@@ -10,8 +10,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from perfedrec.algorithms.fedgnn import FedGNN
+from perfedrec.algorithms.fedmf import FedMF
+from perfedrec.algorithms.fedncf import FedNCF
+from perfedrec.algorithms.fedrap import FedRAP
+from perfedrec.algorithms.gpfedrec import GPFedRec
 from perfedrec.algorithms.perfedrec import PerFedRec
 from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
+from perfedrec.algorithms.pfedrec import PFedRec
 from perfedrec.centralised.direct_au import DirectAU
 from perfedrec.centralised.item_knn import ItemKNN
 from perfedrec.centralised.lightgcn import LightGCN
@@ -42,6 +48,12 @@ METHODS: dict[str, type[Any]] = {
     "simgcl": SimGCL,
     "xsimgcl": XSimGCL,
     "direct_au": DirectAU,
+    "fedmf": FedMF,
+    "fedncf": FedNCF,
+    "fedgnn": FedGNN,
+    "pfedrec": PFedRec,
+    "gpfedrec": GPFedRec,
+    "fedrap": FedRAP,
     "perfedrec": PerFedRec,
     "perfedrec_pp": PerFedRecPP,
 }

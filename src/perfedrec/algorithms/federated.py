@@ -1,0 +1,321 @@
+"""Federated methods with one shared item table: the whole protocol, to which a method adds its own score.
+
+A method of this kind is a subclass that says what a client keeps (:meth:`Federated.init_private`), what network all
+share (:meth:`Federated.init_dense`), and how a pair is scored (:meth:`Federated.logits` and
+:meth:`Federated.all_scores`). Protection, selection, secure sums, accounting and server steps are here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from perfedrec.algorithms.parts import Moments, sparse_step
+from perfedrec.algorithms.settings import SelectionSettings, ServerSettings
+from perfedrec.core.keys import Key, bits, fold_in, normal, uniform
+from perfedrec.core.sampling import choose
+from perfedrec.core.settings import Settings
+from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, from_fixed
+from perfedrec.nn.losses import softplus
+from perfedrec.nn.optim import adam
+from perfedrec.nn.segments import segment_sum
+from perfedrec.privacy import uploads
+from perfedrec.privacy.labels import label
+from perfedrec.privacy.ledger import Release
+from perfedrec.privacy.mechanisms import compose, mechanisms_of
+from perfedrec.privacy.settings import PrivacySettings
+from perfedrec.privacy.uploads import protect
+
+
+class TableSettings(Settings):
+    """The shared table."""
+
+    embedding_dim: int = Field(64, ge=1, description="d, the length of item vectors")
+    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
+
+
+class LocalSettings(Settings):
+    """The clients' local training."""
+
+    learning_rate: float = Field(10.0, gt=0, description="step of the item rows (SGD on the sum over labels)")
+    user_learning_rate: float = Field(0.02, ge=0, description="step of what the client keeps (Adam, its state stays)")
+    dense_learning_rate: float = Field(
+        0.1, ge=0, description="step of a shared network (SGD on the mean over a client's labels)"
+    )
+    local_steps: int = Field(2, ge=1, description="E, local steps a round")
+
+
+class FederatedSettings(Settings):
+    """Options of every method of this kind."""
+
+    model: TableSettings = TableSettings()
+    client: LocalSettings = LocalSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    server: ServerSettings = ServerSettings()
+    selection: SelectionSettings = SelectionSettings()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The server's state: ``round``, the table ``items`` [m, d] and the shared network's weights ``dense`` [D], with
+    their optimisers' moments; further fields belong to methods that need them."""
+
+    round: int
+    n_users: int
+    items: Tensor
+    items_moments: Moments | None = None
+    dense: Tensor | None = None
+    dense_moments: Moments | None = None
+
+
+@dataclass(frozen=True)
+class Download:
+    """What clients receive: the table [m, d] and the shared network's weights [D]."""
+
+    items: Tensor
+    dense: Tensor | None = None
+
+    def download_bytes(self) -> int:
+        """Bytes that one client receives."""
+        return 4 * (self.items.numel() + (0 if self.dense is None else self.dense.numel()))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What never leaves a client: its ``private`` parameters [B, p] with Adam's moments and ``steps`` [B], the offsets
+    ``rows`` [R, d] of its own item rows as it left them, the last ``loss`` [B], a ``secret`` word [B] that sticky
+    decoys follow from, and in how many rounds it was ``taken`` [B]."""
+
+    private: Tensor
+    first: Tensor
+    second: Tensor
+    steps: Tensor
+    loss: Tensor
+    secret: Tensor
+    taken: Tensor
+    rows: Tensor = field(metadata={"per": "row"})
+
+
+class Federated:
+    """Local training of private parameters, item rows and a shared network on binary cross-entropy, one negative for
+    each label; averages of the protected changes are the server's steps."""
+
+    Options: ClassVar[type[FederatedSettings]] = FederatedSettings
+
+    def __init__(self, settings: FederatedSettings | None = None) -> None:
+        self.settings: Any = settings or self.Options()
+
+    # --- what a method says ---
+
+    def n_private(self) -> int:
+        """p, how many parameters a client keeps."""
+        return int(self.settings.model.embedding_dim)
+
+    def init_private(self, keys: Tensor) -> Tensor:
+        """[B, p] a client's first private parameters, by its own of the ``keys`` [B]."""
+        scale: float = self.settings.model.init_scale
+        return normal(keys, self.n_private()) * scale
+
+    def init_dense(self, key: Key) -> Tensor | None:
+        """[D] first weights of the shared network, ``None`` where there is none."""
+        return None
+
+    def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
+        """[T] scores of pairs: of the clients ``segments`` [T], which have ``private`` [B, p] and ``dense`` [B, D],
+        with item ``rows`` [T, d]."""
+        raise NotImplementedError
+
+    def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
+        """[B, m] scores of all ``items`` [m, d], with the shared ``dense`` [D]."""
+        raise NotImplementedError
+
+    def penalty(self, view: Any, rows: Tensor, items: Tensor, segments: Tensor, memory: Kept) -> Tensor | None:
+        """[B] what is added to a client's loss for its item ``rows`` [T, d] of ``items`` [T]."""
+        return None
+
+    def table_rows(self, view: Any, items: Tensor, segments: Tensor) -> Tensor:
+        """[T, d] the rows of ``items`` [T] that the clients ``segments`` [T] start from."""
+        rows: Tensor = view.items.index_select(0, items)
+        return rows
+
+    def begins(self, memory: Kept, positions: Tensor, delta: Tensor) -> Tensor:
+        """[T, d] offsets that local training starts with; ``positions`` [P] of the first rows among a client's own, -1
+        for those of others."""
+        return delta
+
+    def keeps(self, begun: Tensor, delta: Tensor) -> Tensor:
+        """[T, d] what a client keeps of its rows, from the offsets before and after local training."""
+        return delta
+
+    # --- the server's side ---
+
+    @property
+    def sums(self) -> bool:
+        return bool(self.settings.privacy.sums)
+
+    @property
+    def dense_uploads(self) -> bool:
+        return self.sums
+
+    @property
+    def prelude(self) -> list[str]:
+        return []
+
+    def init(self, spec: Spec, key: Key) -> Any:
+        model, adaptive = self.settings.model, self.settings.server.optimizer != "fedavg"
+        every = torch.arange(spec.n_items, device=spec.item_degrees.device)
+        items = normal(key.fold("items").spread(every), model.embedding_dim) * model.init_scale
+        dense = self.init_dense(key.fold("dense"))
+        return Shared(
+            round=0,
+            n_users=spec.n_users,
+            items=items,
+            items_moments=Moments.zeros(items) if adaptive else None,
+            dense=None if dense is None else dense.to(items.device),
+            dense_moments=Moments.zeros(dense.to(items.device)) if adaptive and dense is not None else None,
+        )
+
+    def releases(self, rounds: int, n_users: int) -> list[Release]:
+        """Everything that a run of so many rounds lets out of the clients, for the ledger."""
+        selection = self.settings.selection
+        cap = rounds if selection.max_participations is None else min(rounds, selection.max_participations)
+        rate = min(1.0, selection.n_clients_per_round / n_users)
+        guarantee = compose(mechanisms_of(self.settings.privacy, "train"))
+        return [Release("training", rounds, guarantee, cap, selection.sampling, rate)]
+
+    def n_groups(self, state: Any) -> int:
+        return 1
+
+    def groups(self, state: Any, users: Tensor) -> Tensor:
+        return torch.zeros_like(users)
+
+    def plan(self, state: Any, key: Key) -> Plan:
+        size, device = self.settings.selection.n_clients_per_round, state.items.device
+        if self.settings.selection.sampling == "poisson":
+            everyone = torch.arange(state.n_users, device=device)
+            return Plan("train", everyone[uniform(key.spread(everyone), 1).squeeze(1) < size / state.n_users])
+        return Plan("train", choose(state.n_users, size, key).to(device))
+
+    def view(self, state: Any, users: Tensor) -> Any:
+        return Download(state.items, state.dense)
+
+    def release(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
+        return uploads.released(aggregate, self.settings.privacy, phase, asked, key)
+
+    def given_up(self, phase: str, clients: int, asked: int) -> bool:
+        return uploads.given_up(clients, self.settings.privacy, phase, asked)
+
+    def server(self, state: Any, phase: str, aggregate: Aggregate, key: Key) -> Any:
+        if aggregate.clients:
+            settings, weight = self.settings, from_fixed(aggregate.weights).sum()
+            if self.sums:  # what is expected: counts are not released
+                weight = torch.tensor(float(min(settings.selection.n_clients_per_round, state.n_users)))
+            touched, change = self._summed(aggregate)
+            sparse_step(settings.server, state.items, state.items_moments, touched, change / weight)
+            if aggregate.dense is not None and state.dense is not None:
+                every = torch.arange(state.dense.numel(), device=state.dense.device)
+                mean = from_fixed(aggregate.dense) / weight
+                sparse_step(settings.server, state.dense, state.dense_moments, every, mean)
+        return replace(state, round=state.round + 1)
+
+    def _summed(self, aggregate: Aggregate) -> tuple[Tensor, Tensor]:
+        """Touched items [r] and the sums [r, d] of the changes of their rows."""
+        return aggregate.keys, from_fixed(aggregate.sums)
+
+    # --- the client's side ---
+
+    def init_memory(self, rows: Rows, key: Key) -> Kept:
+        private, n = self.init_private(key.fold("vectors").spread(rows.users)), rows.n_users
+        device, whole = rows.users.device, {"dtype": torch.int64, "device": rows.users.device}
+        return Kept(
+            private=private,
+            first=torch.zeros_like(private),
+            second=torch.zeros_like(private),
+            steps=torch.zeros(n, **whole),  # type: ignore[call-overload]
+            loss=torch.zeros(n, device=device),
+            secret=bits(key.fold("secret").spread(rows.users), 1).squeeze(1),
+            taken=torch.zeros(n, **whole),  # type: ignore[call-overload]
+            rows=torch.zeros(rows.items.numel(), self.settings.model.embedding_dim, device=device),
+        )
+
+    def client(self, phase: str, view: Any, rows: Rows, memory: Kept, key: Key) -> tuple[Contribution, Kept]:
+        client, privacy, cap = self.settings.client, self.settings.privacy, self.settings.selection.max_participations
+        labels = label(rows, view.items.shape[0], privacy, None, key.fold("labels"), memory.secret)
+        labelled, n_labelled = labels.rows, labels.rows.items.numel()
+        items, segments = torch.cat([labelled.items, labels.negatives]), torch.cat([labelled.segments, labels.owners])
+        base = self.table_rows(view, items, segments)
+        delta = begun = self.begins(memory, labels.positions, torch.zeros_like(base))
+        dense = None if view.dense is None else view.dense.repeat(rows.n_users, 1)
+        signs = torch.cat([base.new_full((n_labelled,), -1.0), base.new_ones(items.numel() - n_labelled)])
+        loss = base.new_zeros(rows.n_users)
+        for _ in range(client.local_steps):
+            leaves = [
+                each.detach().requires_grad_() for each in (memory.private, base + delta, dense) if each is not None
+            ]
+            scores = self.logits(leaves[0], leaves[1], segments, leaves[2] if dense is not None else None)
+            order = segments.argsort(stable=True)
+            loss = segment_sum(softplus(signs * scores)[order], segments[order], rows.n_users)
+            extra = self.penalty(view, leaves[1], items, segments, memory)
+            gradients = torch.autograd.grad((loss if extra is None else loss + extra).sum(), leaves)
+            step, first, second, steps = adam(
+                gradients[0],
+                memory.first,
+                memory.second,
+                memory.steps,
+                client.user_learning_rate,
+                (0.9, 0.999),
+                1e-8,
+            )
+            memory = replace(memory, private=memory.private + step, first=first, second=second, steps=steps)
+            delta = delta - client.learning_rate * gradients[1]
+            if dense is not None:
+                dense = dense - client.dense_learning_rate * gradients[2] / labelled.counts.clamp(min=1)[:, None]
+        real = (labels.positions >= 0).nonzero().squeeze(1)
+        memory = replace(
+            memory,
+            loss=loss.detach() / labelled.counts.clamp(min=1),
+            rows=memory.rows.index_copy(0, labels.positions[real], self.keeps(begun, delta)[real]),
+            taken=memory.taken + 1,
+        )
+        change = None if dense is None or view.dense is None else dense - view.dense
+        delta = delta - begun
+        if cap is not None:  # a client that has had its share of rounds hands over zeros
+            active = (memory.taken <= cap).to(delta.dtype)[:, None]
+            delta, change = delta * active[segments], None if change is None else change * active
+        noise, dense_noise = key.fold("noise").spread(rows.users), key.fold("dense noise").spread(rows.users)
+        contribution = Contribution(
+            users=rows.users,
+            groups=self.contributes_to(view, rows, memory),
+            weights=torch.ones(rows.n_users, device=delta.device),
+            segments=segments,
+            items=items,
+            deltas=protect(delta, privacy, fold_in(noise[segments], items)),
+            dense=None if change is None else protect(change, privacy, dense_noise),
+            reports=self.report(view, rows, memory, key),
+        )
+        return uploads.bounded(contribution, privacy, "train"), memory
+
+    def contributes_to(self, view: Any, rows: Rows, memory: Kept) -> Tensor:
+        """[B] the table that each client's changes are summed in."""
+        return torch.zeros_like(rows.users)
+
+    def report(self, view: Any, rows: Rows, memory: Kept, key: Key) -> Tensor | None:
+        """[B, K, d] protected vectors that clients report, for methods that relate users to each other."""
+        return None
+
+    # --- scoring ---
+
+    def serving(self, state: Any) -> Any:
+        return replace(state, items_moments=None, dense_moments=None)
+
+    def scores(self, view: Any, rows: Rows, memory: Kept) -> Tensor:
+        """[B, m] scores of all items."""
+        return self.all_scores(memory.private, view.items, view.dense)
+
+    def explain(self, view: Any, rows: Rows, memory: Kept) -> dict[str, Tensor]:
+        """The scores, as one part."""
+        return {"global": self.scores(view, rows, memory)}

@@ -1,0 +1,62 @@
+"""FedRAP: additive personalisation (Li, Long and Zhou, ICLR 2024)."""
+
+from __future__ import annotations
+
+from math import tanh
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from perfedrec.algorithms.federated import Federated, FederatedSettings, Kept
+from perfedrec.core.settings import Settings
+from perfedrec.nn.segments import dot
+
+
+class AdditiveSettings(Settings):
+    """What is particular to FedRAP."""
+
+    apart: float = Field(0.01, ge=0, description="lambda, weight of keeping personal and shared vectors apart")
+    sparsity: float = Field(0.001, ge=0, description="mu, weight of the L1 norm of the shared vectors")
+    learning_rate: float = Field(0.01, ge=0, description="step of the personal vectors, as a share of the shared ones'")
+    warm_up: float = Field(10.0, gt=0, description="rounds over which both grow, as tanh(participations / warm_up)")
+
+
+class FedRAPSettings(FederatedSettings):
+    """Options of FedRAP."""
+
+    additive: AdditiveSettings = AdditiveSettings()
+
+
+class FedRAP(Federated):
+    """``s_ui = p_u . (c_i + d_ui)``: shared item vectors ``c`` plus a client's own ``d_u``, which never leave it, with
+    ``- lambda ||d_u - c||^2 + mu |c|_1`` (equation 4), both growing from 0 (section 3.3).
+
+    Departs from the paper: ``d_u`` exists for a client's own items alone, because a table for each user does not fit a
+    phone; it explains what the user has seen, and so shapes ``c`` and ``p_u``. Only the shared part is averaged.
+    """
+
+    Options = FedRAPSettings
+
+    def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
+        return dot(private[segments], rows)
+
+    def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
+        return private @ items.T
+
+    def begins(self, memory: Kept, positions: Tensor, delta: Tensor) -> Tensor:
+        own = (positions >= 0).nonzero().squeeze(1)
+        return delta.index_copy(0, own, memory.rows[positions[own]])
+
+    def keeps(self, begun: Tensor, delta: Tensor) -> Tensor:
+        kept: Tensor = begun + self.settings.additive.learning_rate * (delta - begun)
+        return kept
+
+    def penalty(self, view: Any, rows: Tensor, items: Tensor, segments: Tensor, memory: Kept) -> Tensor:
+        options, n = self.settings.additive, memory.private.shape[0]
+        growth = torch.tensor([tanh(each / options.warm_up) for each in memory.taken.tolist()], device=rows.device)
+        shared = torch.index_select(view.items, 0, items)
+        personal = rows - shared
+        each = options.sparsity * rows.abs().sum(1) - options.apart * (personal - shared).square().sum(1).clamp(max=1.0)
+        return growth * rows.new_zeros(n).index_add(0, segments, each)
