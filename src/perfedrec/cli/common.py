@@ -1,0 +1,75 @@
+"""What the commands share: the console, options, one line for an error, and tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from perfedrec.core.errors import PerfedrecError
+
+console = Console()
+
+Profile = Annotated[
+    str | None, typer.Option("--privacy", help="privacy profile: paper, secure or private (see docs/privacy.md)")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="recommended (the default), paper (the published hyper-parameters), or a method's (its default)"),
+]
+Algorithm = Annotated[
+    str | None, typer.Option("--algorithm", help="a method (see perfedrec config list), or file.py:Class for your own")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+RunFolder = Annotated[Path, typer.Option("--run", help="folder of a finished run")]
+Moved = Annotated[str | None, typer.Option("--data", help="where the data lies now, if it has moved since")]
+Format = Annotated[str, typer.Option(help="format of the files; auto detects it from their content")]
+Columns = Annotated[str, typer.Option(help="where columns are, as user=customer,item=2,rating=stars,timestamp=4")]
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Errors that a person can act on become one line and an exit code."""
+    try:
+        yield
+    except PerfedrecError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+def reporter(quiet: bool, as_json: bool) -> Any:
+    from perfedrec.experiment import progress
+
+    if quiet:
+        return progress.Quiet()
+    if as_json:
+        return progress.JsonLines()
+    return progress.Bar() if sys.stderr.isatty() else progress.Lines()
+
+
+def print_data(dataset: Any) -> None:
+    train = dataset.train
+    console.print(
+        f"[bold]{dataset.name}[/bold]: {train.n_users} users, {train.n_items} items, "
+        f"{train.n_interactions} interactions",
+        soft_wrap=True,
+    )
+    for line in dataset.notes.lines():
+        console.print(Padding(Text(line), (0, 0, 0, 2)))
+
+
+def print_privacy(block: dict[str, Any]) -> None:
+    from perfedrec.privacy.report import lines
+
+    table = Table("privacy", "", show_header=False, title="privacy", title_justify="left", box=None)
+    for name, text in lines(block):
+        table.add_row(f"[bold]{name}[/bold]", Text(text))
+    console.print(table)

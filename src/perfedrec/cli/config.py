@@ -1,0 +1,64 @@
+"""perfedrec config: presets, options and configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from perfedrec.cli.common import Algorithm, console, one_line
+
+app = typer.Typer(help="Show presets, options and configurations.", no_args_is_help=True)
+
+
+@app.command("list")
+def config_list() -> None:
+    """Methods, presets, privacy profiles, and the parts that --without switches off."""
+    from perfedrec.experiment import config as configuration
+    from perfedrec.experiment.methods import METHODS
+
+    console.print("methods: " + ", ".join(METHODS))
+    console.print("presets: " + ", ".join(configuration.presets()))
+    console.print("privacy profiles: " + ", ".join(configuration.presets("profiles")))
+    table = Table("--without", "sets")
+    for part, changes in configuration.ABLATIONS.items():
+        table.add_row(part, ", ".join(f"{key}={'off' if value is None else value}" for key, value in changes.items()))
+    console.print(table)
+
+
+@app.command("keys")
+def config_keys(algorithm: Algorithm = None) -> None:
+    """Every option of a method with its default and what it does.
+
+    [bold]perfedrec config keys --algorithm lightgcn[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment import config as configuration
+
+        kind = configuration.config_type(algorithm or configuration.DEFAULT)
+        table = Table("key", "default", "description")
+        for key, field in configuration.keys(kind).items():
+            table.add_row(key, str(field.default), field.description)
+        console.print(table)
+
+
+@app.command("show")
+def config_show(what: Annotated[str, typer.Argument(help="a preset, a run folder or a TOML file")]) -> None:
+    """A whole configuration as TOML.
+
+    [bold]perfedrec config show paper > mine.toml[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment import config as configuration
+        from perfedrec.experiment.run import read_config
+
+        path = Path(what)
+        if what not in configuration.presets() and path.is_dir():
+            resolved = read_config(path)
+        elif what not in configuration.presets() and path.is_file():
+            resolved = configuration.load(None, path)
+        else:
+            resolved = configuration.load(what)
+        print(resolved.to_toml(), end="")

@@ -1,0 +1,102 @@
+"""perfedrec data: look at, prepare and download interaction data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from perfedrec.cli.common import AsJson, Columns, Format, console, one_line, print_data
+
+app = typer.Typer(help="Look at, prepare and download interaction data.", no_args_is_help=True)
+
+
+@app.command("info")
+def data_info(
+    file: Annotated[str, typer.Argument(help="a file of interactions, or synthetic:users=..,items=..")],
+    format: Format = "auto",
+    columns: Columns = "",
+    as_json: AsJson = False,
+) -> None:
+    """Users, items, density, degree distribution and time range of a file.
+
+    [bold]perfedrec data info ratings.csv[/bold]
+    """
+    with one_line():
+        from perfedrec.data import Interactions, describe, load, parse_columns
+
+        path = Path(file)
+        if file.startswith("synthetic:") or path.is_dir():
+            facts = describe(load(file, format=format, columns=parse_columns(columns)).train)
+        else:
+            facts = describe(Interactions.from_file(path, format=format, columns=parse_columns(columns)))
+        if as_json:
+            print(json.dumps(facts, default=str))
+            return
+        table = Table("figure", "value", title=file)
+        for name, value in flat(facts):
+            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
+        console.print(table)
+
+
+@app.command("prepare")
+def data_prepare(
+    source: Annotated[str, typer.Argument(help="file, folder, or synthetic:users=..,items=..")],
+    output: Annotated[Path, typer.Option(help="new folder for train, valid and test")],
+    format: Format = "auto",
+    columns: Columns = "",
+    min_rating: Annotated[float | None, typer.Option(help="ratings below this are no interaction")] = None,
+    k_core: Annotated[int, typer.Option(help="drop users and items with fewer interactions, repeatedly")] = 0,
+    split: Annotated[str, typer.Option(help="leave-one-out or ratio")] = "leave-one-out",
+    order: Annotated[str, typer.Option(help="auto, time or random")] = "auto",
+    seed: Annotated[int, typer.Option(help="seed of a random split")] = 0,
+) -> None:
+    """Filter and split interactions, and write them as a data set of their own.
+
+    [bold]perfedrec data prepare ratings.csv --min-rating 4 --k-core 5 --output prepared[/bold]
+    """
+    with one_line():
+        from perfedrec.data import load, parse_columns, write
+
+        dataset = load(
+            source,
+            format=format,
+            columns=parse_columns(columns),
+            min_rating=min_rating,
+            k_core=k_core,
+            split_how=split,
+            order=order,
+            seed=seed,
+        )
+        write(dataset, output)
+        print_data(dataset)
+        console.print(f"written to {output}", soft_wrap=True)
+
+
+@app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="ml-100k, ml-1m, ...")],
+    output: Annotated[Path, typer.Option(help="folder to unpack into")] = Path("data"),
+) -> None:
+    """Download a public data set, check it, and show its licence.
+
+    [bold]perfedrec data fetch ml-100k --output data[/bold]
+    """
+    with one_line():
+        from perfedrec.data import SOURCES, fetch
+
+        folder = fetch(name, output)
+        console.print(SOURCES[name].licence)
+        console.print(f"unpacked in {folder}", soft_wrap=True)
+
+
+def flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name} ")
+        else:
+            yield prefix + name, value
