@@ -1,0 +1,87 @@
+"""Users in a file play the rounds of users in memory: the same tables and memories, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from tests.parity import federation
+from tests.parity.federation import LAYOUT, N_ITEMS, PROTECTED, UNEQUAL, Twins, population, settings
+from tests.parity.grid import MemoryGrid
+from tests.parity.test_rounds import SPECTRAL, SUMS
+
+from perfedrec.runtimes.flower import client_app
+from perfedrec.runtimes.node import Store
+
+SECRET = bytes(range(32))
+
+
+def stored(path: Path, users: torch.Tensor, attributes: bool = False) -> Store:
+    """The node of ``users`` [h] of the small world, in a file; user 7 is called "u7"."""
+    whole = population(attributes)
+    rows, _ = whole.rows(users)
+    owners = users[rows.segments].tolist()
+    frame = pl.DataFrame({"user": [f"u{each}" for each in owners], "item": rows.items.numpy()})
+    store = Store.make(path, np.arange(N_ITEMS), SECRET)
+    store.take(frame.sample(fraction=1.0, shuffle=True, seed=1), identities={f"u{each}": each for each in owners})
+    if rows.attributes is not None:
+        store.set_attributes(
+            {f"u{each}": row.tolist() for each, row in zip(users.tolist(), rows.attributes, strict=True)}
+        )
+    return store
+
+
+def twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: bool = False, **parts: Any) -> Twins:
+    """The simulator beside nodes with files."""
+    stores = {}
+    for number, users in enumerate(Twins(settings(), UNEQUAL).hosts.values()):
+        stores[100 + number] = stored(tmp_path / f"{number}.node", users, attributes)
+    algorithm = Twins(settings(**parts), UNEQUAL, attributes=attributes).algorithm
+    (seed,) = {each.join(algorithm, "a run") for each in stores.values()}
+    monkeypatch.setattr(federation, "SEED", seed)
+    found = Twins(settings(**parts), UNEQUAL, attributes=attributes)
+    found.nodes = stores  # type: ignore[assignment]
+    found.grid = MemoryGrid({node: client_app(found.algorithm, each, LAYOUT, seed) for node, each in stores.items()})
+    for node, users in found.hosts.items():
+        assert torch.equal(stores[node].everyone(), users)
+        assert torch.equal(stores[node].offsets, stores[node].rows(users)[0].offsets)
+    return found
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"privacy": PROTECTED | {"sticky": True}, "personal": {"learned": True}},
+        SPECTRAL | {"privacy": PROTECTED},
+        {"pretraining": SUMS, "privacy": {"aggregation": "secure", "norm": "l2", "clip": 0.5}},
+    ],
+    ids=["protected, learned mix", "spectral", "sums"],
+)
+def test_files_play_the_rounds_of_the_simulator(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = twins(tmp_path, monkeypatch, **parts)
+    for _ in range(8):
+        both.simulate()
+        both.play()
+        assert both.difference() == 0.0
+    for node in both.nodes.values():  # and from the file alone
+        node.close()
+    both.nodes = {node: Store.open(tmp_path / f"{node - 100}.node") for node in both.nodes}  # type: ignore[misc]
+    for node in both.nodes.values():
+        node.join(both.algorithm, "a run")
+    assert both.difference() == 0.0
+    assert float(both.flower.items.abs().max()) > 0
+    assert any(float(node.recall(node.everyone(), None).taken.max()) > 1 for node in both.nodes.values())
+
+
+def test_attributes_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = twins(tmp_path, monkeypatch, attributes=True, model={"attributes": True})
+    for _ in range(4):
+        both.simulate()
+        both.play()
+        assert both.difference() < 1e-5

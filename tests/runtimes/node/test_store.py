@@ -1,0 +1,223 @@
+"""What a node's file takes in, gives back, and refuses."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from perfedrec.core.errors import DataError, PerfedrecError
+from perfedrec.core.keys import Key, uniform
+from perfedrec.core.types import Rows
+from perfedrec.runtimes.node import RoundError, Store, StoreError
+
+ITEMS = np.array(["tea", "milk", "007", "7", "bread", "jam"], dtype=object)
+
+
+@dataclass(frozen=True)
+class Notes:
+    """A memory with all layouts: numbers, vectors, an empty tensor, and a vector for each interaction."""
+
+    count: Tensor
+    vector: Tensor
+    nothing: Tensor
+    each: Tensor = field(metadata={"per": "row"})
+
+
+class Keeper:
+    """The one part of an algorithm that a store needs."""
+
+    def init_memory(self, rows: Rows, key: Key) -> Notes:
+        return Notes(
+            count=torch.zeros(rows.n_users, dtype=torch.int64),
+            vector=uniform(key.spread(rows.users), 3),
+            nothing=torch.zeros(rows.n_users, 0, 3),
+            each=torch.full((rows.items.numel(), 2), -1.0),
+        )
+
+
+KEEPER: Any = Keeper()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.make(tmp_path / "home.node", ITEMS) as made:
+        frame = pl.DataFrame({"user": ["ann", "bob", "ann", "bob", "ann"], "item": ["jam", "7", "tea", "007", "tea"]})
+        assert made.take(frame, identities={"bob": 9, "ann": 30}) == (2, 4, 0)
+        yield made
+
+
+def again(store: Store) -> Store:
+    store.close()
+    return Store.open(store.path)
+
+
+def test_rows_are_those_of_the_users_asked_in_their_order(store: Store) -> None:
+    assert store.everyone().tolist() == [9, 30]
+    rows, _ = store.rows(torch.tensor([30, 9]))
+    assert rows.users.tolist() == [30, 9]
+    assert rows.offsets.tolist() == [0, 2, 4]
+    assert rows.items.tolist() == [0, 5, 2, 3]  # "007" and "7" are two items
+    assert rows.segments.tolist() == [0, 0, 1, 1]
+    assert store.offsets.tolist() == [0, 2, 4]
+    with pytest.raises(PerfedrecError, match="does not host; it hosts 2"):
+        store.rows(torch.tensor([9, 10]))
+
+
+def test_taking_in_is_all_or_nothing_and_can_be_repeated(store: Store) -> None:
+    frame = pl.DataFrame({"user": ["bob", "eve", "bob"], "item": ["jam", "tea", "gin"]})
+    with pytest.raises(DataError, match=r"1 of 3 interactions .*'gin'.*--skip-unknown"):
+        store.take(frame)
+    assert store.rows(store.everyone())[0].items.tolist() == [2, 3, 0, 5]
+    assert store.take(frame, skip_unknown=True) == (1, 2, 1)
+    assert store.take(frame, skip_unknown=True) == (0, 0, 1)
+    assert store.unregistered() == ["eve"]
+    assert store.everyone().tolist() == [9, 30]
+
+
+def test_one_interaction_at_a_time(store: Store) -> None:
+    assert store.add("bob", "bread")
+    assert not store.add("bob", "bread")
+    assert again(store).rows(torch.tensor([9]))[0].items.tolist() == [2, 3, 4]
+    with pytest.raises(DataError, match="unknown item 'gin'"):
+        Store.open(store.path).add("new", "gin")
+    assert Store.open(store.path).unregistered() == []
+
+
+def test_identities_are_given_once_and_to_one_user(store: Store) -> None:
+    store.add("eve", "tea")
+    store.add("zoe", "tea")
+    for wrong, said in (
+        ({"eve": 9}, "another user's"),
+        ({"eve": -1}, "negative"),
+        ({"bob": 8}, "cannot become 8"),
+        ({"eve": 1, "nobody": 2}, "unknown user 'nobody'"),
+    ):
+        with pytest.raises(DataError, match=said):
+            store.register(wrong)
+        assert store.unregistered() == ["eve", "zoe"]
+    store.register({"zoe": 4, "bob": 9})
+    assert store.everyone().tolist() == [4, 9, 30]
+
+
+def test_integer_catalogues_keep_integers(tmp_path: Path) -> None:
+    with Store.make(tmp_path / "a.node", np.array([30, 10, 20])) as store:
+        assert store.item_ids.tolist() == [30, 10, 20]
+        store.take(pl.DataFrame({"user": [1, 2], "item": [20, 30]}), identities={"1": 0, "2": 1})
+        assert store.add("1", "10")
+        assert store.rows(store.everyone())[0].items.tolist() == [1, 2, 0]
+        first = store.catalogue
+    with Store.make(tmp_path / "b.node", np.array([10, 20, 30])) as other:
+        assert other.catalogue != first  # the order counts
+
+
+def test_memories_are_kept_by_user_and_by_item(store: Store) -> None:
+    store.join(KEEPER, "run")
+    both = torch.tensor([30, 9])
+    rows, positions = store.rows(both)
+    start = store.recall(both, positions)
+    assert start.each.tolist() == [[-1.0, -1.0]] * 4
+    store.remember(
+        both,
+        positions,
+        replace(
+            start, count=torch.tensor([3, 4]), vector=start.vector + 1, each=rows.items[:, None].repeat(1, 2) * 1.0
+        ),
+    )
+    store.add("ann", "milk")  # between the two items that were there
+    store.add("bob", "tea")
+    store = again(store)
+    store.join(KEEPER, "run")
+    rows, positions = store.rows(both.flip(0))
+    memory = store.recall(both.flip(0), positions)
+    assert rows.items.tolist() == [0, 2, 3, 0, 1, 5]
+    assert memory.each[:, 0].tolist() == [-1.0, 2.0, 3.0, 0.0, -1.0, 5.0]
+    assert memory.count.tolist() == [4, 3]
+    assert torch.equal(memory.vector, start.vector.flip(0) + 1)
+    assert memory.nothing.shape == (2, 0, 3)
+
+
+def test_memories_of_another_method_are_refused(store: Store) -> None:
+    class Other(Keeper):
+        def init_memory(self, rows: Rows, key: Key) -> Notes:
+            return replace(super().init_memory(rows, key), vector=torch.zeros(rows.n_users, 4))
+
+    everyone = store.everyone()
+    store.join(KEEPER, "run")
+    store.remember(everyone, store.rows(everyone)[1], store.recall(everyone, store.rows(everyone)[1]))
+    store.join(Other(), "run")  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="another method or configuration; vector does not fit"):
+        store.recall(everyone, store.rows(everyone)[1])
+
+
+def counted(store: Store, times: int = 1) -> bytes:
+    """Work: everybody's count goes up; the answer is the new counts."""
+    everyone = store.everyone()
+    _, positions = store.rows(everyone)
+    memory = store.recall(everyone, positions)
+    store.remember(everyone, positions, replace(memory, count=memory.count + times))
+    return bytes(store.recall(everyone, positions).count.tolist())
+
+
+def test_a_round_is_answered_once(store: Store) -> None:
+    store.join(KEEPER, "run")
+    assert store.answer(0, b"tables", lambda: counted(store)) == bytes([1, 1])
+    assert store.answer(3, b"tables", lambda: counted(store)) == bytes([2, 2])
+    store = again(store)
+    store.join(KEEPER, "run")
+    assert store.answer(3, b"tables", lambda: counted(store)) == bytes([2, 2])  # the stored one: nobody worked
+    for number, request, said in ((3, b"others", "with other content"), (2, b"tables", "is past")):
+        with pytest.raises(RoundError, match=said):
+            store.answer(number, request, lambda: counted(store))
+    assert store.answer(4, b"tables", lambda: counted(store) and None) is None
+    with pytest.raises(RoundError, match="not kept"):
+        store.answer(4, b"tables", lambda: counted(store))
+    assert counted(store, 0) == bytes([3, 3])
+
+
+def test_a_round_that_fails_leaves_nothing(store: Store) -> None:
+    store.join(KEEPER, "run")
+
+    def broken() -> bytes:
+        counted(store)
+        raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        store.answer(0, b"tables", broken)
+    assert counted(store, 0) == bytes([0, 0])
+    assert store.answer(0, b"other tables", lambda: counted(store)) == bytes([1, 1])
+
+
+def test_each_run_and_each_node_draws_its_own(store: Store, tmp_path: Path) -> None:
+    first = store.join(KEEPER, "first")
+    counted(store)
+    assert again(store).join(KEEPER, "first") == first
+    store = Store.open(store.path)
+    assert store.join(KEEPER, "second") != first
+    assert counted(store, 0) == bytes([0, 0])  # memories are a run's
+    with pytest.raises(RoundError, match="left the run first"):
+        store.join(KEEPER, "first")
+    with Store.make(tmp_path / "other.node", ITEMS) as other:
+        assert other.join(KEEPER, "first") != first
+
+
+def test_the_file_is_its_owners_alone(store: Store) -> None:
+    store.add("ann", "bread")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in store.path.parent.iterdir()}
+    assert modes == {"home.node": 0o600, "home.node-wal": 0o600, "home.node-shm": 0o600}
+
+
+def test_a_file_is_never_overwritten(store: Store) -> None:
+    before = store.path.read_bytes()
+    with pytest.raises(StoreError, match="exists already"):
+        Store.make(store.path, ITEMS)
+    assert store.path.read_bytes() == before
+    assert len(list(store.path.parent.iterdir())) == 3
