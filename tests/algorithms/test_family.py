@@ -1,6 +1,6 @@
 """The federated baselines: pairs against whole rankings, blocks, bounds, and what they are special cases of."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from perfedrec import configure, load
+from perfedrec.algorithms.fastpfrec import averaged
 from perfedrec.algorithms.federated import Federated
 from perfedrec.algorithms.perfedrec import PerFedRec
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied
-from perfedrec.core.types import block_rows, reduce
+from perfedrec.core.types import FIXED_POINT, Aggregate, block_rows, from_fixed, reduce
 from perfedrec.runtimes.simulator import Simulator
 
 DATA = "synthetic:users=80,items=100,clusters=2,interactions_per_user=10,seed=4"
@@ -49,7 +50,7 @@ def test_pairs_are_scored_as_in_the_ranking(name: str) -> None:
     torch.testing.assert_close(pairs, every[rows.segments, rows.items], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", [*FAMILY, "fastpfrec"])
 @pytest.mark.parametrize("block_size", [1, 7])
 def test_blocks_change_nothing(name: str, block_size: int) -> None:
     whole, parts = simulator(name, 11), simulator(name, 11, block_size=block_size)
@@ -58,10 +59,12 @@ def test_blocks_change_nothing(name: str, block_size: int) -> None:
         torch.testing.assert_close(other, one, rtol=0, atol=1e-4 if name == "fedncf" else 0, msg=key)
 
 
-@pytest.mark.parametrize("name", [*FAMILY, "fedmf", "fedgnn"])
+@pytest.mark.parametrize("name", [*FAMILY, "fedmf", "fedgnn", "fastpfrec"])
 def test_the_bound_holds_for_every_number_that_leaves(name: str) -> None:
     here = simulator(name, 0, "privacy.clip=0.001")
     algorithm, users = here.algorithm, torch.arange(40)
+    for _ in algorithm.prelude:
+        here.play()
     rows, positions = here.population.rows(users)
     sent, _ = algorithm.client(
         "train", algorithm.view(here.state, users), rows, here.population.recall(users, positions), Key(1)
@@ -124,3 +127,45 @@ def test_fedgnn_needs_its_neighbours() -> None:
     with pytest.raises(Exception, match="neighbours"):
         configure("fedgnn", overrides=["model.neighbours=false"])
     assert isinstance(simulator("fedncf").algorithm, Federated)
+
+
+def nodes(changes: list[tuple[int, int, list[float]]], clients: list[int]) -> Aggregate:
+    """Sums by (node, item) of so many clients of each node, for tables of 10 items."""
+    empty = Aggregate.empty(10, len(clients), 2)
+    keys = torch.tensor([node * 10 + item for node, item, _ in changes])
+    sums = torch.tensor([values for *_, values in changes], dtype=torch.float64) * FIXED_POINT
+    weights = torch.tensor(clients, dtype=torch.float64) * FIXED_POINT
+    return replace(empty, clients=sum(clients), keys=keys, sums=sums, weights=weights)
+
+
+def test_nodes_count_alike_and_one_that_stands_out_does_not_count() -> None:
+    """Node means are (2, 0), (0, 2), (2, 2) over sqrt(2) in length and (40, 0); a fifth node has heard nobody."""
+    honest = [(0, 3, [8.0, 0.0]), (1, 4, [0.0, 2.0]), (2, 3, [3.0, 3.0])]
+    result = averaged(nodes([*honest, (3, 7, [40.0, 0.0])], [4, 1, 2, 1, 0]), 3.5)
+    assert result.keys.tolist() == [3, 4]
+    torch.testing.assert_close(from_fixed(result.sums), torch.tensor([[3.5 / 3, 0.5], [0.0, 2 / 3]]))
+    assert from_fixed(result.weights).tolist() == [1.0]
+    everybody = averaged(nodes([*honest, (3, 7, [40.0, 0.0])], [4, 1, 2, 1, 0]), 1e6)
+    assert everybody.keys.tolist() == [3, 4, 7]
+
+
+def test_a_poisoned_node_moves_nothing() -> None:
+    """Clients of one node hand over changes a hundred times as large: the tables are those without the node."""
+    here = simulator("fastpfrec", 0, "nodes.n_nodes=8", "selection.n_clients_per_round=80", "pretraining.kind=none")
+    here.play()
+    algorithm, users = here.algorithm, torch.arange(80)
+    view = algorithm.view(here.state, users)
+    rows, positions = here.population.rows(users)
+    sent, _ = algorithm.client("train", view, rows, here.population.recall(users, positions), Key(1))
+    bad = users[sent.segments] % 8 == 5
+    poisoned = replace(sent, deltas=torch.where(bad[:, None], 100 * sent.deltas, sent.deltas))
+    without = replace(
+        sent, segments=sent.segments[~bad], items=sent.items[~bad], deltas=sent.deltas[~bad],
+        weights=torch.where(users % 8 == 5, 0.0, sent.weights),
+    )  # fmt: skip
+    before, tables = copied(here.state), []
+    for each in (poisoned, without, sent):
+        state = algorithm.server(copied(before), "train", reduce(each, 100, 8), Key(2))
+        tables.append(state.items)
+    torch.testing.assert_close(tables[0], tables[1], rtol=0, atol=1e-6)
+    assert not torch.allclose(tables[1], tables[2], atol=1e-3)

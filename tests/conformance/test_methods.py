@@ -129,6 +129,8 @@ def test_a_resumed_run_is_the_run_without_a_break(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_methods_name_their_paper(name: str) -> None:
-    text = (METHODS[name].__doc__ or "") + (__import__(METHODS[name].__module__, fromlist=["_"]).__doc__ or "")
+def test_methods_name_their_paper_and_what_departs_from_it(name: str) -> None:
+    own = METHODS[name].__doc__ or ""
+    text = own + (__import__(METHODS[name].__module__, fromlist=["_"]).__doc__ or "")
     assert name == "popularity" or any(str(year) in text for year in range(1994, 2027))
+    assert "depart" in own.lower()

@@ -28,7 +28,8 @@ class FedGNN(FedMF):
     matches by item tokens; changes are protected by decoys, clip and Laplace noise.
 
     Departs from the paper: the third party publishes the sum of the neighbours' protected vectors for each item, the
-    same propagation in one vector an item; LightGCN takes the place of graph attention; BPR that of ratings.
+    same propagation in one vector an item, from the first round on; LightGCN takes the place of graph attention; BPR
+    that of ratings; the server's optimiser is an option, SGD in the paper.
     """
 
     Options = FedGNNSettings

@@ -40,8 +40,9 @@ class FedMF(PerFedRec):
     """``s_ui = p_u . q_i``: user vectors stay on the clients, changes of item vectors are averaged. PerFedRec without
     propagation, clusters, personal models or pre-training.
 
-    Departs from the paper: a ranking loss on implicit feedback instead of squared errors on ratings, and secure
-    aggregation (``privacy.aggregation``) in place of homomorphic encryption.
+    Departs from the paper: a ranking loss on implicit feedback instead of squared errors on ratings; cohorts and
+    several local steps instead of every user's gradient in every round; the server's optimiser is an option, SGD in the
+    paper; secure aggregation (``privacy.aggregation``) in place of homomorphic encryption.
     """
 
     Options = FedMFSettings
@@ -55,11 +56,11 @@ class FedMF(PerFedRec):
 
 
 def alone(model: ModelSettings, **shared: Settings) -> PerFedRecSettings:
-    """PerFedRec with one global model and nothing before it."""
+    """PerFedRec with one global model and, unless ``shared`` says so, nothing before it."""
+    parts: dict[str, Settings] = {"pretraining": PretrainingSettings(kind="none"), **shared}
     return PerFedRecSettings(
         model=model,
         clusters=ClusterSettings(n_clusters=0, proportional=False),
         personal=PersonalSettings(local=0.0, cluster=0.0, **{"global": 1.0}),
-        pretraining=PretrainingSettings(kind="none"),
-        **shared,
+        **parts,
     )

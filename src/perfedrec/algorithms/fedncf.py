@@ -18,7 +18,8 @@ class FedNCF(Federated):
     network's weights are shared and averaged.
 
     Departs from the paper: widths 32 and 16 of the hidden layers, no second, multiplicative branch (its variant MLP),
-    no masks (secure aggregation is ``privacy.aggregation``), one negative for each label instead of four.
+    no masks (secure aggregation is ``privacy.aggregation``), one negative for each label instead of four; the server's
+    optimiser is an option, FedAvg in the paper.
     """
 
     @property

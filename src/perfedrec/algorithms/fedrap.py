@@ -34,7 +34,8 @@ class FedRAP(Federated):
     ``- lambda ||d_u - c||^2 + mu |c|_1`` (equation 4), both growing from 0 (section 3.3).
 
     Departs from the paper: ``d_u`` exists for a client's own items alone, because a table for each user does not fit a
-    phone; it explains what the user has seen, and so shapes ``c`` and ``p_u``. Only the shared part is averaged.
+    phone; it explains what the user has seen, and so shapes ``c`` and ``p_u``. ``||d_u - c||^2`` counts up to 1 for an
+    item, or nothing would bound it; the server's optimiser is an option, FedAvg in the paper; one negative a label.
     """
 
     Options = FedRAPSettings

@@ -76,7 +76,8 @@ class GPFedRec(PFedRec):
 
     Departs from the paper: the similarity of two users goes through ``K`` landmarks, ``sim(u, v) ~ sum_k a_uk a_vk``
     (Nystroem), so that the server holds K tables instead of n, and uploads can be summed; users are compared by the
-    mean of their items' protected vectors instead of whole tables; score functions are linear.
+    mean of their items' protected vectors instead of whole tables; score functions are linear; the server's optimiser
+    is an option.
     """
 
     Options = GPFedRecSettings

@@ -98,7 +98,13 @@ class Memory:
 
 
 class PerFedRec:
-    """The algorithm as pure functions over explicit state; see :class:`perfedrec.core.types.Algorithm`."""
+    """PerFedRec (Luo, Xiao and Song, CIKM 2022) as pure functions over explicit state; see
+    :class:`perfedrec.core.types.Algorithm`.
+
+    Departs from the paper: users of a cluster are selected at random, in proportion to its size; the cluster models are
+    offsets from the global one; models are mixed by their scores; a client has its items' neighbour sums instead of the
+    neighbours; attributes are an option; the server's optimiser is an option, FedAvg in the paper.
+    """
 
     Options: ClassVar[type[Settings]] = PerFedRecSettings
 

@@ -33,7 +33,12 @@ TRUSTED = 2.0
 
 
 class PerFedRecPP(PerFedRec):
-    """PerFedRec with the phases of pre-training in its prelude."""
+    """PerFedRec++ (Luo et al., TIST 2024): PerFedRec with the phases of pre-training in its prelude.
+
+    Departs from the paper, besides what PerFedRec does: contrastive pre-training has two independently protected graphs
+    and no raw edge, and starts from small vectors; spectral pre-training, and a mix with the model that it ends with,
+    are ours.
+    """
 
     @property
     def joins(self) -> bool:

@@ -23,7 +23,8 @@ class DirectAUSettings(LightGCNSettings):
 class DirectAU(LightGCN):
     """``alignment + gamma (uniformity of users + of items) / 2`` of unit vectors (equations 6 to 8), no negatives.
 
-    Departs from the paper: the encoder is LightGCN, one of its two, and Adam has no decay but ``l2``.
+    Departs from the paper: the encoder is LightGCN, one of its two, and Adam has no decay but ``l2`` on the vectors of
+    a batch.
     """
 
     Options = DirectAUSettings

@@ -19,7 +19,7 @@ class LightGCNSettings(VectorSettings):
 class LightGCN(VectorMethod):
     """Vectors are means over the layers of a propagation without weights (equations 3 to 5), trained on BPR.
 
-    Departs from the paper: nothing but the sampling of negatives, which are distinct within a user and an epoch.
+    Departs from the paper in nothing but the sampling of negatives, which are distinct within a user and an epoch.
     """
 
     Options = LightGCNSettings

@@ -11,7 +11,8 @@ from perfedrec.centralised.vectors import Batch, VectorMethod, bpr
 class MF(VectorMethod):
     """``score_ui = p_u . q_i``, trained on BPR.
 
-    Departs from the paper: Adam instead of SGD, and no item biases.
+    Departs from the paper: Adam instead of SGD; epochs over all interactions instead of a bootstrap of triples;
+    negatives that are distinct within a user and an epoch; no item biases.
     """
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:

@@ -22,7 +22,10 @@ class SimGCLSettings(LightGCNSettings):
 
 class SimGCL(LightGCN):
     """LightGCN with InfoNCE between two propagations with noise in every layer (equation 7); layer 0 is left out of the
-    means. Departs from the paper in nothing that we know of."""
+    means.
+
+    Departs from the paper in nothing that we know of.
+    """
 
     Options = SimGCLSettings
 

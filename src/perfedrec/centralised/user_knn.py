@@ -23,7 +23,8 @@ class UserKNN(Method):
     """``s_uv = |I_u & I_v| / (sqrt(|I_u| |I_v|) + shrink)`` between users, and ``score_ui = sum_{v in U_i} s_uv`` over
     the nearest users of u.
 
-    Departs from the paper, which predicts ratings by correlation: here interactions are implicit.
+    Departs from the paper, which predicts ratings by correlation: here interactions are implicit, and similarities are
+    shrunk (Bell and Koren, 2007) and their sum is not normalised.
     """
 
     Options = UserKNNSettings

@@ -6,10 +6,12 @@ import importlib
 import importlib.util
 import sys
 from difflib import get_close_matches
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from perfedrec.algorithms.fastpfrec import FastPFRec
 from perfedrec.algorithms.fedgnn import FedGNN
 from perfedrec.algorithms.fedmf import FedMF
 from perfedrec.algorithms.fedncf import FedNCF
@@ -54,6 +56,7 @@ METHODS: dict[str, type[Any]] = {
     "pfedrec": PFedRec,
     "gpfedrec": GPFedRec,
     "fedrap": FedRAP,
+    "fastpfrec": FastPFRec,
     "perfedrec": PerFedRec,
     "perfedrec_pp": PerFedRecPP,
 }
@@ -89,25 +92,31 @@ def method(name: str) -> type[Any]:
     """
     if name in METHODS:
         return METHODS[name]
-    for entry in metadata.entry_points(group=GROUP, name=name):
-        return _checked(name, entry.load())
-    module, colon, attribute = name.rpartition(":")
-    if not colon:
+    entries, (module, colon, attribute) = metadata.entry_points(group=GROUP, name=name), name.rpartition(":")
+    if not colon and not entries:
         near = get_close_matches(name, METHODS, 1, 0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(
             f"there is no method {name!r}{hint}; expected one of {', '.join(METHODS)}, or file.py:Class for your own"
         )
     try:
-        loaded = _from_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
-        return _checked(name, getattr(loaded, attribute))
-    except (ImportError, AttributeError, OSError) as error:
+        for entry in entries:
+            return _checked(name, entry.load())
+        path = Path(module).resolve()
+        own = _from_file(path, path.stat().st_mtime_ns) if path.suffix == ".py" else importlib.import_module(module)
+        return _checked(name, getattr(own, attribute))
+    except ConfigError:
+        raise
+    except Exception as error:  # it is somebody else's code that runs here, and may go wrong in any way
         raise ConfigError(
-            f"the method {name} cannot be loaded: {error}; expected file.py:Class or module:Class"
-        ) from None
+            f"the method {name} cannot be loaded: {type(error).__name__}: {error}; "
+            "expected file.py:Class or module:Class"
+        ) from error
 
 
-def _from_file(path: Path) -> Any:
+@cache
+def _from_file(path: Path, changed: int) -> Any:
+    """The module of a file, which is run once: its classes stay the same ones until the file has ``changed``."""
     name = f"perfedrec_method_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
