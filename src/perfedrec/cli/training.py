@@ -103,9 +103,9 @@ def train(
             given["data__columns"] = columns or None
             given |= {"run__rounds": rounds, "run__seed": seed, "run__dropout_rate": dropout_rate}
             given |= {"run__device": device, "data__path": data}
-            given["algorithm"] = algorithm
-            preset = preset or configuration.default_preset(algorithm)
-            resolved = configuration.load(preset, config, set_ or (), without or (), privacy=privacy, **given)
+            resolved = configuration.resolve(
+                preset, config, set_ or (), without or (), privacy=privacy, algorithm=algorithm, **given
+            )
         dataset = open_data(resolved.data)
         if not (quiet or as_json):
             print_data(dataset)

@@ -195,7 +195,7 @@ def preset_text(name: str, kind: str = "presets") -> str:
     known = presets(kind)
     if name not in known:
         what = "preset" if kind == "presets" else "privacy profile"
-        raise ConfigError(f"there is no {what} {name!r}{_nearest(name, known)}; expected one of: {', '.join(known)}")
+        raise ConfigError(f"there is no {what} {name!r}{nearest(name, known)}; expected one of: {', '.join(known)}")
     return (resources.files("perfedrec.experiment") / kind / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -228,7 +228,7 @@ def load(
     for part in without:
         if part not in ABLATIONS:
             raise ConfigError(
-                f"there is no part {part!r} to switch off{_nearest(part, ABLATIONS)}; "
+                f"there is no part {part!r} to switch off{nearest(part, ABLATIONS)}; "
                 f"expected one of: {', '.join(ABLATIONS)}"
             )
         for key, value in ABLATIONS[part].items():
@@ -246,6 +246,30 @@ def load(
     return check(tree)
 
 
+def resolve(
+    preset: str | None = None,
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    without: Iterable[str] = (),
+    *,
+    privacy: str | None = None,
+    algorithm: str | None = None,
+    **values: Any,
+) -> Config:
+    """:func:`load`, starting from the method's own preset where none is named: what ``perfedrec train`` runs."""
+    preset = preset or default_preset(algorithm or (file and _algorithm_of(file)) or None)
+    return load(preset, file, overrides, without, privacy=privacy, algorithm=algorithm, **values)
+
+
+def _algorithm_of(file: Path) -> str | None:
+    """The method that a TOML file names; what is wrong with the file is said when it is loaded."""
+    try:
+        name = tomllib.loads(file.read_text(encoding="utf-8")).get("algorithm")
+    except (OSError, ValueError):
+        return None
+    return name if isinstance(name, str) else None
+
+
 def check(tree: Mapping[str, Any], where: str = "") -> Config:
     """Validate a tree of sections, or raise :class:`ConfigError` naming each key that is wrong."""
     prefix = f"{where}: " if where else ""
@@ -256,7 +280,7 @@ def check(tree: Mapping[str, Any], where: str = "") -> Config:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(prefix + "; ".join(_explain(entry, kind) for entry in error.errors())) from None
+        raise ConfigError(prefix + "; ".join(explain(entry, kind) for entry in error.errors())) from None
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
@@ -307,15 +331,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(entry: Any, kind: type[Config]) -> str:
+def explain(entry: Any, kind: type[BaseModel]) -> str:
+    """A validation error of pydantic in one phrase, with the nearest key where one is unknown."""
     dotted = ".".join(str(part) for part in entry["loc"])
     if entry["type"] == "extra_forbidden":
-        return f"there is no option {dotted}{_nearest(dotted, keys(kind))}"
+        return f"there is no option {dotted}{nearest(dotted, keys(kind))}"
     given = "" if isinstance(entry["input"], dict) else f" (given: {entry['input']!r})"
     return f"{dotted or 'configuration'}: {entry['msg'].removeprefix('Value error, ')}{given}"
 
 
-def _nearest(name: str, candidates: Iterable[str]) -> str:
+def nearest(name: str, candidates: Iterable[str]) -> str:
     """``; did you mean ...?`` with the nearest name, by the whole dotted key and by its last part."""
     names = list(candidates)
     last = {candidate.rsplit(".", 1)[-1]: candidate for candidate in names}

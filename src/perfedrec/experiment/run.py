@@ -169,7 +169,7 @@ def train(
         progress.begin()
     reporter.start(progress.standing)
     try:
-        with _signals() as caught:
+        with signals() as caught:
             while progress.standing.done < progress.standing.total:
                 progress.step()
                 reporter.round(progress.standing)
@@ -468,7 +468,7 @@ def _engine(algorithm: Any, dataset: Dataset, run: RunSettings) -> Engine:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying from them; a second SIGINT breaks off at once."""
     caught: list[int] = []
 
