@@ -33,6 +33,7 @@ class MemoryGrid(Grid):
         self, apps: Mapping[int, ClientApp], tamper: Callable[[Message], Message | None] | None = None
     ) -> None:
         self.apps, self.tamper, self.sent = apps, tamper, list[Sent]()
+        self.contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in apps}
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SERVER
 
     def _travel(self, message: Message, node: int, up: bool) -> Message:
@@ -47,9 +48,8 @@ class MemoryGrid(Grid):
         for message in messages:
             node = message.metadata.dst_node_id
             asked = self._travel(message, node, up=False)
-            context = Context(1, node, {}, RecordDict(), {})
             try:
-                reply: Message | None = self.apps[node](asked, context)
+                reply: Message | None = self.apps[node](asked, self.contexts[node])
             except Exception as error:
                 reply = Message(Error(2, str(error)), reply_to=asked)  # what a SuperNode does
             reply = self.tamper(reply) if self.tamper and reply else reply

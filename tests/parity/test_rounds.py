@@ -8,6 +8,8 @@ import pytest
 import torch
 from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SINGLE, UNEQUAL, Twins, settings
 
+from perfedrec.runtimes.flower import secagg
+
 SPECTRAL = {
     "model": {"encoder": "spectral"},
     "pretraining": {"kind": "spectral"},
@@ -79,7 +81,10 @@ SUMS = {"kind": "spectral", "cluster_passes": 0}
 
 
 @pytest.mark.parametrize("sizes", [SINGLE, UNEQUAL])
-def test_the_same_tables_where_clients_contribute_to_sums_alone(sizes: tuple[int, ...]) -> None:
+def test_the_same_tables_where_clients_contribute_to_sums_alone(
+    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secagg, "MOST_PEERS", 4)  # Shamir's shares take most of the time
     secure = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
     twins = Twins(settings(pretraining=SUMS, privacy=secure), sizes)
     for _ in range(9):

@@ -20,8 +20,9 @@ def test_masks_cancel_and_hide() -> None:
     groups = here.algorithm.n_groups(here.state)
     masks = PairwiseMasks(Key(4))
     total, plain = masks(sent, 24, groups), reduce(sent, 24, groups)
-    table = torch.zeros_like(total.sums).index_copy_(0, plain.keys, plain.sums)
-    assert torch.equal(total.sums, table)
+    touched = plain.sums.any(1)
+    assert torch.equal(total.keys, plain.keys[touched])
+    assert torch.equal(total.sums, plain.sums[touched])
     assert torch.equal(total.dense, plain.dense)
     uploads = masks.uploads(sent, 24, groups)
     assert uploads.shape == (4, groups * 24 * 6 + sent.dense.shape[1])
@@ -32,8 +33,7 @@ def test_masks_cancel_and_hide() -> None:
 
 
 def test_a_protocol_takes_the_place_of_the_sum_in_a_round() -> None:
-    changes = {"privacy__aggregation": "secure", "pretraining__kind": "spectral", "server__optimizer": "fedavg"}
-    plain, masked = (world(**changes) for _ in range(2))
+    plain, masked = (world(privacy__aggregation="secure", pretraining__kind="spectral") for _ in range(2))
     for _ in range(9):
         plain.play(1)
         masked.state, _ = play_round(

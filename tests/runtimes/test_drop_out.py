@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.algorithms.toys import World, world
+from tests.algorithms.toys import SEED, World, world
 
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, flatten
@@ -115,3 +115,17 @@ def test_the_rate_is_the_share_that_drops_out() -> None:
     assert torch.equal(surviving(cohort, 0.0, Key(1)), cohort)
     alone = [int(user) for user in range(300) if surviving(torch.tensor([user]), 0.7, Key(1)).numel()]
     assert alone == surviving(torch.arange(300), 0.7, Key(1)).tolist()  # whoever else is asked
+
+
+def test_a_secure_sum_of_too_few_is_given_up_and_the_report_says_so() -> None:
+    noise = {"degrees": 0.1, "spectral": 0.1, "join": 0.1, "training": 0.1}
+    privacy = {"aggregation": "secure", "norm": "l2", "clip": 0.5, "noise": noise, "dropout_tolerance": 0.05}
+    here = world(pretraining__kind="spectral", **{f"privacy__{name}": value for name, value in privacy.items()})
+    before = copied(here.state)
+    (report,) = here.play(1, dropout_rate=0.5)
+    assert 0 < len(surviving(torch.arange(30), 0.5, round_key(SEED, 0))) < 28
+    assert report.clients == 0
+    assert report.given_up is not None
+    assert report.given_up.endswith("clients are too few for a sum")
+    assert unequal(before, here.state) == set()
+    assert here.play(1, dropout_rate=0.0)[0].given_up is None

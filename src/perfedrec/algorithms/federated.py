@@ -162,6 +162,10 @@ class Federated:
         return self.sums
 
     @property
+    def secure_sums(self) -> bool:
+        return bool(self.settings.privacy.aggregation == "secure")
+
+    @property
     def prelude(self) -> list[str]:
         return []
 

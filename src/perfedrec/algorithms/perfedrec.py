@@ -140,6 +140,11 @@ class PerFedRec:
         return self.sums
 
     @property
+    def secure_sums(self) -> bool:
+        """Whether sums are taken by secure aggregation."""
+        return self.settings.privacy.aggregation == "secure"
+
+    @property
     def n_views(self) -> int:
         """Independently protected edge sets that each client hands over."""
         return 1

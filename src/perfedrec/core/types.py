@@ -160,7 +160,7 @@ class Aggregate:
 @dataclass(frozen=True)
 class RoundReport:
     """What a round did: its phase, how many clients were asked and how many answered, their mean loss (``None`` where
-    there is none), and bytes sent: total up, most by one client, and down in total."""
+    there is none), bytes sent: total up, most by one client, and down in total, and why its sum was given up, if so."""
 
     round: int
     phase: str
@@ -170,6 +170,7 @@ class RoundReport:
     bytes_up: int
     bytes_up_max: int
     bytes_down: int
+    given_up: str | None = None
 
 
 def reduce(contribution: Contribution, n_items: int, n_groups: int) -> Aggregate:
@@ -261,6 +262,10 @@ class Algorithm(Protocol[S, V, M]):
     @property
     def dense_uploads(self) -> bool:
         """Whether a client sends a row for every item of every group, so that nobody sees which ones it touched."""
+
+    @property
+    def secure_sums(self) -> bool:
+        """Whether nobody but the client may see what it sends: sums are taken by secure aggregation."""
 
     def init(self, spec: Spec, key: Key) -> S:
         """The server's state before the first round."""

@@ -12,8 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key, bits, fold_in
 from perfedrec.core.types import Aggregate, Contribution, reduce
+
+EXACT = 2**53
+"""Whole numbers up to here are exact in float64."""
 
 
 class Aggregator(Protocol):
@@ -35,24 +39,15 @@ class PairwiseMasks:
         self.key = key
 
     def __call__(self, contribution: Contribution, n_items: int, n_groups: int) -> Aggregate:
-        sums, dim = self.uploads(contribution, n_items, n_groups).sum(0), 0
-        if contribution.deltas is not None:
-            dim = contribution.deltas.shape[1]
-        rows = n_groups * n_items if dim else 0
-        table, dense = sums[: rows * dim].to(torch.float64), sums[rows * dim :].to(torch.float64)
-        return Aggregate(
-            n_items=n_items,
-            clients=contribution.users.numel(),
-            keys=torch.arange(rows),
-            sums=table.view(rows, dim),
-            weights=torch.zeros(n_groups, dtype=torch.float64),
-            dense=None if contribution.dense is None else dense,
-        )
+        total, like = self.uploads(contribution, n_items, n_groups).sum(0), reduce(contribution, n_items, n_groups)
+        return from_words(total, contribution.users.numel(), like)
 
     def uploads(self, contribution: Contribution, n_items: int, n_groups: int) -> Tensor:
         """[B, G m d + D] int64: what each client sends."""
         users = contribution.users
-        plain = torch.stack([_flat(_alone(contribution, place), n_items, n_groups) for place in range(users.numel())])
+        plain = torch.stack(
+            [to_words(reduce(alone(contribution, place), n_items, n_groups)) for place in range(users.numel())]
+        )
         for low in range(users.numel()):
             for high in range(low + 1, users.numel()):
                 pair = fold_in(self.key.spread(users[low]), users[high])
@@ -62,7 +57,7 @@ class PairwiseMasks:
         return plain
 
 
-def _alone(contribution: Contribution, place: int) -> Contribution:
+def alone(contribution: Contribution, place: int) -> Contribution:
     """What one client hands over."""
     one, mine = slice(place, place + 1), None
     if contribution.segments is not None:
@@ -87,9 +82,38 @@ def _alone(contribution: Contribution, place: int) -> Contribution:
     )
 
 
-def _flat(contribution: Contribution, n_items: int, n_groups: int) -> Tensor:
-    """[G m d + D] int64 of one client's upload in fixed point."""
-    total = reduce(contribution, n_items, n_groups)
-    table = total.sums.new_zeros(n_groups * n_items, total.sums.shape[1]).index_copy_(0, total.keys, total.sums)
-    parts = [table.reshape(-1), *([] if total.dense is None else [total.dense])]
-    return torch.cat(parts).to(torch.int64)
+def to_words(total: Aggregate) -> Tensor:
+    """[G m d + D] int64: a sum in fixed point with a row for every item of every group, as protocols add it up.
+
+    Raises :class:`PerfedrecError` where a number is too large. With numbers below 2^53 in magnitude the sum of 1,024
+    such vectors stays below 2^63, so that no sum modulo 2^64 is ever another than the sum of whole numbers.
+    """
+    rows, dim = total.weights.numel() * total.n_items, total.sums.shape[1]
+    table = total.sums.new_zeros(rows if dim else 0, dim).index_copy_(0, total.keys, total.sums)
+    words = torch.cat([table.reshape(-1), *([] if total.dense is None else [total.dense])])
+    if not bool((words.abs() < EXACT).all()):
+        raise PerfedrecError("a sum holds numbers that are not finite, or too large to be exact: expected below 2^53")
+    return words.to(torch.int64)
+
+
+def from_words(words: Tensor, clients: int, like: Aggregate) -> Aggregate:
+    """The sum over ``clients`` that ``words`` [G m d + D] hold, with the sizes of ``like``.
+
+    Rows that are 0 are left out, like those that nobody has touched: no one can tell them apart. Raises
+    :class:`PerfedrecError` where the words are not a sum that could have been taken: too many, or too large.
+    """
+    dim = like.sums.shape[1]
+    rows, dense = like.weights.numel() * like.n_items if dim else 0, 0 if like.dense is None else like.dense.numel()
+    possible = (words > -EXACT) & (words < EXACT)  # not abs, which is negative for -2^63
+    if words.numel() != rows * dim + dense or not bool(possible.all()):
+        raise PerfedrecError(f"expected a sum of {rows * dim + dense} numbers below 2^53, got {words.numel()}")
+    table = words[: rows * dim].view(rows, dim)
+    keys = table.any(1).nonzero().squeeze(1)
+    return Aggregate(
+        n_items=like.n_items,
+        clients=clients,
+        keys=keys,
+        sums=table[keys].to(torch.float64),
+        weights=torch.zeros_like(like.weights),
+        dense=None if like.dense is None else words[rows * dim :].to(torch.float64),
+    )

@@ -77,12 +77,16 @@ def released(aggregate: Aggregate, settings: PrivacySettings, phase: str, asked:
 
     Noise is on every number of every row, touched or not. Shares add up: sums of parts of a cohort have, together, the
     noise of the whole. Weights are left out, because a group's weight is a count of clients that nobody has protected.
+    Under secure aggregation without noise rows that are 0 are left out: a sum does not tell which ones were touched.
     """
     if not settings.sums:
         return aggregate
     aggregate = replace(aggregate, weights=torch.zeros_like(aggregate.weights))
     law, scale = share_scale(settings, phase, asked)
     if not scale or not aggregate.clients:
+        if settings.aggregation == "secure":
+            told = aggregate.sums.any(1)
+            aggregate = replace(aggregate, keys=aggregate.keys[told], sums=aggregate.sums[told])
         return aggregate
     n_rows, device = aggregate.weights.numel() * aggregate.n_items, aggregate.sums.device
 

@@ -55,8 +55,9 @@ def play_round(
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
     users, asked = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel()
+    reason = None
     if algorithm.given_up(plan.phase, users.numel(), asked):
-        users = users[:0]
+        users, reason = users[:0], f"{users.numel()} clients are too few for a sum"
     n_items, groups = population.n_items, algorithm.n_groups(state)
     total: Aggregate | None = None
     up = up_max = down = 0
@@ -83,5 +84,6 @@ def play_round(
         bytes_up=up,
         bytes_up_max=up_max,
         bytes_down=down,
+        given_up=reason,
     )
     return algorithm.server(state, plan.phase, total, key.fold("server")), report

@@ -11,8 +11,10 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Algorithm, Rows, reduce
+from perfedrec.core.types import Aggregate, Algorithm, Rows, reduce
 from perfedrec.runtimes.flower.codec import Task, ViewLayout, reply
+from perfedrec.runtimes.flower.secagg import STAGES
+from perfedrec.runtimes.flower.secure_sum import take_part
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import contribute, round_key
 
@@ -60,20 +62,32 @@ def client_app(algorithm: Algorithm[Any, Any, Any], population: Population, layo
     """The ``ClientApp`` of a node whose users are in ``population``, where their memories are kept.
 
     All noise and all draws of its users follow from ``seed``, which therefore stays on the node: whoever knows it can
-    take the noise off what was sent. Losses stay as well, because nothing protects them.
+    take the noise off what was sent. Losses stay as well, because nothing protects them. Where sums are secure the node
+    answers the stages of secure aggregation alone, and never in the clear.
     """
     app = ClientApp()
 
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        task = Task.read(message.content, layout, population.offsets.device)
+    def work(task: Task) -> Aggregate:
         key = round_key(seed, task.round)
         contribution, _ = contribute(algorithm, task.phase, task.view, population, task.users, key)
         if not algorithm.dense_uploads:  # else a user's group is its own affair, and numbered as it is
             contribution = replace(contribution, groups=task.present[contribution.groups])
         total = reduce(contribution, population.n_items, task.n_groups)
         own = key.fold("release").fold("node", int(task.users.min())) if task.users.numel() else key
-        total = algorithm.release(task.phase, total, task.asked, own)
-        return Message(reply(total), reply_to=message)
+        return algorithm.release(task.phase, total, task.asked, own)
 
+    def read(message: Message) -> Task:
+        return Task.read(message.content, layout, population.offsets.device)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if algorithm.secure_sums:
+            raise PerfedrecError("this node's uploads are for sums alone; expected the stages of secure aggregation")
+        return Message(reply(work(read(message))), reply_to=message)
+
+    def stage(message: Message, context: Context) -> Message:
+        return take_part(message, context, lambda: work(read(message)))
+
+    for name in STAGES:
+        app.train(name)(stage)
     return app

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Aggregate, Algorithm, RoundReport, Rows, Spec, reduce
 from perfedrec.runtimes.flower.codec import Instructions, ViewLayout, array_bytes, read_reply
+from perfedrec.runtimes.flower.secagg import GivenUpError
+from perfedrec.runtimes.flower.secure_sum import secure_sum
 from perfedrec.runtimes.round import round_key
 
 
@@ -31,48 +34,93 @@ def play_round(
 
     Users of the cohort whom no node hosts do not take part. ``seed`` serves selection and the server's step. In the
     report, bytes are those of the arrays in the messages, the largest upload is a node's, and there is no loss,
-    because losses do not leave the nodes. Raises :class:`PerfedrecError`, which names the node, when a node fails,
-    does not answer within ``timeout`` seconds, or answers something that cannot be part of the sum; the state given
-    is then unchanged, while the nodes that played the round remember it.
+    because losses do not leave the nodes.
+
+    Where sums are secure (:func:`~perfedrec.runtimes.flower.secure_sum.secure_sum`) nodes may drop out. A round of
+    training whose sum is given up is one without clients; a phase before it then raises
+    :class:`~perfedrec.runtimes.flower.secagg.GivenUpError`, and can be played again.
+
+    Otherwise raises :class:`PerfedrecError`, which names the node, when a node fails, does not answer within
+    ``timeout`` seconds, or answers something that cannot be part of the sum. After an error the state given is
+    unchanged, while the nodes that played the round remember it.
     """
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
     instructions = Instructions(algorithm, state, plan.phase, plan.cohort.numel(), layout)
     asked = {node: plan.cohort[torch.isin(plan.cohort, users)] for node, users in nodes.items()}
     asked = {node: users for node, users in asked.items() if users.numel()}
-    messages = [
-        Message(instructions.content(users), dst_node_id=node, message_type="train", group_id=str(state.round))
-        for node, users in asked.items()
-    ]
-    down = sum(array_bytes(message.content) for message in messages)
-
+    traffic = Traffic(grid, str(state.round), timeout)
+    contents = {node: instructions.content(users) for node, users in asked.items()}
     like = _example(algorithm, state, plan.phase, spec)
-    total = Aggregate.empty(spec.n_items, instructions.n_groups, device=plan.cohort.device)
-    up: dict[int, int] = {}
-    for answer in grid.send_and_receive(messages, timeout=timeout):
-        node = answer.metadata.src_node_id
+    total, reason = Aggregate.empty(spec.n_items, instructions.n_groups, device=plan.cohort.device), None
+    if algorithm.secure_sums:
+        clients = {node: users.numel() for node, users in asked.items()}
+        too_few = partial(algorithm.given_up, plan.phase, asked=plan.cohort.numel())
         try:
-            if node not in asked or node in up:
-                raise PerfedrecError("expected one reply from each node that was asked")
-            if answer.has_error():
-                raise PerfedrecError(f"it failed with code {answer.error.code}: {answer.error.reason}")
-            total = total + read_reply(answer.content, asked[node], like)
-        except PerfedrecError as error:
-            raise PerfedrecError(f"round {state.round} ({plan.phase}), reply of node {node}: {error}") from error
-        up[node] = array_bytes(answer.content)
-    if silent := sorted(asked.keys() - up.keys()):
-        raise PerfedrecError(f"round {state.round} ({plan.phase}): no reply from nodes {silent}")
+            total = secure_sum(traffic.ask, traffic.refuse, contents, clients, like, too_few)
+        except GivenUpError as error:
+            if plan.phase != "train":
+                raise
+            reason = str(error)
+    else:
+        for node, content in traffic.ask("train", contents):
+            try:
+                total = total + read_reply(content, asked[node], like)
+            except PerfedrecError as error:
+                traffic.refuse(node, str(error))
+        for node, why in traffic.refused.items():
+            raise PerfedrecError(f"round {state.round} ({plan.phase}), reply of node {node}: {why}")
+        if silent := sorted(asked.keys() - traffic.up.keys()):
+            raise PerfedrecError(f"round {state.round} ({plan.phase}): no reply from nodes {silent}")
     report = RoundReport(
         round=state.round,
         phase=plan.phase,
         cohort=plan.cohort.numel(),
         clients=total.clients,
         loss=None,
-        bytes_up=sum(up.values()),
-        bytes_up_max=max(up.values(), default=0),
-        bytes_down=down,
+        bytes_up=sum(traffic.up.values()),
+        bytes_up_max=max(traffic.up.values(), default=0),
+        bytes_down=traffic.down,
+        given_up=reason,
     )
     return algorithm.server(state, plan.phase, total, key.fold("server")), report
+
+
+def exchange(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterable[Message]:
+    """Send messages and give the answers that come within ``timeout`` seconds."""
+    return grid.send_and_receive(messages, timeout=timeout)
+
+
+class Traffic:
+    """The messages of one round: bytes of the arrays in them, ``up`` by node and ``down`` in all, and the nodes whose
+    answers were ``refused``, with the reason."""
+
+    def __init__(self, grid: Grid, group: str, timeout: float | None) -> None:
+        self.grid, self.group, self.timeout = grid, group, timeout
+        self.up, self.down, self.refused = dict[int, int](), 0, dict[int, str]()
+
+    def ask(self, message_type: str, contents: Mapping[int, RecordDict]) -> Iterator[tuple[int, RecordDict]]:
+        """Send ``contents`` to nodes, and give what each of them answers, as it comes."""
+        messages = [
+            Message(content, dst_node_id=node, message_type=message_type, group_id=self.group)
+            for node, content in contents.items()
+        ]
+        self.down += sum(array_bytes(content) for content in contents.values())
+        answered = set[int]()
+        for answer in exchange(self.grid, messages, self.timeout):
+            node = answer.metadata.src_node_id
+            if node not in contents or node in answered:
+                self.refuse(node, "expected one reply from each node that was asked")
+            elif answer.has_error():
+                self.refuse(node, f"it failed with code {answer.error.code}: {answer.error.reason}")
+            else:
+                self.up[node] = self.up.get(node, 0) + array_bytes(answer.content)
+                yield node, answer.content
+            answered.add(node)
+
+    def refuse(self, node: int, why: str) -> None:
+        """Take note of a node whose answer cannot be used."""
+        self.refused.setdefault(node, why)
 
 
 def _example(algorithm: Algorithm[Any, Any, Any], state: Any, phase: str, spec: Spec) -> Aggregate:

@@ -1,0 +1,63 @@
+"""Seconds of secure aggregation, one JSON line per figure: nodes and coordinator in one process, without a network.
+
+    python benchmarks/secagg.py [--nodes 4] [--items 7597] [--dim 64] [--tables 1] [--gone 0] [--repeat 5]
+
+``--tables`` is the number of item tables that a round sums (clusters, and layers of neighbour sums); ``--gone`` nodes
+drop out after they have shared their secrets, which is the dearest time to do so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+
+import numpy as np
+
+from perfedrec.runtimes.flower import secagg
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("nodes", 4), ("items", 7597), ("dim", 64), ("tables", 1), ("gone", 0), ("repeat", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    size = args.items * args.dim * args.tables
+    drawn = np.random.default_rng(0).integers(-(2**45), 2**45, (args.nodes, size)).view(np.uint64)
+    vectors = dict(enumerate(drawn))
+    spent: dict[str, float] = defaultdict(float)  # seconds of all nodes in a stage
+
+    class Timed(secagg.Participant):
+        def __getattribute__(self, name: str) -> object:
+            found = super().__getattribute__(name)
+            if name not in ("keys", "shares", "receive", "mask", "unmask"):
+                return found
+
+            def timed(*values: object, **named: object) -> object:
+                start = time.perf_counter()
+                try:
+                    return found(*values, **named)
+                finally:
+                    spent["masked" if name in ("receive", "mask") else name] += time.perf_counter() - start
+
+            return timed
+
+    secagg.Participant = Timed  # type: ignore[misc]
+    rounds = []
+    for _ in range(args.repeat):
+        spent.clear()
+        start = time.perf_counter()
+        total, present = secagg.Together({"masked": range(args.gone)}).sum(vectors)
+        whole = time.perf_counter() - start
+        assert np.array_equal(total, sum(vectors[node] for node in present))
+        stages = {f"node, {stage}": seconds / args.nodes for stage, seconds in spent.items()}
+        rounds.append({"coordinator": whole - sum(spent.values()), **stages, "all in one process": whole})
+    for figure in rounds[0]:
+        value = statistics.median(each[figure] for each in rounds)
+        print(json.dumps({"figure": figure, "seconds": round(value, 4), "nodes": args.nodes, "words": size}))
+
+
+if __name__ == "__main__":
+    main()

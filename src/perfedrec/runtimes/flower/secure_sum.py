@@ -1,0 +1,94 @@
+"""Secure aggregation as messages: what the coordinator sends in the four stages, and how a node answers.
+
+Stage ``s`` travels as a message of type ``train.s``. What a node has to remember from one stage to the next is in the
+context that Flower keeps for it, so that each message may be answered by a process of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.types import Aggregate
+from perfedrec.privacy.aggregation import from_words, to_words
+from perfedrec.runtimes.flower import secagg
+from perfedrec.runtimes.flower.codec import pack, unpack
+from perfedrec.runtimes.flower.secagg import GivenUpError, Participant, Values
+
+RECORD, VECTOR = "secagg", "vector"
+
+
+def secure_sum(
+    ask: Callable[[str, Mapping[int, RecordDict]], Iterable[tuple[int, RecordDict]]],
+    refuse: secagg.Refuse,
+    instructions: Mapping[int, RecordDict],
+    clients: Mapping[int, int],
+    like: Aggregate,
+    given_up: Callable[[int], bool],
+) -> Aggregate:
+    """The sum over the nodes that ``instructions`` are for, with the sizes of ``like``, and nothing else of any node.
+
+    ``ask`` sends contents to nodes, as messages of a type, and gives the contents of at most one answer of each.
+    ``clients``: how many of each node's users take part. A sum of so few that it is ``given_up`` is not opened. Raises
+    :class:`~perfedrec.runtimes.flower.secagg.GivenUpError` for that, and where too few nodes are left.
+    """
+    if like.reports is not None or like.edges is not None:
+        raise PerfedrecError("secure aggregation takes sums, and this phase has user vectors or edges in it")
+    counted = 0
+
+    def send(stage: str, tasks: Mapping[int, Values]) -> Iterator[tuple[int, Values]]:
+        contents = {node: RecordDict({RECORD: ConfigRecord(task)}) for node, task in tasks.items()}
+        if stage == "masked":
+            contents = {node: RecordDict({**instructions[node], **own}) for node, own in contents.items()}
+        for node, content in ask(f"train.{stage}", contents):
+            try:
+                values: Values = dict(content.config_records.get(RECORD, {}).items())
+                if VECTOR in content.array_records:
+                    vector = unpack(content.array_records[VECTOR])[VECTOR].cpu().numpy()
+                    values[VECTOR] = vector.view(np.uint64) if vector.dtype == np.int64 else vector
+            except (KeyError, PerfedrecError) as error:
+                refuse(node, f"stage {stage}: {error}")
+                continue
+            yield node, values
+
+    def check(present: Collection[int]) -> None:
+        nonlocal counted
+        counted = sum(clients[node] for node in present)
+        if given_up(counted):
+            raise GivenUpError("masked", f"{counted} clients are too few for a sum")
+
+    total = secagg.secure_sum(send, list(instructions), to_words(like).numel(), check, refuse)
+    try:
+        return from_words(torch.from_numpy(total.view(np.int64)).to(like.sums.device), counted, like)
+    except PerfedrecError as error:
+        raise GivenUpError("unmask", f"what was opened is no sum: {error}") from error
+
+
+def take_part(message: Message, context: Context, vector: Callable[[], Aggregate]) -> Message:
+    """A node's answer to a message of any stage; ``vector`` gives what it has to add, when it comes to that.
+
+    Raises :class:`PerfedrecError` where the message is out of turn, or asks for what must not be told.
+    """
+    stage = message.metadata.message_type.partition(".")[2]
+    try:
+        asked: dict[str, Any] = dict(message.content.config_records[RECORD].items())
+        if stage == "keys":
+            participant = Participant(message.metadata.dst_node_id, asked.pop("session"))
+        else:
+            participant = Participant(**cast(Any, context.state.config_records[RECORD]))
+        content = RecordDict()
+        if stage == "masked":
+            participant.receive(**asked)
+            words = to_words(vector()).cpu().numpy().view(np.uint64)
+            content[VECTOR] = pack({VECTOR: torch.from_numpy(participant.mask(words).view(np.int64))})
+        else:
+            content[RECORD] = ConfigRecord(getattr(participant, stage)(**asked))
+    except (KeyError, TypeError, ValueError) as error:
+        raise PerfedrecError(f"stage {stage} of secure aggregation cannot be read: {error!r}") from error
+    context.state[RECORD] = ConfigRecord(participant.record())
+    return Message(content, reply_to=message)

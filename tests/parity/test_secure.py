@@ -1,0 +1,254 @@
+"""Secure aggregation over messages: drop-outs at each stage, what the coordinator sees, and noise that survives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message
+from tests.parity.federation import SINGLE, Twins, settings
+
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.records import flatten
+from perfedrec.core.types import FIXED_POINT, Aggregate
+from perfedrec.privacy.aggregation import to_words
+from perfedrec.privacy.mechanisms import fewest, share_scale
+from perfedrec.privacy.uploads import released
+from perfedrec.runtimes.flower import codec, secagg, secure_sum
+from perfedrec.runtimes.flower.secagg import STAGES, GivenUpError
+
+SIX = (4, 4, 4, 4, 4, 3)
+SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
+NOISE = {"degrees": 2.0, "spectral": 2.0, "join": 2.0, "training": 2.0}
+SUMS = {"kind": "spectral", "cluster_passes": 0}
+EVERYONE = {"n_clients_per_round": 23}
+Tamper = Callable[[Message], Message | None]
+
+
+def secure(sizes: tuple[int, ...], tamper: Tamper | None = None, **privacy: Any) -> Twins:
+    return Twins(settings(pretraining=SUMS, privacy=SECURE | privacy, selection=EVERYONE), sizes, tamper)
+
+
+def silent(stage: str, *nodes: int) -> Tamper:
+    """Replies of these nodes in a stage are lost."""
+
+    def tamper(reply: Message) -> Message | None:
+        lost = reply.metadata.src_node_id in nodes and reply.metadata.message_type == f"train.{stage}"
+        return None if lost else reply
+
+    return tamper
+
+
+def asked_in(twins: Twins, stage: str) -> set[int]:
+    """The nodes to which messages of a stage went."""
+    return {
+        sent.node for sent in twins.grid.sent if not sent.up and sent.message.metadata.message_type == f"train.{stage}"
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_third_of_the_nodes_drops_out_at_each_stage_and_the_rounds_are_those_of_the_rest(stage: str) -> None:
+    torn, whole = secure(SIX, silent(stage, 101, 104)), secure(SIX)
+    if stage != "unmask":  # by then their vectors are in the sum
+        for node in (101, 104):
+            whole.hosts.pop(node)
+    for _ in range(len(torn.algorithm.prelude) + 2):
+        reports = torn.play(), whole.play()
+        assert reports[0].given_up is None
+        assert reports[0].clients == reports[1].clients
+        for (name, a), (_, b) in zip(flatten(torn.flower)[0].items(), flatten(whole.flower)[0].items(), strict=True):
+            assert torch.equal(a, b), name
+    assert float(torn.flower.items.abs().max()) > 0
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_below_the_threshold_a_round_is_given_up_with_its_reason(stage: str) -> None:
+    twins = secure(SIX)
+    for _ in range(len(twins.algorithm.prelude)):
+        twins.play()
+    items, twins.grid.tamper = twins.flower.items.clone(), silent(stage, 101, 102, 104)
+    report = twins.play()
+    assert report.given_up is not None
+    assert f"given up in stage {stage}" in report.given_up
+    assert report.clients == 0
+    assert torch.equal(twins.flower.items, items)
+    twins.grid.tamper = None
+    assert twins.play().given_up is None  # a fresh session works
+
+    early = secure(SIX, silent(stage, 101, 102, 104))
+    with pytest.raises(GivenUpError, match=stage):
+        early.play()
+    assert early.flower.round == 0
+    early.grid.tamper = None
+    assert early.play().clients == 23
+    early.simulate()
+    assert early.difference() == 0
+
+
+def test_a_sum_of_too_few_clients_is_not_opened() -> None:
+    twins = secure(SIX, silent("masked", 101, 104), noise=NOISE, dropout_tolerance=0.05)
+    with pytest.raises(GivenUpError, match="15 clients are too few"):
+        twins.play()
+    assert asked_in(twins, "unmask") == set()
+
+    alone = secure((23,))
+    with pytest.raises(GivenUpError, match="1 nodes answered where 2 are needed"):
+        alone.play()  # the sum would be the node's upload
+    assert asked_in(alone, "shares") == set()
+
+
+def test_a_node_that_fails_has_dropped_out() -> None:
+    twins = secure(SIX)
+    twins.nodes[102].memory.vectors[0] = torch.nan
+    for _ in range(2 + len(twins.algorithm.prelude)):
+        report = twins.play()
+    assert report.given_up is None
+    assert bool(twins.flower.items.isfinite().all())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_cannot_be_read_counts_as_a_drop_out(stage: str) -> None:
+    def spoil(reply: Message) -> Message:
+        if reply.metadata.src_node_id == 102 and reply.metadata.message_type == f"train.{stage}":
+            if stage == "masked":
+                reply.content[secure_sum.VECTOR] = codec.pack({secure_sum.VECTOR: torch.zeros(3, dtype=torch.int64)})
+            else:
+                reply.content[secure_sum.RECORD] = ConfigRecord({"mask": b"no key", "seal": b"no key"})
+        return reply
+
+    twins = secure(SIX, spoil)
+    assert twins.play().clients == (23 if stage == "unmask" else 19)
+
+
+def test_shares_that_do_not_belong_together_open_nothing() -> None:
+    def spoil(reply: Message) -> Message:
+        if reply.metadata.src_node_id == 100 and reply.metadata.message_type == "train.unmask":
+            told = dict(reply.content.config_records[secure_sum.RECORD].items())
+            present = [share[:5] + bytes([share[5] ^ 1]) + share[6:] for share in told["present"]]
+            reply.content[secure_sum.RECORD] = ConfigRecord({"present": present, "gone": told["gone"]})
+        return reply
+
+    with pytest.raises(GivenUpError, match="given up in stage unmask"):
+        secure((8, 8, 7), spoil).play()
+
+
+def test_a_node_answers_the_stages_alone() -> None:
+    twins = secure(SIX)
+    twins.play()
+    asked = next(sent.message for sent in twins.grid.sent if sent.message.metadata.message_type == "train.masked")
+    for kind, message in (("train", "for sums alone"), ("train.masked", "out of turn"), ("train.unmask", "read")):
+        again = Message(asked.content, dst_node_id=100, message_type=kind)
+        (answer,) = twins.grid.send_and_receive([again])
+        assert answer.has_error()
+        assert message in answer.error.reason
+
+
+# --- what the coordinator sees ---
+
+
+def traffic(twins: Twins) -> bytes:
+    return b"|".join(content for sent in twins.grid.sent for content in sent.objects.values())
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 20), SIX], ids=["users on their own", "many users a node"])
+def test_no_message_holds_a_nodes_vector_or_secret(sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain: list[torch.Tensor] = []
+    secrets: list[bytes] = []
+
+    def kept(total: Aggregate) -> torch.Tensor:
+        words = to_words(total)
+        plain.append(words.clone())
+        return words
+
+    class Watched(secagg.Participant):
+        def record(self) -> dict[str, Any]:
+            private = secagg.bytes_to_private_key(self.mask_key).private_numbers().private_value
+            secrets.extend(each for each in (self.seed, self.mask_key, self.seal_key) if each)
+            secrets.append(private.to_bytes(48, "big"))
+            return super().record()
+
+    monkeypatch.setattr(secure_sum, "to_words", kept)
+    monkeypatch.setattr(secure_sum, "Participant", Watched)
+    twins = secure(sizes)
+    for _ in range(len(twins.algorithm.prelude) + 2):
+        twins.play()
+    seen = traffic(twins)
+    assert len(secrets) > 100
+    assert not any(secret in seen for secret in secrets)
+
+    def pieces(words: torch.Tensor, width: int = 2) -> list[bytes]:
+        """Neighbouring numbers that are not 0, as whole numbers and as the floats that a clear upload has."""
+        pairs = words[: words.numel() // width * width].view(-1, width)
+        pairs = pairs[(pairs != 0).all(1)]
+        return [each.numpy().tobytes() for kind in (pairs, pairs.double()) for each in kind]
+
+    hidden = [piece for words in plain if words.any() for piece in pieces(words)]
+    assert len(hidden) > 5000
+    assert not any(piece in seen for piece in hidden)
+
+    monkeypatch.undo()  # the search finds what is sent in the clear
+    clear = secure(sizes, aggregation="dense")
+    for _ in range(len(clear.algorithm.prelude) + 2):
+        clear.play()
+    shown = traffic(clear)
+    assert sum(piece in shown for piece in hidden) > 0.49 * len(hidden)  # nearly all, as floats
+
+
+# --- noise ---
+
+
+def test_the_noise_of_a_sum_survives_drop_outs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise of those who stay has at least the deviation that was accounted for, and that which they added."""
+    twins = secure(SIX, silent("masked", 101, 104), noise=NOISE, dropout_tolerance=0.4)
+    privacy, exact, opened = twins.algorithm.settings.privacy, [], []
+
+    def release(phase: str, aggregate: Aggregate, asked: int, key: Any) -> Aggregate:
+        noisy = released(aggregate, privacy, phase, asked, key)
+        exact.append(to_words(aggregate))
+        return noisy
+
+    def server(state: Any, phase: str, aggregate: Aggregate, key: Any) -> Any:
+        opened.append(to_words(aggregate))
+        return type(twins.algorithm).server(twins.algorithm, state, phase, aggregate, key)
+
+    monkeypatch.setattr(twins.algorithm, "release", release)
+    monkeypatch.setattr(twins.algorithm, "server", server)
+    places = [place for place, node in enumerate(twins.hosts) if node not in (101, 104)]
+    for phase in twins.algorithm.prelude:
+        exact.clear()
+        opened.clear()
+        report = twins.play()
+        assert report.clients == 15
+        first = len(exact) - len(SIX)  # before them, the server's example
+        noise = ((opened[0] - sum(exact[first + place] for place in places)) / FIXED_POINT).numpy()
+        accounted = share_scale(privacy, phase, 23)[1] * fewest(privacy, 23) ** 0.5
+        expected = accounted * (15 / fewest(privacy, 23)) ** 0.5
+        error = 4 / (2 * noise.size) ** 0.5
+        assert abs(noise.std() / expected - 1) < error, phase
+        assert accounted <= expected
+        assert abs(noise.mean()) < 4 * expected / noise.size**0.5
+    assert accounted == pytest.approx(2.0)
+
+
+def test_one_user_a_node_with_few_peers_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secagg, "MOST_PEERS", 8)
+    twins = secure(SINGLE)
+    twins.simulate()
+    twins.play()
+    assert twins.difference() == 0
+    peers = [
+        len(np.atleast_1d(sent.message.content.config_records[secure_sum.RECORD]["peers"]))
+        for sent in twins.grid.sent
+        if not sent.up and sent.message.metadata.message_type == "train.shares"
+    ]
+    assert peers == [8] * 23
+
+
+def test_user_vectors_do_not_go_through_secure_aggregation() -> None:
+    like = replace(Aggregate.empty(3, 1), reports=torch.zeros(1, 1, 2))
+    with pytest.raises(PerfedrecError, match="takes sums"):
+        secure_sum.secure_sum(lambda *_: [], lambda *_: None, {}, {}, like, bool)
