@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 
 from perfedrec import configure, load, train
+from perfedrec.evaluation import Held
 from perfedrec.runtimes.simulator import Simulator
 
 SPEED = ("client.local_steps=1", "server.averaging=0", "pretraining.kind=none", "personal.pretrained=0")
@@ -37,7 +38,7 @@ def speed(data: str, threads: int) -> None:
     dataset = load(data)
     simulator = Simulator(config.build(), dataset, seed=0, device="cpu")
     simulator.play()  # every client joins
-    valid = simulator.held["valid"]
+    valid = Held.of(dataset.valid.offsets, dataset.valid.items, simulator.device)
     rounds, evaluations, started = [], [], time.perf_counter()
     for number in range(1, 501):
         start = time.perf_counter()

@@ -170,6 +170,17 @@ def test_a_folder_that_is_not_empty_is_left_alone(ratings: Path, tmp_path: Path)
     assert ratings.read_bytes() == before
 
 
+def test_figures_among_sampled_negatives_say_so(ratings: Path, tmp_path: Path) -> None:
+    """The name of the protocol stands with the figures of it, on the terminal and in the file."""
+    knn, run = ["--algorithm", "item_knn", "--set", "run.sampled_negatives=7"], tmp_path / "run"
+    shown = runner.invoke(app, ["train", "--data", str(ratings), "--output", str(run), "--quiet", *knn]).stdout
+    assert re.search(r"test, 7 sampled\b", shown)
+    assert "each held-out item among sampled negatives where it says so" in " ".join(shown.split())
+    summary = json.loads((run / "result.json").read_text())
+    assert summary["protocols"] == {"test": "full ranking", "test_sampled": "7 sampled negatives"}
+    assert summary["test_sampled"]["recall@10"] > summary["test"]["recall@10"]  # as it does, which is why
+
+
 def test_data_info_and_prepare(ratings: Path, tmp_path: Path) -> None:
     facts = json.loads(runner.invoke(app, ["data", "info", str(ratings), "--json"]).stdout)
     assert facts["users"] == 30

@@ -18,7 +18,7 @@ from perfedrec.core.records import copied, unflatten
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import RoundReport, Rows, block_rows
 from perfedrec.data import Dataset
-from perfedrec.evaluation import Held, Recommender, Stored
+from perfedrec.evaluation import Recommender, Stored
 from perfedrec.nn.propagation import Bipartite
 
 
@@ -111,7 +111,8 @@ class CentralRecommender(Recommender):
 class Central:
     """The engine of a centralised method: what :class:`perfedrec.runtimes.simulator.Simulator` is to a federated one.
 
-    A round is an epoch; a method that is fitted at once has one round, before training.
+    A round is an epoch; a method that is fitted at once has one round, before training. Held-out interactions are not
+    kept: what runs here cannot reach them.
     """
 
     def __init__(
@@ -119,10 +120,6 @@ class Central:
     ) -> None:
         self.method, self.seed, self.device, self.round = method, seed, pick_device(device), 0
         self.data = Training.of(dataset, self.device)
-        self.held = {
-            name: Held.of(part.offsets, part.items, self.device)
-            for name, part in (("valid", dataset.valid), ("test", dataset.test))
-        }
         self.prelude = 0 if method.trained else 1
         self.state = method.init(self.data, Key(seed).fold("init"))
 

@@ -217,17 +217,20 @@ def print_result(result: Result, as_json: bool) -> None:
         print(json.dumps({**summary, "output": str(result.output)}))
         return
     columns = {"test": summary["test"], "valid": summary["valid"], "popularity, test": summary["popularity"]}
+    if summary["test_sampled"]:
+        columns[f"test, {summary['protocols']['test_sampled']}"] = summary["test_sampled"]
     console.print(metric_table(columns))
     sent = summary["communication"]
     console.print(
         which_round(summary),
         soft_wrap=True,
     )
-    console.print(
-        f"sent: {sent['uploads_per_client']:.1f} uploads a client of {sent['bytes_up_per_upload'] / 1000:.1f} kB, and "
-        f"{sent['bytes_down_per_upload'] / 1e6:.2f} MB down for each",
-        soft_wrap=True,
-    )
+    if sent["bytes_up"]:
+        console.print(
+            f"sent: {sent['uploads_per_client']:.1f} uploads a client of {sent['bytes_up_per_upload'] / 1000:.1f} kB, "
+            f"and {sent['bytes_down_per_upload'] / 1e6:.2f} MB down for each",
+            soft_wrap=True,
+        )
     print_privacy(summary["privacy"])
     console.print(f"run written to {result.output}", soft_wrap=True)
 
@@ -239,7 +242,10 @@ def which_round(summary: dict[str, Any]) -> str:
 
 
 def metric_table(columns: dict[str, dict[str, float]]) -> Table:
-    table = Table("metric", *columns, caption="full ranking of all items unseen in training", caption_justify="left")
+    caption = "full ranking of all items unseen in training"
+    if any("sampled" in name for name in columns):
+        caption += "; each held-out item among sampled negatives where it says so, which flatters every method"
+    table = Table("metric", *columns, caption=caption, caption_justify="left")
     table.min_width = 50
     names = [f"{name}@{k}" for k in (10, 20) for name in ("recall", "ndcg", "hr", "mrr", "precision", "coverage")]
     for name in names:

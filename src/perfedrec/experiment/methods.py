@@ -35,7 +35,7 @@ from perfedrec.centralised.xsimgcl import XSimGCL
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
 from perfedrec.data import Dataset
-from perfedrec.evaluation import Held, Recommender, Stored
+from perfedrec.evaluation import Recommender, Stored
 from perfedrec.runtimes.simulator import Simulator
 
 METHODS: dict[str, type[Any]] = {
@@ -68,8 +68,6 @@ GROUP = "perfedrec.methods"
 
 class Engine(Protocol):
     """What a run needs of a method at work: :class:`Simulator` for federated ones, :class:`Central` for others."""
-
-    held: dict[str, Held]
 
     @property
     def prelude(self) -> int:

@@ -27,7 +27,7 @@ from perfedrec.centralised.popularity import Popularity
 from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError
 from perfedrec.core.types import RoundReport
 from perfedrec.data import Dataset, load, parse_columns
-from perfedrec.data.interactions import id_series
+from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, Recommender, Totals
 from perfedrec.experiment import checkpoint
 from perfedrec.experiment.config import Config, DataSettings, RunSettings, check, config_of
@@ -36,6 +36,9 @@ from perfedrec.experiment.progress import Quiet, Reporter, Standing
 from perfedrec.privacy.report import centralised_block, privacy_block, warnings
 
 CUTOFFS = (10, 20)
+
+FULL, SAMPLED = "full ranking", "{} sampled negatives"
+"""Names of the protocols, which stand wherever their figures do: those of one cannot be compared with the other's."""
 
 
 class InterruptedRunError(PerfedrecError):
@@ -91,11 +94,10 @@ class Result:
         """What to find, and what to leave out of the lists besides the training items."""
         if part not in ("valid", "test"):
             raise ConfigError(f"there is no part {part!r} to evaluate on; expected valid or test")
-        parts = [
-            Held.of(each.offsets, each.items, self.recommender.device)
-            for each in (getattr(self.dataset, part), self.dataset.valid)
-        ]
-        return parts[0], parts[1] if part == "test" else None
+        wanted, valid = (
+            _held(each, self.recommender.device) for each in (getattr(self.dataset, part), self.dataset.valid)
+        )
+        return wanted, valid if part == "test" else None
 
     def recommend(self, user_ids: Sequence[int | str] | None = None, k: int = 20) -> pl.DataFrame:
         """The ``k`` best unseen items of each user (all users when ``None``): columns user, item, rank, score.
@@ -242,7 +244,7 @@ class _Progress:
     ) -> None:
         self.algorithm, self.dataset, self.engine = algorithm, dataset, _engine(algorithm, dataset, run)
         self.run, self.config, self.output = run, config, output
-        self.prelude = self.engine.prelude
+        self.prelude, self.valid = self.engine.prelude, _held(dataset.valid, self.engine.recommender().device)
         self.standing = Standing(run.rounds + self.prelude, run.select_by)
         self.best: Recommender | None = None
         self.best_valid: dict[str, float] = {}
@@ -283,7 +285,7 @@ class _Progress:
             trained <= 0 or trained % self.run.evaluate_every == 0 or last
         ):  # pre-training is few rounds, and may suffice
             start = time.perf_counter()
-            valid = self.engine.recommender().evaluate(self.engine.held["valid"], CUTOFFS)
+            valid = self.engine.recommender().evaluate(self.valid, CUTOFFS)
             self._compare(valid)
             self.standing.seconds += time.perf_counter() - start
         entry = Entry(report, time.perf_counter() - start, valid)
@@ -355,6 +357,7 @@ class _Progress:
                 "valid": self.best_valid,
                 "test": test,
                 "test_sampled": result.evaluate_sampled("test", sampled, self.run.seed) if sampled else None,
+                "protocols": {"test": FULL, **({"test_sampled": SAMPLED.format(sampled)} if sampled else {})},
                 "popularity": popular,
                 "communication": self.communication(),
                 "privacy": self.privacy(test, popular),
@@ -453,7 +456,12 @@ def environment() -> dict[str, Any]:
 def popularity(dataset: Dataset) -> dict[str, float]:
     """Test metrics of ranking by popularity, through the same evaluation: what every result has to beat."""
     floor = Central(Popularity(), dataset, device="cpu")
-    return floor.recommender().evaluate(floor.held["test"], CUTOFFS, floor.held["valid"])
+    test, valid = (_held(part, floor.device) for part in (dataset.test, dataset.valid))
+    return floor.recommender().evaluate(test, CUTOFFS, valid)
+
+
+def _held(part: Interactions, device: torch.device) -> Held:
+    return Held.of(part.offsets, part.items, device)
 
 
 def _engine(algorithm: Any, dataset: Dataset, run: RunSettings) -> Engine:

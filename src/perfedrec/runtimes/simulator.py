@@ -13,7 +13,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Algorithm, RoundReport, Rows, Spec
 from perfedrec.data import Dataset
-from perfedrec.evaluation import Held, Recommender, Stored
+from perfedrec.evaluation import Recommender, Stored
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round
 
@@ -59,7 +59,10 @@ class PersonalRecommender(Recommender):
 
 
 class Simulator:
-    """An algorithm at work on a data set: plays rounds and gives the recommender of the moment."""
+    """An algorithm at work on the training part of a data set: plays rounds and gives the recommender of the moment.
+
+    Held-out interactions are not kept: what runs here cannot reach them.
+    """
 
     def __init__(
         self,
@@ -74,10 +77,6 @@ class Simulator:
         self.algorithm, self.seed, self.block_size, self.dropout_rate = algorithm, seed, block_size, dropout_rate
         self.device = pick_device(device)
         self.population = populate(dataset, self.device)
-        self.held = {
-            name: Held.of(part.offsets, part.items, self.device)
-            for name, part in (("valid", dataset.valid), ("test", dataset.test))
-        }
         items, users = dataset.item_attributes, dataset.user_attributes
         spec = Spec(
             n_users=dataset.n_users,

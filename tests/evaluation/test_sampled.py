@@ -1,0 +1,90 @@
+"""The protocol of sampled negatives: what is drawn, what is not, and that it gives nothing to who knows nothing."""
+
+import pytest
+import torch
+
+from perfedrec.core.keys import Key
+from perfedrec.evaluation import Held, Totals
+from perfedrec.evaluation.sampled import rank_among
+
+N, M, FEW = 400, 300, 80
+USERS = torch.arange(N)
+
+
+def held(generator: torch.Generator, per_user: int = 2) -> tuple[Held, torch.Tensor]:
+    """Held-out items and a mask [N, M] of seen ones, disjoint, at random."""
+    order = torch.rand(N, M, generator=generator).argsort(1)
+    items, seen = order[:, :per_user].sort(1).values, torch.zeros(N, M, dtype=torch.bool)
+    seen.scatter_(1, order[:, per_user : per_user + 20], True)
+    return Held(torch.arange(N + 1) * per_user, items.flatten()), seen
+
+
+def hits(scores: torch.Tensor, wanted: Held, negatives: int = 99, seed: int = 0) -> dict[str, float]:
+    totals = Totals((10, 20), M)
+    rank_among(scores, USERS, wanted, negatives, Key(seed), totals)
+    return totals.means()
+
+
+@pytest.mark.parametrize("kind", ["one score for all", "by position", "by number of users", "at random"])
+def test_a_scorer_that_learns_nothing_is_placed_at_random(kind: str) -> None:
+    """One right answer among 100: HR@10 is .1 for all that do not know it. 800 cases; a standard error is .0106."""
+    generator = torch.Generator().manual_seed(1)
+    wanted, seen = held(generator)
+    scores = {
+        "one score for all": torch.zeros(N, M),
+        "by position": torch.arange(M, 0, -1.0).repeat(N, 1),
+        "by number of users": seen.sum(0).to(torch.float32).repeat(N, 1),
+        "at random": torch.rand(N, M, generator=generator),
+    }[kind]
+    value = hits(scores.masked_fill(seen, -torch.inf), wanted)["hr@10"]
+    if kind == "one score for all":  # equal scores lose half a rank each: the middle, which is not among the first ten
+        assert value == 0
+    else:
+        assert value == pytest.approx(0.1, abs=0.032)
+
+
+def drawn(wanted: Held, seen: torch.Tensor, negatives: int, seed: int) -> torch.Tensor:
+    """[FEW, M] which items stood against a user's held-out item: those that take the first rank from it when they
+    alone have a higher score."""
+    users, few = USERS[:FEW], Held(wanted.offsets[: FEW + 1], wanted.items[:FEW])
+    found = torch.zeros(FEW, M, dtype=torch.bool)
+    for item in range(M):
+        scores = torch.zeros(FEW, M).masked_fill(seen[:FEW], -torch.inf)
+        scores[users, few.items] = 1.0
+        scores[:, item] = torch.where(scores[:, item] > -torch.inf, 2.0, scores[:, item])
+        totals = Totals((1,), M)
+        rank_among(scores, users, few, negatives, Key(seed), totals)
+        tested, values = totals.by_user()
+        found[tested, item] = values["hr@1"] == 0
+    return found
+
+
+def others(wanted: Held, seen: torch.Tensor) -> torch.Tensor:
+    """[FEW, M] what is neither seen nor held out."""
+    allowed = ~seen[:FEW]
+    allowed[USERS[:FEW], wanted.items[:FEW]] = False
+    return allowed
+
+
+def test_negatives_are_uniform_over_all_that_is_neither_seen_nor_held_out() -> None:
+    """Nothing else is known of the held-out item: its neighbours by number and by popularity are drawn like others."""
+    wanted, seen = held(torch.Generator().manual_seed(2), per_user=1)
+    allowed, counts = others(wanted, seen), drawn(wanted, seen, 99, 0)
+    assert torch.equal(counts & allowed, counts)
+    assert counts.sum(1).tolist() == [99] * FEW
+    near = (torch.arange(M) - wanted.items[:FEW, None]).abs() <= 10
+    for group in (near, seen.sum(0).expand(FEW, M) > 27, torch.arange(M).expand(FEW, M) < 50):
+        among = (group & allowed).sum()
+        share = float((counts & group).sum() / among)
+        assert share == pytest.approx(99 / 279, abs=4 * (0.355 * 0.645 / float(among)) ** 0.5)
+
+
+def test_all_others_are_drawn_where_there_are_not_enough() -> None:
+    wanted, seen = held(torch.Generator().manual_seed(3), per_user=1)
+    assert torch.equal(drawn(wanted, seen, 1000, 0), others(wanted, seen))
+
+
+def test_other_seeds_draw_others() -> None:
+    wanted, seen = held(torch.Generator().manual_seed(4), per_user=1)
+    scores = torch.rand(N, M, generator=torch.Generator().manual_seed(5)).masked_fill(seen, -torch.inf)
+    assert hits(scores, wanted, seed=0) == hits(scores, wanted, seed=0) != hits(scores, wanted, seed=1)
