@@ -21,7 +21,7 @@ from torch import Tensor
 
 from perfedrec.algorithms import neighbourhood, parts, summed
 from perfedrec.algorithms.model import Network, View
-from perfedrec.algorithms.neighbourhood import Service
+from perfedrec.algorithms.neighbourhood import Published, Service
 from perfedrec.algorithms.parts import Average, Moments, sparse_step
 from perfedrec.algorithms.personal import Mixture
 from perfedrec.algorithms.settings import PerFedRecSettings
@@ -266,21 +266,70 @@ class PerFedRec:
         return uploads.given_up(clients, self.settings.privacy, phase, asked)
 
     def server(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
-        service = state.service
+        service, published = self.serve(state.service, phase, state.round + 1, aggregate, state.centroids, key)
+        if state.tokens is not None:
+            published = published.named(state.tokens)
+        return self.coordinate(replace(state, service=service), phase, aggregate, published, key)
+
+    def serve(
+        self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
+    ) -> tuple[Service, Published]:
+        """The neighbourhood service's part of a round, ``played`` rounds having been played with it.
+
+        Takes reports and edges in, and publishes every few rounds fresh neighbour sums and a clustering of all users,
+        by the mean of the layers that they reported last, from the last ``centroids`` on.
+        """
         if aggregate.reports is not None and aggregate.report_users is not None:
             service.reports[aggregate.report_users] = aggregate.reports
         if aggregate.edges is not None:
             graph = neighbourhood.graph(aggregate.edges, 0, service.reports.shape[0], aggregate.n_items)
             service = replace(service, graph=graph)
+        service, table = self._pretrained(service, phase, aggregate, key)
+        trained, clusters, labels, sums = played - len(self.prelude), self.settings.clusters, None, None
+        if self.neighbours and service.graph is not None and self._refreshes(trained):  # no graph: nobody has joined
+            sums = neighbourhood.neighbour_sums(service.graph, service.reports, self.settings.model.n_layers)
+        ends = phase == "spectral" and self.prelude[played : played + 1] == ["clusters"] and aggregate.clients
+        for due, own in ((ends, key.fold("cluster")), (clusters.due(trained), key)):
+            if due and not self.sums:
+                points = service.reports.mean(1)
+                labels, centroids = parts.cluster(points, clusters.n_clusters, centroids, own)
+        return service, Published(sums, table, labels, centroids if labels is not None else None)
+
+    def _pretrained(
+        self, service: Service, phase: str, aggregate: Aggregate, key: Key
+    ) -> tuple[Service, Tensor | None]:
+        """Pre-training at the service, and the table [m, d] by token that comes of it, if there is any."""
+        return service, None
+
+    def _refreshes(self, trained: int) -> bool:
+        """Whether neighbour sums are published after so many rounds of training."""
+        return trained >= 0 and trained % self.settings.model.refresh_every == 0
+
+    def coordinate(self, state: State, phase: str, aggregate: Aggregate, published: Published, key: Key) -> State:
+        """The coordinator's part of a round: it needs neither reports nor edges.
+
+        ``published`` has items by their places, what the coordinator is not to know left out.
+        """
         if aggregate.clients and state.gathered is not None and phase in ("join", "train"):
             aggregate = self._gather(state, aggregate)
-        state = replace(state, service=service, round=state.round + 1)
+        state = replace(state, round=state.round + 1)
         if aggregate.clients:
             if phase == "train":
                 self._learn(state, aggregate)
             else:
                 state = self._prepare(state, phase, aggregate, key)
-        return self._serve(state, key)
+        if published.table is not None:
+            state = self._restart(state, published.table)
+        if published.labels is not None:
+            state = replace(state, labels=published.labels, centroids=published.centroids)
+        if published.neighbours is not None:
+            state = replace(state, neighbours=published.neighbours)
+        return self._publish(state, key) if self.sums else state
+
+    def _restart(self, state: State, items: Tensor) -> State:
+        """The state with another global table; a running average starts again from it."""
+        average = Average.start(items) if state.average is not None else None
+        return replace(state, items=items, average=average)
 
     def _gather(self, state: State, aggregate: Aggregate) -> Aggregate:
         """Take the neighbour sums out of the tables of an aggregate."""
@@ -335,30 +384,21 @@ class PerFedRec:
         if aggregate.dense is not None and state.tally is not None and aggregate.dense.numel() > n_dense:
             state.tally.add_(from_fixed(aggregate.dense[n_dense:]).view_as(state.tally))
 
-    def _serve(self, state: State, key: Key) -> State:
-        """What happens every few rounds: fresh neighbour sums, and a new clustering of all users."""
+    def _publish(self, state: State, key: Key) -> State:
+        """What the service does every few rounds, where clients contribute to sums alone."""
         trained = self.training_round(state)
-        due = trained >= 0 and trained % self.settings.model.refresh_every == 0
-        graph = state.service.graph
-        if self.neighbours and due and graph is not None:  # none: nobody has joined
-            assert state.tokens is not None
-            sums = neighbourhood.neighbour_sums(graph, state.service.reports, self.settings.model.n_layers)
-            state = replace(state, neighbours=sums.index_select(1, state.tokens))
-        if due and state.gathered is not None:
+        if state.gathered is not None and self._refreshes(trained):
             state = replace(state, neighbours=neighbourhood.published(list(state.gathered.unbind(0))))
         return self._cluster(state, key) if self.settings.clusters.due(trained) else state
 
     def _cluster(self, state: State, key: Key) -> State:
-        """A new clustering, by the mean of the layers that users reported last, or by the sums of those heard."""
-        if state.tally is not None:
-            if state.centroids is None:
-                centroids = summed.first_centroids(state.items, self.settings.clusters.n_clusters, key)
-                return replace(state, centroids=centroids)
-            centroids, shares = summed.recentre(state.centroids, state.tally)
-            return replace(state, centroids=centroids, shares=shares, tally=torch.zeros_like(state.tally))
-        points = state.service.reports.mean(1)
-        labels, centroids = parts.cluster(points, self.settings.clusters.n_clusters, state.centroids, key)
-        return replace(state, labels=labels, centroids=centroids)
+        """A new clustering by the sums of those heard."""
+        assert state.tally is not None
+        if state.centroids is None:
+            centroids = summed.first_centroids(state.items, self.settings.clusters.n_clusters, key)
+            return replace(state, centroids=centroids)
+        centroids, shares = summed.recentre(state.centroids, state.tally)
+        return replace(state, centroids=centroids, shares=shares, tally=torch.zeros_like(state.tally))
 
     # --- the client's side ---
 

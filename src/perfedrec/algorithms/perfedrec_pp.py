@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from perfedrec.algorithms import neighbourhood
 from perfedrec.algorithms.model import View
-from perfedrec.algorithms.parts import Average
+from perfedrec.algorithms.neighbourhood import Service
 from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
 from perfedrec.algorithms.settings import PretrainingSettings
 from perfedrec.core.keys import Key, normal, uniform
@@ -67,11 +67,6 @@ class PerFedRecPP(PerFedRec):
         """Whether spectral pre-training is done under noise."""
         return self.settings.privacy.noise.spectral > 0
 
-    def _restart(self, state: State, items: Tensor) -> State:
-        """The state with another global table; a running average starts again from it."""
-        average = Average.start(items) if state.average is not None else None
-        return replace(state, items=items, average=average)
-
     def client(self, phase: str, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
         if phase not in ("spectral", "clusters"):
             return super().client(phase, view, rows, memory, key)
@@ -87,7 +82,7 @@ class PerFedRecPP(PerFedRec):
         return uploads.bounded(part, self.settings.privacy, phase), memory
 
     def _prepare(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
-        kind, state = self.settings.pretraining.kind, super()._prepare(state, phase, aggregate, key)
+        state = super()._prepare(state, phase, aggregate, key)
         if phase == "degrees" and self.noisy:
             sums = torch.zeros_like(state.degrees).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums).squeeze(1))
             known = sums > TRUSTED * self._noise("degrees", aggregate.clients, state)
@@ -101,12 +96,10 @@ class PerFedRecPP(PerFedRec):
             )
             if self.settings.model.encoder == "lightgcn" and self.prelude[state.round - 1 :].count("spectral") == 1:
                 state = self._scale(state, energy)
-            if self.prelude[state.round : state.round + 1] == ["clusters"]:
+            if self.sums and self.prelude[state.round : state.round + 1] == ["clusters"]:
                 state = self._cluster(state, key.fold("cluster"))
         elif phase == "clusters" and state.offsets is not None:
             fill_clusters(state.offsets, state.items, aggregate)
-        elif phase == "join" and kind == "contrastive":
-            state = self._contrast(state, aggregate, key.fold("contrast"))
         return state
 
     def _noise(self, phase: str, clients: int, state: State) -> float:
@@ -130,18 +123,23 @@ class PerFedRecPP(PerFedRec):
         lift = (n_users * dim / (max(energy, 1e-12) * n_items)) ** 0.5
         return replace(self._restart(state, state.items * scale), lift=lift)
 
-    def _contrast(self, state: State, aggregate: Aggregate, key: Key) -> State:
-        """Contrastive pre-training at the service; the table comes back by token, the users find their vectors there.
+    def _pretrained(
+        self, service: Service, phase: str, aggregate: Aggregate, key: Key
+    ) -> tuple[Service, Tensor | None]:
+        """Contrastive pre-training; the table comes back by token, the users find their vectors at the service.
 
         It starts from small random vectors (at this point the users' own are random as well) and is brought to the
         scale of the model afterwards: the loss sees directions alone, and Adam turns small vectors quickly.
         """
-        settings, scale = self.settings.pretraining, self.settings.model.init_scale
-        service, (n_items, dim) = state.service, state.items.shape
-        assert state.tokens is not None and service.graph is not None and aggregate.edges is not None
-        everyone, every_item = (torch.arange(n, device=state.items.device) for n in (len(service.reports), n_items))
+        settings, model = self.settings.pretraining, self.settings.model
+        if settings.kind != "contrastive" or phase != "join" or not aggregate.clients:
+            return service, None
+        assert service.graph is not None
+        assert aggregate.edges is not None
+        key, n_items, device = key.fold("contrast"), aggregate.n_items, service.reports.device
+        everyone, every_item = (torch.arange(n, device=device) for n in (len(service.reports), n_items))
         start = [
-            normal(key.fold(side).spread(nodes), dim) * settings.init_scale
+            normal(key.fold(side).spread(nodes), model.embedding_dim) * settings.init_scale
             for side, nodes in (("users", everyone), ("items", every_item))
         ]
         graphs = []
@@ -149,12 +147,11 @@ class PerFedRecPP(PerFedRec):
             selected = uniform(key.fold("view", view).spread(everyone), 1).squeeze(1) >= settings.node_dropout
             number = view % self.n_views
             graphs.append(neighbourhood.graph(aggregate.edges, number, len(everyone), n_items, selected))
-        n_layers = max(self.settings.model.n_layers, 1)  # without propagation no view would know its graph
+        n_layers = max(model.n_layers, 1)  # without propagation no view would know its graph
         users, table = contrast(graphs, start[0], start[1], n_layers, settings, key)
-        users, table = users * (scale / table.std()), table * (scale / table.std())
+        users, table = users * (model.init_scale / table.std()), table * (model.init_scale / table.std())
         layers = torch.stack([users, service.graph.to_users(table)], dim=1)[:, : service.reports.shape[1]]
-        service = replace(service, start=users, reports=layers.contiguous())
-        return replace(self._restart(state, table[state.tokens]), service=service)
+        return replace(service, start=users, reports=layers.contiguous()), table
 
 
 def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
