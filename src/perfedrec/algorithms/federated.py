@@ -8,7 +8,7 @@ share (:meth:`Federated.init_dense`), and how a pair is scored (:meth:`Federated
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -105,6 +105,7 @@ class Federated:
     each label; averages of the protected changes are the server's steps."""
 
     Options: ClassVar[type[FederatedSettings]] = FederatedSettings
+    Received: ClassVar[type[Any]] = Download
 
     def __init__(self, settings: FederatedSettings | None = None) -> None:
         self.settings: Any = settings or self.Options()
@@ -310,6 +311,16 @@ class Federated:
     def report(self, view: Any, rows: Rows, memory: Kept, key: Key) -> Tensor | None:
         """[B, K, d] protected vectors that clients report, for methods that relate users to each other."""
         return None
+
+    @property
+    def catching_up(self) -> int:
+        return 10
+
+    def arrive(self, view: Any, rows: Rows, memory: Kept) -> Kept:
+        return memory
+
+    def unprotected(self) -> Self:
+        return type(self)(self.settings.model_copy(update={"privacy": PrivacySettings()}))
 
     # --- scoring ---
 

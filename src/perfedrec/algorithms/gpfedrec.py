@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from perfedrec.algorithms.parts import Moments
 from perfedrec.algorithms.pfedrec import PFedRec
 from perfedrec.core.keys import Key, fold_in
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import Aggregate, Rows, Spec, distinct, from_fixed
+from perfedrec.core.types import NEWCOMER, Aggregate, Rows, Spec, distinct, from_fixed
 from perfedrec.nn.segments import segment_sum
 from perfedrec.privacy.uploads import protect
 
@@ -60,8 +60,8 @@ class Guided:
     landmarks' ``offsets`` [K m, d]; ``nearest`` [B] the most similar landmark."""
 
     items: Tensor
-    weights: Tensor
-    nearest: Tensor
+    weights: Tensor = field(metadata={"per": "user"})
+    nearest: Tensor = field(metadata={"per": "user"})
     offsets: Tensor
     dense: Tensor | None = None
 
@@ -81,6 +81,7 @@ class GPFedRec(PFedRec):
     """
 
     Options = GPFedRecSettings
+    Received = Guided
 
     def init(self, spec: Spec, key: Key) -> Graphed:
         shared, n_landmarks = super().init(spec, key), self.settings.graph.n_landmarks
@@ -98,8 +99,9 @@ class GPFedRec(PFedRec):
         assert state.offsets is not None
         weights = torch.full((users.numel(), self.n_groups(state)), 1 / self.n_groups(state), device=users.device)
         if state.landmarks is not None:
-            similar = functional.normalize(state.reports[users, 0], dim=1) @ state.landmarks.T
+            similar = functional.normalize(state.reports[users.clamp(min=0), 0], dim=1) @ state.landmarks.T
             weights = (self.settings.graph.sharpness * similar).softmax(1)
+            weights[users == NEWCOMER] = 1 / self.n_groups(state)
         return Guided(state.items, weights, weights.argmax(1), state.offsets, state.dense)
 
     def table_rows(self, view: Guided, items: Tensor, segments: Tensor) -> Tensor:

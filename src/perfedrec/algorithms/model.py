@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,25 +19,26 @@ from perfedrec.nn.propagation import Star, lightgcn_star, spectral_star
 class View:
     """What clients receive.
 
-    ``items`` [m, d] the global table; ``degrees`` [m]; ``groups`` [B] the users' clusters; ``offsets`` [K m, d] the
-    cluster models as differences from the global table (a client receives its own cluster's alone); ``dense`` [D]
-    shared weights of the attribute networks; ``item_attributes`` [m, F]; ``tokens`` [m] names of the items towards the
-    neighbourhood service; ``neighbours`` [2, m, d] neighbour sums for users and for items; ``start`` [B, d] pre-trained
-    user vectors for those who have not trained yet; ``lift`` how much longer than ``sum_i c_ui q_i`` a user's vector
-    starts, after spectral pre-training; ``pretrained`` [m, d] the singular vectors that it ended with; ``trained``
-    whether anything has been trained since: until then the pre-trained model recommends alone; ``centroids`` [K, d] to
-    which clients assign themselves where their vectors stay with them, and ``tally`` whether they contribute to them.
+    ``items`` [m, d] the global table; ``degrees`` [m]; ``groups`` [B] the users' clusters, -1 for newcomers;
+    ``offsets`` [K m, d] the cluster models as differences from the global table (a client receives its own cluster's
+    alone); ``dense`` [D] shared weights of the attribute networks; ``item_attributes`` [m, F]; ``tokens`` [m] names
+    of the items towards the neighbourhood service; ``neighbours`` [2, m, d] neighbour sums for users and for items;
+    ``start`` [B, d] pre-trained user vectors for those who have not trained yet; ``lift`` how much longer than
+    ``sum_i c_ui q_i`` a user's vector starts, after spectral pre-training; ``pretrained`` [m, d] the singular vectors
+    that it ended with; ``trained`` whether anything has been trained since: until then the pre-trained model
+    recommends alone; ``centroids`` [K, d] to which newcomers assign themselves, and all clients where their vectors
+    stay with them, and ``tally`` whether they contribute to them.
     """
 
     items: Tensor
     degrees: Tensor
-    groups: Tensor
+    groups: Tensor = field(metadata={"per": "user"})
     offsets: Tensor | None = None
     dense: Tensor | None = None
     item_attributes: Tensor | None = None
     tokens: Tensor | None = None
     neighbours: Tensor | None = None
-    start: Tensor | None = None
+    start: Tensor | None = field(default=None, metadata={"per": "user"})
     lift: float | None = None
     pretrained: Tensor | None = None
     trained: bool = True

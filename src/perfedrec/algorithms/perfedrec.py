@@ -14,7 +14,7 @@ Decisions where the papers are silent:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, fold_in, normal, uniform
 from perfedrec.core.sampling import choose, ranks
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, distinct, from_fixed
+from perfedrec.core.types import NEWCOMER, Aggregate, Contribution, Plan, Rows, Spec, distinct, from_fixed
 from perfedrec.nn import losses
 from perfedrec.nn.optim import adam
 from perfedrec.nn.propagation import Star, edge_weights
@@ -38,6 +38,7 @@ from perfedrec.privacy import uploads
 from perfedrec.privacy.labels import Labels, label
 from perfedrec.privacy.ledger import Release
 from perfedrec.privacy.mechanisms import Guarantee, compose, mechanisms_of
+from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.privacy.uploads import protect
 
 
@@ -107,6 +108,7 @@ class PerFedRec:
     """
 
     Options: ClassVar[type[Settings]] = PerFedRecSettings
+    Received: ClassVar[type[Any]] = View
 
     def __init__(self, settings: PerFedRecSettings | None = None) -> None:
         self.settings = settings or PerFedRecSettings()
@@ -224,8 +226,10 @@ class PerFedRec:
         return self.prelude[state.round] if state.round < len(self.prelude) else "train"
 
     def groups(self, state: State, users: Tensor) -> Tensor:
-        """[B] the users' clusters; all 0 before the first clustering."""
-        return torch.zeros_like(users) if state.labels is None else state.labels[users]
+        """[B] the users' clusters, -1 for newcomers; all 0 before the first clustering."""
+        if state.labels is None:
+            return torch.zeros_like(users)
+        return torch.where(users == NEWCOMER, -1, state.labels[users.clamp(min=0)])
 
     def plan(self, state: State, key: Key) -> Plan:
         n_users, device = state.service.reports.shape[0], state.items.device
@@ -240,20 +244,21 @@ class PerFedRec:
         return Plan("train", choose(n_users, size, key).to(device))
 
     def view(self, state: State, users: Tensor) -> View:
+        new, start, groups = users == NEWCOMER, state.service.start, self.groups(state, users)
         return View(
             items=state.items,
             degrees=state.degrees,
-            groups=self.groups(state, users),
+            groups=groups,
             offsets=None if state.centroids is None else state.offsets,
             dense=state.dense,
             item_attributes=state.item_attributes,
             tokens=state.tokens,
             neighbours=state.neighbours,
-            start=None if state.service.start is None else state.service.start[users],
+            start=None if start is None else start[users.clamp(min=0)].masked_fill(new[:, None], 0.0),
             lift=state.lift,
             pretrained=state.pretrained,
             trained=self.training_round(state) > 0,
-            centroids=state.centroids if self.sums else None,
+            centroids=state.centroids if self.sums or bool((groups < 0).any()) else None,
             tally=self.sums
             and state.centroids is not None
             and self.training_round(state) < self.settings.clusters.stop,
@@ -427,18 +432,32 @@ class PerFedRec:
             return self._degrees(view, rows), memory
         view = self._placed(view, rows, memory)
         if phase == "join":
-            if view.lift is not None:
-                own = edge_weights(rows, view.degrees)[:, None] * view.items.index_select(0, rows.items)
-                memory = replace(memory, vectors=view.lift * segment_sum(own, rows.segments, rows.n_users))
+            memory = self.arrive(view, rows, memory)
             return self._join_sums(view, rows, memory) if self.sums else (self._join(view, rows, memory, key), memory)
         return self._train(view, rows, memory, key)
+
+    @property
+    def catching_up(self) -> int:
+        """Propagation makes a vector of a newcomer's items at once; without it the vector has to be learned."""
+        return 1 if self.settings.model.n_layers or self.settings.model.encoder == "spectral" else 10
+
+    def arrive(self, view: View, rows: Rows, memory: Memory) -> Memory:
+        """After spectral pre-training a user's vector starts at the sum of its items', which are on another scale."""
+        if view.lift is None:
+            return memory
+        own = edge_weights(rows, view.degrees)[:, None] * view.items.index_select(0, rows.items)
+        return replace(memory, vectors=view.lift * segment_sum(own, rows.segments, rows.n_users))
+
+    def unprotected(self) -> Self:
+        return type(self)(self.options.model_copy(update={"privacy": PrivacySettings()}))  # type: ignore[arg-type]
 
     def _placed(self, view: View, rows: Rows, memory: Memory) -> View:
         """The view of clients that assign themselves to a cluster."""
         if view.centroids is None:
             return view
         vectors = self._layers(view, rows, self._own_vectors(view, memory)).mean(1)
-        return replace(view, groups=summed.assign(view.centroids, vectors))
+        nearest = summed.assign(view.centroids, vectors)
+        return replace(view, groups=nearest if self.sums else torch.where(view.groups < 0, nearest, view.groups))
 
     def _degrees(self, view: View, rows: Rows) -> Contribution:
         """Each client's part in the item degrees: 1 for each of its items (of joint length 1 where noise is added)."""

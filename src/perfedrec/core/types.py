@@ -23,6 +23,10 @@ LARGEST = 2.0**16
 """Bound of the norm of what enters a sum, so that a sum stays in the range where whole numbers are exact."""
 
 
+NEWCOMER = -1
+"""Anybody whom the server does not know, where it says what users receive."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """The private data of a block of B users: R interactions in the jagged layout.
@@ -283,7 +287,11 @@ class Algorithm(Protocol[S, V, M]):
         """[B] the group of each of ``users``."""
 
     def view(self, state: S, users: Tensor) -> V:
-        """What users [B] receive in this round; large tables are shared, not copied."""
+        """What users [B] receive in this round; large tables are shared, not copied.
+
+        Fields of V with ``field(metadata={"per": "user"})`` have one row per user. :data:`NEWCOMER` in place of a user
+        stands for anybody whom the state does not know.
+        """
 
     def client(self, phase: str, view: V, rows: Rows, memory: M, key: Key) -> tuple[Contribution, M]:
         """The users' work: what they hand over and what they keep."""
@@ -300,6 +308,16 @@ class Algorithm(Protocol[S, V, M]):
 
     def serving(self, state: S) -> S:
         """What is kept of a state to recommend with; a view of it serves :meth:`scores`."""
+
+    @property
+    def catching_up(self) -> int:
+        """Rounds of local training after which a client that was not in training is best served."""
+
+    def arrive(self, view: V, rows: Rows, memory: M) -> M:
+        """The memories of newcomers, whom training did not know, when they receive the ``view`` that it has led to."""
+
+    def unprotected(self) -> Algorithm[S, V, M]:
+        """The same without decoys, masking and noise: for a client's work of which nothing is handed over."""
 
     def scores(self, view: V, rows: Rows, memory: M) -> Tensor:
         """[B, m] scores of all items for the users of a block."""

@@ -52,6 +52,23 @@ MIGRATIONS: tuple[str, ...] = (
         UNIQUE (run, user)
     ) STRICT;
     """,
+    """
+    CREATE TABLE served (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        run TEXT NOT NULL,
+        round INTEGER NOT NULL,
+        received INTEGER NOT NULL,
+        configuration TEXT NOT NULL,
+        scalars TEXT NOT NULL,
+        tables BLOB NOT NULL,
+        newcomer BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE served_users (
+        user INTEGER PRIMARY KEY REFERENCES users ON DELETE CASCADE,
+        content BLOB NOT NULL
+    ) STRICT;
+    ALTER TABLE node ADD COLUMN scrubbing INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """What makes version ``i + 1`` of the schema out of version ``i``. A line that was released is never changed."""
 
@@ -168,6 +185,22 @@ class Database:
             raise
         finally:
             self._open = None
+
+    def scrub(self) -> None:
+        """Leave no byte of what was deleted, in the file or in its write-ahead log.
+
+        Raises :class:`StoreError` where another process reads the file: its log has to stay as long as it does.
+        """
+        with self._lock, explained(self.path):
+            self.connection.execute("VACUUM")
+            for _ in range(2):  # the second time for the note that all is done
+                (busy, _, _) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if busy:
+                    raise StoreError(
+                        f"{self.path}: what was forgotten is deleted, but another process is reading the file, and so "
+                        "its log cannot be emptied; that is done when the file is next opened without another reader"
+                    )
+                self.connection.execute("UPDATE node SET scrubbing = 0 WHERE scrubbing")
 
     def close(self) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
@@ -27,10 +28,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
+from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from perfedrec.core.errors import DataError, PerfedrecError
 from perfedrec.core.keys import Key
+from perfedrec.core.records import flatten, unflatten
 from perfedrec.core.types import Algorithm, Rows
 from perfedrec.data.interactions import Ids, encode
 from perfedrec.runtimes.node.database import Database, StoreError, remove
@@ -52,13 +55,24 @@ class Joined:
     seed: int
 
 
+@dataclass(frozen=True)
+class Served:
+    """A model to recommend with: from which run, after how many rounds, when it came (seconds since 1970), and the
+    method with its options as TOML."""
+
+    run: str
+    round: int
+    received: int
+    configuration: str
+
+
 class Store:
     """The users of one node, in a file. Users who take part in a federation have an identity in it, an integer."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         with database.reading() as db:
-            row = db.execute("SELECT secret, catalogue, integers FROM node").fetchone()
+            row = db.execute("SELECT secret, catalogue, integers, scrubbing FROM node").fetchone()
             self.n_items: int = db.execute("SELECT count(*) FROM items").fetchone()[0]
         if row is None:
             raise StoreError(f"{database.path}: was not finished; make it again with perfedrec node init")
@@ -67,6 +81,8 @@ class Store:
         self._integers = bool(row[2])
         self._joined: Joined | None = None
         self._items: Ids | None = None
+        if row[3]:  # a process was killed before it was through
+            database.scrub()
 
     @classmethod
     def make(cls, path: Path, item_ids: Ids, secret: bytes | None = None) -> Self:
@@ -79,7 +95,7 @@ class Store:
         try:
             with closing(Database(begun, make=True)) as database, database.writing() as db:
                 values = (secret or secrets.token_bytes(32), fingerprint(item_ids), item_ids.dtype.kind == "i")
-                db.execute("INSERT INTO node VALUES (1, ?, ?, ?)", values)
+                db.execute("INSERT INTO node (only, secret, catalogue, integers) VALUES (1, ?, ?, ?)", values)
                 db.executemany("INSERT INTO items VALUES (?, ?)", enumerate(map(str, item_ids.tolist())))
             os.link(begun, path)  # there whole or not at all, and never over another one
         except FileExistsError:
@@ -122,14 +138,29 @@ class Store:
             self._items = np.array([int(each) for each in found]) if self._integers else np.array(found, dtype=object)
         return self._items
 
+    def expect(self, item_ids: Ids) -> None:
+        """Raises :class:`StoreError` where the catalogue ``item_ids`` [m] of somebody else is not this node's."""
+        theirs = fingerprint(item_ids)
+        if theirs != self.catalogue:
+            raise StoreError(
+                f"{self.path}: has a catalogue of {self.n_items} items, {self.catalogue}, and the federation one of "
+                f"{len(item_ids)}, {theirs}; expected the same items in the same order"
+            )
+
     def take(
-        self, frame: pl.DataFrame, *, skip_unknown: bool = False, identities: Mapping[str, int] | None = None
+        self,
+        frame: pl.DataFrame,
+        *,
+        skip_unknown: bool = False,
+        identities: Mapping[str, int] | None = None,
+        first_identity: int | None = None,
     ) -> tuple[int, int, int]:
         """Take interactions in, columns ``user`` and ``item`` in external ids: all of them or none.
 
         What is there already stays as it is. Users who are new get their identity from ``identities``, by external id,
-        or none yet. Returns how many users and interactions are new, and how many rows had unknown items and were
-        skipped (``skip_unknown``); otherwise such a row raises :class:`DataError`.
+        or numbers from ``first_identity`` on, in the order of the frame, or none yet. Returns how many users and
+        interactions are new, and how many rows had unknown items and were skipped (``skip_unknown``); otherwise such a
+        row raises :class:`DataError`.
         """
         items = encode(frame["item"], self.item_ids)
         unknown = items < 0
@@ -139,30 +170,39 @@ class Store:
                 f"{int(unknown.sum())} of {items.size} interactions are with items that are not in the catalogue of "
                 f"{self.path}, the first with {first!r}; expected known items, or --skip-unknown"
             )
-        users = frame["user"].cast(pl.String).to_numpy()[~unknown]
-        pairs = list(zip(users.tolist(), items[~unknown].tolist(), strict=True))
+        users: list[str] = frame["user"].cast(pl.String).to_numpy()[~unknown].tolist()
         with self._database.writing() as db:
             before = self._counts(db)
-            new = [(user, (identities or {}).get(user)) for user in dict.fromkeys(users.tolist())]
-            self._insert_users(db, new)
-            db.executemany(
-                "INSERT OR IGNORE INTO interactions SELECT user, ? FROM users WHERE id = ?",
-                [(item, user) for user, item in pairs],
-            )
+            given = dict(identities or {})
+            if first_identity is not None:
+                new = [each for each in dict.fromkeys(users) if self._key(db, each) is None]
+                given |= {user: number for number, user in enumerate(new, first_identity)}
+            self._insert_users(db, [(user, given.get(user)) for user in dict.fromkeys(users)])
+            self._insert(db, zip(items[~unknown].tolist(), users, strict=True))
             after = self._counts(db)
         return after[0] - before[0], after[1] - before[1], int(unknown.sum())
 
-    def add(self, user_id: str, item_id: str) -> bool:
-        """Take one interaction in; on return it is on the disk. Whether it is new. A user who is new is made."""
-        (item,) = encode(pl.Series([item_id]), self.item_ids).tolist()
-        if item < 0:
-            raise DataError(f"unknown item {item_id!r}; expected one of the {self.n_items} of the catalogue")
+    def add(self, user_id: str, *item_ids: str) -> int:
+        """Take interactions of one user in, who may be new; on return they are on the disk. How many are new."""
+        items = encode(pl.Series(item_ids), self.item_ids).tolist()
+        for item, given in zip(items, item_ids, strict=True):
+            if item < 0:
+                raise DataError(f"unknown item {given!r}; expected one of the {self.n_items} in the catalogue")
         with self._database.writing() as db:
+            before = self._counts(db)
             self._insert_users(db, [(user_id, None)])
-            done = db.execute(
-                "INSERT OR IGNORE INTO interactions SELECT user, ? FROM users WHERE id = ?", (item, user_id)
-            )
-            return done.rowcount > 0
+            self._insert(db, [(item, user_id) for item in items])
+            return self._counts(db)[1] - before[1]
+
+    @staticmethod
+    def _insert(db: sqlite3.Connection, pairs: Iterable[tuple[int, str]]) -> None:
+        """Insert interactions, an item and the external id of a user each."""
+        db.executemany("INSERT OR IGNORE INTO interactions SELECT user, ? FROM users WHERE id = ?", pairs)
+
+    @staticmethod
+    def _key(db: sqlite3.Connection, user_id: str) -> int | None:
+        row = db.execute("SELECT user FROM users WHERE id = ?", (user_id,)).fetchone()
+        return None if row is None else int(row[0])
 
     @staticmethod
     def _insert_users(db: sqlite3.Connection, users: Iterable[tuple[str, int | None]]) -> None:
@@ -195,9 +235,32 @@ class Store:
         """Give users, by external id, their identities in the federation; all of them or none."""
         with self._database.writing() as db:
             for user in identities:
-                if db.execute("SELECT 1 FROM users WHERE id = ?", (user,)).fetchone() is None:
+                if self._key(db, user) is None:
                     raise DataError(f"unknown user {user!r}; expected one whose interactions are here")
             self._insert_users(db, identities.items())
+
+    def identity(self, user_id: str) -> int:
+        """The identity of a user by its external id; a negative number, good here alone, for one who has none yet."""
+        with self._database.reading() as db:
+            row = db.execute("SELECT coalesce(identity, -user) FROM users WHERE id = ?", (user_id,)).fetchone()
+            if row is None:
+                raise DataError(
+                    f"unknown user {user_id!r}; {self.path} has {self._counts(db)[0]} users, and not this one"
+                )
+        return int(row[0])
+
+    def forget(self, user_id: str) -> None:
+        """Delete all that there is about a user, and overwrite where it stood.
+
+        The answer to the last round goes as well, because the user's part is in it. What was handed over in earlier
+        rounds is in the federation's sums and cannot be taken back from here.
+        """
+        self.identity(user_id)
+        with self._database.writing() as db:
+            db.execute("DELETE FROM users WHERE id = ?", (user_id,))
+            db.execute("UPDATE runs SET reply = NULL")
+            db.execute("UPDATE node SET scrubbing = 1")
+        self._database.scrub()
 
     def set_attributes(self, attributes: Mapping[str, Sequence[float]]) -> None:
         """Give users, by external id, their own attributes, each [F] numbers."""
@@ -254,24 +317,31 @@ class Store:
 
         Rows of items that were not there when a memory was stored are as at the start.
         """
+        return self.recall_all(users)[0]
+
+    def recall_all(self, users: Tensor) -> tuple[Any, Tensor, Tensor]:
+        """:meth:`recall`; and who of them [B] has a memory, and whose [B] is of other items than are there now."""
         joined = self._run()
+        query = "SELECT content FROM memories WHERE run = ? AND user = ?"
         with self._database.reading() as db:
             rows, _ = self.rows(users)
             blank = joined.algorithm.init_memory(rows, Key(joined.seed).fold("memory"))
-            keys = [user for user, _ in self._find(db, users)]
-            stored = [
-                db.execute("SELECT content FROM memories WHERE run = ? AND user = ?", (joined.number, key)).fetchone()
-                for key in keys
-            ]
+            stored = [db.execute(query, (joined.number, key)).fetchone() for key, _ in self._find(db, users)]
         values = {field.name: getattr(blank, field.name).numpy().copy() for field in fields(blank)}
         per_row = {field.name for field in fields(blank) if field.metadata.get("per") == "row"}
         items, limits = rows.items.numpy(), rows.offsets.tolist()
+        has = torch.tensor([content is not None for content in stored], dtype=torch.bool)
+        other = torch.zeros_like(has)
         for place, content in enumerate(stored):
             if content is None:
                 continue
             arrays = load_arrays(content[0])
             known, here = arrays.pop(OWN), slice(limits[place], limits[place + 1])
-            _, source, target = np.intersect1d(known, items[here], assume_unique=True, return_indices=True)
+            source: Any = slice(None)
+            target: Any = source
+            if not np.array_equal(known, items[here]):
+                other[place] = True
+                _, source, target = np.intersect1d(known, items[here], assume_unique=True, return_indices=True)
             for name, into in values.items():
                 array = arrays.get(name)
                 if array is None or array.dtype != into.dtype or array.shape[1:] != into.shape[1:]:
@@ -283,7 +353,7 @@ class Store:
                     into[here][target] = array[source]
                 else:
                     into[place] = array[0]
-        return type(blank)(**{name: torch.from_numpy(array) for name, array in values.items()})
+        return type(blank)(**{name: torch.from_numpy(array) for name, array in values.items()}), has, other
 
     def remember(self, users: Tensor, positions: Tensor, memory: Any) -> None:
         """Write the memories of ``users`` [B] back."""
@@ -308,13 +378,13 @@ class Store:
     def _find(self, db: sqlite3.Connection, users: Tensor) -> list[tuple[int, bytes | None]]:
         """The keys of ``users`` [B] in the file, with their attributes."""
         wanted = users.tolist()
-        found = {
-            identity: (user, attributes)
-            for identity, user, attributes in db.execute(
-                "SELECT identity, user, attributes FROM users WHERE identity IN (SELECT value FROM json_each(?))",
-                (json.dumps(wanted),),
-            )
-        }
+        query = """
+            SELECT identity, user, attributes FROM users WHERE identity IN (SELECT value FROM json_each(:all))
+            UNION ALL
+            SELECT -user, user, attributes FROM users
+            WHERE identity IS NULL AND user IN (SELECT -value FROM json_each(:all))
+        """
+        found = {each[0]: each[1:] for each in db.execute(query, {"all": json.dumps(wanted)})}
         if len(found) < len(wanted):
             hosted = db.execute("SELECT count(identity) FROM users").fetchone()[0]
             raise PerfedrecError(f"this node was asked for users it does not host; it hosts {hosted}")
@@ -332,7 +402,7 @@ class Store:
         """Take part in a run from now on; returns the seed of all that its users draw in it, which stays here.
 
         The seed follows from the node's secret and the run's name. Raises :class:`RoundError` for a run that was left
-        for another one. Memories of a run that was left are dropped.
+        for another one. Memories of a run that was left are dropped, unless its model is served.
         """
         with self._database.writing() as db:
             row = db.execute("SELECT number FROM runs WHERE run = ?", (run,)).fetchone()
@@ -343,15 +413,29 @@ class Store:
                 row = (latest + 1,)
                 db.execute("INSERT INTO runs (number, run) VALUES (?, ?)", (*row, run))
                 db.execute("UPDATE runs SET reply = NULL WHERE number < ?", row)
-                db.execute("DELETE FROM memories WHERE run < ?", row)
+                self._tidy(db)
+        return self._join(algorithm, run, row[0])
+
+    def _join(self, algorithm: Algorithm[Any, Any, Any], run: str, number: int) -> int:
         digest = hashlib.blake2b(run.encode(), key=self._secret, digest_size=8).digest()
-        self._joined = Joined(algorithm, run, row[0], int.from_bytes(digest, "little"))
+        self._joined = Joined(algorithm, run, number, int.from_bytes(digest, "little"))
         return self._joined.seed
+
+    @staticmethod
+    def _tidy(db: sqlite3.Connection) -> None:
+        """Drop the memories of all runs but the latest and the one whose model is served."""
+        kept = "SELECT max(number) FROM runs UNION SELECT number FROM runs JOIN served USING (run)"
+        db.execute(f"DELETE FROM memories WHERE run NOT IN ({kept})")
 
     def _run(self) -> Joined:
         if self._joined is None:
             raise RoundError("this node takes part in no run yet; expected join() first")
         return self._joined
+
+    @property
+    def seed(self) -> int:
+        """The seed of all that the node's users draw in the run."""
+        return self._run().seed
 
     def answer(self, number: int, request: bytes, work: Callable[[], bytes | None]) -> bytes | None:
         """The answer to round ``number`` of the run, whose content is ``request``: what ``work`` returns.
@@ -381,6 +465,87 @@ class Store:
                 (number, digest, made, joined.number),
             )
         return made
+
+    # --- recommending ---
+
+    def receive(self, view: Any, users: Tensor, run: str, number: int, configuration: str) -> None:
+        """Keep what :func:`perfedrec.runtimes.node.serving.serving_view` gave for ``users`` [B] after so many rounds.
+
+        It takes the place of what was served before. ``configuration`` is the method with its options as TOML.
+        """
+        tensors, scalars = flatten(view)
+        own = {name: tensors.pop(name).numpy() for name in _per_user(view) & tensors.keys()}
+
+        def content(row: int) -> bytes:
+            return dump_arrays({name: np.ascontiguousarray(values[row : row + 1]) for name, values in own.items()})
+
+        shared = dump_arrays({name: np.ascontiguousarray(values.numpy()) for name, values in tensors.items()})
+        with self._database.writing() as db:
+            for table in ("served", "served_users"):
+                db.execute(f"DELETE FROM {table}")
+            what = (run, number, int(time.time()), configuration, json.dumps(scalars), shared, content(users.numel()))
+            db.execute("INSERT INTO served VALUES (1, ?, ?, ?, ?, ?, ?, ?)", what)
+            put = "INSERT INTO served_users SELECT user, ? FROM users WHERE identity = ?"
+            db.executemany(put, [(content(row), identity) for row, identity in enumerate(users.tolist())])
+            self._tidy(db)
+
+    def served(self) -> Served:
+        """What is served. Raises :class:`StoreError` where no model has come yet."""
+        with self._database.reading() as db:
+            row = db.execute("SELECT run, round, received, configuration FROM served").fetchone()
+        if row is None:
+            raise StoreError(f"{self.path}: no model has come from the federation yet; expected one to recommend with")
+        return Served(*row)
+
+    def consult(self, algorithm: Algorithm[Any, Any, Any]) -> None:
+        """Take up the memories that belong to the served model, without taking part in its run."""
+        run = self.served().run
+        with self._database.reading() as db:
+            row = db.execute("SELECT number FROM runs WHERE run = ?", (run,)).fetchone()
+        self._join(algorithm, run, row[0] if row is not None else 0)
+
+    def view(self, cls: type[Any], users: Tensor) -> Any:
+        """The served view, a record of ``cls``, of ``users`` [B]; those whom it did not know are newcomers."""
+        with self._database.reading() as db:
+            scalars, tables, newcomer = db.execute("SELECT scalars, tables, newcomer FROM served").fetchone()
+            query = "SELECT content FROM served_users WHERE user = ?"
+            found = [(db.execute(query, (user,)).fetchone() or (newcomer,))[0] for user, _ in self._find(db, users)]
+        own = [load_tensors(content) for content in found]
+        tensors = load_tensors(tables) | {name: torch.cat([each[name] for each in own]) for name in own[0]}
+        return unflatten(cls, tensors, json.loads(scalars))
+
+    def status(self) -> dict[str, Any]:
+        """What is in the file, in figures."""
+        with self._database.reading() as db:
+            users, interactions = self._counts(db)
+            (registered,) = db.execute("SELECT count(identity) FROM users").fetchone()
+            (schema,) = db.execute("PRAGMA user_version").fetchone()
+            run = db.execute("SELECT run, round FROM runs ORDER BY number DESC LIMIT 1").fetchone()
+            query = "SELECT content FROM memories WHERE run = (SELECT max(number) FROM runs)"
+            memories = [load_arrays(content) for (content,) in db.execute(query)]
+            served = db.execute("SELECT run, round, received FROM served").fetchone()
+        taken = [int(each["taken"][0]) for each in memories if "taken" in each]
+        size = sum(Path(f"{self.path}{suffix}").stat().st_size for suffix in ("", "-wal"))
+        return {
+            "store": str(self.path),
+            "schema": schema,
+            "bytes": size,
+            "catalogue": self.catalogue,
+            "items": self.n_items,
+            "users": users,
+            "registered": registered,
+            "interactions": interactions,
+            "run": None if run is None else run[0],
+            "last_round": None if run is None or run[1] < 0 else run[1],
+            "participations": {"total": sum(taken), "most": max(taken, default=0), "users": sum(map(bool, taken))},
+            "model": None
+            if served is None
+            else {"run": served[0], "round": served[1], "age_seconds": max(int(time.time()) - served[2], 0)},
+        }
+
+
+def _per_user(view: Any) -> set[str]:
+    return {field.name for field in fields(view) if field.metadata.get("per") == "user"}
 
 
 def fingerprint(item_ids: Ids) -> str:
