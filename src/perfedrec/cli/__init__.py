@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from perfedrec.cli import bench, config, data, privacy, training
+from perfedrec.cli import bench, config, data, node, privacy, training
 
 app = typer.Typer(
     name="perfedrec",
@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 for command in (training.train, training.demo, training.evaluate, training.recommend, privacy.audit, bench.bench):
     app.command()(command)
-for name, group in (("data", data.app), ("privacy", privacy.app), ("config", config.app)):
+for name, group in (("data", data.app), ("privacy", privacy.app), ("node", node.app), ("config", config.app)):
     app.add_typer(group, name=name)
 
 

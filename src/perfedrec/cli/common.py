@@ -66,6 +66,19 @@ def print_data(dataset: Any) -> None:
         console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
+def print_list(explained: Any, user: str) -> None:
+    """A list of recommendations, columns item, rank, score, those of the mixed models, and moved."""
+    models = [
+        name for name in explained.columns[3:-1] if (explained[name].abs() > 1e-9).any()
+    ]  # without those of weight 0
+    table = Table("rank", "item", "score", *models, "moved", title=f"for user {user}")
+    for row in explained.iter_rows(named=True):
+        parts = [f"{row[name]:.3f}" for name in ("score", *models)]
+        table.add_row(str(row["rank"]), str(row["item"]), *parts, f"{row['moved']:+d}")
+    console.print(table)
+    console.print(f"score = {' + '.join(models)}; moved: places gained over the global model alone")
+
+
 def print_privacy(block: dict[str, Any]) -> None:
     from perfedrec.privacy.report import lines
 

@@ -21,6 +21,7 @@ from perfedrec.cli.common import (
     console,
     one_line,
     print_data,
+    print_list,
     print_privacy,
     reporter,
 )
@@ -255,13 +256,4 @@ def metric_table(columns: dict[str, dict[str, float]]) -> Table:
 
 
 def print_explained(result: Result, user: str, k: int) -> None:
-    explained = result.explain(user, k)
-    models = [
-        name for name in explained.columns[4:-1] if (explained[name].abs() > 1e-9).any()
-    ]  # without those of weight 0
-    table = Table("rank", "item", "score", *models, "moved", title=f"for user {user}")
-    for row in explained.iter_rows(named=True):
-        parts = [f"{row[name]:.3f}" for name in ("score", *models)]
-        table.add_row(str(row["rank"]), str(row["item"]), *parts, f"{row['moved']:+d}")
-    console.print(table)
-    console.print(f"score = {' + '.join(models)}; moved: places gained over the global model alone")
+    print_list(result.explain(user, k).drop("user"), user)

@@ -1,6 +1,7 @@
 """Immutable interactions with id maps, file formats, splits, attributes and synthetic data."""
 
 from perfedrec.data.attributes import read_attributes
+from perfedrec.data.catalogue import read_catalogue
 from perfedrec.data.dataset import Attributes, Dataset, HeldOut, SplitReport, SyntheticTruth
 from perfedrec.data.describe import describe, gini
 from perfedrec.data.fetch import SOURCES, Source, fetch
@@ -33,6 +34,7 @@ __all__ = [
     "prepare",
     "read",
     "read_attributes",
+    "read_catalogue",
     "split",
     "synthetic",
     "write",

@@ -285,10 +285,10 @@ def _read_adjacency(path: Path, text: bytes, layout: Layout) -> pl.DataFrame:
         return int(rows["number"][row])
 
     # The ids of users without items are checked too: they are ids of the file as well.
-    users, bad = _ids(table["user"], layout.integers)
+    users, bad = parse_ids(table["user"], layout.integers)
     if bad is not None:
         fail(path, int(table["number"][bad[0]]), f"user {bad[1]}")
-    items, bad = _ids(rows["item"], layout.integers)
+    items, bad = parse_ids(rows["item"], layout.integers)
     if bad is not None:
         fail(path, line_of(bad[0]), f"item {bad[1]}")
     return rows.select(pl.col("user").cast(users.dtype), items.alias("item"))
@@ -437,7 +437,7 @@ def _convert(table: pl.DataFrame, integers: bool, complain: Callable[[int, str],
     for role in ROLES:
         if role in table.columns:
             if role in ("user", "item"):
-                done[role], bad = _ids(table[role], integers)
+                done[role], bad = parse_ids(table[role], integers)
             else:
                 done[role], bad = (_ratings if role == "rating" else _times)(table[role])
             if bad is not None:
@@ -445,8 +445,8 @@ def _convert(table: pl.DataFrame, integers: bool, complain: Callable[[int, str],
     return pl.DataFrame(done)
 
 
-def _ids(values: pl.Series, integers: bool = False) -> tuple[pl.Series, Bad]:
-    """Ids as Int64 if all are plain integers, else as String."""
+def parse_ids(values: pl.Series, integers: bool = False) -> tuple[pl.Series, Bad]:
+    """Ids as Int64 if all are plain integers, else as String; and the first that is none, with what was expected."""
     if values.dtype == pl.String:
         numbers = values.cast(pl.Int64, strict=False)
         if numbers.null_count():
@@ -465,7 +465,7 @@ def _ids(values: pl.Series, integers: bool = False) -> tuple[pl.Series, Bad]:
             whole = values.cast(pl.Int64, strict=False)
             broken = (whole.cast(values.dtype) != values).fill_null(True)
             return whole, _first(broken | (values < 0), values, "expected an id")
-        return _ids(values.cast(pl.String), integers)
+        return parse_ids(values.cast(pl.String), integers)
     values = values.cast(pl.Int64)
     return values, _first((values < 0).fill_null(True), values, "expected an id that is not negative")
 

@@ -31,6 +31,7 @@ from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, Recommender, Totals
 from perfedrec.experiment import checkpoint
 from perfedrec.experiment.config import Config, DataSettings, RunSettings, check, config_of
+from perfedrec.experiment.lists import check_length, explained
 from perfedrec.experiment.methods import Engine, engine
 from perfedrec.experiment.progress import Quiet, Reporter, Standing
 from perfedrec.privacy.report import centralised_block, privacy_block, warnings
@@ -104,8 +105,7 @@ class Result:
 
         Ids are the data set's own. Raises :class:`perfedrec.core.errors.DataError` for an unknown user.
         """
-        if k < 1:
-            raise ConfigError(f"k is {k}; expected 1 or more")
+        check_length(k)
         train = self.dataset.train
         users = torch.arange(train.n_users, device=self.recommender.device)
         if user_ids is not None:
@@ -127,21 +127,11 @@ class Result:
         """:meth:`recommend` for one user, with what each model has in a score, ``local``, ``cluster``, ``global`` and,
         where it is mixed in, ``pretrained``; and the places ``moved`` that the personal model gave an item over the
         global model alone (positive: upwards)."""
-        frame = self.recommend([user_id], k)
         users = torch.tensor([self.dataset.train.user_index(user_id)], device=self.recommender.device)
         parts = {name: values[0] for name, values in self.recommender.explain(users).items()}
-        scores = self.recommender.scores(users)[0]
-        seen = scores == -torch.inf
-        alone = parts["global"].masked_fill(seen, -torch.inf)
-        items = scores.argsort(descending=True)[: frame.height]
-        rank_alone = (alone[None, :] > alone[items][:, None]).sum(1) + 1
-        if not bool(parts["global"].any()):  # it has no weight, and so no ranking to move from
-            rank_alone = torch.arange(1, items.numel() + 1, device=items.device)
-        columns = {name: values[items].cpu().numpy() for name, values in parts.items()}
-        return frame.with_columns(
-            **{name: pl.Series(values) for name, values in columns.items()},
-            moved=pl.Series(rank_alone.cpu().numpy() - frame["rank"].to_numpy()),
-        )
+        frame = explained(self.recommender.scores(users)[0], parts, self.dataset.train.item_ids, k)
+        ids = id_series(self.dataset.train.user_ids)[users.tolist()]
+        return frame.select(pl.repeat(ids[0], frame.height, dtype=ids.dtype).alias("user"), pl.all())
 
 
 def train(

@@ -1,0 +1,188 @@
+"""perfedrec node: a node's own file, and what can be done with it on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from perfedrec.cli.common import AsJson, Columns, Format, Moved, RunFolder, console, one_line, print_list
+from perfedrec.core.errors import ConfigError
+
+app = typer.Typer(help="Keep users' data on a node of its own, and recommend there.", no_args_is_help=True)
+
+StoreFile = Annotated[Path, typer.Option("--store", help="the node's file")]
+ModelFile = Annotated[Path | None, typer.Option("--model", help="a model that perfedrec node export wrote")]
+User = Annotated[str, typer.Option("--user", help="id of a user")]
+
+
+@app.command("init")
+def node_init(
+    store: StoreFile,
+    catalogue: Annotated[
+        Path | None, typer.Option(help="all items of the federation in its order: one id a line, or parquet")
+    ] = None,
+    model: ModelFile = None,
+) -> None:
+    """Make the file of a new node, for the federation's catalogue or with a model of its own.
+
+    [bold]perfedrec node init --store home.node --catalogue items.txt[/bold]
+    """
+    with one_line():
+        from perfedrec.data import read_catalogue
+        from perfedrec.runtimes.node import Store
+
+        if (catalogue is None) == (model is None):
+            raise ConfigError("expected either --catalogue FILE or --model FILE, which has one")
+        if catalogue is not None:
+            with Store.make(store, read_catalogue(catalogue)) as made:
+                console.print(f"{store}: {made.n_items} items, catalogue {made.catalogue}", soft_wrap=True)
+        elif model is not None:
+            from perfedrec.experiment.node import read_model
+
+            given = read_model(model)
+            with Store.make(store, given.item_ids) as made:
+                given.give(made)
+                console.print(f"{store}: {made.n_items} items, catalogue {made.catalogue}", soft_wrap=True)
+
+
+@app.command("import")
+def node_import(
+    file: Annotated[Path, typer.Argument(help="interactions of one or many users, in any format of perfedrec data")],
+    store: StoreFile,
+    format: Format = "auto",
+    columns: Columns = "",
+    skip_unknown: Annotated[
+        bool, typer.Option("--skip-unknown", help="leave out interactions with items that are not in the catalogue")
+    ] = False,
+    first_identity: Annotated[
+        int | None, typer.Option(help="number new users from here (default: the federation does when the node joins)")
+    ] = None,
+) -> None:
+    """Take a file of interactions in: all of it or nothing; what is there already stays as it is.
+
+    [bold]perfedrec node import mine.csv --store home.node[/bold]
+    """
+    with one_line():
+        from perfedrec.data import parse_columns, read
+        from perfedrec.runtimes.node import Store
+
+        frame = read(file, format, parse_columns(columns))
+        with Store.open(store) as opened:
+            users, interactions, skipped = opened.take(frame, skip_unknown=skip_unknown, first_identity=first_identity)
+        left = f", {skipped} with unknown items left out" if skipped else ""
+        console.print(f"{interactions} new interactions, {users} new users{left}", soft_wrap=True)
+
+
+@app.command("add")
+def node_add(
+    user: Annotated[str, typer.Argument(help="id of a user, who may be new")],
+    items: Annotated[list[str], typer.Argument(help="what the user has taken")],
+    store: StoreFile,
+) -> None:
+    """Take interactions of a user in. They are on the disk when the command says so.
+
+    [bold]perfedrec node add ann i17 --store home.node[/bold]
+    """
+    with one_line():
+        from perfedrec.runtimes.node import Store
+
+        with Store.open(store) as opened:
+            new = opened.add(user, *items)
+        print(f"{new} new interaction{'' if new == 1 else 's'} of {user}", flush=True)
+
+
+@app.command("recommend")
+def node_recommend(
+    store: StoreFile,
+    user: User,
+    k: Annotated[int, typer.Option(help="length of the list")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend to a user of this node, without anybody else.
+
+    [bold]perfedrec node recommend --store home.node --user ann --k 10[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment.node import recommend
+        from perfedrec.runtimes.node import Store
+
+        with Store.open(store) as opened:
+            found = recommend(opened, user, k)
+        if as_json:
+            print(json.dumps({"user": user, "items": found.to_dicts()}))
+        else:
+            print_list(found, user)
+
+
+@app.command("status")
+def node_status(store: StoreFile, as_json: AsJson = False) -> None:
+    """What is in a node's file, in figures.
+
+    [bold]perfedrec node status --store home.node[/bold]
+    """
+    with one_line():
+        from perfedrec.cli.data import flat
+        from perfedrec.runtimes.node import Store
+
+        with Store.open(store) as opened:
+            found = opened.status()
+        if as_json:
+            print(json.dumps(found))
+            return
+        table = Table("figure", "value", title=found.pop("store"))
+        for name, value in flat(found):
+            table.add_row(name.replace("_", " "), "none" if value is None else str(value))
+        console.print(table)
+
+
+@app.command("forget")
+def node_forget(store: StoreFile, user: User) -> None:
+    """Delete all that a node has about a user, and overwrite where it stood.
+
+    [bold]perfedrec node forget --store home.node --user ann[/bold]
+    """
+    with one_line():
+        from perfedrec.runtimes.node import Store
+
+        with Store.open(store) as opened:
+            opened.forget(user)
+        console.print(f"nothing about {user} is left in {store}", soft_wrap=True)
+
+
+@app.command("export")
+def node_export(
+    run: RunFolder,
+    output: Annotated[Path, typer.Option(help="the file to write")],
+    data: Moved = None,
+) -> None:
+    """Write the model of a finished run to a file, for nodes that were not in it. Nothing of any user is in it.
+
+    [bold]perfedrec node export --run runs/a --output served.model[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment.node import export
+
+        export(run, output, data)
+        console.print(f"model written to {output}", soft_wrap=True)
+
+
+@app.command("receive")
+def node_receive(
+    store: StoreFile, model: Annotated[Path, typer.Option(help="a model that perfedrec node export wrote")]
+) -> None:
+    """Recommend with a newer model from now on.
+
+    [bold]perfedrec node receive --store home.node --model served.model[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment.node import read_model
+        from perfedrec.runtimes.node import Store
+
+        given = read_model(model)
+        with Store.open(store) as opened:
+            given.give(opened)
+        console.print(f"{store}: serves {given.run}, round {given.round}", soft_wrap=True)

@@ -1,0 +1,133 @@
+"""A node's commands: what is recommended on it, and models that travel to it as files.
+
+A model file is what the finished training of a federation gives to somebody who was not in it: the tables that are
+served, the catalogue and the method's options. There is nothing of any user in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import tomli_w
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as dump_tensors
+
+from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.records import flatten, unflatten
+from perfedrec.data.interactions import Ids
+from perfedrec.experiment.checkpoint import write_atomic
+from perfedrec.experiment.config import Config, check
+from perfedrec.experiment.lists import explained
+from perfedrec.experiment.methods import METHODS, method
+from perfedrec.experiment.run import open_run
+from perfedrec.runtimes.node import Advisor, Store, serving_view
+from perfedrec.runtimes.simulator import PersonalRecommender
+
+FORMAT = "perfedrec model 1"
+NOBODY = torch.zeros(0, dtype=torch.int64)
+
+
+def method_of(config: Config) -> str:
+    """The method and its options as TOML, without data and run: what server and nodes have to agree on."""
+    tree = config.model_dump(mode="json", by_alias=True, exclude={"data", "run"}, exclude_none=True)
+    return tomli_w.dumps(tree)
+
+
+def build(configuration: str) -> Any:
+    """The method that :func:`method_of` wrote down.
+
+    Raises :class:`ConfigError`, also for a method that is a file: what comes from elsewhere must not name code to run.
+    """
+    try:
+        tree = tomllib.loads(configuration)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the configuration of the federation is not valid TOML: {error}") from None
+    name = tree.get("algorithm")
+    if name not in METHODS:
+        raise ConfigError(f"the federation's method {name!r} does not come with perfedrec; expected one that does")
+    config = check(tree, "the configuration of the federation")
+    return method(config.algorithm)(config.settings)  # noise is of no account in serving
+
+
+def recommend(store: Store, user_id: str, k: int) -> pl.DataFrame:
+    """The ``k`` best items that a user has not taken: see :func:`perfedrec.experiment.lists.explained`.
+
+    Raises :class:`perfedrec.core.errors.DataError` for an unknown user, and
+    :class:`perfedrec.runtimes.node.StoreError` where no model has come yet.
+    """
+    users = torch.tensor([store.identity(user_id)])
+    scores, parts = Advisor(store, build(store.served().configuration)).scores(users)
+    return explained(scores[0], {name: values[0] for name, values in parts.items()}, store.item_ids, k)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as a file holds it: the ``view`` of newcomers, of which ``run`` and round, the method with its options as
+    TOML, and the catalogue ``item_ids`` [m]."""
+
+    view: Any
+    run: str
+    round: int
+    configuration: str
+    item_ids: Ids
+
+    def give(self, store: Store) -> None:
+        """Serve it on a node. Raises :class:`ConfigError` where its catalogue is another one."""
+        store.expect(self.item_ids)
+        store.receive(self.view, NOBODY, self.run, self.round, self.configuration)
+
+
+def export(folder: Path, output: Path, data: str | None = None) -> None:
+    """Write the model of a finished run to a file."""
+    result, config = open_run(folder, data, "cpu")
+    recommender = result.recommender
+    if not isinstance(recommender, PersonalRecommender):
+        raise ConfigError(f"{folder}: {config.algorithm} is centralised; expected the run of a federated method")
+    view = serving_view(recommender.algorithm, recommender.state, NOBODY)
+    tensors, scalars = flatten(view)
+    content = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    digest = hashlib.sha256(b"".join(name.encode() + each.numpy().tobytes() for name, each in content.items()))
+    metadata = {
+        "format": FORMAT,
+        "run": f"{folder.resolve().name}-{digest.hexdigest()[:12]}",
+        "round": str(result.best_round),
+        "configuration": method_of(config),
+        "scalars": json.dumps(scalars),
+        "catalogue": json.dumps(result.dataset.train.item_ids.tolist()),
+    }
+    try:
+        write_atomic(output, dump_tensors(content, metadata))
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written ({error.strerror})") from None
+
+
+def read_model(path: Path) -> Model:
+    """The model in a file. Raises :class:`CheckpointError`."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(f"{path}: no model file; expected one that perfedrec node export wrote")
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        ids = json.loads(metadata["catalogue"])
+        whole = all(isinstance(each, int) for each in ids)
+        view = unflatten(build(metadata["configuration"]).Received, tensors, json.loads(metadata["scalars"]))
+        return Model(
+            view=view,
+            run=metadata["run"],
+            round=int(metadata["round"]),
+            configuration=metadata["configuration"],
+            item_ids=np.array(ids, dtype=np.int64 if whole else object),
+        )
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged model file ({error})") from None

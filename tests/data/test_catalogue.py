@@ -1,0 +1,49 @@
+"""The list of items that all parties number alike."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from perfedrec.core.errors import DataError
+from perfedrec.data import read_catalogue
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("b\na\nc\n", ["b", "a", "c"]),
+        ("item\nb\na\n", ["b", "a"]),
+        ("item_id\r\n3\r\n1\r\n", [3, 1]),
+        ("007\n7\n", ["007", "7"]),
+        ('"two words"\nx', ["two words", "x"]),
+    ],
+)
+def test_one_id_a_line_in_the_order_of_the_file(text: str, expected: list[object], tmp_path: Path) -> None:
+    file = tmp_path / "items.txt"
+    file.write_bytes(text.encode())
+    assert read_catalogue(file).tolist() == expected
+
+
+def test_parquet(tmp_path: Path) -> None:
+    file = tmp_path / "items.parquet"
+    pl.DataFrame({"title": ["x", "y"], "item_id": [4, 2]}).write_parquet(file)
+    assert read_catalogue(file).tolist() == [4, 2]
+    pl.DataFrame({"title": ["x", "y"]}).write_parquet(file)
+    with pytest.raises(DataError, match="expected one column of items; the columns are title"):
+        read_catalogue(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("item\na\nb\na\n", "line 4: item 'a' occurs a second time"),
+        ("a\n\nb\n", "line 2: item is missing"),
+        ("", "empty"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "items.txt"
+    file.write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_catalogue(file)
