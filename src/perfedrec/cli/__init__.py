@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from perfedrec.cli import bench, config, data, node, privacy, training
+from perfedrec.cli import bench, config, data, node, privacy, training, tune
 
 app = typer.Typer(
     name="perfedrec",
@@ -18,7 +18,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (training.train, training.demo, training.evaluate, training.recommend, privacy.audit, bench.bench):
+for command in (
+    training.train,
+    training.demo,
+    training.evaluate,
+    training.recommend,
+    privacy.audit,
+    bench.bench,
+    tune.tune,
+):
     app.command()(command)
 for name, group in (("data", data.app), ("privacy", privacy.app), ("node", node.app), ("config", config.app)):
     app.add_typer(group, name=name)

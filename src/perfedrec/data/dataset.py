@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -129,6 +129,12 @@ class Dataset:
     @property
     def n_items(self) -> int:
         return self.train.n_items
+
+    def without_test(self) -> Dataset:
+        """The same data with an empty test part: for selection, which has no use for one."""
+        nothing = np.empty(0, dtype=np.int64)
+        empty = Interactions.from_rows(self.train.user_ids, self.train.item_ids, nothing, nothing, None)
+        return replace(self, test=empty)
 
     @cached_property
     def fingerprint(self) -> str:

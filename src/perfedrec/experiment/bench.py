@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 from pydantic import Field, ValidationError
@@ -17,13 +16,11 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.experiment.checkpoint import folders, write_atomic
-from perfedrec.experiment.config import Config, DataSettings, explain, nearest, resolve
+from perfedrec.experiment.config import Config, DataSettings, differences, explain, nearest, resolve
 from perfedrec.experiment.run import open_data, read_config
 
 METRIC = "^(recall|ndcg|hr|mrr|precision)@(10|20)$"
 _NAME = re.compile(r"[\w@(+][\w .,@=()+-]*")
-_FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint tells whether data are the same
-_FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # change no result
 
 
 class MethodEntry(Settings):
@@ -225,23 +222,6 @@ def _swept(file: BenchFile, path: Path) -> dict[str, MethodEntry]:
             swept = entry.model_copy(update={"set": added, "algorithm": named})
             methods[f"{label} {sweep.key.rsplit('.', 1)[-1]}={text}"] = swept
     return methods
-
-
-def differences(before: Config, after: Config) -> list[str]:
-    """What tells two configurations apart, as ``key is 2, was 1``; where data lie and who computes is left out."""
-    old, new = (_flat(each.model_dump(mode="json", by_alias=True)) for each in (before, after))
-    return [
-        f"{key} is {new.get(key)}, was {old.get(key)}"
-        for key in {**new, **old}
-        if key not in _FREE and old.get(key) != new.get(key)
-    ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
 
 
 def _fingerprint(folder: Path) -> str | None:

@@ -48,6 +48,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 """What switches each part of the method off: ``perfedrec train --without PART``."""
 
 
+_FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint tells whether data are the same
+_FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # change no result
+
+
 class DataSettings(Settings):
     """Where the interactions come from and how they are prepared and split."""
 
@@ -232,17 +236,17 @@ def load(
                 f"expected one of: {', '.join(ABLATIONS)}"
             )
         for key, value in ABLATIONS[part].items():
-            _put(tree, key, value)
+            put(tree, key, value)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(
                 f"--set {override!r} has no value; expected section.key=value, for example run.rounds=100"
             )
-        _put(tree, key.strip(), _value(text.strip()))
+        put(tree, key.strip(), _value(text.strip()))
     for key, value in values.items():
         if value is not None:
-            _put(tree, key.replace("__", "."), value)
+            put(tree, key.replace("__", "."), value)
     return check(tree)
 
 
@@ -283,6 +287,23 @@ def check(tree: Mapping[str, Any], where: str = "") -> Config:
         raise ConfigError(prefix + "; ".join(explain(entry, kind) for entry in error.errors())) from None
 
 
+def differences(before: Config, after: Config) -> list[str]:
+    """What tells two configurations apart, as ``key is 2, was 1``; where data lie and who computes is left out."""
+    old, new = (_flat(each.model_dump(mode="json", by_alias=True)) for each in (before, after))
+    return [
+        f"{key} is {new.get(key)}, was {old.get(key)}"
+        for key in {**new, **old}
+        if key not in _FREE and old.get(key) != new.get(key)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
 def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Every dotted key of a configuration with its field, for help texts and for finding the nearest name."""
     found: dict[str, Any] = {}
@@ -312,7 +333,8 @@ def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
             tree[key] = value
 
 
-def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set the value of a dotted key in a tree of sections."""
     *sections, key = dotted.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})

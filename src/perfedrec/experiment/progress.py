@@ -7,13 +7,17 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from perfedrec.core.types import RoundReport
+
+if TYPE_CHECKING:
+    from perfedrec.experiment.config import Config
+    from perfedrec.experiment.run import Entry, Result
 
 
 @dataclass
@@ -57,6 +61,21 @@ class Reporter(Protocol):
     def round(self, standing: Standing) -> None: ...
 
     def stop(self, standing: Standing) -> None: ...
+
+
+class Tracker(Protocol):
+    """Is told everything that a run records: its configuration, each line of its history, and what came out.
+
+    An exception that :meth:`entry` raises ends the run.
+    """
+
+    def start(self, config: Config, done: int) -> None:
+        """``done`` rounds have been played already: the run is resumed."""
+
+    def entry(self, entry: Entry) -> None: ...
+
+    def stop(self, result: Result | None) -> None:
+        """``None``: the run was interrupted or failed."""
 
 
 class Quiet:

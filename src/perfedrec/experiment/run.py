@@ -33,7 +33,7 @@ from perfedrec.experiment import checkpoint
 from perfedrec.experiment.config import Config, DataSettings, RunSettings, check, config_of
 from perfedrec.experiment.lists import check_length, explained
 from perfedrec.experiment.methods import Engine, engine
-from perfedrec.experiment.progress import Quiet, Reporter, Standing
+from perfedrec.experiment.progress import Quiet, Reporter, Standing, Tracker
 from perfedrec.privacy.report import centralised_block, privacy_block, warnings
 
 CUTOFFS = (10, 20)
@@ -140,6 +140,7 @@ def train(
     run: RunSettings | None = None,
     *,
     reporter: Reporter | None = None,
+    trackers: Sequence[Tracker] = (),
     output: Path | None = None,
     config: Config | None = None,
     resume: Path | None = None,
@@ -148,7 +149,7 @@ def train(
 
     With ``output`` the run is written there (see ``docs/runs.md``) and can be resumed from its checkpoints: ``resume``
     names one. SIGINT and SIGTERM end the run after the current round, with a checkpoint and an
-    :class:`InterruptedRunError`.
+    :class:`InterruptedRunError`. Without ``output`` the test split is not ranked.
     """
     run, reporter = run or RunSettings(), reporter or Quiet()
     config = config or config_of(algorithm, run)
@@ -160,11 +161,16 @@ def train(
     elif output is not None:
         progress.begin()
     reporter.start(progress.standing)
+    result = None
     try:
+        for tracker in trackers:
+            tracker.start(config, progress.standing.done)
         with signals() as caught:
             while progress.standing.done < progress.standing.total:
                 progress.step()
                 reporter.round(progress.standing)
+                for tracker in trackers:
+                    tracker.entry(progress.history[-1])
                 if caught:
                     where = progress.checkpoint()
                     hint = f"; a checkpoint is in {where}, go on with --resume" if where else ""
@@ -172,9 +178,12 @@ def train(
                     raise InterruptedRunError(
                         f"stopped by {name} after round {progress.standing.done}{hint}", caught[0]
                     )
+        result = progress.finish()
+        return result
     finally:
         reporter.stop(progress.standing)
-    return progress.finish()
+        for tracker in trackers:
+            tracker.stop(result)
 
 
 def open_run(folder: Path, data: str | None = None, device: str | None = None) -> tuple[Result, Config]:

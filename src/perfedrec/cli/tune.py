@@ -1,0 +1,95 @@
+"""perfedrec tune: search for options."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from perfedrec.cli.common import Algorithm, AsJson, Preset, Profile, console, one_line
+
+if TYPE_CHECKING:
+    from perfedrec.experiment.tune import Outcome
+
+
+def tune(
+    output: Annotated[Path, typer.Option(help="folder of the study; the same command goes on with it")],
+    data: Annotated[str | None, typer.Option(help="file, folder, or synthetic:users=..,items=..")] = None,
+    algorithm: Algorithm = None,
+    preset: Preset = None,
+    privacy: Profile = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, the same in all trials")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="a part to switch off")] = None,
+    space: Annotated[
+        Path | None, typer.Option(help="TOML file with the options to search (default: the method's own)")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="trials of the whole study")] = 30,
+    rounds: Annotated[int | None, typer.Option(help="rounds of training of a trial")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the search and of every trial")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search for a method's best options on validation data; write them as a file for --config.
+
+    [bold]perfedrec tune --data FOLDER --algorithm perfedrec_pp --trials 30 --output study[/bold]
+
+    [bold]perfedrec train --data FOLDER --config study/best.toml[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment import progress
+        from perfedrec.experiment.config import resolve
+        from perfedrec.experiment.run import open_data
+        from perfedrec.experiment.tune import BEST, Tuning, read_space, ready_made
+
+        given: dict[str, Any] = {"data__path": data, "run__rounds": rounds, "run__seed": seed}
+        resolved = resolve(preset, config, set_ or (), without or (), privacy=privacy, algorithm=algorithm, **given)
+        searched = ready_made(resolved.algorithm) if space is None else read_space(space)
+        tuning = Tuning(resolved, searched, open_data(resolved.data), output)
+        shown = progress.Bar if sys.stderr.isatty() and not as_json else progress.Quiet
+        study = tuning.play(trials, _Lines(trials, resolved.run.select_by, as_json), shown)
+        finished = {"trials": len(study.get_trials(deepcopy=False)), "output": str(output)}
+        if not (output / BEST).exists():
+            console.print("no trial was completed; there is no best configuration")
+            raise typer.Exit(1)
+        best = study.best_trial
+        if as_json:
+            print(json.dumps({**finished, "best": best.number, "value": best.value, "options": best.params}))
+            return
+        console.print(f"best: trial {best.number}, validation {resolved.run.select_by} {best.value:.4f}")
+        for key, value in best.params.items():
+            console.print(f"  {key} = {_short(value)}")
+        console.print(f"written to {output / BEST}", soft_wrap=True)
+        console.print(f"Next: perfedrec train --config {output / BEST} --data {resolved.data.path}", soft_wrap=True)
+
+
+class _Lines:
+    """One line for each trial."""
+
+    def __init__(self, trials: int, metric: str, as_json: bool) -> None:
+        self.trials, self.metric, self.as_json, self.since = trials, metric, as_json, time.monotonic()
+        self.console = Console(stderr=True)
+
+    def __call__(self, outcome: Outcome) -> None:
+        seconds, self.since = time.monotonic() - self.since, time.monotonic()
+        if self.as_json:
+            print(json.dumps({"event": "trial", **vars(outcome), "seconds": seconds}), file=sys.stderr, flush=True)
+            return
+        value = "" if outcome.value is None else f"{self.metric} {outcome.value:.4f}"
+        how = {
+            "complete": value,
+            "pruned": f"pruned at {value} after {outcome.rounds} rounds",
+            "infeasible": f"not possible: {outcome.remark}",
+        }[outcome.state]
+        best = "" if outcome.best_value is None else f", best {outcome.best_value:.4f} (trial {outcome.best_number})"
+        options = " ".join(f"{key}={_short(value)}" for key, value in outcome.changes.items())
+        line = f"{outcome.finished}/{self.trials} trial {outcome.number}: {how}{best}, {seconds:.0f} s: {options}"
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
