@@ -11,6 +11,7 @@ from torch import Tensor
 
 from perfedrec.algorithms.federated import Federated, FederatedSettings, Kept
 from perfedrec.core.settings import Settings
+from perfedrec.core.types import Embedding, Rows
 from perfedrec.nn.segments import dot
 
 
@@ -45,6 +46,9 @@ class FedRAP(Federated):
 
     def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
         return private @ items.T
+
+    def embedding(self, view: Any, rows: Rows, memory: Kept) -> Embedding:
+        return Embedding(memory.private, view.items)
 
     def begins(self, memory: Kept, positions: Tensor, delta: Tensor) -> Tensor:
         own = (positions >= 0).nonzero().squeeze(1)

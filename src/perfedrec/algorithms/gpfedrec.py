@@ -16,7 +16,7 @@ from perfedrec.algorithms.parts import Moments
 from perfedrec.algorithms.pfedrec import PFedRec
 from perfedrec.core.keys import Key, fold_in
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import NEWCOMER, Aggregate, Rows, Spec, distinct, from_fixed
+from perfedrec.core.types import NEWCOMER, Aggregate, Embedding, Rows, Spec, distinct, from_fixed
 from perfedrec.nn.segments import segment_sum
 from perfedrec.privacy.uploads import protect
 
@@ -159,3 +159,6 @@ class GPFedRec(PFedRec):
 
     def explain(self, view: Any, rows: Rows, memory: Kept) -> dict[str, Tensor]:
         return {"global": self.scores(view, rows, memory)}
+
+    def embedding(self, view: Any, rows: Rows, memory: Kept) -> Embedding:
+        return replace(super().embedding(view, rows, memory), groups=view.nearest)

@@ -29,7 +29,7 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, fold_in, normal, uniform
 from perfedrec.core.sampling import choose, ranks
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import NEWCOMER, Aggregate, Contribution, Plan, Rows, Spec, distinct, from_fixed
+from perfedrec.core.types import NEWCOMER, Aggregate, Contribution, Embedding, Plan, Rows, Spec, distinct, from_fixed
 from perfedrec.nn import losses
 from perfedrec.nn.optim import adam
 from perfedrec.nn.propagation import Star, edge_weights
@@ -694,6 +694,17 @@ class PerFedRec:
     def final_vectors(self, view: View, rows: Rows, memory: Memory) -> Tensor:
         """[B, d] the users' final vectors, with which items are scored in training: what an attacker would like."""
         return self._mixture(view, rows, memory).parts["cluster"].users
+
+    def embedding(self, view: View, rows: Rows, memory: Memory) -> Embedding:
+        """The final vectors of the model that all users share, and the users' clusters.
+
+        It is the global one; before the first round of training the pre-trained one, where that recommends alone.
+        """
+        mixture = self._mixture(view, rows, memory)
+        model = mixture.parts["pretrained" if view.pretrained is not None and not view.trained else "global"]
+        groups = None if view.offsets is None else mixture.view.groups
+        items = model.items(mixture.every, torch.zeros_like(mixture.every))
+        return Embedding(model.finish(model.users), items, groups)
 
     def _mixture(self, view: View, rows: Rows, memory: Memory) -> Mixture:
         view = self._placed(view, rows, memory)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from perfedrec.algorithms.federated import Federated
+from perfedrec.algorithms.federated import Federated, Kept
+from perfedrec.core.types import Embedding, Rows
 from perfedrec.nn.segments import dot
 
 
@@ -27,3 +30,6 @@ class PFedRec(Federated):
 
     def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
         return torch.addmm(private[:, -1:], private[:, :-1], items.T)
+
+    def embedding(self, view: Any, rows: Rows, memory: Kept) -> Embedding:
+        return Embedding(memory.private[:, :-1], view.items)

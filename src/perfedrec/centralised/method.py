@@ -16,7 +16,7 @@ from perfedrec.core.device import pick_device
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import RoundReport, Rows, block_rows
+from perfedrec.core.types import Embedding, RoundReport, Rows, block_rows
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Recommender, Stored
 from perfedrec.nn.propagation import Bipartite
@@ -87,6 +87,10 @@ class Method(ABC):
     def scores(self, state: Any, data: Training, users: Tensor) -> Tensor:
         """[B, m] scores of all items for ``users`` [B]."""
 
+    def embedding(self, state: Any, data: Training, users: Tensor) -> Embedding | None:
+        """Vectors whose products are the scores, where the method has such."""
+        return None
+
 
 class CentralRecommender(Recommender):
     """A method with the state that it scores with."""
@@ -100,6 +104,9 @@ class CentralRecommender(Recommender):
 
     def explain(self, users: Tensor) -> dict[str, Tensor]:
         return {"global": self.raw_scores(users)}
+
+    def embedding(self, users: Tensor) -> Embedding | None:
+        return self.method.embedding(self.state, self.data, users)
 
     def records(self) -> dict[str, Any]:
         return {"state": self.state}

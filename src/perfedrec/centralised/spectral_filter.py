@@ -15,6 +15,7 @@ from perfedrec.centralised.method import Method, Training
 from perfedrec.core.keys import Key
 from perfedrec.core.settings import Settings
 from perfedrec.core.threads import one_thread
+from perfedrec.core.types import Embedding
 from perfedrec.nn.segments import segment_sum
 
 
@@ -53,5 +54,9 @@ class SpectralFilter(Method):
         return Basis(*(torch.tensor(each, dtype=torch.float32, device=device) for each in (down, up)))
 
     def scores(self, state: Basis, data: Training, users: Tensor) -> Tensor:
+        own = self.embedding(state, data, users)
+        return own.users @ own.items.T
+
+    def embedding(self, state: Basis, data: Training, users: Tensor) -> Embedding:
         projected = segment_sum(state.down[data.rows.items], data.rows.segments, data.n_users)
-        return projected[users] @ state.up.T
+        return Embedding(projected[users], state.up)

@@ -14,6 +14,7 @@ from perfedrec.centralised.method import Method, Training
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.sampling import choose, draw_outside, ranks
 from perfedrec.core.settings import Settings
+from perfedrec.core.types import Embedding
 from perfedrec.nn.losses import info_nce, softplus
 from perfedrec.nn.segments import dot
 
@@ -102,6 +103,9 @@ class VectorMethod(Method):
 
     def scores(self, state: Vectors, data: Training, users: Tensor) -> Tensor:
         return state.users[users] @ state.items.T
+
+    def embedding(self, state: Vectors, data: Training, users: Tensor) -> Embedding:
+        return Embedding(state.users[users], state.items)
 
     def decay(self, users: Tensor, items: Tensor, batch: Batch) -> Tensor:
         """L2 on the learned vectors of a batch, as a mean over its interactions."""

@@ -162,6 +162,16 @@ class Aggregate:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """Where a model puts users and items: ``users`` [B, d] and ``items`` [m, d], whose products are its scores;
+    ``groups`` [B] the users' clusters, ``None`` where there are none."""
+
+    users: Tensor
+    items: Tensor
+    groups: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class RoundReport:
     """What a round did: its phase, how many clients were asked and how many answered, their mean loss (``None`` where
     there is none), bytes sent: total up, most by one client, and down in total, and why its sum was given up, if so."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
-from perfedrec.core.types import block_rows
+from perfedrec.core.types import Embedding, block_rows
 from perfedrec.evaluation.ranking import Held, Totals, mask_seen, rank_block
 from perfedrec.evaluation.sampled import rank_among
 
@@ -34,6 +34,10 @@ class Recommender(ABC):
     @abstractmethod
     def raw_scores(self, users: Tensor) -> Tensor:
         """[B, m] scores of all items, in storage that may be written to."""
+
+    def embedding(self, users: Tensor) -> Embedding | None:
+        """Where the model puts ``users`` [B] and all items; ``None`` for a method without such vectors."""
+        return None
 
     @abstractmethod
     def records(self) -> dict[str, Any]:

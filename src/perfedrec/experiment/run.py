@@ -31,6 +31,7 @@ from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, Recommender, Totals
 from perfedrec.experiment import checkpoint
 from perfedrec.experiment.config import Config, DataSettings, RunSettings, check, config_of
+from perfedrec.experiment.diagnostics import Diagnostics
 from perfedrec.experiment.lists import check_length, explained
 from perfedrec.experiment.methods import Engine, engine
 from perfedrec.experiment.progress import Quiet, Reporter, Standing, Tracker
@@ -256,6 +257,7 @@ class _Progress:
             settings["noise"] = algorithm.settings.privacy.noise.model_dump()
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self.belongs = {"data": dataset.fingerprint, "configuration": digest}
+        self.diagnostics = None if output is None else Diagnostics(output, dataset, run.seed)
 
     def begin(self) -> None:
         """Make the run folder."""
@@ -266,17 +268,24 @@ class _Progress:
             )
         self.output.mkdir(parents=True, exist_ok=True)
         self._write_settings()
+        self._diagnose("start")
 
     def _write_settings(self) -> None:
         assert self.output is not None
         checkpoint.write_atomic(self.output / "config.toml", self.config.to_toml().encode())
         checkpoint.write_atomic(self.output / "environment.json", json.dumps(environment(), indent=1).encode())
 
+    def _diagnose(self, moment: str) -> None:
+        fitted = isinstance(self.algorithm, Method) and not self.algorithm.trained  # at once: nothing comes before
+        if self.diagnostics is not None and not fitted:
+            self.diagnostics.note(moment, self.standing.done - self.prelude, self.engine.recommender())
+
     def step(self) -> None:
         """One round, and what is due after it."""
         start = time.perf_counter()
         report = self.engine.play()
-        self.standing.count(report, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self.standing.count(report, seconds)
         valid = None
         trained = self.standing.done - self.prelude
         last = self.standing.done == self.standing.total
@@ -287,7 +296,9 @@ class _Progress:
             valid = self.engine.recommender().evaluate(self.valid, CUTOFFS)
             self._compare(valid)
             self.standing.seconds += time.perf_counter() - start
-        entry = Entry(report, time.perf_counter() - start, valid)
+        if trained == 0:
+            self._diagnose("pretrained")
+        entry = Entry(report, seconds, valid)
         self.history.append(entry)
         if self.output is not None:
             with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -329,8 +340,9 @@ class _Progress:
         best = {name[5:]: record for name, record in loaded.records.items() if name.startswith("best-")}
         if best:
             self.best = self.engine.recommender().restored(best)
-        if self.output is not None:
+        if self.output is not None and self.diagnostics is not None:
             self._write_settings()
+            self.diagnostics.resume()
             self.history = read_history(self.output)[: self.standing.done]
             lines = "".join(json.dumps(entry.line()) + "\n" for entry in self.history)
             checkpoint.write_atomic(self.output / "metrics.jsonl", lines.encode())
@@ -341,13 +353,15 @@ class _Progress:
             self.best, self.best_valid = self.engine.recommender().frozen(), {}
         best_round = self.standing.best_round if self.standing.best_round is not None else self.run.rounds
         result = Result(self.best, self.dataset, best_round, self.best_valid, self.history, self.output)
-        if self.output is not None:
+        if self.output is not None and self.diagnostics is not None:
             extra = {"best_round": best_round, "valid": self.best_valid}
             checkpoint.save(self.output / "model", self.best.records(), self.belongs, extra)
             ranked, popular = result.rank("test"), popularity(self.dataset)
             test = ranked.means()
             if ranked.users:
                 self._write_users(ranked)
+            self.diagnostics.note("best", best_round, self.best)
+            self.diagnostics.draw_map(self.best)
             sampled = self.run.sampled_negatives
             summary = {
                 "algorithm": self.config.algorithm,

@@ -11,7 +11,7 @@ from torch import Tensor
 from perfedrec.core.device import pick_device
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
-from perfedrec.core.types import Algorithm, RoundReport, Rows, Spec
+from perfedrec.core.types import Algorithm, Embedding, RoundReport, Rows, Spec
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Recommender, Stored
 from perfedrec.runtimes.population import Population
@@ -39,6 +39,11 @@ class PersonalRecommender(Recommender):
 
     def explain(self, users: Tensor) -> dict[str, Tensor]:
         return self.algorithm.explain(*self._given(users))
+
+    def embedding(self, users: Tensor) -> Embedding | None:
+        embed = getattr(self.algorithm, "embedding", None)  # not every method has vectors
+        found: Embedding | None = None if embed is None else embed(*self._given(users))
+        return found
 
     def _given(self, users: Tensor) -> tuple[Any, Rows, Any]:
         rows, positions = self.population.rows(users)
