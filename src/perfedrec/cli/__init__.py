@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from perfedrec.cli import bench, config, data, node, privacy, training, tune
+from perfedrec.cli import bench, config, data, node, privacy, report, training, tune
 
 app = typer.Typer(
     name="perfedrec",
@@ -26,6 +26,7 @@ for command in (
     privacy.audit,
     bench.bench,
     tune.tune,
+    report.report,
 ):
     app.command()(command)
 for name, group in (("data", data.app), ("privacy", privacy.app), ("node", node.app), ("config", config.app)):

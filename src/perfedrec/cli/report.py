@@ -1,0 +1,26 @@
+"""perfedrec report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perfedrec.cli.common import console, one_line
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")],
+    output: Annotated[Path | None, typer.Option(help="file to write (default: report.html in the folder)")] = None,
+) -> None:
+    """Write one HTML file with charts and tables about a run, which needs no network to be read.
+
+    [bold]perfedrec report runs/a[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment.progress import size
+        from perfedrec.experiment.report import write_report
+
+        written = write_report(folder, output)
+        console.print(f"written to {written} ({size(written.stat().st_size)})", soft_wrap=True)
