@@ -55,6 +55,7 @@ def train(
         bool, typer.Option("--resume", help="go on with the run in --output, with its own configuration")
     ] = False,
     previous: Annotated[bool, typer.Option("--previous", help="with --resume: skip damaged checkpoints")] = False,
+    track: Annotated[list[str] | None, typer.Option(help="log to tensorboard or mlflow (extras)")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -70,8 +71,10 @@ def train(
         from perfedrec.experiment import config as configuration
         from perfedrec.experiment.run import latest_checkpoint, open_data, read_config
         from perfedrec.experiment.run import train as run_training
+        from perfedrec.experiment.trackers import trackers
 
         output = output or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        told = trackers(track or (), output)
         checkpoint = None
         if resume:
             if (
@@ -115,11 +118,14 @@ def train(
             dataset,
             resolved.run,
             reporter=reporter(quiet, as_json),
+            trackers=told,
             output=output,
             config=resolved,
             resume=checkpoint,
         )
         print_result(result, as_json)
+        for each in told if not as_json else ():
+            console.print(f"logged: {each.hint()}", soft_wrap=True)
 
 
 def demo(

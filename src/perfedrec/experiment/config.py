@@ -289,7 +289,7 @@ def check(tree: Mapping[str, Any], where: str = "") -> Config:
 
 def differences(before: Config, after: Config) -> list[str]:
     """What tells two configurations apart, as ``key is 2, was 1``; where data lie and who computes is left out."""
-    old, new = (_flat(each.model_dump(mode="json", by_alias=True)) for each in (before, after))
+    old, new = (flat(each.model_dump(mode="json", by_alias=True)) for each in (before, after))
     return [
         f"{key} is {new.get(key)}, was {old.get(key)}"
         for key in {**new, **old}
@@ -297,10 +297,11 @@ def differences(before: Config, after: Config) -> list[str]:
     ]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a tree of sections with their values."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return found
 
 

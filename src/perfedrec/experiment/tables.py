@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from perfedrec.experiment.config import flat
 from perfedrec.experiment.progress import size
 
 METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
@@ -127,20 +128,13 @@ def latex(results: Mapping[str, Any]) -> str:
 
 def comma_separated(results: Mapping[str, Any]) -> str:
     """One line a method and data set, every figure in a column of its own and unrounded."""
-    lines = [_flat(line) for data in results["data"] for line in rows(results, data)]
+    lines = [flat(line) for data in results["data"] for line in rows(results, data)]
     heads = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, heads, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
 
 
 def _about(results: Mapping[str, Any], data: str) -> str:
