@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +20,12 @@ from perfedrec.core.types import Spec
 from perfedrec.data.synthetic import synthetic
 from perfedrec.runtimes import round as simulator
 from perfedrec.runtimes.flower import Hosted, ViewLayout, client_app, play_round
+from perfedrec.runtimes.flower.sealing import Bundle, public_of
+from perfedrec.runtimes.flower.service import Mediator, NeighbourhoodService
 from perfedrec.runtimes.population import Population
 
 N_USERS, N_ITEMS, DIM, SEED = 23, 60, 8, 7
+SERVICE = 999
 LAYOUT = ViewLayout(
     View,
     ("items", "degrees", "dense", "item_attributes", "tokens", "neighbours", "pretrained", "centroids"),
@@ -50,7 +54,10 @@ def population(attributes: bool = False) -> Population:
 
 
 class Twins:
-    """A simulated and a Flower federation with the same keys; node 100 + i hosts ``sizes[i]`` users."""
+    """A simulated and a Flower federation with the same keys; node 100 + i hosts ``sizes[i]`` users.
+
+    With ``apart`` the neighbourhood service is a node of its own, and the coordinator holds neither tokens nor reports.
+    """
 
     def __init__(
         self,
@@ -58,6 +65,7 @@ class Twins:
         sizes: Iterable[int],
         tamper: Callable[[Message], Message | None] | None = None,
         attributes: bool = False,
+        apart: bool = False,
     ) -> None:
         self.algorithm, self.population = PerFedRecPP(config), population(attributes)
         degrees = torch.bincount(self.population.items, minlength=N_ITEMS)
@@ -71,7 +79,19 @@ class Twins:
         self.nodes = {node: Hosted.part(self.population, users) for node, users in self.hosts.items()}
         for node in self.nodes.values():
             node.found(self.algorithm, SEED)
-        apps = {node: client_app(self.algorithm, held, LAYOUT, SEED) for node, held in self.nodes.items()}
+        self.service, self.mediator, bundles = None, None, dict[int, Bundle]()
+        if apart:
+            private = bytes(range(32))
+            bundles = {node: Bundle(b"s" * 32, public_of(private), bytes([node]) * 32) for node in self.nodes}
+            self.service = NeighbourhoodService(self.algorithm, private, public_of(bundles[100].common))
+            self.mediator, self.bundles = Mediator(SERVICE), bundles
+            self.simulated = replace(self.simulated, tokens=bundles[100].tokens(N_ITEMS))
+            self.flower = replace(self.flower, tokens=None)
+        apps = {
+            node: client_app(self.algorithm, held, LAYOUT, SEED, bundles.get(node)) for node, held in self.nodes.items()
+        }
+        if self.service is not None:
+            apps[SERVICE] = self.service.app()
         self.grid = MemoryGrid(apps, tamper)
 
     def simulate(self, block_size: int = 10) -> simulator.RoundReport:
@@ -81,7 +101,9 @@ class Twins:
         return report
 
     def play(self) -> simulator.RoundReport:
-        self.flower, report = play_round(self.grid, self.algorithm, self.flower, self.spec, self.hosts, LAYOUT, SEED)
+        self.flower, report = play_round(
+            self.grid, self.algorithm, self.flower, self.spec, self.hosts, LAYOUT, SEED, mediator=self.mediator
+        )
         return report
 
     def difference(self) -> float:

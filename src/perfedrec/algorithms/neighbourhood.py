@@ -6,7 +6,7 @@ service does not hold. It publishes sums per token, which each client translates
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,25 +24,6 @@ class Service:
     reports: Tensor
     graph: Bipartite | None = None
     start: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the service gives out after a round, items by token, where there is something new.
-
-    ``neighbours`` [2, m, d] sums for users and for items, and a pre-trained ``table`` [m, d], both for the clients, who
-    hold the tokens' key; ``labels`` [n] and ``centroids`` [K, d] of a new clustering, for the coordinator.
-    """
-
-    neighbours: Tensor | None = None
-    table: Tensor | None = None
-    labels: Tensor | None = None
-    centroids: Tensor | None = None
-
-    def named(self, tokens: Tensor) -> Published:
-        """With items by their places, ``tokens`` [m] being their names here."""
-        neighbours = None if self.neighbours is None else self.neighbours.index_select(1, tokens)
-        return replace(self, neighbours=neighbours, table=None if self.table is None else self.table[tokens])
 
 
 def tokens(n_items: int, key: Key) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from perfedrec.algorithms import neighbourhood, parts, summed
 from perfedrec.algorithms.model import Network, View
-from perfedrec.algorithms.neighbourhood import Published, Service
+from perfedrec.algorithms.neighbourhood import Service
 from perfedrec.algorithms.parts import Average, Moments, sparse_step
 from perfedrec.algorithms.personal import Mixture
 from perfedrec.algorithms.settings import PerFedRecSettings
@@ -29,7 +29,18 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, fold_in, normal, uniform
 from perfedrec.core.sampling import choose, ranks
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import NEWCOMER, Aggregate, Contribution, Embedding, Plan, Rows, Spec, distinct, from_fixed
+from perfedrec.core.types import (
+    NEWCOMER,
+    Aggregate,
+    Contribution,
+    Embedding,
+    Plan,
+    Published,
+    Rows,
+    Spec,
+    distinct,
+    from_fixed,
+)
 from perfedrec.nn import losses
 from perfedrec.nn.optim import adam
 from perfedrec.nn.propagation import Star, edge_weights
@@ -172,13 +183,13 @@ class PerFedRec:
         adaptive = self.settings.server.optimizer != "fedavg"
         offsets = table.new_zeros(clusters.n_clusters * spec.n_items, model.embedding_dim) if clusters.enabled else None
         dense = self.network.init(spec, key.fold("dense"))
-        layers, dim = 0 if self.sums else self.n_reported, model.embedding_dim
+        dim = model.embedding_dim
         degrees = spec.item_degrees.to(torch.float32)
         return State(
             round=0,
             items=table,
             degrees=torch.ones_like(degrees) if self.sums else degrees,  # of people's data until they are released
-            service=Service(reports=table.new_zeros(spec.n_users, layers, dim)),
+            service=self.open_service(spec.n_users, table.device),
             items_moments=Moments.zeros(table) if adaptive else None,
             average=Average.start(table) if self.settings.server.averaging else None,
             offsets=offsets,
@@ -275,6 +286,11 @@ class PerFedRec:
         if state.tokens is not None:
             published = published.named(state.tokens)
         return self.coordinate(replace(state, service=service), phase, aggregate, published, key)
+
+    def open_service(self, n_users: int, device: Any = None) -> Service:
+        """What the neighbourhood service holds before the first round."""
+        layers = 0 if self.sums else self.n_reported
+        return Service(torch.zeros(n_users, layers, self.settings.model.embedding_dim, device=device))
 
     def serve(
         self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key

@@ -6,7 +6,7 @@ passes a cohort, a node the users it hosts, and a phone one, through the same co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -172,6 +172,25 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Published:
+    """What a neighbourhood service gives out after a round, items by token, where there is something new.
+
+    ``neighbours`` [2, m, d] sums for users and for items, and a pre-trained ``table`` [m, d], both for the clients, who
+    hold the tokens' key; ``labels`` [n] and ``centroids`` [K, d] of a new clustering, for the coordinator.
+    """
+
+    neighbours: Tensor | None = None
+    table: Tensor | None = None
+    labels: Tensor | None = None
+    centroids: Tensor | None = None
+
+    def named(self, tokens: Tensor) -> Published:
+        """With items by their places, ``tokens`` [m] being their names there."""
+        neighbours = None if self.neighbours is None else self.neighbours.index_select(1, tokens)
+        return replace(self, neighbours=neighbours, table=None if self.table is None else self.table[tokens])
+
+
+@dataclass(frozen=True)
 class RoundReport:
     """What a round did: its phase, how many clients were asked and how many answered, their mean loss (``None`` where
     there is none), bytes sent: total up, most by one client, and down in total, and why its sum was given up, if so."""
@@ -334,6 +353,21 @@ class Algorithm(Protocol[S, V, M]):
 
     def explain(self, view: V, rows: Rows, memory: M) -> dict[str, Tensor]:
         """Named parts [B, m] that sum to :meth:`scores`."""
+
+
+class Served(Algorithm[S, V, M], Protocol):
+    """An algorithm whose ``server`` is two roles: a neighbourhood service and a coordinator, which may live apart."""
+
+    def open_service(self, n_users: int, device: Any = None) -> Any:
+        """What the service holds before the first round: ``reports`` [n, L, d] and ``start`` [n, d] or ``None``."""
+
+    def serve(
+        self, service: Any, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
+    ) -> tuple[Any, Published]:
+        """The service's part of a round, the ``played``-th: it needs reports and edges alone."""
+
+    def coordinate(self, state: S, phase: str, aggregate: Aggregate, published: Published, key: Key) -> S:
+        """The coordinator's part of a round: it needs neither reports nor edges."""
 
 
 def block_rows(offsets: Tensor, items: Tensor, users: Tensor, attributes: Tensor | None = None) -> tuple[Rows, Tensor]:

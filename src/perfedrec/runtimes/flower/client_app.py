@@ -12,7 +12,9 @@ from torch import Tensor
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import Aggregate, Algorithm, Rows, reduce
+from perfedrec.runtimes.flower import service
 from perfedrec.runtimes.flower.codec import Task, ViewLayout, reply
+from perfedrec.runtimes.flower.sealing import Bundle
 from perfedrec.runtimes.flower.secagg import STAGES
 from perfedrec.runtimes.flower.secure_sum import take_part
 from perfedrec.runtimes.population import Population
@@ -58,12 +60,19 @@ class Hosted(Population):
         return torch.searchsorted(self.users, users)
 
 
-def client_app(algorithm: Algorithm[Any, Any, Any], population: Population, layout: ViewLayout, seed: int) -> ClientApp:
+def client_app(
+    algorithm: Algorithm[Any, Any, Any],
+    population: Population,
+    layout: ViewLayout,
+    seed: int,
+    bundle: Bundle | None = None,
+) -> ClientApp:
     """The ``ClientApp`` of a node whose users are in ``population``, where their memories are kept.
 
     All noise and all draws of its users follow from ``seed``, which therefore stays on the node: whoever knows it can
     take the noise off what was sent. Losses stay as well, because nothing protects them. Where sums are secure the node
-    answers the stages of secure aggregation alone, and never in the clear.
+    answers the stages of secure aggregation alone, and never in the clear. With a ``bundle`` it seals what is for the
+    neighbourhood service; without one the coordinator is the service as well.
     """
     app = ClientApp()
 
@@ -83,11 +92,17 @@ def client_app(algorithm: Algorithm[Any, Any, Any], population: Population, layo
     def train(message: Message, context: Context) -> Message:
         if algorithm.secure_sums:
             raise PerfedrecError("this node's uploads are for sums alone; expected the stages of secure aggregation")
-        return Message(reply(work(read(message))), reply_to=message)
+        task = read(message)
+        if bundle is None:
+            return Message(reply(work(task)), reply_to=message)
+        total = work(service.informed(task, message.content, bundle, population.n_items))
+        return Message(service.parted(reply(service.for_coordinator(total)), total, task, bundle), reply_to=message)
 
     def stage(message: Message, context: Context) -> Message:
         return take_part(message, context, lambda: work(read(message)))
 
     for name in STAGES:
         app.train(name)(stage)
+    if bundle is not None:
+        app.train(service.NAME.partition(".")[2])(lambda message, context: service.named(message, bundle))
     return app

@@ -148,6 +148,22 @@ def read_reply(content: RecordDict, users: Tensor, like: Aggregate) -> Aggregate
     if content.keys() != {"sums", "counts"}:
         raise PerfedrecError(f"expected the records sums and counts, got {sorted(content)}")
     wanted, tensors = flatten(like)[0], unpack(content.array_records["sums"], users.device)
+    check_alike(tensors, wanted)
+    counts: dict[str, Any] = dict(content.config_records["counts"].items())
+    total = unflatten(Aggregate, tensors, counts)
+    keys, n_items = total.keys, like.n_items
+    if (total.clients, total.n_items) != (users.numel(), n_items):
+        raise PerfedrecError(f"expected {users.numel()} clients and {n_items} items, got {counts}")
+    known = _within(keys, like.weights.numel() * n_items) and bool((keys.diff() > 0).all())
+    if not known or keys.numel() != total.sums.shape[0]:
+        raise PerfedrecError("array keys: expected ascending keys of known items, one per row of sums")
+    check_reports(tensors, users, n_items)
+    return total
+
+
+def check_alike(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raises :class:`PerfedrecError` where ``tensors`` have not the names, types and shapes of those ``wanted``, in
+    which all but ``weights`` and ``dense`` may have any number of rows, or hold numbers that are no sums."""
     if tensors.keys() != wanted.keys():
         raise PerfedrecError(f"expected the arrays {sorted(wanted)}, got {sorted(tensors)}")
     for name, expected in wanted.items():
@@ -159,22 +175,17 @@ def read_reply(content: RecordDict, users: Tensor, like: Aggregate) -> Aggregate
             raise PerfedrecError(f"array {name} holds numbers that are not finite")
         if got.dtype == torch.float64 and not (torch.equal(got, got.round()) and bool((got.abs() < 2.0**53).all())):
             raise PerfedrecError(f"array {name} is not in fixed point: expected whole numbers below 2^53")
-    counts: dict[str, Any] = dict(content.config_records["counts"].items())
-    total = unflatten(Aggregate, tensors, counts)
-    keys, n_items, own = total.keys, like.n_items, users.sort().values
-    if (total.clients, total.n_items) != (users.numel(), n_items):
-        raise PerfedrecError(f"expected {users.numel()} clients and {n_items} items, got {counts}")
-    known = _within(keys, like.weights.numel() * n_items) and bool((keys.diff() > 0).all())
-    if not known or keys.numel() != total.sums.shape[0]:
-        raise PerfedrecError("array keys: expected ascending keys of known items, one per row of sums")
-    if "reports" in wanted:
+
+
+def check_reports(tensors: Mapping[str, Tensor], users: Tensor, n_items: int) -> None:
+    """Raises :class:`PerfedrecError` where reports or edges among the ``tensors`` are not those of ``users`` [B]."""
+    own, edges = users.sort().values, tensors.get("edges")
+    if "reports" in tensors:
         reporting = tensors["report_users"].sort().values
         if not torch.equal(reporting, own) or tensors["reports"].shape[0] != own.numel():
             raise PerfedrecError("array reports: expected one report of each user asked")
-    edges = tensors.get("edges")
     if edges is not None and not (bool(torch.isin(edges[:, 1], own).all()) and _within(edges[:, 2], n_items)):
         raise PerfedrecError("array edges: expected edges of the users asked with known items")
-    return total
 
 
 def _within(values: Tensor, size: int) -> bool:

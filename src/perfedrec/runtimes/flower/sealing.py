@@ -1,0 +1,74 @@
+"""What passes through the coordinator and is not for it: sealed by HPKE (RFC 9180) for the role that may read it.
+
+Nobody signs: the coordinator is trusted to pass on what it was given (honest but curious).
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import torch
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from flwr.app import ArrayRecord
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.runtimes.flower.codec import pack, unpack
+
+_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+_SEALED = "sealed"
+
+
+def public_of(private: bytes) -> bytes:
+    """The public key (32 bytes, X25519) of a ``private`` one."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def seal(tensors: Mapping[str, Tensor], public: bytes, purpose: str) -> ArrayRecord:
+    """Tensors that the owner of a ``public`` key alone can read, and only for that ``purpose``."""
+    content = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
+    text = _SUITE.encrypt(content, X25519PublicKey.from_public_bytes(public), info=purpose.encode())
+    return pack({_SEALED: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+
+
+def unseal(record: ArrayRecord, private: bytes, purpose: str) -> dict[str, Tensor]:
+    """The tensors that :func:`seal` sealed. Raises :class:`PerfedrecError` where they were sealed for somebody or
+    something else, or changed on the way."""
+    try:
+        text = unpack(record)[_SEALED].numpy().tobytes()
+        return load(_SUITE.decrypt(text, X25519PrivateKey.from_private_bytes(private), info=purpose.encode()))
+    except (InvalidTag, KeyError, ValueError, SafetensorError) as error:
+        raise PerfedrecError(f"what is sealed for '{purpose}' cannot be opened with this key") from error
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a node is given when it is registered: a ``secret`` [32 bytes] that all nodes share, and neither coordinator
+    nor service has; the ``service``'s public key; and a private key of its ``own``."""
+
+    secret: bytes = field(repr=False)
+    service: bytes
+    own: bytes = field(repr=False)
+
+    @property
+    def common(self) -> bytes:
+        """The private key that all nodes have in common; the service is told the public one (:func:`public_of`)."""
+        return self._derived(b"nodes")
+
+    def tokens(self, n_items: int) -> Tensor:
+        """[m] the token of each item: its place in the order of HMAC-SHA256 of the items under the secret."""
+        key = self._derived(b"tokens")
+        names = [hmac.digest(key, item.to_bytes(8, "little"), sha256) for item in range(n_items)]
+        places = torch.empty(n_items, dtype=torch.int64)
+        places[torch.tensor(sorted(range(n_items), key=names.__getitem__), dtype=torch.int64)] = torch.arange(n_items)
+        return places
+
+    def _derived(self, purpose: bytes) -> bytes:
+        return hmac.digest(self.secret, b"perfedrec " + purpose, sha256)

@@ -1,0 +1,229 @@
+"""The neighbourhood service as a node of its own in a deployment, and the other roles' dealings with it.
+
+Users' protected vectors and edges leave a node sealed for the service. The coordinator passes them on
+(:class:`Mediator`), and passes back what the service gives out: neighbour sums and a pre-trained table by token, sealed
+for the nodes, which alone know what a token stands for; pre-trained user vectors, sealed for their users' node; and in
+the clear the clustering, by which the coordinator keeps tables and selects cohorts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.keys import Key
+from perfedrec.core.types import Aggregate, Published, Served
+from perfedrec.runtimes.flower.codec import Task, check_alike, check_reports, pack, unpack
+from perfedrec.runtimes.flower.sealing import Bundle, public_of, seal, unseal
+
+SERVE, NAME = "train.serve", "train.name"
+"""Types of messages: to the service, its part of a round; to a node, a table by token to be put in items' order."""
+
+_PRIVATE = ("report_users", "reports", "edges")
+Ask = Callable[[str, Mapping[int, RecordDict]], Iterable[tuple[int, RecordDict]]]
+
+
+# --- a node ---
+
+
+def parted(content: RecordDict, total: Aggregate, task: Task, bundle: Bundle) -> RecordDict:
+    """An answer in which what is for the service is sealed: ``content`` is that for the coordinator alone."""
+    private = {name: value for name in _PRIVATE if (value := getattr(total, name)) is not None}
+    if private:
+        private["key"] = torch.frombuffer(bytearray(public_of(bundle.own)), dtype=torch.uint8)
+        content["private"] = seal(private, bundle.service, f"reports of round {task.round}")
+    return content
+
+
+def for_coordinator(total: Aggregate) -> Aggregate:
+    """An aggregate without what is for the service."""
+    return replace(total, report_users=None, reports=None, edges=None)
+
+
+def informed(task: Task, content: RecordDict, bundle: Bundle, n_items: int) -> Task:
+    """The task with what only a node can read or knows: tokens, neighbour sums, and its users' pre-trained vectors."""
+    tokens = bundle.tokens(n_items).to(task.users.device)
+    known: dict[str, Tensor] = {"tokens": tokens}
+    if "neighbours" in content.array_records:
+        sums = unseal(content.array_records["neighbours"], bundle.common, "neighbours")["neighbours"]
+        known["neighbours"] = sums.to(tokens.device).index_select(1, tokens)
+    if "start" in content.array_records:
+        start = unseal(content.array_records["start"], bundle.own, "start")
+        places = torch.searchsorted(start["users"], task.users.cpu())
+        if not torch.equal(start["users"][places.clamp(max=start["users"].numel() - 1)], task.users.cpu()):
+            raise PerfedrecError("pre-trained vectors came for other users than those asked")
+        known["start"] = start["start"][places].to(tokens.device)
+    names = {each.name for each in fields(task.view)}
+    return replace(task, view=replace(task.view, **{name: value for name, value in known.items() if name in names}))
+
+
+def named(message: Message, bundle: Bundle) -> Message:
+    """A node's answer to a table by token: the table in items' order."""
+    table = unseal(message.content.array_records["table"], bundle.common, "table")["table"]
+    return Message(RecordDict({"table": pack({"table": table[bundle.tokens(table.shape[0])]})}), reply_to=message)
+
+
+# --- the service ---
+
+
+class NeighbourhoodService:
+    """The service's state, and the ``ClientApp`` by which the coordinator asks it.
+
+    ``private`` is its key, and ``clients`` the public key that all nodes have in common. It holds neither the tokens'
+    key nor any item table of the coordinator's.
+    """
+
+    def __init__(self, algorithm: Served[Any, Any, Any], private: bytes, clients: bytes) -> None:
+        self.algorithm, self.private, self.clients = algorithm, private, clients
+        self.state: Any = None
+
+    def app(self) -> ClientApp:
+        """The ``ClientApp``."""
+        app = ClientApp()
+
+        @app.train(SERVE.partition(".")[2])
+        def serve(message: Message, context: Context) -> Message:
+            return Message(self._answer(message.content), reply_to=message)
+
+        return app
+
+    def _answer(self, content: RecordDict) -> RecordDict:
+        task: dict[str, Any] = dict(content.config_records["task"].items())
+        if self.state is None:
+            self.state = self.algorithm.open_service(task["n_users"])
+        parts, keys, refused = dict[str, list[Tensor]](), dict[int, tuple[bytes, Tensor, Tensor]](), dict[str, Any]()
+        for node in task["nodes"]:
+            users = unpack(content.array_records[f"users {node}"])
+            try:
+                private = unseal(
+                    content.array_records[f"private {node}"], self.private, f"reports of round {task['round']}"
+                )
+                key = private.pop("key").numpy().tobytes()
+                self._check(private, users["users"], task["n_items"])
+            except (KeyError, PerfedrecError) as error:
+                refused[str(node)] = str(error)
+                continue
+            keys[node] = (key, users["users"], users["places"])
+            for name, value in private.items():
+                parts.setdefault(name, []).append(_placed(name, value, users["users"], users["places"]))
+        empty = Aggregate.empty(task["n_items"], 1)
+        joined: dict[str, Any] = {name: torch.cat(values) for name, values in parts.items()}
+        centroids = unpack(content.array_records["centroids"]).get("centroids")
+        self.state, published = self.algorithm.serve(
+            self.state,
+            task["phase"],
+            task["round"] + 1,
+            replace(empty, clients=task["clients"], **joined),
+            centroids,
+            Key(int(task["key"])),
+        )
+        return self._given_out(published, keys, refused)
+
+    def _check(self, private: Mapping[str, Tensor], users: Tensor, n_items: int) -> None:
+        wanted = {"report_users": users[:0], "reports": self.state.reports[:0], "edges": users.new_zeros(0, 3)}
+        if not private.keys() >= {"report_users", "reports"}:
+            raise PerfedrecError(f"expected reports and their users, got {sorted(private)}")
+        check_alike(private, {name: wanted[name] for name in private if name in wanted})
+        check_reports(private, users, n_items)
+
+    def _given_out(
+        self, published: Published, keys: Mapping[int, tuple[bytes, Tensor, Tensor]], refused: Mapping[str, Any]
+    ) -> RecordDict:
+        content = RecordDict({"refused": ConfigRecord(dict(refused))})
+        for name in ("neighbours", "table"):
+            value = getattr(published, name)
+            if value is not None:
+                content[name] = seal({name: value}, self.clients, name)
+        if published.table is not None and self.state.start is not None:
+            for node, (key, users, places) in keys.items():
+                order = users.argsort()
+                own = {"users": users[order], "start": self.state.start[places[order]]}
+                content[f"start {node}"] = seal(own, key, "start")
+        if published.labels is not None and published.centroids is not None:
+            content["clusters"] = pack({"labels": published.labels, "centroids": published.centroids})
+        return content
+
+
+def _placed(name: str, value: Tensor, users: Tensor, places: Tensor) -> Tensor:
+    """Reports' users and edges with users by their places among all of them."""
+    if name == "reports":
+        return value
+    order = users.argsort()
+    named = value if name == "report_users" else value[:, 1]
+    found = places[order][torch.searchsorted(users[order], named.contiguous())]
+    return found if name == "report_users" else torch.stack([value[:, 0], found, value[:, 2]], dim=1)
+
+
+# --- the coordinator ---
+
+
+@dataclass
+class Mediator:
+    """The coordinator's dealings with the service, which is the node ``service``: what it passes on and back.
+
+    ``neighbours`` are the sums that the service gave out last, and ``starts`` pre-trained vectors by node, all sealed.
+    """
+
+    service: int
+    neighbours: ArrayRecord | None = None
+    starts: dict[int, ArrayRecord] = field(default_factory=dict)
+
+    def add(self, node: int, content: RecordDict) -> RecordDict:
+        """An instruction with what the service has given out for the ``node``."""
+        if self.neighbours is not None:
+            content["neighbours"] = self.neighbours
+        if node in self.starts:
+            content["start"] = self.starts[node]
+        return content
+
+    def consult(
+        self,
+        ask: Ask,
+        task: Mapping[str, Any],
+        private: Mapping[int, ArrayRecord],
+        users: Mapping[int, tuple[Tensor, Tensor]],
+        centroids: Tensor | None,
+        table: Tensor,
+    ) -> tuple[Published, dict[int, str]]:
+        """Have the service play its part of a round: what the coordinator learns of it, and the nodes it refused.
+
+        ``private`` are the nodes' sealed parts, ``users`` by node who was asked there, by the node's names and by
+        their places, and ``table`` is one of the sizes of a pre-trained table. Raises :class:`PerfedrecError` where
+        the service does not answer.
+        """
+        content = RecordDict({"task": ConfigRecord({**task, "nodes": list(private)})})
+        content["centroids"] = pack({} if centroids is None else {"centroids": centroids})
+        for node, record in private.items():
+            names, places = users[node]
+            content[f"private {node}"], content[f"users {node}"] = record, pack({"users": names, "places": places})
+        answers = dict(ask(SERVE, {self.service: content}))
+        if self.service not in answers:
+            raise PerfedrecError(f"the neighbourhood service, node {self.service}, does not answer")
+        answer = answers[self.service]
+        arrays = answer.array_records
+        self.neighbours = arrays.get("neighbours", self.neighbours)
+        self.starts |= {node: arrays[f"start {node}"] for node in private if f"start {node}" in arrays}
+        published = Published()
+        if "clusters" in arrays:
+            published = replace(published, **unpack(arrays["clusters"], table.device))
+        if "table" in arrays:
+            published = replace(published, table=self._named(ask, arrays["table"], list(private), table))
+        refused = {int(node): str(why) for node, why in answer.config_records["refused"].items()}
+        return published, refused
+
+    @staticmethod
+    def _named(ask: Ask, sealed: ArrayRecord, nodes: list[int], like: Tensor) -> Tensor:
+        """The table in items' order, by the first node that can tell."""
+        for node in nodes:
+            for _, content in ask(NAME, {node: RecordDict({"table": sealed})}):
+                table = unpack(content.array_records.get("table", ArrayRecord()), like.device).get("table")
+                if table is not None and table.shape == like.shape and bool(table.isfinite().all()):
+                    return table
+        raise PerfedrecError("no node put the pre-trained table in the order of items")

@@ -1,0 +1,299 @@
+"""Coordinator, neighbourhood service and nodes apart: the same model, and what each role receives in all messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message
+from safetensors import SafetensorError
+from safetensors.torch import load
+from tests.parity.federation import DIM, N_ITEMS, N_USERS, PROTECTED, SERVICE, SINGLE, UNEQUAL, Twins, pair, settings
+from tests.parity.test_rounds import WORLDS
+from torch import Tensor
+
+from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.records import flatten
+from perfedrec.core.types import Contribution, reduce
+from perfedrec.runtimes.flower.codec import pack, unpack
+from perfedrec.runtimes.flower.sealing import Bundle, public_of, seal, unseal
+
+SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
+NOISE = {"degrees": 0.5, "spectral": 0.5, "join": 0.5, "training": 0.5}
+SUMS = {"kind": "spectral", "cluster_passes": 0}
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {
+    "none": {},
+    "paper": {"privacy": PROTECTED},
+    "paper, contrastive": {"privacy": PROTECTED, "pretraining": {"kind": "contrastive"}},
+    "secure": {"privacy": SECURE, "pretraining": SUMS},
+    "private": {"privacy": SECURE | {"noise": NOISE, "dropout_tolerance": 0.0}, "pretraining": SUMS},
+}
+
+
+@pytest.mark.parametrize("sizes", [SINGLE, UNEQUAL], ids=["one user a node", "many users a node"])
+@pytest.mark.parametrize("world", ["bpr", "contrastive, protected", "spectral, protected", "spectral start, then join"])
+def test_apart_or_not_the_model_is_the_same(world: str, sizes: tuple[int, ...]) -> None:
+    twins = Twins(settings(**WORLDS[world]), sizes, apart=True)
+    for _ in range(len(twins.algorithm.prelude) + 5):
+        expected, played = twins.simulate(), twins.play()
+        assert (played.phase, played.clients) == (expected.phase, expected.clients)
+        elsewhere = ("service", "tokens", "neighbours")  # what the coordinator has no longer
+        simulated, flower = (
+            {name: value for name, value in flatten(state)[0].items() if not name.startswith(elsewhere)}
+            for state in (twins.simulated, twins.flower)
+        )
+        assert all(torch.equal(a, b) for a, b in pair(simulated, flower)), played.phase
+        assert twins.service is not None
+        for a, b in pair(flatten(twins.simulated.service)[0], flatten(twins.service.state)[0]):
+            assert torch.equal(a, b)
+        for users, node in ((twins.hosts[name], each) for name, each in twins.nodes.items()):
+            own, there = (each.recall(users, each.rows(users)[1]) for each in (node, twins.population))
+            assert all(torch.equal(a, b) for a, b in pair(flatten(own)[0], flatten(there)[0]))
+    assert twins.flower.tokens is None
+    assert twins.flower.neighbours is None
+    assert not twins.flower.service.reports.any()
+    assert twins.flower.labels is not None
+
+
+# --- what each role receives ---
+
+
+@dataclass
+class Seen:
+    """All that a role can read: the bytes of the messages that pass through it, and of what it can open in them."""
+
+    coordinator: bytes = b""
+    service: bytes = b""
+    nodes: dict[int, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class Known:
+    """What is to be looked for, as the bytes it would have."""
+
+    items: list[bytes] = field(default_factory=list)
+    vectors: list[bytes] = field(default_factory=list)
+    reports: dict[int, list[bytes]] = field(default_factory=dict)
+    edges: list[bytes] = field(default_factory=list)
+    changes: list[bytes] = field(default_factory=list)
+    tokens: list[bytes] = field(default_factory=list)
+
+
+def opened(record: ArrayRecord, private: bytes, purposes: list[str]) -> bytes:
+    """The bytes in what is sealed, if the key opens it."""
+    found = b""
+    for purpose in purposes:
+        try:
+            found += b"|".join(
+                each.contiguous().numpy().tobytes() for each in unseal(record, private, purpose).values()
+            )
+        except PerfedrecError:
+            continue
+    return found
+
+
+def recorded(profile: str, monkeypatch: pytest.MonkeyPatch, rounds: int = 4) -> tuple[Twins, Seen, Known]:
+    twins, known = Twins(settings(**PROFILES[profile]), UNEQUAL, apart=True), Known()
+    assert twins.service is not None
+
+    def client(*args: Any) -> tuple[Contribution, Any]:
+        given, memory = PerFedRecPP.client(twins.algorithm, *args)
+        here = next((node for node, users in twins.hosts.items() if torch.isin(given.users, users).all()), 0)
+        rows = args[2]
+        if rows.items.numel() > 1 and here:  # not the coordinator's example
+            known.items += [each.numpy().tobytes() for each in rows.items.split(rows.counts.tolist())]
+            known.vectors += [each.numpy().tobytes() for each in memory.vectors if each.any()]
+            if given.reports is not None:
+                rows_of = given.reports.flatten(0, 1)
+                known.reports.setdefault(here, []).extend(each.numpy().tobytes() for each in rows_of if each.any())
+            if given.edges is not None:
+                known.edges += [
+                    given.edges[given.edges[:, 1] == user, 2].numpy().tobytes() for user in given.edges[:, 1].unique()
+                ]
+            if given.deltas is not None and given.deltas.shape[1] == DIM:
+                sums = reduce(given, N_ITEMS, twins.algorithm.n_groups(twins.flower)).sums
+                known.changes += [each.numpy().tobytes() for each in sums if each.all()]
+        return given, memory
+
+    monkeypatch.setattr(twins.algorithm, "client", client)
+    tokens = twins.bundles[100].tokens(N_ITEMS)
+    known.tokens = [tokens.numpy().tobytes(), tokens.argsort().numpy().tobytes()]
+    for _ in range(len(twins.algorithm.prelude) + rounds):
+        twins.play()
+    seen, purposes = Seen(nodes=dict.fromkeys(twins.nodes, b"")), ["neighbours", "table", "start"]
+    purposes += [f"reports of round {number}" for number in range(twins.flower.round)]
+    for sent in twins.grid.sent:
+        content = b"|".join(sent.objects.values())
+        records = list(sent.message.content.array_records.values()) if sent.message.has_content() else []
+        seen.coordinator += content
+        if sent.node == SERVICE:
+            seen.service += content + b"".join(opened(each, twins.service.private, purposes) for each in records)
+        else:
+            bundle = twins.bundles[sent.node]
+            for key in (bundle.common, bundle.own):
+                seen.nodes[sent.node] += b"".join(opened(each, key, purposes) for each in records)
+            seen.nodes[sent.node] += b"" if sent.up else content
+    return twins, seen, known
+
+
+def count(pieces: list[bytes], where: bytes) -> int:
+    return sum(piece in where for piece in pieces)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_role_receives_what_it_must_not_see(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    twins, seen, known = recorded(profile, monkeypatch)
+    everywhere = seen.coordinator + seen.service + b"".join(seen.nodes.values())
+    assert len(known.items) > N_USERS
+    assert len(known.vectors) > N_USERS
+    # Nobody receives a user's items, nor the key or the list of tokens.
+    assert count(known.items, everywhere) == 0
+    assert count([*known.tokens, twins.bundles[100].secret, twins.bundles[100].common], everywhere) == 0
+    # The coordinator receives no user vector, protected or not, and no edge.
+    assert count(known.vectors, seen.coordinator) == 0
+    every_report = [each for reports in known.reports.values() for each in reports]
+    assert count(every_report, seen.coordinator) == 0
+    assert count(known.edges, seen.coordinator) == 0
+    # The service receives no change of items; nodes receive no other node's report.
+    assert count(known.changes, seen.service) == 0
+    for node, found in seen.nodes.items():
+        others = [each for other, reports in known.reports.items() if other != node for each in reports]
+        assert count(others, found) == 0
+        assert count(known.edges, found) == 0
+        assert count(known.changes, found) == 0
+    if profile in ("secure", "private"):
+        # No user vector leaves a client, there is nothing for the service, and the coordinator sees sums alone.
+        assert every_report == known.edges == []
+        assert seen.service == b""
+        assert len(known.changes) > 100
+        assert count(known.changes, seen.coordinator) == 0
+    else:
+        # The search finds what does go: changes to the coordinator, reports and edges under tokens to the service.
+        assert count(known.changes, seen.coordinator) > 0.9 * len(known.changes)
+        assert count(every_report, seen.service) == len(every_report) > N_USERS
+        assert count(known.vectors, seen.service) == (
+            0 if profile != "none" else pytest.approx(len(known.vectors), abs=60)
+        )
+
+
+def test_the_service_reads_edges_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing protected the graph that it builds is the users' items, renamed by what the nodes alone know."""
+    twins, _, _ = recorded("none", monkeypatch, 1)
+    assert twins.service is not None
+    tokens, graph = twins.bundles[100].tokens(N_ITEMS), twins.service.state.graph.by_user
+    assert sorted(tokens.tolist()) == list(range(N_ITEMS))
+    assert int((tokens == torch.arange(N_ITEMS)).sum()) < 8  # one on average
+    for user in range(N_USERS):
+        rows, _ = twins.population.rows(torch.tensor([user]))
+        dense = torch.zeros(N_ITEMS).index_fill_(0, tokens[rows.items], 1.0)
+        unit = torch.zeros(N_ITEMS, N_ITEMS).fill_diagonal_(1.0)
+        assert torch.equal(graph.times(unit)[user] > 0, dense > 0)
+
+
+def test_tokens_follow_from_the_secret_alone() -> None:
+    service = public_of(b"a" * 32)
+    one, same, other = (
+        Bundle(b"x" * 32, service, b"1" * 32),
+        Bundle(b"x" * 32, service, b"2" * 32),
+        Bundle(b"y" * 32, service, b"1" * 32),
+    )
+    assert torch.equal(one.tokens(500), same.tokens(500))
+    assert not torch.equal(one.tokens(500), other.tokens(500))
+    assert one.common == same.common != other.common
+    assert "xxxx" not in repr(one)
+    assert "1111" not in repr(one)
+
+
+# --- what is sealed ---
+
+
+def test_what_is_sealed_opens_for_its_owner_and_purpose_alone() -> None:
+    private, tensors = b"k" * 32, {"a": torch.randn(3, 4), "empty": torch.zeros(0, 3, dtype=torch.int64)}
+    record = seal(tensors, public_of(private), "round 3")
+    back = unseal(record, private, "round 3")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    (array,) = unpack(record).values()
+    with pytest.raises(SafetensorError):
+        load(array.numpy().tobytes())
+    changed = array.clone()
+    changed[60] ^= 1
+    for key, purpose, what in (
+        (b"l" * 32, "round 3", record),
+        (private, "round 4", record),
+        (private, "round 3", pack({"sealed": changed})),
+        (private, "round 3", pack({"sealed": array[:20]})),
+        (private, "round 3", pack({"open": array})),
+    ):
+        with pytest.raises(PerfedrecError, match=f"sealed for '{purpose}'"):
+            unseal(what, key, purpose)
+
+
+def private_of(message: Message, twins: Twins, number: int) -> dict[str, Tensor]:
+    assert twins.service is not None
+    return unseal(message.content.array_records["private"], twins.service.private, f"reports of round {number}")
+
+
+def change(what: Callable[[dict[str, Tensor]], dict[str, Tensor]], number: int = 0) -> Any:
+    """Seal something else in the reply of node 102."""
+    holder: list[Twins] = []
+
+    def tamper(reply: Message) -> Message:
+        if reply.metadata.src_node_id == 102 and "private" in reply.content:
+            bundle = holder[0].bundles[102]
+            private = what(private_of(reply, holder[0], 0))
+            reply.content["private"] = seal(private, bundle.service, f"reports of round {number}")
+        return reply
+
+    holder.append(Twins(settings(), UNEQUAL, tamper, apart=True))
+    return holder[0]
+
+
+@pytest.mark.parametrize(
+    ("what", "number", "message"),
+    [
+        (lambda private: private, 1, "sealed for 'reports of round 0'"),
+        (lambda private: private | {"reports": private["reports"][:, :, 1:]}, 0, "array reports"),
+        (lambda private: private | {"reports": private["reports"] / 0}, 0, "not finite"),
+        (lambda private: private | {"report_users": private["report_users"].flip(0) + 1}, 0, "one report of each user"),
+        (lambda private: private | {"edges": private["edges"] + N_ITEMS}, 0, "array edges"),
+        (lambda private: private | {"more": private["edges"].clone()}, 0, "expected the arrays"),
+        (lambda private: {"key": private["key"]}, 0, "expected reports"),
+        (lambda private: {"reports": private["reports"]}, 0, "key"),
+    ],
+)
+def test_the_service_refuses_what_cannot_be_true_and_the_node_is_named(
+    what: Callable[[dict[str, Tensor]], dict[str, Tensor]], number: int, message: str
+) -> None:
+    twins = change(what, number)
+    with pytest.raises(PerfedrecError, match=f"reply of node 102 to the service: .*{message}"):
+        twins.play()
+    assert twins.flower.round == 0
+
+
+def test_without_the_service_a_round_does_not_go_on() -> None:
+    twins = Twins(
+        settings(), UNEQUAL, lambda reply: None if reply.metadata.src_node_id == SERVICE else reply, apart=True
+    )
+    with pytest.raises(PerfedrecError, match="service, node 999, does not answer"):
+        twins.play()
+    assert twins.flower.round == 0
+
+
+def test_another_node_names_the_table_where_one_cannot() -> None:
+    def silent(reply: Message) -> Message | None:
+        lost = reply.metadata.src_node_id in (100, 101) and reply.metadata.message_type == "train.name"
+        return None if lost else reply
+
+    twins = Twins(settings(**PROFILES["paper, contrastive"]), UNEQUAL, silent, apart=True)
+    twins.simulate()
+    twins.play()
+    assert torch.equal(twins.simulated.items, twins.flower.items)
+    asked = [
+        sent.node for sent in twins.grid.sent if not sent.up and sent.message.metadata.message_type == "train.name"
+    ]
+    assert asked == [100, 101, 102]
