@@ -17,7 +17,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -81,8 +81,9 @@ class Store:
         self._integers = bool(row[2])
         self._joined: Joined | None = None
         self._items: Ids | None = None
-        if row[3]:  # a process was killed before it was through
-            database.scrub()
+        if row[3]:  # somebody was to be forgotten, and a kill or a reader came between
+            with suppress(StoreError):
+                database.scrub()
 
     @classmethod
     def make(cls, path: Path, item_ids: Ids, secret: bytes | None = None) -> Self:
@@ -100,6 +101,8 @@ class Store:
             os.link(begun, path)  # there whole or not at all, and never over another one
         except FileExistsError:
             raise StoreError(f"{path}: exists already; expected a new file") from None
+        except StoreError as error:
+            raise StoreError(str(error).replace(str(begun), str(path))) from error
         finally:
             remove(begun)
         return cls.open(path)

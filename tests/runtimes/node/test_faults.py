@@ -1,0 +1,247 @@
+"""Files that are killed over, full, damaged, old, foreign, or shared: nothing promised is lost, and each says why."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import polars as pl
+import pytest
+from tests.runtimes.node.test_store import KEEPER
+from tests.runtimes.node.victim import BATCH, one_more
+from typer.testing import CliRunner
+
+from perfedrec.cli import app
+from perfedrec.runtimes.node import Store, StoreError, database
+from perfedrec.runtimes.node.database import MIGRATIONS
+
+ROOT = Path(__file__).parents[3]
+ITEMS = np.arange(200 * BATCH)
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[subprocess.Popen[str]]:
+    """A process that forks children to be killed."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "tests.runtimes.node.victim"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, bufsize=1, **pipes) as process:  # type: ignore[call-overload]
+        yield process
+        process.stdin.close()
+
+
+def killed(killer: subprocess.Popen[str], path: Path, kind: str, start: int, delay: float) -> list[int]:
+    """What a child was promised before it was killed, ``delay`` seconds after the first promise."""
+    assert killer.stdin is not None
+    assert killer.stdout is not None
+    killer.stdin.write(f"{path} {kind} {start}\n")
+    promised, child, alive = list[int](), 0, True
+    for line in killer.stdout:
+        word, *rest = line.split()
+        if word == "pid":
+            child = int(rest[0])
+        if word == "ack":
+            promised.append(int(rest[0]))
+        if child and promised and alive:
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
+            alive = False
+        if word == "gone":
+            return promised
+    raise AssertionError("the process ended")
+
+
+def whole(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+@pytest.mark.parametrize("kind", ["add", "take", "play"])
+def test_what_was_promised_survives_a_kill(kind: str, killer: subprocess.Popen[str], tmp_path: Path) -> None:
+    path = tmp_path / "a.node"
+    with Store.make(path, ITEMS) as store:
+        store.take(pl.DataFrame({"user": ["a", "b"], "item": [1, 2]}), first_identity=0)
+    rng, start = random.Random(3), 0
+    for _ in range(8):
+        promised = killed(killer, path, kind, start, rng.uniform(0, 0.03))
+        assert promised == list(range(start, promised[-1] + 1))
+        whole(path)
+        with Store.open(path) as store:
+            if kind == "play":
+                store.join(KEEPER, "run")
+                played = store.status()["last_round"]
+                assert played in (promised[-1], promised[-1] + 1)
+                everyone = store.everyone()
+                counts = store.recall(everyone, everyone).count
+                assert counts.tolist() == [played + 1] * 2  # memories and the note of the round came together
+                assert store.answer(played, b"tables", lambda: b"again") == counts.numpy().tobytes()
+                start = played + 1
+                continue
+            store.register({each: number for number, each in enumerate(store.unregistered(), store.n_users)})
+            there = set(store.rows(store.everyone())[0].items.tolist()) - {1, 2}
+            size = 1 if kind == "add" else BATCH
+            expected = {
+                item for number in range(promised[-1] + 1) for item in range(number * size, (number + 1) * size)
+            }
+            more = set(range((promised[-1] + 1) * size, (promised[-1] + 2) * size))
+            assert there in (expected - {1, 2}, (expected | more) - {1, 2})  # the next one, whole, or not
+            start = promised[-1] + 1
+
+
+@contextmanager
+def full(path: Path) -> Iterator[None]:
+    """No file can grow beyond what the largest of the node's has now, plus a little."""
+    size = max(each.stat().st_size for each in path.parent.iterdir() if each.name.startswith(path.name))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 8192, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    path, file = tmp_path / "a.node", tmp_path / "mine.csv"
+    with Store.make(path, ITEMS[:2000]) as store:
+        store.add("ann", "5")
+    rows = pl.DataFrame({"user": np.arange(50).repeat(2000), "item": np.tile(ITEMS[:2000], 50)})
+    rows.write_csv(file)
+    with full(path):
+        refused = CliRunner().invoke(app, ["node", "import", str(file), "--store", str(path)])
+    assert refused.exit_code == 2
+    assert refused.stderr.count("\n") == 1
+    assert "the disk is full" in refused.stderr
+    whole(path)
+    with Store.open(path) as store:
+        assert store.status()["interactions"] == 1
+    accepted = CliRunner().invoke(app, ["node", "import", str(file), "--store", str(path)])
+    assert accepted.exit_code == 0, accepted.output
+    with Store.open(path) as store:
+        assert store.status()["interactions"] == rows.height + 1
+
+
+def test_a_round_on_a_full_disk_was_not_played(tmp_path: Path) -> None:
+    path = tmp_path / "a.node"
+    with Store.make(path, ITEMS[:50]) as store:
+        store.take(pl.DataFrame({"user": ["a", "b"], "item": [1, 2]}), first_identity=0)
+        store.join(KEEPER, "run")
+        everyone = store.everyone()
+        large = bytes(3_000_000)
+        with full(path), pytest.raises(StoreError, match="the disk is full"):
+            store.answer(0, b"tables", lambda: one_more(store, everyone) + large)
+        assert store.status()["last_round"] is None
+        assert store.recall(everyone, everyone).count.tolist() == [0, 0]
+        answered = store.answer(0, b"tables", lambda: one_more(store, everyone) + large)
+        assert answered == np.array([1, 1]).tobytes() + large
+
+
+def damaged(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "no database":
+        content = bytearray(b"user,item\n1,2\n" * 100)
+    elif how == "half of it":
+        del content[len(content) // 2 :]
+    elif how == "empty":
+        content.clear()
+    elif how == "pages overwritten":
+        content[4096:12288] = bytes(range(256)) * 32
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["no database", "half of it", "empty", "pages overwritten"])
+def test_a_damaged_file_is_one_line(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.node"
+    with Store.make(path, ITEMS) as store:
+        store.add("ann", "5")
+    damaged(path, how)
+    content = path.read_bytes()
+    for command in (["status"], ["add", "ann", "6"], ["recommend", "--user", "ann"], ["forget", "--user", "ann"]):
+        refused = CliRunner().invoke(app, ["node", *command, "--store", str(path)])
+        assert refused.exit_code == 2, refused.output
+        assert refused.stderr.count("\n") == 1
+        assert "is damaged" in refused.stderr or "no node's file" in refused.stderr
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "b.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE users (name TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="no node's file"):
+        Store.open(path)
+    assert path.read_bytes() == before
+
+
+def test_an_old_file_is_brought_up_to_date(tmp_path: Path) -> None:
+    """With the tables that version 1 of the schema had."""
+    path = tmp_path / "a.node"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(MIGRATIONS[0])
+        connection.execute("INSERT INTO node VALUES (1, x'0102', 'abc', 0)")
+        connection.executemany("INSERT INTO items VALUES (?, ?)", enumerate(["tea", "milk"]))
+        connection.execute("INSERT INTO users VALUES (4, 'ann', 17, NULL)")
+        connection.execute("INSERT INTO interactions VALUES (4, 1)")
+        connection.execute("INSERT INTO runs VALUES (1, 'run', 6, x'00', NULL)")
+        connection.execute(f"PRAGMA application_id = {database.APPLICATION}")
+        connection.execute("PRAGMA user_version = 1")
+        connection.commit()
+    with Store.open(path) as store:
+        found = store.status()
+        assert (found["schema"], found["interactions"], found["last_round"]) == (len(MIGRATIONS), 1, 6)
+        assert store.rows(store.everyone())[0].items.tolist() == [1]
+        assert found["model"] is None
+        store.add("ann", "tea")
+    with Store.open(path) as store:
+        assert store.status()["interactions"] == 2
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(
+        StoreError, match=f"has schema 99, from a newer perfedrec; this one knows up to {len(MIGRATIONS)}"
+    ):
+        Store.open(path)
+
+
+def test_a_file_that_somebody_works_on_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.node"
+    monkeypatch.setattr(database, "PATIENCE", 0.3)
+    with Store.make(path, ITEMS[:50]) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match=r"another process .* for 0\.3 s; nothing was changed"):
+            Store.open(path).add("ann", "5")
+        assert store.status()["interactions"] == 0  # reading goes on
+        other.execute("COMMIT")
+        assert store.add("ann", "5") == 1
+
+
+def test_many_writers_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.node"
+    Store.make(path, ITEMS[:200]).close()
+
+    def write(name: str) -> None:
+        with Store.open(path) as store:
+            for item in range(40):
+                store.add(name, str(item))
+
+    threads = [Thread(target=write, args=(f"u{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with Store.open(path) as store:
+        assert store.status()["interactions"] == 160
+    whole(path)

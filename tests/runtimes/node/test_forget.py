@@ -1,0 +1,172 @@
+"""Nothing of a forgotten user is left in the bytes of the file and its companions."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from perfedrec.algorithms.model import View
+from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
+from perfedrec.algorithms.settings import PerFedRecSettings
+from perfedrec.cli import app
+from perfedrec.core.errors import DataError
+from perfedrec.runtimes.node import RoundError, Store, StoreError, database
+
+N_ITEMS, DIM = 600, 16
+SETTINGS = {
+    "model": {"embedding_dim": DIM},
+    "clusters": {"n_clusters": 3},
+    "privacy": {"pseudo_items": 0.2, "sticky": True},
+}
+ALGORITHM = PerFedRecPP(PerFedRecSettings.model_validate(SETTINGS))
+WANTED, OTHER = "Wanda Wanted", "Otto Other"
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Bytes that are there while a user is."""
+
+    name: bytes
+    identity: bytes
+    rows: list[bytes]
+    items: bytes
+    vector: bytes
+    moments: bytes
+    tuned: bytes
+    secret: bytes
+    start: bytes
+
+    def found(self, content: bytes) -> set[str]:
+        names = {name for name in vars(self) if name != "rows" and getattr(self, name) in content}
+        return names | {f"row {number}" for number, row in enumerate(self.rows) if row in content}
+
+
+EVERYTHING = {"name", "identity", "items", "vector", "moments", "tuned", "secret", "start"}
+EVERYTHING |= {f"row {number}" for number in range(20)}
+
+
+def built(path: Path) -> tuple[Store, dict[str, Traces]]:
+    """A node of 300 users who all have memories, with a served model and an answer to the last round."""
+    rng = np.random.default_rng(1)
+    store = Store.make(path, np.arange(N_ITEMS))
+    names = [f"user {number}" for number in range(298)] + [WANTED, OTHER]
+    items = {name: np.sort(rng.choice(np.arange(256, N_ITEMS), 20, replace=False)) for name in names}
+    identities = {name: 0x51525300 + 7 * number for number, name in enumerate(names)}
+    for part in (names[:298], names[298:]):
+        pairs = [(name, int(item)) for name in part for item in rng.permutation(items[name])]
+        store.take(pl.DataFrame(pairs, schema=["user", "item"], orient="row"), identities=identities)
+    store.join(ALGORITHM, "run")
+    users = store.everyone()
+    view = View(
+        items=torch.randn(N_ITEMS, DIM),
+        degrees=torch.ones(N_ITEMS),
+        groups=torch.zeros(users.numel() + 1, dtype=torch.int64),
+        start=torch.randn(users.numel() + 1, DIM),
+    )
+    store.receive(view, users, "run", 4, "")
+    rows, positions = store.rows(users)
+
+    def work() -> bytes:
+        memory = store.recall(users, positions)
+        for name in ("vectors", "first", "second", "rows"):
+            getattr(memory, name).normal_()
+        store.remember(users, positions, memory)
+        return memory.vectors.numpy().tobytes()
+
+    for number in range(3):  # pages are freed and used again
+        store.answer(number, b"tables", work)
+    memory, traces = store.recall(users, positions), {}
+    for name in (WANTED, OTHER):
+        place = users.tolist().index(store.identity(name))
+        with closing(sqlite3.connect(path)) as connection:
+            (key,) = connection.execute("SELECT user FROM users WHERE id = ?", (name,)).fetchone()
+        assert key > 255
+        # A row of interactions as SQLite writes it: lengths and types of two numbers of two bytes each.
+        cells = [b"\x07\x03\x02\x02" + key.to_bytes(2, "big") + int(item).to_bytes(2, "big") for item in items[name]]
+        traces[name] = Traces(
+            name=name.encode(),
+            identity=store.identity(name).to_bytes(4, "big"),
+            rows=cells,
+            items=items[name].tobytes(),
+            vector=memory.vectors[place].numpy().tobytes(),
+            moments=memory.first[place].numpy().tobytes(),
+            tuned=memory.rows[rows.offsets[place] : rows.offsets[place + 1]].numpy().tobytes(),
+            secret=memory.secret[place].numpy().tobytes(),
+            start=view.start[place].numpy().tobytes(),  # type: ignore[index]
+        )
+    return store, traces
+
+
+def content(path: Path) -> bytes:
+    """All bytes of the file, its log and its index."""
+    return b"|".join(each.read_bytes() for each in path.parent.iterdir() if each.name.startswith(path.name))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.node"
+
+
+def test_no_byte_of_a_forgotten_user_is_left(path: Path) -> None:
+    store, traces = built(path)
+    wanted, other = traces[WANTED], traces[OTHER]
+    assert wanted.found(content(path)) == EVERYTHING  # the search finds what is there
+    store.forget(WANTED)
+    assert wanted.found(content(path)) == set()
+    assert other.found(content(path)) == EVERYTHING
+    with pytest.raises(DataError, match="unknown user"):
+        store.identity(WANTED)
+    with pytest.raises(RoundError, match="answer was not kept"):  # there was a part of the user in it
+        store.answer(2, b"tables", lambda: b"")
+    found = store.status()
+    assert (found["users"], found["interactions"]) == (299, 299 * 20)
+    with pytest.raises(DataError, match="unknown user"):
+        store.forget(WANTED)
+    store.close()
+    assert wanted.found(content(path)) == set()
+
+
+def test_deleting_alone_would_leave_traces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database.Database, "scrub", lambda self: None)
+    store, traces = built(path)
+    store.forget(WANTED)
+    assert {"name", "vector", "row 3"} <= traces[WANTED].found(content(path))
+    monkeypatch.undo()
+    with Store.open(path):  # as after a kill: what was begun is brought to an end
+        assert traces[WANTED].found(content(path)) == set()
+
+
+def test_a_reader_delays_it_and_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "PATIENCE", 0.2)
+    first, traces = built(path)
+    first.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader, Store.open(path) as store:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM users").fetchone()
+        with pytest.raises(StoreError, match="deleted, but another process is reading"):
+            store.forget(WANTED)
+        assert store.unregistered() == []
+        with Store.open(path) as second:  # nobody is kept out meanwhile
+            assert second.status()["users"] == 299
+        reader.execute("COMMIT")
+    with Store.open(path):
+        assert traces[WANTED].found(content(path)) == set()
+
+
+def test_the_command(path: Path) -> None:
+    store, traces = built(path)
+    store.close()
+    forgotten = CliRunner().invoke(app, ["node", "forget", "--store", str(path), "--user", WANTED])
+    assert forgotten.exit_code == 0, forgotten.output
+    assert traces[WANTED].found(content(path)) == set()
+    again = CliRunner().invoke(app, ["node", "forget", "--store", str(path), "--user", WANTED])
+    assert again.exit_code == 2
+    assert again.stderr.count("\n") == 1

@@ -1,0 +1,63 @@
+"""A process to be killed: works on a node's file without end and says aloud what it has been promised.
+
+For every line ``PATH KIND`` on standard input a child is forked from this process, which has all its imports behind it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import polars as pl
+from tests.runtimes.node.test_store import KEEPER
+
+from perfedrec.runtimes.node import Store
+
+BATCH = 150
+
+
+def say(*words: object) -> None:
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+def add(store: Store, start: int) -> None:
+    for number in count(start):
+        store.add(f"u{number % 5}", str(number))
+        say("ack", number)
+
+
+def take(store: Store, start: int) -> None:
+    for number in count(start):
+        items = [str(number * BATCH + each) for each in range(BATCH)]
+        store.take(pl.DataFrame({"user": [f"u{number % 5}"] * BATCH, "item": items}))
+        say("ack", number)
+
+
+def play(store: Store, start: int) -> None:
+    store.join(KEEPER, "run")
+    everyone = store.everyone()
+    for number in count(start):
+        store.answer(number, b"tables", lambda: one_more(store, everyone))
+        say("ack", number)
+
+
+def one_more(store: Store, everyone: object) -> bytes:
+    memory = store.recall(everyone, None)  # type: ignore[arg-type]
+    memory = replace(memory, count=memory.count + 1)
+    store.remember(everyone, None, memory)  # type: ignore[arg-type]
+    return bytes(memory.count.numpy().tobytes())
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        path, kind, start = line.split()
+        child = os.fork()
+        if not child:
+            with Store.open(Path(path)) as opened:
+                {"add": add, "take": take, "play": play}[kind](opened, int(start))
+        say("pid", child)
+        os.waitpid(child, 0)
+        say("gone")

@@ -1,0 +1,159 @@
+"""perfedrec node as people use it: from a finished run to a list on somebody's own machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from perfedrec.cli import app
+from perfedrec.data import load
+
+runner = CliRunner()
+DATA = "synthetic:users=150,items=120,clusters=3,interactions_per_user=10"
+FEW = ["--rounds", "12", "--set", "model.embedding_dim=8", "--set", "selection.n_clients_per_round=60", "--quiet"]
+
+
+def cli(*arguments: object, code: int = 0) -> Any:
+    result = runner.invoke(app, [str(each) for each in arguments])
+    assert result.exit_code == code, result.output
+    if code:
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "a"
+    cli("train", "--data", DATA, "--output", folder, "--set", "clusters.start=2", *FEW)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Path:
+    file = run.parent / "served.model"
+    cli("node", "export", "--run", run, "--output", file)
+    return file
+
+
+def test_from_a_run_to_a_list_at_home(run: Path, model: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home.node"
+    train = load(DATA).train
+    assert f"{train.n_items} items" in cli("node", "init", "--store", home, "--model", model).stdout
+    own = train.frame().filter(pl.col("user") == 7).with_columns(user=pl.lit("ann"))
+    own.write_csv(tmp_path / "mine.csv")
+    said = cli("node", "import", tmp_path / "mine.csv", "--store", home).stdout
+    assert said == f"{own.height} new interactions, 1 new users\n"
+    assert cli("node", "import", tmp_path / "mine.csv", "--store", home).stdout.startswith("0 new interactions, 0 new")
+
+    def recommended() -> list[dict[str, Any]]:
+        answer = json.loads(cli("node", "recommend", "--store", home, "--user", "ann", "--k", 6, "--json").stdout)
+        assert answer["user"] == "ann"
+        items: list[dict[str, Any]] = answer["items"]
+        return items
+
+    first = recommended()
+    simulated = json.loads(cli("recommend", "--run", run, "--user", 7, "--k", 6, "--json").stdout)["items"]
+    assert [each["rank"] for each in first] == [1, 2, 3, 4, 5, 6]
+    assert list(first[0]) == list(simulated[0])  # the same columns
+    assert len({each["item"] for each in first} & {each["item"] for each in simulated}) >= 4  # with the same history
+    best = first[0]["item"]
+    assert cli("node", "add", "ann", best, "--store", home).stdout == "1 new interaction of ann\n"
+    after = recommended()
+    assert best not in {each["item"] for each in after}
+    assert after[0]["score"] != first[1]["score"]
+    assert str(after[0]["item"]) in cli("node", "recommend", "--store", home, "--user", "ann").stdout
+    status = json.loads(cli("node", "status", "--store", home, "--json").stdout)
+    assert (status["users"], status["interactions"], status["items"]) == (1, own.height + 1, train.n_items)
+    assert status["model"]["run"].startswith("a-")
+    assert status["model"]["age_seconds"] >= 0
+    assert "interactions" in cli("node", "status", "--store", home).stdout
+    cli("node", "forget", "--store", home, "--user", "ann")
+    assert "unknown user 'ann'" in cli("node", "recommend", "--store", home, "--user", "ann", code=2).stderr
+
+
+def test_a_model_holds_tables_and_nothing_of_a_user(run: Path, model: Path) -> None:
+    content, users = model.read_bytes(), load(DATA).n_users
+    assert all(users not in each.shape for each in load_file(model).values())
+    vectors = load_file(run / "model" / "memory.safetensors")["vectors"]
+    assert not any(vector.tobytes() in content for vector in vectors)
+    with safe_open(model, "np") as file:
+        assert "path" not in file.metadata()["configuration"]  # nor where the data lie
+
+
+def test_catalogue_from_a_file_and_a_model_later(model: Path, tmp_path: Path) -> None:
+    train, home = load(DATA).train, tmp_path / "home.node"
+    (tmp_path / "items.txt").write_text("\n".join(map(str, train.item_ids)) + "\n")
+    cli("node", "init", "--store", home, "--catalogue", tmp_path / "items.txt")
+    cli("node", "add", "u", *train.item_ids[:3], "--store", home)
+    assert "no model has come" in cli("node", "recommend", "--store", home, "--user", "u", code=2).stderr
+    cli("node", "receive", "--store", home, "--model", model)
+    assert len(json.loads(cli("node", "recommend", "--store", home, "--user", "u", "--json").stdout)["items"]) == 20
+    (tmp_path / "other.txt").write_text("\n".join(map(str, np.flip(train.item_ids))) + "\n")
+    cli("node", "init", "--store", tmp_path / "b.node", "--catalogue", tmp_path / "other.txt")
+    refused = cli("node", "receive", "--store", tmp_path / "b.node", "--model", model, code=2)
+    assert "expected the same items in the same order" in refused.stderr
+
+
+def test_numbers_of_users_can_be_given(model: Path, tmp_path: Path) -> None:
+    home, file = tmp_path / "home.node", tmp_path / "many.csv"
+    cli("node", "init", "--store", home, "--model", model)
+    file.write_text("user,item\nzoe,1\nann,2\nzoe,3\n")
+    cli("node", "import", file, "--store", home, "--first-identity", 10)
+    assert json.loads(cli("node", "status", "--store", home, "--json").stdout)["registered"] == 2
+    file.write_text("user,item\nbob,1\n")
+    taken = cli("node", "import", file, "--store", home, "--first-identity", 11, code=2)
+    assert "identity 11 of user 'bob' is another user's" in taken.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("init", "--store", "{new}"), "either --catalogue FILE or --model FILE"),
+        (("init", "--store", "{home}", "--model", "{model}"), "exists already"),
+        (("init", "--store", "{folder}/no/where", "--model", "{model}"), "cannot be made"),
+        (("init", "--store", "{new}", "--model", "{file}"), "damaged model file"),
+        (("init", "--store", "{new}", "--catalogue", "nowhere.txt"), "no such file"),
+        (("status", "--store", "{new}"), "perfedrec node init"),
+        (("status", "--store", "{file}"), "no node's file"),
+        (("import", "{file}", "--store", "{home}"), "1 of 2 interactions are with items that are not in the catalogue"),
+        (("import", "nowhere.csv", "--store", "{home}"), "no such file"),
+        (("add", "ann", "gin", "--store", "{home}"), "unknown item 'gin'"),
+        (("recommend", "--store", "{home}", "--user", "ann", "--k", "0"), "expected 1 or more"),
+        (("recommend", "--store", "{home}", "--user", "bob"), "unknown user 'bob'"),
+        (("export", "--run", "nowhere", "--output", "{new}"), "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: tuple[str, ...], said: str, model: Path, tmp_path: Path) -> None:
+    names = {"home": tmp_path / "h.node", "new": tmp_path / "n.node", "file": tmp_path / "f.csv", "model": model}
+    names["file"].write_text("user,item\nann,1\nann,100000\n")
+    cli("node", "init", "--store", names["home"], "--model", model)
+    cli("node", "add", "ann", "1", "--store", names["home"])
+    before = json.loads(cli("node", "status", "--store", names["home"], "--json").stdout)
+    failed = cli("node", *(each.format(**names, folder=tmp_path) for each in arguments), code=2)
+    assert said in failed.stderr
+    assert "/." not in failed.stderr  # no name that is ours alone
+    after = json.loads(cli("node", "status", "--store", names["home"], "--json").stdout)
+    assert (after["users"], after["interactions"]) == (before["users"], before["interactions"])
+    assert not names["new"].exists()
+    assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
+
+
+def test_a_model_cannot_bring_code(model: Path, tmp_path: Path) -> None:
+    code, spoiled = tmp_path / "mine.py", tmp_path / "spoiled.model"
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with safe_open(model, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in sorted(file.keys())}
+    metadata["configuration"] = metadata["configuration"].replace('"perfedrec_pp"', f'"{code}:Mine"')
+    assert str(code) in metadata["configuration"]
+    save_file(tensors, spoiled, metadata)
+    refused = cli("node", "init", "--store", tmp_path / "a.node", "--model", spoiled, code=2)
+    assert "does not come with perfedrec" in refused.stderr
+    assert not (tmp_path / "ran").exists()
