@@ -18,6 +18,7 @@ from perfedrec.cli import app
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
 from perfedrec.experiment.bench import Target, read
+from perfedrec.experiment.cells import alone
 from perfedrec.experiment.config import ABLATIONS, resolve
 from perfedrec.experiment.methods import METHODS
 from perfedrec.experiment.results import reached, spread
@@ -182,6 +183,11 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     rows = {row["label"]: row for row in csv.DictReader((output / "table.csv").open())}
     assert float(rows["fedmf"]["test.recall@20.mean"]) == line["test"]["recall@20"]["mean"]
 
+    with alone(output):
+        second = bench(written(tmp_path, TOY), output)
+    assert (second.exit_code, second.stderr.count("\n")) == (2, 1)
+    assert "another perfedrec bench" in second.stderr
+
     changed = bench(written(tmp_path, TOY.replace("embedding_dim=8", "embedding_dim=9")), output)
     assert changed.exit_code == 2
     assert "model.embedding_dim is 9, was 8" in changed.stderr
@@ -193,6 +199,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_all_runs_with_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path) -> None:
     text = TOY.replace("run.rounds=3", "run.rounds=600").replace("[0, 3]", "[3]")
+    text = text.replace("[methods.popularity]\n", "").replace('reference = "popularity"\n', "")
     text = text.replace('set = ["', 'set = ["run.checkpoint_every=20", "run.evaluate_every=200", "')
     file, output = written(tmp_path, text), tmp_path / "out"
     command = [sys.executable, "-m", "perfedrec", "bench", str(file), "--output", str(output), "--processes", "2"]

@@ -14,6 +14,7 @@ def test_a_preset_survives_the_way_through_toml(preset: str, tmp_path: Path) -> 
     file = tmp_path / "all.toml"
     file.write_text(first.to_toml())
     assert config.load(None, file) == first
+    assert config.resolve(None, file) == first  # on top of its method's preset
 
 
 def test_later_sources_win(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def bench(
     """
     with one_line():
         from perfedrec.experiment.bench import read
-        from perfedrec.experiment.cells import play, processors
+        from perfedrec.experiment.cells import alone, play, processors
         from perfedrec.experiment.checkpoint import write_atomic
         from perfedrec.experiment.results import collect
         from perfedrec.experiment.tables import comma_separated, latex, markdown
@@ -44,7 +44,7 @@ def bench(
         comparison = read(file, output, moved)
         comparison.prepare()
         cells = list(comparison.cells())
-        with _Show(cells, as_json) as show:
+        with alone(output), _Show(cells, as_json) as show:
             failed = play(cells, processes or processors(), show)
         results = collect(comparison, failed)
         write_atomic(output / "results.json", (json.dumps(results, indent=1) + "\n").encode())

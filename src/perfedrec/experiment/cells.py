@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -10,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+from perfedrec.core.errors import ConfigError
 from perfedrec.experiment.bench import Cell
 from perfedrec.experiment.checkpoint import write_atomic
 from perfedrec.experiment.run import InterruptedRunError, signals
@@ -37,6 +40,17 @@ class Watcher(Protocol):
 def processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Keep other comparisons out of a folder that exists; :class:`ConfigError` where one is at work."""
+    with open(output / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{output}: another perfedrec bench is at work in this folder") from None
+        yield
 
 
 def play(cells: Sequence[Cell], processes: int, watcher: Watcher) -> dict[str, str]:

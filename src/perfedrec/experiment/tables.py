@@ -110,8 +110,8 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def latex(results: Mapping[str, Any]) -> str:
-    """The same as tabulars of the package booktabs."""
-    shown, parts = columns(results), []
+    """Metrics, difference and p-values as tabulars of the package booktabs; a page has no room for the rest."""
+    shown, parts = [column for column in columns(results) if column.rank or column.brief], []
     for data in results["data"]:
         parts += [
             f"% {data}: {_about(results, data)}",
@@ -181,6 +181,8 @@ def _target(line: Mapping[str, Any], name: str, form: Callable[[float], str]) ->
     found = line.get("target")
     if not found or not found["reached"]:
         return "-" if not found else "never"
+    if name.startswith("bytes") and not found[name]["mean"]:
+        return "-"  # nothing is sent to a centralised method
     some = "" if found["reached"] == found["of"] else f" ({found['reached']} of {found['of']} seeds)"
     return form(found[name]["mean"]) + some
 
