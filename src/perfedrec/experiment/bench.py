@@ -154,10 +154,10 @@ def read(path: Path, output: Path, moved: Mapping[str, str | None] | None = None
         raise ConfigError(f"{path}: " + "; ".join(explain(entry, BenchFile) for entry in error.errors())) from None
     if moved:
         file = file.model_copy(update={"data": {name: _placed(file, path, name, to) for name, to in moved.items()}})
-    for name in (*file.methods, *file.data):
+    methods = _swept(file, path)
+    for name in (*methods, *file.data):
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{path}: the name {name!r} has to become a folder; expected letters, digits and - _ = @")
-    methods = _swept(file, path)
     if file.reference is not None and file.reference not in methods:
         raise ConfigError(
             f"{path}: reference: there is no method {file.reference!r}{nearest(file.reference, methods)}; "

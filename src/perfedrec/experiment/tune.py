@@ -170,6 +170,8 @@ class Tuning:
                 if outcome.best_number == trial.number:
                     self._write_best(study)
                 tell(outcome)
+        if _best(study) is not None:  # once more: a process may have ended between its trial and this
+            self._write_best(study)
         return study
 
     def _interrupted(self, study: Study, n_trials: int, number: int) -> InterruptedRunError:
