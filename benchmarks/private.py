@@ -21,7 +21,6 @@ import torch
 
 from perfedrec import Config, Dataset, Interactions, configure, load, train
 from perfedrec.experiment.run import popularity
-from perfedrec.runtimes.simulator import Simulator
 
 NOISELESS = ("privacy.epsilon=off", "privacy.noise.degrees=1e-9", "privacy.noise.spectral=1e-9")
 """The same computation, with noise that is too small to matter."""
@@ -79,7 +78,7 @@ def main() -> None:
         parts = {part: repeated(getattr(dataset, part), args.copies) for part in ("train", "valid", "test")}
         dataset = replace(dataset, name=f"{dataset.name} x {args.copies}", **parts)
     overrides = [f"model.embedding_dim={args.dim}", *args.overrides]
-    floor = popularity(Simulator(private(*NOISELESS, *overrides).build(), dataset))["ndcg@20"]
+    floor = popularity(dataset)["ndcg@20"]
     print(json.dumps({"figure": "popularity", "value": round(floor, 5), "users": dataset.n_users}), flush=True)
     ceiling = measure(dataset, "without noise", args.seeds, [*NOISELESS, *overrides])
     for epsilon in args.epsilons:

@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from perfedrec.core.keys import Key
+from perfedrec.core.types import FIXED_POINT
 from perfedrec.privacy.noise import Law, opendp_measurement, opendp_noise, row_noise, summed_noise
 
 N = 40_000
@@ -48,6 +49,14 @@ def test_opendp_draws_the_law_and_states_its_guarantee(law: Law) -> None:
     stated = 1 / 0.7 if law == "laplace" else 0.5 / 0.7**2  # epsilon, and rho of zCDP
     assert measurement.map(1.0) == pytest.approx(stated, rel=1e-6)
     assert measurement.map(1.0) >= stated
+
+
+@pytest.mark.parametrize("law", ["laplace", "gaussian"])
+def test_opendp_noise_reaches_the_last_bit_of_a_sum(law: Law) -> None:
+    """Noise on a coarser grid than that of the sums would show their low bits."""
+    fixed = opendp_noise(law, 4096, 0.7) * FIXED_POINT
+    assert np.array_equal(fixed, np.rint(fixed))  # on the grid: nothing is rounded when it is added
+    assert stats.chisquare(np.bincount(np.mod(fixed, 64).astype(int), minlength=64)).pvalue > 1e-4
 
 
 def test_opendp_draws_for_sums() -> None:

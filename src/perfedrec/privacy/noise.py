@@ -2,11 +2,13 @@
 
 Keyed noise is fast and can be repeated, and is therefore no protection against anybody who holds the seed; its
 generator is not cryptographic, and floating-point samplers leak through their low bits (Mironov, CCS 2012). OpenDP's
-samplers are exact on a grid and draw from the operating system.
+samplers are exact on a grid and draw from the operating system; the grid is that of the sums, because noise on a
+coarser one would leave the low bits of a sum as they are.
 """
 
 from __future__ import annotations
 
+from math import log2
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, laplace, normal
+from perfedrec.core.types import FIXED_POINT
 
 Law = Literal["laplace", "gaussian"]
 _ROW = 64  # numbers drawn with one key
@@ -50,7 +53,7 @@ def row_noise(law: Law, keys: Tensor, n: int, scale: float) -> Tensor:
 
 
 def opendp_noise(law: Law, size: int, scale: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """``size`` numbers from OpenDP's sampler, on a grid of 2^-30 of noise."""
+    """``size`` numbers from OpenDP's sampler, whole multiples of 1 / FIXED_POINT."""
     measurement, _ = opendp_measurement(law, size, scale)
     return np.asarray(measurement([0.0] * size), dtype=np.float64)
 
@@ -67,4 +70,4 @@ def opendp_measurement(law: Law, size: int, scale: float) -> tuple[Any, Any]:
     domain = dp.vector_domain(dp.atom_domain(T=float, nan=False), size=size)
     metric = dp.l1_distance(T=float) if law == "laplace" else dp.l2_distance(T=float)
     make = dp.m.make_laplace if law == "laplace" else dp.m.make_gaussian
-    return make(domain, metric, scale=scale, k=-30), dp
+    return make(domain, metric, scale=scale, k=-round(log2(FIXED_POINT))), dp
