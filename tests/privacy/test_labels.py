@@ -159,7 +159,8 @@ def test_sticky_decoys_and_masked_items_are_the_same_every_time() -> None:
             for user in range(4):
                 labelled = labels.rows.items[labels.rows.segments == user].tolist()
                 negatives = labels.negatives[labels.owners == user].tolist()
-                assert not set(negatives) & {*labelled, *lists[user]}
+                real = [] if privacy.randomised_response else lists[user]  # which may be negatives then
+                assert not set(negatives) & {*labelled, *real}
                 assert len(set(labelled)) == len(labelled)
         assert not same(
             one, label(rows, 30, privacy, None, Key(1), keys(5)[1:])
@@ -185,3 +186,26 @@ def test_randomised_response_tells_the_truth_with_its_probability(epsilon: float
         assert stats.chisquare(shares[0], shares[1]).pvalue > 1e-3
     items = labels.rows.items[labels.positions < 0]
     assert stats.chisquare(torch.bincount(items, minlength=n_items).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_randomised_response_bounds_what_labels_and_negatives_say_of_an_item(sticky: bool) -> None:
+    """Half of the users have item 0 and half do not: labelled e^epsilon times as often, and a negative as often as
+    every other item that is not labelled (one that never is would give itself away)."""
+    n, epsilon = 6000, 1.0
+    rows = rows_of([[0, 3, 5], [3, 5]] * n)
+    privacy = PrivacySettings(randomised_response=epsilon, sticky=sticky)
+    labels = label(rows, 12, privacy, 3, Key(3), keys(2 * n))
+    table = []
+    for owner in (0, 1):
+        labelled = labels.rows.segments[labels.rows.items == 0]
+        negative = labels.owners[labels.negatives == 0]
+        counts = [int((each % 2 == owner).sum()) for each in (labelled, negative)]
+        table.append([*counts, n - sum(counts)])
+    p = truth_probability(epsilon)
+    assert stats.binomtest(table[0][0], n, p).pvalue > 1e-3
+    assert stats.binomtest(table[1][0], n, 1 - p).pvalue > 1e-3
+    # Users with item 0 have other numbers of labels in all; given that item 0 is none, nothing else tells of it.
+    unlabelled = [row[1:] for row in table]
+    assert stats.chi2_contingency(unlabelled).pvalue > 1e-3
+    assert table[0][1] > 0

@@ -40,6 +40,8 @@ class GPFedRecSettings(FederatedSettings):
     def _visible(self) -> GPFedRecSettings:
         if self.privacy.sums:
             raise ValueError("gpfedrec relates users by what they upload; expected privacy.aggregation = sparse")
+        if self.privacy.randomised_response:
+            raise ValueError("gpfedrec reports a mean over real items; expected no privacy.randomised_response")
         return self
 
 

@@ -448,8 +448,7 @@ class PerFedRec:
             return self._degrees(view, rows), memory
         view = self._placed(view, rows, memory)
         if phase == "join":
-            memory = self.arrive(view, rows, memory)
-            return self._join_sums(view, rows, memory) if self.sums else (self._join(view, rows, memory, key), memory)
+            return self._join_sums(view, rows, memory) if self.sums else self._join(view, rows, memory, key)
         return self._train(view, rows, memory, key)
 
     @property
@@ -483,6 +482,7 @@ class PerFedRec:
 
     def _join_sums(self, view: View, rows: Rows, memory: Memory) -> tuple[Contribution, Memory]:
         """Once, before training: a first part in the neighbour sums."""
+        memory = self.arrive(view, rows, memory)
         layers = self._layers(view, rows, memory.vectors)
         contribution = Contribution(
             users=rows.users,
@@ -502,22 +502,27 @@ class PerFedRec:
             rows.items.numel()
         )
 
-    def _join(self, view: View, rows: Rows, memory: Memory, key: Key) -> Contribution:
+    def _join(self, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
         """Once, before training: protected edges for the neighbourhood service, and a first protected report."""
         assert view.tokens is not None
-        edges = []
-        for number in range(self.n_views):
-            edges_key = key.fold("edges", number)
-            labelled = label(rows, view.items.shape[0], self.settings.privacy, 0, edges_key, memory.secret).rows
-            which = torch.full_like(labelled.items, number)
-            edges.append(torch.stack([which, labelled.segments, view.tokens[labelled.items]], dim=1))
-        return Contribution(
+        told = [self._labelled(view, rows, memory, key.fold("edges", number)) for number in range(self.n_views)]
+        edges = [
+            torch.stack([torch.full_like(each.items, number), each.segments, view.tokens[each.items]], dim=1)
+            for number, each in enumerate(told)
+        ]
+        memory = self.arrive(view, told[0], memory)
+        contribution = Contribution(
             users=rows.users,
             groups=view.groups,
             weights=self._weights(rows),
-            reports=self._report(view, rows, memory.vectors, key),
+            reports=self._report(view, told[0], memory.vectors, key),
             edges=torch.cat(edges),
         )
+        return contribution, memory
+
+    def _labelled(self, view: View, rows: Rows, memory: Memory, key: Key) -> Rows:
+        """The items that clients admit to: their own with decoys, less the masked ones."""
+        return label(rows, view.items.shape[0], self.settings.privacy, 0, key, memory.secret).rows
 
     def _train(self, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
         """E local steps on the client's own vector and rows; the protected change of the rows is handed over."""
@@ -570,7 +575,7 @@ class PerFedRec:
             items=items,
             deltas=protect(delta, privacy, fold_in(noise[segments], items)),
             dense=None if change is None else protect(change, privacy, dense_noise),
-            reports=self._report(view, rows, vectors, key) if reporting else None,
+            reports=self._report(view, labelled, vectors, key) if reporting else None,
         )
         return uploads.bounded(contribution, privacy, "train"), memory
 
@@ -592,6 +597,7 @@ class PerFedRec:
         tables, active = None, None if cap is None else (memory.taken <= cap).to(delta.dtype)
         if privacy.clip is not None and privacy.norm == "coordinate":
             delta = delta.clamp(-privacy.clip, privacy.clip)
+            dense = None if dense is None else dense.clamp(-privacy.clip, privacy.clip)
         if self.n_summed or view.tally:
             layers = self._layers(view, rows, memory.vectors)
             if active is not None:  # an idle client's part in the neighbour sums stays what it was
@@ -626,7 +632,7 @@ class PerFedRec:
         return torch.where(memory.steps[:, None] > 0, memory.vectors, view.start)
 
     def _report(self, view: View, rows: Rows, vectors: Tensor, key: Key) -> Tensor:
-        """[B, L, d] protected vectors for neighbourhood service and clustering."""
+        """[B, L, d] protected vectors for neighbourhood service and clustering, of the items in labelled ``rows``."""
         layers = self._layers(view, rows, vectors)
         keys = key.fold("report").spread(rows.users)
         numbers = torch.arange(layers.shape[1], device=keys.device)

@@ -17,7 +17,7 @@ from perfedrec.algorithms.model import View
 from perfedrec.algorithms.neighbourhood import Service
 from perfedrec.algorithms.perfedrec import Memory, PerFedRec, State
 from perfedrec.algorithms.settings import PretrainingSettings
-from perfedrec.core.keys import Key, normal, uniform
+from perfedrec.core.keys import Key, fold_in, normal, uniform
 from perfedrec.core.sampling import choose
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Aggregate, Contribution, Rows, Spec, from_fixed
@@ -70,16 +70,20 @@ class PerFedRecPP(PerFedRec):
     def client(self, phase: str, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
         if phase not in ("spectral", "clusters"):
             return super().client(phase, view, rows, memory, key)
-        ones = torch.ones(rows.n_users, device=rows.users.device)
-        product = gram_rows(view.items, rows, view.degrees)
+        ones, privacy = torch.ones(rows.n_users, device=rows.users.device), self.settings.privacy
+        told = rows if self.sums else self._labelled(view, rows, memory, key.fold("labels"))
+        product = gram_rows(view.items, told, view.degrees)
         if self.noisy:
             # The first direction is known from the degrees, and would take most of the bound; so would rare items.
             product[:, 0] = 0
             product *= trusted(view.items)[rows.items, None]
+        product = uploads.stretched(product, told.segments, rows.n_users, privacy)
+        keys = fold_in(key.fold("noise").spread(rows.users)[told.segments], told.items)
+        product = uploads.protect(product, privacy, keys)
         reporting = self.settings.clusters.enabled and not self.sums
-        reports = self._report(view, rows, memory.vectors, key) if reporting else None
-        part = Contribution(rows.users, view.groups, ones, rows.segments, rows.items, product, reports=reports)
-        return uploads.bounded(part, self.settings.privacy, phase), memory
+        reports = self._report(view, told, memory.vectors, key) if reporting else None
+        part = Contribution(rows.users, view.groups, ones, told.segments, told.items, product, reports=reports)
+        return uploads.bounded(part, privacy, phase), memory
 
     def _prepare(self, state: State, phase: str, aggregate: Aggregate, key: Key) -> State:
         state = super()._prepare(state, phase, aggregate, key)
@@ -90,6 +94,8 @@ class PerFedRecPP(PerFedRec):
         if phase == "spectral":
             image = torch.zeros_like(state.items).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
             energy = float((state.items * image).sum())  # about the sum of the leading squared singular values
+            if self.settings.privacy.noise_scale:  # of parts that were stretched: the first value is known to be 1
+                energy /= max(float(torch.linalg.matrix_norm(image, 2)), 1e-12)
             basis = self._next_basis(state, image, aggregate.clients)
             state = replace(
                 self._restart(state, basis), pretrained=basis.clone() if self.settings.personal.pretrained else None

@@ -154,6 +154,8 @@ class PerFedRecSettings(Settings):
 
     @model_validator(mode="after")
     def _withheld(self) -> Self:
+        if self.privacy.randomised_response and self.server.weighting != "uniform":
+            raise ValueError("privacy.randomised_response hides a client's items; expected server.weighting = uniform")
         if not self.privacy.sums:
             return self
         how = f"privacy.aggregation = {self.privacy.aggregation}"

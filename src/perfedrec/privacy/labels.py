@@ -41,8 +41,9 @@ def label(
     """Leave a share of a user's items out, label a share of random items as interacted, and draw negatives.
 
     Decoys and negatives are distinct items outside the user's own: a masked item is never a negative, and neither is a
-    decoy. ``n_negatives`` is their number per user, or ``None`` for one per label. A user keeps at least one real item,
-    except under randomised response. The number of decoys is rounded at random, so that its mean is the exact share.
+    decoy. ``n_negatives`` is their number per user, or ``None`` for one per label. A user keeps at least one real item.
+    The number of decoys is rounded at random, so that its mean is the exact share. Under randomised response the labels
+    say all that is said of the items: negatives are any others, real ones among them, and none may be kept.
     Sticky decoys and masked items follow from the users' ``secrets`` [B] and not from the round's ``key``.
     """
 
@@ -55,7 +56,13 @@ def label(
     decoys = _decoys(rows, n_items, settings, keys)
     wanted = kept + decoys if n_negatives is None else torch.full_like(kept, n_negatives)
     outside_keys = key.fold("outside").spread(rows.users)
-    if not bool(decoys.any()):
+    if settings.randomised_response is not None:
+        chosen, chosen_owners = draw_outside(rows, n_items, decoys, keys("response"))
+        kept_rows = replace(rows, items=rows.items[positions], segments=rows.segments[positions])
+        negatives, owners = draw_outside(
+            _with(kept_rows, chosen, chosen_owners, n_items), n_items, wanted, outside_keys
+        )
+    elif not bool(decoys.any()):
         negatives, owners = draw_outside(rows, n_items, wanted, outside_keys)
         chosen, chosen_owners = negatives[:0], owners[:0]
         if positions.numel() == rows.items.numel():

@@ -147,7 +147,8 @@ class Masking:
 
     @property
     def guarantee(self) -> Guarantee:
-        return Guarantee(reason="masking hides items in one upload, and the next one may show them")
+        held = "one that never is a negative shows in the end" if self.sticky else "the next one may show them"
+        return Guarantee(reason=f"masking hides items in one upload, and {held}")
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,11 @@ class PrivacySettings(Settings):
             raise ValueError(
                 "noise_scale needs clip, and norm = coordinate: noise without a bound on what it hides protects nothing"
             )
+        if self.sums and (self.noise_scale or self.pseudo_items or self.masking or self.randomised_response):
+            raise ValueError(
+                "noise_scale, pseudo_items, masking and randomised_response protect sparse uploads; expected noise.* "
+                "with aggregation dense or secure"
+            )
         if self.noise.training and (self.clip is None or self.norm == "coordinate"):
             raise ValueError("noise.training needs clip, and norm l1 or l2: it is a multiple of that bound")
         if (self.noise.any or self.epsilon) and (self.aggregation == "sparse" or self.norm == "coordinate"):

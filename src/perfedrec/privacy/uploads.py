@@ -29,6 +29,17 @@ def protect(values: Tensor, settings: PrivacySettings, keys: Tensor) -> Tensor:
     return values
 
 
+def stretched(values: Tensor, segments: Tensor, n: int, settings: PrivacySettings) -> Tensor:
+    """``values`` [T, d] with each of the ``n`` users' largest number brought to the clip, where noise is added to each.
+
+    For releases of pre-training, whose scale is arbitrary: noise of a given scale would drown them otherwise.
+    """
+    if not settings.noise_scale or settings.clip is None:
+        return values
+    largest = values.new_zeros(n).scatter_reduce_(0, segments, values.abs().amax(1), "amax")
+    return values * (settings.clip / largest.clamp(min=1e-30))[segments, None]
+
+
 def bounded(contribution: Contribution, settings: PrivacySettings, phase: str) -> Contribution:
     """Bound the norm of everything that each client sends; in a release of pre-training, bring it to that length.
 
