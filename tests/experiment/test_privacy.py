@@ -111,6 +111,8 @@ def test_private_noise_can_come_from_opendp(tmp_path: Path) -> None:
     two, _ = run(tmp_path / "two", "private", *options)
     assert block["noise_source"] == "OpenDP"
     assert "so was the noise" not in block["claim"]
+    found = audit(tmp_path / "one", trials=1000)  # on noise of its own, which is said
+    assert any("cannot be drawn again" in note for note in found.notes)
     assert not torch.equal(one.recommender.state.items, two.recommender.state.items)  # no seed gives it away
 
 
@@ -132,6 +134,7 @@ def test_the_audit_breaks_unprotected_uploads(tmp_path: Path) -> None:
     run(tmp_path / "run", None, "run.rounds=20", "clusters.n_clusters=0")
     found = audit(tmp_path / "run", rounds=(1, 10))
     known, unknown = "items from one sparse upload, with the", "items from one sparse upload, without the"
+    assert figure(found, "items from one sparse upload of pre-training", "precision at |I_u|", 0) == 1  # its rows alone
     assert figure(found, known, "AUC", 1) > 0.995
     assert figure(found, known, "precision at |I_u|", 1) > 0.99
     assert 0.5 < figure(found, unknown, "AUC", 1) < 1
@@ -145,6 +148,29 @@ def test_the_audit_breaks_unprotected_uploads(tmp_path: Path) -> None:
     assert not found.failed
     assert read_audit(tmp_path / "run") == json.loads(json.dumps(found.plain()))
     assert "AUC" in audited(found.plain())
+
+
+def test_the_papers_pre_training_is_attacked_and_holds_no_more_than_its_rows_say(tmp_path: Path) -> None:
+    _, block = run(tmp_path / "run", "paper", "run.rounds=2")
+    assert block["user_vectors"] == "leave the clients, with noise"
+    found = audit(tmp_path / "run")
+    attack = "items from one sparse upload of pre-training, without the"
+    # One in ten rows is a decoy, and one in ten items is masked.
+    assert figure(found, attack, "precision at |I_u|", 0) < 0.93
+    assert figure(found, attack, "AUC", 0) < 0.9
+
+
+@pytest.mark.parametrize("name", ["fedncf", "pfedrec", "gpfedrec", "fedmf"])
+def test_every_federated_method_can_be_audited(tmp_path: Path, name: str) -> None:
+    overrides = [*SMALL[:2], "run.rounds=4", "run.threads=1"]
+    config = configure(None, overrides=overrides, algorithm=name)
+    train(config.build(), load(config.data.path), config.run, output=tmp_path / "run", config=config)
+    block = read_summary(tmp_path / "run")["privacy"]
+    found = audit(tmp_path / "run")
+    assert figure(found, "items from one sparse upload, without the", "precision at |I_u|") > 0.5
+    reported = any(each.attack.startswith("linkage") for each in found.findings)
+    assert reported == (name == "gpfedrec") == (block["user_vectors"] == "leave the clients, as they are")
+    assert reported or block["user_vectors"] == "stay on the clients"
 
 
 def test_sticky_decoys_hold_where_fresh_ones_do_not(tmp_path: Path) -> None:
@@ -188,10 +214,14 @@ def test_the_audit_is_near_the_claim_and_catches_half_the_noise(
     assert 0.8 * epsilon < honest.lower_gaussian <= epsilon
     declared = uploads.share_scale
     monkeypatch.setattr(uploads, "share_scale", lambda *given: (declared(*given)[0], declared(*given)[1] / 2))
-    broken = audit(tmp_path / "run", trials=40_000)
+    with pytest.raises(CheckpointError, match="round 0 of pre-training cannot be repeated"):
+        audit(tmp_path / "run", trials=40_000)  # other noise than this run had
+    _, block = run(tmp_path / "broken", "private", f"privacy.epsilon={epsilon}")
+    assert block["epsilon_coordinator"] == pytest.approx(epsilon, abs=0.01)  # what it still claims
+    broken = audit(tmp_path / "broken", trials=40_000)
     assert broken.failed
     assert broken.bounds[0].failed
-    assert read_audit(tmp_path / "run")["failed"]  # type: ignore[index]
+    assert read_audit(tmp_path / "broken")["failed"]  # type: ignore[index]
 
 
 def test_half_of_the_papers_noise_shows_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,8 @@ def test_shares_of_noise_add_up_to_the_noise_of_the_sum() -> None:
     assert law == "gaussian"
     assert fewest(settings, 100) == 80
     assert share * sqrt(80) == pytest.approx(1.5 * 2.0)
+    for asked in range(5, 400):  # when all answer, the size of the noise does not tell how many they are
+        assert share_scale(settings, "train", asked)[1] * sqrt(asked) == pytest.approx(3.0 / sqrt(0.8), rel=1e-12)
     local = PrivacySettings(**{**SECURE, "aggregation": "dense"})
     assert share_scale(local, "train", 100) == ("gaussian", 3.0)  # each upload carries all of it
 

@@ -167,6 +167,11 @@ class Federated:
         return bool(self.settings.privacy.aggregation == "secure")
 
     @property
+    def reporting(self) -> bool:
+        """Whether clients hand over protected vectors of their own: where a method says how."""
+        return type(self).report is not Federated.report
+
+    @property
     def prelude(self) -> list[str]:
         return []
 

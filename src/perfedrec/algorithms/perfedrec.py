@@ -158,6 +158,11 @@ class PerFedRec:
         return self.settings.privacy.aggregation == "secure"
 
     @property
+    def reporting(self) -> bool:
+        """Whether clients hand over protected vectors of their own."""
+        return not self.sums and (self.joins or self.settings.clusters.enabled)
+
+    @property
     def n_views(self) -> int:
         """Independently protected edge sets that each client hands over."""
         return 1

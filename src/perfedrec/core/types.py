@@ -300,6 +300,10 @@ class Algorithm(Protocol[S, V, M]):
     def secure_sums(self) -> bool:
         """Whether nobody but the client may see what it sends: sums are taken by secure aggregation."""
 
+    @property
+    def reporting(self) -> bool:
+        """Whether clients hand over protected vectors of their own."""
+
     def init(self, spec: Spec, key: Key) -> S:
         """The server's state before the first round."""
 

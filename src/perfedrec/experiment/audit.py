@@ -16,9 +16,10 @@ from perfedrec.centralised.method import Method
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Aggregate, Contribution, block_rows, from_fixed
+from perfedrec.evaluation import Held
 from perfedrec.experiment.checkpoint import write_atomic
 from perfedrec.experiment.config import RunSettings
-from perfedrec.experiment.run import Entry, Result, open_run, read_history
+from perfedrec.experiment.run import CUTOFFS, Entry, Result, open_run, read_history
 from perfedrec.privacy import attacks
 from perfedrec.privacy.attacks import Finding
 from perfedrec.privacy.canary import Bound, bounds
@@ -30,17 +31,17 @@ SPARSE, DENSE = 200, 40  # clients of a captured round whose uploads are attacke
 MEMBERS = 1000  # users whose membership is attacked
 REPLAYED = 60  # rounds that are played again at least, where there are that many: some users take part often then
 PARTICIPATIONS = (1, 2, 5)
-PRETRAINING = 0  # the number under which the last pass of pre-training is captured
+PRETRAINING = 0  # the number under which the last pass of pre-training is captured, where there is one
 
 
 @dataclass
 class Captured:
     """What the coordinator received in a round: the uploads (its sum alone where uploads are not visible); and what an
-    attacker might know beside it, the users' vectors [B, d] at that time. The first ``n_models`` tables of the sum are
-    changes of item tables."""
+    attacker might know beside it, the users' vectors [B, d] at that time (``None`` where a method scores otherwise).
+    The first ``n_models`` tables of the sum are changes of item tables."""
 
     contribution: Contribution
-    vectors: Tensor
+    vectors: Tensor | None
     table: Tensor
     n_models: int
     total: Aggregate | None = None
@@ -63,8 +64,10 @@ class Tap:
         if phase == "train":
             self._collect(sent)
         if self._wanted(phase) is not None:
-            vectors = self.algorithm.final_vectors(view, rows, memory)
-            n_models = 1 if view.offsets is None else view.offsets.shape[0] // view.items.shape[0]
+            final = getattr(self.algorithm, "final_vectors", None)
+            vectors = None if final is None else final(view, rows, memory)
+            offsets = getattr(view, "offsets", None)
+            n_models = 1 if offsets is None else offsets.shape[0] // view.items.shape[0]
             self.captured[self._wanted(phase) or 0] = Captured(sent, vectors, view.items.clone(), n_models)
         return sent, after
 
@@ -77,7 +80,7 @@ class Tap:
 
     def _wanted(self, phase: str) -> int | None:
         """The number under which a round is captured."""
-        if phase == "spectral" and self.algorithm.sums:
+        if phase == "spectral":
             return PRETRAINING
         return self.number if phase == "train" and self.number in self.rounds else None
 
@@ -144,13 +147,15 @@ def audit(
     recommender = result.recommender
     assert isinstance(recommender, PersonalRecommender)
     found, population = Audit(), recommender.population
+    if _drawn_anew(algorithm):
+        found.notes.append("the noise that was sent: OpenDP's cannot be drawn again, and the attacks met fresh noise")
     degrees = torch.bincount(population.items, minlength=population.n_items).to(torch.float32)
     releases = algorithm.releases(max(played, 0), population.n_users)
     found.bounds = bounds(algorithm.settings.privacy, releases, trials, Key(config.run.seed).fold("audit"))
     tap = _replayed(algorithm, result, config.run, rounds if played > 0 else (), history, progress)
     for number, captured in sorted(tap.captured.items()):
         found.findings += _from_uploads(algorithm, captured, number, population, degrees)
-    if algorithm.sums:
+    if not algorithm.reporting:
         found.notes.append("fit and linkage of user vectors: clients report none")
     if tap.row_sets:
         found.findings += _over_rounds(tap, population, degrees)
@@ -158,6 +163,8 @@ def audit(
         found.notes.append("intersection of row sets: none can be seen")
     if played <= 0:
         found.notes.append("uploads of training: there was no round of training")
+    if not hasattr(algorithm, "final_vectors"):
+        found.notes.append(f"items from uploads by the user's vector: {config.algorithm} does not score by one")
     found.findings.append(_membership(result, degrees))
     write_atomic(folder / "audit.json", json.dumps(found.plain(), indent=1).encode())
     return found
@@ -178,6 +185,7 @@ def _replayed(
     progress: Callable[[int, int], None],
 ) -> Tap:
     tap, prelude = Tap(algorithm, rounds), len(algorithm.prelude)
+    held = Held.of(result.dataset.valid.offsets, result.dataset.valid.items, torch.device("cpu"))
     everybody = result.dataset.n_users  # in one block, so that a round is captured whole
     simulator = Simulator(
         tap, result.dataset, seed=run.seed, device="cpu", block_size=everybody, dropout_rate=run.dropout_rate
@@ -186,14 +194,28 @@ def _replayed(
     for number in range(total):
         tap.number = number - prelude + 1
         report, recorded = simulator.play(), history[number].report
-        if (report.clients, report.loss) != (recorded.clients, recorded.loss):
+        if (report.clients, report.loss) != (recorded.clients, recorded.loss) and not _drawn_anew(algorithm):
             raise CheckpointError(
                 f"round {number} cannot be repeated: {recorded.clients} clients with loss {recorded.loss} are "
                 f"recorded, and now it is {report.clients} with {report.loss}; expected the machine and versions of "
                 "the run"
             )
+        valid = history[number].valid  # pre-training has no loss to compare
+        if report.loss is None and valid is not None and not _drawn_anew(algorithm):
+            again = simulator.recommender().evaluate(held, CUTOFFS)
+            if again != valid:
+                raise CheckpointError(
+                    f"round {number} of pre-training cannot be repeated: it had {run.select_by} {valid[run.select_by]} "
+                    f"and now has {again[run.select_by]}; expected the machine and versions of the run"
+                )
         progress(number + 1, total)
     return tap
+
+
+def _drawn_anew(algorithm: PerFedRec) -> bool:
+    """Whether a run's noise follows from no seed."""
+    privacy = algorithm.settings.privacy
+    return privacy.noise_source == "opendp" and privacy.noise.any
 
 
 def _own(population: Population, users: Tensor) -> list[Tensor]:
@@ -232,7 +254,9 @@ def _from_uploads(
         uploads, where = [(every, table)] * n, f"the sum of {total.clients} uploads"
     where += "" if number else " of pre-training"
     real = _own(population, sent.users[:n])
-    found = attacks.infer_items(uploads, real, captured.vectors[:n], degrees, where)
+    found = []
+    if captured.vectors is not None:
+        found += attacks.infer_items(uploads, real, captured.vectors[:n], degrees, where)
     if settings.aggregation != "secure":
         found += attacks.infer_items(uploads, real, None, degrees, where)
     if sent.reports is not None:

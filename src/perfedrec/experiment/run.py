@@ -395,7 +395,7 @@ class _Progress:
             return centralised_block()
         settings, users = self.algorithm.settings.privacy, self.dataset.n_users
         releases = self.algorithm.releases(max(self.standing.done - self.prelude, 0), users)
-        block = privacy_block(settings, releases, "simulated")
+        block = privacy_block(settings, releases, "simulated", self.algorithm.reporting)
         return block | {"warnings": warnings(settings, users, self.dataset.n_items, test, popular)}
 
     def communication(self) -> dict[str, float]:

@@ -79,12 +79,12 @@ def infer_items(
                 float(positive.float().mean()) * min(items.numel(), kept) / max(kept, 1),
             )
         )
-    area, area_popular, precision, precision_popular, guess = np.nanmean(np.array(figures), axis=0).tolist()
-    name = f"items from {where}, {known}"
-    return [
-        Finding(name, "AUC", area, 0.5, area_popular, len(figures)),
-        Finding(name, "precision at |I_u|", precision, guess, precision_popular, len(figures)),
-    ]
+    told = np.array([each for each in figures if not np.isnan(each[0])]).reshape(-1, 5)
+    precision, precision_popular, guess = np.nanmean(np.array(figures)[:, 2:], axis=0).tolist()
+    name, found = f"items from {where}, {known}", []
+    if len(told):  # else all rows are real ones, and there is nothing to tell apart
+        found.append(Finding(name, "AUC", float(told[:, 0].mean()), 0.5, float(told[:, 1].mean()), len(told)))
+    return [*found, Finding(name, "precision at |I_u|", precision, guess, precision_popular, len(figures))]
 
 
 def intersect(

@@ -292,6 +292,10 @@ def share_scale(settings: PrivacySettings, phase: str, asked: int) -> tuple[Law,
     return ("gaussian" if settings.norm == "l2" else "laplace"), scale
 
 
-def fewest(settings: PrivacySettings, asked: int) -> int:
-    """How many of ``asked`` clients have to answer, or a noisy sum is given up."""
-    return max(1, int((1 - settings.dropout_tolerance) * asked))
+def fewest(settings: PrivacySettings, asked: int) -> float:
+    """How many of ``asked`` clients have to answer, or a noisy sum is given up.
+
+    Not rounded: where all answer, the noise of a sum is the same whoever is in the cohort, so that its size says
+    nothing of who took part. Amplification by sampling rests on that.
+    """
+    return max(1.0, (1 - settings.dropout_tolerance) * asked)

@@ -17,16 +17,19 @@ on Yelp it was 1.6 times as good at 15 and worse at 8 (docs/privacy.md)."""
 
 NOT_COVERED = (
     "tuning and model selection",
-    "validation and test metrics",
+    "losses of training, validation and test metrics, and the labels these are taken from",
     "how many users there are, and who takes part when",
     "colluding clients and an actively malicious coordinator",
 )
 
 
-def privacy_block(settings: PrivacySettings, releases: Sequence[Release], secure_aggregation: str) -> dict[str, Any]:
+def privacy_block(
+    settings: PrivacySettings, releases: Sequence[Release], secure_aggregation: str, reporting: bool
+) -> dict[str, Any]:
     """What a run with these releases guarantees, as plain values.
 
-    ``secure_aggregation`` tells how it ran where it is asked for: "simulated", or the name of a protocol.
+    ``secure_aggregation`` tells how it ran where it is asked for: "simulated", or the name of a protocol;
+    ``reporting`` whether clients hand over vectors of their own.
     """
     ledger = Ledger(releases, settings.delta)
     coordinator, recipients = ledger.epsilon("coordinator"), ledger.epsilon("recipients")
@@ -47,7 +50,7 @@ def privacy_block(settings: PrivacySettings, releases: Sequence[Release], secure
         "weak": coordinator.value is not None and coordinator.value > WEAK,
         "narrower": list(narrower),
         "row_sets": "exposed to the coordinator" if exposed else "hidden",
-        "user_vectors": _vectors(settings, exposed),
+        "user_vectors": _vectors(settings, exposed, reporting),
         "secure_aggregation": secure_aggregation if settings.aggregation == "secure" else "none",
         "noise_source": source if noisy else "none",
         "releases": ledger.lines(),
@@ -62,10 +65,12 @@ def centralised_block() -> dict[str, Any]:
     return {"claim": "NONE: a centralised method has everybody's interactions in one place", "releases": []}
 
 
-def _vectors(settings: PrivacySettings, exposed: bool) -> str:
+def _vectors(settings: PrivacySettings, exposed: bool, reporting: bool) -> str:
     if settings.aggregation == "dense":
         return f"inside dense uploads, {'not everywhere' if exposed else 'everywhere'} under noise"
-    return "leave the clients" if exposed else "stay on the clients"
+    if not reporting:
+        return "stay on the clients"
+    return f"leave the clients, {'with noise' if settings.noise_scale else 'as they are'}"
 
 
 def claim(block: dict[str, Any]) -> str:

@@ -118,7 +118,7 @@ def given_up(clients: int, settings: PrivacySettings, phase: str, asked: int) ->
     """Whether too few answered: the noise of a sum would be too small, or a sum would be one client's upload."""
     if settings.aggregation != "secure":
         return False
-    return clients < (fewest(settings, asked) if settings.noise.of(phase) else min(2, asked))
+    return clients < (fewest(settings, asked) - 1e-9 if settings.noise.of(phase) else min(2, asked))
 
 
 def as_seen(contribution: Contribution, settings: PrivacySettings, phase: str, n_items: int, key: Key) -> Tensor:
