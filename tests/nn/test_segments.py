@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from perfedrec.nn.segments import dot, expand, segment_sum
+from perfedrec.nn.segments import by_length, dot, expand, segment_sum
 
 SEGMENTS = torch.tensor([0, 0, 0, 2, 3, 3])  # 1 and 4 are empty
 
@@ -35,3 +35,16 @@ def test_a_sum_has_the_same_bits_in_any_block(dim: int) -> None:
         mine = segments == user
         assert torch.equal(segment_sum(values[mine], segments[mine] * 0, 1)[0], whole[user])
         assert torch.equal(dot(values[mine], values[mine]), twice[mine])
+
+
+def test_groups_of_one_length_hold_every_row_once_in_its_place() -> None:
+    segments = torch.tensor([4, 0, 2, 4, 4, 2, 0, 4, 6])
+    groups = list(by_length(segments, 8, size=2))
+    assert [members.tolist() for members, *_ in groups] == [[4, 0], [2, 6]]
+    _, rows, owner, slot = groups[0]
+    assert rows.tolist() == [0, 3, 4, 7, 1, 6]
+    assert owner.tolist() == [0, 0, 0, 0, 1, 1]
+    assert slot.tolist() == [0, 1, 2, 3, 0, 1]
+    every = torch.cat([where for _, where, _, _ in groups])
+    assert sorted(every.tolist()) == list(range(9))
+    assert not list(by_length(segments[:0], 8))

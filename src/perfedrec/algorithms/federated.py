@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from perfedrec.algorithms.parts import Moments, sparse_step
+from perfedrec.algorithms.parts import Average, Moments, sparse_step
 from perfedrec.algorithms.settings import SelectionSettings, ServerSettings
 from perfedrec.core.keys import Key, bits, fold_in, normal, uniform
 from perfedrec.core.sampling import choose
@@ -58,11 +58,17 @@ class FederatedSettings(Settings):
     server: ServerSettings = ServerSettings()
     selection: SelectionSettings = SelectionSettings()
 
+    @model_validator(mode="after")
+    def _uncounted(self) -> Self:
+        if self.privacy.sums and self.server.weighting != "uniform":
+            raise ValueError("secure sums hide how many interactions a client has; expected server.weighting = uniform")
+        return self
+
 
 @dataclass(frozen=True)
 class Shared:
-    """The server's state: ``round``, the table ``items`` [m, d] and the shared network's weights ``dense`` [D], with
-    their optimisers' moments; further fields belong to methods that need them."""
+    """The server's state: ``round``, the table ``items`` [m, d], its running ``average``, and the shared network's
+    weights ``dense`` [D], with their optimisers' moments; further fields belong to methods that need them."""
 
     round: int
     n_users: int
@@ -70,6 +76,7 @@ class Shared:
     items_moments: Moments | None = None
     dense: Tensor | None = None
     dense_moments: Moments | None = None
+    average: Average | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,8 @@ class Federated:
         """[B, m] scores of all ``items`` [m, d], with the shared ``dense`` [D]."""
         raise NotImplementedError
 
-    def penalty(self, view: Any, rows: Tensor, items: Tensor, segments: Tensor, memory: Kept) -> Tensor | None:
-        """[B] what is added to a client's loss for its item ``rows`` [T, d] of ``items`` [T]."""
+    def penalty(self, base: Tensor, rows: Tensor, segments: Tensor, memory: Kept) -> Tensor | None:
+        """[B] what is added to a client's loss for its item ``rows`` [T, d], which it received as ``base`` [T, d]."""
         return None
 
     def table_rows(self, view: Any, items: Tensor, segments: Tensor) -> Tensor:
@@ -187,6 +194,7 @@ class Federated:
             items_moments=Moments.zeros(items) if adaptive else None,
             dense=None if dense is None else dense.to(items.device),
             dense_moments=Moments.zeros(dense.to(items.device)) if adaptive and dense is not None else None,
+            average=Average.start(items) if self.settings.server.averaging else None,
         )
 
     def releases(self, rounds: int, n_users: int) -> list[Release]:
@@ -225,7 +233,11 @@ class Federated:
             if self.sums:  # what is expected: counts are not released
                 weight = torch.tensor(float(min(settings.selection.n_clients_per_round, state.n_users)))
             touched, change = self._summed(aggregate)
+            if state.average is not None:
+                state.average.advance(state.items, touched, state.round, settings.server.averaging)
             sparse_step(settings.server, state.items, state.items_moments, touched, change / weight)
+            if state.average is not None:
+                state.average.advance(state.items, touched, state.round + 1, settings.server.averaging)
             if aggregate.dense is not None and state.dense is not None:
                 every = torch.arange(state.dense.numel(), device=state.dense.device)
                 mean = from_fixed(aggregate.dense) / weight
@@ -269,7 +281,7 @@ class Federated:
             scores = self.logits(leaves[0], leaves[1], segments, leaves[2] if dense is not None else None)
             order = segments.argsort(stable=True)
             loss = segment_sum(softplus(signs * scores)[order], segments[order], rows.n_users)
-            extra = self.penalty(view, leaves[1], items, segments, memory)
+            extra = self.penalty(base, leaves[1], segments, memory)
             gradients = torch.autograd.grad((loss if extra is None else loss + extra).sum(), leaves)
             step, first, second, steps = adam(
                 gradients[0],
@@ -300,7 +312,7 @@ class Federated:
         contribution = Contribution(
             users=rows.users,
             groups=self.contributes_to(view, rows, memory),
-            weights=torch.ones(rows.n_users, device=delta.device),
+            weights=self._weights(rows),
             segments=segments,
             items=items,
             deltas=protect(delta, privacy, fold_in(noise[segments], items)),
@@ -308,6 +320,12 @@ class Federated:
             reports=self.report(view, rows, memory, key),
         )
         return uploads.bounded(contribution, privacy, "train"), memory
+
+    def _weights(self, rows: Rows) -> Tensor:
+        """[B] the weight of each client in the sums."""
+        if self.settings.server.weighting == "interactions":
+            return rows.counts.to(torch.float32)
+        return torch.ones(rows.n_users, device=rows.users.device)
 
     def contributes_to(self, view: Any, rows: Rows, memory: Kept) -> Tensor:
         """[B] the table that each client's changes are summed in."""
@@ -330,7 +348,10 @@ class Federated:
     # --- scoring ---
 
     def serving(self, state: Any) -> Any:
-        return replace(state, items_moments=None, dense_moments=None)
+        items, average = state.items, state.average
+        if average is not None:
+            items = average.as_of(items, state.round, self.settings.server.averaging)
+        return replace(state, items=items, average=None, items_moments=None, dense_moments=None)
 
     def scores(self, view: Any, rows: Rows, memory: Kept) -> Tensor:
         """[B, m] scores of all items."""

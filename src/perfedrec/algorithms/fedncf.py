@@ -9,6 +9,7 @@ from torch import Tensor
 
 from perfedrec.algorithms.federated import Federated
 from perfedrec.core.keys import Key, normal
+from perfedrec.nn.segments import by_length
 
 WIDTHS = (32, 16)
 
@@ -44,16 +45,16 @@ class FedNCF(Federated):
 
     def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
         assert dense is not None
-        # The jagged rows of a block are padded, because each client has weights of its own within a round.
-        order, counts = segments.argsort(stable=True), torch.bincount(segments, minlength=private.shape[0])
-        places = torch.empty_like(segments)
-        places[order] = torch.arange(segments.numel(), device=segments.device)
-        slots = places - (counts.cumsum(0) - counts)[segments]
-        padded = rows.new_zeros(private.shape[0], int(counts.max()), rows.shape[1]).index_put((segments, slots), rows)
-        user, item, bias, second, second_bias, head = self._pieces(dense)
-        hidden = torch.relu(padded @ item + (private[:, None] @ user) + bias[:, None])
-        hidden = torch.relu(hidden @ second + second_bias[:, None])
-        return (hidden @ head[..., None]).squeeze(-1)[segments, slots]
+        scores, places = [], []  # padded, because each client has weights of its own within a round
+        for members, where, owner, slot in by_length(segments, private.shape[0]):
+            user, item, bias, second, second_bias, head = self._pieces(dense[members])
+            padded = rows.new_zeros(members.numel(), int(slot.max()) + 1, rows.shape[1])
+            padded = padded.index_put((owner, slot), rows[where])
+            hidden = torch.relu(padded @ item + (private[members, None] @ user) + bias[:, None])
+            hidden = torch.relu(hidden @ second + second_bias[:, None])
+            scores.append((hidden @ head[..., None]).squeeze(-1)[owner, slot])
+            places.append(where)
+        return torch.cat(scores)[torch.cat(places).argsort()]
 
     def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
         assert dense is not None

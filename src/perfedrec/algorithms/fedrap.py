@@ -58,10 +58,9 @@ class FedRAP(Federated):
         kept: Tensor = begun + self.settings.additive.learning_rate * (delta - begun)
         return kept
 
-    def penalty(self, view: Any, rows: Tensor, items: Tensor, segments: Tensor, memory: Kept) -> Tensor:
+    def penalty(self, base: Tensor, rows: Tensor, segments: Tensor, memory: Kept) -> Tensor:
         options, n = self.settings.additive, memory.private.shape[0]
         growth = torch.tensor([tanh(each / options.warm_up) for each in memory.taken.tolist()], device=rows.device)
-        shared = torch.index_select(view.items, 0, items)
-        personal = rows - shared
-        each = options.sparsity * rows.abs().sum(1) - options.apart * (personal - shared).square().sum(1).clamp(max=1.0)
+        personal = rows - base
+        each = options.sparsity * rows.abs().sum(1) - options.apart * (personal - base).square().sum(1).clamp(max=1.0)
         return growth * rows.new_zeros(n).index_add(0, segments, each)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -107,13 +107,14 @@ class GPFedRec(PFedRec):
         return Guided(state.items, weights, weights.argmax(1), state.offsets, state.dense)
 
     def table_rows(self, view: Guided, items: Tensor, segments: Tensor) -> Tensor:
-        rows, m = torch.index_select(view.items, 0, items), view.items.shape[0]
-        for number in range(view.weights.shape[1]):
-            rows.addcmul_(view.weights[segments, number, None], view.offsets[number * m : (number + 1) * m][items])
-        return rows
+        tables = torch.arange(view.weights.shape[1], device=items.device) * view.items.shape[0]
+        own = functional.embedding_bag(
+            items[:, None] + tables, view.offsets, mode="sum", per_sample_weights=view.weights[segments]
+        )
+        return view.items.index_select(0, items) + own
 
-    def penalty(self, view: Guided, rows: Tensor, items: Tensor, segments: Tensor, memory: Kept) -> Tensor:
-        squares = (rows - self.table_rows(view, items, segments)).square().sum(1)
+    def penalty(self, base: Tensor, rows: Tensor, segments: Tensor, memory: Kept) -> Tensor:
+        squares = (rows - base).square().sum(1)
         pulled = rows.new_zeros(memory.private.shape[0]).index_add(0, segments, squares)
         guidance: float = self.settings.graph.guidance
         return pulled * guidance
@@ -150,7 +151,7 @@ class GPFedRec(PFedRec):
         return state
 
     def serving(self, state: Graphed) -> Graphed:
-        return replace(state, items_moments=None, offsets_moments=None)
+        return replace(cast(Graphed, super().serving(state)), offsets_moments=None)
 
     def scores(self, view: Guided, rows: Rows, memory: Kept) -> Tensor:
         scores, m = self.all_scores(memory.private, view.items, None), view.items.shape[0]

@@ -13,6 +13,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import Rows, Spec
 from perfedrec.nn.crossing import Crossing
 from perfedrec.nn.propagation import Star, lightgcn_star, spectral_star
+from perfedrec.nn.segments import by_length
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,13 @@ class Network:
 
 
 def _per_client(net: Crossing, weights: Tensor, table: Tensor, attributes: Tensor, segments: Tensor) -> Tensor:
-    """Apply each client's own network to its rows: the jagged rows are padded to [B, L] and taken out again."""
-    n = weights.shape[0]
-    counts = torch.bincount(segments, minlength=n)
-    order = segments.argsort(stable=True)
-    slots = torch.empty_like(segments)
-    slots[order] = torch.arange(segments.numel(), device=segments.device) - (counts.cumsum(0) - counts)[segments[order]]
-    length = int(counts.max()) if counts.numel() else 0
-    padded = table.new_zeros(n, length, table.shape[1]).index_put((segments, slots), table)
-    given = attributes.new_zeros(n, length, attributes.shape[1])
-    given[segments, slots] = attributes
-    return net(weights, padded, given)[segments, slots]
+    """Apply each client's own network to its rows: jagged rows are padded to [C, L] and taken out again."""
+    results, places = [], []
+    for members, where, owner, slot in by_length(segments, weights.shape[0]):
+        size = (members.numel(), int(slot.max()) + 1)
+        padded = table.new_zeros(*size, table.shape[1]).index_put((owner, slot), table[where])
+        given = attributes.new_zeros(*size, attributes.shape[1])
+        given[owner, slot] = attributes[where]
+        results.append(net(weights[members], padded, given)[owner, slot])
+        places.append(where)
+    return torch.cat(results)[torch.cat(places).argsort()] if results else table

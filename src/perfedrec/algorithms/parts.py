@@ -86,6 +86,12 @@ class Average:
         self.values.index_copy_(0, rows, current + decay**passed * (values - current))
         self.rounds.index_fill_(0, rows, upto)
 
+    def as_of(self, table: Tensor, upto: int, decay: float) -> Tensor:
+        """[m, d] the average of all rows over the rounds up to ``upto``."""
+        copy = Average(self.values.clone(), self.rounds.clone())
+        copy.advance(table, torch.arange(table.shape[0], device=table.device), upto, decay)
+        return copy.values
+
 
 def sparse_step(
     settings: ServerSettings, table: Tensor, moments: Moments | None, rows: Tensor, change: Tensor, share: float = 1.0

@@ -697,12 +697,9 @@ class PerFedRec:
 
     def serving(self, state: State) -> State:
         """Tables and clusters alone, the global table averaged where it is to be; shares storage with ``state``."""
-        items = state.items
-        if state.average is not None:
-            every = torch.arange(items.shape[0], device=items.device)
-            average = Average(state.average.values.clone(), state.average.rounds.clone())
-            average.advance(items, every, state.round, self.settings.server.averaging)
-            items = average.values
+        items, average = state.items, state.average
+        if average is not None:
+            items = average.as_of(items, state.round, self.settings.server.averaging)
         reports = state.service.reports[:, :0]
         return replace(
             state,

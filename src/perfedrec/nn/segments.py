@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -51,6 +52,19 @@ def segment_sum(values: Tensor, segments: Tensor, n: int) -> Tensor:
 def expand(values: Tensor, segments: Tensor) -> Tensor:
     """[R, ...] the row of ``values`` [n, ...] that each of ``segments`` [R], which ascend, names."""
     return cast(Tensor, _Expand.apply(values, segments))  # type: ignore[no-untyped-call]
+
+
+def by_length(segments: Tensor, n: int, size: int = 16) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The rows of ``segments`` [R] (any order) in groups of ``size`` segments of about one length, which waste little
+    when each is padded to its longest: the ``members`` [C] of a group, its ``rows`` [T], and for each of these the
+    ``owner`` [T] among the members and the ``slot`` [T] within the owner. Segments without rows are left out."""
+    order, counts = segments.argsort(stable=True), torch.bincount(segments, minlength=n)
+    starts, longest = counts.cumsum(0) - counts, counts.argsort(descending=True, stable=True)
+    for members in longest[: int((counts > 0).sum())].split(size) if segments.numel() else ():
+        owner = torch.repeat_interleave(counts[members])
+        first = counts[members].cumsum(0) - counts[members]
+        slot = torch.arange(owner.numel(), device=owner.device) - first[owner]
+        yield members, order[starts[members][owner] + slot], owner, slot
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
