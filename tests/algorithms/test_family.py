@@ -110,9 +110,12 @@ def test_users_of_a_taste_share_a_landmark() -> None:
 
 
 def test_fedmf_is_perfedrec_with_everything_off() -> None:
+    theirs = configure("fedmf")
+    options = {"model": ("init_scale",), "client": ("user_learning_rate",), "server": ("learning_rate", "averaging")}
+    same = [f"{part}.{name}={getattr(getattr(theirs, part), name)}" for part in options for name in options[part]]
     plain = configure(
         "perfedrec",
-        overrides=["selection.n_clients_per_round=40", "server.averaging=0.98"],
+        overrides=["selection.n_clients_per_round=40", *same],
         without=["clusters", "propagation", "neighbours", "personal"],
     )
     other = Simulator(PerFedRec(plain.settings), load(DATA), seed=3, device="cpu")  # type: ignore[arg-type]
