@@ -36,9 +36,19 @@ NOBODY = torch.zeros(0, dtype=torch.int64)
 
 
 def method_of(config: Config) -> str:
-    """The method and its options as TOML, without data and run: what server and nodes have to agree on."""
+    """The method and its options as TOML, without data and run: what server and nodes have to agree on.
+
+    Noise that an epsilon asks for is written down as it was solved.
+    """
     tree = config.model_dump(mode="json", by_alias=True, exclude={"data", "run"}, exclude_none=True)
+    if _unsolved(config):
+        tree["privacy"]["noise"] = config.build().settings.privacy.noise.model_dump()
     return tomli_w.dumps(tree)
+
+
+def _unsolved(config: Config) -> bool:
+    privacy = getattr(config, "privacy", None)
+    return privacy is not None and privacy.epsilon is not None and not privacy.noise.any
 
 
 def build(configuration: str) -> Any:
@@ -53,8 +63,10 @@ def build(configuration: str) -> Any:
     name = tree.get("algorithm")
     if name not in METHODS:
         raise ConfigError(f"the federation's method {name!r} does not come with perfedrec; expected one that does")
-    config = check(tree, "the configuration of the federation")
-    return method(config.algorithm)(config.settings)  # noise is of no account in serving
+    config = check(tree | {"run": {"rounds": 0}}, "the configuration of the federation")
+    if _unsolved(config):
+        raise ConfigError("the configuration of the federation asks for an epsilon and names no noise")
+    return method(config.algorithm)(config.settings)
 
 
 def recommend(store: Store, user_id: str, k: int) -> pl.DataFrame:

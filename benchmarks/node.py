@@ -1,0 +1,146 @@
+"""What a node's file costs, and what newcomers are recommended there, one JSON line per figure.
+
+    python benchmarks/node.py --data FOLDER [--only speed|newcomers] [--algorithm fedmf] [--seeds 0 1 2]
+
+Newcomers are a tenth of the users, whom training never sees. A node takes some of their interactions, chosen at random,
+and its lists are compared with the others: ``found`` is the share of the 20 places that could be hits and are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from perfedrec import Interactions, configure, load, split
+from perfedrec.core.types import reduce
+from perfedrec.runtimes.node import Advisor, Store, serving_view
+from perfedrec.runtimes.round import contribute, round_key
+from perfedrec.runtimes.simulator import Simulator
+
+HOSTED = 64
+
+
+def show(figure: str, value: float, **details: object) -> None:
+    """Print one figure."""
+    print(json.dumps({"figure": figure, "value": round(value, 4), **details}), flush=True)
+
+
+def timed(work: Callable[[int], object], times: int = 15) -> float:
+    """Median milliseconds of ``work``, which is told how often it was done before."""
+    taken = []
+    for number in range(times):
+        start = time.perf_counter()
+        work(number)
+        taken.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(taken)
+
+
+def speed(data: str, folder: Path) -> None:
+    """A round of 64 users with memories in memory and in a file, and the commands of a node, on one thread."""
+    dataset, algorithm = load(data), configure("recommended").build()
+    simulator = Simulator(algorithm, dataset, seed=0, device="cpu")
+    for _ in range(simulator.prelude + 3):
+        simulator.play()
+    users = torch.arange(HOSTED) * (dataset.n_users // HOSTED)
+    ids = dataset.train.user_ids[users.numpy()].tolist()
+    frame = dataset.train.frame().filter(pl.col("user").is_in(ids))
+    view, groups = algorithm.view(simulator.state, users), algorithm.n_groups(simulator.state)
+
+    def work(population: Any, number: int) -> bytes:
+        contribution, _ = contribute(algorithm, "train", view, population, users, round_key(0, number))
+        total = reduce(contribution, dataset.n_items, groups)
+        return total.keys.numpy().tobytes() + total.sums.numpy().tobytes()
+
+    show("round_ms_in_memory", timed(lambda number: work(simulator.population, number)), users=HOSTED)
+    with Store.make(folder / "speed.node", dataset.train.item_ids) as store:
+        given = {str(name): number for name, number in zip(ids, users.tolist(), strict=True)}
+        store.take(frame, identities=given)
+        store.join(algorithm, "run")
+        answer = len(work(store, -1))
+        show("round_ms_in_a_file", timed(lambda number: store.answer(number, b"", lambda: work(store, number))))
+        served, user = serving_view(algorithm, simulator.state, users), users[:1]
+        show("receive_ms", timed(lambda number: store.receive(served, users, "run", 20, ""), 5))
+        advisor = Advisor(store, algorithm)
+        show("recommend_ms", timed(lambda number: advisor.scores(user)))
+        item = str(dataset.train.item_ids[0])
+        show("add_ms", timed(lambda number: store.add(f"new {number}", item)))
+        newcomer = torch.tensor([store.identity("new 0")])
+        show("recommend_newcomer_ms", timed(lambda number: advisor.scores(newcomer)))
+        show("file_mb", store.status()["bytes"] / 1e6, answer_mb=answer / 1e6, interactions=frame.height)
+        show("forget_ms", timed(lambda number: store.forget(f"new {number}"), 5))
+
+
+def newcomers(data: str, folder: Path, algorithm: str | None, seeds: Sequence[int], rounds: int) -> None:
+    """Lists for users who were never in training, after 1, 3, 5 and 10 interactions, beside popularity."""
+    whole = load(data).train.frame()
+    found: dict[int, list[tuple[float, float]]] = {1: [], 3: [], 5: [], 10: []}
+    for seed in seeds:
+        rng, ids = np.random.default_rng(seed), whole["user"].unique().sort()
+        new = ids.gather(np.sort(rng.choice(ids.len(), ids.len() // 10, replace=False)))
+        known = Interactions.from_frame(whole.filter(~pl.col("user").is_in(new.implode())))
+        dataset = split(known, "leave-one-out", "random", seed=0)
+        config = configure(algorithm or "recommended", algorithm=algorithm)
+        simulator = Simulator(config.build(), dataset, seed=seed, device="cpu")
+        for _ in range(simulator.prelude + rounds):
+            simulator.play()
+        nobody = torch.zeros(0, dtype=torch.int64)
+        view = serving_view(simulator.algorithm, simulator.state, nobody)
+        popularity = torch.tensor(dataset.train.item_degrees).float()
+        index = {each: place for place, each in enumerate(dataset.train.item_ids.tolist())}
+        rows = whole.filter(pl.col("user").is_in(new.implode()) & pl.col("item").is_in(list(index)))
+        histories = {
+            str(user): rng.permutation(sorted(items)).tolist()
+            for (user,), items in ((key, part["item"].to_list()) for key, part in rows.group_by("user"))
+        }
+        for count in found:
+            with Store.make(folder / f"{seed}-{count}.node", dataset.train.item_ids) as store:
+                store.receive(view, nobody, "run", rounds, "")
+                chosen = {user: items for user, items in histories.items() if len(items) >= count + 5}
+                pairs = [(user, item) for user, items in chosen.items() for item in items[:count]]
+                store.take(pl.DataFrame(pairs, schema=["user", "item"], orient="row"))
+                users = torch.tensor([store.identity(user) for user in chosen])
+                scores, _ = Advisor(store, simulator.algorithm).scores(users)
+                hidden = [{index[item] for item in items[count:]} for items in chosen.values()]
+                floor = torch.where(scores == -torch.inf, -torch.inf, popularity)
+                found[count].append((hits(scores, hidden), hits(floor, hidden)))
+    for count, pairs in found.items():
+        means = np.mean(pairs, axis=0)
+        details = {"algorithm": algorithm or "recommended", "popularity": round(float(means[1]), 4), "each": pairs}
+        show(f"found_after_{count}", float(means[0]), **details)
+
+
+def hits(scores: Tensor, hidden: Sequence[set[int]]) -> float:
+    """The mean share of 20 places that could be hits and are, for ``scores`` [B, m]."""
+    lists = scores.topk(20, 1).indices.tolist()
+    return float(np.mean([len(own & set(each)) / min(len(own), 20) for each, own in zip(lists, hidden, strict=True)]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--only", choices=("speed", "newcomers"))
+    parser.add_argument("--algorithm")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=200)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if given.only != "newcomers":
+            speed(given.data, Path(folder))
+        if given.only != "speed":
+            newcomers(given.data, Path(folder), given.algorithm, given.seeds, given.rounds)
+
+
+if __name__ == "__main__":
+    main()

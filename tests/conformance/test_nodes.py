@@ -1,0 +1,51 @@
+"""Every federated method on a node of its own: for those who were in training, and for those who were not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from tests.conformance.test_methods import config, data
+
+from perfedrec.experiment.methods import METHODS, centralised
+from perfedrec.experiment.node import build, method_of, recommend
+from perfedrec.runtimes.node import Advisor, Store, serving_view
+from perfedrec.runtimes.simulator import Simulator
+
+FEDERATED = [name for name in METHODS if not centralised(METHODS[name])]
+
+
+@pytest.mark.parametrize("name", FEDERATED)
+def test_a_node_serves_its_users_and_newcomers(name: str, tmp_path: Path) -> None:
+    chosen, dataset = config(name, 4), data()
+    simulator = Simulator(chosen.build(), dataset, seed=0, device="cpu")
+    for _ in range(simulator.prelude + 4):
+        simulator.play()
+    users, text = torch.tensor([2, 30, 200]), method_of(chosen)
+    names = dataset.train.user_ids[users.numpy()].tolist()
+    with Store.make(tmp_path / "a.node", dataset.train.item_ids) as store:
+        own = dataset.train.frame().filter(pl.col("user").is_in(names))
+        store.take(own, identities=dict(zip(map(str, names), users.tolist(), strict=True)))
+        store.join(simulator.algorithm, "run")
+        _, positions = simulator.population.rows(users)
+        store.remember(users, positions, simulator.population.recall(users, positions))
+        store.receive(serving_view(simulator.algorithm, simulator.state, users), users, "run", 4, text)
+        expected = simulator.recommender().scores(users)
+        scores, parts = Advisor(store, build(text)).scores(users)
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+        total = torch.stack(list(parts.values())).sum(0)
+        torch.testing.assert_close(total[scores > -torch.inf], scores[scores > -torch.inf], rtol=1e-4, atol=1e-5)
+
+        items = [str(each) for each in dataset.train.item_ids[:4]]
+        store.add("new", items[0])
+        store.add("other", items[1], items[2])
+        before, other = (recommend(store, user, 10) for user in ("new", "other"))
+        assert before["score"].is_finite().all()
+        assert before["score"].to_list() != other["score"].to_list()
+        store.add("new", items[3])
+        after = recommend(store, "new", dataset.n_items)
+        assert after.height == dataset.n_items - 2
+        assert after["score"][:10].to_list() != before["score"].to_list()
+        assert not set(after["item"].cast(pl.String)) & {items[0], items[3]}
