@@ -236,9 +236,9 @@ def test_the_noise_of_a_sum_survives_drop_outs(monkeypatch: pytest.MonkeyPatch) 
 def test_one_user_a_node_with_few_peers_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secagg, "MOST_PEERS", 8)
     twins = secure(SINGLE)
-    twins.simulate()
-    twins.play()
+    predicted, played = twins.simulate(), twins.play()
     assert twins.difference() == 0
+    assert played.bytes_up_max == predicted.bytes_up_max - 8 + 128  # no group and weight, but numpy's header
     peers = [
         len(np.atleast_1d(sent.message.content.config_records[secure_sum.RECORD]["peers"]))
         for sent in twins.grid.sent

@@ -92,20 +92,21 @@ class Contribution:
     reports: Tensor | None = None
     edges: Tensor | None = None
 
-    def upload_bytes(self, n_rows: int | None = None) -> Tensor:
-        """[B] bytes each user sends: 4 for an item or token index, 4 for a number, 8 for group and weight.
+    def upload_bytes(self, n_rows: int | None = None, number: int = 4) -> Tensor:
+        """[B] bytes each user sends: 4 for an item or token index, ``number`` for a number, 8 for group and weight.
 
-        With ``n_rows`` each user sends a dense table of so many rows instead of those it touched.
+        With ``n_rows`` each user sends a dense table of so many rows instead of those it touched. A masked number takes
+        8 bytes.
         """
         sizes = torch.full((self.users.numel(),), 8, dtype=torch.int64, device=self.users.device)
         if n_rows is not None and self.deltas is not None:
-            sizes += n_rows * 4 * self.deltas.shape[1]
+            sizes += n_rows * number * self.deltas.shape[1]
         elif self.segments is not None and self.deltas is not None:
             rows = torch.bincount(self.segments, minlength=self.users.numel())
-            sizes += rows * (4 + 4 * self.deltas.shape[1])
+            sizes += rows * (4 + number * self.deltas.shape[1])
         for each in (self.dense, self.reports):
             if each is not None:
-                sizes += 4 * each[0].numel() if each.shape[0] else 0
+                sizes += number * each[0].numel() if each.shape[0] else 0
         if self.edges is not None:
             sizes += 4 * torch.bincount(self.edges[:, 1], minlength=self.users.numel())
         return sizes

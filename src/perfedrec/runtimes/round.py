@@ -65,7 +65,8 @@ def play_round(
     for block in users.split(block_size) if users.numel() else ():
         view = algorithm.view(state, block)
         contribution, memory = contribute(algorithm, plan.phase, view, population, block, key)
-        sent = contribution.upload_bytes(groups * n_items if algorithm.dense_uploads else None)
+        number = 8 if algorithm.secure_sums else 4
+        sent = contribution.upload_bytes(groups * n_items if algorithm.dense_uploads else None, number)
         up, up_max = up + int(sent.sum()), max(up_max, int(sent.max()))
         down += view.download_bytes() * block.numel()
         if contribution.deltas is not None and hasattr(memory, "loss"):
