@@ -147,8 +147,10 @@ def count(pieces: list[bytes], where: bytes) -> int:
 @pytest.mark.parametrize("profile", PROFILES)
 def test_no_role_receives_what_it_must_not_see(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     twins, seen, known = recorded(profile, monkeypatch)
+    # Three numbers in a row may be there by chance, among the rows that a node's users have touched together.
+    known.items, known.edges = ([each for each in lists if len(each) > 24] for lists in (known.items, known.edges))
     everywhere = seen.coordinator + seen.service + b"".join(seen.nodes.values())
-    assert len(known.items) > N_USERS
+    assert len(known.items) > 2 * N_USERS
     assert len(known.vectors) > N_USERS
     # Nobody receives a user's items, nor the key or the list of tokens.
     assert count(known.items, everywhere) == 0
