@@ -31,6 +31,8 @@ def bench(
 ) -> None:
     """Compare methods on data sets over seeds; write tables with significance.
 
+    FILE is TOML and names methods, data sets and seeds: see docs/bench.md, and benchmarks/ for ready-made ones.
+
     [bold]perfedrec bench benchmarks/comparison.toml --data yelp=FOLDER --output bench/yelp[/bold]
     """
     with one_line():
