@@ -11,12 +11,14 @@ from perfedrec.cli.common import console, one_line
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN|BENCH", help="folder of a finished run, or of a comparison")],
     output: Annotated[Path | None, typer.Option(help="file to write (default: report.html in the folder)")] = None,
 ) -> None:
-    """Write one HTML file with charts and tables about a run, which needs no network to be read.
+    """Write one HTML file with charts and tables about a run or a comparison, which needs no network to be read.
 
     [bold]perfedrec report runs/a[/bold]
+
+    [bold]perfedrec report bench/yelp --output yelp.html[/bold]
     """
     with one_line():
         from perfedrec.experiment.progress import size

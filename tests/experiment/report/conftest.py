@@ -12,8 +12,33 @@ from playwright.sync_api import Browser, sync_playwright
 from tests.experiment.report.tab import NAME, Tab
 
 from perfedrec import configure, load, train
+from perfedrec.experiment import bench
 from perfedrec.experiment.audit import audit
 from perfedrec.experiment.report import write_report
+from perfedrec.experiment.results import collect
+
+COMPARISON = """
+seeds = [0, 1]
+metric = "recall@20"
+reference = "lightgcn"
+
+[data.planted]
+path = "synthetic:users=160,items=120,clusters=3,interactions_per_user=10"
+
+[common]
+set = ["run.threads=1", "run.evaluate_every=2"]
+
+[methods]
+lightgcn = { set = ["run.rounds=6", "method.learning_rate=0.02", "method.batch_size=256"] }
+fedmf = { set = ["run.rounds=6", "selection.n_clients_per_round=60"] }
+mf = { set = ["run.rounds=4", "method.batch_size=256"] }
+item_knn = {}
+
+[sweep]
+key = "method.embedding_dim"
+values = [4, 8, 64]
+methods = ["mf"]
+"""
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +60,31 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(run_folder: Path) -> Path:
     """The report of the run."""
     return write_report(run_folder)
+
+
+@pytest.fixture(scope="session")
+def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison with a reference, a sweep, and a run that is not finished. Its runs are played here, in turn."""
+    folder = tmp_path_factory.mktemp("benches") / "bench"
+    file = folder.parent / "comparison.toml"
+    file.write_text(COMPARISON)
+    comparison = bench.read(file, folder)
+    comparison.prepare()
+    for cell in comparison.cells():
+        if (cell.label, cell.seed) == ("fedmf", 1):
+            continue
+        dataset, config = comparison.datasets[cell.data], cell.config
+        train(config.build(), dataset, config.run, output=cell.folder, config=config)
+        (cell.folder / "cost.json").write_text(json.dumps({"seconds": 2.0, "cpu_seconds": 1.0 + cell.seed}))
+    results = collect(comparison, {"fedmf, planted, seed 1": "stopped by a test"})
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bench_report(bench_folder: Path) -> Path:
+    """The report of the comparison."""
+    return write_report(bench_folder)
 
 
 @pytest.fixture(scope="session")

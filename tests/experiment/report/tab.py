@@ -1,8 +1,11 @@
 """A report in the browser."""
 
+import html
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from playwright.sync_api import Browser, Page
 
 NAME = "</script><script>window.stolen = true</script>"
@@ -26,3 +29,37 @@ class Tab:
     def look(self, script: str, *arguments: Any) -> Any:
         """What a function of the page's own language answers."""
         return self.page.evaluate(script, *arguments)
+
+
+MARKS = """name => [...document.querySelectorAll(`#${name} .scatterlayer .trace`)].map(trace =>
+  [...trace.querySelectorAll('.points > path, .points > .point')].map(mark => {
+    const found = /translate\\(([-\\d.e]+)[, ]+([-\\d.e]+)\\)/.exec(mark.getAttribute('transform'));
+    return [parseFloat(found[1]), parseFloat(found[2])];
+  }))"""
+AXIS = "([name, axis]) => document.querySelector(`#${name} .${axis}title`).textContent"
+
+
+def same_up_to_scale(pixels: list[float], values: list[float], *, falling: bool = False) -> bool:
+    """Whether places on the screen are values under one scale, to half a pixel."""
+    slope, start = np.polyfit(values, pixels, 1)
+    assert (slope < 0) == falling
+    return bool(np.abs(np.array(pixels) - (slope * np.array(values) + start)).max() < 0.5)
+
+
+def text_of(report: Path) -> str:
+    """What a person reads: without markup and scripts."""
+    page = report.read_text(encoding="utf-8")
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def rows_of(report: Path, caption: str) -> dict[str, dict[str, str]]:
+    """A table of a report: its rows by their first cell, each by the names of the columns."""
+    page = report.read_text(encoding="utf-8")
+    after = page[page.index(f'aria-label="{html.escape(caption)}"') :]
+    table = after[: after.index("</table>")]
+    lines = [
+        [html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)]
+        for line in table.split("<tr>")[1:]
+    ]
+    return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[1:]}

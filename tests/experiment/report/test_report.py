@@ -1,14 +1,13 @@
 """What a report says, and what it does without."""
 
-import html
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from tests.experiment.report.tab import rows_of, text_of
 from typer.testing import CliRunner
 
 from perfedrec import ConfigError, configure, load, train
@@ -18,13 +17,6 @@ from perfedrec.experiment.run import read_summary
 from perfedrec.privacy.report import audited, lines
 
 runner = CliRunner()
-
-
-def text_of(report: Path) -> str:
-    """What a person reads: without markup and scripts."""
-    page = report.read_text(encoding="utf-8")
-    body = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
 def test_the_privacy_block_and_the_audit_stand_there_word_for_word(run_folder: Path, report: Path) -> None:
@@ -40,18 +32,16 @@ def test_the_privacy_block_and_the_audit_stand_there_word_for_word(run_folder: P
 
 
 def test_test_metrics_stand_beside_popularity_with_their_intervals(run_folder: Path, report: Path) -> None:
-    text, summary = text_of(report), read_summary(run_folder)
-    users = pl.read_parquet(run_folder / "test_users.parquet")
+    rows = rows_of(report, "Test metrics of the best round; full ranking of all items unseen in training")
+    summary, users = read_summary(run_folder), pl.read_parquet(run_folder / "test_users.parquet")
     for name, shown in (("ndcg@20", "NDCG@20"), ("recall@10", "Recall@10")):
-        value, popular = summary["test"][name], summary["popularity"][name]
+        value, popular, row = summary["test"][name], summary["popularity"][name], rows[shown]
         error = users[name].std() / users.height**0.5  # type: ignore[operator]
-        low, high = value - 1.97 * error, value + 1.97 * error  # Student's t at 97.5 % for 239 degrees of freedom
-        row = re.search(rf"{shown} ([\d.]+) ([\d.]+) to ([\d.]+) ([\d.]+) ([\d.]+)", text)
-        assert row is not None
-        shown_low, shown_high = float(row.group(2)), float(row.group(3))
-        assert (shown_low, shown_high) == pytest.approx((low, high), abs=1e-3)
-        assert (row.group(1), row.group(4)) == (f"{value:.4f}", f"{popular:.4f}")
-        assert row.group(5) == f"{value / popular:.2f}"
+        low, high = map(float, row["95 % interval"].split(" to "))
+        # Student's t at 97.5 % for 239 degrees of freedom is 1.97.
+        assert (low, high) == pytest.approx((value - 1.97 * error, value + 1.97 * error), abs=1e-3)
+        assert (row["this run"], row["popularity"]) == (f"{value:.4f}", f"{popular:.4f}")
+        assert row["times popularity"] == f"{value / popular:.2f}"
 
 
 def test_configuration_and_machine_are_told(run_folder: Path, report: Path) -> None:

@@ -9,12 +9,14 @@ from perfedrec.experiment.checkpoint import write_atomic
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of a finished run to ``output`` (``report.html`` in its folder) and return its path.
+    """Write the report of a finished run or a comparison, and return its path: ``output``, or ``report.html`` in its
+    folder.
 
-    Raises :class:`CheckpointError` for a folder that holds no finished run, and :class:`ConfigError` where the extra
+    Raises :class:`CheckpointError` for a folder that holds neither, and :class:`ConfigError` where the extra
     ``report`` is not installed or the file cannot be written.
     """
     try:
+        from perfedrec.experiment.report.bench import bench_page
         from perfedrec.experiment.report.page import render
         from perfedrec.experiment.report.run import run_page
     except ModuleNotFoundError as error:
@@ -23,11 +25,11 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
             "report: pip install 'perfedrec[report]'"
         ) from None
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such folder; expected the folder of a finished run")
+        raise CheckpointError(f"{folder}: there is no such folder; expected that of a finished run or a comparison")
     output = output or folder / "report.html"
     if output.is_dir():
         raise ConfigError(f"{output} is a folder; expected the name of a file to write")
-    page = render(run_page(folder))
+    page = render(bench_page(folder) if (folder / "results.json").exists() else run_page(folder))
     try:
         write_atomic(output, page.encode())
     except OSError as error:

@@ -51,7 +51,8 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a ``header``; the first ``text`` columns hold words, the others numbers."""
+    """Rows of cells under a ``header``; the first ``text`` columns hold words, the others numbers. ``folded`` away
+    under its caption, where it is long."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -59,6 +60,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     text: int = 1
     note: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ class Switch:
     options: Sequence[Option]
 
 
+Height = Literal["short", "normal", "tall", "huge"]
+
+
 @dataclass(frozen=True)
 class Chart:
     """A figure with its ``title``, what is to be seen in it (``text``), its numbers as a table, and switches.
@@ -109,7 +114,7 @@ class Chart:
     figure: Figure
     numbers: Table
     switches: Sequence[Switch] = ()
-    height: Literal["short", "normal", "tall"] = "normal"
+    height: Height = "normal"
 
     def plain(self) -> dict[str, Any]:
         """As the page's script reads it."""

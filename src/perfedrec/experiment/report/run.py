@@ -13,9 +13,10 @@ from perfedrec.experiment.audit import read_audit
 from perfedrec.experiment.config import Config, load, presets
 from perfedrec.experiment.diagnostics import read_diagnostics
 from perfedrec.experiment.progress import size
-from perfedrec.experiment.report import charts
+from perfedrec.experiment.report import run_charts as charts
 from perfedrec.experiment.report.page import Block, Code, Page, Pairs, Prose, Section, Table, Tile, Tiles
 from perfedrec.experiment.report.statistics import Mean, by_activity, mean_of
+from perfedrec.experiment.report.style import axes_of, metric_name, spent
 from perfedrec.experiment.run import read_config, read_history, read_summary
 from perfedrec.privacy.report import audited, lines
 
@@ -78,7 +79,7 @@ def _lead(run: Run) -> str:
     mean, floor = run.means[metric], popular[metric]
     beside = f", {mean.value / floor:.2g} times what popularity reaches ({floor:.4f})" if floor else ""
     return (
-        f"{run.config.algorithm} reaches {charts.metric_name(metric)} {mean.value:.4f} on the {mean.n:,} test users of "
+        f"{run.config.algorithm} reaches {metric_name(metric)} {mean.value:.4f} on the {mean.n:,} test users of "
         f"{run.data}{beside}. Each held-out item was ranked among all items that its user had not seen in training."
     )
 
@@ -89,8 +90,8 @@ def _summary(run: Run) -> list[Block]:
         if run.tested:
             mean = run.means[metric]
             note = f"95 % interval {mean.interval()}; popularity {run.summary['popularity'][metric]:.4f}"
-            tiles.append(Tile(f"{charts.metric_name(metric)}, test", f"{mean.value:.4f}", note))
-    chosen = f"chosen by validation {charts.metric_name(run.config.run.select_by)}"
+            tiles.append(Tile(f"{metric_name(metric)}, test", f"{mean.value:.4f}", note))
+    chosen = f"chosen by validation {metric_name(run.config.run.select_by)}"
     last = f"of {run.config.run.rounds} rounds of training"
     before = f"; {run.prelude} before it" if run.prelude else ""
     tiles.append(Tile("Best round", str(run.best), f"{last}{before}; {chosen if run.summary['valid'] else 'the last'}"))
@@ -113,9 +114,9 @@ def _summary(run: Run) -> list[Block]:
 
 
 def _learning(run: Run) -> list[Block]:
-    axes = charts.axes_of(run.history, run.prelude, run.clients)
+    axes = axes_of(spent(run.history, run.prelude, run.clients))
     found = [charts.learning_curve(run.history, axes, run.best, run.prelude)]
-    found.append(charts.loss_curve(run.history, axes, run.prelude))
+    found.append(charts.loss_curve(run.history, axes))
     drawn: list[Block] = [chart for chart in found if chart is not None]
     return drawn or [Prose("No round was evaluated: there are no validation interactions.")]
 
@@ -127,10 +128,10 @@ def _test(run: Run) -> list[Block]:
     for metric in METRICS:
         mean, floor = run.means[metric], popular[metric]
         ratio = f"{mean.value / floor:.2f}" if floor else "none"
-        rows.append([charts.metric_name(metric), f"{mean.value:.4f}", mean.interval(), f"{floor:.4f}", ratio])
+        rows.append([metric_name(metric), f"{mean.value:.4f}", mean.interval(), f"{floor:.4f}", ratio])
     for name in ("coverage@10", "coverage@20"):
         value, floor = run.summary["test"][name], popular[name]
-        rows.append([charts.metric_name(name), f"{value:.4f}", "none", f"{floor:.4f}", f"{value / floor:.2f}"])
+        rows.append([metric_name(name), f"{value:.4f}", "none", f"{floor:.4f}", f"{value / floor:.2f}"])
     blocks: list[Block] = [
         Table(
             "Test metrics of the best round; full ranking of all items unseen in training",
@@ -143,7 +144,7 @@ def _test(run: Run) -> list[Block]:
     ]
     sampled = run.summary.get("test_sampled")
     if sampled:
-        shown = [[charts.metric_name(name), f"{sampled[name]:.4f}"] for name in METRICS if name in sampled]
+        shown = [[metric_name(name), f"{sampled[name]:.4f}"] for name in METRICS if name in sampled]
         title = f"Test metrics among {run.config.run.sampled_negatives} sampled negatives, for comparison with papers"
         blocks.append(Table(title, ("metric", "this run"), shown))
     return blocks

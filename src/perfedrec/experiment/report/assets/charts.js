@@ -8,7 +8,7 @@
   const narrow = matchMedia("(max-width: 40rem)");
   const coarse = matchMedia("(pointer: coarse)");
   const PRINTED = 660; // pixels; fits A4 and Letter within the page's margins
-  const PRINTED_HEIGHTS = { short: 200, normal: 270, tall: 430 };
+  const PRINTED_HEIGHTS = { short: 200, normal: 270, tall: 430, huge: 640 };
 
   // The charting library lies packed in the page; the browser runs it because the page's policy names its digest.
   async function unpacked(id) {
@@ -38,6 +38,19 @@
     return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, coloured(each, style)]));
   }
 
+  // A title that is too long for its axis takes several lines.
+  function wrapped(layout, name, pixels) {
+    const text = layout[name].title.text;
+    const longest = Math.max(Math.floor(pixels / 7), 12);
+    const lines = text.split(" ").reduce((found, word) => {
+      const last = found[found.length - 1];
+      if (last && last.length + word.length < longest) found[found.length - 1] = `${last} ${word}`;
+      else found.push(word);
+      return found;
+    }, []);
+    return merged(layout, { [name]: { title: { text: lines.join("<br>") } } });
+  }
+
   function draw(name) {
     const box = document.getElementById(name);
     let { data, layout } = charts[name];
@@ -54,6 +67,8 @@
       font: { size: narrow.matches && !printing ? 11 : 13 },
       autosize: !printing,
     });
+    layout = wrapped(layout, "xaxis", printing ? PRINTED * 0.7 : box.clientWidth * (narrow.matches ? 0.5 : 0.7));
+    layout = wrapped(layout, "yaxis", (printing ? PRINTED_HEIGHTS[box.dataset.height] : box.clientHeight) * 0.7);
     layout = merged(layout, printing ? { width: PRINTED, height: PRINTED_HEIGHTS[box.dataset.height] } : {});
     const style = getComputedStyle(root);
     return Plotly.react(box, coloured(data, style), coloured(layout, style), {

@@ -1,96 +1,32 @@
-"""The charts of reports. Colours are the page's own names for them; see ``assets/page.css``."""
+"""The charts of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
-from plotly.graph_objects import Bar, Figure, Scatter
+from plotly.graph_objects import Bar, Scatter
 
 from perfedrec.experiment.progress import size
 from perfedrec.experiment.report.page import Chart, Option, Switch, Table
 from perfedrec.experiment.report.statistics import Group
+from perfedrec.experiment.report.style import (
+    COLOURS,
+    PLOTTED,
+    SYMBOLS,
+    figure,
+    metric_name,
+    rounded,
+    scale_of,
+    titled,
+)
 from perfedrec.experiment.run import Entry
-
-COLOURS = tuple(f"var(--c{number})" for number in range(1, 7))
-BANDS = tuple(f"var(--b{number})" for number in range(1, 7))
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-NAMES = {"recall": "Recall", "ndcg": "NDCG", "hr": "Hit rate", "mrr": "MRR", "precision": "Precision"}
-PLOTTED = ("ndcg@20", "recall@20", "ndcg@10", "recall@10")
-
-
-def metric_name(metric: str) -> str:
-    """``NDCG@20`` of ``ndcg@20``."""
-    name, _, k = metric.partition("@")
-    return f"{NAMES.get(name, name.capitalize())}@{k}"
-
-
-def figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> Figure:
-    """A figure with titled axes in the page's style."""
-    axis = {
-        "gridcolor": "var(--grid)",
-        "linecolor": "var(--rule)",
-        "zerolinecolor": "var(--rule)",
-        "zeroline": False,
-        "automargin": True,
-    }
-    drawn = Figure(list(traces))
-    drawn.update_layout(
-        template="none",
-        font={
-            "family": "system-ui, -apple-system, Segoe UI, Roboto, Liberation Sans, sans-serif",
-            "color": "var(--ink)",
-        },
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 48, "r": 12, "t": 12, "b": 40},
-        hoverlabel={"bgcolor": "var(--raised)", "bordercolor": "var(--rule)", "font": {"color": "var(--ink)"}},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
-        showlegend=len(traces) > 1,
-        xaxis={**axis, "title": {"text": x, "standoff": 10, "font": {"size": 13}}},
-        yaxis={**axis, "title": {"text": y, "standoff": 10, "font": {"size": 13}}},
-    )
-    drawn.update_layout(**layout)
-    return drawn
-
-
-def unit(largest: float) -> tuple[float, str]:
-    """What to divide bytes by, and the unit that they then are in."""
-    for divisor, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if largest >= divisor:
-            return divisor, name
-    return 1.0, "bytes"
-
-
-def axes_of(history: Sequence[Entry], prelude: int, users: int) -> dict[str, tuple[str, list[float]]]:
-    """What a run can be followed along, as axis title and values after each round: rounds, bytes, seconds."""
-    totals = {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0}
-    columns: dict[str, list[float]] = {name: [] for name in totals}
-    for entry in history:
-        totals["bytes_up"] += entry.report.bytes_up / users
-        totals["bytes_down"] += entry.report.bytes_down / users
-        totals["seconds"] += entry.seconds
-        for name, total in totals.items():
-            columns[name].append(total)
-    found = {
-        "round": (
-            "round (0 and below: before training)" if prelude else "round",
-            [float(entry.report.round + 1 - prelude) for entry in history],
-        )
-    }
-    for name, label, where in (("bytes_up", "bytes up", "sent"), ("bytes_down", "bytes down", "received")):
-        if totals[name]:
-            divisor, bytes_ = unit(totals[name])
-            found[label] = (f"{bytes_} {where} by a client, on average", [each / divisor for each in columns[name]])
-    found["seconds"] = ("seconds of computing, evaluation left out", columns["seconds"])
-    return found
 
 
 def learning_curve(
-    history: Sequence[Entry], axes: dict[str, tuple[str, list[float]]], best: int, prelude: int
+    history: Sequence[Entry], axes: Mapping[str, tuple[str, list[float]]], best: int, prelude: int
 ) -> Chart | None:
     """Validation metrics over the run."""
     seen = [place for place, entry in enumerate(history) if entry.valid and PLOTTED[0] in entry.valid]
@@ -101,11 +37,11 @@ def learning_curve(
     values = {name: [(history[place].valid or {})[name] for place in seen] for name in PLOTTED}
 
     def along(values: Sequence[float]) -> list[dict[str, Any]]:
-        return [{"x": [round(values[place], 4) for place in seen]}, {"x": [round(values[place], 4) for place in top]}]
+        return [{"x": rounded([values[place] for place in places])} for places in (seen, top)]
 
     def up(name: str) -> list[dict[str, Any]]:
         chosen = [(history[place].valid or {})[name] for place in top]
-        return [{"y": [round(each, 6) for each in values[name]]}, {"y": [round(each, 6) for each in chosen]}]
+        return [{"y": rounded(values[name])}, {"y": rounded(chosen)}]
 
     first_x, first_y = along(axes["round"][1]), up(PLOTTED[0])
     hover = "%{y:.4f}<extra>round %{customdata}</extra>"
@@ -136,9 +72,9 @@ def learning_curve(
         ),
     ]
     shown = figure(traces, axes["round"][0], f"validation {metric_name(PLOTTED[0])}", yaxis_rangemode="tozero")
-    across = [Option(label, along(each), _title("xaxis", title)) for label, (title, each) in axes.items()]
+    across = [Option(label, along(each), titled("xaxis", title)) for label, (title, each) in axes.items()]
     upwards = [
-        Option(metric_name(name), up(name), _title("yaxis", f"validation {metric_name(name)}")) for name in PLOTTED
+        Option(metric_name(name), up(name), titled("yaxis", f"validation {metric_name(name)}")) for name in PLOTTED
     ]
     rows = [
         [
@@ -159,13 +95,13 @@ def learning_curve(
     )
 
 
-def loss_curve(history: Sequence[Entry], axes: dict[str, tuple[str, list[float]]], prelude: int) -> Chart | None:
+def loss_curve(history: Sequence[Entry], axes: Mapping[str, tuple[str, list[float]]]) -> Chart | None:
     """The clients' training loss over the run."""
     seen = [place for place, entry in enumerate(history) if entry.report.loss is not None]
     if len(seen) < 2:
         return None
-    losses = [round(history[place].report.loss or 0.0, 6) for place in seen]
-    x = {label: [round(values[place], 4) for place in seen] for label, (_, values) in axes.items()}
+    losses = rounded([history[place].report.loss or 0.0 for place in seen])
+    x = {label: rounded([values[place] for place in seen]) for label, (_, values) in axes.items()}
     trace = Scatter(
         x=x["round"],
         y=losses,
@@ -174,7 +110,7 @@ def loss_curve(history: Sequence[Entry], axes: dict[str, tuple[str, list[float]]
         line={"color": COLOURS[2], "width": 1.75},
         hovertemplate="%{y:.4f}<extra></extra>",
     )
-    across = [Option(label, [{"x": x[label]}], _title("xaxis", title)) for label, (title, _) in axes.items()]
+    across = [Option(label, [{"x": x[label]}], titled("xaxis", title)) for label, (title, _) in axes.items()]
     rows = [[f"{x['round'][place]:.0f}", f"{loss:.4f}"] for place, loss in enumerate(losses)]
     return Chart(
         "loss",
@@ -194,7 +130,7 @@ def activity_chart(groups: Sequence[Group], everybody: dict[str, float]) -> Char
     def values(name: str) -> list[dict[str, Any]]:
         means = [group.means[name] for group in groups]
         reach = [0.0 if each.high is None else each.high - each.value for each in means]
-        own = {"y": [round(each.value, 6) for each in means], "error_y": {"array": [round(each, 6) for each in reach]}}
+        own = {"y": rounded([each.value for each in means]), "error_y": {"array": rounded(reach)}}
         return [own, {"y": [everybody[name]] * len(groups)}]
 
     first = values(names[0])
@@ -225,7 +161,7 @@ def activity_chart(groups: Sequence[Group], everybody: dict[str, float]) -> Char
         yaxis_rangemode="tozero",
         xaxis_type="category",
     )
-    upwards = [Option(metric_name(name), values(name), _title("yaxis", metric_name(name))) for name in names]
+    upwards = [Option(metric_name(name), values(name), titled("yaxis", metric_name(name))) for name in names]
     header = ["training interactions", "users"]
     for name in names:
         header += [metric_name(name), "95 % interval"]
@@ -361,12 +297,11 @@ def communication_chart(history: Sequence[Entry], users: int) -> Chart | None:
     if not any(columns["bytes_up"]):
         return None
 
-    def option(name: str, label: str, where: str) -> Option:
-        divisor, bytes_ = unit(max(columns[name]))
-        data = [{"x": [round(each / divisor, 4) for each in columns[name]]}]
-        return Option(label, data, _title("xaxis", f"{bytes_} {where} by a client, on average"))
+    def option(name: str, label: str) -> Option:
+        divisor, title = scale_of(f"bytes {label}", max(columns[name]))
+        return Option(label, [{"x": rounded([each / divisor for each in columns[name]])}], titled("xaxis", title))
 
-    options = [option("bytes_up", "up", "sent"), option("bytes_down", "down", "received")]
+    options = [option("bytes_up", "up"), option("bytes_down", "down")]
     bars = Bar(
         x=options[0].data[0]["x"],
         y=phases,
@@ -390,7 +325,3 @@ def communication_chart(history: Sequence[Entry], users: int) -> Chart | None:
         (Switch("Direction", options),),
         height="short" if len(phases) < 4 else "normal",
     )
-
-
-def _title(axis: str, text: str) -> dict[str, Any]:
-    return {axis: {"title": {"text": text}}}
