@@ -10,17 +10,18 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from tests.parity.federation import DIM, N_ITEMS, N_USERS, PROTECTED, SERVICE, SINGLE, UNEQUAL, Twins, pair, settings
 from tests.parity.test_rounds import WORLDS
 from torch import Tensor
 
 from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.records import flatten
+from perfedrec.core.records import copied, flatten, unflatten
 from perfedrec.core.types import Contribution, reduce
 from perfedrec.runtimes.flower.codec import pack, unpack
 from perfedrec.runtimes.flower.sealing import Bundle, public_of, seal, unseal
+from perfedrec.runtimes.flower.service import Mediator
 
 SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
 NOISE = {"degrees": 0.5, "spectral": 0.5, "join": 0.5, "training": 0.5}
@@ -57,6 +58,20 @@ def test_apart_or_not_the_model_is_the_same(world: str, sizes: tuple[int, ...]) 
     assert twins.flower.neighbours is None
     assert not twins.flower.service.reports.any()
     assert twins.flower.labels is not None
+
+
+def test_service_and_coordinator_go_on_from_what_they_kept() -> None:
+    twins = Twins(settings(**PROFILES["paper, contrastive"]), UNEQUAL, apart=True)
+    for _ in range(6):
+        twins.simulate()
+        twins.play()
+        assert twins.service is not None
+        assert twins.mediator is not None
+        kept = {name: load(save({name: tensor}))[name] for name, tensor in twins.mediator.tensors().items()}
+        twins.mediator = Mediator.of(SERVICE, kept)
+        twins.service.state = unflatten(type(twins.service.state), *flatten(copied(twins.service.state)))
+    assert torch.equal(twins.simulated.items, twins.flower.items)
+    assert kept.keys() == {"neighbours", *(f"start {node}" for node in twins.hosts)}
 
 
 # --- what each role receives ---

@@ -23,7 +23,7 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.runtimes.flower.codec import pack, unpack
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
-_SEALED = "sealed"
+SEALED = "sealed"
 
 
 def public_of(private: bytes) -> bytes:
@@ -35,14 +35,14 @@ def seal(tensors: Mapping[str, Tensor], public: bytes, purpose: str) -> ArrayRec
     """Tensors that the owner of a ``public`` key alone can read, and only for that ``purpose``."""
     content = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
     text = _SUITE.encrypt(content, X25519PublicKey.from_public_bytes(public), info=purpose.encode())
-    return pack({_SEALED: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+    return pack({SEALED: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
 
 def unseal(record: ArrayRecord, private: bytes, purpose: str) -> dict[str, Tensor]:
     """The tensors that :func:`seal` sealed. Raises :class:`PerfedrecError` where they were sealed for somebody or
     something else, or changed on the way."""
     try:
-        text = unpack(record)[_SEALED].numpy().tobytes()
+        text = unpack(record)[SEALED].numpy().tobytes()
         return load(_SUITE.decrypt(text, X25519PrivateKey.from_private_bytes(private), info=purpose.encode()))
     except (InvalidTag, KeyError, ValueError, SafetensorError) as error:
         raise PerfedrecError(f"what is sealed for '{purpose}' cannot be opened with this key") from error

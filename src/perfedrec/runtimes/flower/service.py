@@ -21,7 +21,7 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Aggregate, Published, Served
 from perfedrec.runtimes.flower.codec import Task, check_alike, check_reports, pack, unpack
-from perfedrec.runtimes.flower.sealing import Bundle, public_of, seal, unseal
+from perfedrec.runtimes.flower.sealing import SEALED, Bundle, public_of, seal, unseal
 
 SERVE, NAME = "train.serve", "train.name"
 """Types of messages: to the service, its part of a round; to a node, a table by token to be put in items' order."""
@@ -82,7 +82,7 @@ class NeighbourhoodService:
 
     def __init__(self, algorithm: Served[Any, Any, Any], private: bytes, clients: bytes) -> None:
         self.algorithm, self.private, self.clients = algorithm, private, clients
-        self.state: Any = None
+        self.state: Any = None  # a record, to be kept: reports of users who are seldom asked cannot be had again soon
 
     def app(self) -> ClientApp:
         """The ``ClientApp``."""
@@ -174,6 +174,20 @@ class Mediator:
     service: int
     neighbours: ArrayRecord | None = None
     starts: dict[int, ArrayRecord] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it holds, as bytes that are kept with the coordinator's state."""
+        held = {f"start {node}": record for node, record in self.starts.items()}
+        if self.neighbours is not None:
+            held["neighbours"] = self.neighbours
+        return {name: unpack(record)[SEALED] for name, record in held.items()}
+
+    @staticmethod
+    def of(service: int, tensors: Mapping[str, Tensor]) -> Mediator:
+        """The mediator that held these ``tensors``."""
+        held = {name: pack({SEALED: tensor}) for name, tensor in tensors.items()}
+        starts = {int(name.split()[1]): record for name, record in held.items() if name.startswith("start ")}
+        return Mediator(service, held.get("neighbours"), starts)
 
     def add(self, node: int, content: RecordDict) -> RecordDict:
         """An instruction with what the service has given out for the ``node``."""
