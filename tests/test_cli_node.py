@@ -119,6 +119,7 @@ def test_numbers_of_users_can_be_given(model: Path, tmp_path: Path) -> None:
         (("init", "--store", "{new}"), "either --catalogue FILE or --model FILE"),
         (("init", "--store", "{home}", "--model", "{model}"), "exists already"),
         (("init", "--store", "{folder}/no/where", "--model", "{model}"), "cannot be made"),
+        (("init", "--store", "{folder}", "--model", "{model}"), "is a folder"),
         (("init", "--store", "{new}", "--model", "{file}"), "damaged model file"),
         (("init", "--store", "{new}", "--catalogue", "nowhere.txt"), "no such file"),
         (("status", "--store", "{new}"), "perfedrec node init"),

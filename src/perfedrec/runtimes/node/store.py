@@ -91,6 +91,8 @@ class Store:
 
         The node's ``secret`` is drawn from the operating system. Raises :class:`StoreError` where there is a file.
         """
+        if path.is_dir():
+            raise StoreError(f"{path}: is a folder; expected the name of a new file")
         begun = path.with_name(f".{path.name}.{os.getpid()}")
         remove(begun)
         try:
@@ -101,6 +103,8 @@ class Store:
             os.link(begun, path)  # there whole or not at all, and never over another one
         except FileExistsError:
             raise StoreError(f"{path}: exists already; expected a new file") from None
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be made ({error.strerror})") from None
         except StoreError as error:
             raise StoreError(str(error).replace(str(begun), str(path))) from error
         finally:
