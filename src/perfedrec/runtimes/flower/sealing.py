@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 
 import torch
@@ -64,11 +65,15 @@ class Bundle:
 
     def tokens(self, n_items: int) -> Tensor:
         """[m] the token of each item: its place in the order of HMAC-SHA256 of the items under the secret."""
-        key = self._derived(b"tokens")
-        names = [hmac.digest(key, item.to_bytes(8, "little"), sha256) for item in range(n_items)]
-        places = torch.empty(n_items, dtype=torch.int64)
-        places[torch.tensor(sorted(range(n_items), key=names.__getitem__), dtype=torch.int64)] = torch.arange(n_items)
-        return places
+        return _ordered(self._derived(b"tokens"), n_items)
 
     def _derived(self, purpose: bytes) -> bytes:
         return hmac.digest(self.secret, b"perfedrec " + purpose, sha256)
+
+
+@lru_cache(maxsize=1)  # a node asks for it in every round, and a million items take seconds
+def _ordered(key: bytes, n_items: int) -> Tensor:
+    names = [hmac.digest(key, item.to_bytes(8, "little"), sha256) for item in range(n_items)]
+    places = torch.empty(n_items, dtype=torch.int64)
+    places[torch.tensor(sorted(range(n_items), key=names.__getitem__), dtype=torch.int64)] = torch.arange(n_items)
+    return places
