@@ -177,6 +177,20 @@ def test_a_damaged_file_is_one_line(how: str, tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
+def test_damage_within_a_cell_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.node"
+    with Store.make(path, ITEMS[:50]) as store:
+        store.take(pl.DataFrame({"user": ["a"], "item": [1]}), first_identity=0)
+        store.join(KEEPER, "run")
+        store.answer(0, b"tables", lambda: one_more(store, store.everyone()))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("UPDATE memories SET content = zeroblob(20)")
+        with pytest.raises(StoreError, match="is damaged"):
+            store.answer(1, b"tables", lambda: one_more(store, store.everyone()))
+    refused = CliRunner().invoke(app, ["node", "status", "--store", str(path)])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+
+
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "b.sqlite"
     with closing(sqlite3.connect(path)) as connection:

@@ -26,9 +26,9 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from perfedrec.core.errors import DataError, PerfedrecError
@@ -342,7 +342,7 @@ class Store:
         for place, content in enumerate(stored):
             if content is None:
                 continue
-            arrays = load_arrays(content[0])
+            arrays = self._arrays(content[0])
             known, here = arrays.pop(OWN), slice(limits[place], limits[place + 1])
             source: Any = slice(None)
             target: Any = source
@@ -396,6 +396,13 @@ class Store:
             hosted = db.execute("SELECT count(identity) FROM users").fetchone()[0]
             raise PerfedrecError(f"this node was asked for users it does not host; it hosts {hosted}")
         return [found[each] for each in wanted]
+
+    def _arrays(self, content: bytes) -> dict[str, NDArray[Any]]:
+        """The arrays in a cell of the file."""
+        try:
+            return load_arrays(content)
+        except SafetensorError as error:
+            raise StoreError(f"{self.path}: is damaged ({error}); expected a whole file: restore its backup") from None
 
     @staticmethod
     def _own(db: sqlite3.Connection, users: list[int]) -> list[NDArray[np.int64]]:
@@ -517,9 +524,9 @@ class Store:
             scalars, tables, newcomer = db.execute("SELECT scalars, tables, newcomer FROM served").fetchone()
             query = "SELECT content FROM served_users WHERE user = ?"
             found = [(db.execute(query, (user,)).fetchone() or (newcomer,))[0] for user, _ in self._find(db, users)]
-        own = [load_tensors(content) for content in found]
-        tensors = load_tensors(tables) | {name: torch.cat([each[name] for each in own]) for name in own[0]}
-        return unflatten(cls, tensors, json.loads(scalars))
+        own = [self._arrays(content) for content in found]
+        arrays = self._arrays(tables) | {name: np.concatenate([each[name] for each in own]) for name in own[0]}
+        return unflatten(cls, {name: torch.from_numpy(each) for name, each in arrays.items()}, json.loads(scalars))
 
     def status(self) -> dict[str, Any]:
         """What is in the file, in figures."""
@@ -529,7 +536,7 @@ class Store:
             (schema,) = db.execute("PRAGMA user_version").fetchone()
             run = db.execute("SELECT run, round FROM runs ORDER BY number DESC LIMIT 1").fetchone()
             query = "SELECT content FROM memories WHERE run = (SELECT max(number) FROM runs)"
-            memories = [load_arrays(content) for (content,) in db.execute(query)]
+            memories = [self._arrays(content) for (content,) in db.execute(query)]
             served = db.execute("SELECT run, round, received FROM served").fetchone()
         taken = [int(each["taken"][0]) for each in memories if "taken" in each]
         size = sum(Path(f"{self.path}{suffix}").stat().st_size for suffix in ("", "-wal"))
