@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from perfedrec import ConfigError, configure, load, train
 from perfedrec.cli import app
 from perfedrec.experiment.report import write_report
+from perfedrec.experiment.report.run_charts import geometry_chart
 from perfedrec.experiment.run import read_summary
 from perfedrec.privacy.report import audited, lines
 
@@ -105,6 +106,17 @@ def test_a_run_without_held_out_interactions_has_a_report(tmp_path: Path) -> Non
     dataset = load(None, **{part: given[f"data__{part}"] for part in ("train", "valid", "test")})
     train(config.build(), dataset, config.run, output=tmp_path / "run", config=config)
     assert "There are no test interactions" in text_of(write_report(tmp_path / "run"))
+
+
+def test_moments_at_one_place_have_one_label() -> None:
+    start = {"round": -2, "alignment": 1.9, "uniformity_users": -3.9, "uniformity_items": -3.8}
+    after = {"round": 0, "alignment": 0.5, "uniformity_users": -2.0, "uniformity_items": -2.5}
+    later = {"round": 7, "alignment": 0.4, "uniformity_users": -2.1, "uniformity_items": -2.6}
+    together = geometry_chart({"start": start, "pretrained": after, "best": after}).figure.data[0]
+    assert list(together.text) == ["start", "pre-trained, best", ""]
+    assert list(together.x) == [1.9, 0.5, 0.5]
+    apart = geometry_chart({"start": start, "pretrained": after, "best": later}).figure.data[0]
+    assert list(apart.text) == ["start", "pre-trained", "best"]
 
 
 def test_the_command_writes_where_it_is_told(run_folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from perfedrec.experiment.report.style import (
     COLOURS,
     PLOTTED,
     SYMBOLS,
+    along,
     figure,
     metric_name,
     rounded,
@@ -36,14 +37,14 @@ def learning_curve(
     top = [place for place, number in zip(seen, rounds, strict=True) if number == best]
     values = {name: [(history[place].valid or {})[name] for place in seen] for name in PLOTTED}
 
-    def along(values: Sequence[float]) -> list[dict[str, Any]]:
+    def follow(values: Sequence[float]) -> list[dict[str, Any]]:
         return [{"x": rounded([values[place] for place in places])} for places in (seen, top)]
 
     def up(name: str) -> list[dict[str, Any]]:
         chosen = [(history[place].valid or {})[name] for place in top]
         return [{"y": rounded(values[name])}, {"y": rounded(chosen)}]
 
-    first_x, first_y = along(axes["round"][1]), up(PLOTTED[0])
+    first_x, first_y = follow(axes["round"][1]), up(PLOTTED[0])
     hover = "%{y:.4f}<extra>round %{customdata}</extra>"
     traces = [
         Scatter(
@@ -72,7 +73,7 @@ def learning_curve(
         ),
     ]
     shown = figure(traces, axes["round"][0], f"validation {metric_name(PLOTTED[0])}", yaxis_rangemode="tozero")
-    across = [Option(label, along(each), titled("xaxis", title)) for label, (title, each) in axes.items()]
+    across = [Option(label, follow(each), along(title, each)) for label, (title, each) in axes.items()]
     upwards = [
         Option(metric_name(name), up(name), titled("yaxis", f"validation {metric_name(name)}")) for name in PLOTTED
     ]
@@ -110,7 +111,7 @@ def loss_curve(history: Sequence[Entry], axes: Mapping[str, tuple[str, list[floa
         line={"color": COLOURS[2], "width": 1.75},
         hovertemplate="%{y:.4f}<extra></extra>",
     )
-    across = [Option(label, [{"x": x[label]}], titled("xaxis", title)) for label, (title, _) in axes.items()]
+    across = [Option(label, [{"x": x[label]}], along(title, x[label])) for label, (title, _) in axes.items()]
     rows = [[f"{x['round'][place]:.0f}", f"{loss:.4f}"] for place, loss in enumerate(losses)]
     return Chart(
         "loss",
@@ -227,12 +228,16 @@ MOMENTS = {"start": "start", "pretrained": "pre-trained", "best": "best"}
 def geometry_chart(notes: dict[str, dict[str, float]]) -> Chart:
     """Alignment and uniformity at the moments of a run that were noted."""
     moments = [moment for moment in MOMENTS if moment in notes]
-    labels, x = [MOMENTS[each] for each in moments], [round(notes[each]["alignment"], 4) for each in moments]
+    x, labels = [round(notes[each]["alignment"], 4) for each in moments], [MOMENTS[each] for each in moments]
+    for place in range(len(moments) - 1, 0, -1):  # moments at one place have one label
+        if notes[moments[place]]["round"] == notes[moments[place - 1]]["round"]:
+            labels[place - 1], labels[place] = f"{labels[place - 1]}, {labels[place]}", ""
     traces = [
         Scatter(
             x=x,
             y=[round(notes[each][f"uniformity_{side}"], 4) for each in moments],
             text=labels,
+            customdata=[MOMENTS[each] for each in moments],
             name=side,
             mode="lines+markers" + ("+text" if side == "users" else ""),
             textposition="top right",
@@ -240,7 +245,7 @@ def geometry_chart(notes: dict[str, dict[str, float]]) -> Chart:
             line={"color": COLOURS[place], "width": 1.5, "dash": "dot"},
             marker={"color": COLOURS[place], "size": 10, "symbol": SYMBOLS[place]},
             textfont={"color": COLOURS[place]},
-            hovertemplate="%{text}<br>alignment %{x:.3f}, uniformity %{y:.3f}<extra>" + side + "</extra>",
+            hovertemplate="%{customdata}<br>alignment %{x:.3f}, uniformity %{y:.3f}<extra>" + side + "</extra>",
         )
         for place, side in enumerate(("users", "items"))
     ]

@@ -15,6 +15,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 NAMES = {"recall": "Recall", "ndcg": "NDCG", "hr": "Hit rate", "mrr": "MRR", "precision": "Precision"}
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+FEW = 12  # rounds that an axis can number one by one
 PLOTTED = ("ndcg@20", "recall@20", "ndcg@10", "recall@10")
 
 
@@ -40,8 +41,9 @@ def figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> Figure:
             "family": "system-ui, -apple-system, Segoe UI, Roboto, Liberation Sans, sans-serif",
             "color": "var(--ink)",
         },
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor="var(--paper)",
+        plot_bgcolor="var(--paper)",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "var(--soft)", "activecolor": "var(--ink)"},
         margin={"l": 48, "r": 12, "t": 12, "b": 40},
         hoverlabel={"bgcolor": "var(--raised)", "bordercolor": "var(--rule)", "font": {"color": "var(--ink)"}},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
@@ -56,6 +58,12 @@ def figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> Figure:
 def titled(axis: str, text: str) -> dict[str, Any]:
     """The change of a layout that gives an axis another title."""
     return {axis: {"title": {"text": text}}}
+
+
+def along(text: str, values: Sequence[float]) -> dict[str, Any]:
+    """The change of a layout whose x axis has ``values``; a few rounds are numbered one by one."""
+    few = text.startswith("round") and max(values) - min(values) <= FEW
+    return {"xaxis": {"title": {"text": text}, **({"dtick": 1} if few else {})}}
 
 
 def rounded(values: Sequence[float]) -> list[float]:

@@ -76,6 +76,7 @@
       displaylogo: false,
       displayModeBar: coarse.matches ? false : "hover",
       modeBarButtons: [["toImage", "resetScale2d"]],
+      toImageButtonOptions: { filename: name, scale: 2 },
     });
   }
 
