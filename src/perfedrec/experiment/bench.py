@@ -118,7 +118,7 @@ class Bench:
         for cell in self.cells():
             if not (cell.folder / "config.toml").exists():
                 continue
-            hint = f"expected the file as it was when {cell.folder} was made, or another --output"
+            hint = f"expected what {cell.folder} was made with, another --output, or that folder removed"
             changed = differences(read_config(cell.folder), cell.config)
             if changed:
                 raise ConfigError(f"{cell.label} on {cell.data} has changed: {'; '.join(changed)}; {hint}")
