@@ -118,7 +118,8 @@ def test_curves_are_means_over_seeds(bench_folder: Path, tab: Tab, results: Any)
         for trace in tab.look("() => document.getElementById('data-0-curves').data")
         if trace.get("showlegend") is not False
     }
-    assert list(lines) == [label for label in LABELS if label != "item_knn"]  # which is fitted at once
+    followed = [label for label in LABELS if label != "item_knn"]  # which is fitted at once
+    assert list(lines) == sorted(followed, key=lambda label: -mean(results, label))
     for label in ("lightgcn", "fedmf"):
         histories = [
             [entry for entry in read_history(bench_folder / cell["folder"]) if entry.valid is not None]
@@ -129,7 +130,7 @@ def test_curves_are_means_over_seeds(bench_folder: Path, tab: Tab, results: Any)
         assert lines[label]["y"] == pytest.approx(means.tolist(), rel=1e-4)
         assert lines[label]["x"] == [entry.report.round + 1 for entry in histories[0]]
     strokes = tab.look("() => [...document.querySelectorAll('#data-0-curves .js-line')].map(line => line.style.stroke)")
-    assert len({stroke for stroke in strokes if stroke != "none"}) >= 5
+    assert len(set(strokes)) >= 5
 
 
 def test_cost_and_sweep_are_the_runs(tab: Tab, results: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import polars as pl
@@ -53,8 +54,8 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _lines(folder: Path, results: dict[str, Any], data: str, metrics: tuple[str, ...]) -> list[Line]:
     """All methods on a data set that have finished runs, popularity included."""
-    users, found = results["data"][data]["users"], []
-    for place, summary in enumerate(tables.rows(results, data)):
+    users, found, places = results["data"][data]["users"], [], _places(results)
+    for summary in tables.rows(results, data):
         if "test" not in summary:
             continue
         cells = [
@@ -78,8 +79,22 @@ def _lines(folder: Path, results: dict[str, Any], data: str, metrics: tuple[str,
         except (OSError, pl.exceptions.PolarsError) as error:
             raise CheckpointError(f"{folder}: damaged run of {summary['label']} on {data}: {error}") from None
         means = {metric: mean_of(frame[metric].to_numpy()) for metric, frame in frames.items() if frame.height}
-        found.append(Line(summary["label"], place, users, summary, runs, means))
+        found.append(Line(summary["label"], places.get(summary["label"], len(places)), users, summary, runs, means))
     return found
+
+
+def _places(results: dict[str, Any]) -> dict[str, int]:
+    """An order of the methods for colours and legends, the same on all data sets: those with curves first, and among
+    them the best first, so that those that are looked at most differ most."""
+    metric, ranks = results["metric"], {each["label"]: [0.0] for each in results["summary"]}
+    for data in results["data"]:
+        lines = [each for each in results["summary"] if each["data"] == data and "test" in each]
+        lines.sort(key=lambda each: -float(each["test"][metric]["mean"]))
+        for rank, each in enumerate(lines):
+            ranks[each["label"]].append(rank)
+    followed = {each["label"] for each in results["cells"] if each["finished"] and each["rounds"] > 1}
+    ordered = sorted(ranks, key=lambda label: (label not in followed, fmean(ranks[label][1:] or [len(ranks)])))
+    return {label: place for place, label in enumerate(ordered)}
 
 
 def _overview(results: dict[str, Any], parts: dict[str, list[Line]]) -> list[Block]:
@@ -129,7 +144,7 @@ def _of_data(name: str, results: dict[str, Any], data: str, lines: list[Line], m
         difference = charts.difference_chart(name, lines, results["metric"], reference, protocol)
         blocks += [] if difference is None else [difference]
     blocks += _tables(results, data, lines)
-    found = [charts.curves_chart(name, lines, metrics), charts.cost_chart(name, lines, metrics, protocol)]
+    found = [charts.curves_chart(name, lines, metrics, reference), charts.cost_chart(name, lines, metrics, protocol)]
     blocks += [chart for chart in found if chart is not None]
     return blocks + list(charts.sweep_charts(name, lines, metrics, protocol))
 

@@ -210,13 +210,14 @@ def verdict(comparison: dict[str, Any] | None) -> str:
     return "better" if comparison["difference"] > 0 else "worse"
 
 
-def curves_chart(name: str, lines: Sequence[Line], metrics: Sequence[str]) -> Chart | None:
+def curves_chart(name: str, lines: Sequence[Line], metrics: Sequence[str], reference: str | None) -> Chart | None:
     """Validation metrics of all methods along their runs: means over seeds, with a band of one standard deviation."""
-    followed = [(line, found) for line in lines if (found := _followed(line, metrics)) is not None]
+    ordered = sorted(lines, key=lambda line: line.place)
+    followed = [(line, found) for line in ordered if (found := _followed(line, metrics)) is not None]
     if not followed:
         return None
     best = sorted(followed, key=lambda each: -each[0].test[metrics[0]]["mean"])[:SHOWN]
-    open_lines = {line.label for line, _ in best}
+    open_lines = {line.label for line, _ in followed if line.label == reference} | {line.label for line, _ in best}
     axes = {}
     for axis in ("round", "bytes up", "bytes down", "seconds"):
         largest = max(found[axis][-1] for _, found in followed)
@@ -277,7 +278,7 @@ def curves_chart(name: str, lines: Sequence[Line], metrics: Sequence[str]) -> Ch
         for at in range(len(found["round"]))
     ]
     hidden = len(followed) - len(open_lines)
-    more = f" The best {SHOWN} are shown; {hidden} more are a click away in the legend." if hidden else ""
+    more = f" {len(open_lines)} are shown, the best first; {hidden} are a click away in the legend." if hidden else ""
     missing = " Methods that are fitted at once have no curve." if len(followed) < len(lines) else ""
     return Chart(
         f"{name}-curves",
@@ -329,7 +330,7 @@ def _followed(line: Line, metrics: Sequence[str]) -> dict[str, list[float]] | No
 def cost_chart(name: str, lines: Sequence[Line], metrics: Sequence[str], protocol: str) -> Chart | None:
     """Test metrics against what the best round had cost."""
     costs = {line.label: _costs(line) for line in lines if line.runs}
-    drawn = [line for line in lines if costs.get(line.label)]
+    drawn = sorted((line for line in lines if costs.get(line.label)), key=lambda line: line.place)
     axes = [axis for axis in ("bytes up", "bytes down", "seconds") if any(axis in costs[each.label] for each in drawn)]
     if not drawn or not axes:
         return None
@@ -425,6 +426,10 @@ def _sweep_chart(
 ) -> Chart:
     numbers = {value: _number(value) for points in methods.values() for value, _ in points}
     numeric = all(each is not None for each in numbers.values())
+    if numeric:
+        methods = {
+            method: sorted(points, key=lambda point: numbers[point[0]] or 0.0) for method, points in methods.items()
+        }
     positive = [each for each in numbers.values() if each is not None and each > 0]
     logarithmic = numeric and len(positive) == len(numbers) and max(positive) >= 8 * min(positive)
 
