@@ -102,7 +102,15 @@ class Twins:
 
     def play(self) -> simulator.RoundReport:
         self.flower, report = play_round(
-            self.grid, self.algorithm, self.flower, self.spec, self.hosts, LAYOUT, SEED, mediator=self.mediator
+            self.grid,
+            self.algorithm,
+            self.flower,
+            self.spec,
+            self.hosts,
+            LAYOUT,
+            SEED,
+            timeout=0.0,
+            mediator=self.mediator,
         )
         return report
 

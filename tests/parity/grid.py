@@ -33,6 +33,7 @@ class MemoryGrid(Grid):
         self, apps: Mapping[int, ClientApp], tamper: Callable[[Message], Message | None] | None = None
     ) -> None:
         self.apps, self.tamper, self.sent = apps, tamper, list[Sent]()
+        self.replies: dict[str, Message] = {}
         self.contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in apps}
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SERVER
 
@@ -44,17 +45,23 @@ class MemoryGrid(Grid):
         self.sent.append(Sent(node, up, arrived, objects))
         return arrived
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        names = []
         for message in messages:
             node = message.metadata.dst_node_id
             asked = self._travel(message, node, up=False)
+            names.append(asked.metadata.message_id)
             try:
                 reply: Message | None = self.apps[node](asked, self.contexts[node])
             except Exception as error:
                 reply = Message(Error(2, str(error)), reply_to=asked)  # what a SuperNode does
             reply = self.tamper(reply) if self.tamper and reply else reply
             if reply is not None:
-                yield self._travel(reply, node, up=True)
+                self.replies[names[-1]] = self._travel(reply, node, up=True)
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self.replies.pop(name) for name in list(message_ids) if name in self.replies]
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.apps)
@@ -66,8 +73,5 @@ class MemoryGrid(Grid):
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))

@@ -182,6 +182,10 @@ class Federated:
     def prelude(self) -> list[str]:
         return []
 
+    @property
+    def needs_degrees(self) -> bool:
+        return False
+
     def init(self, spec: Spec, key: Key) -> Any:
         model, adaptive = self.settings.model, self.settings.server.optimizer != "fedavg"
         every = torch.arange(spec.n_items, device=spec.item_degrees.device)

@@ -34,7 +34,7 @@ class View:
     items: Tensor
     degrees: Tensor
     groups: Tensor = field(metadata={"per": "user"})
-    offsets: Tensor | None = None
+    offsets: Tensor | None = field(default=None, metadata={"per": "group"})
     dense: Tensor | None = None
     item_attributes: Tensor | None = None
     tokens: Tensor | None = None

@@ -163,6 +163,11 @@ class PerFedRec:
         return not self.sums and (self.joins or self.settings.clusters.enabled)
 
     @property
+    def needs_degrees(self) -> bool:
+        """Whether it starts from item degrees that no phase of its own releases."""
+        return not self.sums
+
+    @property
     def n_views(self) -> int:
         """Independently protected edge sets that each client hands over."""
         return 1
@@ -450,7 +455,7 @@ class PerFedRec:
 
     def client(self, phase: str, view: View, rows: Rows, memory: Memory, key: Key) -> tuple[Contribution, Memory]:
         if phase == "degrees":
-            return self._degrees(view, rows), memory
+            return self._degrees(view, rows, memory, key), memory
         view = self._placed(view, rows, memory)
         if phase == "join":
             return self._join_sums(view, rows, memory) if self.sums else self._join(view, rows, memory, key)
@@ -479,10 +484,17 @@ class PerFedRec:
         nearest = summed.assign(view.centroids, vectors)
         return replace(view, groups=nearest if self.sums else torch.where(view.groups < 0, nearest, view.groups))
 
-    def _degrees(self, view: View, rows: Rows) -> Contribution:
-        """Each client's part in the item degrees: 1 for each of its items (of joint length 1 where noise is added)."""
+    def _degrees(self, view: View, rows: Rows, memory: Memory, key: Key) -> Contribution:
+        """Each client's part in the item degrees: 1 for each of its items (of joint length 1 where noise is added).
+
+        Where uploads show items, of those that its uploads show: decoys are counted, and masked items are not.
+        """
+        if not self.sums:
+            privacy, n_items = self.settings.privacy, view.items.shape[0]
+            rows = label(rows, n_items, privacy, 0, key.fold("degrees"), memory.secret).rows
         ones = torch.ones(rows.items.numel(), 1, device=rows.items.device)
-        part = Contribution(rows.users, view.groups, self._weights(rows), rows.segments, rows.items, ones)
+        weights = torch.ones(rows.n_users, device=rows.items.device)
+        part = Contribution(rows.users, view.groups, weights, rows.segments, rows.items, ones)
         return uploads.bounded(part, self.settings.privacy, "degrees")
 
     def _join_sums(self, view: View, rows: Rows, memory: Memory) -> tuple[Contribution, Memory]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from perfedrec.cli import bench, config, data, node, privacy, report, training, tune
+from perfedrec.cli import bench, config, data, federation, node, node_run, privacy, report, training, tune
 
 app = typer.Typer(
     name="perfedrec",
@@ -29,7 +29,15 @@ for command in (
     report.report,
 ):
     app.command()(command)
-for name, group in (("data", data.app), ("privacy", privacy.app), ("node", node.app), ("config", config.app)):
+app.command()(federation.serve)
+node.app.command("run")(node_run.run)
+for name, group in (
+    ("data", data.app),
+    ("privacy", privacy.app),
+    ("node", node.app),
+    ("federation", federation.app),
+    ("config", config.app),
+):
     app.add_typer(group, name=name)
 
 

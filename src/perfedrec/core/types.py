@@ -305,6 +305,10 @@ class Algorithm(Protocol[S, V, M]):
     def reporting(self) -> bool:
         """Whether clients hand over protected vectors of their own."""
 
+    @property
+    def needs_degrees(self) -> bool:
+        """Whether it starts from the item degrees of ``spec``: no phase of its own releases them."""
+
     def init(self, spec: Spec, key: Key) -> S:
         """The server's state before the first round."""
 

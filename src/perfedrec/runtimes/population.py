@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Algorithm, Rows, block_rows
+
+
+class Users(Protocol):
+    """Where users' rows and memories are: what a round needs of it."""
+
+    n_items: int
+
+    def rows(self, users: Tensor) -> tuple[Rows, Tensor]:
+        """The rows of ``users`` [B], and the positions [R] of these rows among all interactions."""
+
+    def recall(self, users: Tensor, positions: Tensor) -> Any:
+        """The memories of ``users`` [B] as a record of their own."""
+
+    def remember(self, users: Tensor, positions: Tensor, memory: Any) -> None:
+        """Write the memories of ``users`` [B] back."""
 
 
 class Population:

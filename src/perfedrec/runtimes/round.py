@@ -10,7 +10,7 @@ from torch import Tensor
 from perfedrec.core.keys import Key, uniform
 from perfedrec.core.types import Aggregate, Algorithm, Contribution, RoundReport, reduce
 from perfedrec.privacy.aggregation import Aggregator
-from perfedrec.runtimes.population import Population
+from perfedrec.runtimes.population import Population, Users
 
 
 def round_key(seed: int, number: int) -> Key:
@@ -26,7 +26,7 @@ def surviving(cohort: Tensor, dropout_rate: float, key: Key) -> Tensor:
 
 
 def contribute(
-    algorithm: Algorithm[Any, Any, Any], phase: str, view: Any, population: Population, users: Tensor, key: Key
+    algorithm: Algorithm[Any, Any, Any], phase: str, view: Any, population: Users, users: Tensor, key: Key
 ) -> tuple[Contribution, Any]:
     """The work of ``users`` [B] where their data are: what they hand over, and their new memories, which are stored.
 

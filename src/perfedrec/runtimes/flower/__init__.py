@@ -1,11 +1,45 @@
 """The Flower runtime: the rounds of :mod:`perfedrec.runtimes.round` between a server and nodes that hold users' data.
 
-Flower is imported in this package alone. A node hosts any number of users (:class:`Hosted`); its ``ClientApp`` runs the
-same client functions as the simulator and answers with one sum. The same keys give the same tables, bit for bit.
+Flower is imported in this package alone. A node hosts any number of users; its ``ClientApp`` runs the same client
+functions as the simulator and answers with one sum. The same keys give the same tables, bit for bit.
+
+A deployment is a :class:`Coordinator` over the grid of a :class:`SuperLink`, and nodes that :func:`run_node`.
 """
 
 from perfedrec.runtimes.flower.client_app import Hosted, client_app
-from perfedrec.runtimes.flower.codec import ViewLayout
-from perfedrec.runtimes.flower.server_app import play_round
+from perfedrec.runtimes.flower.codec import Setup, Task, ViewLayout
+from perfedrec.runtimes.flower.coordinator import Coordinator, Directory
+from perfedrec.runtimes.flower.node import Station, run_node
+from perfedrec.runtimes.flower.server_app import Rejection, play_round
+from perfedrec.runtimes.flower.wire import (
+    AwayError,
+    Certificates,
+    Control,
+    Fleet,
+    RefusedError,
+    SuperLink,
+    attached,
+    public_key,
+)
 
-__all__ = ["Hosted", "ViewLayout", "client_app", "play_round"]
+__all__ = [
+    "AwayError",
+    "Certificates",
+    "Control",
+    "Coordinator",
+    "Directory",
+    "Fleet",
+    "Hosted",
+    "RefusedError",
+    "Rejection",
+    "Setup",
+    "Station",
+    "SuperLink",
+    "Task",
+    "ViewLayout",
+    "attached",
+    "client_app",
+    "play_round",
+    "public_key",
+    "run_node",
+]

@@ -17,7 +17,7 @@ from perfedrec.runtimes.flower.codec import Task, ViewLayout, reply
 from perfedrec.runtimes.flower.sealing import Bundle
 from perfedrec.runtimes.flower.secagg import STAGES
 from perfedrec.runtimes.flower.secure_sum import take_part
-from perfedrec.runtimes.population import Population
+from perfedrec.runtimes.population import Population, Users
 from perfedrec.runtimes.round import contribute, round_key
 
 
@@ -76,15 +76,6 @@ def client_app(
     """
     app = ClientApp()
 
-    def work(task: Task) -> Aggregate:
-        key = round_key(seed, task.round)
-        contribution, _ = contribute(algorithm, task.phase, task.view, population, task.users, key)
-        if not algorithm.dense_uploads:  # else a user's group is its own affair, and numbered as it is
-            contribution = replace(contribution, groups=task.present[contribution.groups])
-        total = reduce(contribution, population.n_items, task.n_groups)
-        own = key.fold("release").fold("node", int(task.users.min())) if task.users.numel() else key
-        return algorithm.release(task.phase, total, task.asked, own)
-
     def read(message: Message) -> Task:
         return Task.read(message.content, layout, population.offsets.device)
 
@@ -94,15 +85,27 @@ def client_app(
             raise PerfedrecError("this node's uploads are for sums alone; expected the stages of secure aggregation")
         task = read(message)
         if bundle is None:
-            return Message(reply(work(task)), reply_to=message)
-        total = work(service.informed(task, message.content, bundle, population.n_items))
+            return Message(reply(work(algorithm, population, task, seed)), reply_to=message)
+        told = service.informed(task, message.content, bundle, population.n_items)
+        total = work(algorithm, population, told, seed)
         return Message(service.parted(reply(service.for_coordinator(total)), total, task, bundle), reply_to=message)
 
     def stage(message: Message, context: Context) -> Message:
-        return take_part(message, context, lambda: work(read(message)))
+        return take_part(message, context, lambda: work(algorithm, population, read(message), seed))
 
     for name in STAGES:
         app.train(name)(stage)
     if bundle is not None:
         app.train(service.NAME.partition(".")[2])(lambda message, context: service.named(message, bundle))
     return app
+
+
+def work(algorithm: Algorithm[Any, Any, Any], population: Users, task: Task, seed: int) -> Aggregate:
+    """What the users of a task hand over together, as it leaves the node."""
+    key = round_key(seed, task.round)
+    contribution, _ = contribute(algorithm, task.phase, task.view, population, task.users, key)
+    if not algorithm.dense_uploads:  # else a user's group is its own affair, and numbered as it is
+        contribution = replace(contribution, groups=task.present[contribution.groups])
+    total = reduce(contribution, population.n_items, task.n_groups)
+    own = key.fold("release").fold("node", int(task.users.min())) if task.users.numel() else key
+    return algorithm.release(task.phase, total, task.asked, own)

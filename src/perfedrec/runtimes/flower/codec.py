@@ -7,11 +7,13 @@ several nodes receive is packed once and apart from what is a node's own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from math import prod
 from typing import Any
 
+import safetensors.torch
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
@@ -19,6 +21,14 @@ from torch import Tensor
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import flatten, unflatten
 from perfedrec.core.types import Aggregate, Algorithm
+
+
+class UploadError(PerfedrecError):
+    """A reply that cannot be part of a sum; ``reason`` is its kind, in one or two words."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def pack(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -34,7 +44,7 @@ def pack(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def unpack(record: ArrayRecord, device: Any = None) -> dict[str, Tensor]:
-    """The tensors that :func:`pack` laid together. Raises :class:`PerfedrecError` where an array is not what its key
+    """The tensors that :func:`pack` laid together. Raises :class:`UploadError` where an array is not what its key
     says."""
     tensors: dict[str, Tensor] = {}
     for key, array in record.items():
@@ -45,13 +55,37 @@ def unpack(record: ArrayRecord, device: Any = None) -> dict[str, Tensor]:
             pieces = flat.split([prod(shape) for shape in shapes.values()])
             tensors |= {name: piece.view(shapes[name]) for name, piece in zip(shapes, pieces, strict=True)}
         except (RuntimeError, TypeError, ValueError) as error:
-            raise PerfedrecError(f"array '{key}' cannot be read, expected what its name says: {error}") from error
+            message = f"array '{key}' cannot be read, expected what its name says: {error}"
+            raise UploadError("malformed", message) from error
     return tensors
 
 
 def array_bytes(content: RecordDict) -> int:
     """Bytes of the arrays of a message, each with numpy's header of 128 bytes."""
     return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What server and nodes have to agree on: the ``run``, by a name that is its alone, the method and its options as a
+    ``configuration`` in TOML, the ``catalogue`` of items by its fingerprint, and the ``version`` of this package."""
+
+    run: str
+    configuration: str
+    catalogue: str
+    version: str
+
+    @staticmethod
+    def read(content: RecordDict) -> Setup:
+        """Raises :class:`UploadError` where it is missing."""
+        try:
+            record = content.config_records["setup"]
+            return Setup(**{name: str(record[name]) for name in Setup.__dataclass_fields__})
+        except KeyError as error:
+            raise UploadError("version", f"a message came without {error}: server and node must be alike") from error
+
+    def record(self) -> ConfigRecord:
+        return ConfigRecord(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -68,15 +102,36 @@ class ViewLayout:
     per_group: tuple[str, ...] = ()
     groups: str = "groups"
 
+    @staticmethod
+    def of(algorithm: Any) -> ViewLayout:
+        """The layout that the records an algorithm sends declare in their fields' metadata."""
+        per: dict[str | None, list[str]] = {}
+        for field in fields(algorithm.Received):
+            per.setdefault(field.metadata.get("per"), []).append(field.name)
+        return ViewLayout(algorithm.Received, tuple(per.get(None, ())), tuple(per.get("group", ())))
+
 
 class Instructions:
-    """What the server tells the nodes in one round."""
+    """What the server tells the nodes in one round, or with ``serving`` what is to be recommended with after it.
+
+    Nodes know the users by their ``identities`` [n], where there are any.
+    """
 
     def __init__(
-        self, algorithm: Algorithm[Any, Any, Any], state: Any, phase: str, asked: int, layout: ViewLayout
+        self,
+        algorithm: Algorithm[Any, Any, Any],
+        state: Any,
+        phase: str,
+        asked: int,
+        layout: ViewLayout,
+        setup: Setup | None = None,
+        identities: Tensor | None = None,
+        serving: bool = False,
     ) -> None:
         self.algorithm, self.state, self.phase, self.asked, self.layout = algorithm, state, phase, asked, layout
-        self.n_groups = algorithm.n_groups(state)
+        self.setup, self.identities, self.n_groups = setup, identities, algorithm.n_groups(state)
+        # Which group a user has is its own affair where uploads are dense, and a newcomer's is not known yet.
+        self.whole = serving or algorithm.dense_uploads
         self._packed: dict[str, ArrayRecord] = {}
 
     def content(self, users: Tensor) -> RecordDict:
@@ -85,20 +140,33 @@ class Instructions:
         The users' groups are numbered anew, to point into the blocks that come along; ``present`` [k] names these.
         """
         tensors, scalars = flatten(self.algorithm.view(self.state, users), "view.")
-        present, places = tensors[f"view.{self.layout.groups}"].unique(return_inverse=True)
-        everybodys, groups = self.layout.shared, self.layout.per_group
-        if self.algorithm.dense_uploads:  # which group a user has is its own affair: it receives all of them
-            everybodys, groups = everybodys + groups, ()
+        groups = tensors.pop(f"view.{self.layout.groups}", None)
+        own, present = {"users": self._named(users)}, torch.zeros(1, dtype=torch.int64, device=users.device)
+        if groups is not None:
+            if not self.whole:
+                present, groups = groups.unique(return_inverse=True)
+            own[f"view.{self.layout.groups}"] = groups
+        everybodys, per_group = self.layout.shared, self.layout.per_group
+        if self.whole:
+            everybodys, per_group = everybodys + per_group, ()
         shared = {name: tensors.pop(name) for each in everybodys if (name := f"view.{each}") in tensors}
-        blocks = {name: tensors.pop(name) for each in groups if (name := f"view.{each}") in tensors}
+        blocks = {name: tensors.pop(name) for each in per_group if (name := f"view.{each}") in tensors}
         task: dict[str, Any] = {"phase": self.phase, "round": self.state.round, "n_groups": self.n_groups}
         task |= {"asked": self.asked, **scalars}
-        own = tensors | {f"view.{self.layout.groups}": places, "users": users, "present": present}
+        own |= tensors | {"present": present}
         content = RecordDict({"task": ConfigRecord(task), "own": pack(own), "shared": self._once("shared", shared)})
+        if self.setup is not None:
+            content["setup"] = self.setup.record()
         for group in present.tolist():
             part = {name: block.chunk(self.n_groups)[group] for name, block in blocks.items()}
             content[f"group {group}"] = self._once(f"group {group}", part)
         return content
+
+    def _named(self, users: Tensor) -> Tensor:
+        """[B] the identities of ``users``; who has no place among them keeps its number."""
+        if self.identities is None:
+            return users
+        return torch.where(users < 0, users, self.identities[users.clamp(min=0)])
 
     def _once(self, name: str, tensors: Mapping[str, Tensor]) -> ArrayRecord:
         if name not in self._packed:
@@ -134,6 +202,29 @@ class Task:
             raise PerfedrecError(f"an instruction came without {error}: server and node must be alike") from error
 
 
+def largest(like: Aggregate, users: int) -> int:
+    """Bytes that a reply of so many users can have at most: every row of every table, and all edges."""
+    tables = like.weights.numel() * like.n_items * (8 + 8 * like.sums.shape[1]) + 8 * like.weights.numel()
+    dense = 0 if like.dense is None else 8 * like.dense.numel()
+    reports = 0 if like.reports is None else users * (8 + 4 * like.reports[0].numel())
+    edges = 0 if like.edges is None else 2 * 24 * users * like.n_items
+    return tables + dense + reports + edges + 8 * 128
+
+
+def dump(aggregate: Aggregate) -> bytes:
+    """An aggregate as bytes to be kept."""
+    tensors, scalars = flatten(aggregate)
+    names = {name: str(value) for name, value in scalars.items()}
+    return safetensors.torch.save({name: each.contiguous() for name, each in tensors.items()}, names)
+
+
+def load(content: bytes) -> Aggregate:
+    """The aggregate that :func:`dump` made bytes of."""
+    size = int.from_bytes(content[:8], "little")
+    scalars = {name: int(value) for name, value in json.loads(content[8 : 8 + size])["__metadata__"].items()}
+    return unflatten(Aggregate, safetensors.torch.load(content), scalars)
+
+
 def reply(aggregate: Aggregate) -> RecordDict:
     """What a node answers."""
     tensors, scalars = flatten(aggregate)
@@ -143,49 +234,53 @@ def reply(aggregate: Aggregate) -> RecordDict:
 def read_reply(content: RecordDict, users: Tensor, like: Aggregate) -> Aggregate:
     """The sum over ``users`` [B] in a reply, if it has the fields, types and shapes of ``like`` and can be true.
 
-    Raises :class:`PerfedrecError` otherwise.
+    Raises :class:`UploadError` otherwise.
     """
-    if content.keys() != {"sums", "counts"}:
-        raise PerfedrecError(f"expected the records sums and counts, got {sorted(content)}")
+    if content.array_records.keys() != {"sums"} or content.config_records.keys() != {"counts"}:
+        raise UploadError("shape", f"expected the records sums and counts, got {sorted(content)}")
+    if array_bytes(content) > largest(like, users.numel()):
+        raise UploadError("size", f"{array_bytes(content)} bytes, more than all rows of all tables")
     wanted, tensors = flatten(like)[0], unpack(content.array_records["sums"], users.device)
     check_alike(tensors, wanted)
     counts: dict[str, Any] = dict(content.config_records["counts"].items())
     total = unflatten(Aggregate, tensors, counts)
     keys, n_items = total.keys, like.n_items
     if (total.clients, total.n_items) != (users.numel(), n_items):
-        raise PerfedrecError(f"expected {users.numel()} clients and {n_items} items, got {counts}")
+        raise UploadError("users", f"expected {users.numel()} clients and {n_items} items, got {counts}")
     known = _within(keys, like.weights.numel() * n_items) and bool((keys.diff() > 0).all())
     if not known or keys.numel() != total.sums.shape[0]:
-        raise PerfedrecError("array keys: expected ascending keys of known items, one per row of sums")
+        raise UploadError("keys", "array keys: expected ascending keys of known items, one per row of sums")
     check_reports(tensors, users, n_items)
     return total
 
 
 def check_alike(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raises :class:`PerfedrecError` where ``tensors`` have not the names, types and shapes of those ``wanted``, in
+    """Raises :class:`UploadError` where ``tensors`` have not the names, types and shapes of those ``wanted``, in
     which all but ``weights`` and ``dense`` may have any number of rows, or hold numbers that are no sums."""
     if tensors.keys() != wanted.keys():
-        raise PerfedrecError(f"expected the arrays {sorted(wanted)}, got {sorted(tensors)}")
+        raise UploadError("shape", f"expected the arrays {sorted(wanted)}, got {sorted(tensors)}")
     for name, expected in wanted.items():
         got, first = tensors[name], 0 if name in ("weights", "dense") else 1  # all others have any number of rows
         if got.dtype != expected.dtype or got.dim() != expected.dim() or got.shape[first:] != expected.shape[first:]:
             shape = ["any", *expected.shape[1:]] if first else list(expected.shape)
-            raise PerfedrecError(f"array {name}: expected {expected.dtype} {shape}, got {got.dtype} {list(got.shape)}")
+            raise UploadError(
+                "shape", f"array {name}: expected {expected.dtype} {shape}, got {got.dtype} {list(got.shape)}"
+            )
         if not bool(got.isfinite().all()):
-            raise PerfedrecError(f"array {name} holds numbers that are not finite")
+            raise UploadError("not finite", f"array {name} holds numbers that are not finite")
         if got.dtype == torch.float64 and not (torch.equal(got, got.round()) and bool((got.abs() < 2.0**53).all())):
-            raise PerfedrecError(f"array {name} is not in fixed point: expected whole numbers below 2^53")
+            raise UploadError("range", f"array {name} is not in fixed point: expected whole numbers below 2^53")
 
 
 def check_reports(tensors: Mapping[str, Tensor], users: Tensor, n_items: int) -> None:
-    """Raises :class:`PerfedrecError` where reports or edges among the ``tensors`` are not those of ``users`` [B]."""
+    """Raises :class:`UploadError` where reports or edges among the ``tensors`` are not those of ``users`` [B]."""
     own, edges = users.sort().values, tensors.get("edges")
     if "reports" in tensors:
         reporting = tensors["report_users"].sort().values
         if not torch.equal(reporting, own) or tensors["reports"].shape[0] != own.numel():
-            raise PerfedrecError("array reports: expected one report of each user asked")
+            raise UploadError("users", "array reports: expected one report of each user asked")
     if edges is not None and not (bool(torch.isin(edges[:, 1], own).all()) and _within(edges[:, 2], n_items)):
-        raise PerfedrecError("array edges: expected edges of the users asked with known items")
+        raise UploadError("users", "array edges: expected edges of the users asked with known items")
 
 
 def _within(values: Tensor, size: int) -> bool:

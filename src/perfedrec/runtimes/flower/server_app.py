@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from typing import Any, cast
 
 import torch
@@ -14,12 +16,30 @@ from torch import Tensor
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Aggregate, Algorithm, RoundReport, Rows, Served, Spec, reduce
-from perfedrec.runtimes.flower.codec import Instructions, ViewLayout, array_bytes, read_reply
+from perfedrec.core.types import Aggregate, Algorithm, Plan, RoundReport, Rows, Served, Spec, reduce
+from perfedrec.runtimes.flower.codec import Instructions, Setup, UploadError, ViewLayout, array_bytes, read_reply
 from perfedrec.runtimes.flower.secagg import GivenUpError
 from perfedrec.runtimes.flower.secure_sum import secure_sum
 from perfedrec.runtimes.flower.service import Mediator, for_coordinator
 from perfedrec.runtimes.round import round_key
+
+FAILED = 2
+"""Flower's code of a client that raised an error; the reasons that our nodes give begin with their kind."""
+
+POLL = 0.05
+"""Seconds between two looks for replies (Flower's own loop waits 3)."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A node that a round went on without: ``reason`` is a kind, such as "not finite" or "late"."""
+
+    node: int
+    round: int
+    phase: str
+    reason: str
+    detail: str
+    users: int
 
 
 def play_round(
@@ -32,12 +52,17 @@ def play_round(
     seed: int,
     timeout: float | None = None,
     mediator: Mediator | None = None,
+    *,
+    setup: Setup | None = None,
+    identities: Tensor | None = None,
+    enough: float = 1.0,
+    rejected: list[Rejection] | None = None,
 ) -> tuple[Any, RoundReport]:
     """Play the next round on the ``nodes``, which host the users [h] given for each, and return the new state.
 
-    Users of the cohort whom no node hosts do not take part. ``seed`` serves selection and the server's step. In the
-    report, bytes are those of the arrays in the messages, the largest upload is a node's, and there is no loss,
-    because losses do not leave the nodes.
+    Users of the cohort whom no node hosts do not take part. ``seed`` serves selection and the server's step. Nodes know
+    their users by ``identities`` [n], which are ascending. In the report, bytes are those of the arrays in the
+    messages, the largest upload is a node's, and there is no loss, because losses do not leave the nodes.
 
     With a ``mediator`` the neighbourhood service is a node of its own, and ``state`` has neither tokens nor reports;
     where clients contribute to sums alone there is nothing for a service to do.
@@ -46,58 +71,46 @@ def play_round(
     training whose sum is given up is one without clients; a phase before it then raises
     :class:`~perfedrec.runtimes.flower.secagg.GivenUpError`, and can be played again.
 
-    Otherwise raises :class:`PerfedrecError`, which names the node, when a node fails, does not answer within
-    ``timeout`` seconds, or answers something that cannot be part of the sum. After an error the state given is
-    unchanged, while the nodes that played the round remember it.
+    A node may fail, not answer within ``timeout`` seconds, or answer what cannot be part of the sum. With a list
+    ``rejected`` it is noted there, its users count as dropped out, and the round goes on, as it does without the rest
+    once a share ``enough`` of the clients asked has answered. Without that list, where sums are not secure,
+    :class:`PerfedrecError` is raised, which names the node. After an error the state given is unchanged, while the
+    nodes that played the round remember it.
     """
     key, mediator = round_key(seed, state.round), None if algorithm.dense_uploads else mediator
     plan = algorithm.plan(state, key.fold("plan"))
-    instructions = Instructions(algorithm, state, plan.phase, plan.cohort.numel(), layout)
-    asked = {node: plan.cohort[torch.isin(plan.cohort, users)] for node, users in nodes.items()}
-    asked = {node: users for node, users in asked.items() if users.numel()}
-    traffic = Traffic(grid, str(state.round), timeout)
-    contents = {node: instructions.content(users) for node, users in asked.items()}
-    like = _example(algorithm, state, plan.phase, spec)
-    private = dict[int, ArrayRecord]()
-    if mediator is not None:
-        contents = {node: mediator.add(node, content) for node, content in contents.items()}
-        like = for_coordinator(like)
-    total, reason = Aggregate.empty(spec.n_items, instructions.n_groups, device=plan.cohort.device), None
-    if algorithm.secure_sums:
-        clients = {node: users.numel() for node, users in asked.items()}
-        too_few = partial(algorithm.given_up, plan.phase, asked=plan.cohort.numel())
-        try:
-            total = secure_sum(traffic.ask, traffic.refuse, contents, clients, like, too_few)
-        except GivenUpError as error:
-            if plan.phase != "train":
-                raise
-            reason = str(error)
-    else:
-        for node, content in traffic.ask("train", contents):
-            sealed = None if mediator is None else content.array_records.get("private")
-            if sealed is not None:
-                del content["private"]
-            try:
-                total = total + read_reply(content, asked[node], like)
-                if sealed is not None:
-                    private[node] = sealed
-            except PerfedrecError as error:
-                traffic.refuse(node, str(error))
-        for node, why in traffic.refused.items():
-            raise PerfedrecError(f"round {state.round} ({plan.phase}), reply of node {node}: {why}")
-        if silent := sorted(asked.keys() - traffic.up.keys()):
-            raise PerfedrecError(f"round {state.round} ({plan.phase}): no reply from nodes {silent}")
+    traffic, reason, private = Traffic(grid, state.round, plan.phase, timeout), None, dict[int, ArrayRecord]()
+    try:
+        total = gather(
+            traffic, algorithm, state, plan, spec, nodes, layout, setup, identities, enough, mediator, private
+        )
+    except GivenUpError as error:
+        if plan.phase != "train":
+            raise
+        total, reason = _nothing(algorithm, state, spec), str(error)
+
+    if rejected is None and traffic.rejections and not algorithm.secure_sums:
+        first = traffic.rejections[0]
+        raise PerfedrecError(f"round {state.round} ({plan.phase}), reply of node {first.node}: {first.detail}")
+    if algorithm.given_up(plan.phase, total.clients, plan.cohort.numel()):
+        total = _nothing(algorithm, state, spec)
     own_key = key.fold("server")
     if mediator is None:
         after = algorithm.server(state, plan.phase, total, own_key)
     else:
         task = {"phase": plan.phase, "round": state.round, "clients": total.clients, "key": str(own_key.value)}
         task |= {"n_users": spec.n_users, "n_items": spec.n_items}
-        places = {node: (users, users) for node, users in asked.items()}
-        published, refused = mediator.consult(traffic.ask, task, private, places, state.centroids, state.items)
+        places = {node: users[torch.isin(users, plan.cohort)] for node, users in nodes.items() if node in private}
+        names = {node: (each if identities is None else identities[each], each) for node, each in places.items()}
+        published, refused = mediator.consult(traffic.ask, task, private, names, state.centroids, state.items)
         for node, why in refused.items():
-            raise PerfedrecError(f"round {state.round} ({plan.phase}), reply of node {node} to the service: {why}")
+            if rejected is None:
+                which = f"round {state.round} ({plan.phase}), reply of node {node} to the service"
+                raise PerfedrecError(f"{which}: {why}")
+            traffic.refuse(node, why)
         after = cast(Served[Any, Any, Any], algorithm).coordinate(state, plan.phase, total, published, own_key)
+    if rejected is not None:
+        rejected += traffic.rejections
     report = RoundReport(
         round=state.round,
         phase=plan.phase,
@@ -112,41 +125,132 @@ def play_round(
     return after, report
 
 
-def exchange(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterable[Message]:
-    """Send messages and give the answers that come within ``timeout`` seconds."""
-    return grid.send_and_receive(messages, timeout=timeout)
+def gather(
+    traffic: Traffic,
+    algorithm: Algorithm[Any, Any, Any],
+    state: Any,
+    plan: Plan,
+    spec: Spec,
+    nodes: Mapping[int, Tensor],
+    layout: ViewLayout,
+    setup: Setup | None = None,
+    identities: Tensor | None = None,
+    enough: float = 1.0,
+    mediator: Mediator | None = None,
+    private: dict[int, ArrayRecord] | None = None,
+) -> Aggregate:
+    """The sum of what the nodes answer to a plan: see :func:`play_round`. What nodes have sealed for the service of a
+    ``mediator`` is put into ``private``."""
+    instructions = Instructions(algorithm, state, plan.phase, plan.cohort.numel(), layout, setup, identities)
+    asked = {node: plan.cohort[torch.isin(plan.cohort, users)] for node, users in nodes.items()}
+    asked = {node: users for node, users in asked.items() if users.numel()}
+    contents = {node: instructions.content(users) for node, users in asked.items()}
+    traffic.clients = {node: users.numel() for node, users in asked.items()}
+    like = _example(algorithm, state, plan.phase, spec)
+    if mediator is not None:
+        contents = {node: mediator.add(node, content) for node, content in contents.items()}
+        like = for_coordinator(like)
+    if algorithm.secure_sums:
+        too_few = partial(algorithm.given_up, plan.phase, asked=plan.cohort.numel())
+        return secure_sum(traffic.ask, traffic.refuse, contents, traffic.clients, like, too_few)
+    total = _nothing(algorithm, state, spec)
+    for node, content in traffic.ask("train", contents):
+        users = asked[node] if identities is None else identities[asked[node]]
+        sealed = None if mediator is None else content.array_records.get("private")
+        if sealed is not None:
+            del content["private"]
+        try:
+            total = total + _placed(read_reply(content, users, like), identities)
+            if sealed is not None and private is not None:
+                private[node] = sealed
+        except UploadError as error:
+            traffic.refuse(node, str(error), error.reason)
+        if total.clients >= ceil(enough * plan.cohort.numel()):
+            break
+    return total
+
+
+def exchange(grid: Grid, messages: Iterable[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+    """Send ``messages`` and give the replies as they come, each with the node that was asked, for ``timeout`` seconds
+    (``None``: until all are there)."""
+    messages = list(messages)
+    names = grid.push_messages(messages) if messages else []
+    waiting = {name: each.metadata.dst_node_id for name, each in zip(names, messages, strict=True) if name}
+    end = None if timeout is None else time.monotonic() + timeout
+    while waiting:
+        replies = list(grid.pull_messages(waiting))
+        for reply in replies:
+            if (node := waiting.pop(reply.metadata.reply_to_message_id, None)) is not None:
+                yield node, reply
+        if end is not None and time.monotonic() >= end:
+            return
+        if waiting and not replies:
+            time.sleep(POLL)
 
 
 class Traffic:
     """The messages of one round: bytes of the arrays in them, ``up`` by node and ``down`` in all, and the nodes whose
-    answers were ``refused``, with the reason."""
+    answers did not come or were refused, as ``rejections``. ``clients``: how many users of each node are asked."""
 
-    def __init__(self, grid: Grid, group: str, timeout: float | None) -> None:
-        self.grid, self.group, self.timeout = grid, group, timeout
-        self.up, self.down, self.refused = dict[int, int](), 0, dict[int, str]()
+    def __init__(self, grid: Grid, number: int, phase: str, timeout: float | None) -> None:
+        self.grid, self.number, self.phase, self.timeout = grid, number, phase, timeout
+        self.up, self.down, self.clients = dict[int, int](), 0, dict[int, int]()
+        self._refused = dict[int, Rejection]()
+
+    @property
+    def rejections(self) -> list[Rejection]:
+        return list(self._refused.values())
 
     def ask(self, message_type: str, contents: Mapping[int, RecordDict]) -> Iterator[tuple[int, RecordDict]]:
         """Send ``contents`` to nodes, and give what each of them answers, as it comes."""
+        ttl = None if self.timeout is None else self.timeout + 1.0  # a node that is late need not work on this
         messages = [
-            Message(content, dst_node_id=node, message_type=message_type, group_id=self.group)
+            Message(content, dst_node_id=node, message_type=message_type, group_id=str(self.number), ttl=ttl)
             for node, content in contents.items()
         ]
         self.down += sum(array_bytes(content) for content in contents.values())
-        answered = set[int]()
-        for answer in exchange(self.grid, messages, self.timeout):
-            node = answer.metadata.src_node_id
-            if node not in contents or node in answered:
-                self.refuse(node, "expected one reply from each node that was asked")
-            elif answer.has_error():
-                self.refuse(node, f"it failed with code {answer.error.code}: {answer.error.reason}")
-            else:
-                self.up[node] = self.up.get(node, 0) + array_bytes(answer.content)
-                yield node, answer.content
-            answered.add(node)
+        silent = set(contents)
+        try:
+            for node, answer in exchange(self.grid, messages, self.timeout):
+                silent.discard(node)
+                if answer.has_error():
+                    self.refuse(node, *_failure(answer))
+                elif answer.metadata.src_node_id != node:
+                    self.refuse(node, f"it comes from node {answer.metadata.src_node_id}", "unasked")
+                else:
+                    self.up[node] = self.up.get(node, 0) + array_bytes(answer.content)
+                    yield node, answer.content
+        finally:
+            for node in sorted(silent):
+                self.refuse(node, "no reply before the round was closed", "late")
 
-    def refuse(self, node: int, why: str) -> None:
-        """Take note of a node whose answer cannot be used."""
-        self.refused.setdefault(node, why)
+    def refuse(self, node: int, why: str, reason: str = "refused") -> None:
+        """Take note of a node whose answer cannot be used; ``reason`` is the kind of ``why``."""
+        users = self.clients.get(node, 0)
+        self._refused.setdefault(node, Rejection(node, self.number, self.phase, reason, why, users))
+
+
+def _failure(answer: Message) -> tuple[str, str]:
+    """What an error says, and its kind."""
+    code, text = answer.error.code, answer.error.reason or ""
+    kind, _, detail = text.partition(": ")
+    return f"it failed with code {code}: {text}", kind if code == FAILED and detail else f"code {code}"
+
+
+def _nothing(algorithm: Algorithm[Any, Any, Any], state: Any, spec: Spec) -> Aggregate:
+    return Aggregate.empty(spec.n_items, algorithm.n_groups(state), device=spec.item_degrees.device)
+
+
+def _placed(total: Aggregate, identities: Tensor | None) -> Aggregate:
+    """An aggregate in which users are called by their places among ``identities`` [n]."""
+    if identities is None:
+        return total
+    reporting, edges = total.report_users, total.edges
+    if edges is not None:
+        edges = torch.stack([edges[:, 0], torch.searchsorted(identities, edges[:, 1].contiguous()), edges[:, 2]], dim=1)
+    if reporting is not None:
+        reporting = torch.searchsorted(identities, reporting)
+    return replace(total, report_users=reporting, edges=edges)
 
 
 def _example(algorithm: Algorithm[Any, Any, Any], state: Any, phase: str, spec: Spec) -> Aggregate:

@@ -1,0 +1,194 @@
+"""serve, and perfedrec federation: up, certificates and keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from perfedrec.cli.common import AsJson, Preset, Profile, console, one_line, print_privacy, reporter
+
+app = typer.Typer(help="Set a federation up: certificates, keys, or a whole one on this machine.", no_args_is_help=True)
+
+Deadline = Annotated[float, typer.Option(help="seconds after which a round goes on with those who answered")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")]
+Rounds = Annotated[int | None, typer.Option(help="rounds of training")]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def serve(
+    output: Annotated[Path, typer.Option(help="folder to write the run to")],
+    certificates: Annotated[Path, typer.Option(help="folder with ca.crt, server.pem and server.key")],
+    nodes: Annotated[Path, typer.Option(help="folder with the nodes' public keys (*.pub)")],
+    catalogue: Annotated[Path, typer.Option(help="file with the items' ids, one a line, as the nodes have it")],
+    config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
+    preset: Preset = None,
+    privacy: Profile = None,
+    set_: Set = None,
+    rounds: Rounds = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 18000,
+    min_nodes: Annotated[int, typer.Option(help="nodes to wait for")] = 1,
+    min_users: Annotated[int, typer.Option(help="users to wait for")] = 1,
+    wait: Annotated[float, typer.Option(help="seconds to wait for them")] = 600.0,
+    deadline: Deadline = 60.0,
+    enough: Annotated[
+        float, typer.Option(help="share of the clients asked after whose answers a round is closed")
+    ] = 1.0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --output")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train with nodes that hold their users' data: the coordinator, with its SuperLink.
+
+    [bold]perfedrec serve --config run.toml --catalogue items.txt --certificates certs --nodes keys --output f[/bold]
+
+    [bold]perfedrec serve --resume --catalogue items.txt --certificates certs --nodes keys --output f[/bold]
+    """
+    with one_line():
+        from perfedrec.data import read_catalogue
+        from perfedrec.experiment.federation import environment
+        from perfedrec.experiment.serve import Terms
+        from perfedrec.experiment.serve import serve as run
+
+        os.environ |= environment()
+        terms = Terms(host, port, min_nodes, min_users, wait, deadline, enough)
+        resolved = _resolved(output, resume, preset, config, set_, privacy, rounds)
+        summary = run(
+            resolved,
+            read_catalogue(catalogue),
+            output,
+            certificates,
+            nodes,
+            terms,
+            reporter(quiet, as_json),
+            _tell,
+            resume,
+        )
+        _show(summary, output, as_json)
+
+
+@app.command("up")
+def up(
+    nodes: Annotated[int, typer.Option(help="number of nodes")] = 4,
+    data: Annotated[str, typer.Option(help="file, folder, or synthetic:users=..,items=..")] = (
+        "synthetic:users=256,items=500"
+    ),
+    users: Annotated[int | None, typer.Option(help="users to take of the data (default: all)")] = None,
+    preset: Preset = None,
+    privacy: Profile = None,
+    set_: Set = None,
+    rounds: Rounds = None,
+    output: Annotated[Path, typer.Option(help="folder of the federation")] = Path("federation"),
+    deadline: Deadline = 60.0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the federation in --output")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A whole federation on this machine, for trying it out: TLS, keys, a process and a file for each node.
+
+    [bold]perfedrec federation up --nodes 4 --data ratings.csv --rounds 20 --output federation[/bold]
+    """
+    with one_line():
+        from perfedrec.data import read_catalogue
+        from perfedrec.experiment import federation
+        from perfedrec.experiment.run import open_data
+        from perfedrec.experiment.serve import Terms
+        from perfedrec.experiment.serve import serve as run
+
+        os.environ |= federation.environment()
+        resolved = _resolved(output / "run", resume, preset, None, set_, privacy, rounds)
+        if not resume:
+            resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"path": data})})
+            federation.lay_out(output, open_data(resolved.data), nodes, users)
+        port = federation.free_port()
+        waited = sum(1 for _ in (output / "nodes").iterdir())
+        terms = Terms(port=port, min_nodes=waited, deadline=deadline)
+        with federation.nodes(output, port):
+            summary = run(
+                resolved,
+                read_catalogue(output / federation.CATALOGUE),
+                output / "run",
+                output / "certificates",
+                output / "keys",
+                terms,
+                reporter(quiet, as_json),
+                _tell if not quiet else lambda line: None,
+                resume,
+            )
+        _show(summary, output / "run", as_json)
+
+
+@app.command("certificates")
+def certificates(
+    folder: Annotated[Path, typer.Argument(help="folder to write to")],
+    name: Annotated[list[str] | None, typer.Option(help="host name or address that nodes use, may be repeated")] = None,
+    days: Annotated[int, typer.Option(help="days until the server's certificate expires")] = 365,
+) -> None:
+    """Make an authority and a server's certificate; a second time, renew the server's certificate.
+
+    [bold]perfedrec federation certificates certs --name fed.example.org[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment.certificates import make_certificates
+
+        make_certificates(folder, name or ("localhost", "127.0.0.1"), days)
+        console.print(f"{folder}: ca.crt goes to every node; server.pem and server.key stay here; hide ca.key")
+
+
+@app.command("key")
+def key(path: Annotated[Path, typer.Argument(help="file of the private key; the public one is put beside it")]) -> None:
+    """Make a node's key pair, on the node.
+
+    [bold]perfedrec federation key node7[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment.certificates import make_key
+
+        make_key(path)
+        console.print(f"{path} stays here; {path}.pub goes to the coordinator's folder of keys")
+
+
+def _resolved(
+    output: Path,
+    resume: bool,
+    preset: str | None,
+    config: Path | None,
+    set_: list[str] | None,
+    privacy: str | None,
+    rounds: int | None,
+) -> Any:
+    """The configuration, or with ``resume`` that of the run, which only ``rounds`` may change."""
+    from perfedrec.core.errors import ConfigError
+    from perfedrec.experiment import config as configuration
+    from perfedrec.experiment.run import read_config
+
+    if not resume:
+        return configuration.load(preset or "recommended", config, set_ or (), privacy=privacy, run__rounds=rounds)
+    if preset or config or set_ or privacy:
+        raise ConfigError("--resume goes on with the run's own configuration; only --rounds may change")
+    tree = read_config(output).model_dump(by_alias=True)
+    if rounds is not None:
+        tree["run"]["rounds"] = rounds
+    return configuration.check(tree)
+
+
+def _show(summary: dict[str, Any], output: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**summary, "output": str(output)}))
+        return
+    sent = summary["communication"]
+    console.print(
+        f"{summary['prelude'] + summary['best_round']} rounds with {summary['users']} users; "
+        f"{sent['bytes_up'] / 1e6:.1f} MB up and {sent['bytes_down'] / 1e6:.1f} MB down",
+        soft_wrap=True,
+    )
+    print_privacy(summary["privacy"])
+    console.print(f"run written to {output}", soft_wrap=True)

@@ -1,0 +1,110 @@
+"""Certificates and keys of a federation: an authority, servers that it vouches for, and nodes' key pairs."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from perfedrec.core.errors import PerfedrecError
+
+CA, CERTIFICATE, KEY = "ca.crt", "server.pem", "server.key"
+"""Names of the files in a folder of certificates; the authority's own key is ``ca.key``."""
+
+
+def make_certificates(folder: Path, names: Iterable[str] = ("localhost", "127.0.0.1"), days: int = 365) -> None:
+    """An authority in ``folder``, unless there is one, and a server's certificate for ``names`` (hosts, addresses).
+
+    A second call renews the server's certificate under the same authority, so that nodes need no new file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    start = datetime.now(UTC) - timedelta(minutes=5)
+    if not (folder / CA).exists():
+        key, name = ec.generate_private_key(ec.SECP256R1()), _name("perfedrec federation")
+        signing = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        authority = (
+            _builder(name, name, key, start, 10 * days)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(signing, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        _write(folder / "ca.key", _private(key), secret=True)
+        _write(folder / CA, authority.public_bytes(serialization.Encoding.PEM))
+    try:
+        authority = x509.load_pem_x509_certificate((folder / CA).read_bytes())
+        signer = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise PerfedrecError(f"{folder}: the authority cannot be read ({error}); expected {CA} and ca.key") from None
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    key, alternatives = ec.generate_private_key(ec.SECP256R1()), x509.SubjectAlternativeName(list(map(_host, names)))
+    certificate = (
+        _builder(_name("perfedrec coordinator"), authority.subject, key, start, days)
+        .add_extension(alternatives, critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    _write(folder / KEY, _private(key), secret=True)
+    _write(folder / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def make_key(path: Path) -> None:
+    """A node's key pair: the private key at ``path``, for its owner's eyes, the public one beside it as ``.pub``."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    encoding = serialization.Encoding
+    content = key.private_bytes(encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, content, secret=True)
+    public = key.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    _write(path.with_name(path.name + ".pub"), public + b"\n")
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _host(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, start: datetime, days: int
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=days))
+    )
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _write(path: Path, content: bytes, secret: bool = False) -> None:
+    """Write a file; a secret one is its owner's from the first byte. A node's key is never overwritten."""
+    if secret and path.suffix != ".key" and path.exists():
+        raise PerfedrecError(f"{path}: exists already; expected a new file")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600 if secret else 0o644)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+    temporary.replace(path)

@@ -1,0 +1,103 @@
+"""A whole federation on one machine, for trying it out: certificates, keys, a file for each node, and all processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from perfedrec.core.errors import ConfigError
+from perfedrec.data import Dataset
+from perfedrec.data.interactions import Ids, id_series
+from perfedrec.experiment.certificates import CA, make_certificates, make_key
+from perfedrec.runtimes.node import Store
+
+CATALOGUE = "items.txt"
+
+
+def lay_out(folder: Path, dataset: Dataset, nodes: int, users: int | None = None, secret: bytes | None = None) -> None:
+    """Make the folder of a federation: ``certificates``, ``keys``, the catalogue, and ``nodes/n0/store.db``, ....
+
+    The training items of the first ``users`` users of a data set (all by default) are dealt out to the nodes, whole
+    users to each. A ``secret`` that all nodes share makes their draws those of a simulation, for tests.
+    """
+    train = dataset.train
+    count = train.n_users if users is None else users
+    if not nodes <= count <= train.n_users:
+        raise ConfigError(f"{count} users for {nodes} nodes; expected between {nodes} and {train.n_users}")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; expected a new folder")
+    make_certificates(folder / "certificates")
+    write_catalogue(folder / CATALOGUE, train.item_ids)
+    names = id_series(train.user_ids).cast(pl.String).to_list()
+    for number, part in enumerate(np.array_split(np.arange(count), nodes)):
+        place = folder / "nodes" / f"n{number}"
+        make_key(folder / "keys" / f"n{number}")
+        place.mkdir(parents=True)
+        rows = slice(int(train.offsets[part[0]]), int(train.offsets[part[-1] + 1]))
+        owners = np.repeat(part, np.diff(train.offsets)[part])
+        frame = pl.DataFrame(
+            {
+                "user": [names[each] for each in owners],
+                "item": id_series(train.item_ids)[train.items[rows]],
+            }
+        )
+        with Store.make(place / "store.db", train.item_ids, secret) as store:
+            store.take(frame, identities={names[each]: int(each) for each in part})
+
+
+def write_catalogue(path: Path, item_ids: Ids) -> None:
+    path.write_text("".join(f"{each}\n" for each in item_ids.tolist()), encoding="utf-8")
+
+
+@contextmanager
+def nodes(folder: Path, port: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The processes of all nodes in a folder, at work for the coordinator on ``port`` until the end of the block."""
+    with ExitStack() as stack:
+        found = []
+        for place in sorted((folder / "nodes").iterdir()):
+            command = [sys.executable, "-m", "perfedrec", "node", "run", "--store", str(place / "store.db")]
+            command += ["--coordinator", f"127.0.0.1:{port}", "--ca", str(folder / "certificates" / CA)]
+            command += ["--key", str(folder / "keys" / place.name), "--until-stdin-closes"]
+            found.append(stack.enter_context(_child(command, place / "log.txt")))
+        yield found
+
+
+@contextmanager
+def _child(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is told to end at the end of the block, and ends by itself when this one dies."""
+    with open(log, "ab") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True, env=environment()
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def environment() -> Mapping[str, str]:
+    """The environment of a child: Flower tells nobody, and numerical libraries take one thread."""
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
+    return os.environ | quiet
+
+
+def free_port() -> int:
+    """A port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: Any = probe.getsockname()[1]
+    return int(port)

@@ -1,0 +1,252 @@
+"""The coordinator of a deployment as a run: a SuperLink, its nodes, rounds, a checkpoint after each, a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from perfedrec import __version__
+from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.records import copied, unflatten
+from perfedrec.data.interactions import Ids
+from perfedrec.experiment import certificates, checkpoint
+from perfedrec.experiment.config import Config
+from perfedrec.experiment.methods import centralised, method
+from perfedrec.experiment.node import method_of
+from perfedrec.experiment.progress import Reporter, Standing
+from perfedrec.experiment.run import Entry, InterruptedRunError, environment, read_history, signals
+from perfedrec.privacy.report import privacy_block
+from perfedrec.runtimes.flower import (
+    Certificates,
+    Control,
+    Coordinator,
+    Rejection,
+    Setup,
+    SuperLink,
+    attached,
+    public_key,
+)
+from perfedrec.runtimes.node.store import fingerprint
+
+LINK = "superlink"
+"""Folder of a run in which its SuperLink keeps its state."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a coordinator deals with its nodes: where it listens, whom it waits for and how long, and when a round is
+    closed (``deadline`` in seconds; or once the share ``enough`` of the clients asked has answered)."""
+
+    host: str = "127.0.0.1"
+    port: int = 18000
+    min_nodes: int = 1
+    min_users: int = 1
+    wait: float = 600.0
+    deadline: float = 60.0
+    enough: float = 1.0
+
+
+@dataclass(frozen=True)
+class Roll:
+    """Who takes part in a run: the users' identities [n], ascending."""
+
+    users: Tensor
+
+
+def told(config: Config, algorithm: Any) -> str:
+    """What nodes are told of a configuration: the method and its options, with noise as it was solved."""
+    privacy = algorithm.settings.privacy.model_copy(update={"epsilon": None})
+    return method_of(config.model_copy(update={"privacy": privacy}))
+
+
+def serve(
+    config: Config,
+    item_ids: Ids,
+    output: Path,
+    files: Path,
+    keys: Path,
+    terms: Terms,
+    reporter: Reporter,
+    tell: Callable[[str], None],
+    resume: bool = False,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Train with the nodes whose public keys lie in the folder ``keys``, and return the summary.
+
+    ``files`` is a folder with the server's certificates, ``item_ids`` [m] the catalogue. What is written to ``output``
+    is described in ``docs/federation.md``. ``tell`` is told what happens, in one line. SIGINT and SIGTERM end the run
+    after the round at hand, with an :class:`InterruptedRunError`; it goes on with ``resume``, also after SIGKILL.
+    """
+    if centralised(method(config.algorithm)):
+        raise ConfigError(f"{config.algorithm} is centralised: it has no nodes; expected a federated method")
+    run = _Run(config, item_ids, output, name, resume)
+    given = Certificates(*(files / each for each in (certificates.CA, certificates.CERTIFICATE, certificates.KEY)))
+    for path in (given.ca, given.certificate, given.key):
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file; make certificates with perfedrec federation certificates")
+    nodes = {public_key(path): path.stem for path in sorted(keys.glob("*.pub"))}
+    if not nodes:
+        raise ConfigError(f"{keys}: no public keys (*.pub); make some with perfedrec federation keys")
+    address = f"{'127.0.0.1' if terms.host == '0.0.0.0' else terms.host}:{terms.port}"
+    with signals() as caught, _superlink(output / LINK, terms, given, address) as (link, control):
+        names = {node: nodes[key] for node, key in control.register(nodes).items() if key in nodes}
+        with attached(address, given.ca, link.secret, control.open()) as grid:
+            tell(f"listening on {terms.host}:{terms.port} for {len(nodes)} registered nodes")
+            coordinator = Coordinator(
+                grid,
+                run.algorithm,
+                run.setup,
+                len(item_ids),
+                config.run.seed,
+                terms.deadline,
+                terms.enough,
+                known=run.users,
+            )
+            roll = coordinator.assemble(terms.min_nodes, terms.min_users, terms.wait, tell, lambda: bool(caught))
+            run.begin(coordinator, roll.identities)
+            reporter.start(run.standing)
+            try:
+                while run.standing.done < run.standing.total and not caught:
+                    run.step(coordinator, names, tell)
+                    reporter.round(run.standing)
+            finally:
+                reporter.stop(run.standing)
+            if caught:
+                done = run.standing.done
+                raise InterruptedRunError(f"stopped after round {done}; go on with --resume", caught[0])
+            took = coordinator.hand_out(run.state)
+            tell(f"{len(took)} of {len(roll.hosts)} nodes have the model")
+            return run.finish([names.get(node, str(node)) for node in took])
+
+
+@contextmanager
+def _superlink(folder: Path, terms: Terms, files: Certificates, address: str) -> Iterator[tuple[SuperLink, Control]]:
+    link = SuperLink(folder, terms.host, terms.port, files)
+    control = Control(address, files.ca)
+    try:
+        control.wait()
+        yield link, control
+    finally:
+        control.close()
+        link.stop()
+
+
+class _Run:
+    """The mutable middle of :func:`serve`: state, history and run folder."""
+
+    def __init__(self, config: Config, item_ids: Ids, output: Path, name: str | None, resume: bool) -> None:
+        self.config, self.output, self.algorithm = config, output, config.build()
+        self.standing = Standing(config.run.rounds + len(self.algorithm.prelude), config.run.select_by)
+        self.state: Any = None
+        self.users: Tensor | None = None
+        configuration = told(config, self.algorithm)
+        digest = hashlib.sha256(f"{configuration}{config.run.seed}".encode()).hexdigest()
+        self.belongs = {"catalogue": fingerprint(item_ids), "configuration": digest}
+        self._loaded: checkpoint.Loaded | None = None
+        if resume:
+            name = self._restore()
+        elif output.exists() and any(output.iterdir()):
+            raise ConfigError(f"{output} is not empty; expected a new folder (or --resume to go on with the run in it)")
+        else:
+            name = name or secrets.token_hex(8)
+            output.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_atomic(output / "config.toml", config.to_toml().encode())
+            checkpoint.write_atomic(output / "environment.json", json.dumps(environment(), indent=1).encode())
+            checkpoint.write_atomic(output / "name", name.encode())
+        self.setup = Setup(name, configuration, self.belongs["catalogue"], __version__)
+
+    def _restore(self) -> str:
+        """Read the newest checkpoint that is whole, if a round has been played, and the run's name."""
+        try:
+            name = (self.output / "name").read_text(encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"{self.output}: not a coordinator's run: name cannot be read ({error})") from None
+        problem: CheckpointError | None = None
+        for folder in checkpoint.folders(self.output / "checkpoints"):
+            try:
+                self._loaded = checkpoint.load(folder, self.belongs)
+                break
+            except CheckpointError as error:
+                problem = error
+        if self._loaded is None:
+            if problem is not None:
+                raise problem
+            return name
+        total = self.standing.total
+        self.standing = Standing(**self._loaded.extra["standing"])
+        self.standing.total, self.standing.seconds, self.standing.started_at = total, 0.0, self.standing.done
+        self.users = self._loaded.records["roll"][0]["users"]
+        history = read_history(self.output)[: self.standing.done]
+        lines = "".join(json.dumps(entry.line()) + "\n" for entry in history)
+        checkpoint.write_atomic(self.output / "metrics.jsonl", lines.encode())
+        return name
+
+    def begin(self, coordinator: Coordinator, users: Tensor) -> None:
+        """The state that the run starts from, or goes on with."""
+        self.users = users
+        if self._loaded is None:
+            self.state = coordinator.begin()
+            return
+        blank = coordinator.blank()
+        self.state = copied(unflatten(type(blank), *self._loaded.records["state"]))
+
+    def step(self, coordinator: Coordinator, names: dict[int, str], tell: Callable[[str], None]) -> None:
+        """One round and its checkpoint."""
+        start = time.perf_counter()
+        self.state, report = coordinator.play(self.state)
+        seconds = time.perf_counter() - start
+        self._note(coordinator.rejected, names, tell)
+        self.standing.count(report, seconds)
+        self._append("metrics.jsonl", Entry(report, seconds).line())
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        assert self.users is not None
+        folder = checkpoint.folder_of(self.output / "checkpoints", self.standing.done)
+        records = {"state": self.state, "roll": Roll(self.users)}
+        checkpoint.save(folder, records, self.belongs, {"standing": asdict(self.standing)})
+        checkpoint.prune(self.output / "checkpoints")
+
+    def _note(self, rejected: list[Rejection], names: dict[int, str], tell: Callable[[str], None]) -> None:
+        for each in rejected:
+            line = asdict(each) | {"node": names.get(each.node, str(each.node))}
+            self._append("rejections.jsonl", line)
+            tell(f"round {each.round}: went on without node {line['node']}: {each.reason}: {each.detail}")
+        rejected.clear()
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with open(self.output / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def finish(self, took: list[str]) -> dict[str, Any]:
+        """Store the model that is served, and a summary."""
+        assert self.users is not None
+        prelude, done = len(self.algorithm.prelude), self.standing.done
+        extra = {"best_round": done - prelude, "valid": {}}
+        records = {"state": self.algorithm.serving(self.state), "roll": Roll(self.users)}
+        checkpoint.save(self.output / "model", records, self.belongs, extra)
+        releases = self.algorithm.releases(max(done - prelude, 0), self.users.numel())
+        summary = {
+            "algorithm": self.config.algorithm,
+            "prelude": prelude,
+            "best_round": done - prelude,
+            "users": self.users.numel(),
+            "nodes_with_model": took,
+            "communication": {
+                "bytes_up": self.standing.bytes_up,
+                "bytes_down": self.standing.bytes_down,
+                "uploads": self.standing.uploads,
+            },
+            "privacy": privacy_block(self.algorithm.settings.privacy, releases, "SecAgg+", self.algorithm.reporting),
+        }
+        checkpoint.write_atomic(self.output / "result.json", json.dumps(summary, indent=1).encode())
+        return summary

@@ -1,0 +1,217 @@
+"""The coordinator of a deployment: who is there, rounds with them, and what they recommend with afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from secrets import randbits
+from typing import Any
+
+import torch
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.keys import Key
+from perfedrec.core.types import NEWCOMER, Algorithm, Plan, RoundReport, Spec, from_fixed
+from perfedrec.runtimes.flower.codec import Instructions, Setup, UploadError, ViewLayout, pack, unpack
+from perfedrec.runtimes.flower.server_app import POLL, Rejection, Traffic, exchange, gather, play_round
+
+MOST_USERS = 10_000_000
+"""Users that a node may host: a bound on what a node's word can make the coordinator do."""
+
+
+@dataclass
+class Directory:
+    """Who hosts whom: ``identities`` [n] of all users, ascending, and by node the places [h] of its users in it."""
+
+    identities: Tensor
+    hosts: dict[int, Tensor]
+
+
+@dataclass
+class Coordinator:
+    """Plays rounds of ``algorithm`` over a ``grid`` with the nodes that agree to ``setup``.
+
+    ``seed`` serves selection and the server's steps; ``deadline`` is in seconds a round, and ``enough`` the share of
+    the clients asked after whose answers a round is closed. Nodes that a round went on without are in ``rejected``.
+    """
+
+    grid: Grid
+    algorithm: Algorithm[Any, Any, Any]
+    setup: Setup
+    n_items: int
+    seed: int
+    deadline: float = 60.0
+    enough: float = 1.0
+    item_attributes: Tensor | None = None
+    rejected: list[Rejection] = field(default_factory=list)
+    n_user_attributes: int = 0
+    directory: Directory | None = None
+    known: Tensor | None = None
+    """Users [n] of a run that goes on: nobody joins it, and those who are away are away."""
+
+    def assemble(
+        self,
+        min_nodes: int,
+        min_users: int,
+        seconds: float,
+        tell: Callable[[str], None],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Directory:
+        """Wait for so many nodes and users. ``tell`` is told what changes, in one line.
+
+        A node that hosts a user of another one is refused. Raises :class:`PerfedrecError` after ``seconds``, and once
+        ``stopped``.
+        """
+        end, asked, claimed = time.monotonic() + seconds, dict[str, int](), dict[int, Tensor]()
+        taken, known, line = torch.zeros(0, dtype=torch.int64), set[int](), ""
+        while True:
+            present = set(self.grid.get_node_ids())
+            new = sorted(present - known)
+            if new:
+                names = self.grid.push_messages([self._hello(node) for node in new])
+                asked |= dict(zip(names, new, strict=True))
+                known |= present
+            for reply in self.grid.pull_messages(asked) if asked else ():
+                node = asked.pop(reply.metadata.reply_to_message_id)
+                try:
+                    if nameless := self._nameless(reply):
+                        (name,) = self.grid.push_messages([self._hello(node, nameless)])
+                        asked[name] = node
+                        continue
+                    users = self._presented(reply, taken)
+                    claimed[node], taken = users, torch.cat([taken, users])
+                except UploadError as error:
+                    self._refuse(node, error)
+                    tell(f"node {node} is refused: {error}")
+            here = {node: users for node, users in claimed.items() if node in present}
+            count = sum(users.numel() for users in here.values())
+            news = f"{len(here)} of {min_nodes} nodes and {count} of {min_users} users are present"
+            if news != line:
+                tell(line := news)
+            if len(here) >= min_nodes and count >= min_users:
+                break
+            if stopped() or time.monotonic() > end:
+                raise PerfedrecError(f"gave up waiting: {news}")
+            time.sleep(4 * POLL)
+        identities = taken.sort().values if self.known is None else self.known
+        hosts = {node: torch.searchsorted(identities, users.sort().values) for node, users in sorted(claimed.items())}
+        self.directory = Directory(identities, hosts)
+        return self.directory
+
+    def blank(self) -> Any:
+        """A state of the right kind and sizes, in which a stored one finds its types."""
+        return self.algorithm.init(self._spec(torch.ones(self.n_items)), Key(self.seed).fold("init"))
+
+    def begin(self) -> Any:
+        """The state before the first round. Where the method needs item degrees and clients do not release them as a
+        phase of their own, the nodes are asked for their sums."""
+        assert self.directory is not None
+        spec, state = self._spec(torch.ones(self.n_items)), self.blank()
+        if not self.algorithm.needs_degrees:
+            return state
+        plan = Plan("degrees", torch.arange(self.directory.identities.numel()))
+        traffic = Traffic(self.grid, -1, plan.phase, self.deadline)
+        start = replace(state, round=-1)  # before the first round, which nodes answer once
+        total = gather(
+            traffic,
+            self.algorithm,
+            start,
+            plan,
+            spec,
+            self.directory.hosts,
+            self._layout,
+            self.setup,
+            self.directory.identities,
+        )
+        self.rejected += traffic.rejections
+        degrees = torch.zeros(self.n_items).index_copy_(0, total.keys, from_fixed(total.sums).squeeze(1))
+        return self.algorithm.init(self._spec(degrees), Key(self.seed).fold("init"))
+
+    def play(self, state: Any) -> tuple[Any, RoundReport]:
+        """Play the next round with the nodes that are there."""
+        assert self.directory is not None
+        present = set(self.grid.get_node_ids())
+        for node in self.directory.hosts.keys() - present:
+            self.rejected.append(Rejection(node, state.round, "", "away", "it is not connected", 0))
+        return play_round(
+            self.grid,
+            self.algorithm,
+            state,
+            self._spec(torch.ones(self.n_items)),
+            {node: users for node, users in self.directory.hosts.items() if node in present},
+            self._layout,
+            self.seed,
+            self.deadline,
+            setup=self.setup,
+            identities=self.directory.identities,
+            enough=self.enough,
+            rejected=self.rejected,
+        )
+
+    def hand_out(self, state: Any) -> list[int]:
+        """Give every node what its users recommend with, and the nodes that took it."""
+        assert self.directory is not None
+        state, newcomer = self.algorithm.serving(state), torch.tensor([NEWCOMER])
+        instructions = Instructions(
+            self.algorithm, state, "serve", 0, self._layout, self.setup, self.directory.identities, serving=True
+        )
+        messages = [
+            Message(instructions.content(torch.cat([users, newcomer])), dst_node_id=node, message_type="query.model")
+            for node, users in self.directory.hosts.items()
+        ]
+        return sorted(node for node, reply in exchange(self.grid, messages, self.deadline) if not reply.has_error())
+
+    @property
+    def _layout(self) -> ViewLayout:
+        return ViewLayout.of(self.algorithm)
+
+    def _spec(self, degrees: Tensor) -> Spec:
+        assert self.directory is not None
+        users = self.directory.identities.numel()
+        return Spec(users, self.n_items, degrees, self.n_user_attributes, self.item_attributes)
+
+    def _hello(self, node: int, new: int = 0) -> Message:
+        """A question who is there, with identities for so many ``new`` users: numbers of 62 bits that nobody has."""
+        content = RecordDict({"setup": self.setup.record()})
+        if new:
+            content["identities"] = pack({"identities": torch.tensor([randbits(62) for _ in range(new)])})
+        return Message(content, dst_node_id=node, message_type="query")
+
+    def _nameless(self, reply: Message) -> int:
+        """How many users of a node need identities; none do in a run that goes on, which they cannot join."""
+        if reply.has_error() or self.known is not None or "about" not in reply.content.config_records:
+            return 0
+        new = reply.content.config_records["about"].get("new")
+        return new if isinstance(new, int) and 0 <= new <= MOST_USERS else 0
+
+    def _presented(self, reply: Message, taken: Tensor) -> Tensor:
+        """[h] the users that a node hosts. Raises :class:`UploadError` with the reason why it cannot be taken."""
+        if reply.has_error():
+            reason, _, detail = (reply.error.reason or "").partition(": ")
+            raise UploadError(reason if detail else "failed", detail or reason)
+        try:
+            about = reply.content.config_records["about"]
+            users = unpack(reply.content.array_records["users"])["users"]
+            items, attributes = int(about["items"]), int(about["attributes"])  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UploadError("malformed", f"its answer came without {error}") from None
+        if users.dtype != torch.int64 or users.dim() != 1 or bool((users < 0).any()):
+            raise UploadError("malformed", "users: expected a list of whole numbers from 0")
+        if items != self.n_items or attributes != self.n_user_attributes:
+            expected = f"{self.n_items} items and {self.n_user_attributes} attributes"
+            raise UploadError(
+                "catalogue", f"it has {items} items and {attributes} user attributes; expected {expected}"
+            )
+        if users.unique().numel() != users.numel():
+            raise UploadError("users", "it names a user twice")
+        if bool(torch.isin(users, taken).any()):
+            count = int(torch.isin(users, taken).sum())
+            raise UploadError("users", f"{count} of its users are hosted by another node")
+        return users if self.known is None else users[torch.isin(users, self.known)]
+
+    def _refuse(self, node: int, error: UploadError) -> None:
+        self.rejected.append(Rejection(node, -1, "registration", error.reason, str(error), 0))

@@ -1,0 +1,188 @@
+"""A node at work in a deployment: it answers a coordinator that tells it method and options, in one long-lived process.
+
+Three kinds of messages come: ``query`` (which users are here?), ``train`` (a round), and ``query.model`` (what to
+recommend with). Each one carries the :class:`~perfedrec.runtimes.flower.codec.Setup` that both sides have to agree on,
+so that a node keeps nothing about its coordinator and may be restarted at any time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.types import Aggregate, Algorithm
+from perfedrec.runtimes.flower.client_app import work
+from perfedrec.runtimes.flower.codec import Setup, Task, UploadError, ViewLayout, dump, load, pack, reply, unpack
+from perfedrec.runtimes.flower.secagg import STAGES
+from perfedrec.runtimes.flower.secure_sum import RECORD, take_part
+from perfedrec.runtimes.flower.server_app import FAILED
+from perfedrec.runtimes.flower.wire import AwayError, Fleet, StoppedError
+from perfedrec.runtimes.node import Store
+
+POLL = 0.05
+IDLE = 1.0
+"""Seconds between two questions for messages: at first, and at most when there was none for long."""
+
+PATIENCE = 5.0
+"""Most seconds between two attempts to reach a coordinator."""
+
+
+@dataclass
+class Work:
+    """What a node has done: messages answered and refused, rounds, seconds of computing."""
+
+    rounds: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    connected: bool = False
+
+
+class Station:
+    """The app of a node whose users are in a ``store``; ``build`` makes the method that a configuration in TOML
+    describes. A node refuses to work with another catalogue or another ``version`` of this package than its own."""
+
+    def __init__(self, store: Store, build: Callable[[str], Algorithm[Any, Any, Any]], version: str) -> None:
+        self.store, self.build, self.version = store, build, version
+        self.done = Work()
+        self._joined: tuple[Setup, Algorithm[Any, Any, Any], int] | None = None
+
+    def app(self) -> ClientApp:
+        """The ``ClientApp``."""
+        app = ClientApp()
+
+        @app.query()
+        def present(message: Message, context: Context) -> Message:
+            self._agreed(Setup.read(message.content))
+            if "identities" in message.content.array_records:
+                given = unpack(message.content.array_records["identities"])["identities"].tolist()
+                self.store.register(dict(zip(self.store.unregistered(), given, strict=False)))
+            users, new = self.store.everyone(), len(self.store.unregistered())
+            attributes = self.store.rows(users[:1])[0].attributes
+            width = 0 if attributes is None else attributes.shape[1]
+            about = ConfigRecord({"attributes": width, "items": self.store.n_items, "new": new})
+            return Message(RecordDict({"about": about, "users": pack({"users": users})}), reply_to=message)
+
+        @app.train()
+        def train(message: Message, context: Context) -> Message:
+            algorithm, seed = self._agreed(Setup.read(message.content))
+            if algorithm.secure_sums:
+                raise PerfedrecError("this node's uploads are for sums alone; expected stages of secure aggregation")
+            return Message(reply(self._work(message, algorithm, seed)), reply_to=message)
+
+        def stage(message: Message, context: Context) -> Message:
+            def vector() -> Aggregate:
+                return self._work(message, *self._agreed(Setup.read(message.content)))
+
+            return take_part(message, context, vector)
+
+        for name in STAGES:
+            app.train(name)(stage)
+
+        @app.query("model")
+        def model(message: Message, context: Context) -> Message:
+            setup = Setup.read(message.content)
+            algorithm, _ = self._agreed(setup)
+            task = self._task(message, algorithm)
+            self.store.receive(task.view, task.users[:-1], setup.run, task.round, setup.configuration)
+            return Message(RecordDict(), reply_to=message)
+
+        return app
+
+    def _work(self, message: Message, algorithm: Algorithm[Any, Any, Any], seed: int) -> Aggregate:
+        """What the users hand over for a message: once, and the same when the same is asked for again."""
+        task = self._task(message, algorithm)
+        if task.round < 0:  # before the first round, where nothing is noised or remembered
+            return work(algorithm, self.store, task, seed)
+        instruction = [(name, each.object_id) for name, each in message.content.items() if name != RECORD]
+        request = repr(sorted(instruction)).encode()
+        made = self.store.answer(task.round, request, lambda: dump(work(algorithm, self.store, task, seed)))
+        assert made is not None
+        self.done.rounds += 1
+        return load(made)
+
+    def _task(self, message: Message, algorithm: Algorithm[Any, Any, Any]) -> Task:
+        return Task.read(message.content, ViewLayout.of(algorithm), self.store.device)
+
+    def _agreed(self, setup: Setup) -> tuple[Algorithm[Any, Any, Any], int]:
+        """The method of a setup that this node agrees to, and the seed of its users' draws."""
+        if self._joined is None or self._joined[0] != setup:
+            algorithm = self._method(setup)
+            self._joined = setup, algorithm, self.store.join(algorithm, setup.run)
+        return self._joined[1:]
+
+    def _method(self, setup: Setup) -> Algorithm[Any, Any, Any]:
+        """The method of a setup that this node agrees to."""
+        if setup.version != self.version:
+            raise UploadError("version", f"this node runs version {self.version}, the coordinator {setup.version}")
+        if setup.catalogue != self.store.catalogue:
+            raise UploadError(
+                "catalogue", f"this node has the catalogue {self.store.catalogue}, the coordinator {setup.catalogue}"
+            )
+        try:
+            return self.build(setup.configuration)
+        except PerfedrecError as error:
+            raise UploadError("configuration", f"this node cannot play by the configuration: {error}") from error
+
+
+def answer(app: ClientApp, message: Message, context: Context) -> Message:
+    """What the app says to a message, or an error that names its kind."""
+    try:
+        return app(message, context)
+    except UploadError as error:
+        return Message(Error(FAILED, f"{error.reason}: {error}"), reply_to=message)
+    except PerfedrecError as error:
+        return Message(Error(FAILED, f"failed: {error}"), reply_to=message)
+    except Exception as error:
+        return Message(Error(FAILED, f"failed: {type(error).__name__}: {error}"), reply_to=message)
+
+
+def run_node(
+    connect: Callable[[], Fleet], station: Station, stop: threading.Event, tell: Callable[[str], None]
+) -> None:
+    """Answer messages until ``stop`` is set, after the work at hand. ``tell`` is told what changes, in one line.
+
+    Connections that break are made anew, with longer and longer waits. Raises
+    :class:`~perfedrec.runtimes.flower.wire.RefusedError` where that cannot help.
+    """
+    app, wait = station.app(), POLL
+    while not stop.is_set():
+        fleet = connect()
+        try:
+            node = fleet.activate()
+            tell(f"connected to {fleet.address} as node {node}, with {station.store.n_users} users")
+            station.done.connected, wait = True, POLL
+            _answer_all(fleet, node, app, station, stop)
+        except AwayError as error:
+            tell(f"{error}; trying again in {wait:.1f} s")
+            stop.wait(wait)
+            wait = min(2 * wait, PATIENCE)
+        finally:
+            station.done.connected = False
+            fleet.close()
+
+
+def _answer_all(fleet: Fleet, node: int, app: ClientApp, station: Station, stop: threading.Event) -> None:
+    last, context = time.monotonic(), Context(0, node, {}, RecordDict(), {})
+    while not stop.is_set():
+        try:
+            message = fleet.receive()
+            if message is None:
+                idle = time.monotonic() - last
+                stop.wait(min(max(POLL, idle / 20), IDLE))
+                continue
+            start = last = time.monotonic()
+            if message.metadata.run_id != context.run_id:
+                context = Context(message.metadata.run_id, node, {}, RecordDict(), {})
+            said = answer(app, message, context)
+            station.done.seconds += (seconds := time.monotonic() - start)
+            station.done.refused += said.has_error()
+            fleet.send(said, seconds)
+        except StoppedError:
+            continue
