@@ -82,8 +82,12 @@ def test_a_method_without_vectors_and_messages_has_a_report_without_them(tmp_pat
     assert tab.look("() => document.querySelectorAll('#map, #geometry, #bytes').length") == 0
 
 
-def test_a_centralised_method_has_a_map_without_clusters(tmp_path: Path) -> None:
-    text = text_of(write_report(train_with(tmp_path / "run", "mf", "run.rounds=2")))
+def test_a_centralised_method_has_a_map_without_clusters_and_sampled_negatives_are_called_so(tmp_path: Path) -> None:
+    folder = train_with(tmp_path / "run", "mf", "run.rounds=2", "run.sampled_negatives=30")
+    written = write_report(folder)
+    text, sampled = text_of(written), read_summary(folder)["test_sampled"]
+    rows = rows_of(written, "Test metrics among 30 sampled negatives, for comparison with papers")
+    assert rows["NDCG@10"]["this run"] == f"{sampled['ndcg@10']:.4f}"
     assert "There were no clusters in that round" in text
     assert "user vectors: a centralised method has them in one place" in text
 

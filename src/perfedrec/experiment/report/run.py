@@ -80,7 +80,8 @@ def _lead(run: Run) -> str:
     beside = f", {mean.value / floor:.2g} times what popularity reaches ({floor:.4f})" if floor else ""
     return (
         f"{run.config.algorithm} reaches {metric_name(metric)} {mean.value:.4f} on the {mean.n:,} test users of "
-        f"{run.data}{beside}. Each held-out item was ranked among all items that its user had not seen in training."
+        f"{run.data}{beside}. Each held-out item was ranked among all items that its user had not met in "
+        "training or validation."
     )
 
 
