@@ -96,6 +96,32 @@ def test_a_client_depends_on_nobody_else(name: str) -> None:
     torch.testing.assert_close(sent.deltas[mine], alone.deltas, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_served_table_is_the_average_of_the_rounds(name: str) -> None:
+    """The first vectors are in the average from the start, and each round has a share of ``1 - averaging``."""
+    here, tables = simulator(name, 0, "server.averaging=0.75"), []
+    expected = here.state.items.clone()
+    for _ in range(4):
+        here.play()
+        expected = 0.75 * expected + 0.25 * here.state.items
+        tables.append(here.algorithm.serving(here.state).items)
+        torch.testing.assert_close(tables[-1], expected, rtol=0, atol=1e-5)
+    plain = simulator(name, 4, "server.averaging=0")
+    assert torch.equal(plain.algorithm.serving(plain.state).items, plain.state.items)
+    torch.testing.assert_close(plain.state.items, here.state.items, rtol=0, atol=0)  # what is trained does not change
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_clients_can_count_by_their_interactions(name: str) -> None:
+    here = simulator(name, 0, "server.weighting=interactions")
+    rows, positions = here.population.rows(torch.arange(80))
+    memory, view = here.population.recall(torch.arange(80), positions), here.algorithm.view(here.state, rows.users)
+    sent, _ = here.algorithm.client("train", view, rows, memory, Key(1))
+    assert torch.equal(sent.weights, rows.counts.to(torch.float32))
+    with pytest.raises(Exception, match="server.weighting = uniform"):
+        configure(name, overrides=["server.weighting=interactions", "privacy.aggregation=secure"])
+
+
 @pytest.mark.parametrize("name", ["pfedrec", "fedncf", "fedrap"])
 def test_secure_sums_give_the_same_tables(name: str) -> None:
     plain, summed = (simulator(name, 3, f"privacy.aggregation={how}") for how in ("sparse", "secure"))
