@@ -118,7 +118,7 @@ def test_clients_can_count_by_their_interactions(name: str) -> None:
     memory, view = here.population.recall(torch.arange(80), positions), here.algorithm.view(here.state, rows.users)
     sent, _ = here.algorithm.client("train", view, rows, memory, Key(1))
     assert torch.equal(sent.weights, rows.counts.to(torch.float32))
-    with pytest.raises(Exception, match="server.weighting = uniform"):
+    with pytest.raises(Exception, match=r"server\.weighting = uniform"):
         configure(name, overrides=["server.weighting=interactions", "privacy.aggregation=secure"])
 
 
