@@ -248,6 +248,7 @@ def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
     [
         (("privacy", "plan", "--epsilon", "0", "--users", "10"), "--epsilon is 0; expected more than 0"),
         (("privacy", "plan", "--epsilon", "1", "--users", "10", "--rounds", "5"), "a cohort of 256 is larger"),
+        (("privacy", "plan", "--epsilon", "1", "--users", "10", "--cap", "0"), "--cap is 0; expected more than 0"),
         (("privacy", "report", "nowhere"), "not a finished run"),
         (("audit", "nowhere"), "not a run folder"),
         (("train", "--privacy", "privat"), "did you mean private?"),

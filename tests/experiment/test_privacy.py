@@ -15,7 +15,8 @@ from perfedrec.experiment.config import presets
 from perfedrec.experiment.run import Result, read_summary
 from perfedrec.privacy import uploads
 from perfedrec.privacy.canary import bounds
-from perfedrec.privacy.report import audited, lines
+from perfedrec.privacy.report import audited, lines, warnings
+from perfedrec.privacy.settings import NoiseSettings, PrivacySettings
 
 SMALL = (
     "data.path=synthetic:users=300,items=250",
@@ -90,6 +91,15 @@ def test_private_spends_its_epsilon_on_everything_that_is_released(tmp_path: Pat
     assert block["warnings"][0].startswith("300 users are few for epsilon 4: test ndcg@20 ")
     assert "popularity" in block["warnings"][0]
     assert "warning" in dict(lines(block))
+
+
+def test_a_delta_that_allows_for_showing_somebody_is_flagged() -> None:
+    private = PrivacySettings(aggregation="secure", norm="l2", clip=1.0, noise=NoiseSettings(spectral=1.0))
+    good, floor = {"ndcg@20": 0.2}, {"ndcg@20": 0.1}
+    assert warnings(private, 100_000, 10, good, floor) == []
+    (said,) = warnings(private, 100_001, 10, good, floor)
+    assert "delta 1e-05 is above 1 / 100001 users" in said
+    assert len(warnings(private, 5, 1000, good, floor)) == 1
 
 
 def test_private_training_is_in_the_ledger_with_its_cap(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dp_accounting as dp
 import pytest
+from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,6 +131,19 @@ def test_solved_multipliers() -> None:
     assert gaussian_multiplier(8.0, 1e-5) == pytest.approx(0.6, abs=0.001)
     multiplier = poisson_multiplier(4.67, 1e-5, 256 / 5224, 200)
     assert multiplier == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("multiplier", [0.2, 0.6, 1.0, 3.0, 20.0])
+def test_one_gaussian_release_in_closed_form_is_what_the_accountant_finds(multiplier: float) -> None:
+    found = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE).compose(dp.GaussianDpEvent(multiplier))
+    assert account(dp.GaussianDpEvent(multiplier), 1e-5) == pytest.approx(found.get_epsilon(1e-5), rel=1e-3, abs=1e-4)
+
+
+@given(epsilon=st.floats(1e-3, 1e4), delta=st.floats(1e-12, 0.1))
+def test_noise_is_solved_at_once_for_any_epsilon(epsilon: float, delta: float) -> None:
+    multiplier = gaussian_multiplier(epsilon, delta)
+    assert account(dp.GaussianDpEvent(multiplier), delta) == pytest.approx(epsilon, rel=1e-4, abs=1e-6)
+    assert account(dp.GaussianDpEvent(multiplier), delta) <= epsilon * (1 + 1e-9)
 
 
 def test_the_accountant_tells_its_version() -> None:

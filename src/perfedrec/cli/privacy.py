@@ -37,9 +37,12 @@ def privacy_plan(
     with one_line():
         from perfedrec.privacy.plan import plan_spectral, plan_training
 
-        for name, value in (("epsilon", epsilon), ("users", users), ("items", items), ("passes", passes), ("dim", dim)):
-            if value <= 0:
+        sizes = {"users": users, "items": items, "passes": passes, "dim": dim, "cohort": cohort, "cap": cap}
+        for name, value in {"epsilon": epsilon, **sizes}.items():
+            if value is not None and value <= 0:
                 raise ConfigError(f"--{name} is {value:g}; expected more than 0")
+        if epsilon > 50:
+            raise ConfigError(f"--epsilon is {epsilon:g}; expected at most 50: a larger one rules out nothing")
         if not 0 < delta < 1:
             raise ConfigError(f"--delta is {delta:g}; expected a number between 0 and 1")
         spectral = plan_spectral(epsilon, delta, users, items, passes)

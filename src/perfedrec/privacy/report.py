@@ -145,11 +145,13 @@ def warnings(
     """What has to be said of the accuracy of a private result: popularity's stands beside it where users are few."""
     if not settings.noise.any:
         return []
+    found = []
+    if settings.delta * n_users > 1:
+        found.append(f"delta {settings.delta:g} is above 1 / {n_users} users: it allows for showing somebody whole")
     metric = "ndcg@20"
     signal = n_users / (settings.noise.spectral * n_items**0.5) if settings.noise.spectral else float("inf")
     if metric not in private or (signal >= FEW and private[metric] >= 1.25 * popularity[metric]):
-        return []
+        return found
     asked = "the noise that was set" if settings.epsilon is None else f"epsilon {settings.epsilon:g}"
-    return [
-        f"{n_users} users are few for {asked}: test {metric} {private[metric]:.4f}, popularity {popularity[metric]:.4f}"
-    ]
+    few = f"{n_users} users are few for {asked}"
+    return [*found, f"{few}: test {metric} {private[metric]:.4f}, popularity {popularity[metric]:.4f}"]

@@ -1,0 +1,21 @@
+"""The commands behind published figures run as the documents say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_accuracy_under_privacy_is_measured_beside_floor_and_ceiling() -> None:
+    data = "synthetic:users=80,items=60,clusters=3,interactions_per_user=8"
+    command = [sys.executable, "benchmarks/private.py", "--data", data, "--dim", "4", "--seeds", "0", "--copies", "3"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    found = {line["figure"]: line for line in map(json.loads, run.stdout.splitlines())}
+    assert list(found) == ["popularity", "without noise", "epsilon 8", "epsilon 8, ratios"]
+    assert found["popularity"]["users"] == found["epsilon 8"]["users"] == 240
+    ratio = found["epsilon 8"]["value"] / found["without noise"]["value"]
+    assert abs(found["epsilon 8, ratios"]["of_noiseless"] - ratio) < 0.001
