@@ -57,6 +57,10 @@ def test_train_evaluate_and_recommend_on_a_file_with_string_ids(ratings: Path, t
     assert one["items"][0]["item"] in shown
 
 
+def test_help_describes_arguments_as_well_as_options() -> None:
+    assert "folder of a finished run" in runner.invoke(app, ["audit", "--help"]).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
