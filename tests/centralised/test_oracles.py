@@ -22,6 +22,7 @@ from perfedrec.centralised.spectral_filter import SpectralFilter, SpectralFilter
 from perfedrec.centralised.user_knn import UserKNN, UserKNNSettings
 from perfedrec.centralised.vectors import VectorSettings, batches
 from perfedrec.centralised.xsimgcl import XSimGCL, XSimGCLSettings
+from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key
 
 N_USERS, N_ITEMS = 60, 38
@@ -190,3 +191,17 @@ def test_yelp_as_in_the_literature(name: str, recall: float, ndcg: float, real_d
     test = train(config.build(), load(str(real_data("yelp"))), config.run, config=config).evaluate("test")
     assert test["recall@20"] == pytest.approx(recall, abs=0.0036)  # a standard error over 5,144 users
     assert test["ndcg@20"] == pytest.approx(ndcg, abs=0.0016)
+
+
+def test_a_last_batch_of_one_has_no_uniformity(dataset: Dataset) -> None:
+    n = dataset.train.n_interactions
+    engine = Central(DirectAU(DirectAUSettings(batch_size=n - 1, embedding_dim=4)), dataset, device="cpu")
+    whole = Central(DirectAU(DirectAUSettings(batch_size=n, embedding_dim=4)), dataset, device="cpu")
+    assert engine.play().loss == pytest.approx(whole.play().loss, rel=0.05)
+
+
+def test_training_that_leaves_the_finite_numbers_says_so(dataset: Dataset) -> None:
+    engine = Central(MF(VectorSettings(learning_rate=1e30, embedding_dim=4)), dataset, device="cpu")
+    engine.play()
+    with pytest.raises(DivergedError, match=r"loss of epoch 2 is (nan|inf); expected a finite number"):
+        engine.play()

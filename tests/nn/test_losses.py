@@ -3,7 +3,7 @@ from math import exp, log
 import pytest
 import torch
 
-from perfedrec.nn.losses import bpr, info_nce, sampled_softmax, softplus
+from perfedrec.nn.losses import bpr, info_nce, sampled_softmax, softplus, uniformity
 
 
 def numbers(*shape: int) -> torch.Tensor:
@@ -59,6 +59,21 @@ def test_info_nce_against_plain_python() -> None:
         expected -= log(similar[i] / sum(similar)) / 6
     assert float(info_nce(first, second, temperature)) == pytest.approx(expected, abs=1e-12)
     assert float(info_nce(5 * first, 0.1 * second, temperature)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_uniformity_against_plain_python_and_without_pairs() -> None:
+    vectors = torch.nn.functional.normalize(numbers(5, 3), dim=1)
+    points = vectors.tolist()
+    terms = [
+        exp(-2 * sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+        for i, a in enumerate(points)
+        for j, b in enumerate(points)
+        if i != j
+    ]
+    assert float(uniformity(vectors)) == pytest.approx(log(sum(terms) / len(terms)), abs=1e-12)
+    alone = vectors[:1].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(uniformity(alone) + alone.sum(), alone)
+    assert (float(uniformity(alone)), gradient.tolist()) == (0.0, [[1.0, 1.0, 1.0]])
 
 
 def test_softplus_and_its_gradient_have_the_same_bits_at_every_place() -> None:

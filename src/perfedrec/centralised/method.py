@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from scipy import sparse
 from torch import Tensor
 
 from perfedrec.core.device import pick_device
+from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.settings import Settings
@@ -131,11 +133,16 @@ class Central:
         self.state = method.init(self.data, Key(seed).fold("init"))
 
     def play(self) -> RoundReport:
-        """The next epoch."""
+        """The next epoch. Raises :class:`DivergedError` where its loss is not finite."""
         loss = None
         if self.method.trained:
             key = Key(self.seed).fold("round", self.round)
             self.state, loss = self.method.epoch(self.state, self.data, key)
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss of epoch {self.round + 1} is {loss}; expected a finite number "
+                    "(is the learning rate too large?)"
+                )
         self.round += 1
         phase = "train" if self.method.trained else "fit"
         return RoundReport(self.round - 1, phase, self.data.n_users, self.data.n_users, loss, 0, 0, 0)

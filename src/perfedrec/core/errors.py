@@ -21,3 +21,7 @@ class ConfigError(PerfedrecError):
 
 class CheckpointError(PerfedrecError):
     """A stored run or checkpoint is damaged, foreign or of another version."""
+
+
+class DivergedError(PerfedrecError):
+    """Training has left the numbers that can be computed with; options decide whether it does."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key
 
 FIXED_POINT = 2.0**36
@@ -210,11 +210,11 @@ class RoundReport:
 def reduce(contribution: Contribution, n_items: int, n_groups: int) -> Aggregate:
     """Weighted sums of a block's contributions, by (group, item), in fixed point.
 
-    Raises :class:`PerfedrecError` when a contribution holds a number that is not finite, or too large: one broken
+    Raises :class:`DivergedError` when a contribution holds a number that is not finite, or too large: one broken
     client must reach neither the sum nor the clustering.
     """
     if contribution.reports is not None and not bool(contribution.reports.sum().isfinite()):
-        raise PerfedrecError("a contribution holds a report that is not finite; expected finite user vectors")
+        raise DivergedError("a contribution holds a report that is not finite; expected finite user vectors")
     users, groups, weights = contribution.users, contribution.groups, contribution.weights
     device = users.device
     total = torch.zeros(n_groups, dtype=torch.float64, device=device).index_add_(0, groups, _fixed(weights))
@@ -260,7 +260,7 @@ def _fixed(values: Tensor, weights: Tensor | None = None) -> Tensor:
     fixed = fixed.mul_(FIXED_POINT if weights is None else (weights * FIXED_POINT)[:, None]).round_()
     flat = fixed.reshape(-1)
     if not bool(flat.dot(flat) < (LARGEST * FIXED_POINT) ** 2):  # nor for a number that is not one
-        raise PerfedrecError(
+        raise DivergedError(
             "a contribution holds numbers that are not finite or larger than a sum can hold; expected finite changes "
             "(is a learning rate too large?)"
         )

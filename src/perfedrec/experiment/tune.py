@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, DivergedError
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.experiment.checkpoint import write_atomic
@@ -194,7 +194,7 @@ class Tuning:
         except TrialPruned:
             state = "pruned"
             study.tell(trial, state=TrialState.PRUNED)
-        except ConfigError as error:  # options that are valid one by one and not together
+        except (ConfigError, DivergedError) as error:  # options that are valid one by one and not together
             state, remark = "infeasible", str(error)
             trial.set_user_attr("infeasible", remark)
             study.tell(trial, state=TrialState.PRUNED)

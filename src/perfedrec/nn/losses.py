@@ -73,7 +73,10 @@ def alignment(users: Tensor, items: Tensor) -> Tensor:
 
 
 def uniformity(vectors: Tensor) -> Tensor:
-    """``log mean exp(-2 ||x - y||^2)`` over pairs of unit ``vectors`` [b, d] (Wang and Isola, 2020); -4 at best."""
+    """``log mean exp(-2 ||x - y||^2)`` over pairs of unit ``vectors`` [b, d] (Wang and Isola, 2020); -4 at best, and 0
+    where there is no pair."""
     n = vectors.shape[0]
+    if n < 2:
+        return vectors.new_zeros(())
     cosines = (vectors @ vectors.T).fill_diagonal_(-torch.inf)  # ||x - y||^2 = 2 - 2 x.y; a pair counts twice
-    return (4 * cosines - 4).exp().sum().log() - math.log(max(n * (n - 1), 1))
+    return (4 * cosines - 4).exp().sum().log() - math.log(n * (n - 1))
