@@ -88,7 +88,7 @@ def test_times_become_seconds(path: Path, column: list[str], expected: list[int]
 
 def test_columns_by_name_and_by_position(path: Path) -> None:
     path.write_text("who,what,when,how\n1,2,1700000000,4\n")
-    with pytest.raises(DataError, match="no user and no item column; the columns are who, what, when, how"):
+    with pytest.raises(DataError, match="what, when, how; say which with --columns user=NAME,item=NAME"):
         read(path)
     frame = read(path, columns={"user": "who", "item": 2, "rating": "how"})
     assert frame.to_dicts() == [{"user": 1, "item": 2, "rating": 4.0}]

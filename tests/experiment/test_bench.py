@@ -107,7 +107,7 @@ def test_what_is_common_gives_way_to_what_a_method_says(tmp_path: Path) -> None:
         ("seeds", "seed", "did you mean seeds"),
         ("seeds = [0, 3]", "seeds = []", "seeds"),
         ('"popularity"', '"popularty"', "did you mean popularity"),
-        ("recall@20", "recall@7", "metric"),
+        ("recall@20", "recall@7", "metric: expected (recall|ndcg|hr|mrr|precision)@(10|20)"),
         ("methods.fedmf", "methods.fedmx", "did you mean fedmf"),
         ("run.rounds=3", "run.round=3", "did you mean run.rounds"),
         ("run.rounds=3", "data.k_core=3", "[data.NAME]"),

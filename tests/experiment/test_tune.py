@@ -140,6 +140,16 @@ def test_options_that_do_not_go_together_are_told_and_the_study_goes_on(toy: Any
     assert {each.state for each in told} == {"infeasible", "complete"}
 
 
+def test_a_trial_that_diverges_is_told_and_the_study_goes_on(toy: Any, tmp_path: Path) -> None:
+    for name, key in (("fedmf", "client.learning_rate"), ("mf", "method.learning_rate")):
+        space = Space.model_validate({"space": {key: {"choices": [0.01, 1e30]}}})
+        few = FEW if name == "fedmf" else ("run.rounds=2", "method.embedding_dim=8")
+        told: list[Outcome] = []
+        Tuning(resolve(algorithm=name, overrides=few), space, toy, tmp_path / name).play(5, told.append)
+        assert {(each.changes[key], each.state) for each in told} == {(0.01, "complete"), (1e30, "infeasible")}
+        assert all("finite" in each.remark for each in told if each.state == "infeasible")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -216,3 +226,4 @@ def test_a_method_without_a_space_asks_for_one() -> None:
     with pytest.raises(ConfigError, match="--space"):
         ready_made("popularity")
     assert differences(resolve(algorithm="mf"), resolve(algorithm="mf", run__seed=5)) == ["run.seed is 5, was 0"]
+    assert differences(resolve(algorithm="mf"), resolve(algorithm="fedmf")) == ["algorithm is fedmf, was mf"]

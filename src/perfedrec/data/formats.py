@@ -400,7 +400,7 @@ def _locate_roles(path: Path, names: list[str], header: bool, columns: Columns |
             if len(matching) > 1 and role not in (columns or {}):
                 twins = " and ".join(names[i] for i in matching)
                 raise DataError(
-                    f"{path}: columns {twins} could both be the {role}; say which with columns (user=1,item=2)"
+                    f"{path}: columns {twins} could both be the {role}; say which with --columns user=NAME,item=NAME"
                 )
             if matching:
                 where[role] = matching[0]
@@ -422,7 +422,7 @@ def _locate_roles(path: Path, names: list[str], header: bool, columns: Columns |
     if missing:
         raise DataError(
             f"{path}: no {' and no '.join(missing)} column; the columns are {', '.join(names)}; "
-            "say which with columns (user=1,item=2)"
+            "say which with --columns user=NAME,item=NAME"
         )
     return where
 

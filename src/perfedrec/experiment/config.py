@@ -288,7 +288,12 @@ def check(tree: Mapping[str, Any], where: str = "") -> Config:
 
 
 def differences(before: Config, after: Config) -> list[str]:
-    """What tells two configurations apart, as ``key is 2, was 1``; where data lie and who computes is left out."""
+    """What tells two configurations apart, as ``key is 2, was 1``; where data lie and who computes is left out.
+
+    Of two methods that they are two is enough: one has not the options of the other.
+    """
+    if before.algorithm != after.algorithm:
+        return [f"algorithm is {after.algorithm}, was {before.algorithm}"]
     old, new = (flat(each.model_dump(mode="json", by_alias=True)) for each in (before, after))
     return [
         f"{key} is {new.get(key)}, was {old.get(key)}"
@@ -359,8 +364,11 @@ def explain(entry: Any, kind: type[BaseModel]) -> str:
     dotted = ".".join(str(part) for part in entry["loc"])
     if entry["type"] == "extra_forbidden":
         return f"there is no option {dotted}{nearest(dotted, keys(kind))}"
+    message = entry["msg"].removeprefix("Value error, ")
+    if entry["type"] == "string_pattern_mismatch":
+        message = f"expected {entry['ctx']['pattern'].strip('^$')}"
     given = "" if isinstance(entry["input"], dict) else f" (given: {entry['input']!r})"
-    return f"{dotted or 'configuration'}: {entry['msg'].removeprefix('Value error, ')}{given}"
+    return f"{dotted or 'configuration'}: {message}{given}"
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

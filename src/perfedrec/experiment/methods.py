@@ -101,7 +101,13 @@ def method(name: str) -> type[Any]:
         for entry in entries:
             return _checked(name, entry.load())
         path = Path(module).resolve()
+        if path.suffix == ".py" and not path.is_file():
+            raise ConfigError(f"{module}: no such file; expected that of a method, as in file.py:Class")
         own = _from_file(path, path.stat().st_mtime_ns) if path.suffix == ".py" else importlib.import_module(module)
+        if not hasattr(own, attribute):
+            near = get_close_matches(attribute, vars(own), 1, 0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{module} has no class {attribute!r}{hint}; expected a method's, as in file.py:Class")
         return _checked(name, getattr(own, attribute))
     except ConfigError:
         raise
