@@ -1,8 +1,8 @@
 """How records travel: as Flower records with few arrays, and without pickle.
 
 Flower moves every array as an object of its own, named by a hash of its content. So the tensors of a record are laid
-end to end in one array per type of number, whose key tells what it holds (``items:100,8 degrees:100``), and what
-several nodes receive is packed once and apart from what is a node's own.
+end to end in one array per type of number, whose key tells what it holds (``float32 items:100,8 degrees:100``), and
+what several nodes receive is packed once and apart from what is a node's own.
 """
 
 from __future__ import annotations
@@ -32,15 +32,27 @@ class UploadError(PerfedrecError):
 
 
 def pack(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """One flat array per type of number, keyed by the names and shapes of the tensors in it."""
+    """One flat array per type of number, keyed by that type and the names and shapes of the tensors in it.
+
+    Numbers travel in 4 bytes instead of 8 where that loses nothing: what one user contributes to a sum always does, in
+    fixed point of a float32.
+    """
     kinds: dict[torch.dtype, list[str]] = {}
     for name, tensor in tensors.items():
         kinds.setdefault(tensor.dtype, []).append(name)
     record = ArrayRecord()
-    for names in kinds.values():
+    for kind, names in kinds.items():
         flat = torch.cat([tensors[name].detach().reshape(-1).cpu() for name in names])
-        record[" ".join(f"{name}:{','.join(map(str, tensors[name].shape))}" for name in names)] = Array(flat.numpy())
+        if kind in _NARROW and torch.equal(narrow := flat.to(_NARROW[kind]).to(kind), flat):
+            flat = narrow.to(_NARROW[kind])
+        layout = (f"{name}:{','.join(map(str, tensors[name].shape))}" for name in names)
+        record[" ".join((str(kind).removeprefix("torch."), *layout))] = Array(flat.numpy())
     return record
+
+
+_NARROW = {torch.float64: torch.float32, torch.int64: torch.int32}
+_KINDS = {str(kind).removeprefix("torch."): kind for kind in (torch.float64, torch.float32, torch.int64, torch.int32)}
+_KINDS |= {"bool": torch.bool, "uint8": torch.uint8, "float16": torch.float16, "int8": torch.int8}
 
 
 def unpack(record: ArrayRecord, device: Any = None) -> dict[str, Tensor]:
@@ -49,12 +61,15 @@ def unpack(record: ArrayRecord, device: Any = None) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for key, array in record.items():
         try:
+            kind, *parts = key.split(" ")
             flat = torch.from_numpy(array.numpy()).to(device)
-            pairs = [part.split(":") for part in key.split()]
+            if flat.dtype != _KINDS[kind] and flat.dtype != _NARROW.get(_KINDS[kind]):
+                raise ValueError(f"numbers of type {flat.dtype}")
+            pairs = [part.split(":") for part in parts]
             shapes = {name: [int(size) for size in shape.split(",") if size] for name, shape in pairs}
-            pieces = flat.split([prod(shape) for shape in shapes.values()])
+            pieces = flat.to(_KINDS[kind]).split([prod(shape) for shape in shapes.values()])
             tensors |= {name: piece.view(shapes[name]) for name, piece in zip(shapes, pieces, strict=True)}
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             message = f"array '{key}' cannot be read, expected what its name says: {error}"
             raise UploadError("malformed", message) from error
     return tensors

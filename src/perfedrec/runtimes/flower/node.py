@@ -26,7 +26,7 @@ from perfedrec.runtimes.flower.server_app import FAILED
 from perfedrec.runtimes.flower.wire import AwayError, Fleet, StoppedError
 from perfedrec.runtimes.node import Store
 
-POLL = 0.05
+POLL = 0.1
 IDLE = 1.0
 """Seconds between two questions for messages: at first, and at most when there was none for long."""
 

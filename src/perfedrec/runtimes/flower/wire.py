@@ -10,6 +10,7 @@ read both again when Flower changes.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import signal
@@ -28,7 +29,7 @@ import httpx
 import tomli_w
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Error, Message, Metadata
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SubStatus
@@ -72,6 +73,7 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.logger import console_handler
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -81,9 +83,10 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from perfedrec.core.errors import PerfedrecError
 
-HEARTBEAT = 10.0
-"""Seconds that a node asks its heartbeats to be apart, the least that Flower allows: a SuperLink takes a node that was
-killed for present, and refuses it when it comes back, for twice as long."""
+HEARTBEAT = 20.0
+"""Seconds that a node says its heartbeats are apart (it sends four in that time): a SuperLink takes a node that was
+killed for present, and refuses it when it comes back, for twice as long; and it gives up a node that is silent for so
+long, such as one whose SuperLink was away."""
 
 UPLOAD_SECONDS = 60.0
 """How long the parts of one message may take to arrive."""
@@ -95,15 +98,16 @@ APP = {
             "app": {
                 "publisher": "perfedrec",
                 "components": {
-                    "serverapp": "perfedrec.experiment.flower_app:server",
-                    "clientapp": "perfedrec.experiment.flower_app:client",
+                    "serverapp": "perfedrec:serverapp",
+                    "clientapp": "perfedrec:clientapp",
                 },
                 "config": {},
             }
         }
     },
 }
-"""What a SuperLink wants to know of an app before it opens a run."""
+"""What a SuperLink wants to know of an app before it opens a run. Its components are never loaded: the coordinator
+takes the run's task itself, and nodes answer by themselves."""
 
 AWAY_SECONDS = 60.0
 """How long a connection outlives a SuperLink that is away."""
@@ -125,6 +129,48 @@ class RefusedError(PerfedrecError):
 
 class StoppedError(PerfedrecError):
     """The run that a message belongs to is over."""
+
+
+# --- messages ---
+
+
+class Bundler:
+    """Makes few objects of a message. Flower moves every record, array and chunk as an object of its own, with a
+    request for each: an array record becomes one object here, and a record that several messages share stays one."""
+
+    _MARK = "arrays"
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[ArrayRecord, ConfigRecord]] = {}
+
+    def bundled(self, message: Message) -> Message:
+        """The message as it travels."""
+        if message.has_content():
+            for name, record in list(message.content.array_records.items()):
+                if id(record) not in self._made:
+                    values: dict[str, Any] = {self._MARK: len(record)}
+                    for key, array in record.items():
+                        values[f"{array.dtype} {','.join(map(str, array.shape))} {key}"] = array.data
+                    self._made[id(record)] = record, ConfigRecord(values)  # keeps the record, and with it the id
+                del message.content[name]  # Flower warns of a record that is replaced
+                message.content[name] = self._made[id(record)][1]
+        return message
+
+    @classmethod
+    def opened(cls, message: Message) -> Message:
+        """The message as it was sent. Arrays are read, and checked, by who wants them."""
+        if message.has_content():
+            for name, record in list(message.content.config_records.items()):
+                if cls._MARK in record and len(record) == 1 + int(cast(int, record[cls._MARK])):
+                    arrays = ArrayRecord()
+                    for key, data in record.items():
+                        if isinstance(data, bytes):
+                            kind, shape, own = key.split(" ", 2)
+                            sizes = tuple(int(each) for each in shape.split(",") if each)
+                            arrays[own] = Array(kind, sizes, "numpy.ndarray", data)
+                    del message.content[name]
+                    message.content[name] = arrays
+        return message
 
 
 # --- a node ---
@@ -205,10 +251,11 @@ class Fleet:
         message = cast(Message, inflate_object_from_contents(name, contents))
         message.metadata.__dict__["_message_id"] = name
         TaskIdentity.run_id = run
-        return message
+        return Bundler.opened(message)
 
     def send(self, reply: Message, seconds: float) -> None:
         """Send a reply that took so many ``seconds`` to make. Raises :class:`StoppedError` when its run is over."""
+        reply = Bundler().bundled(reply)
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
             tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
@@ -240,7 +287,7 @@ class Fleet:
         self._client.close()
 
     def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT * 0.5):
+        while not self._stop.wait(HEARTBEAT / 4):
             with suppress(PerfedrecError, RuntimeError):  # what is wrong shows in the main thread
                 request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT)
                 _called(self._client.SendNodeHeartbeat, request, self.address)
@@ -404,6 +451,10 @@ class FastGrid(HttpGrid):
         super().__init__(address, root_certificates=ca.read_bytes(), token=token)
         self._arriving: dict[str, tuple[Any, list[str], dict[str, bytes], float]] = {}
 
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        bundler = Bundler()
+        return super().push_messages([bundler.bundled(message) for message in messages])
+
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         client, run_id = self._runtime_client, self.run.run_id
         begun = {head.metadata.reply_to_message_id for head, *_ in self._arriving.values()}
@@ -428,6 +479,7 @@ class FastGrid(HttpGrid):
                 client.ConfirmMessageReceived(confirmation)
                 message = cast(Message, inflate_object_from_contents(name, contents))
                 message.metadata.__dict__["_message_id"] = name
+                message = Bundler.opened(message)
             elif lost:
                 message = _lost(head, run_id)
             else:
@@ -500,6 +552,8 @@ def _superlink() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # not a line for every request
+    console_handler.setLevel(logging.WARNING)
     flower_superlink()
 
 

@@ -1,0 +1,104 @@
+"""Seconds a round and bytes of a federation of real processes on this machine, TLS and keys on, as JSON lines.
+
+    python benchmarks/federation.py --data FOLDER --nodes 4 --users 256 --rounds 10
+
+Prints one line a round, and a summary: seconds a round (median of training), processor seconds of each role, bytes per
+node and round beside what the simulator counts for one user on one node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from perfedrec.core.keys import Key
+from perfedrec.core.types import RoundReport, Spec
+from perfedrec.data import Dataset, read_catalogue
+from perfedrec.experiment import config, federation
+from perfedrec.experiment.progress import Quiet, Standing
+from perfedrec.experiment.run import open_data, read_history
+from perfedrec.experiment.serve import Terms, serve
+from perfedrec.runtimes.population import Population
+from perfedrec.runtimes.round import play_round
+
+
+class Clock(Quiet):
+    """Notes the processor seconds that this process and its children have used after each round."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def round(self, standing: Standing) -> None:
+        used = {"coordinator": sum(psutil.Process().cpu_times()[:2])}
+        for child in psutil.Process().children():
+            role = "superlink" if "perfedrec.runtimes.flower.wire" in child.cmdline() else "nodes"
+            used[role] = used.get(role, 0.0) + sum(child.cpu_times()[:2])
+        self.seen.append(used)
+
+
+def simulated(algorithm: Any, dataset: Dataset, users: int, rounds: int) -> RoundReport:
+    """The last round that the simulator plays with the same users."""
+    train = dataset.train
+    offsets = torch.tensor(train.offsets[: users + 1])
+    population = Population(offsets, torch.tensor(train.items[: int(offsets[-1])]), train.n_items)
+    degrees = torch.bincount(population.items, minlength=train.n_items)
+    state = algorithm.init(Spec(users, train.n_items, degrees), Key(0).fold("init"))
+    population.found(algorithm, 0)
+    for _ in range(rounds):
+        state, report = play_round(algorithm, state, population, 0)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", default="synthetic:users=256,items=2000")
+    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--users", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--preset", default="recommended")
+    parser.add_argument("--privacy", default=None)
+    parser.add_argument("--set", action="append", default=[])
+    given = parser.parse_args()
+    os.environ |= federation.environment()
+    overrides = [f'data.path="{given.data}"', *given.set]
+    resolved = config.load(given.preset, None, overrides, privacy=given.privacy, run__rounds=given.rounds)
+    dataset = open_data(resolved.data)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, clock, port = Path(scratch) / "federation", Clock(), federation.free_port()
+        os.environ["FLWR_HOME"] = scratch
+        federation.lay_out(folder, dataset, given.nodes, given.users)
+        with federation.nodes(folder, port):
+            ids, terms = read_catalogue(folder / federation.CATALOGUE), Terms(port=port, min_nodes=given.nodes)
+            files, keys = folder / "certificates", folder / "keys"
+            serve(resolved, ids, Path(scratch) / "run", files, keys, terms, clock, lambda line: None)
+        history = read_history(Path(scratch) / "run")
+    for entry in history:
+        print(json.dumps({"round": entry.report.round, "phase": entry.report.phase, "seconds": entry.seconds}))
+    training = [entry for entry in history if entry.report.phase == "train"]
+    first, last, count = clock.seen[len(history) - len(training)], clock.seen[-1], max(len(training) - 1, 1)
+    counted = simulated(resolved.build(), dataset, given.users, len(history))
+    uploads = sum(entry.report.clients for entry in training)
+    summary = {
+        "nodes": given.nodes,
+        "users": given.users,
+        "seconds_a_round": statistics.median(entry.seconds for entry in training),
+        "processor_seconds_a_round": {role: (last[role] - first[role]) / count for role in last},
+        "bytes_up_per_node": sum(entry.report.bytes_up for entry in training) / len(training) / given.nodes,
+        "bytes_up_per_user": sum(entry.report.bytes_up for entry in training) / uploads,
+        "bytes_down_per_node": sum(entry.report.bytes_down for entry in training) / len(training) / given.nodes,
+        "simulated_bytes_up_per_user": counted.bytes_up / counted.clients,
+        "simulated_bytes_down_per_user": counted.bytes_down / counted.clients,
+    }
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Who may take part, what a round goes on without, what nodes recommend with: a grid in memory, and nodes' files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from flwr.app import Message
+from tests.parity.federation import N_ITEMS, N_USERS, population, settings
+from tests.parity.grid import MemoryGrid
+
+from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
+from perfedrec.core.errors import ConfigError, PerfedrecError
+from perfedrec.experiment.config import RunSettings, config_of
+from perfedrec.experiment.node import build, method_of
+from perfedrec.runtimes.flower import Coordinator, Setup, Station
+from perfedrec.runtimes.flower.codec import pack, unpack
+from perfedrec.runtimes.flower.node import answer
+from perfedrec.runtimes.node import Store
+
+ALGORITHM = PerFedRecPP(settings())
+CONFIGURATION = method_of(config_of(ALGORITHM, RunSettings()))
+PARTS = torch.arange(N_USERS).split([10, 4, 9])
+
+
+def store(path: Path, users: torch.Tensor, named: bool = True, items: int = N_ITEMS) -> Store:
+    whole = population()
+    rows, _ = whole.rows(users)
+    owners = users[rows.segments].tolist()
+    frame = pl.DataFrame({"user": [f"u{each}" for each in owners], "item": rows.items.numpy()})
+    made = Store.make(path, np.arange(items), bytes(32))
+    made.take(frame, identities={f"u{each}": each for each in owners} if named else None)
+    return made
+
+
+def coordinator(
+    stores: dict[int, Store],
+    tamper: Callable[[Message], Message | None] | None = None,
+    versions: dict[int, str] | None = None,
+) -> Coordinator:
+    stations = {node: Station(each, build, (versions or {}).get(node, "1")) for node, each in stores.items()}
+    apps: Any = {node: partial(answer, each.app()) for node, each in stations.items()}
+    grid = MemoryGrid(apps, tamper)
+    catalogue = next(iter(stores.values())).catalogue
+    return Coordinator(grid, ALGORITHM, Setup("a run", CONFIGURATION, catalogue, "1"), N_ITEMS, 0, deadline=0.0)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> dict[int, Store]:
+    return {100 + i: store(tmp_path / f"{i}.node", users) for i, users in enumerate(PARTS)}
+
+
+def assembled(given: Coordinator, nodes: int = 3) -> list[str]:
+    lines: list[str] = []
+    given.assemble(nodes, 1, 0.3, lines.append)
+    return lines
+
+
+def test_nodes_tell_whom_they_host(stores: dict[int, Store]) -> None:
+    given = coordinator(stores)
+    lines = assembled(given)
+    assert lines[-1] == f"3 of 3 nodes and {N_USERS} of 1 users are present"
+    assert given.directory is not None
+    assert torch.equal(given.directory.identities, torch.arange(N_USERS))
+    assert [each.tolist() for each in given.directory.hosts.values()] == [each.tolist() for each in PARTS]
+
+
+def test_a_user_belongs_to_one_node(stores: dict[int, Store], tmp_path: Path) -> None:
+    stores[103] = store(tmp_path / "3.node", torch.tensor([2, 3]))
+    given = coordinator(stores)
+    lines = assembled(given)
+    assert any("node 103 is refused: 2 of its users are hosted by another node" in line for line in lines)
+    assert [(each.node, each.reason) for each in given.rejected] == [(103, "users")]
+    assert given.directory is not None
+    assert 103 not in given.directory.hosts
+
+
+def test_another_catalogue_or_version_is_refused(stores: dict[int, Store], tmp_path: Path) -> None:
+    stores[103] = store(tmp_path / "3.node", torch.tensor([2, 3]), items=N_ITEMS + 1)
+    given = coordinator(stores, versions={101: "0"})
+    assembled(given, nodes=2)
+    assert {each.node: each.reason for each in given.rejected} == {101: "version", 103: "catalogue"}
+
+
+def test_waiting_ends(stores: dict[int, Store]) -> None:
+    with pytest.raises(PerfedrecError, match="gave up waiting: 3 of 4 nodes"):
+        assembled(coordinator(stores), nodes=4)
+
+
+def test_nameless_users_are_given_identities(tmp_path: Path) -> None:
+    stores = {100 + i: store(tmp_path / f"{i}.node", users, named=i > 0) for i, users in enumerate(PARTS)}
+    given = coordinator(stores)
+    assembled(given)
+    assert given.directory is not None
+    assert given.directory.identities.unique().numel() == N_USERS
+    assert stores[100].unregistered() == []
+    places = given.directory.hosts[100]
+    assert torch.equal(given.directory.identities[places], stores[100].everyone())
+    state = given.begin()
+    for _ in range(2):
+        state, report = given.play(state)
+        assert report.clients == report.cohort
+    assert given.rejected == []
+
+
+def change(name: str, new: Callable[[Any], Any]) -> Callable[[Message], Message]:
+    def tamper(reply: Message) -> Message:
+        if reply.metadata.src_node_id == 101 and reply.has_content() and "sums" in reply.content:
+            tensors = unpack(reply.content.array_records["sums"])
+            reply.content["sums"] = pack(tensors | {name: new(tensors[name])})
+        return reply
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    ("tamper", "reason"),
+    [
+        (change("reports", lambda reports: reports * torch.nan), "not finite"),
+        (change("reports", lambda reports: reports / 0), "not finite"),
+        (change("weights", lambda weights: weights[:0]), "shape"),
+        (change("reports", lambda reports: reports.repeat(400, 1, 1)), "size"),
+        (change("report_users", lambda users: users.flip(0) + 1), "users"),  # it speaks of a user of another node
+        (lambda reply: None if reply.metadata.src_node_id == 101 and "sums" in reply.content else reply, "late"),
+    ],
+)
+def test_a_round_goes_on_without_a_node_that_cannot_be_believed(
+    stores: dict[int, Store], tamper: Callable[[Message], Message | None], reason: str
+) -> None:
+    given = coordinator(stores, tamper)
+    assembled(given)
+    state = given.blank()  # without the question for degrees, which the node would fail as well
+    state, report = given.play(state)
+    assert report.clients == N_USERS - PARTS[1].numel()
+    (found,) = given.rejected
+    assert (found.node, found.round, found.reason, found.users) == (101, 0, reason, PARTS[1].numel())
+    assert state.round == 1
+
+
+def test_a_node_that_is_away_does_not_hold_a_round_up(stores: dict[int, Store]) -> None:
+    given = coordinator(stores)
+    assembled(given)
+    del given.grid.apps[102]  # type: ignore[attr-defined]
+    _, report = given.play(given.begin())
+    assert report.clients == N_USERS - PARTS[2].numel()
+    assert {(each.node, each.reason) for each in given.rejected if each.round == 0} == {(102, "away")}
+
+
+def test_the_same_round_is_answered_with_the_same_sum(stores: dict[int, Store]) -> None:
+    """A coordinator that died before it wrote a round down asks again, and gets what it had got."""
+    given = coordinator(stores)
+    assembled(given)
+    before = given.begin()
+    again = given.begin()
+    after, _ = given.play(before)
+    twice, report = given.play(again)
+    assert report.clients == N_USERS
+    assert torch.equal(after.service.reports, twice.service.reports)
+
+
+def test_nodes_recommend_with_what_they_are_handed(stores: dict[int, Store]) -> None:
+    from perfedrec.experiment.node import recommend
+
+    given = coordinator(stores)
+    assembled(given)
+    state = given.begin()
+    for _ in range(4):
+        state, _ = given.play(state)
+    assert given.hand_out(state) == [100, 101, 102]
+    assert stores[101].served().run == "a run"
+    known = set(population().rows(torch.tensor([11]))[0].items.tolist())
+    items = recommend(stores[101], "u11", 5)["item"].to_list()
+    assert len(items) == 5
+    assert not known & set(map(int, items))
+
+
+def test_a_node_takes_no_code_that_a_coordinator_names() -> None:
+    with pytest.raises(ConfigError, match="does not come with perfedrec"):
+        build('algorithm = "/tmp/evil.py:Method"')

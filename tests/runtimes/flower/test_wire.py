@@ -1,0 +1,87 @@
+"""Flower's private parts are what wire.py takes them for. A failure means: Flower has changed, read wire.py again."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.cli.build import build_fab_from_files
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.error import ApiErrorCode
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.experiment.certificates import make_certificates, make_key
+from perfedrec.runtimes.flower import public_key, wire
+
+CALLS = {
+    FleetHttpClient: (
+        *("ActivateNode", "DeactivateNode", "SendNodeHeartbeat", "PullMessages", "PushMessages", "PullObject"),
+        *("PushObject", "ConfirmMessageReceived"),
+    ),
+    RuntimeHttpClient: (
+        *("AcquireTask", "PullTaskInput", "PushTaskOutput", "SendTaskHeartbeat", "PullMessages", "PullObject"),
+        "ConfirmMessageReceived",
+    ),
+    ControlHttpClient: ("ListNodes", "RegisterNode", "ListRuns", "StopRun", "StartRun"),
+}
+
+
+def test_flower_is_the_version_that_was_read() -> None:
+    assert metadata.version("flwr") == "1.41.0", "wire.py was written against another version of Flower: read it again"
+    for client, names in CALLS.items():
+        assert [name for name in names if not hasattr(client, name)] == [], client
+    assert ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED == 2004
+    assert {"_runtime_client", "pull_messages", "push_messages", "set_run"} <= set(dir(HttpGrid))
+    assert list(inspect.signature(HttpGrid).parameters)[:3] == ["runtime_api_address", "insecure", "root_certificates"]
+
+
+def test_the_app_that_opens_a_run_is_one() -> None:
+    import tomli_w
+
+    content, _ = build_fab_from_files({"pyproject.toml": tomli_w.dumps(wire.APP).encode()})
+    assert content[:2] == b"PK"
+
+
+def test_bundled_messages_are_few_objects_and_the_same_message() -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    shared = ArrayRecord({"float32 a:2,3 b:": Array(np.arange(7, dtype=np.float32)), "int64 c:0": Array(np.zeros(0))})
+    bundler, found = wire.Bundler(), []
+    for node in (1, 2):
+        content = RecordDict({"task": ConfigRecord({"round": node, "raw": b"x"}), "shared": shared})
+        message = bundler.bundled(Message(content, dst_node_id=node, message_type="train"))
+        assert len(wire.get_all_nested_objects(message)) == 4  # the message, its content, and two records
+        found.append(message.content["shared"].object_id)
+        opened = wire.Bundler.opened(message).content
+        assert opened["task"] == ConfigRecord({"round": node, "raw": b"x"})
+        for key, array in shared.items():
+            assert np.array_equal(opened.array_records["shared"][key].numpy(), array.numpy())
+            assert opened.array_records["shared"][key].dtype == array.dtype
+    assert found[0] == found[1]
+
+
+def test_keys_are_read_and_bad_ones_named(tmp_path: Path) -> None:
+    make_key(tmp_path / "n0")
+    assert (tmp_path / "n0").stat().st_mode & 0o077 == 0
+    private = wire.private_key(tmp_path / "n0")
+    assert public_key(tmp_path / "n0.pub") == wire.public_key_to_bytes(private.public_key())
+    with pytest.raises(PerfedrecError, match="exists already"):
+        make_key(tmp_path / "n0")
+    with pytest.raises(PerfedrecError, match=r"n0\.pub: cannot be read as a private key"):
+        wire.private_key(tmp_path / "n0.pub")
+
+
+def test_certificates_are_renewed_under_the_same_authority(tmp_path: Path) -> None:
+    make_certificates(tmp_path, ("localhost", "10.0.0.7"))
+    authority, first = (tmp_path / "ca.crt").read_bytes(), (tmp_path / "server.pem").read_bytes()
+    make_certificates(tmp_path, ("localhost",))
+    assert (tmp_path / "ca.crt").read_bytes() == authority
+    assert (tmp_path / "server.pem").read_bytes() != first
+    assert (tmp_path / "ca.key").stat().st_mode & 0o077 == 0
