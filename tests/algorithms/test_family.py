@@ -96,6 +96,38 @@ def test_a_client_depends_on_nobody_else(name: str) -> None:
     torch.testing.assert_close(sent.deltas[mine], alone.deltas, rtol=0, atol=1e-4)
 
 
+def test_fedrap_keeps_shared_and_personal_vectors_apart() -> None:
+    """One local step of one client against autograd with the two kinds of vectors as leaves of their own."""
+    weights = {"apart": 0.5, "sparsity": 0.1, "learning_rate": 0.1, "warm_up": 2.0}
+    given = [f"additive.{name}={value}" for name, value in weights.items()]
+    here = simulator("fedrap", 0, "client.local_steps=1", "client.learning_rate=0.5", "model.embedding_dim=6", *given)
+    users = here.population.offsets.diff().argmax()[None]
+    rows, positions = here.population.rows(users)
+    memory = here.population.recall(users, positions)
+    personal = torch.randn(memory.rows.shape, generator=torch.Generator().manual_seed(1))
+    personal[::2] *= 0.1  # less than 1 from the shared ones, and more
+    memory = replace(memory, rows=personal, taken=torch.tensor([3]))
+    sent, after = here.algorithm.client("train", here.algorithm.view(here.state, users), rows, memory, Key(1))
+
+    own = sent.items[: rows.items.numel()].tolist()
+    assert own == rows.items.tolist()
+    shared = here.state.items[sent.items].clone().requires_grad_()
+    apart = torch.cat([personal, torch.zeros(sent.items.numel() - len(own), 6)]).requires_grad_()
+    scores = (shared + apart) @ memory.private[0]
+    signs = torch.tensor([-1.0] * len(own) + [1.0] * (sent.items.numel() - len(own)))
+    ranked = torch.nn.functional.softplus(signs * scores).sum()
+    squares = (apart - shared).square().sum(1)
+    far = squares >= 1
+    assert 0 < int(far[: len(own)].sum()) < len(own)
+    kept = weights["sparsity"] * shared.abs().sum() - weights["apart"] * squares[~far].sum()
+    kept = kept * torch.tanh(torch.tensor(1.5))
+    of_shared, of_personal = torch.autograd.grad(kept, [shared, apart])
+    (pairs,) = torch.autograd.grad(ranked, shared)
+    step = -0.5 * (pairs + of_shared + 0.1 * of_personal)
+    torch.testing.assert_close(sent.deltas, step, rtol=0, atol=1e-5)
+    torch.testing.assert_close(after.rows, personal + 0.1 * step[: len(own)], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_served_table_is_the_average_of_the_rounds(name: str) -> None:
     """The first vectors are in the average from the start, and each round has a share of ``1 - averaging``."""

@@ -141,8 +141,9 @@ class Federated:
         """[B, m] scores of all ``items`` [m, d], with the shared ``dense`` [D]."""
         raise NotImplementedError
 
-    def penalty(self, base: Tensor, rows: Tensor, segments: Tensor, memory: Kept) -> Tensor | None:
-        """[B] what is added to a client's loss for its item ``rows`` [T, d], which it received as ``base`` [T, d]."""
+    def penalty(self, base: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, memory: Kept) -> Tensor | None:
+        """[B] what is added to a client's loss for its item rows, which it received as ``base`` [T, d]: they began with
+        the offsets ``begun`` [T, d], and have ``delta`` [T, d] now."""
         return None
 
     def table_rows(self, view: Any, items: Tensor, segments: Tensor) -> Tensor:
@@ -285,7 +286,7 @@ class Federated:
             scores = self.logits(leaves[0], leaves[1], segments, leaves[2] if dense is not None else None)
             order = segments.argsort(stable=True)
             loss = segment_sum(softplus(signs * scores)[order], segments[order], rows.n_users)
-            extra = self.penalty(base, leaves[1], segments, memory)
+            extra = self.penalty(base, begun, leaves[1] - base, segments, memory)
             gradients = torch.autograd.grad((loss if extra is None else loss + extra).sum(), leaves)
             step, first, second, steps = adam(
                 gradients[0],

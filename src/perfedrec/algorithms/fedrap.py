@@ -35,8 +35,9 @@ class FedRAP(Federated):
     ``- lambda ||d_u - c||^2 + mu |c|_1`` (equation 4), both growing from 0 (section 3.3).
 
     Departs from the paper: ``d_u`` exists for a client's own items alone, because a table for each user does not fit a
-    phone; it explains what the user has seen, and so shapes ``c`` and ``p_u``. ``||d_u - c||^2`` counts up to 1 for an
-    item, or nothing would bound it; the server's optimiser is an option, FedAvg in the paper; one negative a label.
+    phone; it explains what the user has seen, and so shapes ``c`` and ``p_u``. Both take one step together, ``d_u`` a
+    share of it. ``||d_u - c||^2`` counts up to 1 for an item, or nothing would bound it; the server's optimiser is an
+    option, FedAvg in the paper; one negative a label.
     """
 
     Options = FedRAPSettings
@@ -58,9 +59,10 @@ class FedRAP(Federated):
         kept: Tensor = begun + self.settings.additive.learning_rate * (delta - begun)
         return kept
 
-    def penalty(self, base: Tensor, rows: Tensor, segments: Tensor, memory: Kept) -> Tensor:
+    def penalty(self, base: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, memory: Kept) -> Tensor:
         options, n = self.settings.additive, memory.private.shape[0]
-        growth = torch.tensor([tanh(each / options.warm_up) for each in memory.taken.tolist()], device=rows.device)
-        personal = rows - base
-        each = options.sparsity * rows.abs().sum(1) - options.apart * (personal - base).square().sum(1).clamp(max=1.0)
-        return growth * rows.new_zeros(n).index_add(0, segments, each)
+        growth = torch.tensor([tanh(each / options.warm_up) for each in memory.taken.tolist()], device=base.device)
+        shared, personal = base + delta - begun, self.keeps(begun, delta)
+        distance = (personal - shared).square().sum(1).clamp(max=1.0)
+        each = options.sparsity * shared.abs().sum(1) - options.apart * distance
+        return growth * base.new_zeros(n).index_add(0, segments, each)

@@ -113,9 +113,9 @@ class GPFedRec(PFedRec):
         )
         return view.items.index_select(0, items) + own
 
-    def penalty(self, base: Tensor, rows: Tensor, segments: Tensor, memory: Kept) -> Tensor:
-        squares = (rows - base).square().sum(1)
-        pulled = rows.new_zeros(memory.private.shape[0]).index_add(0, segments, squares)
+    def penalty(self, base: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, memory: Kept) -> Tensor:
+        squares = delta.square().sum(1)
+        pulled = base.new_zeros(memory.private.shape[0]).index_add(0, segments, squares)
         guidance: float = self.settings.graph.guidance
         return pulled * guidance
 
