@@ -25,7 +25,7 @@ CONFIDENCE = 0.95
 @dataclass(frozen=True)
 class Comparison:
     """The mean of paired differences over ``users``, its 95 % interval [``low``, ``high``] (Student's t) and the
-    two-sided ``p`` that it is 0; no smaller than 1 / 10,000, the share of permutations that a draw can show."""
+    two-sided ``p`` that it is 0; no smaller than 2 / 10,000, what so many permutations can show of both sides."""
 
     difference: float
     low: float

@@ -15,10 +15,9 @@ import polars as pl
 from perfedrec.evaluation.significance import adjusted, compare
 from perfedrec.experiment.bench import Bench, Cell, Target
 from perfedrec.experiment.cells import cost
-from perfedrec.experiment.run import Entry, popularity, read_history, read_summary
+from perfedrec.experiment.run import FULL, SAMPLED, Entry, popularity, read_history, read_summary
 
 FORMAT = 1
-FULL = "full ranking"
 
 
 def collect(bench: Bench, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def _cell(bench: Bench, cell: Cell, failed: Mapping[str, str]) -> dict[str, Any]
     return found | {
         "protocol": FULL,
         "test": summary["test"],
-        "protocol_sampled": f"{negatives} sampled negatives" if negatives else None,
+        "protocol_sampled": SAMPLED.format(negatives) if negatives else None,
         "test_sampled": summary["test_sampled"],
         "valid": summary["valid"],
         "best_round": summary["best_round"],

@@ -41,7 +41,7 @@ def columns(results: Mapping[str, Any]) -> list[Column]:
             found.append(
                 Column(
                     f"{name}, {protocol}",
-                    lambda line, part=part, name=name: _spread(line.get(part, {}).get(name)),  # type: ignore[misc]
+                    lambda line, part=part, name=name: with_deviation(line.get(part, {}).get(name)),  # type: ignore[misc]
                     name if part == "test" and name in (metric, "recall@20") else "",
                     lambda line, part=part, name=name: line.get(part, {}).get(name, {}).get("mean"),  # type: ignore[misc]
                 )
@@ -52,10 +52,10 @@ def columns(results: Mapping[str, Any]) -> list[Column]:
     if results["target"] is not None:
         target = f"validation {results['target']['metric']} {results['target']['value']:g}"
         found += [
-            Column(f"rounds to {target}", lambda line: _target(line, "rounds", "{:.0f}".format)),
-            Column(f"up to {target}", lambda line: _target(line, "bytes_up", size)),
-            Column(f"down to {target}", lambda line: _target(line, "bytes_down", size)),
-            Column(f"seconds to {target}", lambda line: _target(line, "seconds", "{:.1f}".format)),
+            Column(f"rounds until {target}", lambda line: _target(line, "rounds", "{:.0f}".format)),
+            Column(f"bytes up until {target}", lambda line: _target(line, "bytes_up", size)),
+            Column(f"bytes down until {target}", lambda line: _target(line, "bytes_down", size)),
+            Column(f"seconds until {target}", lambda line: _target(line, "seconds", "{:.1f}".format)),
         ]
     found += [
         Column("uploads a client", _uploads),
@@ -152,7 +152,8 @@ def _note(results: Mapping[str, Any]) -> str:
     return note
 
 
-def _spread(value: Mapping[str, Any] | None) -> str:
+def with_deviation(value: Mapping[str, Any] | None) -> str:
+    """A mean with its standard deviation, where there is one."""
     if value is None:
         return "-"
     return f"{value['mean']:.4f}" + ("" if value["sd"] is None else f" ± {value['sd']:.4f}")

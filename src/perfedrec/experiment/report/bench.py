@@ -115,7 +115,7 @@ def _overview(results: dict[str, Any], parts: dict[str, list[Line]]) -> list[Blo
         about = results["data"][data]
         popular = f"{about['popularity'].get(metric, 0.0):.4f}"
         sizes = [f"{about[name]:,}" for name in ("users", "items", "interactions")]
-        rows.append([data, best.label, _spread(best.test[metric]), popular, *sizes])
+        rows.append([data, best.label, tables.with_deviation(best.test[metric]), popular, *sizes])
     if rows:
         name = f"test {metric_name(metric)}, {results['protocol']}"
         header = ("data set", "highest", name, "popularity", "users", "items", "training interactions")
@@ -226,7 +226,3 @@ def _set_up(folder: Path, results: dict[str, Any]) -> list[Block]:
     if path.exists():
         blocks.append(Code("Every configuration in full, as bench.toml", path.read_text(encoding="utf-8")))
     return blocks
-
-
-def _spread(value: dict[str, Any]) -> str:
-    return f"{value['mean']:.4f}" + ("" if value["sd"] is None else f" ± {value['sd']:.4f}")

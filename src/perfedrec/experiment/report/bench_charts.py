@@ -25,6 +25,7 @@ from perfedrec.experiment.report.style import (
     titled,
 )
 from perfedrec.experiment.run import Entry
+from perfedrec.experiment.tables import with_deviation
 
 SHOWN = 8  # curves at once; the others are a click away in the legend
 ALPHA = 0.05
@@ -468,7 +469,7 @@ def _sweep_chart(
         }
     shown.update_layout(xaxis=ticks)
     rows = [
-        [method, value, *(_spread(line.test[metric]) for metric in metrics)]
+        [method, value, *(with_deviation(line.test[metric]) for metric in metrics)]
         for method, points in methods.items()
         for value, line in points
     ]
@@ -487,10 +488,6 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _spread(value: dict[str, Any]) -> str:
-    return f"{value['mean']:.4f}" + ("" if value["sd"] is None else f" ± {value['sd']:.4f}")
 
 
 def _plain(label: str) -> str:
