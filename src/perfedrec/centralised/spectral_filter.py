@@ -15,7 +15,7 @@ from perfedrec.centralised.method import Method, Training
 from perfedrec.core.keys import Key
 from perfedrec.core.settings import Settings
 from perfedrec.core.threads import one_thread
-from perfedrec.core.types import Embedding
+from perfedrec.core.types import Embedding, block_rows
 from perfedrec.nn.segments import segment_sum
 
 
@@ -58,5 +58,5 @@ class SpectralFilter(Method):
         return own.users @ own.items.T
 
     def embedding(self, state: Basis, data: Training, users: Tensor) -> Embedding:
-        projected = segment_sum(state.down[data.rows.items], data.rows.segments, data.n_users)
-        return Embedding(projected[users], state.up)
+        rows, _ = block_rows(data.rows.offsets, data.rows.items, users)
+        return Embedding(segment_sum(state.down[rows.items], rows.segments, users.numel()), state.up)
