@@ -205,3 +205,13 @@ def test_training_that_leaves_the_finite_numbers_says_so(dataset: Dataset) -> No
     engine.play()
     with pytest.raises(DivergedError, match=r"loss of epoch 2 is (nan|inf); expected a finite number"):
         engine.play()
+
+
+def test_the_contrasted_layer_of_xsimgcl_is_one_of_its_layers(dataset: Dataset) -> None:
+    losses = [
+        Central(XSimGCL(XSimGCLSettings(contrasted_layer=layer, embedding_dim=4)), dataset, device="cpu").play().loss
+        for layer in (1, 2)
+    ]
+    assert losses[0] != losses[1]
+    with pytest.raises(ValueError, match="expected at most n_layers = 2"):
+        XSimGCLSettings(contrasted_layer=3)

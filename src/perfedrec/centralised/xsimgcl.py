@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from perfedrec.centralised.method import Training
@@ -19,6 +21,12 @@ class XSimGCLSettings(SimGCLSettings):
     temperature: float = Field(0.15, gt=0, description="temperature of InfoNCE")
     contrasted_layer: int = Field(1, ge=1, description="the layer that is contrasted with the final vectors")
 
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.contrasted_layer > self.n_layers:
+            raise ValueError(f"contrasted_layer is one of the layers; expected at most n_layers = {self.n_layers}")
+        return self
+
 
 class XSimGCL(SimGCL):
     """LightGCN with noise in every layer; InfoNCE between one of its layers and the final vectors (section 3.2).
@@ -32,7 +40,7 @@ class XSimGCL(SimGCL):
         settings = self.settings
         layers = noisy_layers(data.graph, users, items, settings.n_layers, settings.noise, batch.key)
         final = mean_of(layers)
-        early = layers[min(settings.contrasted_layer, len(layers)) - 1]
+        early = layers[settings.contrasted_layer - 1]
         ranked = bpr(final[0], final[1], batch) + self.decay(users, items, batch)
         total: Tensor = ranked + settings.weight * contrast([final, early], batch, settings.temperature)
         return total
