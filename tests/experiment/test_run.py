@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from perfedrec import configure, open_run, train
-from perfedrec.core.errors import CheckpointError
+from perfedrec.core.errors import CheckpointError, DivergedError
 from perfedrec.evaluation import Recommender
 from perfedrec.experiment.run import latest_checkpoint, open_data, read_history
 
@@ -127,6 +127,15 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     for other in ("client.learning_rate=0.5", "data.path=synthetic:users=150,items=200,seed=5"):
         with pytest.raises(CheckpointError, match="foreign"):
             run(small("paper", "run.rounds=2", other), resume=newest)
+
+
+def test_a_run_that_broke_off_before_its_first_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="not finite"):
+        run(small("paper", "run.rounds=2", "client.learning_rate=1e30"), output=tmp_path / "run")
+    with pytest.raises(
+        CheckpointError, match="no checkpoint to resume from; expected another --output, or this folder"
+    ):
+        latest_checkpoint(tmp_path / "run")
 
 
 def test_rounds_where_all_clients_drop_out_change_no_table() -> None:

@@ -415,7 +415,9 @@ def latest_checkpoint(folder: Path, skip_damaged: bool = False) -> Path:
     """The newest checkpoint of a run; with ``skip_damaged`` the newest one that is whole."""
     found = checkpoint.folders(folder / "checkpoints")
     if not found:
-        raise CheckpointError(f"{folder}: there is no checkpoint to resume from")
+        raise CheckpointError(
+            f"{folder}: there is no checkpoint to resume from; expected another --output, or this folder removed"
+        )
     for path in found:
         try:
             checkpoint.load(path)
