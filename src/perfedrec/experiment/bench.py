@@ -16,10 +16,9 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.experiment.checkpoint import folders, write_atomic
-from perfedrec.experiment.config import Config, DataSettings, differences, explain, nearest, resolve
+from perfedrec.experiment.config import METRIC, Config, DataSettings, differences, explain, nearest, resolve
 from perfedrec.experiment.run import open_data, read_config
 
-METRIC = "^(recall|ndcg|hr|mrr|precision)@(10|20)$"
 _NAME = re.compile(r"[\w@(+][\w .,@=()+-]*")
 
 

@@ -52,6 +52,10 @@ _FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint 
 _FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # change no result
 
 
+METRIC = "^(recall|ndcg|hr|mrr|precision)@(10|20)$"
+"""Names of metrics that a run can be selected, or compared, by."""
+
+
 class DataSettings(Settings):
     """Where the interactions come from and how they are prepared and split."""
 
@@ -84,7 +88,7 @@ class RunSettings(Settings):
     select_by: str = Field(
         "recall@20",
         description="validation metric that selects the best round",
-        pattern="^(recall|ndcg|hr|mrr|precision)@(10|20)$",
+        pattern=METRIC,
     )
     checkpoint_every: int = Field(50, ge=1, description="rounds between two checkpoints")
     sampled_negatives: int = Field(
