@@ -41,6 +41,10 @@ LINK = "superlink"
 """Folder of a run in which its SuperLink keeps its state."""
 
 
+SOON = 30
+"""Days before the end of a certificate from which its renewal is asked for."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """How a coordinator deals with its nodes: where it listens, whom it waits for and how long, and when a round is
@@ -93,12 +97,20 @@ def serve(
     for path in (given.ca, given.certificate, given.key):
         if not path.is_file():
             raise ConfigError(f"{path}: no such file; make certificates with perfedrec federation certificates")
+    for path, remedy in (
+        (given.ca, "make certificates in a new folder, and give the nodes its ca.crt"),
+        (given.certificate, f"renew it with perfedrec federation certificates {files}"),
+    ):
+        if (left := certificates.days_left(path)) <= 0:
+            raise ConfigError(f"{path}: has expired; {remedy}")
+        if left < SOON:
+            tell(f"{path}: expires in {left:.0f} days; {remedy}")
     nodes = {public_key(path): path.stem for path in sorted(keys.glob("*.pub"))}
     if not nodes:
         raise ConfigError(f"{keys}: no public keys (*.pub); make some with perfedrec federation keys")
     address = f"{'127.0.0.1' if terms.host == '0.0.0.0' else terms.host}:{terms.port}"
     with signals() as caught, _superlink(output / LINK, terms, given, address) as (link, control):
-        names = {node: nodes[key] for node, key in control.register(nodes).items() if key in nodes}
+        names = {node: nodes[key] for node, key in control.register(nodes).items()}
         with attached(address, given.ca, link.secret, control.open()) as grid:
             tell(f"listening on {terms.host}:{terms.port} for {len(nodes)} registered nodes")
             coordinator = Coordinator(
@@ -109,6 +121,7 @@ def serve(
                 config.run.seed,
                 terms.deadline,
                 terms.enough,
+                allowed=frozenset(names),
                 known=run.users,
             )
             roll = coordinator.assemble(terms.min_nodes, terms.min_users, terms.wait, tell, lambda: bool(caught))

@@ -50,6 +50,9 @@ class Coordinator:
     rejected: list[Rejection] = field(default_factory=list)
     n_user_attributes: int = 0
     directory: Directory | None = None
+    allowed: frozenset[int] | None = None
+    """Nodes that may take part (``None``: all). Whoever can reach a SuperLink's control API can register others."""
+
     known: Tensor | None = None
     """Users [n] of a run that goes on: nobody joins it, and those who are away are away."""
 
@@ -69,7 +72,7 @@ class Coordinator:
         end, asked, claimed = time.monotonic() + seconds, dict[str, int](), dict[int, Tensor]()
         taken, known, line = torch.zeros(0, dtype=torch.int64), set[int](), ""
         while True:
-            present = set(self.grid.get_node_ids())
+            present = self._present()
             new = sorted(present - known)
             if new:
                 names = self.grid.push_messages([self._hello(node) for node in new])
@@ -101,6 +104,10 @@ class Coordinator:
         hosts = {node: torch.searchsorted(identities, users.sort().values) for node, users in sorted(claimed.items())}
         self.directory = Directory(identities, hosts)
         return self.directory
+
+    def _present(self) -> set[int]:
+        present = set(self.grid.get_node_ids())
+        return present if self.allowed is None else present & self.allowed
 
     def blank(self) -> Any:
         """A state of the right kind and sizes, in which a stored one finds its types."""
@@ -134,7 +141,7 @@ class Coordinator:
     def play(self, state: Any) -> tuple[Any, RoundReport]:
         """Play the next round with the nodes that are there."""
         assert self.directory is not None
-        present = set(self.grid.get_node_ids())
+        present = self._present()
         for node in self.directory.hosts.keys() - present:
             self.rejected.append(Rejection(node, state.round, "", "away", "it is not connected", 0))
         return play_round(

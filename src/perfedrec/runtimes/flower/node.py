@@ -30,6 +30,9 @@ POLL = 0.1
 IDLE = 1.0
 """Seconds between two questions for messages: at first, and at most when there was none for long."""
 
+LINGER = 1.0
+"""Least seconds between an answer and a goodbye: a SuperLink drops the answers of nodes that have left."""
+
 PATIENCE = 5.0
 """Most seconds between two attempts to reach a coordinator."""
 
@@ -154,13 +157,16 @@ def run_node(
     app, wait = station.app(), POLL
     while not stop.is_set():
         fleet = connect()
+        fleet.ending = stop
         try:
             node = fleet.activate()
-            tell(f"connected to {fleet.address} as node {node}, with {station.store.n_users} users")
+            users = station.store.n_users + len(station.store.unregistered())
+            tell(f"connected to {fleet.address} as node {node}, with {users} users")
             station.done.connected, wait = True, POLL
             _answer_all(fleet, node, app, station, stop)
         except AwayError as error:
-            tell(f"{error}; trying again in {wait:.1f} s")
+            if not stop.is_set():
+                tell(f"{error}; trying again in {wait:.1f} s")
             stop.wait(wait)
             wait = min(2 * wait, PATIENCE)
         finally:
@@ -169,7 +175,7 @@ def run_node(
 
 
 def _answer_all(fleet: Fleet, node: int, app: ClientApp, station: Station, stop: threading.Event) -> None:
-    last, context = time.monotonic(), Context(0, node, {}, RecordDict(), {})
+    last, context, sent = time.monotonic(), Context(0, node, {}, RecordDict(), {}), -LINGER
     while not stop.is_set():
         try:
             message = fleet.receive()
@@ -184,5 +190,7 @@ def _answer_all(fleet: Fleet, node: int, app: ClientApp, station: Station, stop:
             station.done.seconds += (seconds := time.monotonic() - start)
             station.done.refused += said.has_error()
             fleet.send(said, seconds)
+            sent = time.monotonic()
         except StoppedError:
             continue
+    time.sleep(max(sent + LINGER - time.monotonic(), 0.0))

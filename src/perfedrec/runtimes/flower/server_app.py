@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Aggregate, Algorithm, Plan, RoundReport, Rows, Served, Spec, reduce
 from perfedrec.runtimes.flower.codec import Instructions, Setup, UploadError, ViewLayout, array_bytes, read_reply
-from perfedrec.runtimes.flower.secagg import GivenUpError
+from perfedrec.runtimes.flower.secagg import STAGES, GivenUpError
 from perfedrec.runtimes.flower.secure_sum import secure_sum
 from perfedrec.runtimes.flower.service import Mediator, for_coordinator
 from perfedrec.runtimes.round import round_key
@@ -28,6 +29,12 @@ FAILED = 2
 
 POLL = 0.05
 """Seconds between two looks for replies (Flower's own loop waits 3)."""
+
+AGAIN = 0.5
+"""Seconds between two looks for nodes that died with a message."""
+
+LATER = frozenset(f"train.{stage}" for stage in STAGES[1:])
+"""Messages that a node cannot answer after a restart."""
 
 
 @dataclass(frozen=True)
@@ -172,20 +179,51 @@ def gather(
 
 def exchange(grid: Grid, messages: Iterable[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
     """Send ``messages`` and give the replies as they come, each with the node that was asked, for ``timeout`` seconds
-    (``None``: until all are there)."""
+    (``None``: until all are there).
+
+    A node that died with a message is asked again when it is back, which is safe: it answers a round once, and says the
+    same again. Only the later stages of secure aggregation need what died with it.
+    """
+    lost, again = dict[int, tuple[Message, Message]](), 0.0
+    waiting = _send(grid, messages)
+    end = None if timeout is None else time.monotonic() + timeout
+    while waiting or lost:
+        replies = list(grid.pull_messages(waiting)) if waiting else []
+        for reply in replies:
+            if (asked := waiting.pop(reply.metadata.reply_to_message_id, None)) is None:
+                continue
+            node = asked.metadata.dst_node_id
+            if timeout is not None and _died(reply) and asked.metadata.message_type not in LATER:
+                lost[node] = asked, reply
+            else:
+                yield node, reply
+        now = time.monotonic()
+        if end is not None and now >= end:
+            away = ErrorCode.NODE_UNAVAILABLE  # other messages were given up because their time is over
+            yield from ((node, reply) for node, (_, reply) in lost.items() if reply.error.code == away)
+            return
+        if lost and now > again:
+            back, again = lost.keys() & set(grid.get_node_ids()), now + AGAIN
+            waiting |= _send(grid, [_copy(lost.pop(node)[0], end, now) for node in sorted(back)])
+        if not replies:
+            time.sleep(POLL)
+
+
+def _send(grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
+    """Send ``messages``, and give those that were taken, by their names."""
     messages = list(messages)
     names = grid.push_messages(messages) if messages else []
-    waiting = {name: each.metadata.dst_node_id for name, each in zip(names, messages, strict=True) if name}
-    end = None if timeout is None else time.monotonic() + timeout
-    while waiting:
-        replies = list(grid.pull_messages(waiting))
-        for reply in replies:
-            if (node := waiting.pop(reply.metadata.reply_to_message_id, None)) is not None:
-                yield node, reply
-        if end is not None and time.monotonic() >= end:
-            return
-        if waiting and not replies:
-            time.sleep(POLL)
+    return {name: each for name, each in zip(names, messages, strict=True) if name}
+
+
+def _died(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+
+
+def _copy(message: Message, end: float | None, now: float) -> Message:
+    about, ttl = message.metadata, None if end is None else end - now + 1.0
+    kind, group = about.message_type, about.group_id
+    return Message(message.content, dst_node_id=about.dst_node_id, message_type=kind, group_id=group, ttl=ttl)
 
 
 class Traffic:

@@ -40,6 +40,7 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -213,6 +214,7 @@ class Fleet:
         self._public = public_key_to_bytes(private.public_key())
         signed = NodeAuthHttpInterceptor(private, private.public_key())
         version = RuntimeVersionHttpInterceptor(component_name="SuperNode")
+        self.ending = threading.Event()  # once set, a SuperLink that is away is not waited for
         self._client = FleetHttpClient(f"https://{address}", interceptors=[version, signed], verify=_trusting(ca))
         self._node: Node | None = None
         self._stop = threading.Event()
@@ -299,7 +301,7 @@ class Fleet:
             try:
                 return _called(method, request, self.address)
             except AwayError:
-                if time.monotonic() > end or self._stop.wait(wait):
+                if time.monotonic() > end or self.ending.is_set() or self._stop.wait(wait):
                     raise
                 wait = min(2 * wait, 2.0)
 
@@ -358,6 +360,7 @@ class SuperLink:
 
     def __init__(self, folder: Path, host: str, port: int, certificates: Certificates) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # the database holds what nodes send
         self.secret = secrets.token_bytes(32)
         self._secret_file = folder / "superexec.secret"
         self._secret_file.touch(mode=0o600)
@@ -419,13 +422,17 @@ class Control:
                 time.sleep(0.1)
 
     def register(self, keys: Iterable[bytes]) -> dict[int, bytes]:
-        """Register nodes by their public keys (PEM), those that are not yet, and return all by id."""
-        known = {each.public_key for each in self._call(self._client.ListNodes, ListNodesRequest()).nodes_info}
-        for key in keys:
-            if key not in known:
-                self._call(self._client.RegisterNode, RegisterNodeRequest(public_key=key))
+        """Register the nodes with these public keys (PEM), and no others, and return them by id."""
+        wanted, known = set(keys), set()
+        for each in self._call(self._client.ListNodes, ListNodesRequest()).nodes_info:
+            if each.public_key in wanted:
+                known.add(each.public_key)
+            else:
+                self._call(self._client.UnregisterNode, UnregisterNodeRequest(node_id=each.node_id))
+        for key in sorted(wanted - known):
+            self._call(self._client.RegisterNode, RegisterNodeRequest(public_key=key))
         nodes = self._call(self._client.ListNodes, ListNodesRequest()).nodes_info
-        return {int(each.node_id): bytes(each.public_key) for each in nodes}
+        return {int(each.node_id): bytes(each.public_key) for each in nodes if each.public_key in wanted}
 
     def open(self) -> int:
         """Open a run, after ending those that are left of a coordinator that died."""

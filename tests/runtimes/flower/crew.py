@@ -1,0 +1,195 @@
+"""Processes of a federation that fail at a chosen moment: forked from one that has all its imports behind it.
+
+A fault is named by its kind and happens once, in a given round. What it does to a process (SIGKILL, a limit on the
+size of its files, sleep) or to an answer is real; only the moment is chosen here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from flwr.app import Message, RecordDict
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["perfedrec.experiment.serve", "perfedrec.experiment.work", "perfedrec.cli"])
+SLOW = 14.0  # seconds
+
+
+def start(target: Callable[..., None], *given: Any) -> Any:
+    process = FORKS.Process(target=target, args=given)
+    process.start()
+    return process
+
+
+def end(process: Any) -> None:
+    """End a process, however it stands."""
+    if process.is_alive():
+        process.terminate()
+        process.join(10)
+    if process.is_alive():
+        process.kill()
+    process.join()
+
+
+def node(
+    arguments: list[str], log: Path, faults: Mapping[int, str], version: str | None = None, skew: float = 0.0
+) -> None:
+    """``perfedrec node run``, of another ``version``, or with a clock that is off by ``skew`` seconds."""
+    _settle(log)
+    from perfedrec.cli import app
+    from perfedrec.experiment import work
+    from perfedrec.runtimes.flower import node as module
+    from perfedrec.runtimes.flower import wire
+
+    wire.HEARTBEAT = 10.0  # the least that Flower allows: what was killed is let in again after twice as long
+    left, answer, send = dict(faults), module.answer, module.Fleet.send
+    if version is not None:
+        work.__version__ = version
+    if skew:
+        _shift(skew)
+
+    def faulty(app: Any, message: Message, context: Any) -> Message:
+        task = message.content.config_records.get("task")
+        fault = None if task is None else left.pop(int(task["round"]), None)  # type: ignore[call-overload]
+        if fault == "killed before":
+            _die()
+        if fault == "killed during":  # the memories are written, the transaction is open
+            module.dump = _die
+        if fault == "slow":
+            time.sleep(SLOW)
+        if fault == "full disk":
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        said = answer(app, message, context)
+        if fault == "full disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        if fault == "killed after":  # all is stored, nothing sent
+            _die()
+        if fault == "killed once sent":
+            left[-2] = fault
+        if fault == "leaves":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if fault in TAMPERED:
+            TAMPERED[fault](said.content)
+        return said
+
+    def sent(fleet: Any, said: Message, seconds: float) -> None:
+        send(fleet, said, seconds)
+        if left.pop(-2, None):
+            _die()
+
+    module.answer, module.Fleet.send = faulty, sent
+    app(arguments)
+
+
+def coordinator(arguments: list[str], name: str, log: Path, faults: Mapping[int, str]) -> None:
+    """``perfedrec serve``, for a run that gets the ``name``."""
+    _settle(log)
+    from perfedrec.cli import app
+    from perfedrec.experiment import serve as module
+    from perfedrec.runtimes.flower import wire
+
+    module.secrets = SimpleNamespace(token_hex=lambda size: name)  # type: ignore[assignment]
+    left, play, push = dict(faults), module.Coordinator.play, wire.FastGrid.push_messages
+    links, started = list[Any](), wire.SuperLink._start
+
+    def faulty(each: Any, state: Any) -> Any:
+        after = play(each, state)
+        if left.get(int(state.round)) == "killed":  # the nodes have played the round, and no checkpoint tells of it
+            _die()
+        return after
+
+    def pushed(grid: Any, messages: Any) -> Any:
+        messages = list(messages)
+        names = push(grid, messages)
+        number = messages[0].metadata.group_id if messages else ""
+        if number and left.get(int(number)) == "SuperLink killed":
+            del left[int(number)]
+            links[-1].kill()
+        return names
+
+    def linked(link: Any) -> Any:
+        links.append(started(link))
+        return links[-1]
+
+    module.Coordinator.play, wire.FastGrid.push_messages, wire.SuperLink._start = faulty, pushed, linked
+    app(arguments)
+
+
+def _shift(seconds: float) -> None:
+    """Set the clock of this process, as Flower and perfedrec read it: under libfaketime Python's waits hang."""
+    from flwr.supercore import date
+
+    class Shifted(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return datetime.datetime.now(tz) + datetime.timedelta(seconds=seconds)
+
+    right = time.time
+    time.time = lambda: right() + seconds
+    date.datetime = SimpleNamespace(datetime=Shifted, UTC=datetime.UTC)  # type: ignore[assignment]
+
+
+def _settle(log: Path) -> None:
+    """Write to ``log``, and end when the tests do."""
+    with open(log, "ab") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        _die()
+
+    threading.Thread(target=watch, daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def _die(*_: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _change(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[RecordDict], None]:
+    def tamper(content: RecordDict) -> None:
+        from perfedrec.runtimes.flower.codec import pack, unpack
+
+        tensors = unpack(content.array_records["sums"])
+        tensors[name] = change(tensors[name])
+        content["sums"] = pack(tensors)
+
+    return tamper
+
+
+def _claim(content: RecordDict) -> None:
+    counts = content.config_records["counts"]
+    counts["clients"] = int(counts["clients"]) + 1  # type: ignore[call-overload]
+
+
+def _lie(content: RecordDict) -> None:
+    record = content.array_records["sums"]
+    key, array = next(iter(record.items()))
+    del record[key]
+    record[key.replace(":", ":7,", 1)] = array
+
+
+TAMPERED: dict[str, Callable[[RecordDict], None]] = {
+    "not finite": _change("sums", lambda sums: sums.index_fill(0, torch.tensor([0]), torch.nan)),
+    "shape": _change("sums", lambda sums: sums[:, 1:]),
+    "size": _change("sums", lambda sums: torch.zeros(1_000_000)),
+    "keys": _change("keys", lambda keys: keys.flip(0)),
+    "users": _claim,
+    "malformed": _lie,
+}
+"""Answers that cannot be part of a sum, by the reason that they are refused for."""

@@ -1,0 +1,298 @@
+"""Faults of real processes: what was acknowledged stays, the rounds go on, and the model is that of a run without the
+fault where the protocol allows it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.runtimes.flower import crew
+from tests.runtimes.flower.test_processes import NAME, SECRET, SMALL, draws
+from torch import Tensor
+from typer.testing import CliRunner
+
+from perfedrec.cli import app
+from perfedrec.core.records import flatten
+from perfedrec.data.dataset import Dataset
+from perfedrec.experiment import checkpoint, config, federation
+from perfedrec.experiment.certificates import make_certificates
+from perfedrec.experiment.methods import engine
+from perfedrec.experiment.run import open_data, read_history
+from perfedrec.runtimes.flower import Certificates, Control, SuperLink, public_key
+from perfedrec.runtimes.node import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+NODES, USERS, ROUNDS = 4, 12, 3
+SIZE = f"data.path=synthetic:users={USERS},items=40,interactions_per_user=8,clusters=2"
+
+
+@dataclass
+class Federation:
+    """A folder, and processes by name."""
+
+    folder: Path
+    config: Any
+    dataset: Dataset
+    port: int
+    processes: dict[str, Any] = field(default_factory=dict)
+
+    def node(
+        self,
+        name: str,
+        faults: Mapping[int, str] | None = None,
+        key: str | None = None,
+        ca: Path | None = None,
+        version: str | None = None,
+        skew: float = 0.0,
+    ) -> None:
+        log, store = self.folder / "nodes" / name / "log.txt", self.folder / "nodes" / name / "store.db"
+        arguments = ["node", "run", "--store", str(store), "--coordinator", f"127.0.0.1:{self.port}"]
+        arguments += ["--ca", str(ca or self.folder / "certificates" / "ca.crt")]
+        arguments += ["--key", str(self.folder / "keys" / (key or name))]
+        self.processes[name] = crew.start(crew.node, arguments, log, faults or {}, version, skew)
+
+    def nodes(self, number: int = NODES) -> None:
+        for each in range(number):
+            self.node(f"n{each}")
+
+    def coordinator(self, resume: bool = False, faults: Mapping[int, str] | None = None, **terms: Any) -> None:
+        arguments, log = self.serve(resume, **terms), self.folder / "serve.txt"
+        self.processes["coordinator"] = crew.start(crew.coordinator, arguments, NAME, log, faults or {})
+
+    def serve(self, resume: bool = False, **terms: Any) -> list[str]:
+        arguments = ["serve", "--output", str(self.run), "--catalogue", str(self.folder / "items.txt"), "--quiet"]
+        arguments += ["--certificates", str(self.folder / "certificates"), "--nodes", str(self.folder / "keys")]
+        arguments += ["--resume"] if resume else ["--config", str(self.folder / "run.toml")]
+        waits = {"port": self.port, "min-nodes": NODES, "wait": 100, "rounds": ROUNDS} | terms
+        return arguments + [word for name, value in waits.items() for word in (f"--{name}", str(value))]
+
+    def ends(self, name: str, seconds: float = 150) -> int:
+        """The exit code of a process that ends by itself."""
+        self.processes[name].join(seconds)
+        assert self.processes[name].exitcode is not None, self.told()
+        return int(self.processes[name].exitcode)
+
+    def says(self, file: str, pattern: str, seconds: float = 60) -> None:
+        """Wait until there is such a line in a file."""
+        end, path = time.monotonic() + seconds, self.folder / file
+        while not (path.exists() and re.search(pattern, path.read_text())):
+            assert time.monotonic() < end, self.told()
+            time.sleep(0.1)
+
+    def store(self, number: int) -> Path:
+        return self.folder / "nodes" / f"n{number}" / "store.db"
+
+    def log(self, name: str) -> str:
+        return (self.folder / "nodes" / name / "log.txt").read_text()
+
+    def lines(self, name: str) -> int:
+        return self.log(name).count("\n")
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def rejections(self) -> list[dict[str, Any]]:
+        path = self.run / "rejections.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def tables(self) -> dict[str, Tensor]:
+        newest = checkpoint.load(checkpoint.folders(self.run / "checkpoints")[0])
+        found: dict[str, Tensor] = newest.records["state"][0]
+        return found
+
+    def told(self) -> str:
+        return "\n".join(f"{path}\n{path.read_text()}" for path in sorted(self.folder.rglob("*.txt")))
+
+    def kept(self) -> None:
+        """All that the nodes acknowledged is in their files."""
+        train = self.dataset.train
+        for user in range(USERS):
+            with Store.open(self.store(user // (USERS // NODES))) as store:
+                rows, _ = store.rows(torch.tensor([user]))
+                assert rows.items.tolist() == train.items[train.offsets[user] : train.offsets[user + 1]].tolist()
+
+
+@pytest.fixture
+def fed(tmp_path: Path) -> Iterator[Federation]:
+    given = config.load("recommended", None, [SIZE, *SMALL], run__rounds=ROUNDS)
+    dataset, folder = open_data(given.data), tmp_path / "federation"
+    federation.lay_out(folder, dataset, NODES, secret=SECRET)
+    seed = draws(folder, given.build())
+    given = given.model_copy(update={"run": given.run.model_copy(update={"seed": seed})})
+    (folder / "run.toml").write_text(given.to_toml())
+    made = Federation(folder, given, dataset, federation.free_port())
+    yield made
+    for process in made.processes.values():
+        process.terminate()
+    for process in made.processes.values():
+        crew.end(process)
+
+
+@contextmanager
+def serving(folder: Path, port: int, files: Path, wait: bool = True) -> Iterator[Control]:
+    """A SuperLink without a coordinator."""
+    given = Certificates(files / "ca.crt", files / "server.pem", files / "server.key")
+    link, control = SuperLink(folder, "127.0.0.1", port, given), Control(f"127.0.0.1:{port}", given.ca)
+    try:
+        if wait:
+            control.wait()
+        yield control
+    finally:
+        control.close()
+        link.stop()
+
+
+def age(path: Path) -> None:
+    """Give a node's file the first version of its schema."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.executescript("DROP TABLE served; DROP TABLE served_users; ALTER TABLE node DROP COLUMN scrubbing;")
+        file.execute("PRAGMA user_version = 1")
+
+
+def undisturbed(fed: Federation) -> dict[str, Tensor]:
+    """The tables of the simulator, which real processes compute bit for bit."""
+    simulated = engine(fed.config.build(), fed.dataset, seed=fed.config.run.seed, device="cpu")
+    for _ in range(simulated.prelude + ROUNDS):
+        simulated.play()
+    return flatten(simulated.records()["state"])[0]
+
+
+def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_coordinator_killed_before_its_checkpoint_is_written(fed: Federation) -> None:
+    """The round is repeated: nodes give the answer that they have stored. One of their files has an old schema."""
+    age(fed.store(0))
+    fed.nodes()
+    fed.coordinator(faults={3: "killed"})
+    assert fed.ends("coordinator") == -9, fed.told()
+    assert len(read_history(fed.run)) == 3
+    fed.coordinator(resume=True)
+    assert fed.ends("coordinator") == 0, fed.told()
+    assert same(fed.tables, undisturbed(fed)), fed.told()
+    assert fed.rejections == []
+    fed.kept()
+
+
+def test_superlink_killed_with_messages_under_way(fed: Federation) -> None:
+    """It is started again, with what it had. The clock of one node is late by 100 seconds."""
+    fed.nodes(NODES - 1)
+    fed.node(f"n{NODES - 1}", skew=-100.0)
+    fed.coordinator(faults={3: "SuperLink killed"})
+    assert fed.ends("coordinator") == 0, fed.told()
+    assert same(fed.tables, undisturbed(fed)), fed.told()
+    assert fed.rejections == []
+    fed.kept()
+
+
+def test_nodes_killed_before_during_and_after_their_work(fed: Federation) -> None:
+    """They are started again at once, and asked again once the SuperLink takes them back."""
+    moments = ["killed before", "killed during", "killed after", "killed once sent"]
+    for number, moment in enumerate(moments):
+        fed.node(f"n{number}", {2: moment})
+    fed.coordinator()
+    for number in range(len(moments)):
+        assert fed.ends(f"n{number}") == -9, fed.told()
+        fed.node(f"n{number}")
+    assert fed.ends("coordinator") == 0, fed.told()
+    assert fed.rejections == []
+    assert same(fed.tables, undisturbed(fed)), fed.told()
+    fed.kept()
+
+
+def test_a_slow_node_and_one_that_leaves(fed: Federation) -> None:
+    """The round goes on at the deadline without the slow one, and later rounds without the other, until it is back."""
+    fed.node("n0", {2: "slow"})
+    fed.node("n1", {2: "leaves"})
+    fed.node("n2")
+    fed.node("n3")
+    fed.coordinator(deadline=crew.SLOW - 4)
+    assert fed.ends("n1") == 0
+    assert fed.ends("coordinator") == 0, fed.told()
+    share = USERS // NODES
+    clients = [each.report.clients for each in read_history(fed.run)]
+    without = {(each["node"], each["round"]): each["reason"] for each in fed.rejections}
+    took = without.keys() == {("n0", 2), ("n1", 3), ("n1", 4)}  # the SuperLink drops answers of who left long before
+    assert took or without.keys() == {("n0", 2), ("n1", 2), ("n1", 3), ("n1", 4)}, fed.told()
+    assert clients == [USERS, USERS, USERS - (1 if took else 2) * share, USERS - share, USERS - share], fed.told()
+    assert without["n0", 2] == "late"
+    assert {without["n1", 3], without["n1", 4]} <= {"away", "late", "code 5"}
+    fed.node("n1")
+    fed.coordinator(resume=True, rounds=ROUNDS + 1)
+    assert fed.ends("coordinator") == 0, fed.told()
+    assert [each.report.clients for each in read_history(fed.run)] == [*clients, USERS], fed.told()
+    fed.kept()
+
+
+def test_answers_that_cannot_be_part_of_a_sum(fed: Federation) -> None:
+    """Each is refused with its reason, and the round goes on with the others, as it does where a disk is full."""
+    fed.node("n3", version="0.0.1")
+    fed.coordinator(**{"min-nodes": NODES - 1})
+    wrong = {0: "not finite", 2: "size", 3: "keys", 4: "shape"}
+    fed.says("serve.txt", "is refused: this node runs version 0.0.1")
+    fed.node("n0")
+    fed.node("n1", wrong)
+    fed.node("n2", {1: "full disk", 3: "malformed", 4: "users"})
+    assert fed.ends("coordinator") == 0, fed.told()
+    found = {(each["node"], each["round"]): (each["reason"], each["detail"]) for each in fed.rejections}
+    assert found.pop(("n3", -1))[0] == "version", fed.told()
+    assert "the disk is full" in found[("n2", 1)][1]
+    expected = {("n1", number): reason for number, reason in wrong.items()}
+    expected |= {("n2", 1): "failed", ("n2", 3): "malformed", ("n2", 4): "users"}
+    assert {where: reason for where, (reason, _) in found.items()} == expected
+    share = USERS // NODES
+    clients = [each.report.clients for each in read_history(fed.run)]
+    assert clients == [2 * share, 2 * share, 2 * share, share, share]
+    assert all(bool(each.isfinite().all()) for each in fed.tables.values())
+    with Store.open(fed.store(2)) as store:
+        assert store.status()["last_round"] == 4
+    fed.kept()
+
+
+def test_nodes_that_are_not_let_in(fed: Federation, tmp_path: Path) -> None:
+    """With a key, an authority, a clock or a file that will not do: one line, and a code that is not 0."""
+    certificates = fed.folder / "certificates"
+    make_certificates(tmp_path / "other")
+    make_certificates(tmp_path / "old")
+    with serving(tmp_path / "link", fed.port, certificates) as control:
+        control.register([public_key(fed.folder / "keys" / "n0.pub")])
+        fed.node("n1")  # not registered
+        fed.node("n0", ca=tmp_path / "other" / "ca.crt")
+        fed.node("n2", key="n0", skew=60.0)
+        assert (fed.ends("n2"), fed.lines("n2")) == (4, 1), fed.told()
+        assert "clock" in fed.log("n2")
+        assert (fed.ends("n0"), fed.lines("n0")) == (4, 1), fed.told()
+        assert "certificate cannot be trusted" in fed.log("n0")
+        fed.says("nodes/n1/log.txt", "not registered")
+        control.register([public_key(fed.folder / "keys" / "n1.pub")])  # instead of n0, whose key is no longer taken
+        fed.says("nodes/n1/log.txt", "connected to")
+        fed.node("n0")
+        fed.says("nodes/n0/log.txt", "not registered")
+        crew.end(fed.processes["n0"])
+        with closing(sqlite3.connect(fed.store(3))) as file:
+            file.execute("PRAGMA user_version = 99")
+        fed.node("n3")
+        assert (fed.ends("n3"), fed.lines("n3")) == (2, 1)
+        assert "from a newer perfedrec" in fed.log("n3")
+    make_certificates(certificates, days=0)  # renewed, and expired at once
+    refused = CliRunner().invoke(app, fed.serve())
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "expired" in refused.stderr
+    fed.port = federation.free_port()
+    with serving(tmp_path / "link", fed.port, certificates, wait=False):
+        fed.node("n0")
+        assert fed.ends("n0") == 4, fed.told()
+    assert "expired" in fed.log("n0").splitlines()[-1]
