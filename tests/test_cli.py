@@ -262,3 +262,24 @@ def test_privacy_commands_answer_mistakes_in_one_line(arguments: tuple[str, ...]
     failed = cli(*arguments, code=2)
     assert said in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+def test_who_needs_a_neighbourhood_service_says_so_before_anything_starts(tmp_path: Path) -> None:
+    dealt, keys = tmp_path / "dealt", tmp_path / "keys"
+    assert "none to the coordinator" in cli("federation", "bundles", dealt, "--node", "n0").stdout
+    cli("federation", "certificates", tmp_path / "certificates")
+    cli("federation", "key", keys / "n0")
+    (tmp_path / "items.txt").write_text("a\nb\n")
+    serve = ("serve", "--output", tmp_path / "run", "--catalogue", tmp_path / "items.txt", "--nodes", keys)
+    for arguments, said in (
+        (("federation", "bundles", dealt, "--node", "n0"), "n0 is taken already"),
+        (
+            ("service", "run", "--state", keys, "--coordinator", "h:1", "--ca", "c", "--key", "k"),
+            "expected the keys of",
+        ),
+        ((*serve, "--certificates", tmp_path / "certificates"), "and none is registered; expected its public key"),
+    ):
+        failed = cli(*arguments, code=2)
+        assert said in failed.stderr
+        assert failed.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ import torch
 from flwr.app import ArrayRecord, Message
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from tests.parity.deployment import Deployment
 from tests.parity.federation import DIM, N_ITEMS, N_USERS, PROTECTED, SERVICE, SINGLE, UNEQUAL, Twins, pair, settings
 from tests.parity.test_rounds import WORLDS
 from torch import Tensor
 
 from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
+from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import copied, flatten, unflatten
 from perfedrec.core.types import Contribution, reduce
@@ -82,20 +85,30 @@ class Seen:
     """All that a role can read: the bytes of the messages that pass through it, and of what it can open in them."""
 
     coordinator: bytes = b""
+    degrees: bytes = b""
     service: bytes = b""
     nodes: dict[int, bytes] = field(default_factory=dict)
+
+
+Form = tuple[bytes, ...]
+"""The bytes that numbers may have on their way: as they are, or in 4 bytes each where that loses nothing."""
+
+
+def forms(tensor: Tensor) -> Form:
+    narrow = {torch.int64: torch.int32, torch.float64: torch.float32}.get(tensor.dtype, tensor.dtype)
+    return tensor.contiguous().numpy().tobytes(), tensor.to(narrow).contiguous().numpy().tobytes()
 
 
 @dataclass
 class Known:
     """What is to be looked for, as the bytes it would have."""
 
-    items: list[bytes] = field(default_factory=list)
-    vectors: list[bytes] = field(default_factory=list)
-    reports: dict[int, list[bytes]] = field(default_factory=dict)
-    edges: list[bytes] = field(default_factory=list)
-    changes: list[bytes] = field(default_factory=list)
-    tokens: list[bytes] = field(default_factory=list)
+    items: list[Form] = field(default_factory=list)
+    vectors: list[Form] = field(default_factory=list)
+    reports: dict[int, list[Form]] = field(default_factory=dict)
+    edges: list[Form] = field(default_factory=list)
+    changes: list[Form] = field(default_factory=list)
+    tokens: list[Form] = field(default_factory=list)
 
 
 def opened(record: ArrayRecord, private: bytes, purposes: list[str]) -> bytes:
@@ -111,8 +124,17 @@ def opened(record: ArrayRecord, private: bytes, purposes: list[str]) -> bytes:
     return found
 
 
-def recorded(profile: str, monkeypatch: pytest.MonkeyPatch, rounds: int = 4) -> tuple[Twins, Seen, Known]:
-    twins, known = Twins(settings(**PROFILES[profile]), UNEQUAL, apart=True), Known()
+def apart(config: PerFedRecSettings) -> Twins:
+    return Twins(config, UNEQUAL, apart=True)
+
+
+def recorded(
+    profile: str,
+    monkeypatch: pytest.MonkeyPatch,
+    rounds: int = 4,
+    world: Callable[[PerFedRecSettings], Any] = apart,
+) -> tuple[Any, Seen, Known]:
+    twins, known = world(settings(**PROFILES[profile])), Known()
     assert twins.service is not None
 
     def client(*args: Any) -> tuple[Contribution, Any]:
@@ -120,31 +142,34 @@ def recorded(profile: str, monkeypatch: pytest.MonkeyPatch, rounds: int = 4) -> 
         here = next((node for node, users in twins.hosts.items() if torch.isin(given.users, users).all()), 0)
         rows = args[2]
         if rows.items.numel() > 1 and here:  # not the coordinator's example
-            known.items += [each.numpy().tobytes() for each in rows.items.split(rows.counts.tolist())]
-            known.vectors += [each.numpy().tobytes() for each in memory.vectors if each.any()]
+            known.items += [forms(each) for each in rows.items.split(rows.counts.tolist())]
+            known.vectors += [forms(each) for each in memory.vectors if each.any()]
             if given.reports is not None:
                 rows_of = given.reports.flatten(0, 1)
-                known.reports.setdefault(here, []).extend(each.numpy().tobytes() for each in rows_of if each.any())
+                known.reports.setdefault(here, []).extend(forms(each) for each in rows_of if each.any())
             if given.edges is not None:
-                known.edges += [
-                    given.edges[given.edges[:, 1] == user, 2].numpy().tobytes() for user in given.edges[:, 1].unique()
-                ]
+                known.edges += [forms(given.edges[given.edges[:, 1] == user, 2]) for user in given.edges[:, 1].unique()]
             if given.deltas is not None and given.deltas.shape[1] == DIM:
                 sums = reduce(given, N_ITEMS, twins.algorithm.n_groups(twins.flower)).sums
-                known.changes += [each.numpy().tobytes() for each in sums if each.all()]
+                known.changes += [forms(each) for each in sums if each.all()]
         return given, memory
 
     monkeypatch.setattr(twins.algorithm, "client", client)
     tokens = twins.bundles[100].tokens(N_ITEMS)
-    known.tokens = [tokens.numpy().tobytes(), tokens.argsort().numpy().tobytes()]
+    known.tokens = [forms(tokens), forms(tokens.argsort())]
     for _ in range(len(twins.algorithm.prelude) + rounds):
         twins.play()
+    if isinstance(twins, Deployment):
+        assert twins.coordinator.hand_out(twins.flower) == list(twins.hosts)
     seen, purposes = Seen(nodes=dict.fromkeys(twins.nodes, b"")), ["neighbours", "table", "start"]
     purposes += [f"reports of round {number}" for number in range(twins.flower.round)]
     for sent in twins.grid.sent:
         content = b"|".join(sent.objects.values())
         records = list(sent.message.content.array_records.values()) if sent.message.has_content() else []
-        seen.coordinator += content
+        if sent.up and sent.message.metadata.group_id == "-1":
+            seen.degrees += content
+        else:
+            seen.coordinator += content
         if sent.node == SERVICE:
             seen.service += content + b"".join(opened(each, twins.service.private, purposes) for each in records)
         else:
@@ -155,21 +180,29 @@ def recorded(profile: str, monkeypatch: pytest.MonkeyPatch, rounds: int = 4) -> 
     return twins, seen, known
 
 
-def count(pieces: list[bytes], where: bytes) -> int:
-    return sum(piece in where for piece in pieces)
+def count(pieces: list[Form], where: bytes) -> int:
+    return sum(any(form in where for form in piece) for piece in pieces)
 
 
+@pytest.mark.parametrize("deployed", [False, True], ids=["rounds", "deployment"])
 @pytest.mark.parametrize("profile", PROFILES)
-def test_no_role_receives_what_it_must_not_see(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    twins, seen, known = recorded(profile, monkeypatch)
+def test_no_role_receives_what_it_must_not_see(
+    profile: str, deployed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In rounds alone, and in all that is said in a deployment: who is there, degrees, rounds, what is handed out."""
+    world: Any = (lambda config: Deployment(config, tmp_path)) if deployed else apart
+    twins, seen, known = recorded(profile, monkeypatch, world=world)
     # Three numbers in a row may be there by chance, among the rows that a node's users have touched together.
-    known.items, known.edges = ([each for each in lists if len(each) > 24] for lists in (known.items, known.edges))
+    known.items, known.edges = ([each for each in lists if len(each[0]) > 24] for lists in (known.items, known.edges))
     everywhere = seen.coordinator + seen.service + b"".join(seen.nodes.values())
     assert len(known.items) > 2 * N_USERS
     assert len(known.vectors) > N_USERS
-    # Nobody receives a user's items, nor the key or the list of tokens.
+    # Item degrees are summed in the clear: those of a node with one user are its items, as its uploads show them.
+    assert count([*set(known.items)], seen.degrees) == (1 if deployed and profile == "none" else 0)
+    seen.coordinator += seen.degrees
+    # Beyond that nobody receives a user's items, nor the key or the list of tokens.
     assert count(known.items, everywhere) == 0
-    assert count([*known.tokens, twins.bundles[100].secret, twins.bundles[100].common], everywhere) == 0
+    assert count([*known.tokens, (twins.bundles[100].secret, twins.bundles[100].common)], everywhere) == 0
     # The coordinator receives no user vector, protected or not, and no edge.
     assert count(known.vectors, seen.coordinator) == 0
     every_report = [each for reports in known.reports.values() for each in reports]

@@ -36,6 +36,7 @@ for name, group in (
     ("privacy", privacy.app),
     ("node", node.app),
     ("federation", federation.app),
+    ("service", node_run.service),
     ("config", config.app),
 ):
     app.add_typer(group, name=name)

@@ -102,6 +102,7 @@ def up(
         from perfedrec.experiment.run import open_data
         from perfedrec.experiment.serve import Terms
         from perfedrec.experiment.serve import serve as run
+        from perfedrec.runtimes.flower import needs_service
 
         os.environ |= federation.environment()
         resolved = _resolved(output / "run", resume, preset, None, set_, privacy, rounds)
@@ -111,7 +112,7 @@ def up(
         port = federation.free_port()
         waited = sum(1 for _ in (output / "nodes").iterdir())
         terms = Terms(port=port, min_nodes=waited, deadline=deadline)
-        with federation.nodes(output, port):
+        with federation.nodes(output, port, needs_service(resolved.build())):
             summary = run(
                 resolved,
                 read_catalogue(output / federation.CATALOGUE),
@@ -154,6 +155,27 @@ def key(path: Annotated[Path, typer.Argument(help="file of the private key; the 
 
         make_key(path)
         console.print(f"{path} stays here; {path}.pub goes to the coordinator's folder of keys")
+
+
+@app.command("bundles")
+def bundles(
+    folder: Annotated[Path, typer.Argument(help="folder to write to")],
+    node: Annotated[list[str], typer.Option(help="name of a node, may be repeated")],
+) -> None:
+    """Deal out what nodes and neighbourhood service need to keep things from the coordinator.
+
+    By somebody who is neither the coordinator nor the service; a second time, for new nodes.
+
+    [bold]perfedrec federation bundles dealt --node n0 --node n1[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment.bundles import BUNDLE, KEYS, SERVICE, deal
+
+        deal(folder, node, folder / SERVICE)
+        console.print(
+            f"{folder}: each {BUNDLE} goes to its node, {SERVICE}/{KEYS} to the service, and none to the coordinator",
+            soft_wrap=True,
+        )
 
 
 def _resolved(

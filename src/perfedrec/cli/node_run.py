@@ -1,4 +1,4 @@
-"""perfedrec node run: work for a coordinator."""
+"""perfedrec node run and service run: work for a coordinator."""
 
 from __future__ import annotations
 
@@ -11,16 +11,25 @@ import typer
 
 from perfedrec.cli.common import one_line
 
+service = typer.Typer(help="Be the neighbourhood service of a federation.", no_args_is_help=True)
+
+Threads = Annotated[int, typer.Option(help="threads of the numerical library")]
+UntilClosed = Annotated[
+    bool, typer.Option("--until-stdin-closes", help="end when the process that started this one ends")
+]
+
 
 def run(
     store: Annotated[Path, typer.Option(help="the node's file")],
     coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator")],
     ca: Annotated[Path, typer.Option(help="certificate of the authority that vouches for the coordinator")],
     key: Annotated[Path, typer.Option(help="the node's private key")],
-    threads: Annotated[int, typer.Option(help="threads of the numerical library")] = 1,
-    until_stdin_closes: Annotated[
-        bool, typer.Option("--until-stdin-closes", help="end when the process that started this one ends")
-    ] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="what the node was given for the service (default: beside --store)"),
+    ] = None,
+    threads: Threads = 1,
+    until_stdin_closes: UntilClosed = False,
 ) -> None:
     """Work for a coordinator, in one process that stays: until SIGTERM, after the work at hand.
 
@@ -29,13 +38,38 @@ def run(
     with one_line():
         from perfedrec.experiment.work import work_for
 
-        def tell(line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
+        work_for(store, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads, bundle)
 
-        stop = threading.Event()
-        if until_stdin_closes:
-            threading.Thread(target=_until_closed, args=(stop,), daemon=True).start()
-        work_for(store, coordinator, ca, key, stop, tell, threads)
+
+@service.command("run")
+def run_service(
+    coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator")],
+    ca: Annotated[Path, typer.Option(help="certificate of the authority that vouches for the coordinator")],
+    key: Annotated[Path, typer.Option(help="the service's private key, whose public one the coordinator has")],
+    state: Annotated[Path, typer.Option(help="the service's folder: its service.keys, and what it keeps of a run")],
+    threads: Threads = 1,
+    until_stdin_closes: UntilClosed = False,
+) -> None:
+    """Be a federation's neighbourhood service, in one process that stays: until SIGTERM, after the work at hand.
+
+    [bold]perfedrec service run --coordinator host:18000 --ca ca.crt --key service.key --state folder[/bold]
+    """
+    with one_line():
+        from perfedrec.experiment.service import serve_neighbours
+
+        serve_neighbours(state, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _stop(until_stdin_closes: bool) -> threading.Event:
+    """What is set when the process is to end."""
+    stop = threading.Event()
+    if until_stdin_closes:
+        threading.Thread(target=_until_closed, args=(stop,), daemon=True).start()
+    return stop
 
 
 def _until_closed(stop: threading.Event) -> None:

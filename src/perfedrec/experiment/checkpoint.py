@@ -38,13 +38,14 @@ class Loaded:
 
 
 def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], extra: Mapping[str, Any]) -> None:
-    """Write ``records`` to ``folder``, replacing what is there. ``belongs`` names data and configuration."""
+    """Write ``records`` (or tensors by name) to ``folder``, replacing what is there. ``belongs`` names data and
+    configuration."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     manifest: dict[str, Any] = {"format": FORMAT, "belongs": dict(belongs), "extra": dict(extra), "records": {}}
     for name, record in records.items():
-        tensors, scalars = flatten(record)
+        tensors, scalars = (record, {}) if isinstance(record, Mapping) else flatten(record)
         content = dump_tensors({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()})
         write_atomic(temporary / f"{name}.safetensors", content)
         manifest["records"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "scalars": scalars}

@@ -1,4 +1,5 @@
-"""A whole federation on one machine, for trying it out: certificates, keys, a file for each node, and all processes."""
+"""A whole federation on one machine, for trying it out: certificates, keys and bundles, a file for each node, and all
+processes."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import polars as pl
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import Dataset
 from perfedrec.data.interactions import Ids, id_series
+from perfedrec.experiment.bundles import SERVICE, deal
 from perfedrec.experiment.certificates import CA, make_certificates, make_key
 from perfedrec.runtimes.node import Store
 
@@ -24,7 +26,8 @@ CATALOGUE = "items.txt"
 
 
 def lay_out(folder: Path, dataset: Dataset, nodes: int, users: int | None = None, secret: bytes | None = None) -> None:
-    """Make the folder of a federation: ``certificates``, ``keys``, the catalogue, and ``nodes/n0/store.db``, ....
+    """Make the folder of a federation: ``certificates``, ``keys``, the catalogue, ``nodes/n0/store.db``, ..., bundles
+    beside these, and the ``service`` with its keys.
 
     The training items of the first ``users`` users of a data set (all by default) are dealt out to the nodes, whole
     users to each. A ``secret`` that all nodes share makes their draws those of a simulation, for tests.
@@ -37,11 +40,12 @@ def lay_out(folder: Path, dataset: Dataset, nodes: int, users: int | None = None
         raise ConfigError(f"{folder} is not empty; expected a new folder")
     make_certificates(folder / "certificates")
     write_catalogue(folder / CATALOGUE, train.item_ids)
+    make_key(folder / "keys" / SERVICE)
+    deal(folder / "nodes", [f"n{number}" for number in range(nodes)], folder / SERVICE)
     names = id_series(train.user_ids).cast(pl.String).to_list()
     for number, part in enumerate(np.array_split(np.arange(count), nodes)):
         place = folder / "nodes" / f"n{number}"
         make_key(folder / "keys" / f"n{number}")
-        place.mkdir(parents=True)
         rows = slice(int(train.offsets[part[0]]), int(train.offsets[part[-1] + 1]))
         owners = np.repeat(part, np.diff(train.offsets)[part])
         frame = pl.DataFrame(
@@ -59,10 +63,16 @@ def write_catalogue(path: Path, item_ids: Ids) -> None:
 
 
 @contextmanager
-def nodes(folder: Path, port: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The processes of all nodes in a folder, at work for the coordinator on ``port`` until the end of the block."""
+def nodes(folder: Path, port: int, service: bool = False) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The processes of all nodes in a folder, and of the neighbourhood ``service``, at work for the coordinator on
+    ``port`` until the end of the block."""
     with ExitStack() as stack:
         found = []
+        if service:
+            command = [sys.executable, "-m", "perfedrec", "service", "run", "--state", str(folder / SERVICE)]
+            command += ["--coordinator", f"127.0.0.1:{port}", "--ca", str(folder / "certificates" / CA)]
+            command += ["--key", str(folder / "keys" / SERVICE), "--until-stdin-closes"]
+            found.append(stack.enter_context(_child(command, folder / SERVICE / "log.txt")))
         for place in sorted((folder / "nodes").iterdir()):
             command = [sys.executable, "-m", "perfedrec", "node", "run", "--store", str(place / "store.db")]
             command += ["--coordinator", f"127.0.0.1:{port}", "--ca", str(folder / "certificates" / CA)]

@@ -19,6 +19,7 @@ from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.records import copied, unflatten
 from perfedrec.data.interactions import Ids
 from perfedrec.experiment import certificates, checkpoint
+from perfedrec.experiment.bundles import SERVICE
 from perfedrec.experiment.config import Config
 from perfedrec.experiment.methods import centralised, method
 from perfedrec.experiment.node import method_of
@@ -29,10 +30,12 @@ from perfedrec.runtimes.flower import (
     Certificates,
     Control,
     Coordinator,
+    Mediator,
     Rejection,
     Setup,
     SuperLink,
     attached,
+    needs_service,
     public_key,
 )
 from perfedrec.runtimes.node.store import fingerprint
@@ -86,13 +89,22 @@ def serve(
 ) -> dict[str, Any]:
     """Train with the nodes whose public keys lie in the folder ``keys``, and return the summary.
 
+    The key ``service.pub`` among them is that of the neighbourhood service, which some methods need
+    (:func:`perfedrec.runtimes.flower.needs_service`).
+
     ``files`` is a folder with the server's certificates, ``item_ids`` [m] the catalogue. What is written to ``output``
     is described in ``docs/federation.md``. ``tell`` is told what happens, in one line. SIGINT and SIGTERM end the run
     after the round at hand, with an :class:`InterruptedRunError`; it goes on with ``resume``, also after SIGKILL.
     """
     if centralised(method(config.algorithm)):
         raise ConfigError(f"{config.algorithm} is centralised: it has no nodes; expected a federated method")
-    run = _Run(config, item_ids, output, name, resume)
+    algorithm, registered = config.build(), (keys / f"{SERVICE}.pub").is_file()
+    if needs_service(algorithm) and not registered:
+        raise ConfigError(
+            f"{config.algorithm} needs a neighbourhood service with this configuration, and none is registered; "
+            f"expected its public key, {keys / SERVICE}.pub, or --privacy secure, which needs none"
+        )
+    run = _Run(config, algorithm, item_ids, output, name, resume)
     given = Certificates(*(files / each for each in (certificates.CA, certificates.CERTIFICATE, certificates.KEY)))
     for path in (given.ca, given.certificate, given.key):
         if not path.is_file():
@@ -112,7 +124,10 @@ def serve(
     with signals() as caught, _superlink(output / LINK, terms, given, address) as (link, control):
         names = {node: nodes[key] for node, key in control.register(nodes).items()}
         with attached(address, given.ca, link.secret, control.open()) as grid:
-            tell(f"listening on {terms.host}:{terms.port} for {len(nodes)} registered nodes")
+            tell(f"listening on {terms.host}:{terms.port} for {len(nodes) - registered} registered nodes")
+            tell(roles(algorithm))
+            service = next((node for node, name in names.items() if name == SERVICE), None)
+            run.meet(service)
             coordinator = Coordinator(
                 grid,
                 run.algorithm,
@@ -123,6 +138,8 @@ def serve(
                 terms.enough,
                 allowed=frozenset(names),
                 known=run.users,
+                service=service,
+                mediator=run.mediator,
             )
             roll = coordinator.assemble(terms.min_nodes, terms.min_users, terms.wait, tell, lambda: bool(caught))
             run.begin(coordinator, roll.identities)
@@ -141,6 +158,17 @@ def serve(
             return run.finish([names.get(node, str(node)) for node in took])
 
 
+def roles(algorithm: Any) -> str:
+    """Who takes in what users hand over besides changes of the model, in one line."""
+    if needs_service(algorithm):
+        return "users' vectors and edges go to the neighbourhood service, sealed"
+    if algorithm.dense_uploads:
+        return "no neighbourhood service is needed: users contribute to sums alone"
+    if algorithm.reporting:
+        return "this method's coordinator takes in users' vectors itself: no neighbourhood service can do that for it"
+    return "no neighbourhood service is needed: this method has nothing for it"
+
+
 @contextmanager
 def _superlink(folder: Path, terms: Terms, files: Certificates, address: str) -> Iterator[tuple[SuperLink, Control]]:
     link = SuperLink(folder, terms.host, terms.port, files)
@@ -156,11 +184,14 @@ def _superlink(folder: Path, terms: Terms, files: Certificates, address: str) ->
 class _Run:
     """The mutable middle of :func:`serve`: state, history and run folder."""
 
-    def __init__(self, config: Config, item_ids: Ids, output: Path, name: str | None, resume: bool) -> None:
-        self.config, self.output, self.algorithm = config, output, config.build()
+    def __init__(
+        self, config: Config, algorithm: Any, item_ids: Ids, output: Path, name: str | None, resume: bool
+    ) -> None:
+        self.config, self.output, self.algorithm = config, output, algorithm
         self.standing = Standing(config.run.rounds + len(self.algorithm.prelude), config.run.select_by)
         self.state: Any = None
         self.users: Tensor | None = None
+        self.mediator: Mediator | None = None
         configuration = told(config, self.algorithm)
         digest = hashlib.sha256(f"{configuration}{config.run.seed}".encode()).hexdigest()
         self.belongs = {"catalogue": fingerprint(item_ids), "configuration": digest}
@@ -203,6 +234,13 @@ class _Run:
         checkpoint.write_atomic(self.output / "metrics.jsonl", lines.encode())
         return name
 
+    def meet(self, service: int | None) -> None:
+        """Deal with the neighbourhood ``service``, a node, from what it gave out last on, if there is work for it."""
+        if service is None or not needs_service(self.algorithm):
+            return
+        held = {} if self._loaded is None else self._loaded.records.get("mediator", ({}, {}))[0]
+        self.mediator = Mediator.of(service, held)
+
     def begin(self, coordinator: Coordinator, users: Tensor) -> None:
         """The state that the run starts from, or goes on with."""
         self.users = users
@@ -226,6 +264,8 @@ class _Run:
         assert self.users is not None
         folder = checkpoint.folder_of(self.output / "checkpoints", self.standing.done)
         records = {"state": self.state, "roll": Roll(self.users)}
+        if self.mediator is not None:
+            records["mediator"] = self.mediator.tensors()
         checkpoint.save(folder, records, self.belongs, {"standing": asdict(self.standing)})
         checkpoint.prune(self.output / "checkpoints")
 

@@ -1,4 +1,4 @@
-"""A node's process: its file, its key, and the coordinator that it works for."""
+"""A node's process: its file, its key, its bundle, and the coordinator that it works for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from perfedrec import __version__
+from perfedrec.experiment.bundles import BUNDLE, read_bundle
 from perfedrec.experiment.node import build
 from perfedrec.runtimes.flower import Fleet, Station, run_node
 from perfedrec.runtimes.node import Store
@@ -23,10 +24,21 @@ def work_for(
     stop: threading.Event,
     tell: Callable[[str], None],
     threads: int = 1,
+    bundle: Path | None = None,
 ) -> None:
-    """Work for the coordinator at ``address`` until SIGTERM, SIGINT or ``stop``, after the work at hand."""
+    """Work for the coordinator at ``address`` until SIGTERM, SIGINT or ``stop``, after the work at hand.
+
+    The ``bundle`` is by default the one beside the node's file, if there is one.
+    """
     torch.set_num_threads(threads)
+    heed(stop)
+    bundle = bundle or store.with_name(BUNDLE)
+    given = read_bundle(bundle) if bundle.exists() or bundle != store.with_name(BUNDLE) else None
+    with Store.open(store) as users:
+        run_node(lambda: Fleet(address, ca, key), Station(users, build, __version__, given), stop, tell)
+
+
+def heed(stop: threading.Event) -> None:
+    """Set ``stop`` at SIGTERM and SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with Store.open(store) as users:
-        run_node(lambda: Fleet(address, ca, key), Station(users, build, __version__), stop, tell)

@@ -12,20 +12,35 @@ import polars as pl
 import pytest
 import torch
 from flwr.app import Message
-from tests.parity.federation import N_ITEMS, N_USERS, population, settings
+from tests.parity.federation import N_ITEMS, N_USERS, SERVICE, population, settings
 from tests.parity.grid import MemoryGrid
 
 from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.core.errors import ConfigError, PerfedrecError
+from perfedrec.core.records import copied
 from perfedrec.experiment.config import RunSettings, config_of
 from perfedrec.experiment.node import build, method_of
-from perfedrec.runtimes.flower import Coordinator, Setup, Station
+from perfedrec.experiment.service import Shelf
+from perfedrec.runtimes.flower import (
+    Bundle,
+    Coordinator,
+    Mediator,
+    ServiceStation,
+    Setup,
+    Station,
+    needs_service,
+    public_of,
+)
 from perfedrec.runtimes.flower.codec import pack, unpack
 from perfedrec.runtimes.flower.node import answer
 from perfedrec.runtimes.node import Store
 
 ALGORITHM = PerFedRecPP(settings())
-CONFIGURATION = method_of(config_of(ALGORITHM, RunSettings()))
+ALONE = PerFedRecPP(
+    settings(model={"neighbours": False}, clusters={"n_clusters": 0}, selection={"n_clients_per_round": N_USERS})
+)
+"""A method that needs no neighbourhood service."""
+PRIVATE = bytes(range(32))
 PARTS = torch.arange(N_USERS).split([10, 4, 9])
 
 
@@ -43,12 +58,20 @@ def coordinator(
     stores: dict[int, Store],
     tamper: Callable[[Message], Message | None] | None = None,
     versions: dict[int, str] | None = None,
+    algorithm: PerFedRecPP = ALGORITHM,
 ) -> Coordinator:
-    stations = {node: Station(each, build, (versions or {}).get(node, "1")) for node, each in stores.items()}
+    bundles = {node: Bundle(b"s" * 32, public_of(PRIVATE), bytes([node]) * 32) for node in stores}
+    stations: dict[int, Any] = {
+        node: Station(each, build, (versions or {}).get(node, "1"), bundles[node]) for node, each in stores.items()
+    }
+    first = next(iter(stores))
+    shelf = Shelf(stores[first].path.parent / "service")
+    stations[SERVICE] = ServiceStation(PRIVATE, public_of(bundles[first].common), build, "1", shelf)
     apps: Any = {node: partial(answer, each.app()) for node, each in stations.items()}
+    setup = Setup("a run", method_of(config_of(algorithm, RunSettings())), stores[first].catalogue, "1")
+    mediator = Mediator(SERVICE) if needs_service(algorithm) else None
     grid = MemoryGrid(apps, tamper)
-    catalogue = next(iter(stores.values())).catalogue
-    return Coordinator(grid, ALGORITHM, Setup("a run", CONFIGURATION, catalogue, "1"), N_ITEMS, 0, deadline=0.0)
+    return Coordinator(grid, algorithm, setup, N_ITEMS, 0, deadline=0.0, service=SERVICE, mediator=mediator)
 
 
 @pytest.fixture
@@ -119,21 +142,31 @@ def change(name: str, new: Callable[[Any], Any]) -> Callable[[Message], Message]
     return tamper
 
 
+def claim(reply: Message) -> Message:
+    """It speaks of one user more."""
+    if reply.metadata.src_node_id == 101 and reply.has_content() and "counts" in reply.content:
+        counts: Any = reply.content.config_records["counts"]
+        counts["clients"] += 1
+    return reply
+
+
 @pytest.mark.parametrize(
     ("tamper", "reason"),
     [
-        (change("reports", lambda reports: reports * torch.nan), "not finite"),
-        (change("reports", lambda reports: reports / 0), "not finite"),
+        (change("sums", lambda sums: sums * torch.nan), "not finite"),
+        (change("sums", lambda sums: sums / 0), "not finite"),
+        (change("sums", lambda sums: sums / 3), "range"),
         (change("weights", lambda weights: weights[:0]), "shape"),
-        (change("reports", lambda reports: reports.repeat(400, 1, 1)), "size"),
-        (change("report_users", lambda users: users.flip(0) + 1), "users"),  # it speaks of a user of another node
+        (change("sums", lambda sums: sums.repeat(400, 1)), "size"),
+        (change("keys", lambda keys: keys.flip(0)), "keys"),
+        (claim, "users"),
         (lambda reply: None if reply.metadata.src_node_id == 101 and "sums" in reply.content else reply, "late"),
     ],
 )
 def test_a_round_goes_on_without_a_node_that_cannot_be_believed(
     stores: dict[int, Store], tamper: Callable[[Message], Message | None], reason: str
 ) -> None:
-    given = coordinator(stores, tamper)
+    given = coordinator(stores, tamper, algorithm=ALONE)
     assembled(given)
     state = given.blank()  # without the question for degrees, which the node would fail as well
     state, report = given.play(state)
@@ -156,12 +189,16 @@ def test_the_same_round_is_answered_with_the_same_sum(stores: dict[int, Store]) 
     """A coordinator that died before it wrote a round down asks again, and gets what it had got."""
     given = coordinator(stores)
     assembled(given)
-    before = given.begin()
-    again = given.begin()
-    after, _ = given.play(before)
+    state = given.begin()
+    for _ in ALGORITHM.prelude:
+        state, _ = given.play(state)
+    again, held = copied(state), dict(given.mediator.tensors()) if given.mediator is not None else {}
+    after, _ = given.play(state)
+    given.mediator = Mediator.of(SERVICE, held)
     twice, report = given.play(again)
-    assert report.clients == N_USERS
-    assert torch.equal(after.service.reports, twice.service.reports)
+    assert report.clients == report.cohort
+    assert torch.equal(after.items, twice.items)
+    assert given.rejected == []
 
 
 def test_nodes_recommend_with_what_they_are_handed(stores: dict[int, Store]) -> None:

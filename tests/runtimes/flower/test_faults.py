@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from perfedrec.cli import app
 from perfedrec.core.records import flatten
 from perfedrec.data.dataset import Dataset
 from perfedrec.experiment import checkpoint, config, federation
+from perfedrec.experiment.bundles import BUNDLE, read_bundle
 from perfedrec.experiment.certificates import make_certificates
 from perfedrec.experiment.methods import engine
 from perfedrec.experiment.run import open_data, read_history
@@ -31,6 +32,7 @@ from perfedrec.runtimes.flower import Certificates, Control, SuperLink, public_k
 from perfedrec.runtimes.node import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+ELSEWHERE = ("service.", "tokens", "neighbours")  # what the coordinator does not have
 NODES, USERS, ROUNDS = 4, 12, 3
 SIZE = f"data.path=synthetic:users={USERS},items=40,interactions_per_user=8,clusters=2"
 
@@ -64,7 +66,16 @@ class Federation:
         for each in range(number):
             self.node(f"n{each}")
 
+    def service(self) -> None:
+        arguments = ["service", "run", "--state", str(self.folder / "service")]
+        arguments += ["--coordinator", f"127.0.0.1:{self.port}", "--key", str(self.folder / "keys" / "service")]
+        arguments += ["--ca", str(self.folder / "certificates" / "ca.crt")]
+        log = self.folder / "service" / "log.txt"
+        self.processes["service"] = crew.start(crew.node, arguments, log, {}, None, 0.0)
+
     def coordinator(self, resume: bool = False, faults: Mapping[int, str] | None = None, **terms: Any) -> None:
+        if "service" not in self.processes:
+            self.service()
         arguments, log = self.serve(resume, **terms), self.folder / "serve.txt"
         self.processes["coordinator"] = crew.start(crew.coordinator, arguments, NAME, log, faults or {})
 
@@ -110,7 +121,7 @@ class Federation:
     def tables(self) -> dict[str, Tensor]:
         newest = checkpoint.load(checkpoint.folders(self.run / "checkpoints")[0])
         found: dict[str, Tensor] = newest.records["state"][0]
-        return found
+        return {name: each for name, each in found.items() if not name.startswith(ELSEWHERE)}
 
     def told(self) -> str:
         return "\n".join(f"{path}\n{path.read_text()}" for path in sorted(self.folder.rglob("*.txt")))
@@ -163,10 +174,12 @@ def age(path: Path) -> None:
 
 def undisturbed(fed: Federation) -> dict[str, Tensor]:
     """The tables of the simulator, which real processes compute bit for bit."""
-    simulated = engine(fed.config.build(), fed.dataset, seed=fed.config.run.seed, device="cpu")
+    simulated: Any = engine(fed.config.build(), fed.dataset, seed=fed.config.run.seed, device="cpu")
+    tokens = read_bundle(fed.folder / "nodes" / "n0" / BUNDLE).tokens(fed.dataset.train.n_items)
+    simulated.state = replace(simulated.state, tokens=tokens)
     for _ in range(simulated.prelude + ROUNDS):
         simulated.play()
-    return flatten(simulated.records()["state"])[0]
+    return {name: each for name, each in flatten(simulated.state)[0].items() if not name.startswith(ELSEWHERE)}
 
 
 def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:

@@ -1,25 +1,33 @@
-"""A federation of real processes, under TLS and with keys, computes what the simulator computes."""
+"""A federation of real processes, under TLS and with keys, computes what the simulator computes, and its coordinator
+keeps nothing that is for the neighbourhood service."""
 
 from __future__ import annotations
 
 import json
 import signal
+import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from perfedrec.core.records import flatten
 from perfedrec.data import read_catalogue
 from perfedrec.experiment import checkpoint, config, federation
+from perfedrec.experiment.bundles import BUNDLE, KEYS, read_bundle
 from perfedrec.experiment.methods import engine
 from perfedrec.experiment.progress import Quiet
 from perfedrec.experiment.run import open_data, read_history
 from perfedrec.experiment.serve import Terms, serve
+from perfedrec.experiment.service import Shelf
+from perfedrec.runtimes.flower.codec import pack
+from perfedrec.runtimes.flower.sealing import unseal
 from perfedrec.runtimes.node import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -45,29 +53,82 @@ def test_processes_compute_the_tables_of_the_simulator(tmp_path: Path, users: in
     given = given.model_copy(update={"run": given.run.model_copy(update={"seed": seed})})
 
     port, lines = federation.free_port(), list[str]()
-    with federation.nodes(folder, port):
+    with federation.nodes(folder, port, service=True):
         terms = Terms(port=port, min_nodes=nodes, wait=120, deadline=60)
         ids = read_catalogue(folder / federation.CATALOGUE)
         files, keys = folder / "certificates", folder / "keys"
         summary = serve(given, ids, tmp_path / "run", files, keys, terms, Quiet(), lines.append, name=NAME)
 
-    as_simulated(given, dataset, tmp_path / "run")
+    state = as_simulated(given, dataset, folder, tmp_path / "run")
     assert sorted(summary["nodes_with_model"]) == sorted(f"n{number}" for number in range(nodes))
     assert not (tmp_path / "run" / "rejections.jsonl").exists(), lines
     assert json.loads((tmp_path / "run" / "result.json").read_text())["users"] == users
 
+    with Store.open(folder / "nodes" / "n0" / "store.db") as store:
+        served = store.view(given.build().Received, store.everyone()[:1])
+    assert torch.equal(served.neighbours, state.neighbours)
+    nothing_for_the_service(folder, tmp_path / "run", state.service, dataset.train.n_items)
 
-def as_simulated(given: Any, dataset: Any, run: Path) -> None:
-    """The tables and cohorts of a run are the simulator's, bit for bit."""
-    simulated = engine(given.build(), dataset, seed=given.run.seed, device="cpu")
+
+def as_simulated(given: Any, dataset: Any, folder: Path, run: Path) -> Any:
+    """The tables and cohorts of a run are the simulator's, bit for bit, and so is what the service has and gives out.
+
+    Returns the simulator's state.
+    """
+    simulated: Any = engine(given.build(), dataset, seed=given.run.seed, device="cpu")
+    bundle = read_bundle(folder / "nodes" / "n0" / BUNDLE)
+    tokens = bundle.tokens(dataset.train.n_items)
+    simulated.state = replace(simulated.state, tokens=tokens)
     reports = [simulated.play() for _ in range(simulated.prelude + given.run.rounds)]
     assert [each.report.clients for each in read_history(run)] == [each.clients for each in reports]
     newest = checkpoint.load(checkpoint.folders(run / "checkpoints")[0])
-    expected, found = flatten(simulated.records()["state"])[0], newest.records["state"][0]
+    elsewhere = ("service.", "tokens", "neighbours")  # which the coordinator has not
+    expected = {name: each for name, each in flatten(simulated.state)[0].items() if not name.startswith(elsewhere)}
+    found = {name: each for name, each in newest.records["state"][0].items() if not name.startswith("service.")}
     assert found.keys() == expected.keys()
     assert max(float((found[name].double() - expected[name].double()).abs().max()) for name in found) == 0.0
     assert float(expected["offsets"].abs().max()) > 0
     assert torch.equal(newest.records["roll"][0]["users"], torch.arange(dataset.n_users))
+    kept = flatten(Shelf(folder / "service").get(NAME, simulated.state.round, simulated.state.service))[0]
+    own = flatten(simulated.state.service)[0]
+    assert kept.keys() == own.keys()
+    assert all(torch.equal(kept[name], own[name]) for name in own)
+    sealed = pack({"sealed": newest.records["mediator"][0]["neighbours"]})
+    assert torch.equal(unseal(sealed, bundle.common, "neighbours")["neighbours"][:, tokens], simulated.state.neighbours)
+    return simulated.state
+
+
+def nothing_for_the_service(folder: Path, run: Path, held: Any, n_items: int) -> None:
+    """What the coordinator does not have on its disk. The searches find it where it belongs."""
+    coordinator, service = content(run), content(folder / "service")
+    graph = held.graph.by_user  # a list of few items, or out of few, may be there by chance among the rows touched
+    several = graph.starts.diff(append=torch.tensor([graph.columns.numel()])) > 1  # layer 1 of one item can be its row
+    vectors = torch.cat([held.reports[:, 0], held.reports[several, 1]])
+    rows = [each.numpy().tobytes() for each in vectors if each.any()]
+    lists = [each for each in graph.columns.tensor_split(graph.starts[1:]) if len(each) > 4 and n_items > 30]
+    edges = [form for each in lists for form in forms(each)]
+    assert sum(each in service for each in rows) == len(rows) >= len(held.reports)
+    assert sum(each in service for each in edges) == len(lists)
+    assert len(lists) == (12 if n_items > 30 else 0)
+    assert sum(each in coordinator for each in rows + edges) == 0
+    bundle, keys = read_bundle(folder / "nodes" / "n0" / BUNDLE), json.loads((folder / "service" / KEYS).read_text())
+    tokens = bundle.tokens(n_items)
+    secrets = [bundle.secret, bundle.common, *forms(tokens), *forms(tokens.argsort())]
+    assert sum(each in service or each.hex().encode() in service for each in secrets) == 0
+    secrets.append(bytes.fromhex(keys["private"]))
+    assert sum(each in coordinator or each.hex().encode() in coordinator for each in secrets) == 0
+    for path in (folder / "nodes" / "n0" / BUNDLE, folder / "service" / KEYS):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / "service").stat().st_mode) == 0o700
+
+
+def content(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def forms(numbers: Tensor) -> list[bytes]:
+    """The bytes that whole numbers have as they are kept or travel."""
+    return [numbers.to(kind).numpy().tobytes() for kind in (torch.int64, torch.int32)]
 
 
 SCRIPT = """
@@ -95,11 +156,11 @@ def test_a_coordinator_that_was_killed_goes_on_with_the_same_run(tmp_path: Path)
     (folder / "run.toml").write_text(given.to_toml())
     port, history = federation.free_port(), folder / "run" / "metrics.jsonl"
     command = [sys.executable, "-c", SCRIPT, str(folder), str(port)]
-    with federation.nodes(folder, port):
+    with federation.nodes(folder, port, service=True):
         killed = subprocess.Popen(command)
         while killed.poll() is None and (not history.exists() or history.read_text().count("\n") < 4):
             time.sleep(0.02)
         killed.kill()
         assert killed.wait() == -signal.SIGKILL
         assert subprocess.run([*command, "resume"], timeout=200, check=False).returncode == 0
-    as_simulated(given, dataset, folder / "run")
+    as_simulated(given, dataset, folder, folder / "run")

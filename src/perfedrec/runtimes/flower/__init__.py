@@ -10,7 +10,11 @@ from perfedrec.runtimes.flower.client_app import Hosted, client_app
 from perfedrec.runtimes.flower.codec import Setup, Task, ViewLayout
 from perfedrec.runtimes.flower.coordinator import Coordinator, Directory
 from perfedrec.runtimes.flower.node import Station, run_node
+from perfedrec.runtimes.flower.sealing import Bundle, public_of
 from perfedrec.runtimes.flower.server_app import Rejection, play_round
+from perfedrec.runtimes.flower.service import Mediator
+from perfedrec.runtimes.flower.service import needed as needs_service
+from perfedrec.runtimes.flower.service_station import ServiceStation
 from perfedrec.runtimes.flower.wire import (
     AwayError,
     Certificates,
@@ -24,14 +28,17 @@ from perfedrec.runtimes.flower.wire import (
 
 __all__ = [
     "AwayError",
+    "Bundle",
     "Certificates",
     "Control",
     "Coordinator",
     "Directory",
     "Fleet",
     "Hosted",
+    "Mediator",
     "RefusedError",
     "Rejection",
+    "ServiceStation",
     "Setup",
     "Station",
     "SuperLink",
@@ -39,7 +46,9 @@ __all__ = [
     "ViewLayout",
     "attached",
     "client_app",
+    "needs_service",
     "play_round",
     "public_key",
+    "public_of",
     "run_node",
 ]

@@ -88,7 +88,9 @@ def client_app(
             return Message(reply(work(algorithm, population, task, seed)), reply_to=message)
         told = service.informed(task, message.content, bundle, population.n_items)
         total = work(algorithm, population, told, seed)
-        return Message(service.parted(reply(service.for_coordinator(total)), total, task, bundle), reply_to=message)
+        return Message(
+            service.parted(reply(service.for_coordinator(total)), total, task.round, bundle), reply_to=message
+        )
 
     def stage(message: Message, context: Context) -> Message:
         return take_part(message, context, lambda: work(algorithm, population, read(message), seed))

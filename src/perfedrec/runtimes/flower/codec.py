@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -21,6 +21,9 @@ from torch import Tensor
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import flatten, unflatten
 from perfedrec.core.types import Aggregate, Algorithm
+
+SERVING = "serve"
+"""The phase in which nodes are told what to recommend with."""
 
 
 class UploadError(PerfedrecError):
@@ -201,6 +204,11 @@ class Task:
     users: Tensor
     present: Tensor
     view: Any
+
+    @staticmethod
+    def round_of(content: RecordDict) -> int:
+        """The number of the round alone."""
+        return int(cast(int, content.config_records["task"]["round"]))
 
     @staticmethod
     def read(content: RecordDict, layout: ViewLayout, device: Any) -> Task:

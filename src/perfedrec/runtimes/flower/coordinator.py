@@ -16,8 +16,9 @@ from torch import Tensor
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Algorithm, Plan, RoundReport, Spec, from_fixed
-from perfedrec.runtimes.flower.codec import Instructions, Setup, UploadError, ViewLayout, pack, unpack
+from perfedrec.runtimes.flower.codec import SERVING, Instructions, Setup, UploadError, ViewLayout, pack, unpack
 from perfedrec.runtimes.flower.server_app import POLL, Rejection, Traffic, exchange, gather, play_round
+from perfedrec.runtimes.flower.service import Mediator
 
 MOST_USERS = 10_000_000
 """Users that a node may host: a bound on what a node's word can make the coordinator do."""
@@ -55,6 +56,10 @@ class Coordinator:
 
     known: Tensor | None = None
     """Users [n] of a run that goes on: nobody joins it, and those who are away are away."""
+    service: int | None = None
+    """The node that is registered as the neighbourhood service: it hosts nobody."""
+    mediator: Mediator | None = None
+    """The dealings with that service, where the method needs one: without, the coordinator is the service as well."""
 
     def assemble(
         self,
@@ -64,13 +69,14 @@ class Coordinator:
         tell: Callable[[str], None],
         stopped: Callable[[], bool] = lambda: False,
     ) -> Directory:
-        """Wait for so many nodes and users. ``tell`` is told what changes, in one line.
+        """Wait for so many nodes and users, and for the service. ``tell`` is told what changes, in one line.
 
         A node that hosts a user of another one is refused. Raises :class:`PerfedrecError` after ``seconds``, and once
         ``stopped``.
         """
         end, asked, claimed = time.monotonic() + seconds, dict[str, int](), dict[int, Tensor]()
         taken, known, line = torch.zeros(0, dtype=torch.int64), set[int](), ""
+        served = self.mediator is None
         while True:
             present = self._present()
             new = sorted(present - known)
@@ -81,6 +87,9 @@ class Coordinator:
             for reply in self.grid.pull_messages(asked) if asked else ():
                 node = asked.pop(reply.metadata.reply_to_message_id)
                 try:
+                    if node == self.service:
+                        served = self._serves(reply)
+                        continue
                     if nameless := self._nameless(reply):
                         (name,) = self.grid.push_messages([self._hello(node, nameless)])
                         asked[name] = node
@@ -93,9 +102,10 @@ class Coordinator:
             here = {node: users for node, users in claimed.items() if node in present}
             count = sum(users.numel() for users in here.values())
             news = f"{len(here)} of {min_nodes} nodes and {count} of {min_users} users are present"
+            news += "" if served else ", and the neighbourhood service is not"
             if news != line:
                 tell(line := news)
-            if len(here) >= min_nodes and count >= min_users:
+            if len(here) >= min_nodes and count >= min_users and served:
                 break
             if stopped() or time.monotonic() > end:
                 raise PerfedrecError(f"gave up waiting: {news}")
@@ -107,11 +117,13 @@ class Coordinator:
 
     def _present(self) -> set[int]:
         present = set(self.grid.get_node_ids())
+        if self.mediator is None:  # there is nothing to say to a service
+            present -= {self.service}
         return present if self.allowed is None else present & self.allowed
 
     def blank(self) -> Any:
         """A state of the right kind and sizes, in which a stored one finds its types."""
-        return self.algorithm.init(self._spec(torch.ones(self.n_items)), Key(self.seed).fold("init"))
+        return self._start(torch.ones(self.n_items))
 
     def begin(self) -> Any:
         """The state before the first round. Where the method needs item degrees and clients do not release them as a
@@ -136,7 +148,12 @@ class Coordinator:
         )
         self.rejected += traffic.rejections
         degrees = torch.zeros(self.n_items).index_copy_(0, total.keys, from_fixed(total.sums).squeeze(1))
-        return self.algorithm.init(self._spec(degrees), Key(self.seed).fold("init"))
+        return self._start(degrees)
+
+    def _start(self, degrees: Tensor) -> Any:
+        """The first state; tokens are not the coordinator's where there is a service."""
+        state = self.algorithm.init(self._spec(degrees), Key(self.seed).fold("init"))
+        return state if self.mediator is None else replace(state, tokens=None)
 
     def play(self, state: Any) -> tuple[Any, RoundReport]:
         """Play the next round with the nodes that are there."""
@@ -153,6 +170,7 @@ class Coordinator:
             self._layout,
             self.seed,
             self.deadline,
+            self.mediator,
             setup=self.setup,
             identities=self.directory.identities,
             enough=self.enough,
@@ -164,11 +182,15 @@ class Coordinator:
         assert self.directory is not None
         state, newcomer = self.algorithm.serving(state), torch.tensor([NEWCOMER])
         instructions = Instructions(
-            self.algorithm, state, "serve", 0, self._layout, self.setup, self.directory.identities, serving=True
+            self.algorithm, state, SERVING, 0, self._layout, self.setup, self.directory.identities, serving=True
         )
+        contents = {
+            node: instructions.content(torch.cat([users, newcomer])) for node, users in self.directory.hosts.items()
+        }
+        if self.mediator is not None:
+            contents = {node: self.mediator.add(node, each, serving=True) for node, each in contents.items()}
         messages = [
-            Message(instructions.content(torch.cat([users, newcomer])), dst_node_id=node, message_type="query.model")
-            for node, users in self.directory.hosts.items()
+            Message(content, dst_node_id=node, message_type="query.model") for node, content in contents.items()
         ]
         return sorted(node for node, reply in exchange(self.grid, messages, self.deadline) if not reply.has_error())
 
@@ -187,6 +209,13 @@ class Coordinator:
         if new:
             content["identities"] = pack({"identities": torch.tensor([randbits(62) for _ in range(new)])})
         return Message(content, dst_node_id=node, message_type="query")
+
+    @staticmethod
+    def _serves(reply: Message) -> bool:
+        """Whether the service agrees. Raises :class:`UploadError` with the reason why it does not."""
+        if reply.has_error():
+            raise UploadError("service", reply.error.reason or "the neighbourhood service failed")
+        return True
 
     def _nameless(self, reply: Message) -> int:
         """How many users of a node need identities; none do in a run that goes on, which they cannot join."""

@@ -11,15 +11,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import Aggregate, Algorithm
+from perfedrec.runtimes.flower import service
 from perfedrec.runtimes.flower.client_app import work
 from perfedrec.runtimes.flower.codec import Setup, Task, UploadError, ViewLayout, dump, load, pack, reply, unpack
+from perfedrec.runtimes.flower.sealing import Bundle
 from perfedrec.runtimes.flower.secagg import STAGES
 from perfedrec.runtimes.flower.secure_sum import RECORD, take_part
 from perfedrec.runtimes.flower.server_app import FAILED
@@ -47,14 +49,37 @@ class Work:
     connected: bool = False
 
 
+class Working(Protocol):
+    """What is at work in a process: its ``app``, what it has ``done``, and ``about`` it a few words."""
+
+    done: Work
+
+    @property
+    def about(self) -> str: ...
+
+    def app(self) -> ClientApp: ...
+
+
 class Station:
     """The app of a node whose users are in a ``store``; ``build`` makes the method that a configuration in TOML
-    describes. A node refuses to work with another catalogue or another ``version`` of this package than its own."""
+    describes. A node refuses to work with another catalogue or another ``version`` of this package than its own, and
+    without a ``bundle`` where its users' vectors and edges are for a neighbourhood service."""
 
-    def __init__(self, store: Store, build: Callable[[str], Algorithm[Any, Any, Any]], version: str) -> None:
-        self.store, self.build, self.version = store, build, version
+    def __init__(
+        self,
+        store: Store,
+        build: Callable[[str], Algorithm[Any, Any, Any]],
+        version: str,
+        bundle: Bundle | None = None,
+    ) -> None:
+        self.store, self.build, self.version, self.bundle = store, build, version, bundle
         self.done = Work()
         self._joined: tuple[Setup, Algorithm[Any, Any, Any], int] | None = None
+
+    @property
+    def about(self) -> str:
+        """What it brings along, in a few words."""
+        return f"{self.store.n_users + len(self.store.unregistered())} users"
 
     def app(self) -> ClientApp:
         """The ``ClientApp``."""
@@ -77,7 +102,11 @@ class Station:
             algorithm, seed = self._agreed(Setup.read(message.content))
             if algorithm.secure_sums:
                 raise PerfedrecError("this node's uploads are for sums alone; expected stages of secure aggregation")
-            return Message(reply(self._work(message, algorithm, seed)), reply_to=message)
+            total = self._work(message, algorithm, seed)
+            if self.bundle is None or not service.needed(algorithm):
+                return Message(reply(total), reply_to=message)
+            number, content = Task.round_of(message.content), reply(service.for_coordinator(total))
+            return Message(service.parted(content, total, number, self.bundle), reply_to=message)
 
         def stage(message: Message, context: Context) -> Message:
             def vector() -> Aggregate:
@@ -87,6 +116,12 @@ class Station:
 
         for name in STAGES:
             app.train(name)(stage)
+
+        @app.train(service.NAME.partition(".")[2])
+        def name_items(message: Message, context: Context) -> Message:
+            if self.bundle is None:
+                raise PerfedrecError("this node has no bundle: it does not know what tokens stand for")
+            return service.named(message, self.bundle)
 
         @app.query("model")
         def model(message: Message, context: Context) -> Message:
@@ -111,7 +146,10 @@ class Station:
         return load(made)
 
     def _task(self, message: Message, algorithm: Algorithm[Any, Any, Any]) -> Task:
-        return Task.read(message.content, ViewLayout.of(algorithm), self.store.device)
+        task = Task.read(message.content, ViewLayout.of(algorithm), self.store.device)
+        if self.bundle is None or not service.needed(algorithm):
+            return task
+        return service.informed(task, message.content, self.bundle, self.store.n_items)
 
     def _agreed(self, setup: Setup) -> tuple[Algorithm[Any, Any, Any], int]:
         """The method of a setup that this node agrees to, and the seed of its users' draws."""
@@ -129,9 +167,14 @@ class Station:
                 "catalogue", f"this node has the catalogue {self.store.catalogue}, the coordinator {setup.catalogue}"
             )
         try:
-            return self.build(setup.configuration)
+            algorithm = self.build(setup.configuration)
         except PerfedrecError as error:
             raise UploadError("configuration", f"this node cannot play by the configuration: {error}") from error
+        if self.bundle is None and service.needed(algorithm):
+            raise UploadError(
+                "bundle", "this node has no bundle, and hands vectors over to a neighbourhood service alone"
+            )
+        return algorithm
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
@@ -147,7 +190,7 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
 
 
 def run_node(
-    connect: Callable[[], Fleet], station: Station, stop: threading.Event, tell: Callable[[str], None]
+    connect: Callable[[], Fleet], station: Working, stop: threading.Event, tell: Callable[[str], None]
 ) -> None:
     """Answer messages until ``stop`` is set, after the work at hand. ``tell`` is told what changes, in one line.
 
@@ -160,8 +203,7 @@ def run_node(
         fleet.ending = stop
         try:
             node = fleet.activate()
-            users = station.store.n_users + len(station.store.unregistered())
-            tell(f"connected to {fleet.address} as node {node}, with {users} users")
+            tell(f"connected to {fleet.address} as node {node}, with {station.about}")
             station.done.connected, wait = True, POLL
             _answer_all(fleet, node, app, station, stop)
         except AwayError as error:
@@ -174,7 +216,7 @@ def run_node(
             fleet.close()
 
 
-def _answer_all(fleet: Fleet, node: int, app: ClientApp, station: Station, stop: threading.Event) -> None:
+def _answer_all(fleet: Fleet, node: int, app: ClientApp, station: Working, stop: threading.Event) -> None:
     last, context, sent = time.monotonic(), Context(0, node, {}, RecordDict(), {}), -LINGER
     while not stop.is_set():
         try:

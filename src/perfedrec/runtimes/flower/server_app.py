@@ -109,12 +109,20 @@ def play_round(
         task |= {"n_users": spec.n_users, "n_items": spec.n_items}
         places = {node: users[torch.isin(users, plan.cohort)] for node, users in nodes.items() if node in private}
         names = {node: (each if identities is None else identities[each], each) for node, each in places.items()}
-        published, refused = mediator.consult(traffic.ask, task, private, names, state.centroids, state.items)
+        try:
+            published, refused = mediator.consult(
+                traffic.ask, task, private, names, state.centroids, state.items, setup
+            )
+        except PerfedrecError as error:
+            why = traffic.excuse(mediator.service)
+            raise PerfedrecError(f"round {state.round} ({plan.phase}): {error}{why and f': {why}'}") from error
+        traffic.excuse(mediator.service)
         for node, why in refused.items():
             if rejected is None:
                 which = f"round {state.round} ({plan.phase}), reply of node {node} to the service"
                 raise PerfedrecError(f"{which}: {why}")
-            traffic.refuse(node, why)
+            reason, _, detail = why.partition(": ")
+            traffic.refuse(node, detail, reason)
         after = cast(Served[Any, Any, Any], algorithm).coordinate(state, plan.phase, total, published, own_key)
     if rejected is not None:
         rejected += traffic.rejections
@@ -261,6 +269,11 @@ class Traffic:
         finally:
             for node in sorted(silent):
                 self.refuse(node, "no reply before the round was closed", "late")
+
+    def excuse(self, node: int) -> str:
+        """Strike what was noted of a node, and return why it was."""
+        noted = self._refused.pop(node, None)
+        return "" if noted is None else noted.detail
 
     def refuse(self, node: int, why: str, reason: str = "refused") -> None:
         """Take note of a node whose answer cannot be used; ``reason`` is the kind of ``why``."""

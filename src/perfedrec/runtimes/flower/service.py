@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -19,26 +19,36 @@ from torch import Tensor
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Aggregate, Published, Served
-from perfedrec.runtimes.flower.codec import Task, check_alike, check_reports, pack, unpack
+from perfedrec.core.types import Aggregate, Algorithm, Published, Served
+from perfedrec.runtimes.flower.codec import SERVING, Setup, Task, UploadError, check_alike, check_reports, pack, unpack
 from perfedrec.runtimes.flower.sealing import SEALED, Bundle, public_of, seal, unseal
 
 SERVE, NAME = "train.serve", "train.name"
 """Types of messages: to the service, its part of a round; to a node, a table by token to be put in items' order."""
 
+ATTEMPTS = 2
+"""How often the service is asked for its part of a round: it may be restarted in the middle of it."""
+
 _PRIVATE = ("report_users", "reports", "edges")
 Ask = Callable[[str, Mapping[int, RecordDict]], Iterable[tuple[int, RecordDict]]]
+
+
+def needed(algorithm: Algorithm[Any, Any, Any]) -> bool:
+    """Whether a method has work for a neighbourhood service: its clients hand over vectors of their own, and its
+    coordinator can do without these."""
+    return algorithm.reporting and hasattr(algorithm, "serve")
 
 
 # --- a node ---
 
 
-def parted(content: RecordDict, total: Aggregate, task: Task, bundle: Bundle) -> RecordDict:
-    """An answer in which what is for the service is sealed: ``content`` is that for the coordinator alone."""
+def parted(content: RecordDict, total: Aggregate, number: int, bundle: Bundle) -> RecordDict:
+    """An answer to round ``number`` in which what is for the service is sealed: ``content`` is that for the coordinator
+    alone."""
     private = {name: value for name in _PRIVATE if (value := getattr(total, name)) is not None}
     if private:
         private["key"] = torch.frombuffer(bytearray(public_of(bundle.own)), dtype=torch.uint8)
-        content["private"] = seal(private, bundle.service, f"reports of round {task.round}")
+        content["private"] = seal(private, bundle.service, f"reports of round {number}")
     return content
 
 
@@ -48,9 +58,12 @@ def for_coordinator(total: Aggregate) -> Aggregate:
 
 
 def informed(task: Task, content: RecordDict, bundle: Bundle, n_items: int) -> Task:
-    """The task with what only a node can read or knows: tokens, neighbour sums, and its users' pre-trained vectors."""
+    """The task with what only a node can read or knows: tokens, neighbour sums, and its users' pre-trained vectors.
+
+    There are no tokens in what is to be recommended with.
+    """
     tokens = bundle.tokens(n_items).to(task.users.device)
-    known: dict[str, Tensor] = {"tokens": tokens}
+    known: dict[str, Tensor] = {} if task.phase == SERVING else {"tokens": tokens}
     if "neighbours" in content.array_records:
         sums = unseal(content.array_records["neighbours"], bundle.common, "neighbours")["neighbours"]
         known["neighbours"] = sums.to(tokens.device).index_select(1, tokens)
@@ -73,16 +86,35 @@ def named(message: Message, bundle: Bundle) -> Message:
 # --- the service ---
 
 
+class Shelf(Protocol):
+    """Where a service keeps its state of a run: the last ones at least, each whole or not at all."""
+
+    def get(self, run: str, played: int, like: Any) -> Any:
+        """The state, a record like ``like``, after so many rounds of a run; ``None`` where it was not kept."""
+
+    def put(self, run: str, played: int, state: Any) -> None:
+        """Keep a state, and drop those of other runs."""
+
+
 class NeighbourhoodService:
     """The service's state, and the ``ClientApp`` by which the coordinator asks it.
 
     ``private`` is its key, and ``clients`` the public key that all nodes have in common. It holds neither the tokens'
-    key nor any item table of the coordinator's.
+    key nor any item table of the coordinator's. With a ``shelf`` it keeps its state of the ``run`` there after each
+    round, and plays the last round again where it is asked to.
     """
 
-    def __init__(self, algorithm: Served[Any, Any, Any], private: bytes, clients: bytes) -> None:
-        self.algorithm, self.private, self.clients = algorithm, private, clients
+    def __init__(
+        self,
+        algorithm: Served[Any, Any, Any],
+        private: bytes,
+        clients: bytes,
+        shelf: Shelf | None = None,
+        run: str = "",
+    ) -> None:
+        self.algorithm, self.private, self.clients, self.shelf, self.run = algorithm, private, clients, shelf, run
         self.state: Any = None  # a record, to be kept: reports of users who are seldom asked cannot be had again soon
+        self.played: int | None = None
 
     def app(self) -> ClientApp:
         """The ``ClientApp``."""
@@ -90,14 +122,14 @@ class NeighbourhoodService:
 
         @app.train(SERVE.partition(".")[2])
         def serve(message: Message, context: Context) -> Message:
-            return Message(self._answer(message.content), reply_to=message)
+            return Message(self.answer(message.content), reply_to=message)
 
         return app
 
-    def _answer(self, content: RecordDict) -> RecordDict:
+    def answer(self, content: RecordDict) -> RecordDict:
+        """The service's part of a round. Raises :class:`PerfedrecError` where it cannot play that round."""
         task: dict[str, Any] = dict(content.config_records["task"].items())
-        if self.state is None:
-            self.state = self.algorithm.open_service(task["n_users"])
+        self._stand_at(task["round"], task["n_users"])
         parts, keys, refused = dict[str, list[Tensor]](), dict[int, tuple[bytes, Tensor, Tensor]](), dict[str, Any]()
         for node in task["nodes"]:
             users = unpack(content.array_records[f"users {node}"])
@@ -108,7 +140,7 @@ class NeighbourhoodService:
                 key = private.pop("key").numpy().tobytes()
                 self._check(private, users["users"], task["n_items"])
             except (KeyError, PerfedrecError) as error:
-                refused[str(node)] = str(error)
+                refused[str(node)] = f"{error.reason if isinstance(error, UploadError) else 'sealed'}: {error}"
                 continue
             keys[node] = (key, users["users"], users["places"])
             for name, value in private.items():
@@ -116,6 +148,7 @@ class NeighbourhoodService:
         empty = Aggregate.empty(task["n_items"], 1)
         joined: dict[str, Any] = {name: torch.cat(values) for name, values in parts.items()}
         centroids = unpack(content.array_records["centroids"]).get("centroids")
+        self.played = None  # until the state, which may be changed in place, is that of the next round
         self.state, published = self.algorithm.serve(
             self.state,
             task["phase"],
@@ -124,7 +157,23 @@ class NeighbourhoodService:
             centroids,
             Key(int(task["key"])),
         )
+        if self.shelf is not None:
+            self.shelf.put(self.run, task["round"] + 1, self.state)
+        self.played = task["round"] + 1
         return self._given_out(published, keys, refused)
+
+    def _stand_at(self, played: int, n_users: int) -> None:
+        """Take up the state after so many rounds."""
+        if self.state is not None and (self.shelf is None or self.played == played):
+            return
+        blank = self.algorithm.open_service(n_users)
+        kept = None if self.shelf is None or not played else self.shelf.get(self.run, played, blank)
+        if kept is None and played:
+            raise PerfedrecError(
+                f"the neighbourhood service was not in the first {played} rounds of this run, or has lost its state; "
+                "expected the folder that it had then"
+            )
+        self.state, self.played = blank if kept is None else kept, played
 
     def _check(self, private: Mapping[str, Tensor], users: Tensor, n_items: int) -> None:
         wanted = {"report_users": users[:0], "reports": self.state.reports[:0], "edges": users.new_zeros(0, 3)}
@@ -189,11 +238,11 @@ class Mediator:
         starts = {int(name.split()[1]): record for name, record in held.items() if name.startswith("start ")}
         return Mediator(service, held.get("neighbours"), starts)
 
-    def add(self, node: int, content: RecordDict) -> RecordDict:
-        """An instruction with what the service has given out for the ``node``."""
+    def add(self, node: int, content: RecordDict, serving: bool = False) -> RecordDict:
+        """An instruction with what the service has given out for the ``node``; ``serving``: to recommend with."""
         if self.neighbours is not None:
             content["neighbours"] = self.neighbours
-        if node in self.starts:
+        if node in self.starts and not serving:
             content["start"] = self.starts[node]
         return content
 
@@ -205,6 +254,7 @@ class Mediator:
         users: Mapping[int, tuple[Tensor, Tensor]],
         centroids: Tensor | None,
         table: Tensor,
+        setup: Setup | None = None,
     ) -> tuple[Published, dict[int, str]]:
         """Have the service play its part of a round: what the coordinator learns of it, and the nodes it refused.
 
@@ -214,11 +264,15 @@ class Mediator:
         """
         content = RecordDict({"task": ConfigRecord({**task, "nodes": list(private)})})
         content["centroids"] = pack({} if centroids is None else {"centroids": centroids})
+        if setup is not None:
+            content["setup"] = setup.record()
         for node, record in private.items():
             names, places = users[node]
             content[f"private {node}"], content[f"users {node}"] = record, pack({"users": names, "places": places})
-        answers = dict(ask(SERVE, {self.service: content}))
-        if self.service not in answers:
+        for _ in range(ATTEMPTS):
+            if answers := dict(ask(SERVE, {self.service: content})):
+                break
+        else:
             raise PerfedrecError(f"the neighbourhood service, node {self.service}, does not answer")
         answer = answers[self.service]
         arrays = answer.array_records
