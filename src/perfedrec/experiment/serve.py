@@ -123,6 +123,8 @@ def serve(
     address = f"{'127.0.0.1' if terms.host == '0.0.0.0' else terms.host}:{terms.port}"
     with signals() as caught, _superlink(output / LINK, terms, given, address) as (link, control):
         names = {node: nodes[key] for node, key in control.register(nodes).items()}
+        for name in sorted(set(nodes.values()) - set(names.values())):
+            raise ConfigError(f"{keys / name}.pub: was removed from this run before; expected a new key for this node")
         with attached(address, given.ca, link.secret, control.open()) as grid:
             tell(f"listening on {terms.host}:{terms.port} for {len(nodes) - registered} registered nodes")
             tell(roles(algorithm))

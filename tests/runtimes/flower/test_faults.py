@@ -295,6 +295,8 @@ def test_nodes_that_are_not_let_in(fed: Federation, tmp_path: Path) -> None:
         fed.node("n0")
         fed.says("nodes/n0/log.txt", "not registered")
         crew.end(fed.processes["n0"])
+        both = control.register([public_key(fed.folder / "keys" / f"{name}.pub") for name in ("n0", "n1")])
+        assert list(both.values()) == [public_key(fed.folder / "keys" / "n1.pub")]  # what was removed cannot come back
         with closing(sqlite3.connect(fed.store(3))) as file:
             file.execute("PRAGMA user_version = 99")
         fed.node("n3")

@@ -59,7 +59,7 @@ from flwr.proto.runtime_pb2 import (
     SendTaskHeartbeatRequest,
 )
 from flwr.serverapp import Grid
-from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE, TaskType
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE, NodeStatus, TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
@@ -422,17 +422,20 @@ class Control:
                 time.sleep(0.1)
 
     def register(self, keys: Iterable[bytes]) -> dict[int, bytes]:
-        """Register the nodes with these public keys (PEM), and no others, and return them by id."""
+        """Register the nodes with these public keys (PEM), and no others, and return them by id.
+
+        A key that was unregistered from this SuperLink cannot come back: it is not among those returned.
+        """
         wanted, known = set(keys), set()
         for each in self._call(self._client.ListNodes, ListNodesRequest()).nodes_info:
-            if each.public_key in wanted:
-                known.add(each.public_key)
-            else:
+            known.add(each.public_key)
+            if each.public_key not in wanted and each.status != NodeStatus.UNREGISTERED:
                 self._call(self._client.UnregisterNode, UnregisterNodeRequest(node_id=each.node_id))
         for key in sorted(wanted - known):
             self._call(self._client.RegisterNode, RegisterNodeRequest(public_key=key))
         nodes = self._call(self._client.ListNodes, ListNodesRequest()).nodes_info
-        return {int(each.node_id): bytes(each.public_key) for each in nodes if each.public_key in wanted}
+        here = [each for each in nodes if each.public_key in wanted and each.status != NodeStatus.UNREGISTERED]
+        return {int(each.node_id): bytes(each.public_key) for each in here}
 
     def open(self) -> int:
         """Open a run, after ending those that are left of a coordinator that died."""
