@@ -26,6 +26,7 @@ from perfedrec.experiment import config, federation
 from perfedrec.experiment.progress import Quiet, Standing
 from perfedrec.experiment.run import open_data, read_history
 from perfedrec.experiment.serve import Terms, serve
+from perfedrec.runtimes.flower import needs_service
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round
 
@@ -39,7 +40,9 @@ class Clock(Quiet):
     def round(self, standing: Standing) -> None:
         used = {"coordinator": sum(psutil.Process().cpu_times()[:2])}
         for child in psutil.Process().children():
-            role = "superlink" if "perfedrec.runtimes.flower.wire" in child.cmdline() else "nodes"
+            command = child.cmdline()
+            role = "service" if "service" in command else "nodes"
+            role = "superlink" if "perfedrec.runtimes.flower.wire" in command else role
             used[role] = used.get(role, 0.0) + sum(child.cpu_times()[:2])
         self.seen.append(used)
 
@@ -75,7 +78,7 @@ def main() -> None:
         folder, clock, port = Path(scratch) / "federation", Clock(), federation.free_port()
         os.environ["FLWR_HOME"] = scratch
         federation.lay_out(folder, dataset, given.nodes, given.users)
-        with federation.nodes(folder, port):
+        with federation.nodes(folder, port, needs_service(resolved.build())):
             ids, terms = read_catalogue(folder / federation.CATALOGUE), Terms(port=port, min_nodes=given.nodes)
             files, keys = folder / "certificates", folder / "keys"
             serve(resolved, ids, Path(scratch) / "run", files, keys, terms, clock, lambda line: None)
