@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import Dataset
-from perfedrec.data.interactions import Ids, id_series
+from perfedrec.data.interactions import Ids, Interactions, id_series
 from perfedrec.experiment.bundles import SERVICE, deal
 from perfedrec.experiment.certificates import CA, make_certificates, make_key
 from perfedrec.runtimes.node import Store
@@ -32,20 +33,32 @@ def lay_out(folder: Path, dataset: Dataset, nodes: int, users: int | None = None
     The training items of the first ``users`` users of a data set (all by default) are dealt out to the nodes, whole
     users to each. A ``secret`` that all nodes share makes their draws those of a simulation, for tests.
     """
-    train = dataset.train
-    count = train.n_users if users is None else users
-    if not nodes <= count <= train.n_users:
-        raise ConfigError(f"{count} users for {nodes} nodes; expected between {nodes} and {train.n_users}")
+    parts = parted(dataset.train, nodes, users)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; expected a new folder")
     make_certificates(folder / "certificates")
-    write_catalogue(folder / CATALOGUE, train.item_ids)
-    make_key(folder / "keys" / SERVICE)
-    deal(folder / "nodes", [f"n{number}" for number in range(nodes)], folder / SERVICE)
+    write_catalogue(folder / CATALOGUE, dataset.train.item_ids)
+    names = [f"n{number}" for number in range(nodes)]
+    for name in (SERVICE, *names):
+        make_key(folder / "keys" / name)
+    deal(folder / "nodes", names, folder / SERVICE)
+    deal_out(folder / "nodes", dataset.train, parts, secret)
+
+
+def parted(train: Interactions, nodes: int, users: int | None = None) -> list[NDArray[np.int64]]:
+    """The first ``users`` users (all by default), dealt out to so many nodes."""
+    count = train.n_users if users is None else users
+    if not nodes <= count <= train.n_users:
+        raise ConfigError(f"{count} users for {nodes} nodes; expected between {nodes} and {train.n_users}")
+    return np.array_split(np.arange(count), nodes)
+
+
+def deal_out(folder: Path, train: Interactions, parts: list[NDArray[np.int64]], secret: bytes | None = None) -> None:
+    """Make a store for each of the ``parts``, users without gaps between them: ``n0/store.db``, ...."""
     names = id_series(train.user_ids).cast(pl.String).to_list()
-    for number, part in enumerate(np.array_split(np.arange(count), nodes)):
-        place = folder / "nodes" / f"n{number}"
-        make_key(folder / "keys" / f"n{number}")
+    for number, part in enumerate(parts):
+        place = folder / f"n{number}"
+        place.mkdir(parents=True, exist_ok=True)
         rows = slice(int(train.offsets[part[0]]), int(train.offsets[part[-1] + 1]))
         owners = np.repeat(part, np.diff(train.offsets)[part])
         frame = pl.DataFrame(

@@ -412,11 +412,12 @@ class Store:
 
     # --- rounds ---
 
-    def join(self, algorithm: Algorithm[Any, Any, Any], run: str) -> int:
+    def join(self, algorithm: Algorithm[Any, Any, Any], run: str, seed: int | None = None) -> int:
         """Take part in a run from now on; returns the seed of all that its users draw in it, which stays here.
 
-        The seed follows from the node's secret and the run's name. Raises :class:`RoundError` for a run that was left
-        for another one. Memories of a run that was left are dropped, unless its model is served.
+        The seed follows from the node's secret and the run's name; a simulation gives one. Raises :class:`RoundError`
+        for a run that was left for another one. Memories of a run that was left are dropped, unless its model is
+        served.
         """
         with self._database.writing() as db:
             row = db.execute("SELECT number FROM runs WHERE run = ?", (run,)).fetchone()
@@ -428,11 +429,11 @@ class Store:
                 db.execute("INSERT INTO runs (number, run) VALUES (?, ?)", (*row, run))
                 db.execute("UPDATE runs SET reply = NULL WHERE number < ?", row)
                 self._tidy(db)
-        return self._join(algorithm, run, row[0])
+        return self._join(algorithm, run, row[0], seed)
 
-    def _join(self, algorithm: Algorithm[Any, Any, Any], run: str, number: int) -> int:
+    def _join(self, algorithm: Algorithm[Any, Any, Any], run: str, number: int, seed: int | None = None) -> int:
         digest = hashlib.blake2b(run.encode(), key=self._secret, digest_size=8).digest()
-        self._joined = Joined(algorithm, run, number, int.from_bytes(digest, "little"))
+        self._joined = Joined(algorithm, run, number, int.from_bytes(digest, "little") if seed is None else seed)
         return self._joined.seed
 
     @staticmethod

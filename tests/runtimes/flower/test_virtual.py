@@ -1,0 +1,190 @@
+"""Virtual nodes compute what the simulator computes: on a grid in memory, and on Flower's simulation engine itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tomli_w
+import torch
+from tests.parity.grid import MemoryGrid
+
+from perfedrec.core.errors import ConfigError, PerfedrecError
+from perfedrec.core.records import flatten
+from perfedrec.data import Dataset
+from perfedrec.data.attributes import Attributes
+from perfedrec.experiment import app, checkpoint
+from perfedrec.experiment.federation import environment, free_port
+from perfedrec.experiment.methods import engine
+from perfedrec.experiment.node import build, recommend
+from perfedrec.experiment.run import open_data, read_history
+from perfedrec.runtimes.node import Store
+
+FOLDER = Path(__file__).parents[3] / "deploy" / "flower-app"
+USERS = 128
+SMALL = "model.embedding_dim=8 pretraining.passes=1 clusters.n_clusters=2 clusters.start=1"
+GIVEN: dict[str, Any] = {
+    "data": f"synthetic:users={USERS},items=60,interactions_per_user=8,clusters=2",
+    "preset": "recommended",
+    "privacy": "",
+    "set": SMALL,
+    "rounds": 2,
+    "seed": 3,
+}
+
+
+def grid_of(given: dict[str, Any], nodes: int) -> MemoryGrid:
+    grid = MemoryGrid(dict.fromkeys(range(100, 100 + nodes), app.client))
+    for node, context in grid.contexts.items():  # partitions in another order than the nodes' ids
+        context.node_config = {"partition-id": (node + 1) % nodes, "num-partitions": nodes}
+        context.run_config = given
+    return grid
+
+
+def as_simulated(given: dict[str, Any], nodes: int, dataset: Dataset | None = None) -> None:
+    """Cohorts, the model and the memories in the nodes' stores are the simulator's, bit for bit."""
+    config = app.resolved(app.options(given))
+    algorithm, output = config.build(), Path(given["output"])
+    simulated = engine(algorithm, dataset or open_data(config.data), seed=given["seed"], device="cpu")
+    reports = [simulated.play() for _ in range(simulated.prelude + given["rounds"])]
+    assert [each.report.clients for each in read_history(output)] == [each.clients for each in reports]
+    records = simulated.records()
+    expected = flatten(algorithm.serving(records["state"]))[0]
+    found, _ = checkpoint.load(output / "model").records["state"]
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    assert float(expected["items"].std()) > 0
+
+    population, users = simulated.population, torch.arange(USERS)  # type: ignore[attr-defined]
+    memory, parts = flatten(population.memory)[0], users.tensor_split(nodes)
+    assert any(bool(each.any()) for each in memory.values())
+    for place, part in enumerate(parts):
+        with Store.open(output / "nodes" / f"n{place}" / "store.db") as store:
+            assert torch.equal(store.everyone(), part)
+            store.consult(build(store.served().configuration))
+            rows, positions = store.rows(part)
+            assert torch.equal(rows.items, population.rows(part)[0].items)
+            own, _ = flatten(store.recall(part, positions))
+            theirs, _ = flatten(population.recall(part, population.rows(part)[1]))
+            assert [name for name in theirs if not torch.equal(own[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize("privacy", ["", "secure"])
+def test_virtual_nodes_compute_the_tables_of_the_simulator(tmp_path: Path, privacy: str) -> None:
+    given = GIVEN | {"output": str(tmp_path / "run"), "privacy": privacy}
+    app.play(grid_of(given, 5), given)
+    as_simulated(given, 5)
+    summary = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert summary["nodes_with_model"] == [f"n{place}" for place in range(5)]
+    with Store.open(tmp_path / "run" / "nodes" / "n0" / "store.db") as store:
+        assert len(recommend(store, "0", 5)) == 5
+
+
+def test_attributes_reach_the_nodes_of_their_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = GIVEN | {"output": str(tmp_path / "run"), "preset": "perfedrec", "set": "model.embedding_dim=8"}
+    plain = open_data(app.resolved(app.options(given)).data)
+    draw = np.random.default_rng(0)
+    users, items = (draw.integers(0, 2, (n, 3)).astype(np.float32) for n in (plain.n_users, plain.n_items))
+    own, theirs = (Attributes(("a", "b", "c"), values) for values in (users, items))
+    dressed = replace(plain, user_attributes=own, item_attributes=theirs)
+    monkeypatch.setattr(app, "open_data", lambda data: dressed)
+    app.play(grid_of(given, 5), given)
+    as_simulated(given, 5, dressed)
+    with Store.open(tmp_path / "run" / "nodes" / "n1" / "store.db") as store:
+        rows, _ = store.rows(store.everyone())
+        assert torch.equal(rows.attributes, torch.from_numpy(users)[store.everyone()])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rounds": "many"}, "run-config: rounds: .*given: 'many'"),
+        ({"sead": 1}, "run-config: there is no option sead; did you mean seed"),
+        ({"set": "model.embeding_dim=8"}, "did you mean model.embedding_dim"),
+        ({"preset": "mf", "set": ""}, "mf is centralised"),
+        ({"data": "synthetic:users=3,items=60,interactions_per_user=5"}, "3 users for 5 nodes"),
+    ],
+)
+def test_a_run_that_cannot_be_says_why_and_writes_nothing(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    given = GIVEN | {"output": str(tmp_path / "run")} | change
+    with pytest.raises(ConfigError, match=message):
+        app.play(grid_of(given, 5), given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_takes_no_folder_that_is_in_use(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    given = GIVEN | {"output": str(tmp_path)}
+    with pytest.raises(ConfigError, match="is not empty"):
+        app.play(grid_of(given, 5), given)
+    assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_virtual_node_that_fails_ends_the_run(tmp_path: Path) -> None:
+    given = GIVEN | {"output": str(tmp_path / "run")}
+    grid = grid_of(given, 5)
+    grid.contexts[102].run_config = given | {"output": str(tmp_path / "elsewhere")}
+    with pytest.raises(PerfedrecError, match=r"virtual node n3: .*elsewhere"):
+        app.play(grid, given)
+
+
+@contextmanager
+def superlink(home: Path) -> Iterator[dict[str, str]]:
+    """A SuperLink with the simulation engine, which ends with all its children; what a command line to it needs."""
+    port, binaries = free_port(), Path(sys.executable).parent
+    home.mkdir()
+    (home / "config.toml").write_text(
+        tomli_w.dumps({"superlink": {"default": "sim", "sim": {"address": f"127.0.0.1:{port}", "insecure": True}}})
+    )
+    command = ["flower-superlink", "--insecure", "--simulation", "--disable-runtime-dependency-installation"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    # Ray's sockets need a short path.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as short:
+        known = environment() | {"FLWR_HOME": str(home), "RAY_TMPDIR": short, "RAY_USAGE_STATS_ENABLED": "0"}
+        known |= {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+        with open(home / "superlink.log", "wb") as log:
+            link = psutil.Popen(command, stdout=log, stderr=log, env=known, start_new_session=True)
+        try:
+            yield known
+        finally:
+            family = [link, *link.children(recursive=True)]
+            link.terminate()
+            _, left = psutil.wait_procs(family, timeout=10)
+            for each in left:
+                each.kill()
+            psutil.wait_procs(left, timeout=10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_simulation_engine_runs_the_app_folder_on_64_nodes(tmp_path: Path) -> None:
+    given = GIVEN | {"output": str(tmp_path / "run")}
+    config = " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
+    with superlink(tmp_path / "home") as known:
+        command = ["flwr", "run", str(FOLDER), "sim", "--stream", "--run-config", config]
+        command += ["--federation-config", "num-supernodes=64 client-resources-num-cpus=1"]
+        for _ in range(60):  # until the SuperLink listens
+            done = subprocess.run(command, env=known, capture_output=True, text=True, check=False, timeout=400)
+            if done.returncode == 0:
+                break
+            time.sleep(1)
+        said = done.stdout + done.stderr + (tmp_path / "home" / "superlink.log").read_text()
+        end = time.monotonic() + 60
+        while not (tmp_path / "run" / "result.json").exists() and time.monotonic() < end:
+            time.sleep(0.2)
+        assert (tmp_path / "run" / "result.json").exists(), said[-5000:]
+    as_simulated(given, 64)
+    summary = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert summary["nodes_with_model"] == [f"n{place}" for place in range(64)]
