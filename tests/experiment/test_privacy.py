@@ -13,6 +13,7 @@ from perfedrec.core.keys import Key
 from perfedrec.experiment.audit import audit, read_audit
 from perfedrec.experiment.config import presets
 from perfedrec.experiment.run import Result, read_summary
+from perfedrec.experiment.serve import with_real_noise
 from perfedrec.privacy import uploads
 from perfedrec.privacy.canary import bounds
 from perfedrec.privacy.report import audited, lines, warnings
@@ -124,6 +125,12 @@ def test_private_noise_can_come_from_opendp(tmp_path: Path) -> None:
     found = audit(tmp_path / "one", trials=1000)  # on noise of its own, which is said
     assert any("cannot be drawn again" in note for note in found.notes)
     assert not torch.equal(one.recommender.state.items, two.recommender.state.items)  # no seed gives it away
+
+
+@pytest.mark.parametrize("profile", ["paper", "private"])
+def test_nodes_draw_their_noise_with_opendp(profile: str) -> None:
+    algorithm = with_real_noise(configure("recommended", privacy=profile)).build()
+    assert algorithm.settings.privacy.noise_source == "opendp"
 
 
 @pytest.mark.parametrize(

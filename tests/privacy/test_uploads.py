@@ -18,6 +18,7 @@ from perfedrec.privacy.uploads import (
     bounded,
     given_up,
     joint_norms,
+    protect,
     released,
 )
 
@@ -135,3 +136,12 @@ def test_dense_uploads_carry_their_own_noise_on_every_row() -> None:
 )
 def test_sums_of_too_few_are_given_up(options: dict[str, Any], clients: int, expected: bool) -> None:
     assert given_up(clients, privacy(**options), "train", 100) == expected
+
+
+def test_opendp_draws_for_single_uploads_as_well() -> None:
+    values = torch.full((40, 50), 3.0)
+    asked = privacy(clip=0.5, norm="coordinate", noise_scale=0.2, noise_source="opendp", aggregation="sparse")
+    one, two = (protect(values, asked, Key(0).spread(torch.arange(40))) for _ in range(2))
+    assert not torch.equal(one, two)  # no key gives it away
+    assert stats.kstest((one - 0.5).reshape(-1).double().numpy(), stats.laplace(scale=0.2).cdf).pvalue > 1e-3
+    assert protect(values[:0], asked, Key(0).spread(torch.arange(0))).shape == (0, 50)

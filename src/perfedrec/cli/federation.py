@@ -191,9 +191,12 @@ def _resolved(
     from perfedrec.core.errors import ConfigError
     from perfedrec.experiment import config as configuration
     from perfedrec.experiment.run import read_config
+    from perfedrec.experiment.serve import with_real_noise
 
     if not resume:
-        return configuration.load(preset or "recommended", config, set_ or (), privacy=privacy, run__rounds=rounds)
+        loaded = configuration.load(preset or "recommended", config, set_ or (), privacy=privacy, run__rounds=rounds)
+        asked = any(each.startswith("privacy.noise_source") for each in set_ or ())
+        return loaded if asked else with_real_noise(loaded)
     if preset or config or set_ or privacy:
         raise ConfigError("--resume goes on with the run's own configuration; only --rounds may change")
     tree = read_config(output).model_dump(by_alias=True)

@@ -215,7 +215,7 @@ def _replayed(
 def _drawn_anew(algorithm: PerFedRec) -> bool:
     """Whether a run's noise follows from no seed."""
     privacy = algorithm.settings.privacy
-    return privacy.noise_source == "opendp" and privacy.noise.any
+    return privacy.noise_source == "opendp" and (privacy.noise.any or privacy.noise_scale > 0)
 
 
 def _own(population: Population, users: Tensor) -> list[Tensor]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,22 @@ class Roll:
     """Who takes part in a run: the users' identities [n], ascending."""
 
     users: Tensor
+
+
+def with_real_noise(config: Config) -> Config:
+    """The configuration with noise from OpenDP, as nodes draw it: what follows from keys is for simulations.
+
+    Raises :class:`ConfigError` where noise is asked for and OpenDP is not installed.
+    """
+    privacy = getattr(config, "privacy", None)
+    if privacy is None:
+        return config
+    noisy = privacy.noise_scale > 0 or privacy.noise.any or privacy.epsilon is not None
+    if noisy and find_spec("opendp") is None:
+        raise ConfigError(
+            "nodes draw their noise with OpenDP, which is missing; expected pip install 'perfedrec[opendp]'"
+        )
+    return config.model_copy(update={"privacy": privacy.model_copy(update={"noise_source": "opendp"})})
 
 
 def told(config: Config, algorithm: Any) -> str:

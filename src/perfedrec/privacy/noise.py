@@ -54,8 +54,15 @@ def row_noise(law: Law, keys: Tensor, n: int, scale: float) -> Tensor:
 
 def opendp_noise(law: Law, size: int, scale: float) -> np.ndarray[Any, np.dtype[np.float64]]:
     """``size`` numbers from OpenDP's sampler, whole multiples of 1 / FIXED_POINT."""
-    measurement, _ = opendp_measurement(law, size, scale)
-    return np.asarray(measurement([0.0] * size), dtype=np.float64)
+    return opendp_noised(law, np.zeros(size), scale)
+
+
+def opendp_noised(
+    law: Law, values: np.ndarray[Any, np.dtype[Any]], scale: float
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """``values`` on the grid of multiples of 1 / FIXED_POINT, with noise of OpenDP's sampler, on it as well."""
+    measurement, _ = opendp_measurement(law, values.size, scale)
+    return np.asarray(measurement(values.reshape(-1).tolist()), dtype=np.float64).reshape(values.shape)
 
 
 def opendp_measurement(law: Law, size: int, scale: float) -> tuple[Any, Any]:

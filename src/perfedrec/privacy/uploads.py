@@ -10,21 +10,26 @@ from torch import Tensor
 from perfedrec.core.keys import Key, laplace
 from perfedrec.core.types import FIXED_POINT, Aggregate, Contribution
 from perfedrec.privacy.mechanisms import bound_of, fewest, share_scale
-from perfedrec.privacy.noise import row_noise, summed_noise
+from perfedrec.privacy.noise import opendp_noised, row_noise, summed_noise
 from perfedrec.privacy.settings import PrivacySettings
 
 _BELOW = 1 - 2.0**-20
 
 
 def protect(values: Tensor, settings: PrivacySettings, keys: Tensor) -> Tensor:
-    """The paper's mechanism: clip each coordinate, and add Laplace noise drawn per row by ``keys`` [T].
+    """The paper's mechanism: clip each coordinate, and add Laplace noise drawn per row by ``keys`` [T], or
+    by OpenDP.
 
     ``values`` [T, d]. The clip bound holds exactly for what the noise is added to. Nothing is done for other norms,
     which :func:`bounded` takes care of.
     """
     if settings.clip is not None and settings.norm == "coordinate":
         values = values.clamp(-settings.clip, settings.clip)
-    if settings.noise_scale:
+    if settings.noise_scale and settings.noise_source == "opendp":
+        if values.numel():
+            noised = opendp_noised("laplace", values.detach().cpu().numpy(), settings.noise_scale)
+            values = torch.from_numpy(noised).to(values)
+    elif settings.noise_scale:
         values = laplace(keys, values.shape[-1]).mul_(settings.noise_scale).add_(values)
     return values
 
