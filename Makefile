@@ -16,7 +16,7 @@ demo: $(VENV)/.installed-demo ## train and evaluate on synthetic data
 	$(BIN)/perfedrec demo
 
 test: $(VENV)/.installed-test ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: $(VENV)/.installed-dev ## lint, format, types, import rules
 	$(BIN)/ruff check .
