@@ -9,7 +9,6 @@ import json
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from perfedrec.experiment.federation import deal_out, parted
 from perfedrec.experiment.methods import centralised, method
 from perfedrec.experiment.node import build
 from perfedrec.experiment.progress import Lines, Standing
-from perfedrec.experiment.run import Entry, environment, open_data
-from perfedrec.experiment.serve import Roll, told
-from perfedrec.privacy.report import privacy_block
+from perfedrec.experiment.run import Entry, open_data, write_settings
+from perfedrec.experiment.serve import Roll, summarised, told
 from perfedrec.runtimes.flower import Coordinator, Directory, Setup
 from perfedrec.runtimes.flower.virtual import partitions, virtual_client, virtual_server
 from perfedrec.runtimes.node import Store
@@ -108,10 +106,8 @@ def play(grid: Any, given: Mapping[str, Any]) -> None:
     hosts = {node: torch.from_numpy(parts[place]) for node, place in places.items()}
     coordinator.directory = Directory(torch.arange(train.n_users), hosts)
 
-    checkpoint.write_atomic(output / "config.toml", config.to_toml().encode())
-    checkpoint.write_atomic(output / "environment.json", json.dumps(environment(), indent=1).encode())
-    prelude = len(algorithm.prelude)
-    standing, reporter = Standing(config.run.rounds + prelude, config.run.select_by), Lines()
+    write_settings(output, config)
+    standing, reporter = Standing(config.run.rounds + len(algorithm.prelude), config.run.select_by), Lines()
     state = coordinator.begin()
     _whole(coordinator, places)
     with open(output / "metrics.jsonl", "a", encoding="utf-8") as history:
@@ -127,17 +123,8 @@ def play(grid: Any, given: Mapping[str, Any]) -> None:
     records = {"state": algorithm.serving(state), "roll": Roll(coordinator.directory.identities)}
     belongs = {"catalogue": setup.catalogue}
     checkpoint.save(output / "model", records, belongs, extra)
-    took = coordinator.hand_out(state)
-    releases = algorithm.releases(config.run.rounds, train.n_users)
-    summary = {
-        "algorithm": config.algorithm,
-        "prelude": prelude,
-        "best_round": config.run.rounds,
-        "users": train.n_users,
-        "nodes_with_model": [f"n{place}" for place in sorted(places[node] for node in took)],
-        "communication": {key: asdict(standing)[key] for key in ("bytes_up", "bytes_down", "uploads")},
-        "privacy": privacy_block(algorithm.settings.privacy, releases, "simulated", algorithm.reporting),
-    }
+    took = [f"n{place}" for place in sorted(places[node] for node in coordinator.hand_out(state))]
+    summary = summarised(config, algorithm, standing, train.n_users, took, "simulated")
     checkpoint.write_atomic(output / "result.json", json.dumps(summary, indent=1).encode())
 
 

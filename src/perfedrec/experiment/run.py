@@ -272,8 +272,7 @@ class _Progress:
 
     def _write_settings(self) -> None:
         assert self.output is not None
-        checkpoint.write_atomic(self.output / "config.toml", self.config.to_toml().encode())
-        checkpoint.write_atomic(self.output / "environment.json", json.dumps(environment(), indent=1).encode())
+        write_settings(self.output, self.config)
 
     def _diagnose(self, moment: str) -> None:
         fitted = isinstance(self.algorithm, Method) and not self.algorithm.trained  # at once: nothing comes before
@@ -453,6 +452,12 @@ def read_history(folder: Path) -> list[Entry]:
             seconds, valid = line.pop("seconds"), line.pop("valid")
             entries.append(Entry(RoundReport(**line), seconds, valid))
     return entries
+
+
+def write_settings(folder: Path, config: Config) -> None:
+    """What a run folder begins with: the whole configuration, and the environment."""
+    checkpoint.write_atomic(folder / "config.toml", config.to_toml().encode())
+    checkpoint.write_atomic(folder / "environment.json", json.dumps(environment(), indent=1).encode())
 
 
 def environment() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from perfedrec.experiment.config import Config
 from perfedrec.experiment.methods import centralised, method
 from perfedrec.experiment.node import method_of
 from perfedrec.experiment.progress import Reporter, Standing
-from perfedrec.experiment.run import Entry, InterruptedRunError, environment, read_history, signals
+from perfedrec.experiment.run import Entry, InterruptedRunError, read_history, signals, write_settings
 from perfedrec.privacy.report import privacy_block
 from perfedrec.runtimes.flower import (
     Certificates,
@@ -136,7 +136,7 @@ def serve(
             tell(f"{path}: expires in {left:.0f} days; {remedy}")
     nodes = {public_key(path): path.stem for path in sorted(keys.glob("*.pub"))}
     if not nodes:
-        raise ConfigError(f"{keys}: no public keys (*.pub); make some with perfedrec federation keys")
+        raise ConfigError(f"{keys}: no public keys (*.pub); make some with perfedrec federation key")
     address = f"{'127.0.0.1' if terms.host == '0.0.0.0' else terms.host}:{terms.port}"
     with signals() as caught, _superlink(output / LINK, terms, given, address) as (link, control):
         names = {node: nodes[key] for node, key in control.register(nodes).items()}
@@ -222,8 +222,7 @@ class _Run:
         else:
             name = name or secrets.token_hex(8)
             output.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_atomic(output / "config.toml", config.to_toml().encode())
-            checkpoint.write_atomic(output / "environment.json", json.dumps(environment(), indent=1).encode())
+            write_settings(output, config)
             checkpoint.write_atomic(output / "name", name.encode())
         self.setup = Setup(name, configuration, self.belongs["catalogue"], __version__)
 
@@ -306,19 +305,24 @@ class _Run:
         extra = {"best_round": done - prelude, "valid": {}}
         records = {"state": self.algorithm.serving(self.state), "roll": Roll(self.users)}
         checkpoint.save(self.output / "model", records, self.belongs, extra)
-        releases = self.algorithm.releases(max(done - prelude, 0), self.users.numel())
-        summary = {
-            "algorithm": self.config.algorithm,
-            "prelude": prelude,
-            "best_round": done - prelude,
-            "users": self.users.numel(),
-            "nodes_with_model": took,
-            "communication": {
-                "bytes_up": self.standing.bytes_up,
-                "bytes_down": self.standing.bytes_down,
-                "uploads": self.standing.uploads,
-            },
-            "privacy": privacy_block(self.algorithm.settings.privacy, releases, "SecAgg+", self.algorithm.reporting),
-        }
+        summary = summarised(self.config, self.algorithm, self.standing, self.users.numel(), took, "SecAgg+")
         checkpoint.write_atomic(self.output / "result.json", json.dumps(summary, indent=1).encode())
         return summary
+
+
+def summarised(
+    config: Config, algorithm: Any, standing: Standing, users: int, took: list[str], secure_aggregation: str
+) -> dict[str, Any]:
+    """What is told of a federation's run of so many ``users``; the nodes ``took`` have its model."""
+    prelude = len(algorithm.prelude)
+    trained = standing.done - prelude
+    releases = algorithm.releases(max(trained, 0), users)
+    return {
+        "algorithm": config.algorithm,
+        "prelude": prelude,
+        "best_round": trained,
+        "users": users,
+        "nodes_with_model": took,
+        "communication": {name: getattr(standing, name) for name in ("bytes_up", "bytes_down", "uploads")},
+        "privacy": privacy_block(algorithm.settings.privacy, releases, secure_aggregation, algorithm.reporting),
+    }
