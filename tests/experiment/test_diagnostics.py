@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from tests.experiment.small import DATA, SMALL
 
 from perfedrec import configure, load, open_run, train
 from perfedrec.core.keys import Key
@@ -17,15 +18,6 @@ from perfedrec.experiment.diagnostics import geometry, principal, read_diagnosti
 from perfedrec.experiment.methods import METHODS, centralised, engine
 from perfedrec.experiment.run import latest_checkpoint
 
-SMALL = (
-    "data.path=synthetic:users=150,items=120,clusters=3",
-    "selection.n_clients_per_round=40",
-    "clusters.start=2",
-    "clusters.every=2",
-    "run.evaluate_every=2",
-    "run.checkpoint_every=2",
-    "model.embedding_dim=8",
-)
 PRODUCTS = ("mf", "lightgcn", "direct_au", "spectral_filter", "fedmf", "fedgnn", "pfedrec", "fedrap")
 
 
@@ -40,7 +32,7 @@ def playing(name: str, rounds: int = 3) -> Any:
     if not centralised(METHODS[name]):
         own = ["selection.n_clients_per_round=40"]
     config = configure(preset, overrides=own, algorithm=name)
-    here = engine(config.build(), load("synthetic:users=150,items=120,clusters=3"), seed=0, device="cpu")
+    here = engine(config.build(), load(DATA), seed=0, device="cpu")
     for _ in range(rounds if here.prelude == 0 else here.prelude):
         here.play()
     return here.recommender()

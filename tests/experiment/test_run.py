@@ -12,21 +12,13 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from tests.experiment.small import DATA, SMALL
 
 from perfedrec import configure, open_run, train
 from perfedrec.core.errors import CheckpointError, DivergedError
 from perfedrec.evaluation import Recommender
 from perfedrec.experiment.run import latest_checkpoint, open_data, read_history
 
-SMALL = [
-    "data.path=synthetic:users=150,items=200",
-    "selection.n_clients_per_round=40",
-    "clusters.start=2",
-    "clusters.every=2",
-    "run.evaluate_every=2",
-    "run.checkpoint_every=2",
-    "model.embedding_dim=8",
-]
 PRESETS = ("paper", "recommended")
 
 
@@ -124,7 +116,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(damage: str, 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     run(small("paper", "run.rounds=2"), output=tmp_path)
     newest = latest_checkpoint(tmp_path)
-    for other in ("client.learning_rate=0.5", "data.path=synthetic:users=150,items=200,seed=5"):
+    for other in ("client.learning_rate=0.5", f"data.path={DATA},seed=5"):
         with pytest.raises(CheckpointError, match="foreign"):
             run(small("paper", "run.rounds=2", other), resume=newest)
 

@@ -82,22 +82,23 @@ def nodes(folder: Path, port: int, service: bool = False) -> Iterator[list[subpr
     with ExitStack() as stack:
         found = []
         if service:
-            command = [sys.executable, "-m", "perfedrec", "service", "run", "--state", str(folder / SERVICE)]
-            command += ["--coordinator", f"127.0.0.1:{port}", "--ca", str(folder / "certificates" / CA)]
-            command += ["--key", str(folder / "keys" / SERVICE), "--until-stdin-closes"]
-            found.append(stack.enter_context(_child(command, folder / SERVICE / "log.txt")))
+            own = "service", "run", "--state", str(folder / SERVICE)
+            found.append(stack.enter_context(_child(folder, folder / SERVICE, port, *own)))
         for place in sorted((folder / "nodes").iterdir()):
-            command = [sys.executable, "-m", "perfedrec", "node", "run", "--store", str(place / "store.db")]
-            command += ["--coordinator", f"127.0.0.1:{port}", "--ca", str(folder / "certificates" / CA)]
-            command += ["--key", str(folder / "keys" / place.name), "--until-stdin-closes"]
-            found.append(stack.enter_context(_child(command, place / "log.txt")))
+            own = "node", "run", "--store", str(place / "store.db")
+            found.append(stack.enter_context(_child(folder, place, port, *own)))
         yield found
 
 
 @contextmanager
-def _child(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is told to end at the end of the block, and ends by itself when this one dies."""
-    with open(log, "ab") as file:
+def _child(folder: Path, place: Path, port: int, *own: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of perfedrec with its ``own`` options, at work with what is in ``place`` and the key of that name.
+
+    It is told to end at the end of the block, and ends by itself when this process dies.
+    """
+    command = [sys.executable, "-m", "perfedrec", *own, "--until-stdin-closes", "--coordinator", f"127.0.0.1:{port}"]
+    command += ["--ca", str(folder / "certificates" / CA), "--key", str(folder / "keys" / place.name)]
+    with open(place / "log.txt", "ab") as file:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True, env=environment()
         )
