@@ -13,7 +13,20 @@ from flwr.app import ArrayRecord, Message
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from tests.parity.deployment import Deployment
-from tests.parity.federation import DIM, N_ITEMS, N_USERS, PROTECTED, SERVICE, SINGLE, UNEQUAL, Twins, pair, settings
+from tests.parity.federation import (
+    DIM,
+    LAYOUT,
+    N_ITEMS,
+    N_USERS,
+    PROTECTED,
+    SEED,
+    SERVICE,
+    SINGLE,
+    UNEQUAL,
+    Twins,
+    pair,
+    settings,
+)
 from tests.parity.test_rounds import WORLDS
 from torch import Tensor
 
@@ -22,6 +35,7 @@ from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import copied, flatten, unflatten
 from perfedrec.core.types import Contribution, reduce
+from perfedrec.runtimes.flower import Rejection, play_round
 from perfedrec.runtimes.flower.codec import pack, unpack
 from perfedrec.runtimes.flower.sealing import Bundle, public_of, seal, unseal
 from perfedrec.runtimes.flower.service import Mediator
@@ -323,6 +337,14 @@ def test_the_service_refuses_what_cannot_be_true_and_the_node_is_named(
     with pytest.raises(PerfedrecError, match=f"reply of node 102 to the service: .*{message}"):
         twins.play()
     assert twins.flower.round == 0
+
+
+def test_a_round_that_goes_on_without_a_sealed_part_is_not_given_up() -> None:
+    twins, rejected = change(lambda private: private, 1), list[Rejection]()
+    given = (twins.grid, twins.algorithm, twins.flower, twins.spec, twins.hosts, LAYOUT, SEED)
+    state, report = play_round(*given, timeout=0.0, mediator=twins.mediator, rejected=rejected)
+    assert [(each.node, each.reason) for each in rejected] == [(102, "sealed")]
+    assert (state.round, report.clients, report.given_up) == (1, N_USERS, None)
 
 
 def test_without_the_service_a_round_does_not_go_on() -> None:

@@ -121,8 +121,8 @@ def play_round(
             if rejected is None:
                 which = f"round {state.round} ({plan.phase}), reply of node {node} to the service"
                 raise PerfedrecError(f"{which}: {why}")
-            reason, _, detail = why.partition(": ")
-            traffic.refuse(node, detail, reason)
+            kind, _, detail = why.partition(": ")
+            traffic.refuse(node, detail, kind)
         after = cast(Served[Any, Any, Any], algorithm).coordinate(state, plan.phase, total, published, own_key)
     if rejected is not None:
         rejected += traffic.rejections
