@@ -32,6 +32,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tabl
 RunFolder = Annotated[Path, typer.Option("--run", help="folder of a finished run")]
 Moved = Annotated[str | None, typer.Option("--data", help="where the data lies now, if it has moved since")]
 Format = Annotated[str, typer.Option(help="format of the files; auto detects it from their content")]
+MetricsPort = Annotated[
+    int | None, typer.Option(help="answer Prometheus on this port of 127.0.0.1 (default: do not)", show_default=False)
+]
 Columns = Annotated[str, typer.Option(help="where columns are, as user=customer,item=2,rating=stars,timestamp=4")]
 
 

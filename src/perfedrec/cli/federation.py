@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from perfedrec.cli.common import AsJson, Preset, Profile, console, one_line, print_privacy, reporter
+from perfedrec.cli.common import AsJson, MetricsPort, Preset, Profile, console, one_line, print_privacy, reporter
 
 app = typer.Typer(help="Set a federation up: certificates, keys, or a whole one on this machine.", no_args_is_help=True)
 
@@ -42,6 +42,7 @@ def serve(
     enough: Annotated[
         float, typer.Option(help="share of the clients asked after whose answers a round is closed")
     ] = 1.0,
+    metrics_port: MetricsPort = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --output")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     as_json: AsJson = False,
@@ -53,25 +54,30 @@ def serve(
     [bold]perfedrec serve --resume --catalogue items.txt --certificates certs --nodes keys --output f[/bold]
     """
     with one_line():
+        from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
         from perfedrec.experiment.federation import environment
+        from perfedrec.experiment.metrics import exposed
         from perfedrec.experiment.serve import Terms
         from perfedrec.experiment.serve import serve as run
 
         os.environ |= environment()
         terms = Terms(host, port, min_nodes, min_users, wait, deadline, enough)
-        resolved = _resolved(output, resume, preset, config, set_, privacy, rounds)
-        summary = run(
-            resolved,
-            read_catalogue(catalogue),
-            output,
-            certificates,
-            nodes,
-            terms,
-            reporter(quiet, as_json),
-            _tell,
-            resume,
-        )
+        if metrics_port == port:
+            raise ConfigError(f"--port and --metrics-port are both {port}; expected two ports")
+        with exposed(metrics_port) as expose:
+            summary = run(
+                _resolved(output, resume, preset, config, set_, privacy, rounds),
+                read_catalogue(catalogue),
+                output,
+                certificates,
+                nodes,
+                terms,
+                reporter(quiet, as_json),
+                _tell,
+                resume,
+                expose=expose,
+            )
         _show(summary, output, as_json)
 
 
@@ -88,6 +94,7 @@ def up(
     rounds: Rounds = None,
     output: Annotated[Path, typer.Option(help="folder of the federation")] = Path("federation"),
     deadline: Deadline = 60.0,
+    metrics_port: MetricsPort = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the federation in --output")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     as_json: AsJson = False,
@@ -99,6 +106,7 @@ def up(
     with one_line():
         from perfedrec.data import read_catalogue
         from perfedrec.experiment import federation
+        from perfedrec.experiment.metrics import exposed
         from perfedrec.experiment.run import open_data
         from perfedrec.experiment.serve import Terms
         from perfedrec.experiment.serve import serve as run
@@ -106,24 +114,26 @@ def up(
 
         os.environ |= federation.environment()
         resolved = _resolved(output / "run", resume, preset, None, set_, privacy, rounds)
-        if not resume:
-            resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"path": data})})
-            federation.lay_out(output, open_data(resolved.data), nodes, users)
-        port = federation.free_port()
-        waited = sum(1 for _ in (output / "nodes").iterdir())
-        terms = Terms(port=port, min_nodes=waited, deadline=deadline)
-        with federation.nodes(output, port, needs_service(resolved.build())):
-            summary = run(
-                resolved,
-                read_catalogue(output / federation.CATALOGUE),
-                output / "run",
-                output / "certificates",
-                output / "keys",
-                terms,
-                reporter(quiet, as_json),
-                _tell if not quiet else lambda line: None,
-                resume,
-            )
+        with exposed(metrics_port) as expose:
+            if not resume:
+                resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"path": data})})
+                federation.lay_out(output, open_data(resolved.data), nodes, users)
+            port = federation.free_port()
+            waited = sum(1 for _ in (output / "nodes").iterdir())
+            terms = Terms(port=port, min_nodes=waited, deadline=deadline)
+            with federation.nodes(output, port, needs_service(resolved.build())):
+                summary = run(
+                    resolved,
+                    read_catalogue(output / federation.CATALOGUE),
+                    output / "run",
+                    output / "certificates",
+                    output / "keys",
+                    terms,
+                    reporter(quiet, as_json),
+                    _tell if not quiet else lambda line: None,
+                    resume,
+                    expose=expose,
+                )
         _show(summary, output / "run", as_json)
 
 

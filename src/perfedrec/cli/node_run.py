@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from perfedrec.cli.common import one_line
+from perfedrec.cli.common import MetricsPort, one_line
 
 service = typer.Typer(help="Be the neighbourhood service of a federation.", no_args_is_help=True)
 
@@ -29,6 +29,7 @@ def run(
         typer.Option(help="what the node was given for the service (default: beside --store)"),
     ] = None,
     threads: Threads = 1,
+    metrics_port: MetricsPort = None,
     until_stdin_closes: UntilClosed = False,
 ) -> None:
     """Work for a coordinator, in one process that stays: until SIGTERM, after the work at hand.
@@ -36,9 +37,11 @@ def run(
     [bold]perfedrec node run --store node.db --coordinator host:18000 --ca ca.crt --key node.key[/bold]
     """
     with one_line():
+        from perfedrec.experiment.metrics import exposed
         from perfedrec.experiment.work import work_for
 
-        work_for(store, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads, bundle)
+        with exposed(metrics_port) as expose:
+            work_for(store, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads, bundle, expose)
 
 
 @service.command("run")
@@ -48,6 +51,7 @@ def run_service(
     key: Annotated[Path, typer.Option(help="the service's private key, whose public one the coordinator has")],
     state: Annotated[Path, typer.Option(help="the service's folder: its service.keys, and what it keeps of a run")],
     threads: Threads = 1,
+    metrics_port: MetricsPort = None,
     until_stdin_closes: UntilClosed = False,
 ) -> None:
     """Be a federation's neighbourhood service, in one process that stays: until SIGTERM, after the work at hand.
@@ -55,9 +59,11 @@ def run_service(
     [bold]perfedrec service run --coordinator host:18000 --ca ca.crt --key service.key --state folder[/bold]
     """
     with one_line():
+        from perfedrec.experiment.metrics import exposed
         from perfedrec.experiment.service import serve_neighbours
 
-        serve_neighbours(state, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads)
+        with exposed(metrics_port) as expose:
+            serve_neighbours(state, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads, expose)
 
 
 def _tell(line: str) -> None:

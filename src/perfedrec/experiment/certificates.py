@@ -57,13 +57,17 @@ def make_certificates(folder: Path, names: Iterable[str] = ("localhost", "127.0.
     _write(folder / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def days_left(path: Path) -> float:
-    """Days until a certificate expires; negative once it has. Raises :class:`PerfedrecError` where it is none."""
+def end_of(path: Path) -> datetime:
+    """When a certificate expires. Raises :class:`PerfedrecError` where it is none."""
     try:
-        end = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
     except (OSError, ValueError) as error:
         raise PerfedrecError(f"{path}: cannot be read as a certificate ({error})") from None
-    return (end - datetime.now(UTC)) / timedelta(days=1)
+
+
+def days_left(path: Path) -> float:
+    """Days until a certificate expires; negative once it has. Raises :class:`PerfedrecError` where it is none."""
+    return (end_of(path) - datetime.now(UTC)) / timedelta(days=1)
 
 
 def make_key(path: Path) -> None:

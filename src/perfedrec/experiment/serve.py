@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from perfedrec.experiment import certificates, checkpoint
 from perfedrec.experiment.bundles import SERVICE
 from perfedrec.experiment.config import Config
 from perfedrec.experiment.methods import centralised, method
+from perfedrec.experiment.metrics import Expose, Watch, nowhere
 from perfedrec.experiment.node import method_of
 from perfedrec.experiment.progress import Reporter, Standing
 from perfedrec.experiment.run import Entry, InterruptedRunError, read_history, signals, write_settings
@@ -103,6 +104,7 @@ def serve(
     tell: Callable[[str], None],
     resume: bool = False,
     name: str | None = None,
+    expose: Expose = nowhere,
 ) -> dict[str, Any]:
     """Train with the nodes whose public keys lie in the folder ``keys``, and return the summary.
 
@@ -110,7 +112,8 @@ def serve(
     (:func:`perfedrec.runtimes.flower.needs_service`).
 
     ``files`` is a folder with the server's certificates, ``item_ids`` [m] the catalogue. What is written to ``output``
-    is described in ``docs/federation.md``. ``tell`` is told what happens, in one line. SIGINT and SIGTERM end the run
+    is described in ``docs/federation.md``. ``tell`` is told what happens, in one line, and ``expose`` is given the
+    source of metrics. SIGINT and SIGTERM end the run
     after the round at hand, with an :class:`InterruptedRunError`; it goes on with ``resume``, also after SIGKILL.
     """
     if centralised(method(config.algorithm)):
@@ -160,12 +163,16 @@ def serve(
                 service=service,
                 mediator=run.mediator,
             )
+            ends = {path.name: certificates.end_of(path).timestamp() for path in (given.ca, given.certificate)}
+            watch = Watch(names, run.standing.total, terms.deadline, ends)
+            expose(lambda: watch.metrics(coordinator, link))
             roll = coordinator.assemble(terms.min_nodes, terms.min_users, terms.wait, tell, lambda: bool(caught))
             run.begin(coordinator, roll.identities)
+            watch.begin(run.standing.done, time.time())
             reporter.start(run.standing)
             try:
                 while run.standing.done < run.standing.total and not caught:
-                    run.step(coordinator, names, tell)
+                    run.step(coordinator, watch, tell)
                     reporter.round(run.standing)
             finally:
                 reporter.stop(run.standing)
@@ -268,14 +275,16 @@ class _Run:
         blank = coordinator.blank()
         self.state = copied(unflatten(type(blank), *self._loaded.records["state"]))
 
-    def step(self, coordinator: Coordinator, names: dict[int, str], tell: Callable[[str], None]) -> None:
+    def step(self, coordinator: Coordinator, watch: Watch, tell: Callable[[str], None]) -> None:
         """One round and its checkpoint."""
         start = time.perf_counter()
         self.state, report = coordinator.play(self.state)
         seconds = time.perf_counter() - start
-        self._note(coordinator.rejected, names, tell)
+        without = self._note(coordinator.rejected, watch.names, tell)
+        entry = Entry(report, seconds)
         self.standing.count(report, seconds)
-        self._append("metrics.jsonl", Entry(report, seconds).line())
+        self._append("metrics.jsonl", entry.line())
+        watch.count(entry, without, time.time())
         self.checkpoint()
 
     def checkpoint(self) -> None:
@@ -287,12 +296,16 @@ class _Run:
         checkpoint.save(folder, records, self.belongs, {"standing": asdict(self.standing)})
         checkpoint.prune(self.output / "checkpoints")
 
-    def _note(self, rejected: list[Rejection], names: dict[int, str], tell: Callable[[str], None]) -> None:
-        for each in rejected:
-            line = asdict(each) | {"node": names.get(each.node, str(each.node))}
-            self._append("rejections.jsonl", line)
-            tell(f"round {each.round}: went on without node {line['node']}: {each.reason}: {each.detail}")
+    def _note(
+        self, rejected: list[Rejection], names: Mapping[int, str], tell: Callable[[str], None]
+    ) -> list[tuple[str, str]]:
+        """Write down whom a round went on without; returns the names of the nodes, with the reasons."""
+        without = [(names.get(each.node, str(each.node)), each.reason) for each in rejected]
+        for each, (node, _) in zip(rejected, without, strict=True):
+            self._append("rejections.jsonl", asdict(each) | {"node": node})
+            tell(f"round {each.round}: went on without node {node}: {each.reason}: {each.detail}")
         rejected.clear()
+        return without
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with open(self.output / name, "a", encoding="utf-8") as file:

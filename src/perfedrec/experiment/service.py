@@ -17,6 +17,7 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.records import copied, unflatten
 from perfedrec.experiment import checkpoint
 from perfedrec.experiment.bundles import KEYS, read_keys
+from perfedrec.experiment.metrics import Expose, nowhere, of_service
 from perfedrec.experiment.node import build
 from perfedrec.experiment.work import heed
 from perfedrec.runtimes.flower import Fleet, ServiceStation, run_node
@@ -59,10 +60,11 @@ def serve_neighbours(
     stop: threading.Event,
     tell: Callable[[str], None],
     threads: int = 1,
+    expose: Expose = nowhere,
 ) -> None:
     """Work for the coordinator at ``address`` until SIGTERM, SIGINT or ``stop``, after the work at hand.
 
-    ``folder`` has the service's keys, and gets its states.
+    ``folder`` has the service's keys, and gets its states. ``expose`` is given the source of metrics.
     """
     torch.set_num_threads(threads)
     heed(stop)
@@ -72,4 +74,5 @@ def serve_neighbours(
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be made its owner's alone ({error.strerror})") from None
     station = ServiceStation(keys.private, keys.nodes, build, __version__, Shelf(folder))
+    expose(lambda: of_service(station.done))
     run_node(lambda: Fleet(address, ca, key), station, stop, tell)

@@ -11,6 +11,7 @@ import torch
 
 from perfedrec import __version__
 from perfedrec.experiment.bundles import BUNDLE, read_bundle
+from perfedrec.experiment.metrics import Expose, nowhere, of_node
 from perfedrec.experiment.node import build
 from perfedrec.runtimes.flower import Fleet, Station, run_node
 from perfedrec.runtimes.node import Store
@@ -25,17 +26,21 @@ def work_for(
     tell: Callable[[str], None],
     threads: int = 1,
     bundle: Path | None = None,
+    expose: Expose = nowhere,
 ) -> None:
     """Work for the coordinator at ``address`` until SIGTERM, SIGINT or ``stop``, after the work at hand.
 
-    The ``bundle`` is by default the one beside the node's file, if there is one.
+    The ``bundle`` is by default the one beside the node's file, if there is one. ``expose`` is given the source of
+    metrics.
     """
     torch.set_num_threads(threads)
     heed(stop)
     bundle = bundle or store.with_name(BUNDLE)
     given = read_bundle(bundle) if bundle.exists() or bundle != store.with_name(BUNDLE) else None
     with Store.open(store) as users:
-        run_node(lambda: Fleet(address, ca, key), Station(users, build, __version__, given), stop, tell)
+        station = Station(users, build, __version__, given)
+        expose(lambda: of_node(station.done, users))
+        run_node(lambda: Fleet(address, ca, key), station, stop, tell)
 
 
 def heed(stop: threading.Event) -> None:

@@ -7,9 +7,9 @@ A deployment is a :class:`Coordinator` over the grid of a :class:`SuperLink`, an
 """
 
 from perfedrec.runtimes.flower.client_app import Hosted, client_app
-from perfedrec.runtimes.flower.codec import Setup, Task, ViewLayout
+from perfedrec.runtimes.flower.codec import REASONS, Setup, Task, ViewLayout, counted
 from perfedrec.runtimes.flower.coordinator import Coordinator, Directory
-from perfedrec.runtimes.flower.node import Station, run_node
+from perfedrec.runtimes.flower.node import Station, Work, run_node
 from perfedrec.runtimes.flower.sealing import Bundle, public_of
 from perfedrec.runtimes.flower.server_app import Rejection, play_round
 from perfedrec.runtimes.flower.service import Mediator
@@ -27,6 +27,7 @@ from perfedrec.runtimes.flower.wire import (
 )
 
 __all__ = [
+    "REASONS",
     "AwayError",
     "Bundle",
     "Certificates",
@@ -44,8 +45,10 @@ __all__ = [
     "SuperLink",
     "Task",
     "ViewLayout",
+    "Work",
     "attached",
     "client_app",
+    "counted",
     "needs_service",
     "play_round",
     "public_key",

@@ -34,6 +34,19 @@ class UploadError(PerfedrecError):
         self.reason = reason
 
 
+REASONS = (
+    *("away", "bundle", "catalogue", "code", "configuration", "failed", "keys", "late", "malformed", "not finite"),
+    *("range", "refused", "sealed", "service", "shape", "size", "unasked", "users", "version", "other"),
+)
+"""All kinds of answers that were refused or did not come, as they are counted: "code" is an error code of Flower's."""
+
+
+def counted(reason: str) -> str:
+    """One of :data:`REASONS`, whatever somebody else gave as the reason: who looks at counters must not be flooded."""
+    kind = "code" if reason.startswith("code ") else reason
+    return kind if kind in REASONS else "other"
+
+
 def pack(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """One flat array per type of number, keyed by that type and the names and shapes of the tensors in it.
 

@@ -60,6 +60,8 @@ class Coordinator:
     """The node that is registered as the neighbourhood service: it hosts nobody."""
     mediator: Mediator | None = None
     """The dealings with that service, where the method needs one: without, the coordinator is the service as well."""
+    present: frozenset[int] = frozenset()
+    """Nodes that were connected when it last looked: while it waits for them, and at the start of a round."""
 
     def assemble(
         self,
@@ -119,7 +121,8 @@ class Coordinator:
         present = set(self.grid.get_node_ids())
         if self.mediator is None:  # there is nothing to say to a service
             present -= {self.service}
-        return present if self.allowed is None else present & self.allowed
+        self.present = frozenset(present if self.allowed is None else present & self.allowed)
+        return set(self.present)
 
     def blank(self) -> Any:
         """A state of the right kind and sizes, in which a stored one finds its types."""

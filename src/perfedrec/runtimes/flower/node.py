@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -20,7 +20,19 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import Aggregate, Algorithm
 from perfedrec.runtimes.flower import service
 from perfedrec.runtimes.flower.client_app import work
-from perfedrec.runtimes.flower.codec import Setup, Task, UploadError, ViewLayout, dump, load, pack, reply, unpack
+from perfedrec.runtimes.flower.codec import (
+    REASONS,
+    Setup,
+    Task,
+    UploadError,
+    ViewLayout,
+    counted,
+    dump,
+    load,
+    pack,
+    reply,
+    unpack,
+)
 from perfedrec.runtimes.flower.sealing import Bundle
 from perfedrec.runtimes.flower.secagg import STAGES
 from perfedrec.runtimes.flower.secure_sum import RECORD, take_part
@@ -41,12 +53,21 @@ PATIENCE = 5.0
 
 @dataclass
 class Work:
-    """What a node has done: messages answered and refused, rounds, seconds of computing."""
+    """What a node has done since it was started: rounds, and the ``last`` of them by run and number; messages that it
+    ``refused`` by :data:`~perfedrec.runtimes.flower.codec.REASONS`; seconds of computing; and when it gave its last
+    answer (seconds since 1970)."""
 
     rounds: int = 0
-    refused: int = 0
+    last: tuple[str, int] | None = None
+    refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     seconds: float = 0.0
+    answered: float | None = None
     connected: bool = False
+
+    def play(self, run: str, number: int) -> None:
+        """Take a round into account, once."""
+        self.rounds += (run, number) != self.last
+        self.last = run, number
 
 
 class Working(Protocol):
@@ -142,7 +163,7 @@ class Station:
         request = repr(sorted(instruction)).encode()
         made = self.store.answer(task.round, request, lambda: dump(work(algorithm, self.store, task, seed)))
         assert made is not None
-        self.done.rounds += 1
+        self.done.play(Setup.read(message.content).run, task.round)
         return load(made)
 
     def _task(self, message: Message, algorithm: Algorithm[Any, Any, Any]) -> Task:
@@ -230,9 +251,10 @@ def _answer_all(fleet: Fleet, node: int, app: ClientApp, station: Working, stop:
                 context = Context(message.metadata.run_id, node, {}, RecordDict(), {})
             said = answer(app, message, context)
             station.done.seconds += (seconds := time.monotonic() - start)
-            station.done.refused += said.has_error()
+            if said.has_error():
+                station.done.refused[counted((said.error.reason or "").partition(": ")[0])] += 1
             fleet.send(said, seconds)
-            sent = time.monotonic()
+            sent, station.done.answered = time.monotonic(), time.time()
         except StoppedError:
             continue
     time.sleep(max(sent + LINGER - time.monotonic(), 0.0))

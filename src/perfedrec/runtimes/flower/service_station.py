@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from perfedrec.runtimes.flower.codec import Setup, UploadError
+from perfedrec.runtimes.flower.codec import Setup, Task, UploadError
 from perfedrec.runtimes.flower.node import Work
 from perfedrec.runtimes.flower.service import SERVE, NeighbourhoodService, Shelf, needed
 
@@ -42,8 +42,9 @@ class ServiceStation:
 
         @app.train(SERVE.partition(".")[2])
         def serve(message: Message, context: Context) -> Message:
-            answer = self._agreed(Setup.read(message.content)).answer(message.content)
-            self.done.rounds += 1
+            service = self._agreed(Setup.read(message.content))
+            answer = service.answer(message.content)
+            self.done.play(service.run, Task.round_of(message.content))
             return Message(answer, reply_to=message)
 
         return app

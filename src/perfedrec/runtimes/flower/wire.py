@@ -356,7 +356,7 @@ class Certificates:
 
 class SuperLink:
     """A SuperLink as a child process, which ends with this one, keeps its state in ``folder``, and is started again
-    when it dies."""
+    when it dies: so many ``restarts`` until now."""
 
     def __init__(self, folder: Path, host: str, port: int, certificates: Certificates) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -374,7 +374,7 @@ class SuperLink:
             *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
             *("--host", host, "--port", str(port), "--database", str(folder / "superlink.db")),
         ]
-        self._stop = threading.Event()
+        self._stop, self.restarts = threading.Event(), 0
         self.process = self._start()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -387,7 +387,7 @@ class SuperLink:
     def _watch(self) -> None:
         while not self._stop.wait(0.5):
             if self.process.poll() is not None:
-                self.process = self._start()
+                self.process, self.restarts = self._start(), self.restarts + 1
                 self._stop.wait(2.0)
 
     def stop(self) -> None:

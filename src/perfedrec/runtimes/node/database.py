@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from perfedrec.core.errors import PerfedrecError
@@ -185,6 +185,12 @@ class Database:
             raise
         finally:
             self._open = None
+
+    @contextmanager
+    def beside(self) -> Iterator[sqlite3.Connection]:
+        """Queries beside whatever is going on, which see what was stored last: nobody waits for them."""
+        with explained(self.path), closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            yield db
 
     def scrub(self) -> None:
         """Leave no byte of what was deleted, in the file or in its write-ahead log.

@@ -529,6 +529,16 @@ class Store:
         arrays = self._arrays(tables) | {name: np.concatenate([each[name] for each in own]) for name in own[0]}
         return unflatten(cls, {name: torch.from_numpy(each) for name, each in arrays.items()}, json.loads(scalars))
 
+    def glance(self) -> tuple[int, int | None]:
+        """How many users are hosted, and when the served model came (seconds since 1970; ``None`` where none has).
+
+        From any thread, also while a round is being worked on.
+        """
+        with self._database.beside() as db:
+            query = "SELECT (SELECT count(*) FROM users), (SELECT received FROM served)"
+            users, received = db.execute(query).fetchone()
+        return users, received
+
     def status(self) -> dict[str, Any]:
         """What is in the file, in figures."""
         with self._database.reading() as db:
