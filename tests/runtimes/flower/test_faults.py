@@ -7,14 +7,17 @@ import json
 import re
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.experiment.test_metrics import page, samples
 from tests.runtimes.flower import crew
 from tests.runtimes.flower.test_processes import NAME, SECRET, SMALL, draws
 from torch import Tensor
@@ -25,7 +28,7 @@ from perfedrec.core.records import flatten
 from perfedrec.data.dataset import Dataset
 from perfedrec.experiment import checkpoint, config, federation
 from perfedrec.experiment.bundles import BUNDLE, read_bundle
-from perfedrec.experiment.certificates import make_certificates
+from perfedrec.experiment.certificates import end_of, make_certificates
 from perfedrec.experiment.methods import engine
 from perfedrec.experiment.run import open_data, read_history
 from perfedrec.runtimes.flower import Certificates, Control, SuperLink, public_key
@@ -46,6 +49,8 @@ class Federation:
     dataset: Dataset
     port: int
     processes: dict[str, Any] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
+    """Where processes show their metrics, if they do."""
 
     def node(
         self,
@@ -59,7 +64,7 @@ class Federation:
         log, store = self.folder / "nodes" / name / "log.txt", self.folder / "nodes" / name / "store.db"
         arguments = ["node", "run", "--store", str(store), "--coordinator", f"127.0.0.1:{self.port}"]
         arguments += ["--ca", str(ca or self.folder / "certificates" / "ca.crt")]
-        arguments += ["--key", str(self.folder / "keys" / (key or name))]
+        arguments += ["--key", str(self.folder / "keys" / (key or name)), *self.shown(name)]
         self.processes[name] = crew.start(crew.node, arguments, log, faults or {}, version, skew)
 
     def nodes(self, number: int = NODES) -> None:
@@ -69,14 +74,14 @@ class Federation:
     def service(self) -> None:
         arguments = ["service", "run", "--state", str(self.folder / "service")]
         arguments += ["--coordinator", f"127.0.0.1:{self.port}", "--key", str(self.folder / "keys" / "service")]
-        arguments += ["--ca", str(self.folder / "certificates" / "ca.crt")]
+        arguments += ["--ca", str(self.folder / "certificates" / "ca.crt"), *self.shown("service")]
         log = self.folder / "service" / "log.txt"
         self.processes["service"] = crew.start(crew.node, arguments, log, {}, None, 0.0)
 
     def coordinator(self, resume: bool = False, faults: Mapping[int, str] | None = None, **terms: Any) -> None:
         if "service" not in self.processes:
             self.service()
-        arguments, log = self.serve(resume, **terms), self.folder / "serve.txt"
+        arguments, log = self.serve(resume, **terms) + self.shown("coordinator"), self.folder / "serve.txt"
         self.processes["coordinator"] = crew.start(crew.coordinator, arguments, NAME, log, faults or {})
 
     def serve(self, resume: bool = False, **terms: Any) -> list[str]:
@@ -85,6 +90,18 @@ class Federation:
         arguments += ["--resume"] if resume else ["--config", str(self.folder / "run.toml")]
         waits = {"port": self.port, "min-nodes": NODES, "wait": 100, "rounds": ROUNDS} | terms
         return arguments + [word for name, value in waits.items() for word in (f"--{name}", str(value))]
+
+    def shown(self, name: str) -> list[str]:
+        return ["--metrics-port", str(self.ports[name])] if name in self.ports else []
+
+    def last_page(self, name: str) -> dict[str, float]:
+        """The metrics that a process showed last before it ended."""
+        found: dict[str, float] = {}
+        while self.processes[name].is_alive():
+            with suppress(OSError, HTTPException):
+                found = samples(page(self.ports[name]))
+            time.sleep(0.1)
+        return found
 
     def ends(self, name: str, seconds: float = 150) -> int:
         """The exit code of a process that ends by itself."""
@@ -251,7 +268,9 @@ def test_a_slow_node_and_one_that_leaves(fed: Federation) -> None:
 
 
 def test_answers_that_cannot_be_part_of_a_sum(fed: Federation) -> None:
-    """Each is refused with its reason, and the round goes on with the others, as it does where a disk is full."""
+    """Each is refused with its reason, and the round goes on with the others, as it does where a disk is full. Metrics
+    tell what the files tell."""
+    fed.ports = {name: federation.free_port() for name in ("coordinator", "service", "n1", "n2", "n3")}
     fed.node("n3", version="0.0.1")
     fed.coordinator(**{"min-nodes": NODES - 1})
     wrong = {0: "not finite", 2: "size", 3: "keys", 4: "shape"}
@@ -259,6 +278,7 @@ def test_answers_that_cannot_be_part_of_a_sum(fed: Federation) -> None:
     fed.node("n0")
     fed.node("n1", wrong)
     fed.node("n2", {1: "full disk", 3: "malformed", 4: "users"})
+    last = fed.last_page("coordinator")
     assert fed.ends("coordinator") == 0, fed.told()
     found = {(each["node"], each["round"]): (each["reason"], each["detail"]) for each in fed.rejections}
     assert found.pop(("n3", -1))[0] == "version", fed.told()
@@ -272,7 +292,51 @@ def test_answers_that_cannot_be_part_of_a_sum(fed: Federation) -> None:
     assert all(bool(each.isfinite().all()) for each in fed.tables.values())
     with Store.open(fed.store(2)) as store:
         assert store.status()["last_round"] == 4
+        received = store.served().received
     fed.kept()
+    as_written(fed, last)
+    for name, worked, refused in (("service", 5, None), ("n1", 5, None), ("n2", 4, "failed"), ("n3", 0, "version")):
+        found, start = samples(page(fed.ports[name])), f"perfedrec_{name if name == 'service' else 'node'}_"
+        assert found[f"{start}rounds_total"] == worked, found
+        refusals = {each: value for each, value in found.items() if value and each.startswith(f"{start}refusals")}
+        assert refusals == ({} if refused is None else {f'{start}refusals_total{{reason="{refused}"}}': 1})
+        assert found.get(f"{start}last_round") == (4 if worked else None)
+        assert found[f"{start}computing_seconds_total"] > 0
+    found = samples(page(fed.ports["n2"]))
+    assert found["perfedrec_node_users"] == share
+    assert found["perfedrec_node_model_timestamp_seconds"] == received
+    assert received <= found["perfedrec_node_last_answer_timestamp_seconds"] <= time.time()
+
+
+def as_written(fed: Federation, shown: Mapping[str, float]) -> None:
+    """What a coordinator showed last of all is what it wrote down until then."""
+    start = "perfedrec_coordinator_"
+    found = {name.removeprefix(start): value for name, value in shown.items() if name.startswith(start)}
+    history = read_history(fed.run)
+    done = int(found["rounds_done"])
+    assert found["rounds_planned"] == len(history) >= done >= len(history) - 1, shown
+    rounds = [each.report for each in history[:done]]
+    assert found["round_seconds_count"] == done
+    assert found["round_seconds_sum"] == pytest.approx(sum(each.seconds for each in history[:done]))
+    assert found["asked_clients_total"] == sum(each.cohort for each in rounds)
+    assert found["answered_clients_total"] == sum(each.clients for each in rounds)
+    assert found["received_bytes_total"] == sum(each.bytes_up for each in rounds)
+    assert found["sent_bytes_total"] == sum(each.bytes_down for each in rounds)
+    whole = sum(each.clients == each.cohort for each in rounds)
+    assert [found[f'rounds_total{{outcome="{each}"}}'] for each in ("complete", "partial")] == [whole, done - whole]
+    written = Counter((each["node"], each["reason"]) for each in fed.rejections if each["round"] < done)
+    name = 'rejections_total{{node="{}",reason="{}"}}'.format
+    assert {each: value for each, value in found.items() if value and each.startswith("rejections")} == {
+        name(*each): value for each, value in written.items()
+    }
+    assert [found[f'node_connected{{node="{each}"}}'] for each in ("n0", "n1", "n2", "n3", "service")] == [1.0] * 5
+    for each in ("ca.crt", "server.pem"):
+        end = end_of(fed.folder / "certificates" / each).timestamp()
+        assert found[f'certificate_expiry_timestamp_seconds{{certificate="{each}"}}'] == end
+    assert found["superlink_restarts_total"] == 0
+    assert "epsilon" not in found
+    began = (fed.run / "config.toml").stat().st_mtime + sum(each.seconds for each in history[:done])
+    assert began < found["last_round_timestamp_seconds"] < time.time()
 
 
 def test_nodes_that_are_not_let_in(fed: Federation, tmp_path: Path) -> None:
