@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 
 import polars as pl
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from perfedrec.cli import app
+from perfedrec.cli import bench as commands
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
 from perfedrec.experiment.bench import Target, read
@@ -226,6 +229,36 @@ def test_ctrl_c_ends_all_runs_with_a_checkpoint_and_the_same_command_goes_on(tmp
         assert (folder / "metrics.jsonl").read_text().splitlines()[: len(lines)] == lines
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 600
         assert json.loads((folder / "cost.json").read_text())["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [
+        (120, ["method", "recall@20", "ndcg@20", "difference", "adj. p", "95 % interval", "seconds"]),
+        (80, ["method", "recall@20", "ndcg@20", "difference", "adj. p"]),
+        (40, ["method", "recall@20"]),
+    ],
+)
+def test_a_terminal_shows_the_columns_that_it_has_room_for_and_breaks_none(
+    width: int, heads: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line(label: str, comparison: dict[str, float] | None) -> dict[str, Any]:
+        test = {name: {"mean": 0.0732, "sd": 0.0018} for name in ("recall@20", "ndcg@20")}
+        known = {"label": label, "data": "toy", "algorithm": "fedmf", "test": test, "comparison": comparison}
+        return known | {"seconds": {"mean": 123.4, "sd": 1.0}}
+
+    compared = {"difference": -0.0043, "low": -0.0061, "high": -0.0022, "p_adjusted": 0.0014}
+    lines = [line("perfedrec_pp", None), line("perfedrec_pp paper", compared)]
+    floor = {"recall@20": 0.0194, "ndcg@20": 0.0072}
+    results = {"reference": "perfedrec_pp", "target": None, "metric": "ndcg@20", "protocol": "full ranking"}
+    monkeypatch.setattr(commands, "console", Console(width=width))
+    commands.print_results(results | {"data": {"toy": {"popularity": floor}}, "summary": lines})
+    said = capsys.readouterr().out.splitlines()
+    assert max(map(len, said)) <= width
+    assert re.split(r"\s{2,}", said[2].strip()) == heads
+    paper = next(text for text in said if text.startswith(" perfedrec_pp paper "))
+    every = ["perfedrec_pp paper", *["0.0732 ± 0.0018"] * 2, "-0.0043", "0.0014", "-0.0061, -0.0022", "123.4"]
+    assert re.split(r"\s{2,}", paper.strip()) == every[: len(heads)]
 
 
 def test_the_way_to_a_target_is_added_up_round_by_round() -> None:

@@ -65,10 +65,11 @@ def bench(
 
 
 def print_results(results: dict[str, Any]) -> None:
-    from perfedrec.experiment.tables import cells, columns, rows
+    from perfedrec.experiment.tables import cells, columns, fitting, rows
 
-    shown = [column for column in columns(results) if column.brief]
     for name in results["data"]:
+        lines = rows(results, name)
+        shown = fitting([column for column in columns(results) if column.brief], lines, console.width)
         table = Table(
             title=f"{name}: test, {results['protocol']}",
             title_justify="left",
@@ -77,7 +78,7 @@ def print_results(results: dict[str, Any]) -> None:
         )
         for column in shown:
             table.add_column(column.brief, overflow="fold")
-        for row in cells(shown, rows(results, name)):
+        for row in cells(shown, lines):
             table.add_row(*(f"[bold]{text}[/bold]" if best else text for text, best in row))
         console.print(table)
 

@@ -47,8 +47,9 @@ def columns(results: Mapping[str, Any]) -> list[Column]:
                 )
             )
     if results["reference"] is not None:
-        head = f"{metric} over {results['reference']} (95 % interval over users)"
-        found += [Column(head, _difference, "difference"), Column("p, adjusted", _p, "p, adjusted")]
+        head = f"{metric} over {results['reference']}"
+        found += [Column(head, _difference, "difference"), Column("p, adjusted", _p, "adj. p")]
+        found.append(Column(f"{head}, 95 % interval over users", _interval, "95 % interval"))
     if results["target"] is not None:
         target = f"validation {results['target']['metric']} {results['target']['value']:g}"
         found += [
@@ -92,6 +93,21 @@ def cells(shown: Sequence[Column], lines: Sequence[Mapping[str, Any]]) -> list[l
         ]
         for line in lines
     ]
+
+
+def fitting(shown: Sequence[Column], lines: Sequence[Mapping[str, Any]], width: int) -> list[Column]:
+    """The columns, from the left, that a terminal of so many characters has room for, without those that are too wide.
+
+    The first one is always there. Two characters are after each column, and one is before all.
+    """
+    kept: list[Column] = []
+    left = width - 1
+    for column in shown:
+        needed = max(len(text) for text in (column.brief, *map(column.show, lines))) + 2
+        if needed <= left or not kept:
+            kept.append(column)
+            left -= needed
+    return kept
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -170,7 +186,12 @@ def _plain(value: Mapping[str, Any] | None, form: str) -> str:
 
 def _difference(line: Mapping[str, Any]) -> str:
     found = line.get("comparison")
-    return "-" if not found else f"{found['difference']:+.4f} ({found['low']:+.4f}, {found['high']:+.4f})"
+    return "-" if not found else f"{found['difference']:+.4f}"
+
+
+def _interval(line: Mapping[str, Any]) -> str:
+    found = line.get("comparison")
+    return "-" if not found else f"{found['low']:+.4f}, {found['high']:+.4f}"
 
 
 def _p(line: Mapping[str, Any]) -> str:
