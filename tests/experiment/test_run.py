@@ -100,6 +100,24 @@ def test_pretraining_is_evaluated_and_may_be_the_best_that_there_is() -> None:
     assert result.evaluate("valid") == result.valid
 
 
+def test_patience_ends_a_run_so_many_rounds_after_its_best_one_and_changes_none_before(tmp_path: Path) -> None:
+    options = ("server.learning_rate=9", "personal.global=0.0")  # the last round of pre-training is the best one
+    whole = run(small("recommended", "run.rounds=9", *options))
+    short = small("recommended", "run.rounds=9", "run.patience=3", *options)
+    early = run(short, output=tmp_path / "early")
+    prelude = len(short.build().prelude)
+    assert [entry.report for entry in early.history] == [entry.report for entry in whole.history[: prelude + 4]]
+    assert (early.best_round, early.valid) == (whole.best_round, whole.valid)
+    run(small("recommended", "run.rounds=3", *options), output=tmp_path / "broken")  # ends between two evaluations
+    last = latest_checkpoint(tmp_path / "broken")
+    broken = run(short, output=tmp_path / "broken", resume=last)
+    assert len(broken.history) == len(early.history)
+    newest = latest_checkpoint(tmp_path / "early")
+    assert len(run(short, resume=newest, output=tmp_path / "early").history) == len(early.history)
+    patient = small("recommended", "run.rounds=9", "run.patience=9", *options)
+    assert len(run(patient, resume=newest, output=tmp_path / "early").history) == prelude + 9
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "manifest"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(damage: str, tmp_path: Path) -> None:
     run(small("paper", "run.rounds=4"), output=tmp_path)

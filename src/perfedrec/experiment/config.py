@@ -83,6 +83,9 @@ class RunSettings(Settings):
     """How long a run takes and where it computes."""
 
     rounds: int = Field(500, ge=0, description="rounds of training, after the rounds of pre-training")
+    patience: int = Field(
+        0, ge=0, description="rounds of training without a better validation figure that end a run early (0: never)"
+    )
     seed: int = Field(0, ge=0, description="seed of everything random in training")
     evaluate_every: int = Field(10, ge=1, description="rounds between two evaluations on validation data")
     select_by: str = Field(

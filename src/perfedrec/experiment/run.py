@@ -249,10 +249,8 @@ class _Progress:
         self.best: Recommender | None = None
         self.best_valid: dict[str, float] = {}
         self.history: list[Entry] = []
-        settings = config.model_dump(
-            mode="json",
-            exclude={"data": True, "run": {"rounds", "threads", "block_size", "device", "checkpoint_every"}},
-        )
+        free = {"rounds", "patience", "threads", "block_size", "device", "checkpoint_every"}
+        settings = config.model_dump(mode="json", exclude={"data": True, "run": free})
         if not isinstance(algorithm, Method):  # as solved: a budget cannot be shared out anew when a run goes on
             settings["noise"] = algorithm.settings.privacy.noise.model_dump()
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -294,6 +292,7 @@ class _Progress:
             start = time.perf_counter()
             valid = self.engine.recommender().evaluate(self.valid, CUTOFFS)
             self._compare(valid)
+            last = self._settled()
             self.standing.seconds += time.perf_counter() - start
         if trained == 0:
             self._diagnose("pretrained")
@@ -313,6 +312,14 @@ class _Progress:
         if value is None or self.standing.best is None or value > self.standing.best:
             self.standing.best, self.standing.best_round = value, self.standing.done - self.prelude
             self.best, self.best_valid = self.engine.recommender().frozen(), valid
+
+    def _settled(self) -> bool:
+        """Whether no round is left to play: also where none was better than the best for too long."""
+        best, patience, trained = self.standing.best_round, self.run.patience, self.standing.done - self.prelude
+        evaluated = trained % self.run.evaluate_every == 0
+        if patience and evaluated and best is not None and trained - max(best, 0) >= patience:
+            self.standing.total = self.standing.done
+        return self.standing.done == self.standing.total
 
     def checkpoint(self) -> Path | None:
         """Write a checkpoint, where there is a run folder."""
@@ -334,6 +341,7 @@ class _Progress:
         total = self.standing.total
         self.standing = Standing(**loaded.extra["standing"])
         self.standing.total, self.standing.seconds, self.standing.started_at = total, 0.0, self.standing.done
+        self._settled()
         self.best_valid = loaded.extra["best_valid"]
         self.engine.restore(loaded.records, self.standing.done)
         best = {name[5:]: record for name, record in loaded.records.items() if name.startswith("best-")}

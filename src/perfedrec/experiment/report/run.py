@@ -93,7 +93,7 @@ def _summary(run: Run) -> list[Block]:
             note = f"95 % interval {mean.interval()}; popularity {run.summary['popularity'][metric]:.4f}"
             tiles.append(Tile(f"{metric_name(metric)}, test", f"{mean.value:.4f}", note))
     chosen = f"chosen by validation {metric_name(run.config.run.select_by)}"
-    last = f"of {run.config.run.rounds} rounds of training"
+    last = f"of {len(run.history) - run.prelude} rounds of training"
     before = f"; {run.prelude} before it" if run.prelude else ""
     tiles.append(Tile("Best round", str(run.best), f"{last}{before}; {chosen if run.summary['valid'] else 'the last'}"))
     sent = run.summary["communication"]
