@@ -277,9 +277,73 @@ def test_who_needs_a_neighbourhood_service_says_so_before_anything_starts(tmp_pa
             ("service", "run", "--state", keys, "--coordinator", "h:1", "--ca", "c", "--key", "k"),
             "expected the keys of",
         ),
-        ((*serve, "--certificates", tmp_path / "certificates"), "and none is registered; expected its public key"),
+        (
+            (*serve, "--certificates", tmp_path / "certificates", "--privacy", "none"),
+            "and none is registered; expected its public key",
+        ),
     ):
         failed = cli(*arguments, code=2)
         assert said in failed.stderr
         assert failed.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_real_nodes_are_asked_under_profile_secure_unless_something_says_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("[privacy]\nclip = 0.5\n")
+    cases: list[tuple[list[Any], str]] = [
+        ([], "secure"),
+        (["--preset", "paper"], "secure"),  # whose own mechanisms are weaker
+        (["--privacy", "paper"], "sparse"),
+        (["--privacy", "none"], "sparse"),
+        (["--config", file], "sparse"),
+    ]
+    for options, aggregation in cases:
+        found = _asked(options)
+        assert found.privacy.aggregation == aggregation, options
+        assert (found.privacy.clip is None) == ("none" in options)
+
+
+def _asked(options: list[Any]) -> Any:
+    """The configuration that serve asks nodes with."""
+    from perfedrec.cli.federation import _resolved
+
+    named = dict(zip(options[::2], options[1::2], strict=True))
+    values = named.get("--preset"), named.get("--config"), [], named.get("--privacy"), None
+    return _resolved(Path("nowhere"), False, *values)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("up", ("--preset", "gpfedrec"), "gpfedrec relates users by what they upload; expected privacy.aggregation"),
+        ("up", ("--preset", "gpfedrec"), "or --privacy paper or none, which protect less"),
+        ("up", ("--preset", "fedmf", "--privacy", "private"), "profile private with fedmf: there is no option"),
+        ("node", ("--require", "secur"), "there is no privacy profile 'secur'; did you mean secure?"),
+        ("serve", ("--resume",), "pip install 'perfedrec[opendp]'"),
+        ("up", ("--resume",), "pip install 'perfedrec[opendp]'"),
+        ("up", ("--privacy", "private"), "pip install 'perfedrec[opendp]'"),
+        ("up", ("--privacy", "private", "--set", "privacy.noise_source=opendp"), "pip install 'perfedrec[opendp]'"),
+    ],
+)
+def test_what_a_federation_cannot_do_is_said_before_anything_starts(
+    command: str, options: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perfedrec.experiment.config import load
+
+    run, files = tmp_path / "run", ("--catalogue", "c", "--certificates", "c", "--nodes", "k")
+    if "opendp" in said:
+        monkeypatch.setitem(sys.modules, "opendp", None)
+    if "--resume" in options:
+        run.mkdir()
+        kept = load("recommended", None, ["privacy.noise_source=opendp"], privacy="private")
+        (run / "config.toml").write_text(kept.to_toml())
+    arguments: dict[str, tuple[Any, ...]] = {
+        "up": ("federation", "up", "--output", tmp_path),
+        "serve": ("serve", "--output", run, *files),
+        "node": ("node", "run", "--store", "s", "--coordinator", "h:1", "--ca", "c", "--key", "k"),
+    }
+    failed = cli(*arguments[command], *options, code=2)
+    assert said in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == ([run] if "--resume" in options else [])

@@ -46,7 +46,7 @@ def figure(found: Any, attack: str, metric: str, which: int | None = None) -> fl
 
 
 def test_profiles_are_there_and_an_unknown_one_is_refused() -> None:
-    assert presets("profiles") == ["paper", "private", "secure"]
+    assert presets("profiles") == ["none", "paper", "private", "secure"]
     with pytest.raises(ConfigError, match="did you mean secure"):
         configure("recommended", privacy="secur")
 

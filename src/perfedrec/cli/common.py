@@ -19,7 +19,7 @@ from perfedrec.core.errors import PerfedrecError
 console = Console()
 
 Profile = Annotated[
-    str | None, typer.Option("--privacy", help="privacy profile: paper, secure or private (see docs/privacy.md)")
+    str | None, typer.Option("--privacy", help="privacy profile: none, paper, secure or private (see docs/privacy.md)")
 ]
 Preset = Annotated[
     str | None,

@@ -10,10 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from perfedrec.cli.common import AsJson, MetricsPort, Preset, Profile, console, one_line, print_privacy, reporter
+from perfedrec.cli.common import AsJson, MetricsPort, Preset, console, one_line, print_privacy, reporter
 
 app = typer.Typer(help="Set a federation up: certificates, keys, or a whole one on this machine.", no_args_is_help=True)
 
+DEFAULT_PROFILE = "secure"
+"""The privacy profile where real nodes take part."""
+
+NodeProfile = Annotated[
+    str | None, typer.Option("--privacy", help="privacy profile: secure (the default), private, paper or none")
+]
 Deadline = Annotated[float, typer.Option(help="seconds after which a round goes on with those who answered")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")]
 Rounds = Annotated[int | None, typer.Option(help="rounds of training")]
@@ -30,12 +36,14 @@ def serve(
     catalogue: Annotated[Path, typer.Option(help="file with the items' ids, one a line, as the nodes have it")],
     config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
     preset: Preset = None,
-    privacy: Profile = None,
+    privacy: NodeProfile = None,
     set_: Set = None,
     rounds: Rounds = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 18000,
-    min_nodes: Annotated[int, typer.Option(help="nodes to wait for")] = 1,
+    min_nodes: Annotated[
+        int | None, typer.Option(help="nodes to wait for (default: 3 where sums are secure, else 1)")
+    ] = None,
     min_users: Annotated[int, typer.Option(help="users to wait for")] = 1,
     wait: Annotated[float, typer.Option(help="seconds to wait for them")] = 600.0,
     deadline: Deadline = 60.0,
@@ -89,7 +97,7 @@ def up(
     ),
     users: Annotated[int | None, typer.Option(help="users to take of the data (default: all)")] = None,
     preset: Preset = None,
-    privacy: Profile = None,
+    privacy: NodeProfile = None,
     set_: Set = None,
     rounds: Rounds = None,
     output: Annotated[Path, typer.Option(help="folder of the federation")] = Path("federation"),
@@ -197,22 +205,30 @@ def _resolved(
     privacy: str | None,
     rounds: int | None,
 ) -> Any:
-    """The configuration, or with ``resume`` that of the run, which only ``rounds`` may change."""
+    """The configuration, or with ``resume`` that of the run, which only ``rounds`` may change.
+
+    Where nothing says how people's data are protected it is profile secure, whatever the preset has.
+    """
     from perfedrec.core.errors import ConfigError
     from perfedrec.experiment import config as configuration
     from perfedrec.experiment.run import read_config
     from perfedrec.experiment.serve import with_real_noise
 
     if not resume:
-        loaded = configuration.load(preset or "recommended", config, set_ or (), privacy=privacy, run__rounds=rounds)
-        asked = any(each.startswith("privacy.noise_source") for each in set_ or ())
-        return loaded if asked else with_real_noise(loaded)
+        profile = privacy or (None if "privacy" in configuration.in_file(config) else DEFAULT_PROFILE)
+        try:
+            loaded = configuration.resolve(preset, config, set_ or (), privacy=profile, run__rounds=rounds)
+        except ConfigError as error:
+            if profile != privacy and str(error).startswith("privacy profile"):
+                raise ConfigError(f"{error}; or --privacy paper or none, which protect less") from None
+            raise
+        return with_real_noise(loaded, chosen=any(each.startswith("privacy.noise_source") for each in set_ or ()))
     if preset or config or set_ or privacy:
         raise ConfigError("--resume goes on with the run's own configuration; only --rounds may change")
     tree = read_config(output).model_dump(by_alias=True)
     if rounds is not None:
         tree["run"]["rounds"] = rounds
-    return configuration.check(tree)
+    return with_real_noise(configuration.check(tree), chosen=True)  # at the start
 
 
 def _show(summary: dict[str, Any], output: Path, as_json: bool) -> None:

@@ -28,6 +28,10 @@ def run(
         Path | None,
         typer.Option(help="what the node was given for the service (default: beside --store)"),
     ] = None,
+    require: Annotated[
+        str | None,
+        typer.Option(help="refuse runs that protect less than a profile: none, paper, secure (the default), private"),
+    ] = None,
     threads: Threads = 1,
     metrics_port: MetricsPort = None,
     until_stdin_closes: UntilClosed = False,
@@ -41,7 +45,7 @@ def run(
         from perfedrec.experiment.work import work_for
 
         with exposed(metrics_port) as expose:
-            work_for(store, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads, bundle, expose)
+            work_for(store, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads, bundle, require, expose)
 
 
 @service.command("run")

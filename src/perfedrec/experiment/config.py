@@ -230,7 +230,7 @@ def load(
         _merge(tree, _parse(preset_text(preset), f"preset {preset}", tree))
     if privacy is not None:
         tree.pop("privacy", None)  # a profile is the whole of the protection
-        _merge(tree, _parse(preset_text(privacy, "profiles"), f"privacy profile {privacy}", tree))
+        _merge(tree, _profile(privacy, tree))
     if file is not None:
         try:
             _merge(tree, _parse(file.read_text(encoding="utf-8"), str(file), tree))
@@ -268,17 +268,17 @@ def resolve(
     **values: Any,
 ) -> Config:
     """:func:`load`, starting from the method's own preset where none is named: what ``perfedrec train`` runs."""
-    preset = preset or default_preset(algorithm or (file and _algorithm_of(file)) or None)
+    named = in_file(file).get("algorithm")
+    preset = preset or default_preset(algorithm or (named if isinstance(named, str) else None))
     return load(preset, file, overrides, without, privacy=privacy, algorithm=algorithm, **values)
 
 
-def _algorithm_of(file: Path) -> str | None:
-    """The method that a TOML file names; what is wrong with the file is said when it is loaded."""
+def in_file(file: Path | None) -> dict[str, Any]:
+    """What a TOML file says by itself; what is wrong with it is said when it is loaded."""
     try:
-        name = tomllib.loads(file.read_text(encoding="utf-8")).get("algorithm")
+        return {} if file is None else tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return name if isinstance(name, str) else None
+        return {}
 
 
 def check(tree: Mapping[str, Any], where: str = "") -> Config:
@@ -335,6 +335,15 @@ def _parse(text: str, where: str, before: Mapping[str, Any]) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
     check({"algorithm": before.get("algorithm", DEFAULT), **tree}, where)
+    return tree
+
+
+def _profile(name: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """A privacy profile, without the sections that the method does not have."""
+    algorithm = before.get("algorithm", DEFAULT)
+    tree, has = tomllib.loads(preset_text(name, "profiles")), config_type(algorithm).model_fields
+    tree = {section: values for section, values in tree.items() if section in has or section == "privacy"}
+    check({"algorithm": algorithm, **tree}, f"privacy profile {name} with {algorithm}")
     return tree
 
 

@@ -86,7 +86,8 @@ def nodes(folder: Path, port: int, service: bool = False) -> Iterator[list[subpr
             found.append(stack.enter_context(_child(folder, folder / SERVICE, port, *own)))
         for place in sorted((folder / "nodes").iterdir()):
             own = "node", "run", "--store", str(place / "store.db")
-            found.append(stack.enter_context(_child(folder, place, port, *own)))
+            free = "--require", "none"  # who starts them all has chosen the profile
+            found.append(stack.enter_context(_child(folder, place, port, *own, *free)))
         yield found
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from perfedrec.experiment.metrics import Expose, Watch, nowhere
 from perfedrec.experiment.node import method_of
 from perfedrec.experiment.progress import Reporter, Standing
 from perfedrec.experiment.run import Entry, InterruptedRunError, read_history, signals, write_settings
+from perfedrec.privacy.noise import check_source
 from perfedrec.privacy.report import privacy_block
 from perfedrec.runtimes.flower import (
     Certificates,
@@ -45,6 +45,8 @@ from perfedrec.runtimes.node.store import fingerprint
 LINK = "superlink"
 """Folder of a run in which its SuperLink keeps its state."""
 
+LEAST = 3
+"""Nodes in a secure sum: of two each could take its own part off."""
 
 SOON = 30
 """Days before the end of a certificate from which its renewal is asked for."""
@@ -53,11 +55,13 @@ SOON = 30
 @dataclass(frozen=True)
 class Terms:
     """How a coordinator deals with its nodes: where it listens, whom it waits for and how long, and when a round is
-    closed (``deadline`` in seconds; or once the share ``enough`` of the clients asked has answered)."""
+    closed (``deadline`` in seconds; or once the share ``enough`` of the clients asked has answered).
+
+    ``min_nodes`` is by default 1, and ``LEAST`` where sums are secure."""
 
     host: str = "127.0.0.1"
     port: int = 18000
-    min_nodes: int = 1
+    min_nodes: int | None = None
     min_users: int = 1
     wait: float = 600.0
     deadline: float = 60.0
@@ -71,20 +75,19 @@ class Roll:
     users: Tensor
 
 
-def with_real_noise(config: Config) -> Config:
-    """The configuration with noise from OpenDP, as nodes draw it: what follows from keys is for simulations.
+def with_real_noise(config: Config, chosen: bool = False) -> Config:
+    """The configuration with noise from OpenDP, as nodes draw it: what follows from keys is for simulations. Where the
+    source was ``chosen`` it stays.
 
-    Raises :class:`ConfigError` where noise is asked for and OpenDP is not installed.
+    Raises :class:`ConfigError` where OpenDP is to draw noise and is not installed.
     """
     privacy = getattr(config, "privacy", None)
     if privacy is None:
         return config
-    noisy = privacy.noise_scale > 0 or privacy.noise.any or privacy.epsilon is not None
-    if noisy and find_spec("opendp") is None:
-        raise ConfigError(
-            "nodes draw their noise with OpenDP, which is missing; expected pip install 'perfedrec[opendp]'"
-        )
-    return config.model_copy(update={"privacy": privacy.model_copy(update={"noise_source": "opendp"})})
+    if not chosen:
+        privacy = privacy.model_copy(update={"noise_source": "opendp"})
+    check_source(privacy)
+    return config.model_copy(update={"privacy": privacy})
 
 
 def told(config: Config, algorithm: Any) -> str:
@@ -166,7 +169,8 @@ def serve(
             ends = {path.name: certificates.end_of(path).timestamp() for path in (given.ca, given.certificate)}
             watch = Watch(names, run.standing.total, terms.deadline, ends)
             expose(lambda: watch.metrics(coordinator, link))
-            roll = coordinator.assemble(terms.min_nodes, terms.min_users, terms.wait, tell, lambda: bool(caught))
+            least = terms.min_nodes or (LEAST if algorithm.secure_sums else 1)
+            roll = coordinator.assemble(least, terms.min_users, terms.wait, tell, lambda: bool(caught))
             run.begin(coordinator, roll.identities)
             watch.begin(run.standing.done, time.time())
             reporter.start(run.standing)

@@ -6,15 +6,21 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from perfedrec import __version__
 from perfedrec.experiment.bundles import BUNDLE, read_bundle
+from perfedrec.experiment.config import load
 from perfedrec.experiment.metrics import Expose, nowhere, of_node
 from perfedrec.experiment.node import build
+from perfedrec.privacy.policy import Policy
 from perfedrec.runtimes.flower import Fleet, Station, run_node
 from perfedrec.runtimes.node import Store
+
+REQUIRED = "secure"
+"""The profile whose protection a node insists on, unless its owner says otherwise."""
 
 
 def work_for(
@@ -26,21 +32,31 @@ def work_for(
     tell: Callable[[str], None],
     threads: int = 1,
     bundle: Path | None = None,
+    require: str | None = None,
     expose: Expose = nowhere,
 ) -> None:
     """Work for the coordinator at ``address`` until SIGTERM, SIGINT or ``stop``, after the work at hand.
 
-    The ``bundle`` is by default the one beside the node's file, if there is one. ``expose`` is given the source of
-    metrics.
+    The ``bundle`` is by default the one beside the node's file, if there is one. Runs that protect less than the
+    profile ``require`` (by default ``REQUIRED``) are refused. ``expose`` is given the source of metrics.
     """
+    policy = policy_of(require or REQUIRED)
     torch.set_num_threads(threads)
     heed(stop)
     bundle = bundle or store.with_name(BUNDLE)
     given = read_bundle(bundle) if bundle.exists() or bundle != store.with_name(BUNDLE) else None
     with Store.open(store) as users:
-        station = Station(users, build, __version__, given)
+        station = Station(users, build, __version__, given, policy)
         expose(lambda: of_node(station.done, users))
         run_node(lambda: Fleet(address, ca, key), station, stop, tell)
+
+
+def policy_of(profile: str) -> Policy | None:
+    """What a node insists on that requires a ``profile``: nothing, for none. Raises :class:`ConfigError`."""
+    config: Any = load(privacy=profile)
+    if not config.privacy.noisy and not config.privacy.sums:
+        return None
+    return Policy(profile, config.privacy, config.selection.max_participations)
 
 
 def heed(stop: threading.Event) -> None:

@@ -8,6 +8,7 @@ coarser one would leave the low bits of a sum as they are.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from math import log2
 from typing import Any, Literal
 
@@ -18,8 +19,10 @@ from torch import Tensor
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, laplace, normal
 from perfedrec.core.types import FIXED_POINT
+from perfedrec.privacy.settings import PrivacySettings
 
 Law = Literal["laplace", "gaussian"]
+MISSING = "privacy.noise_source is opendp, but OpenDP is not installed; expected pip install 'perfedrec[opendp]'"
 _ROW = 64  # numbers drawn with one key
 
 
@@ -52,6 +55,12 @@ def row_noise(law: Law, keys: Tensor, n: int, scale: float) -> Tensor:
     return (laplace if law == "laplace" else normal)(keys, n).mul_(scale)
 
 
+def check_source(settings: PrivacySettings) -> None:
+    """Raises :class:`ConfigError` where OpenDP is to draw noise and is not installed: before the first draw."""
+    if settings.noisy and settings.noise_source == "opendp" and find_spec("opendp") is None:
+        raise ConfigError(MISSING)
+
+
 def opendp_noise(law: Law, size: int, scale: float) -> np.ndarray[Any, np.dtype[np.float64]]:
     """``size`` numbers from OpenDP's sampler, whole multiples of 1 / FIXED_POINT."""
     return opendp_noised(law, np.zeros(size), scale)
@@ -70,9 +79,7 @@ def opendp_measurement(law: Law, size: int, scale: float) -> tuple[Any, Any]:
     try:
         import opendp.prelude as dp
     except ImportError:
-        raise ConfigError(
-            "privacy.noise_source is opendp, but OpenDP is not installed; expected pip install 'perfedrec[opendp]'"
-        ) from None
+        raise ConfigError(MISSING) from None
     dp.enable_features("contrib")
     domain = dp.vector_domain(dp.atom_domain(T=float, nan=False), size=size)
     metric = dp.l1_distance(T=float) if law == "laplace" else dp.l2_distance(T=float)

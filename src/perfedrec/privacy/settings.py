@@ -88,6 +88,11 @@ class PrivacySettings(Settings):
         return self
 
     @property
+    def noisy(self) -> bool:
+        """Whether noise is added to something."""
+        return self.noise_scale > 0 or self.noise.any or self.epsilon is not None
+
+    @property
     def sums(self) -> bool:
         """Whether clients contribute to sums alone: no user vector and no edge leaves them."""
         return self.aggregation != "sparse"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import polars as pl
 import pytest
 import torch
 from flwr.app import Message
-from tests.parity.federation import N_ITEMS, N_USERS, SERVICE, population, settings
+from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SERVICE, population, settings
 from tests.parity.grid import MemoryGrid
 
 from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
@@ -21,6 +23,7 @@ from perfedrec.core.records import copied
 from perfedrec.experiment.config import RunSettings, config_of
 from perfedrec.experiment.node import build, method_of
 from perfedrec.experiment.service import Shelf
+from perfedrec.experiment.work import policy_of
 from perfedrec.runtimes.flower import (
     Bundle,
     Coordinator,
@@ -33,6 +36,7 @@ from perfedrec.runtimes.flower import (
 )
 from perfedrec.runtimes.flower.codec import pack, unpack
 from perfedrec.runtimes.flower.node import answer
+from perfedrec.runtimes.flower.secagg import GivenUpError
 from perfedrec.runtimes.node import Store
 
 ALGORITHM = PerFedRecPP(settings())
@@ -40,6 +44,14 @@ ALONE = PerFedRecPP(
     settings(model={"neighbours": False}, clusters={"n_clusters": 0}, selection={"n_clients_per_round": N_USERS})
 )
 """A method that needs no neighbourhood service."""
+SECURE = PerFedRecPP(
+    settings(
+        privacy={"aggregation": "secure", "norm": "l2", "clip": 0.5},
+        pretraining={"kind": "spectral", "cluster_passes": 0},
+        selection={"n_clients_per_round": N_USERS, "max_participations": 9},
+    )
+)
+REQUIRES = "this node requires the protection of profile secure at least, and "
 PRIVATE = bytes(range(32))
 PARTS = torch.arange(N_USERS).split([10, 4, 9])
 
@@ -59,10 +71,18 @@ def coordinator(
     tamper: Callable[[Message], Message | None] | None = None,
     versions: dict[int, str] | None = None,
     algorithm: PerFedRecPP = ALGORITHM,
+    policies: dict[int, str] | None = None,
 ) -> Coordinator:
     bundles = {node: Bundle(b"s" * 32, public_of(PRIVATE), bytes([node]) * 32) for node in stores}
     stations: dict[int, Any] = {
-        node: Station(each, build, (versions or {}).get(node, "1"), bundles[node]) for node, each in stores.items()
+        node: Station(
+            each,
+            build,
+            (versions or {}).get(node, "1"),
+            bundles[node],
+            policy_of((policies or {}).get(node, "none")),
+        )
+        for node, each in stores.items()
     }
     first = next(iter(stores))
     shelf = Shelf(stores[first].path.parent / "service")
@@ -109,6 +129,72 @@ def test_another_catalogue_or_version_is_refused(stores: dict[int, Store], tmp_p
     given = coordinator(stores, versions={101: "0"})
     assembled(given, nodes=2)
     assert {each.node: each.reason for each in given.rejected} == {101: "version", 103: "catalogue"}
+
+
+def test_a_node_is_not_in_a_run_that_protects_less_than_its_owner_requires(stores: dict[int, Store]) -> None:
+    given = coordinator(stores, policies={100: "secure", 101: "paper"})
+    lines = assembled(given, nodes=1)
+    assert f"node 100 is refused: {REQUIRES}privacy.aggregation is sparse, not secure" in lines
+    assert {each.node: each.reason for each in given.rejected} == {100: "policy", 101: "policy"}
+    assert given.directory is not None
+    assert list(given.directory.hosts) == [102]
+    assert [each.status()["run"] for each in stores.values()] == [None, None, "a run"]
+
+
+def refusals(given: Coordinator) -> set[str]:
+    """What nodes have answered instead of a sum."""
+    grid: Any = given.grid
+    return {sent.message.error.reason for sent in grid.sent if sent.up and sent.message.has_error()}
+
+
+def test_options_that_get_weaker_in_mid_run_are_noticed(stores: dict[int, Store]) -> None:
+    """A node looks at them in every message, and not only when it joins."""
+    given = coordinator(stores, algorithm=SECURE, policies=dict.fromkeys(stores, "secure"))
+    assembled(given)
+    state, _ = given.play(given.begin())
+    assert refusals(given) == set()
+    weaker = settings(**SECURE.settings.model_dump(by_alias=True) | {"selection": {"max_participations": None}})
+    given.setup = replace(given.setup, configuration=method_of(config_of(PerFedRecPP(weaker), RunSettings())))
+    with pytest.raises(GivenUpError):
+        given.play(state)
+    assert refusals(given) == {f"policy: {REQUIRES}selection.max_participations is off, above 50"}
+
+
+class Greedy(PerFedRecPP):
+    """Asks for item degrees again and again, whose noise would so be averaged away."""
+
+    @property
+    def prelude(self) -> list[str]:
+        return ["degrees", *super().prelude]
+
+
+def test_each_phase_has_its_turn(stores: dict[int, Store]) -> None:
+    given = coordinator(stores, algorithm=SECURE)
+    assembled(given)
+    given.algorithm = Greedy(SECURE.settings)
+    state, _ = given.play(given.begin())
+    with pytest.raises(GivenUpError):
+        given.play(state)
+    assert refusals(given) == {"phase: phase degrees came in round 1, where it is spectral's turn"}
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_node_without_opendp_says_so_when_it_is_asked_to_join(
+    stores: dict[int, Store], missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing:
+        monkeypatch.setitem(sys.modules, "opendp", None)
+    noisy = PROTECTED | {"noise_source": "opendp"}
+    given = coordinator(stores, algorithm=PerFedRecPP(settings(privacy=noisy)))
+    if not missing:
+        assert assembled(given)[-1].startswith("3 of 3 nodes")
+        return
+    with pytest.raises(PerfedrecError, match="gave up waiting: 0 of 3 nodes"):
+        assembled(given)
+    assert {each.reason for each in given.rejected} == {"noise"}
+    assert "this node cannot draw its noise" in given.rejected[0].detail
+    assert "pip install 'perfedrec[opendp]'" in given.rejected[0].detail
+    assert [each.status()["run"] for each in stores.values()] == [None] * 3
 
 
 def test_waiting_ends(stores: dict[int, Store]) -> None:

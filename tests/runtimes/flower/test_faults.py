@@ -64,7 +64,7 @@ class Federation:
         log, store = self.folder / "nodes" / name / "log.txt", self.folder / "nodes" / name / "store.db"
         arguments = ["node", "run", "--store", str(store), "--coordinator", f"127.0.0.1:{self.port}"]
         arguments += ["--ca", str(ca or self.folder / "certificates" / "ca.crt")]
-        arguments += ["--key", str(self.folder / "keys" / (key or name)), *self.shown(name)]
+        arguments += ["--key", str(self.folder / "keys" / (key or name)), "--require", "none", *self.shown(name)]
         self.processes[name] = crew.start(crew.node, arguments, log, faults or {}, version, skew)
 
     def nodes(self, number: int = NODES) -> None:

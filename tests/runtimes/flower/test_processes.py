@@ -9,6 +9,8 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from perfedrec.cli import app
 from perfedrec.core.records import flatten
 from perfedrec.data import read_catalogue
 from perfedrec.experiment import checkpoint, config, federation
@@ -26,6 +30,7 @@ from perfedrec.experiment.progress import Quiet
 from perfedrec.experiment.run import open_data, read_history
 from perfedrec.experiment.serve import Terms, serve
 from perfedrec.experiment.service import Shelf
+from perfedrec.runtimes.flower import Coordinator
 from perfedrec.runtimes.flower.codec import pack
 from perfedrec.runtimes.flower.sealing import unseal
 from perfedrec.runtimes.node import Store
@@ -164,3 +169,40 @@ def test_a_coordinator_that_was_killed_goes_on_with_the_same_run(tmp_path: Path)
         assert killed.wait() == -signal.SIGKILL
         assert subprocess.run([*command, "resume"], timeout=200, check=False).returncode == 0
     as_simulated(given, dataset, folder, folder / "run")
+
+
+def test_under_profile_private_the_nodes_of_up_draw_with_opendp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node loads OpenDP when it draws: after it has joined, and before the end."""
+    nodes, begin, seen = federation.nodes, Coordinator.begin, list[list[bool]]()
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def look() -> None:
+        seen.append(["/opendp/lib/" in Path(f"/proc/{each.pid}/maps").read_text() for each in processes])
+
+    @contextmanager
+    def watched(*given: Any) -> Iterator[list[subprocess.Popen[bytes]]]:
+        with nodes(*given) as found:
+            processes.extend(found)
+            yield found
+            look()
+
+    def joined(coordinator: Coordinator) -> Any:
+        look()
+        return begin(coordinator)
+
+    monkeypatch.setattr(federation, "nodes", watched)
+    monkeypatch.setattr(Coordinator, "begin", joined)
+    data = "synthetic:users=12,items=40,interactions_per_user=8,clusters=2"
+    options = ["--nodes", "3", "--data", data, "--privacy", "private", "--set", "pretraining.passes=1"]
+    ended = CliRunner().invoke(
+        app, ["federation", "up", "--output", str(tmp_path / "up"), *options, "--quiet", "--json"]
+    )
+    assert ended.exit_code == 0, ended.output
+    assert seen == [[False] * 3, [True] * 3]
+    summary = json.loads((tmp_path / "up" / "run" / "result.json").read_text())
+    assert summary["privacy"]["noise_source"] == "OpenDP"
+    assert (summary["users"], sorted(summary["nodes_with_model"])) == (12, ["n0", "n1", "n2"])
+    assert [each.report.clients for each in read_history(tmp_path / "up" / "run")] == [12, 12]
+    assert not (tmp_path / "up" / "run" / "rejections.jsonl").exists()

@@ -35,8 +35,9 @@ class UploadError(PerfedrecError):
 
 
 REASONS = (
-    *("away", "bundle", "catalogue", "code", "configuration", "failed", "keys", "late", "malformed", "not finite"),
-    *("range", "refused", "sealed", "service", "shape", "size", "unasked", "users", "version", "other"),
+    *("away", "bundle", "catalogue", "code", "configuration", "failed", "keys", "late", "malformed", "noise"),
+    *("not finite", "phase", "policy", "range", "refused", "sealed", "service", "shape", "size", "unasked", "users"),
+    *("version", "other"),
 )
 """All kinds of answers that were refused or did not come, as they are counted: "code" is an error code of Flower's."""
 

@@ -16,8 +16,10 @@ from typing import Any, Protocol
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.types import Aggregate, Algorithm
+from perfedrec.privacy.noise import check_source
+from perfedrec.privacy.policy import Policy
 from perfedrec.runtimes.flower import service
 from perfedrec.runtimes.flower.client_app import work
 from perfedrec.runtimes.flower.codec import (
@@ -83,8 +85,9 @@ class Working(Protocol):
 
 class Station:
     """The app of a node whose users are in a ``store``; ``build`` makes the method that a configuration in TOML
-    describes. A node refuses to work with another catalogue or another ``version`` of this package than its own, and
-    without a ``bundle`` where its users' vectors and edges are for a neighbourhood service."""
+    describes. A node refuses to work with another catalogue or another ``version`` of this package than its own,
+    without a ``bundle`` where its users' vectors and edges are for a neighbourhood service, and where its owner's
+    ``policy`` is against it."""
 
     def __init__(
         self,
@@ -92,15 +95,17 @@ class Station:
         build: Callable[[str], Algorithm[Any, Any, Any]],
         version: str,
         bundle: Bundle | None = None,
+        policy: Policy | None = None,
     ) -> None:
-        self.store, self.build, self.version, self.bundle = store, build, version, bundle
+        self.store, self.build, self.version, self.bundle, self.policy = store, build, version, bundle, policy
         self.done = Work()
         self._joined: tuple[Setup, Algorithm[Any, Any, Any], int] | None = None
 
     @property
     def about(self) -> str:
         """What it brings along, in a few words."""
-        return f"{self.store.n_users + len(self.store.unregistered())} users"
+        least = "" if self.policy is None else f", and requires profile {self.policy.profile} or more protection"
+        return f"{self.store.n_users + len(self.store.unregistered())} users{least}"
 
     def app(self) -> ClientApp:
         """The ``ClientApp``."""
@@ -157,6 +162,7 @@ class Station:
     def _work(self, message: Message, algorithm: Algorithm[Any, Any, Any], seed: int) -> Aggregate:
         """What the users hand over for a message: once, and the same when the same is asked for again."""
         task = self._task(message, algorithm)
+        self._check_phase(task, algorithm)
         if task.round < 0:  # before the first round, where nothing is noised or remembered
             return work(algorithm, self.store, task, seed)
         instruction = [(name, each.object_id) for name, each in message.content.items() if name != RECORD]
@@ -165,6 +171,18 @@ class Station:
         assert made is not None
         self.done.play(Setup.read(message.content).run, task.round)
         return load(made)
+
+    def _check_phase(self, task: Task, algorithm: Algorithm[Any, Any, Any]) -> None:
+        """Each phase in its turn: what is released once for the ledger must not be asked for again and again."""
+        due = "degrees" if task.round < 0 else next(iter(algorithm.prelude[task.round :]), "train")
+        if task.phase != due:
+            raise UploadError("phase", f"phase {task.phase} came in round {task.round}, where it is {due}'s turn")
+        if self.policy is not None and (why := self.policy.objection_to(task.phase, algorithm)):
+            raise UploadError("policy", self._against(self.policy, why))
+
+    @staticmethod
+    def _against(policy: Policy, why: str) -> str:
+        return f"this node requires the protection of profile {policy.profile} at least, and {why}"
 
     def _task(self, message: Message, algorithm: Algorithm[Any, Any, Any]) -> Task:
         task = Task.read(message.content, ViewLayout.of(algorithm), self.store.device)
@@ -188,14 +206,21 @@ class Station:
                 "catalogue", f"this node has the catalogue {self.store.catalogue}, the coordinator {setup.catalogue}"
             )
         try:
-            algorithm = self.build(setup.configuration)
+            algorithm: Any = self.build(setup.configuration)
         except PerfedrecError as error:
             raise UploadError("configuration", f"this node cannot play by the configuration: {error}") from error
+        try:
+            check_source(algorithm.settings.privacy)
+        except ConfigError as error:
+            raise UploadError("noise", f"this node cannot draw its noise: {error}") from error
+        if self.policy is not None and (why := self.policy.objection(algorithm)):
+            raise UploadError("policy", self._against(self.policy, why))
         if self.bundle is None and service.needed(algorithm):
             raise UploadError(
                 "bundle", "this node has no bundle, and hands vectors over to a neighbourhood service alone"
             )
-        return algorithm
+        made: Algorithm[Any, Any, Any] = algorithm
+        return made
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
@@ -226,7 +251,7 @@ def run_node(
             node = fleet.activate()
             tell(f"connected to {fleet.address} as node {node}, with {station.about}")
             station.done.connected, wait = True, POLL
-            _answer_all(fleet, node, app, station, stop)
+            _answer_all(fleet, node, app, station, stop, tell)
         except AwayError as error:
             if not stop.is_set():
                 tell(f"{error}; trying again in {wait:.1f} s")
@@ -237,8 +262,10 @@ def run_node(
             fleet.close()
 
 
-def _answer_all(fleet: Fleet, node: int, app: ClientApp, station: Working, stop: threading.Event) -> None:
-    last, context, sent = time.monotonic(), Context(0, node, {}, RecordDict(), {}), -LINGER
+def _answer_all(
+    fleet: Fleet, node: int, app: ClientApp, station: Working, stop: threading.Event, tell: Callable[[str], None]
+) -> None:
+    last, context, sent, refusal = time.monotonic(), Context(0, node, {}, RecordDict(), {}), -LINGER, ""
     while not stop.is_set():
         try:
             message = fleet.receive()
@@ -253,6 +280,9 @@ def _answer_all(fleet: Fleet, node: int, app: ClientApp, station: Working, stop:
             station.done.seconds += (seconds := time.monotonic() - start)
             if said.has_error():
                 station.done.refused[counted((said.error.reason or "").partition(": ")[0])] += 1
+                if said.error.reason != refusal:
+                    refusal = said.error.reason or ""
+                    tell(f"refused to answer: {refusal}")
             fleet.send(said, seconds)
             sent, station.done.answered = time.monotonic(), time.time()
         except StoppedError:

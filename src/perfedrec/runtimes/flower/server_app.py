@@ -314,5 +314,4 @@ def _example(algorithm: Algorithm[Any, Any, Any], state: Any, phase: str, spec: 
     if getattr(view, "tokens", user) is None:  # which the coordinator may not know
         view = replace(view, tokens=torch.arange(spec.n_items, device=user.device))
     contribution, _ = algorithm.client(phase, view, rows, memory, Key(0))
-    total = reduce(contribution, spec.n_items, algorithm.n_groups(state))
-    return algorithm.release(phase, total, 1, Key(0))
+    return reduce(contribution, spec.n_items, algorithm.n_groups(state))  # noise is drawn on nodes, and slowly

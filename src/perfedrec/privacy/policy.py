@@ -1,0 +1,67 @@
+"""What the owner of a node insists on, whoever coordinates: at least the protection of a profile, option by option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import exp
+from typing import Any
+
+from perfedrec.privacy.ledger import Ledger
+from perfedrec.privacy.settings import PrivacySettings
+
+
+@dataclass(frozen=True)
+class Policy:
+    """At least the protection ``privacy`` of a ``profile``, with at most its ``participations`` of a user in a run.
+
+    What a node cannot check is not asked for: how cohorts are drawn, and who else is in a sum.
+    """
+
+    profile: str
+    privacy: PrivacySettings
+    participations: int | None = None
+
+    def objection(self, algorithm: Any) -> str | None:
+        """The first option of an ``algorithm`` that protects less, in a few words; ``None``: it will do."""
+        if self.privacy.aggregation == "sparse" and algorithm.secure_sums:
+            return None  # nobody sees an upload, which is more than decoys, masking and noise in one
+        return next(self._objections(algorithm), None)
+
+    def objection_to(self, phase: str, algorithm: Any) -> str | None:
+        """Where all that is released must have noise: what is wrong with a ``phase`` that has none."""
+        if self.privacy.epsilon is None or algorithm.settings.privacy.noise.of(phase):
+            return None
+        return f"there is no noise in phase {phase}"
+
+    def _objections(self, algorithm: Any) -> Iterator[str]:
+        own, asked = self.privacy, algorithm.settings.privacy
+        cap = algorithm.settings.selection.max_participations
+        if asked.aggregation != own.aggregation:
+            yield f"privacy.aggregation is {asked.aggregation}, not {own.aggregation}"
+        if asked.norm != own.norm:
+            yield f"privacy.norm is {asked.norm}, not {own.norm}"
+        if own.clip is not None and (asked.clip is None or asked.clip > own.clip):
+            yield f"privacy.clip is {_shown(asked.clip)}, above {own.clip:g}"
+        if asked.noise_scale < own.noise_scale:
+            yield f"privacy.noise_scale is {asked.noise_scale:g}, below {own.noise_scale:g}"
+        flips = asked.randomised_response and 1 / (1 + exp(asked.randomised_response))  # share of items, either way
+        for name in ("pseudo_items", "masking"):
+            share, least = (getattr(asked, name) if flips is None else flips), getattr(own, name)
+            if share < least:
+                yield f"privacy.{name if flips is None else 'randomised_response'} changes {share:.3g}, below {least:g}"
+        if self.participations is not None and (cap is None or cap > self.participations):
+            yield f"selection.max_participations is {_shown(cap)}, above {self.participations}"
+        if own.noisy and asked.noise_source != "opendp":
+            yield f"privacy.noise_source is {asked.noise_source}, not opendp"
+        if own.epsilon is not None:
+            # The ledger as the node keeps it itself: each phase before training once, and training as often as the cap
+            # allows, or never where it has no noise: no node that has this policy plays such a phase.
+            releases = algorithm.releases(cap if asked.noise.training else 0, 1)
+            epsilon = Ledger(releases, own.delta).epsilon("coordinator")
+            if epsilon.value is None or epsilon.value > own.epsilon * (1 + 1e-6):
+                yield f"epsilon against the coordinator is {epsilon}, above {own.epsilon:g}"
+
+
+def _shown(value: float | None) -> str:
+    return "off" if value is None else f"{value:g}"
