@@ -158,3 +158,43 @@ def test_a_model_cannot_bring_code(model: Path, tmp_path: Path) -> None:
     refused = cli("node", "init", "--store", tmp_path / "a.node", "--model", spoiled, code=2)
     assert "does not come with perfedrec" in refused.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_attributes_from_a_file_to_a_list_and_into_oblivion(tmp_path: Path) -> None:
+    data, home = tmp_path / "data", tmp_path / "home"
+    data.mkdir()
+    home.mkdir()
+    load(DATA).train.frame().write_csv(data / "data.csv")
+    rows = "".join(f"{each},{20 + each % 50},{'ab'[each % 2]}\n" for each in range(150))
+    (data / "user_attributes.csv").write_text(f"user,age,kind\n{rows}")
+    options = ("--preset", "perfedrec", "--set", "model.attributes=true", "--set", "client.dense_learning_rate=2", *FEW)
+    cli("train", "--data", data / "data.csv", "--output", tmp_path / "run", *options)
+    cli("node", "export", "--run", tmp_path / "run", "--output", tmp_path / "a.model")
+    store = home / "a.node"
+    made = cli("node", "init", "--store", store, "--model", tmp_path / "a.model").stdout
+    assert "items, 3 user attributes, catalogue" in made
+    train = load(data / "data.csv").train
+    train.frame().filter(pl.col("user") == 7).with_columns(user=pl.lit("ann")).write_csv(home / "mine.csv")
+
+    def scores(age: int, kind: str) -> list[float]:
+        (home / "user_attributes.csv").write_text(f"user,age,kind\nann,{age},{kind}\nbob,30,a\n")
+        assert cli("node", "import", home / "mine.csv", "--store", store).stdout.endswith(", attributes of 1 users\n")
+        answer = json.loads(cli("node", "recommend", "--store", store, "--user", "ann", "--k", 120, "--json").stdout)
+        return [each["score"] for each in sorted(answer["items"], key=lambda each: each["item"])]
+
+    first = scores(20, "a")
+    assert scores(20, "a") == first
+    assert max(abs(a - b) for a, b in zip(first, scores(69, "b"), strict=True)) > 1e-3
+    assert scores(200, "b") == scores(69, "b")  # numbers end where the federation's do
+    (home / "user_attributes.csv").write_text("user,age,kind\nann,20,gold\n")
+    assert "'gold'" in cli("node", "import", home / "mine.csv", "--store", store, code=2).stderr
+    cli("node", "forget", "--store", store, "--user", "ann")
+    assert json.loads(cli("node", "status", "--store", store, "--json").stdout)["users"] == 0
+
+
+def test_a_coordinator_misses_attributes_before_it_listens(tmp_path: Path) -> None:
+    (tmp_path / "items.txt").write_text("tea\nmilk\n")
+    given = ["--catalogue", tmp_path / "items.txt", "--certificates", tmp_path, "--nodes", tmp_path, "--output"]
+    options = ["--set", "model.attributes=true", "--preset", "perfedrec", "--privacy", "secure"]
+    assert "beside the catalogue" in cli("serve", *given, tmp_path / "run", *options, code=2).stderr
+    assert not (tmp_path / "run").exists()

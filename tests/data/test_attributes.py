@@ -6,7 +6,7 @@ import pytest
 
 from perfedrec.core.errors import DataError
 from perfedrec.data import Attributes, read_attributes
-from perfedrec.data.attributes import read_movielens_items, read_movielens_users
+from perfedrec.data.attributes import read_encoding, read_movielens_items, read_movielens_users, write_encoding
 
 IDS = np.array([3, 1, 7])
 
@@ -26,6 +26,35 @@ def test_numbers_are_scaled_and_categories_one_hot(tmp_path: Path) -> None:
         "user_attributes.csv: 1 of 3 users have no attributes and get zeros",
         "user_attributes.csv: 1 users are not in the training data and are ignored",
     )
+
+
+def test_an_encoding_is_kept_and_applied_to_others(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "id,age,job,share\n1,20,cook,0.5\n9,60,baker,1\n3,30,,0.25\n")
+    encoding = read_attributes(path, IDS)[0].encoding
+    assert encoding.ranges == ((20.0, 60.0), (0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
+    write_encoding(tmp_path / "encoding.csv", encoding)
+    assert read_encoding(tmp_path / "encoding.csv") == encoding
+    other = write(tmp_path / "b.csv", "id,share,job,age\n7,0.1,cook,25\n")
+    found = read_attributes(other, np.array([7]), encoding=encoding)[0]
+    assert (found.names, found.encoding) == (encoding.names, encoding)
+    assert np.allclose(found.values, [[0.125, 0, 1, 0.1]])
+    written = write(tmp_path / "by hand.csv", "attribute,low,high\nage,18,99.5\njob=cook,,\n")
+    assert read_encoding(written).ranges == ((18.0, 99.5), (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,low,high\nage,0,1\n", "line 1: expected the header attribute,low,high"),
+        ("attribute,low,high\nage,0,1\nage,0,2\n", "each name once"),
+        ("attribute,low,high\nage,2,1\n", "'age' has the range 2, 1; expected two numbers, ascending"),
+        ("attribute,low,high\nage,,1\n", "'age' has the range None, 1"),
+        ("attribute,low,high\nage,0,nan\n", "'age' has the range 0, nan"),
+    ],
+)
+def test_an_encoding_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_encoding(write(tmp_path / "encoding.csv", text))
 
 
 def test_names_as_ids(tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ from perfedrec.data import read_catalogue
 def test_one_id_a_line_in_the_order_of_the_file(text: str, expected: list[object], tmp_path: Path) -> None:
     file = tmp_path / "items.txt"
     file.write_bytes(text.encode())
-    assert read_catalogue(file).tolist() == expected
+    assert read_catalogue(file).item_ids.tolist() == expected
 
 
 def test_parquet(tmp_path: Path) -> None:
     file = tmp_path / "items.parquet"
     pl.DataFrame({"title": ["x", "y"], "item_id": [4, 2]}).write_parquet(file)
-    assert read_catalogue(file).tolist() == [4, 2]
+    assert read_catalogue(file).item_ids.tolist() == [4, 2]
     pl.DataFrame({"title": ["x", "y"]}).write_parquet(file)
     with pytest.raises(DataError, match="expected one column of items; the columns are title"):
         read_catalogue(file)

@@ -14,6 +14,7 @@ from tests.parity.federation import LAYOUT, N_ITEMS, PROTECTED, UNEQUAL, Twins, 
 from tests.parity.grid import MemoryGrid
 from tests.parity.test_rounds import SPECTRAL, SUMS
 
+from perfedrec.data import Encoding
 from perfedrec.runtimes.flower import client_app
 from perfedrec.runtimes.node import Store
 
@@ -26,12 +27,13 @@ def stored(path: Path, users: torch.Tensor, attributes: bool = False) -> Store:
     rows, _ = whole.rows(users)
     owners = users[rows.segments].tolist()
     frame = pl.DataFrame({"user": [f"u{each}" for each in owners], "item": rows.items.numpy()})
-    store = Store.make(path, np.arange(N_ITEMS), SECRET)
-    store.take(frame.sample(fraction=1.0, shuffle=True, seed=1), identities={f"u{each}": each for each in owners})
+    told, encoding = None, None
     if rows.attributes is not None:
-        store.set_attributes(
-            {f"u{each}": row.tolist() for each, row in zip(users.tolist(), rows.attributes, strict=True)}
-        )
+        told = {f"u{each}": row.tolist() for each, row in zip(users.tolist(), rows.attributes, strict=True)}
+        encoding = Encoding(("a", "b", "c"), ((0.0, 1.0),) * 3)
+    store = Store.make(path, np.arange(N_ITEMS), SECRET, encoding)
+    identities = {f"u{each}": each for each in owners}
+    store.take(frame.sample(fraction=1.0, shuffle=True, seed=1), identities=identities, attributes=told)
     return store
 
 
@@ -83,5 +85,11 @@ def test_attributes_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     both = twins(tmp_path, monkeypatch, attributes=True, model={"attributes": True})
     for _ in range(4):
         both.simulate()
+        told = both.flower.items[3].numpy().tobytes()
         both.play()
         assert both.difference() < 1e-5
+    assert both.flower.dense is not None
+    said = b"".join(each for sent in both.grid.sent for each in sent.objects.values())
+    assert told in said
+    for row in both.population.attributes.numpy():  # which users keep to themselves
+        assert row.tobytes() not in said

@@ -243,7 +243,9 @@ class PerFedRec:
         return self.settings.clusters.n_clusters if state.centroids is not None else 1
 
     def phase(self, state: State) -> str:
-        """The phase of the next round."""
+        """The phase of the next round; before the first one, item degrees may be asked for."""
+        if state.round < 0:
+            return "degrees"
         return self.prelude[state.round] if state.round < len(self.prelude) else "train"
 
     def groups(self, state: State, users: Tensor) -> Tensor:

@@ -125,7 +125,8 @@ def up(
         with exposed(metrics_port) as expose:
             if not resume:
                 resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"path": data})})
-                federation.lay_out(output, open_data(resolved.data), nodes, users)
+                dataset = open_data(resolved.data)
+                federation.lay_out(output, dataset, nodes, users, attributes=resolved.attributes)
             port = federation.free_port()
             waited = sum(1 for _ in (output / "nodes").iterdir())
             terms = Terms(port=port, min_nodes=waited, deadline=deadline)

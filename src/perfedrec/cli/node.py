@@ -29,6 +29,8 @@ def node_init(
 ) -> None:
     """Make the file of a new node, for the federation's catalogue or with a model of its own.
 
+    Where the federation has user attributes, user_encoding.csv lies beside the catalogue.
+
     [bold]perfedrec node init --store home.node --catalogue items.txt[/bold]
     """
     with one_line():
@@ -37,16 +39,19 @@ def node_init(
 
         if (catalogue is None) == (model is None):
             raise ConfigError("expected either --catalogue FILE or --model FILE, which has one")
-        if catalogue is not None:
-            with Store.make(store, read_catalogue(catalogue)) as made:
-                console.print(f"{store}: {made.n_items} items, catalogue {made.catalogue}", soft_wrap=True)
-        elif model is not None:
+        if catalogue is not None:  # with the encoding of attributes that lies beside it
+            common, given = read_catalogue(catalogue), None
+        else:
+            assert model is not None
             from perfedrec.experiment.node import read_model
 
             given = read_model(model)
-            with Store.make(store, given.item_ids) as made:
+            common = given.catalogue
+        with Store.make(store, common.item_ids, encoding=common.encoding) as made:
+            if given is not None:
                 given.give(made)
-                console.print(f"{store}: {made.n_items} items, catalogue {made.catalogue}", soft_wrap=True)
+            attributes = f", {made.n_user_attributes} user attributes" if made.encoding is not None else ""
+            console.print(f"{store}: {made.n_items} items{attributes}, catalogue {made.catalogue}", soft_wrap=True)
 
 
 @app.command("import")
@@ -64,16 +69,20 @@ def node_import(
 ) -> None:
     """Take a file of interactions in: all of it or nothing; what is there already stays as it is.
 
+    Where the federation has user attributes, user_attributes.csv beside the file gives those of its users.
+
     [bold]perfedrec node import mine.csv --store home.node[/bold]
     """
     with one_line():
         from perfedrec.data import parse_columns, read
+        from perfedrec.experiment.node import take_in
         from perfedrec.runtimes.node import Store
 
         frame = read(file, format, parse_columns(columns))
         with Store.open(store) as opened:
-            users, interactions, skipped = opened.take(frame, skip_unknown=skip_unknown, first_identity=first_identity)
+            users, interactions, skipped, told = take_in(opened, file, frame, skip_unknown, first_identity)
         left = f", {skipped} with unknown items left out" if skipped else ""
+        left += f", attributes of {told} users" if told else ""
         console.print(f"{interactions} new interactions, {users} new users{left}", soft_wrap=True)
 
 

@@ -1,14 +1,14 @@
 """Immutable interactions with id maps, file formats, splits, attributes and synthetic data."""
 
 from perfedrec.data.attributes import read_attributes
-from perfedrec.data.catalogue import read_catalogue
-from perfedrec.data.dataset import Attributes, Dataset, HeldOut, SplitReport, SyntheticTruth
+from perfedrec.data.catalogue import Catalogue, read_catalogue
+from perfedrec.data.dataset import Attributes, Dataset, Encoding, HeldOut, SplitReport, SyntheticTruth
 from perfedrec.data.describe import describe, gini
 from perfedrec.data.fetch import SOURCES, Source, fetch
 from perfedrec.data.formats import FORMATS, detect, parse_columns, read
 from perfedrec.data.interactions import Interactions
 from perfedrec.data.prepare import PrepareReport, prepare
-from perfedrec.data.source import load
+from perfedrec.data.source import attributes_beside, load
 from perfedrec.data.split import from_files, split
 from perfedrec.data.synthetic import synthetic
 from perfedrec.data.write import write
@@ -17,13 +17,16 @@ __all__ = [
     "FORMATS",
     "SOURCES",
     "Attributes",
+    "Catalogue",
     "Dataset",
+    "Encoding",
     "HeldOut",
     "Interactions",
     "PrepareReport",
     "Source",
     "SplitReport",
     "SyntheticTruth",
+    "attributes_beside",
     "describe",
     "detect",
     "fetch",

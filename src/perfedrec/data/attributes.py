@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from perfedrec.core.errors import DataError
-from perfedrec.data.dataset import Attributes
+from perfedrec.data.dataset import Attributes, Encoding
 from perfedrec.data.formats import Layout, clean, complain_about_width, fail, read_bytes, records
 from perfedrec.data.interactions import Ids, encode
 
@@ -18,13 +18,16 @@ AGES = (18, 25, 35, 45, 50, 56)  # the brackets of MovieLens 1M
 AGE_NAMES = ("under 18", "18-24", "25-34", "35-44", "45-49", "50-55", "56 or over")
 
 
-def read_attributes(path: str | Path, ids: Ids, kind: str = "id") -> tuple[Attributes, tuple[str, ...]]:
+def read_attributes(
+    path: str | Path, ids: Ids, kind: str = "id", encoding: Encoding | None = None
+) -> tuple[Attributes, tuple[str, ...]]:
     """Attributes for ``ids`` [n] from a CSV file: first column id, then numbers or categories; and remarks.
 
     A column of numbers is one attribute, scaled to [0, 1] unless it lies there already; a column of categories becomes
-    one attribute ``column=category`` for each. Empty cells and ids without a line are zeros. The remarks say how many
-    ids the file does not have and how many of its ids are not among ``ids``. Raises :class:`DataError` for a broken
-    line, a repeated id, or a column with more than 1000 categories.
+    one attribute ``column=category`` for each. An ``encoding`` says what the attributes are instead, and other columns
+    are left out. Empty cells and ids without a line are zeros. The remarks say how many ids the file does not have and
+    how many of its ids are not among ``ids``. Raises :class:`DataError` for a broken line, a repeated id, a column with
+    more than 1000 categories, and for a column that an encoding misses or does not fit.
     """
     path = Path(path)
     text = clean(path, read_bytes(path))
@@ -32,10 +35,42 @@ def read_attributes(path: str | Path, ids: Ids, kind: str = "id") -> tuple[Attri
     if len(first) < 2 or len(set(first)) < len(first):
         raise DataError(f"{path}, line 1: expected a header of different names: id, attribute, ...")
     cells = _cells(path, text, ",", names=[name.strip() for name in first], skip=1)
-    return _finish(path, cells, ids, kind)
+    return _finish(path, cells, ids, kind, encoding)
 
 
-def read_movielens_users(folder: Path, ids: Ids) -> tuple[Attributes, tuple[str, ...]]:
+def read_encoding(path: Path) -> Encoding:
+    """The encoding in a CSV file: columns ``attribute``, ``low`` and ``high``; 0 and 1 where both are empty.
+
+    Raises :class:`DataError` for a broken line, a repeated name, or a range that is none.
+    """
+    text = clean(path, read_bytes(path))
+    if text.split(b"\n", 1)[0].strip() != b"attribute,low,high":
+        raise DataError(f"{path}, line 1: expected the header attribute,low,high")
+    cells = _cells(path, text, ",", ["attribute", "low", "high"], skip=1)
+    names = cells["attribute"].to_list()
+    if None in names or len(set(names)) < len(names):
+        raise DataError(f"{path}: expected a name on each line, and each name once")
+    ranges = []
+    for name, low, high in cells.iter_rows():
+        try:
+            limits = (0.0, 1.0) if low is None and high is None else (float(low), float(high))
+        except (TypeError, ValueError):
+            limits = (1.0, 0.0)
+        if not -np.inf < limits[0] <= limits[1] < np.inf:
+            raise DataError(f"{path}: attribute {name!r} has the range {low}, {high}; expected two numbers, ascending")
+        ranges.append(limits)
+    return Encoding(tuple(names), tuple(ranges))
+
+
+def write_encoding(path: Path, encoding: Encoding) -> None:
+    """Write what :func:`read_encoding` reads."""
+    low, high = zip(*encoding.ranges, strict=True)
+    pl.DataFrame({"attribute": encoding.names, "low": low, "high": high}).write_csv(path)
+
+
+def read_movielens_users(
+    folder: Path, ids: Ids, encoding: Encoding | None = None
+) -> tuple[Attributes, tuple[str, ...]]:
     """Age bracket, gender and occupation, one-hot, of MovieLens 100K (u.user) or 1M (users.dat)."""
     if (folder / "u.user").is_file():
         path, separator, names = folder / "u.user", "|", ["id", "age", "gender", "occupation", "zip"]
@@ -50,23 +85,26 @@ def read_movielens_users(folder: Path, ids: Ids) -> tuple[Attributes, tuple[str,
     occupation = (
         pl.col("occupation") if separator == "|" else ("group " + pl.col("occupation")).alias("occupation")
     )  # 1M numbers them
-    return _finish(path, cells.select("id", "gender", occupation, age=pl.Series(bracket.tolist())), ids, "user")
+    cells = cells.select("id", "gender", occupation, age=pl.Series(bracket.tolist()))
+    return _finish(path, cells, ids, "user", encoding)
 
 
-def read_movielens_items(folder: Path, ids: Ids) -> tuple[Attributes, tuple[str, ...]]:
+def read_movielens_items(
+    folder: Path, ids: Ids, encoding: Encoding | None = None
+) -> tuple[Attributes, tuple[str, ...]]:
     """Genres, multi-hot, of MovieLens 100K (u.item, u.genre) or 1M (movies.dat)."""
     if (folder / "u.item").is_file():
         path = folder / "u.item"
         listed = _cells(folder / "u.genre", _latin(folder / "u.genre"), "|", ["genre", "number"])
         genres = [str(name) for name in listed["genre"]]
         names = ["id", "title", "released", "video", "url", *genres]
-        return _finish(path, _cells(path, _latin(path), "|", names).select("id", *genres), ids, "item")
+        return _finish(path, _cells(path, _latin(path), "|", names).select("id", *genres), ids, "item", encoding)
     path = folder / "movies.dat"
     cells = _cells(path, _latin(path), "::", ["id", "title", "genres"])
     listing = cells["genres"].str.split("|")
     genres = sorted(set(listing.explode().drop_nulls().to_list()))
     flags = {genre: listing.list.contains(genre).cast(pl.Int8).cast(pl.String) for genre in genres}
-    return _finish(path, cells.select("id").with_columns(**flags), ids, "item")
+    return _finish(path, cells.select("id").with_columns(**flags), ids, "item", encoding)
 
 
 def _latin(path: Path) -> bytes:
@@ -97,18 +135,35 @@ def _cells(path: Path, text: bytes, separator: str, names: list[str], skip: int 
     return cells.with_columns(pl.all().str.strip_chars().replace("", None))
 
 
-def _finish(path: Path, cells: pl.DataFrame, ids: Ids, kind: str) -> tuple[Attributes, tuple[str, ...]]:
+def _finish(
+    path: Path, cells: pl.DataFrame, ids: Ids, kind: str, encoding: Encoding | None
+) -> tuple[Attributes, tuple[str, ...]]:
     """Encode the columns after the first, and put the rows in the order of ``ids``."""
     own = cells.to_series(0)
     if own.null_count():
         raise DataError(f"{path}: a line has no id")
     if own.n_unique() < own.len():
         raise DataError(f"{path}: {kind} {own.filter(own.is_duplicated())[0]} occurs twice; expected one line for each")
+    cells = cells.drop(own.name)
+    columns = _encoded(path, cells, encoding := encoding or _encoding(path, cells))
+    place = encode(own, ids)
+    values = np.zeros((ids.size, len(encoding.names)), dtype=np.float32)
+    known = place >= 0
+    if columns:
+        values[place[known]] = np.stack(columns, axis=1)[known]
+    remarks = []
+    if missing := ids.size - int(known.sum()):
+        remarks.append(f"{path.name}: {missing:,} of {ids.size:,} {kind}s have no attributes and get zeros")
+    if unknown := int((~known).sum()):
+        remarks.append(f"{path.name}: {unknown:,} {kind}s are not in the training data and are ignored")
+    return Attributes(encoding.names, values, encoding.ranges), tuple(remarks)
+
+
+def _encoding(path: Path, cells: pl.DataFrame) -> Encoding:
+    """The encoding that follows from what is in the columns."""
     names: list[str] = []
-    columns: list[np.ndarray] = []
+    ranges: list[tuple[float, float]] = []
     for column in cells.iter_columns():
-        if column.name == own.name:
-            continue
         numbers = column.cast(pl.Float64, strict=False)
         if numbers.null_count() > column.null_count():
             categories = column.drop_nulls().unique().sort().to_list()
@@ -118,28 +173,37 @@ def _finish(path: Path, cells: pl.DataFrame, ids: Ids, kind: str) -> tuple[Attri
                     f"{MOST_CATEGORIES} categories"
                 )
             names += [f"{column.name}={category}" for category in categories]
-            columns += [(column == category).fill_null(False).to_numpy() for category in categories]
+            ranges += [(0.0, 1.0)] * len(categories)
             continue
-        if not numbers.drop_nulls().is_finite().all():
+        present = numbers.drop_nulls().to_numpy()
+        if not np.isfinite(present).all():
             raise DataError(f"{path}: column {column.name!r} holds a number that is not finite")
+        inside = not present.size or (present.min() >= 0 and present.max() <= 1)
         names.append(column.name)
-        columns.append(_scaled(numbers.fill_null(0.0).to_numpy(), numbers.drop_nulls().to_numpy()))
-    place = encode(own, ids)
-    values = np.zeros((ids.size, len(names)), dtype=np.float32)
-    known = place >= 0
-    if columns:
-        values[place[known]] = np.stack(columns, axis=1)[known]
-    remarks = []
-    if missing := ids.size - int(known.sum()):
-        remarks.append(f"{path.name}: {missing:,} of {ids.size:,} {kind}s have no attributes and get zeros")
-    if unknown := int((~known).sum()):
-        remarks.append(f"{path.name}: {unknown:,} {kind}s are not in the training data and are ignored")
-    return Attributes(tuple(names), values), tuple(remarks)
+        ranges.append((0.0, 1.0) if inside else (float(present.min()), float(present.max())))
+    return Encoding(tuple(names), tuple(ranges))
 
 
-def _scaled(values: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``values`` moved to [0, 1] by the range of those present, unless they lie there."""
-    if not present.size or (present.min() >= 0 and present.max() <= 1):
-        return values
-    low, high = float(present.min()), float(present.max())
-    return np.clip((values - low) / ((high - low) or 1.0), 0.0, 1.0)
+def _encoded(path: Path, cells: pl.DataFrame, encoding: Encoding) -> list[NDArray[np.float64]]:
+    """The values [rows] of each attribute."""
+    found = []
+    for name, (low, high) in zip(encoding.names, encoding.ranges, strict=True):
+        if name in cells.columns:
+            column = cells[name]
+            numbers = column.cast(pl.Float64, strict=False)
+            if numbers.null_count() > column.null_count() or not numbers.drop_nulls().is_finite().all():
+                raise DataError(f"{path}: column {name!r} holds something else than finite numbers; expected numbers")
+            found.append(np.clip((numbers.fill_null(0.0).to_numpy() - low) / ((high - low) or 1.0), 0.0, 1.0))
+            continue
+        of = next((each for each in cells.iter_columns() if name.startswith(f"{each.name}=")), None)
+        if of is None:
+            raise DataError(f"{path}: has no column for the attribute {name!r}; expected all of the federation's")
+        prefix = f"{of.name}="
+        known = {each.removeprefix(prefix) for each in encoding.names if each.startswith(prefix)}
+        if strange := set(of.drop_nulls()) - known:
+            raise DataError(
+                f"{path}: column {of.name!r} holds {min(strange)!r}; expected one of the federation's categories, "
+                f"{', '.join(sorted(known))}"
+            )
+        found.append((of == name.removeprefix(prefix)).fill_null(False).to_numpy().astype(np.float64))
+    return found

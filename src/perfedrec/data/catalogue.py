@@ -1,25 +1,83 @@
-"""The list of all items of a federation, in the order that every party numbers them by."""
+"""What all parties of a federation have in common: its items, in the order that everybody numbers them by, their
+attributes, and how users' attributes become numbers."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from perfedrec.core.errors import DataError
+from perfedrec.data.attributes import read_encoding, write_encoding
+from perfedrec.data.dataset import Attributes, Dataset, Encoding
 from perfedrec.data.formats import HEADER_NAMES, clean, fail, parse_ids, read_bytes
 from perfedrec.data.interactions import Ids
+from perfedrec.data.source import attributes_beside
+from perfedrec.data.write import write_attributes
+
+ENCODING = "user_encoding.csv"
 
 
-def read_catalogue(path: str | Path) -> Ids:
-    """Item ids [m], int64 if all are plain integers, else objects of str, in the order of the file.
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """``item_ids`` [m], int64 or objects of str, with the items' attributes, and the ``encoding`` of users' attributes,
+    where there are any."""
 
-    The file has one id a line, after a header ``item`` if it likes, or is a parquet file with a column of that name.
-    Raises :class:`DataError` with the line for an id that is missing or repeated.
+    item_ids: Ids
+    item_attributes: Attributes | None = None
+    encoding: Encoding | None = None
+
+    @staticmethod
+    def of(dataset: Dataset, attributes: bool = False) -> Catalogue:
+        """That of a data set, with its ``attributes`` or without. Raises :class:`DataError` where it has none."""
+        users, items, item_ids = dataset.user_attributes, dataset.item_attributes, dataset.train.item_ids
+        if not attributes:
+            return Catalogue(item_ids)
+        if users is None and items is None:
+            raise DataError(
+                "model.attributes is true, but the data set has no attributes; expected user_attributes.csv or "
+                "item_attributes.csv beside the data"
+            )
+        return Catalogue(item_ids, items, None if users is None else users.encoding)
+
+    @property
+    def n_user_attributes(self) -> int:
+        return 0 if self.encoding is None else len(self.encoding.names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any id and their order, and with the encoding of users' attributes."""
+        text = "\0".join(map(str, self.item_ids.tolist()))
+        text += "" if self.encoding is None else f"\0\0{self.encoding}"
+        return hashlib.sha256(f"{len(self.item_ids)};{text}".encode()).hexdigest()[:16]
+
+    def write(self, path: Path) -> None:
+        """Write what :func:`read_catalogue` reads."""
+        path.write_text("".join(f"{each}\n" for each in self.item_ids.tolist()), encoding="utf-8")
+        write_attributes(path.parent, "item", self.item_ids, self.item_attributes)
+        if self.encoding is not None:
+            write_encoding(path.parent / ENCODING, self.encoding)
+
+
+def read_catalogue(path: str | Path) -> Catalogue:
+    """The catalogue in a file, with what lies beside it: ``item_attributes.csv`` and ``user_encoding.csv``.
+
+    The file has one id a line, after a header ``item`` if it likes, or is a parquet file with a column of that name;
+    ids are int64 if all are plain integers, else objects of str. Raises :class:`DataError` with the line for an id that
+    is missing or repeated.
     """
     path = Path(path)
+    item_ids, encoding = _read_ids(path), path.parent / ENCODING
+    attributes, _ = attributes_beside(path.parent, "item", item_ids)
+    return Catalogue(item_ids, attributes, read_encoding(encoding) if encoding.is_file() else None)
+
+
+def _read_ids(path: Path) -> Ids:
     data = read_bytes(path)
     if data[:4] == b"PAR1":
         try:

@@ -15,12 +15,27 @@ from perfedrec.core.errors import DataError
 from perfedrec.data.interactions import Ids, Interactions, Ints
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How attributes become numbers: ``names`` [F], each a column of numbers or ``column=category``, and the
+    ``ranges`` [F] of these numbers, which become [0, 1]."""
+
+    names: tuple[str, ...]
+    ranges: tuple[tuple[float, float], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Attributes:
-    """Attributes of users or items: ``values`` float32 [rows, len(names)], one-hot, multi-hot or scaled to [0, 1]."""
+    """Attributes of users or items: ``values`` float32 [rows, len(names)], one-hot, multi-hot or scaled to [0, 1] from
+    the ``ranges`` of the numbers (none given: they were there)."""
 
     names: tuple[str, ...]
     values: NDArray[np.float32]
+    ranges: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def encoding(self) -> Encoding:
+        return Encoding(self.names, self.ranges or ((0.0, 1.0),) * len(self.names))
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=np.float32).view()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.attributes import read_attributes, read_movielens_items, read_movielens_users
-from perfedrec.data.dataset import Attributes, Dataset
+from perfedrec.data.dataset import Attributes, Dataset, Encoding
 from perfedrec.data.formats import Columns, check_name, read
-from perfedrec.data.interactions import Interactions
+from perfedrec.data.interactions import Ids, Interactions
 from perfedrec.data.prepare import prepare
 from perfedrec.data.split import ORDERS, from_files, split
 from perfedrec.data.synthetic import synthetic
@@ -135,19 +135,23 @@ def _whole(folder: Path) -> Path:
 
 def _with_attributes(data: Dataset, folder: Path) -> Dataset:
     """The data set with the attributes that lie beside it, and remarks on them."""
-    remarks = data.notes.remarks
-    found: dict[str, Attributes | None] = {"user": None, "item": None}
-    for kind, ids in (("user", data.train.user_ids), ("item", data.train.item_ids)):
-        movielens, reader = MOVIELENS[kind]
-        if (folder / f"{kind}_attributes.csv").is_file():
-            found[kind], more = read_attributes(folder / f"{kind}_attributes.csv", ids, kind)
-        elif any((folder / name).is_file() for name in movielens):
-            found[kind], more = reader(folder, ids)
-        else:
-            continue
-        remarks += more
-    notes = replace(data.notes, remarks=remarks)
-    return replace(data, notes=notes, user_attributes=found["user"], item_attributes=found["item"])
+    users, of_users = attributes_beside(folder, "user", data.train.user_ids)
+    items, of_items = attributes_beside(folder, "item", data.train.item_ids)
+    notes = replace(data.notes, remarks=data.notes.remarks + of_users + of_items)
+    return replace(data, notes=notes, user_attributes=users, item_attributes=items)
+
+
+def attributes_beside(
+    folder: Path, kind: Literal["user", "item"], ids: Ids, encoding: Encoding | None = None
+) -> tuple[Attributes | None, tuple[str, ...]]:
+    """The attributes of ``ids`` [n], users or items, that lie in a folder (``None`` where there are none), and
+    remarks; as in :func:`perfedrec.data.attributes.read_attributes`."""
+    movielens, reader = MOVIELENS[kind]
+    if (folder / f"{kind}_attributes.csv").is_file():
+        return read_attributes(folder / f"{kind}_attributes.csv", ids, kind, encoding)
+    if any((folder / name).is_file() for name in movielens):
+        return reader(folder, ids, encoding)
+    return None, ()
 
 
 def _settings(spec: str) -> dict[str, Any]:

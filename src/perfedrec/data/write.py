@@ -39,10 +39,8 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
                 frame.write_csv(scratch / f"{name}.csv")
             else:
                 frame.write_parquet(scratch / f"{name}.parquet")
-        for kind, ids in (("user", dataset.train.user_ids), ("item", dataset.train.item_ids)):
-            attributes = getattr(dataset, f"{kind}_attributes")
-            if attributes is not None:
-                _table(kind, ids, attributes).write_csv(scratch / f"{kind}_attributes.csv")
+        write_attributes(scratch, "user", dataset.train.user_ids, dataset.user_attributes)
+        write_attributes(scratch, "item", dataset.train.item_ids, dataset.item_attributes)
         scratch.chmod(0o755)  # mkdtemp makes it private
         if folder.exists():
             folder.rmdir()
@@ -54,6 +52,8 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
     return folder
 
 
-def _table(kind: str, ids: Ids, attributes: Attributes) -> pl.DataFrame:
-    columns = {name: attributes.values[:, i] for i, name in enumerate(attributes.names)}
-    return pl.DataFrame({kind: id_series(ids), **columns})
+def write_attributes(folder: Path, kind: str, ids: Ids, attributes: Attributes | None) -> None:
+    """Write the attributes of ``ids`` [n], where there are any, as the numbers that they became."""
+    if attributes is not None:
+        columns = {name: attributes.values[:, i] for i, name in enumerate(attributes.names)}
+        pl.DataFrame({kind: id_series(ids), **columns}).write_csv(folder / f"{kind}_attributes.csv")

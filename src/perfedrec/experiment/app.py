@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from perfedrec import __version__
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.settings import Settings
+from perfedrec.data import Catalogue
 from perfedrec.experiment import checkpoint
 from perfedrec.experiment.config import Config, explain, load
 from perfedrec.experiment.federation import deal_out, parted
@@ -29,7 +30,6 @@ from perfedrec.experiment.serve import Roll, summarised, told
 from perfedrec.runtimes.flower import Coordinator, Directory, Setup
 from perfedrec.runtimes.flower.virtual import partitions, virtual_client, virtual_server
 from perfedrec.runtimes.node import Store
-from perfedrec.runtimes.node.store import fingerprint
 
 NODES = "nodes"
 """Folder of a run with the stores of its virtual nodes."""
@@ -84,15 +84,10 @@ def play(grid: Any, given: Mapping[str, Any]) -> None:
     algorithm, dataset = config.build(), open_data(config.data)
     train = dataset.train
     places = partitions(grid, ANSWER_SECONDS)
-    parts = parted(train, len(places))
-    deal_out(output / NODES, train, parts)
-    users, items = dataset.user_attributes, dataset.item_attributes
-    if users is not None:
-        names = [str(each) for each in train.user_ids.tolist()]
-        for place, part in enumerate(parts):
-            with _store(output, place) as store:
-                store.set_attributes({names[each]: users.values[each].tolist() for each in part})
-    setup = Setup(output.absolute().name, told(config, algorithm), fingerprint(train.item_ids), __version__)
+    parts, catalogue = parted(train, len(places)), Catalogue.of(dataset, config.attributes)
+    deal_out(output / NODES, dataset, catalogue, parts)
+    items = catalogue.item_attributes
+    setup = Setup(output.absolute().name, told(config, algorithm), catalogue.fingerprint, __version__)
     coordinator = Coordinator(
         grid,
         algorithm,
@@ -101,7 +96,7 @@ def play(grid: Any, given: Mapping[str, Any]) -> None:
         config.run.seed,
         ANSWER_SECONDS,
         item_attributes=None if items is None else torch.tensor(items.values),
-        n_user_attributes=0 if users is None else users.values.shape[1],
+        n_user_attributes=catalogue.n_user_attributes,
     )
     hosts = {node: torch.from_numpy(parts[place]) for node, place in places.items()}
     coordinator.directory = Directory(torch.arange(train.n_users), hosts)

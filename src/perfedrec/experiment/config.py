@@ -119,6 +119,11 @@ class Config(Settings):
             return cast(Settings, kind(**{name: getattr(self, name) for name in kind.model_fields}))
         return cast(Settings, self.method)  # type: ignore[attr-defined]
 
+    @property
+    def attributes(self) -> bool:
+        """Whether the method is to use attributes of users and items."""
+        return bool(getattr(getattr(self.settings, "model", None), "attributes", False))
+
     @model_validator(mode="after")
     def _feasible(self) -> Self:
         kind = method(self.algorithm)

@@ -17,8 +17,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from perfedrec.core.errors import ConfigError
-from perfedrec.data import Dataset
-from perfedrec.data.interactions import Ids, Interactions, id_series
+from perfedrec.data import Catalogue, Dataset
+from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.experiment.bundles import SERVICE, deal
 from perfedrec.experiment.certificates import CA, make_certificates, make_key
 from perfedrec.runtimes.node import Store
@@ -26,23 +26,31 @@ from perfedrec.runtimes.node import Store
 CATALOGUE = "items.txt"
 
 
-def lay_out(folder: Path, dataset: Dataset, nodes: int, users: int | None = None, secret: bytes | None = None) -> None:
+def lay_out(
+    folder: Path,
+    dataset: Dataset,
+    nodes: int,
+    users: int | None = None,
+    secret: bytes | None = None,
+    attributes: bool = False,
+) -> None:
     """Make the folder of a federation: ``certificates``, ``keys``, the catalogue, ``nodes/n0/store.db``, ..., bundles
     beside these, and the ``service`` with its keys.
 
     The training items of the first ``users`` users of a data set (all by default) are dealt out to the nodes, whole
-    users to each. A ``secret`` that all nodes share makes their draws those of a simulation, for tests.
+    users to each, with their ``attributes`` or without. A ``secret`` that all nodes share makes their draws those of a
+    simulation, for tests.
     """
-    parts = parted(dataset.train, nodes, users)
+    parts, catalogue = parted(dataset.train, nodes, users), Catalogue.of(dataset, attributes)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; expected a new folder")
     make_certificates(folder / "certificates")
-    write_catalogue(folder / CATALOGUE, dataset.train.item_ids)
+    catalogue.write(folder / CATALOGUE)
     names = [f"n{number}" for number in range(nodes)]
     for name in (SERVICE, *names):
         make_key(folder / "keys" / name)
     deal(folder / "nodes", names, folder / SERVICE)
-    deal_out(folder / "nodes", dataset.train, parts, secret)
+    deal_out(folder / "nodes", dataset, catalogue, parts, secret)
 
 
 def parted(train: Interactions, nodes: int, users: int | None = None) -> list[NDArray[np.int64]]:
@@ -53,8 +61,16 @@ def parted(train: Interactions, nodes: int, users: int | None = None) -> list[ND
     return np.array_split(np.arange(count), nodes)
 
 
-def deal_out(folder: Path, train: Interactions, parts: list[NDArray[np.int64]], secret: bytes | None = None) -> None:
-    """Make a store for each of the ``parts``, users without gaps between them: ``n0/store.db``, ...."""
+def deal_out(
+    folder: Path,
+    dataset: Dataset,
+    catalogue: Catalogue,
+    parts: list[NDArray[np.int64]],
+    secret: bytes | None = None,
+) -> None:
+    """Make a store for each of the ``parts``, users without gaps between them: ``n0/store.db``, ..., with the users'
+    attributes where the ``catalogue`` has an encoding of them."""
+    train, told = dataset.train, dataset.user_attributes if catalogue.encoding is not None else None
     names = id_series(train.user_ids).cast(pl.String).to_list()
     for number, part in enumerate(parts):
         place = folder / f"n{number}"
@@ -67,12 +83,9 @@ def deal_out(folder: Path, train: Interactions, parts: list[NDArray[np.int64]], 
                 "item": id_series(train.item_ids)[train.items[rows]],
             }
         )
-        with Store.make(place / "store.db", train.item_ids, secret) as store:
-            store.take(frame, identities={names[each]: int(each) for each in part})
-
-
-def write_catalogue(path: Path, item_ids: Ids) -> None:
-    path.write_text("".join(f"{each}\n" for each in item_ids.tolist()), encoding="utf-8")
+        attributes = None if told is None else {names[each]: told.values[each].tolist() for each in part}
+        with Store.make(place / "store.db", train.item_ids, secret, catalogue.encoding) as store:
+            store.take(frame, identities={names[each]: int(each) for each in part}, attributes=attributes)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors.torch import save as dump_tensors
 
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.records import flatten, unflatten
-from perfedrec.data.interactions import Ids
+from perfedrec.data import Catalogue, Encoding, attributes_beside
 from perfedrec.experiment.checkpoint import write_atomic
 from perfedrec.experiment.config import Config, check
 from perfedrec.experiment.lists import explained
@@ -69,6 +69,21 @@ def build(configuration: str) -> Any:
     return method(config.algorithm)(config.settings)
 
 
+def take_in(
+    store: Store, file: Path, frame: pl.DataFrame, skip_unknown: bool = False, first_identity: int | None = None
+) -> tuple[int, int, int, int]:
+    """Take the interactions in that a ``file`` holds, and where users have attributes, those in the same folder, as
+    :func:`perfedrec.data.load` looks for them: what :meth:`Store.take` counts, and how many users have attributes now.
+    """
+    told: dict[str, list[float]] = {}
+    if store.encoding is not None:
+        users = frame["user"].cast(pl.String).unique(maintain_order=True).to_list()
+        found, _ = attributes_beside(file.parent, "user", np.array(users, dtype=object), store.encoding)
+        told = {} if found is None else dict(zip(users, found.values.tolist(), strict=True))
+    counts = store.take(frame, skip_unknown=skip_unknown, first_identity=first_identity, attributes=told)
+    return *counts, len(told)
+
+
 def recommend(store: Store, user_id: str, k: int) -> pl.DataFrame:
     """The ``k`` best items that a user has not taken: see :func:`perfedrec.experiment.lists.explained`.
 
@@ -83,17 +98,17 @@ def recommend(store: Store, user_id: str, k: int) -> pl.DataFrame:
 @dataclass(frozen=True)
 class Model:
     """A model as a file holds it: the ``view`` of newcomers, of which ``run`` and round, the method with its options as
-    TOML, and the catalogue ``item_ids`` [m]."""
+    TOML, and the ``catalogue``."""
 
     view: Any
     run: str
     round: int
     configuration: str
-    item_ids: Ids
+    catalogue: Catalogue
 
     def give(self, store: Store) -> None:
         """Serve it on a node. Raises :class:`ConfigError` where its catalogue is another one."""
-        store.expect(self.item_ids)
+        store.expect(self.catalogue)
         store.receive(self.view, NOBODY, self.run, self.round, self.configuration)
 
 
@@ -105,6 +120,7 @@ def export(folder: Path, output: Path, data: str | None = None) -> None:
         raise ConfigError(f"{folder}: {config.algorithm} is centralised; expected the run of a federated method")
     view = serving_view(recommender.algorithm, recommender.state, NOBODY)
     tensors, scalars = flatten(view)
+    catalogue = Catalogue.of(result.dataset, config.attributes)
     content = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     digest = hashlib.sha256(b"".join(name.encode() + each.numpy().tobytes() for name, each in content.items()))
     metadata = {
@@ -113,7 +129,8 @@ def export(folder: Path, output: Path, data: str | None = None) -> None:
         "round": str(result.best_round),
         "configuration": method_of(config),
         "scalars": json.dumps(scalars),
-        "catalogue": json.dumps(result.dataset.train.item_ids.tolist()),
+        "catalogue": json.dumps(catalogue.item_ids.tolist()),
+        "encoding": json.dumps(None if catalogue.encoding is None else asdict(catalogue.encoding)),
     }
     try:
         write_atomic(output, dump_tensors(content, metadata))
@@ -131,13 +148,15 @@ def read_model(path: Path) -> Model:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         ids = json.loads(metadata["catalogue"])
         whole = all(isinstance(each, int) for each in ids)
+        told = json.loads(metadata.get("encoding", "null"))
+        encoding = told and Encoding(tuple(told["names"]), tuple((low, high) for low, high in told["ranges"]))
         view = unflatten(build(metadata["configuration"]).Received, tensors, json.loads(metadata["scalars"]))
         return Model(
             view=view,
             run=metadata["run"],
             round=int(metadata["round"]),
             configuration=metadata["configuration"],
-            item_ids=np.array(ids, dtype=np.int64 if whole else object),
+            catalogue=Catalogue(np.array(ids, dtype=np.int64 if whole else object), None, encoding),
         )
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from perfedrec import __version__
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.records import copied, unflatten
-from perfedrec.data.interactions import Ids
+from perfedrec.data import Catalogue
 from perfedrec.experiment import certificates, checkpoint
 from perfedrec.experiment.bundles import SERVICE
 from perfedrec.experiment.config import Config
@@ -40,7 +41,6 @@ from perfedrec.runtimes.flower import (
     needs_service,
     public_key,
 )
-from perfedrec.runtimes.node.store import fingerprint
 
 LINK = "superlink"
 """Folder of a run in which its SuperLink keeps its state."""
@@ -98,7 +98,7 @@ def told(config: Config, algorithm: Any) -> str:
 
 def serve(
     config: Config,
-    item_ids: Ids,
+    catalogue: Catalogue,
     output: Path,
     files: Path,
     keys: Path,
@@ -114,10 +114,10 @@ def serve(
     The key ``service.pub`` among them is that of the neighbourhood service, which some methods need
     (:func:`perfedrec.runtimes.flower.needs_service`).
 
-    ``files`` is a folder with the server's certificates, ``item_ids`` [m] the catalogue. What is written to ``output``
-    is described in ``docs/federation.md``. ``tell`` is told what happens, in one line, and ``expose`` is given the
-    source of metrics. SIGINT and SIGTERM end the run
-    after the round at hand, with an :class:`InterruptedRunError`; it goes on with ``resume``, also after SIGKILL.
+    ``files`` is a folder with the server's certificates. What is written to ``output`` is described in
+    ``docs/federation.md``. ``tell`` is told what happens, in one line, and ``expose`` is given the source of metrics.
+    SIGINT and SIGTERM end the run after the round at hand, with an :class:`InterruptedRunError`; it goes on with
+    ``resume``, also after SIGKILL.
     """
     if centralised(method(config.algorithm)):
         raise ConfigError(f"{config.algorithm} is centralised: it has no nodes; expected a federated method")
@@ -127,7 +127,13 @@ def serve(
             f"{config.algorithm} needs a neighbourhood service with this configuration, and none is registered; "
             f"expected its public key, {keys / SERVICE}.pub, or --privacy secure, which needs none"
         )
-    run = _Run(config, algorithm, item_ids, output, name, resume)
+    items = catalogue.item_attributes
+    if config.attributes and items is None and catalogue.encoding is None:
+        raise ConfigError(
+            "model.attributes is true, and no attributes lie beside the catalogue; expected item_attributes.csv or "
+            "user_encoding.csv there"
+        )
+    run = _Run(config, algorithm, catalogue, output, name, resume)
     given = Certificates(*(files / each for each in (certificates.CA, certificates.CERTIFICATE, certificates.KEY)))
     for path in (given.ca, given.certificate, given.key):
         if not path.is_file():
@@ -157,10 +163,12 @@ def serve(
                 grid,
                 run.algorithm,
                 run.setup,
-                len(item_ids),
+                len(catalogue.item_ids),
                 config.run.seed,
                 terms.deadline,
                 terms.enough,
+                item_attributes=None if items is None else torch.tensor(items.values),
+                n_user_attributes=catalogue.n_user_attributes,
                 allowed=frozenset(names),
                 known=run.users,
                 service=service,
@@ -215,7 +223,7 @@ class _Run:
     """The mutable middle of :func:`serve`: state, history and run folder."""
 
     def __init__(
-        self, config: Config, algorithm: Any, item_ids: Ids, output: Path, name: str | None, resume: bool
+        self, config: Config, algorithm: Any, catalogue: Catalogue, output: Path, name: str | None, resume: bool
     ) -> None:
         self.config, self.output, self.algorithm = config, output, algorithm
         self.standing = Standing(config.run.rounds + len(self.algorithm.prelude), config.run.select_by)
@@ -224,7 +232,7 @@ class _Run:
         self.mediator: Mediator | None = None
         configuration = told(config, self.algorithm)
         digest = hashlib.sha256(f"{configuration}{config.run.seed}".encode()).hexdigest()
-        self.belongs = {"catalogue": fingerprint(item_ids), "configuration": digest}
+        self.belongs = {"catalogue": catalogue.fingerprint, "configuration": digest}
         self._loaded: checkpoint.Loaded | None = None
         if resume:
             name = self._restore()

@@ -186,6 +186,7 @@ def age(path: Path) -> None:
     """Give a node's file the first version of its schema."""
     with closing(sqlite3.connect(path, isolation_level=None)) as file:
         file.executescript("DROP TABLE served; DROP TABLE served_users; ALTER TABLE node DROP COLUMN scrubbing;")
+        file.execute("ALTER TABLE node DROP COLUMN encoding")
         file.execute("PRAGMA user_version = 1")
 
 

@@ -18,6 +18,7 @@ from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.cli import app
 from perfedrec.core.errors import DataError
+from perfedrec.data import Encoding
 from perfedrec.runtimes.node import RoundError, Store, StoreError, database
 
 N_ITEMS, DIM = 600, 16
@@ -43,26 +44,28 @@ class Traces:
     tuned: bytes
     secret: bytes
     start: bytes
+    attributes: bytes
 
     def found(self, content: bytes) -> set[str]:
         names = {name for name in vars(self) if name != "rows" and getattr(self, name) in content}
         return names | {f"row {number}" for number, row in enumerate(self.rows) if row in content}
 
 
-EVERYTHING = {"name", "identity", "items", "vector", "moments", "tuned", "secret", "start"}
+EVERYTHING = {"name", "identity", "items", "vector", "moments", "tuned", "secret", "start", "attributes"}
 EVERYTHING |= {f"row {number}" for number in range(20)}
 
 
 def built(path: Path) -> tuple[Store, dict[str, Traces]]:
     """A node of 300 users who all have memories, with a served model and an answer to the last round."""
     rng = np.random.default_rng(1)
-    store = Store.make(path, np.arange(N_ITEMS))
+    store = Store.make(path, np.arange(N_ITEMS), encoding=Encoding(("a", "b", "c"), ((0.0, 1.0),) * 3))
     names = [f"user {number}" for number in range(298)] + [WANTED, OTHER]
     items = {name: np.sort(rng.choice(np.arange(256, N_ITEMS), 20, replace=False)) for name in names}
+    told = {name: rng.random(3).astype(np.float32) for name in names}
     identities = {name: 0x51525300 + 7 * number for number, name in enumerate(names)}
     for part in (names[:298], names[298:]):
         pairs = [(name, int(item)) for name in part for item in rng.permutation(items[name])]
-        store.take(pl.DataFrame(pairs, schema=["user", "item"], orient="row"), identities=identities)
+        store.take(pl.DataFrame(pairs, schema=["user", "item"], orient="row"), identities=identities, attributes=told)
     store.join(ALGORITHM, "run")
     users = store.everyone()
     view = View(
@@ -100,6 +103,7 @@ def built(path: Path) -> tuple[Store, dict[str, Traces]]:
             moments=memory.first[place].numpy().tobytes(),
             tuned=memory.rows[rows.offsets[place] : rows.offsets[place + 1]].numpy().tobytes(),
             secret=memory.secret[place].numpy().tobytes(),
+            attributes=told[name].tobytes(),
             start=view.start[place].numpy().tobytes(),  # type: ignore[index]
         )
     return store, traces

@@ -118,9 +118,8 @@ class Station:
                 given = unpack(message.content.array_records["identities"])["identities"].tolist()
                 self.store.register(dict(zip(self.store.unregistered(), given, strict=False)))
             users, new = self.store.everyone(), len(self.store.unregistered())
-            attributes = self.store.rows(users[:1])[0].attributes
-            width = 0 if attributes is None else attributes.shape[1]
-            about = ConfigRecord({"attributes": width, "items": self.store.n_items, "new": new})
+            counts = {"items": self.store.n_items, "attributes": self.store.n_user_attributes}
+            about = ConfigRecord({**counts, "new": new})
             return Message(RecordDict({"about": about, "users": pack({"users": users})}), reply_to=message)
 
         @app.train()

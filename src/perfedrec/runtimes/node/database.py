@@ -69,6 +69,9 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     ALTER TABLE node ADD COLUMN scrubbing INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    ALTER TABLE node ADD COLUMN encoding TEXT NOT NULL DEFAULT '[]';
+    """,
 )
 """What makes version ``i + 1`` of the schema out of version ``i``. A line that was released is never changed."""
 

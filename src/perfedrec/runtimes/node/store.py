@@ -35,6 +35,7 @@ from perfedrec.core.errors import DataError, PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import flatten, unflatten
 from perfedrec.core.types import Algorithm, Rows
+from perfedrec.data import Catalogue, Encoding
 from perfedrec.data.interactions import Ids, encode
 from perfedrec.runtimes.node.database import Database, StoreError, remove
 
@@ -72,13 +73,17 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         with database.reading() as db:
-            row = db.execute("SELECT secret, catalogue, integers, scrubbing FROM node").fetchone()
+            row = db.execute("SELECT secret, catalogue, integers, scrubbing, encoding FROM node").fetchone()
             self.n_items: int = db.execute("SELECT count(*) FROM items").fetchone()[0]
         if row is None:
             raise StoreError(f"{database.path}: was not finished; make it again with perfedrec node init")
         self._secret: bytes = row[0]
         self.catalogue: str = row[1]
         self._integers = bool(row[2])
+        names, ranges = zip(*json.loads(row[4]), strict=True) if row[4] != "[]" else ((), ())
+        self.encoding = Encoding(names, tuple((low, high) for low, high in ranges)) if names else None
+        """How its users' attributes become numbers, where there are any."""
+
         self._joined: Joined | None = None
         self._items: Ids | None = None
         if row[3]:  # somebody was to be forgotten, and a kill or a reader came between
@@ -86,8 +91,9 @@ class Store:
                 database.scrub()
 
     @classmethod
-    def make(cls, path: Path, item_ids: Ids, secret: bytes | None = None) -> Self:
-        """A new file for the catalogue ``item_ids`` [m] (int64, or objects of str), whose order is the federation's.
+    def make(cls, path: Path, item_ids: Ids, secret: bytes | None = None, encoding: Encoding | None = None) -> Self:
+        """A new file for the catalogue ``item_ids`` [m] (int64, or objects of str), whose order is the federation's;
+        ``encoding``: of users' attributes, if they have any.
 
         The node's ``secret`` is drawn from the operating system. Raises :class:`StoreError` where there is a file.
         """
@@ -97,8 +103,11 @@ class Store:
         remove(begun)
         try:
             with closing(Database(begun, make=True)) as database, database.writing() as db:
-                values = (secret or secrets.token_bytes(32), fingerprint(item_ids), item_ids.dtype.kind == "i")
-                db.execute("INSERT INTO node (only, secret, catalogue, integers) VALUES (1, ?, ?, ?)", values)
+                described = [] if encoding is None else list(zip(encoding.names, encoding.ranges, strict=True))
+                catalogue, whole = Catalogue(item_ids, None, encoding).fingerprint, item_ids.dtype.kind == "i"
+                values = (secret or secrets.token_bytes(32), catalogue, whole, json.dumps(described))
+                put = "INSERT INTO node (only, secret, catalogue, integers, encoding) VALUES (1, ?, ?, ?, ?)"
+                db.execute(put, values)
                 db.executemany("INSERT INTO items VALUES (?, ?)", enumerate(map(str, item_ids.tolist())))
             os.link(begun, path)  # there whole or not at all, and never over another one
         except FileExistsError:
@@ -145,14 +154,19 @@ class Store:
             self._items = np.array([int(each) for each in found]) if self._integers else np.array(found, dtype=object)
         return self._items
 
-    def expect(self, item_ids: Ids) -> None:
-        """Raises :class:`StoreError` where the catalogue ``item_ids`` [m] of somebody else is not this node's."""
-        theirs = fingerprint(item_ids)
-        if theirs != self.catalogue:
-            raise StoreError(
-                f"{self.path}: has a catalogue of {self.n_items} items, {self.catalogue}, and the federation one of "
-                f"{len(item_ids)}, {theirs}; expected the same items in the same order"
-            )
+    @property
+    def n_user_attributes(self) -> int:
+        return 0 if self.encoding is None else len(self.encoding.names)
+
+    def expect(self, catalogue: Catalogue) -> None:
+        """Raises :class:`StoreError` where the catalogue of somebody else is not this node's."""
+        if catalogue.fingerprint == self.catalogue:
+            return
+        raise StoreError(
+            f"{self.path}: has a catalogue of {self.n_items} items and {self.n_user_attributes} user attributes, "
+            f"{self.catalogue}, and the federation one of {len(catalogue.item_ids)} and {catalogue.n_user_attributes}, "
+            f"{catalogue.fingerprint}; expected the same items in the same order, and the same attributes"
+        )
 
     def take(
         self,
@@ -161,13 +175,15 @@ class Store:
         skip_unknown: bool = False,
         identities: Mapping[str, int] | None = None,
         first_identity: int | None = None,
+        attributes: Mapping[str, Sequence[float]] | None = None,
     ) -> tuple[int, int, int]:
-        """Take interactions in, columns ``user`` and ``item`` in external ids: all of them or none.
+        """Take interactions in, columns ``user`` and ``item`` in external ids, with the ``attributes`` [F] of users by
+        external id: all of it or nothing.
 
-        What is there already stays as it is. Users who are new get their identity from ``identities``, by external id,
-        or numbers from ``first_identity`` on, in the order of the frame, or none yet. Returns how many users and
-        interactions are new, and how many rows had unknown items and were skipped (``skip_unknown``); otherwise such a
-        row raises :class:`DataError`.
+        What is there already stays as it is; attributes are replaced, and those of unknown users left out. Users who
+        are new get their identity from ``identities``, by external id, or numbers from ``first_identity`` on, in the
+        order of the frame, or none yet. Returns how many users and interactions are new, and how many rows had unknown
+        items and were skipped (``skip_unknown``); otherwise such a row raises :class:`DataError`.
         """
         items = encode(frame["item"], self.item_ids)
         unknown = items < 0
@@ -186,6 +202,7 @@ class Store:
                 given |= {user: number for number, user in enumerate(new, first_identity)}
             self._insert_users(db, [(user, given.get(user)) for user in dict.fromkeys(users)])
             self._insert(db, zip(items[~unknown].tolist(), users, strict=True))
+            self._describe(db, attributes or {})
             after = self._counts(db)
         return after[0] - before[0], after[1] - before[1], int(unknown.sum())
 
@@ -205,6 +222,16 @@ class Store:
     def _insert(db: sqlite3.Connection, pairs: Iterable[tuple[int, str]]) -> None:
         """Insert interactions, an item and the external id of a user each."""
         db.executemany("INSERT OR IGNORE INTO interactions SELECT user, ? FROM users WHERE id = ?", pairs)
+
+    def _describe(self, db: sqlite3.Connection, attributes: Mapping[str, Sequence[float]]) -> None:
+        """Give users, by external id, their attributes [F]."""
+        for user, values in attributes.items():
+            if len(values) != self.n_user_attributes:
+                raise DataError(
+                    f"user {user!r} has {len(values)} attributes; expected the {self.n_user_attributes} of {self.path}"
+                )
+            content = np.asarray(values, dtype=np.float32).tobytes()
+            db.execute("UPDATE users SET attributes = ? WHERE id = ?", (content, user))
 
     @staticmethod
     def _key(db: sqlite3.Connection, user_id: str) -> int | None:
@@ -269,13 +296,6 @@ class Store:
             db.execute("UPDATE node SET scrubbing = 1")
         self._database.scrub()
 
-    def set_attributes(self, attributes: Mapping[str, Sequence[float]]) -> None:
-        """Give users, by external id, their own attributes, each [F] numbers."""
-        with self._database.writing() as db:
-            for user, values in attributes.items():
-                content = np.asarray(values, dtype=np.float32).tobytes()
-                db.execute("UPDATE users SET attributes = ? WHERE id = ?", (content, user))
-
     # --- what a population offers ---
 
     @property
@@ -315,8 +335,12 @@ class Store:
         limits = torch.zeros(len(found) + 1, dtype=torch.int64)
         torch.cumsum(torch.tensor(counts, dtype=torch.int64), 0, out=limits[1:])
         segments = torch.repeat_interleave(torch.arange(len(found)), torch.tensor(counts, dtype=torch.int64))
-        attributes = [np.frombuffer(each, np.float32) for _, each in found if each is not None]
-        given = torch.from_numpy(np.stack(attributes)) if attributes and len(attributes) == len(found) else None
+        given = None
+        if self.encoding is not None:  # who has told none has zeros
+            given = torch.zeros(len(found), self.n_user_attributes)
+            for place, (_, told) in enumerate(found):
+                if told is not None:
+                    given[place] = torch.frombuffer(bytearray(told), dtype=torch.float32)
         return Rows(users, limits, torch.from_numpy(items), segments, given), torch.arange(items.size)
 
     def recall(self, users: Tensor, positions: Tensor) -> Any:
@@ -557,6 +581,7 @@ class Store:
             "bytes": size,
             "catalogue": self.catalogue,
             "items": self.n_items,
+            "user_attributes": self.n_user_attributes,
             "users": users,
             "registered": registered,
             "interactions": interactions,
@@ -571,12 +596,6 @@ class Store:
 
 def _per_user(view: Any) -> set[str]:
     return {field.name for field in fields(view) if field.metadata.get("per") == "user"}
-
-
-def fingerprint(item_ids: Ids) -> str:
-    """16 hexadecimal digits that change with any id of a catalogue and with their order."""
-    text = "\0".join(map(str, item_ids.tolist()))
-    return hashlib.sha256(f"{len(item_ids)};{text}".encode()).hexdigest()[:16]
 
 
 _NONE = np.zeros(0, dtype=np.int64)
