@@ -9,11 +9,13 @@ from torch import Tensor
 
 from perfedrec import configure, load
 from perfedrec.algorithms.fastpfrec import averaged
-from perfedrec.algorithms.federated import Federated
+from perfedrec.algorithms.federated import Federated, FederatedSettings
 from perfedrec.algorithms.perfedrec import PerFedRec
+from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied
 from perfedrec.core.types import FIXED_POINT, Aggregate, block_rows, from_fixed, reduce
+from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.runtimes.simulator import Simulator
 
 DATA = "synthetic:users=80,items=100,clusters=2,interactions_per_user=10,seed=4"
@@ -162,9 +164,19 @@ def test_secure_sums_give_the_same_tables(name: str) -> None:
 
 def test_users_of_a_taste_share_a_landmark() -> None:
     here = simulator("gpfedrec", 60, "selection.n_clients_per_round=80", "graph.n_landmarks=2")
-    nearest = here.algorithm.view(here.state, torch.arange(80)).nearest
+    nearest = here.algorithm.view(here.state, torch.arange(80)).weights.argmax(1)
     assert 10 < int((nearest == 0).sum()) < 70
     assert float(here.state.offsets.abs().max()) > 0
+
+
+def test_several_tables_are_not_summed_blindly() -> None:
+    class Two(Federated):
+        def n_tables(self) -> int:
+            return 2
+
+    assert Two().n_groups(None) == 2
+    with pytest.raises(ConfigError, match="sparse"):
+        Two(FederatedSettings(privacy=PrivacySettings(aggregation="secure")))
 
 
 def test_fedmf_is_perfedrec_with_everything_off() -> None:

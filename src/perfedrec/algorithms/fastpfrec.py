@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from perfedrec.algorithms import parts
 from perfedrec.algorithms.fedgnn import NeighbourSettings
 from perfedrec.algorithms.fedmf import FedMFSettings, alone
 from perfedrec.algorithms.model import Network, View
@@ -15,7 +16,7 @@ from perfedrec.algorithms.perfedrec import State
 from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.algorithms.settings import ModelSettings, PretrainingSettings
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import FIXED_POINT, Aggregate, Rows, distinct, from_fixed
+from perfedrec.core.types import FIXED_POINT, Aggregate, Rows, from_fixed
 from perfedrec.nn.propagation import Star
 
 
@@ -60,9 +61,12 @@ class FastPFRec(PerFedRecPP):
     goes to its trusted node, which averages those it is sent, and the server averages the nodes, without those whose
     mean change is much longer or shorter than the others' (robust z, from median and median deviation).
 
-    We had the abstract and the authors' public code, not the full text: its equations could not be checked.
-    Departs from them: users have a trusted node each instead of being dealt out anew in every round; a node is judged
-    by the mean that it hands over and not by its clients' single changes, which nobody but it needs to see; item
+    We had the abstract and the authors' public code, not the full text, so that none of the paper's equations could be
+    checked: not FastGNN's propagation and local update, not the loss of its pre-training, not the aggregation by
+    trusted nodes, not the test for nodes that stand out. All four follow the code.
+
+    Departs from the code: users have a trusted node each instead of being dealt out anew in every round; a node is
+    judged by the mean that it hands over and not by its clients' single changes, which nobody but it needs to see; item
     vectors are not propagated in every tenth round either, but the users' neighbours are refreshed then; layer 0 counts
     in the users' means; noise is added by the clients, not by the server after averaging.
     """
@@ -90,7 +94,7 @@ def averaged(aggregate: Aggregate, threshold: float) -> Aggregate:
     """The mean of the nodes' means, as the sum of one client, without nodes that stand out by their mean's length."""
     n_items, weights = aggregate.n_items, from_fixed(aggregate.weights)
     nodes = torch.div(aggregate.keys, n_items, rounding_mode="floor")
-    means = from_fixed(aggregate.sums) / weights[nodes, None]
+    means = parts.means(aggregate, weights)
     lengths = torch.zeros_like(weights).index_add_(0, nodes, means.square().sum(1)).sqrt()
     heard = weights > 0
     median = lengths[heard].quantile(0.5)
@@ -98,7 +102,6 @@ def averaged(aggregate: Aggregate, threshold: float) -> Aggregate:
     usual = apart[heard].quantile(0.5).clamp(min=float(median) / 100)  # nodes that agree to 1 % are all the same
     kept = heard & (0.6745 * apart <= threshold * usual)
     rows = kept[nodes]
-    items, inverse = distinct(aggregate.keys[rows] % n_items, n_items)
-    sums = means.new_zeros(items.numel(), means.shape[1]).index_add_(0, inverse, means[rows] / kept.sum())
+    items, sums = parts.over_tables(aggregate.keys[rows], means[rows] / kept.sum(), n_items)
     fixed = sums.to(torch.float64) * FIXED_POINT
     return replace(aggregate, keys=items, sums=fixed, weights=weights.new_full((1,), FIXED_POINT, dtype=torch.float64))

@@ -14,8 +14,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from perfedrec.algorithms.parts import Average, Moments, sparse_step
+from perfedrec.algorithms.parts import Average, Moments, means, over_tables, sparse_step
 from perfedrec.algorithms.settings import SelectionSettings, ServerSettings
+from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, fold_in, normal, uniform
 from perfedrec.core.sampling import choose
 from perfedrec.core.settings import Settings
@@ -67,8 +68,9 @@ class FederatedSettings(Settings):
 
 @dataclass(frozen=True)
 class Shared:
-    """The server's state: ``round``, the table ``items`` [m, d], its running ``average``, and the shared network's
-    weights ``dense`` [D], with their optimisers' moments; further fields belong to methods that need them."""
+    """The server's state: ``round``, the table ``items`` [m, d], its running ``average``, the shared network's weights
+    ``dense`` [D], and the ``offsets`` [K m, d] of further tables from the shared one, with their optimisers' moments;
+    further fields belong to methods that need them."""
 
     round: int
     n_users: int
@@ -77,6 +79,8 @@ class Shared:
     dense: Tensor | None = None
     dense_moments: Moments | None = None
     average: Average | None = None
+    offsets: Tensor | None = None
+    offsets_moments: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ class Federated:
 
     def __init__(self, settings: FederatedSettings | None = None) -> None:
         self.settings: Any = settings or self.Options()
+        if self.sums and self.n_tables():
+            raise ConfigError("several tables need to know who contributes to which; expected sparse aggregation")
 
     # --- what a method says ---
 
@@ -131,6 +137,15 @@ class Federated:
     def init_dense(self, key: Key) -> Tensor | None:
         """[D] first weights of the shared network, ``None`` where there is none."""
         return None
+
+    def n_tables(self) -> int:
+        """K, tables beside the shared one, as offsets from it; a client's changes go to that of its
+        :meth:`contributes_to`, and to the shared one. 0: there are none."""
+        return 0
+
+    def table_share(self, state: Any) -> float:
+        """Step of those tables, as a share of the server's step; 0: none is taken."""
+        return 0.0
 
     def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
         """[T] scores of pairs: of the clients ``segments`` [T], which have ``private`` [B, p] and ``dense`` [B, D],
@@ -191,7 +206,8 @@ class Federated:
         model, adaptive = self.settings.model, self.settings.server.optimizer != "fedavg"
         every = torch.arange(spec.n_items, device=spec.item_degrees.device)
         items = normal(key.fold("items").spread(every), model.embedding_dim) * model.init_scale
-        dense = self.init_dense(key.fold("dense"))
+        dense, n_tables = self.init_dense(key.fold("dense")), self.n_tables()
+        offsets = items.new_zeros(n_tables * spec.n_items, model.embedding_dim) if n_tables else None
         return Shared(
             round=0,
             n_users=spec.n_users,
@@ -200,6 +216,8 @@ class Federated:
             dense=None if dense is None else dense.to(items.device),
             dense_moments=Moments.zeros(dense.to(items.device)) if adaptive and dense is not None else None,
             average=Average.start(items) if self.settings.server.averaging else None,
+            offsets=offsets,
+            offsets_moments=Moments.zeros(offsets) if adaptive and offsets is not None else None,
         )
 
     def releases(self, rounds: int, n_users: int) -> list[Release]:
@@ -211,7 +229,7 @@ class Federated:
         return [Release("training", rounds, guarantee, cap, selection.sampling, rate)]
 
     def n_groups(self, state: Any) -> int:
-        return 1
+        return max(self.n_tables(), 1)
 
     def groups(self, state: Any, users: Tensor) -> Tensor:
         return torch.zeros_like(users)
@@ -237,7 +255,12 @@ class Federated:
             settings, weight = self.settings, from_fixed(aggregate.weights).sum()
             if self.sums:  # what is expected: counts are not released
                 weight = torch.tensor(float(min(settings.selection.n_clients_per_round, state.n_users)))
-            touched, change = self._summed(aggregate)
+            touched, change, share = aggregate.keys, from_fixed(aggregate.sums), self.table_share(state)
+            if state.offsets is not None:
+                mean = means(aggregate, from_fixed(aggregate.weights))
+                if share:
+                    sparse_step(settings.server, state.offsets, state.offsets_moments, touched, mean, share)
+                touched, change = over_tables(touched, change, aggregate.n_items)
             if state.average is not None:
                 state.average.advance(state.items, touched, state.round, settings.server.averaging)
             sparse_step(settings.server, state.items, state.items_moments, touched, change / weight)
@@ -248,10 +271,6 @@ class Federated:
                 mean = from_fixed(aggregate.dense) / weight
                 sparse_step(settings.server, state.dense, state.dense_moments, every, mean)
         return replace(state, round=state.round + 1)
-
-    def _summed(self, aggregate: Aggregate) -> tuple[Tensor, Tensor]:
-        """Touched items [r] and the sums [r, d] of the changes of their rows."""
-        return aggregate.keys, from_fixed(aggregate.sums)
 
     # --- the client's side ---
 
@@ -333,7 +352,7 @@ class Federated:
         return torch.ones(rows.n_users, device=rows.users.device)
 
     def contributes_to(self, view: Any, rows: Rows, memory: Kept) -> Tensor:
-        """[B] the table that each client's changes are summed in."""
+        """[B] which of :meth:`n_tables` each client's changes are summed in."""
         return torch.zeros_like(rows.users)
 
     def report(self, view: Any, rows: Rows, memory: Kept, key: Key) -> Tensor | None:
@@ -356,7 +375,7 @@ class Federated:
         items, average = state.items, state.average
         if average is not None:
             items = average.as_of(items, state.round, self.settings.server.averaging)
-        return replace(state, items=items, average=None, items_moments=None, dense_moments=None)
+        return replace(state, items=items, average=None, items_moments=None, dense_moments=None, offsets_moments=None)
 
     def scores(self, view: Any, rows: Rows, memory: Kept) -> Tensor:
         """[B, m] scores of all items."""

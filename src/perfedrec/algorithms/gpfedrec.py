@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from perfedrec.algorithms import parts
-from perfedrec.algorithms.federated import FederatedSettings, Kept, Shared
-from perfedrec.algorithms.parts import Moments
+from perfedrec.algorithms.federated import Download, FederatedSettings, Kept, Shared
 from perfedrec.algorithms.pfedrec import PFedRec
 from perfedrec.core.keys import Key, fold_in
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import NEWCOMER, Aggregate, Embedding, Rows, Spec, distinct, from_fixed
+from perfedrec.core.types import NEWCOMER, Aggregate, Embedding, Rows, Spec
 from perfedrec.nn.segments import segment_sum
 from perfedrec.privacy.uploads import protect
 
@@ -45,27 +44,21 @@ class GPFedRecSettings(FederatedSettings):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Graphed(Shared):
-    """With ``reports`` [n, 1, d] the last of each user, ``landmarks`` [K, d], and their tables' ``offsets`` [K m, d]
-    from the shared one."""
+    """With ``reports`` [n, 1, d] the last of each user, and the ``landmarks`` [K, d], whose are the tables
+    beside the shared one."""
 
-    reports: Tensor | None = None
+    reports: Tensor
     landmarks: Tensor | None = None
-    offsets: Tensor | None = None
-    offsets_moments: Moments | None = None
 
 
-@dataclass(frozen=True)
-class Guided:
-    """What clients receive: the table, and by user the table that the graph suggests, as weights [B, K] of the
-    landmarks' ``offsets`` [K m, d]; ``nearest`` [B] the most similar landmark."""
+@dataclass(frozen=True, kw_only=True)
+class Guided(Download):
+    """With the tables' ``offsets`` [K m, d], from which each user's own is made, by its ``weights`` [B, K]."""
 
-    items: Tensor
     weights: Tensor = field(metadata={"per": "user"})
-    nearest: Tensor = field(metadata={"per": "user"})
     offsets: Tensor
-    dense: Tensor | None = None
 
     def download_bytes(self) -> int:
         """Bytes that one client receives: the table that was made for it, and the shared one."""
@@ -85,42 +78,38 @@ class GPFedRec(PFedRec):
     Options = GPFedRecSettings
     Received = Guided
 
-    def init(self, spec: Spec, key: Key) -> Graphed:
-        shared, n_landmarks = super().init(spec, key), self.settings.graph.n_landmarks
-        items, device = shared.items, shared.items.device
-        reports = torch.zeros(spec.n_users, 1, items.shape[1], device=device)
-        offsets = torch.zeros(n_landmarks * items.shape[0], items.shape[1], device=device)
-        moments = Moments.zeros(offsets) if self.settings.server.optimizer != "fedavg" else None
-        return Graphed(**vars(shared), reports=reports, offsets=offsets, offsets_moments=moments)
-
-    def n_groups(self, state: Graphed) -> int:
+    def n_tables(self) -> int:
         return int(self.settings.graph.n_landmarks)
 
+    def table_share(self, state: Graphed) -> float:
+        return 0.0 if state.landmarks is None else float(self.settings.graph.learning_rate)
+
+    def init(self, spec: Spec, key: Key) -> Graphed:
+        shared = super().init(spec, key)
+        return Graphed(**vars(shared), reports=shared.items.new_zeros(spec.n_users, 1, shared.items.shape[1]))
+
     def view(self, state: Graphed, users: Tensor) -> Guided:
-        assert state.reports is not None
         assert state.offsets is not None
-        weights = torch.full((users.numel(), self.n_groups(state)), 1 / self.n_groups(state), device=users.device)
+        weights = torch.full((users.numel(), self.n_tables()), 1 / self.n_tables(), device=users.device)
         if state.landmarks is not None:
             similar = functional.normalize(state.reports[users.clamp(min=0), 0], dim=1) @ state.landmarks.T
             weights = (self.settings.graph.sharpness * similar).softmax(1)
-            weights[users == NEWCOMER] = 1 / self.n_groups(state)
-        return Guided(state.items, weights, weights.argmax(1), state.offsets, state.dense)
+            weights[users == NEWCOMER] = 1 / self.n_tables()
+        return Guided(items=state.items, dense=state.dense, weights=weights, offsets=state.offsets)
 
     def table_rows(self, view: Guided, items: Tensor, segments: Tensor) -> Tensor:
         tables = torch.arange(view.weights.shape[1], device=items.device) * view.items.shape[0]
         own = functional.embedding_bag(
             items[:, None] + tables, view.offsets, mode="sum", per_sample_weights=view.weights[segments]
         )
-        return view.items.index_select(0, items) + own
+        return super().table_rows(view, items, segments) + own
 
     def penalty(self, base: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, memory: Kept) -> Tensor:
-        squares = delta.square().sum(1)
-        pulled = base.new_zeros(memory.private.shape[0]).index_add(0, segments, squares)
-        guidance: float = self.settings.graph.guidance
-        return pulled * guidance
+        pulled = base.new_zeros(memory.private.shape[0]).index_add(0, segments, delta.square().sum(1))
+        return pulled * float(self.settings.graph.guidance)
 
     def contributes_to(self, view: Guided, rows: Rows, memory: Kept) -> Tensor:
-        return view.nearest
+        return view.weights.argmax(1)
 
     def report(self, view: Guided, rows: Rows, memory: Kept, key: Key) -> Tensor:
         own = self.table_rows(view, rows.items, rows.segments) + memory.rows
@@ -128,40 +117,21 @@ class GPFedRec(PFedRec):
         keys = key.fold("report").spread(rows.users)
         return protect(mean[:, None], self.settings.privacy, fold_in(keys[:, None], torch.zeros_like(keys[:1])))
 
-    def _summed(self, aggregate: Aggregate) -> tuple[Tensor, Tensor]:
-        touched, inverse = distinct(aggregate.keys % aggregate.n_items, aggregate.n_items)
-        sums = from_fixed(aggregate.sums)
-        return touched, sums.new_zeros(touched.numel(), sums.shape[1]).index_add_(0, inverse, sums)
-
     def server(self, state: Graphed, phase: str, aggregate: Aggregate, key: Key) -> Graphed:
         graph = self.settings.graph
-        if aggregate.clients and aggregate.reports is not None and aggregate.report_users is not None:
-            assert state.reports is not None
-            assert state.offsets is not None
+        if aggregate.reports is not None and aggregate.report_users is not None:
             state.reports[aggregate.report_users] = aggregate.reports
-            if state.landmarks is not None:
-                weights = from_fixed(aggregate.weights)[aggregate.keys // aggregate.n_items, None]
-                mean, share = from_fixed(aggregate.sums) / weights, graph.learning_rate
-                server = self.settings.server
-                parts.sparse_step(server, state.offsets, state.offsets_moments, aggregate.keys, mean, share)
         state = super().server(state, phase, aggregate, key)
-        if state.round % graph.every == 0 and state.reports is not None:
-            centroids = parts.cluster(state.reports[:, 0], graph.n_landmarks, state.landmarks, key.fold("graph"))[1]
-            state = replace(state, landmarks=centroids)
-        return state
-
-    def serving(self, state: Graphed) -> Graphed:
-        return replace(cast(Graphed, super().serving(state)), offsets_moments=None)
+        if state.round % graph.every:
+            return state
+        _, landmarks = parts.cluster(state.reports[:, 0], graph.n_landmarks, state.landmarks, key.fold("graph"))
+        return replace(state, landmarks=landmarks)
 
     def scores(self, view: Guided, rows: Rows, memory: Kept) -> Tensor:
-        scores, m = self.all_scores(memory.private, view.items, None), view.items.shape[0]
-        for number in range(view.weights.shape[1]):
-            part = memory.private[:, :-1] @ view.offsets[number * m : (number + 1) * m].T
-            scores.addcmul_(view.weights[:, number, None], part)
+        scores = super().scores(view, rows, memory)
+        for weights, offsets in zip(view.weights.T, view.offsets.split(view.items.shape[0]), strict=True):
+            scores.addcmul_(weights[:, None], memory.private[:, :-1] @ offsets.T)
         return scores
 
-    def explain(self, view: Any, rows: Rows, memory: Kept) -> dict[str, Tensor]:
-        return {"global": self.scores(view, rows, memory)}
-
     def embedding(self, view: Any, rows: Rows, memory: Kept) -> Embedding:
-        return replace(super().embedding(view, rows, memory), groups=view.nearest)
+        return replace(super().embedding(view, rows, memory), groups=view.weights.argmax(1))

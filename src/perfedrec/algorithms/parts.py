@@ -13,6 +13,7 @@ from torch import Tensor
 from perfedrec.algorithms.settings import ServerSettings
 from perfedrec.core.keys import Key, bits
 from perfedrec.core.threads import one_thread
+from perfedrec.core.types import Aggregate, distinct, from_fixed
 from perfedrec.nn.optim import server_step
 
 STEPS = 15  # of k-means; most clusterings stand still after ten
@@ -91,6 +92,18 @@ class Average:
         copy = Average(self.values.clone(), self.rounds.clone())
         copy.advance(table, torch.arange(table.shape[0], device=table.device), upto, decay)
         return copy.values
+
+
+def means(aggregate: Aggregate, weights: Tensor) -> Tensor:
+    """[U, d] the summed rows of each table over the ``weights`` [G] of those who contributed to it."""
+    tables = torch.div(aggregate.keys, aggregate.n_items, rounding_mode="floor")
+    return from_fixed(aggregate.sums) / weights[tables, None]
+
+
+def over_tables(keys: Tensor, rows: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
+    """Items [r], ascending, and the sums [r, d] over all tables of their ``rows`` [U, d], which ``keys`` [U] name."""
+    items, inverse = distinct(keys % n_items, n_items)
+    return items, rows.new_zeros(items.numel(), rows.shape[1]).index_add_(0, inverse, rows)
 
 
 def sparse_step(

@@ -38,7 +38,6 @@ from perfedrec.core.types import (
     Published,
     Rows,
     Spec,
-    distinct,
     from_fixed,
 )
 from perfedrec.nn import losses
@@ -391,7 +390,7 @@ class PerFedRec:
 
     def _learn(self, state: State, aggregate: Aggregate) -> None:
         """Global table, cluster offsets and dense weights take their steps; only touched rows are read or written."""
-        settings, n_items = self.settings, aggregate.n_items
+        settings = self.settings
         weights, keys, sums = from_fixed(aggregate.weights), aggregate.keys, from_fixed(aggregate.sums)
         if self.sums:  # what is expected, because nobody knows who has which cluster, and counts are not released
             shares = state.shares if state.shares is not None else weights.new_ones(self._n_models(state))
@@ -399,10 +398,8 @@ class PerFedRec:
             weights = shares * (size / shares.sum())
         touched, total = keys, sums
         if state.centroids is not None and state.offsets is not None:
-            touched, inverse = distinct(keys % n_items, n_items)
-            total = sums.new_zeros(touched.numel(), sums.shape[1]).index_add_(0, inverse, sums)
-            mean = sums / weights[torch.div(keys, n_items, rounding_mode="floor")][:, None]
-            share = settings.clusters.learning_rate
+            touched, total = parts.over_tables(keys, sums, aggregate.n_items)
+            mean, share = parts.means(aggregate, weights), settings.clusters.learning_rate
             sparse_step(settings.server, state.offsets, state.offsets_moments, keys, mean, share)
         if state.average is not None:
             state.average.advance(state.items, touched, state.round - 1, settings.server.averaging)
