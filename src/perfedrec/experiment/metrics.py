@@ -90,11 +90,12 @@ class Watch:
     def __init__(self, names: Mapping[int, str], planned: int, deadline: float, ends: Mapping[str, float]) -> None:
         """``names`` of registered nodes; so many rounds, with a ``deadline`` in seconds; and when certificates expire,
         in seconds since 1970."""
-        self.names, self.planned, self.deadline, self.ends = names, planned, deadline, ends
+        self.names = dict(sorted(names.items(), key=lambda each: each[1]))
+        self.planned, self.deadline, self.ends = planned, deadline, ends
         self.done = self.asked = self.answered = self.received = self.sent = 0
         self.ended: float | None = None
         self.outcomes: Counts = {(outcome,): 0 for outcome in ("complete", "partial", "given_up")}
-        self.rejections: Counts = {(name, reason): 0 for name in names.values() for reason in REASONS}
+        self.rejections: Counts = {(name, reason): 0 for name in self.names.values() for reason in REASONS}
         self.durations, self._lock = Durations(), threading.Lock()
         self._spent: tuple[int, float | None] = (-1, None)
 
