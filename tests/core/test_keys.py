@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from perfedrec.core.keys import Key, below, bits, domain, fold_in, laplace, normal, shuffle, symmetric, uniform
+from perfedrec.core.keys import Key, bits, domain, fold_in, laplace, normal, shuffle, symmetric, uniform
 
 SAMPLES = [(uniform, "uniform", ()), (laplace, "laplace", ()), (normal, "norm", ()), (symmetric, "uniform", (-1, 2))]
 
@@ -109,12 +109,6 @@ def test_the_extreme_words_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) 
     assert 0 < float(uniform(keys, 8).min()) < float(uniform(keys, 8).max()) < 1
     assert float(normal(keys, 8).abs().max()) == pytest.approx(stats.norm.isf(2.0**-25), rel=1e-3)
     assert float(laplace(keys, 8).abs().max()) == pytest.approx(24 * np.log(2), rel=1e-6)
-
-
-def test_below_is_uniform() -> None:
-    draws = below(Key(2).spread(torch.arange(5000)), 14, 7).reshape(-1).numpy()
-    assert stats.chisquare(np.bincount(draws, minlength=7)).pvalue > 1e-3
-    assert set(below(Key(2).spread(torch.arange(100)), 3, 1).reshape(-1).tolist()) == {0}
 
 
 @settings(deadline=None, max_examples=150)

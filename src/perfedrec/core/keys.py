@@ -121,12 +121,6 @@ def normal(keys: Tensor, n: int) -> Tensor:
     return torch.erfinv(symmetric(keys, n)).mul_(2.0**0.5)
 
 
-def below(keys: Tensor, n: int, high: int) -> Tensor:
-    """``n`` integers per key, uniform on ``[0, high)`` for ``high < 2^31`` (bias below ``high / 2^32``)."""
-    words = (bits(keys, n) >> 32) & 0xFFFFFFFF
-    return (words * high) >> 32
-
-
 def shuffle(keys: Tensor, positions: Tensor, size: int) -> Tensor:
     """Images of ``positions`` under the pseudo-random permutation of ``range(domain(size))`` that each key names.
 

@@ -1,60 +1,20 @@
-"""Secure aggregation: the interface that a protocol fills, and the masking at the heart of such protocols.
+"""Sums as a protocol of secure aggregation adds them up: flat vectors of whole numbers.
 
-A simulation sums in the clear (:func:`perfedrec.core.types.reduce`), which computes what a protocol computes. A
-protocol takes the place of that function in :func:`perfedrec.runtimes.round.play_round`.
+A simulation sums in the clear (:func:`perfedrec.core.types.reduce`), which computes what a protocol computes.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.keys import Key, bits, fold_in
-from perfedrec.core.types import Aggregate, Contribution, reduce
+from perfedrec.core.types import Aggregate, Contribution
 
 EXACT = 2**53
 """Whole numbers up to here are exact in float64."""
-
-
-class Aggregator(Protocol):
-    """Sums what the clients of a block hand over."""
-
-    def __call__(self, contribution: Contribution, n_items: int, n_groups: int) -> Aggregate:
-        """The sum, in fixed point, and nothing else of any single client."""
-
-
-class PairwiseMasks:
-    """Additive masks that cancel (Bonawitz et al., CCS 2017): what one client sends is uniformly random.
-
-    Every pair of clients shares a key, here drawn from one ``key``; one of the two adds the words that it names to
-    its upload and the other takes them off, modulo 2^64. All clients of a block have to answer: recovery from
-    drop-outs and agreement on keys are the business of a whole protocol.
-    """
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-
-    def __call__(self, contribution: Contribution, n_items: int, n_groups: int) -> Aggregate:
-        total, like = self.uploads(contribution, n_items, n_groups).sum(0), reduce(contribution, n_items, n_groups)
-        return from_words(total, contribution.users.numel(), like)
-
-    def uploads(self, contribution: Contribution, n_items: int, n_groups: int) -> Tensor:
-        """[B, G m d + D] int64: what each client sends."""
-        users = contribution.users
-        plain = torch.stack(
-            [to_words(reduce(alone(contribution, place), n_items, n_groups)) for place in range(users.numel())]
-        )
-        for low in range(users.numel()):
-            for high in range(low + 1, users.numel()):
-                pair = fold_in(self.key.spread(users[low]), users[high])
-                mask = bits(pair, plain.shape[1])
-                plain[low] += mask  # wraps around
-                plain[high] -= mask
-        return plain
 
 
 def alone(contribution: Contribution, place: int) -> Contribution:

@@ -78,10 +78,6 @@ class CoordinateLaplace:
             narrower=(f"per coordinate: epsilon {2 * self.clip / self.scale:.3g}",),
         )
 
-    def whole_upload(self, rows: int, dim: int) -> float:
-        """Pure epsilon of ``rows`` x ``dim`` coordinates together, if the rows themselves were public."""
-        return rows * dim * 2 * self.clip / self.scale
-
 
 @dataclass(frozen=True)
 class JointNoise:

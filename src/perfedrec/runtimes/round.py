@@ -9,7 +9,6 @@ from torch import Tensor
 
 from perfedrec.core.keys import Key, uniform
 from perfedrec.core.types import Aggregate, Algorithm, Contribution, RoundReport, reduce
-from perfedrec.privacy.aggregation import Aggregator
 from perfedrec.runtimes.population import Population, Users
 
 
@@ -46,12 +45,8 @@ def play_round(
     seed: int,
     dropout_rate: float = 0.0,
     block_size: int = 1024,
-    aggregator: Aggregator = reduce,
 ) -> tuple[Any, RoundReport]:
-    """Play the next round and return the new state with a report. Memories of those who took part are updated.
-
-    ``aggregator`` sums what a block hands over: in the clear, or by a protocol of secure aggregation.
-    """
+    """Play the next round and return the new state with a report. Memories of those who took part are updated."""
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
     users, asked = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel()
@@ -71,7 +66,7 @@ def play_round(
         down += view.download_bytes() * block.numel()
         if contribution.deltas is not None and hasattr(memory, "loss"):
             losses.append(memory.loss)
-        part = aggregator(contribution, n_items, groups)
+        part = reduce(contribution, n_items, groups)
         total = part if total is None else total + part
     if total is None:
         total = Aggregate.empty(n_items, groups, device=plan.cohort.device)

@@ -291,8 +291,8 @@ def secure_sum(
 
 
 class Together:
-    """The protocol among the clients of a block, each of them a node, in one process: an
-    :class:`~perfedrec.privacy.aggregation.Aggregator` for simulations.
+    """The protocol among the clients of a block, each of them a node, in one process. Called, it computes what
+    :func:`perfedrec.core.types.reduce` computes.
 
     ``gone`` names, by stage, the clients that drop out in it, by their place in the block.
     """
