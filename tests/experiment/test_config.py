@@ -25,6 +25,19 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert loaded.client.loss == "bpr"
 
 
+def test_sources_have_to_make_sense_together_and_not_each_alone(tmp_path: Path) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text("[privacy]\nnoise_scale = 0.2\n")  # its clip is the preset's
+    assert config.load("paper", file).privacy.noise_scale == 0.2
+    with pytest.raises(ConfigError, match="noise_scale needs clip"):
+        config.load("recommended", file)
+    file.write_text("[data]\nk_core = 2\n")  # a method that is fitted at once has no rounds by its preset
+    assert config.resolve(None, file, algorithm="item_knn").run.rounds == 0
+    file.write_text("[privacy]\nnoise_scale = -1\n")
+    with pytest.raises(ConfigError, match=r"some.toml: privacy.noise_scale: .* greater than or equal to 0"):
+        config.load("paper", file)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

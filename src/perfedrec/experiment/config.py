@@ -227,8 +227,8 @@ def load(
     """A configuration from a preset, a privacy profile, a TOML file, ablations, ``section.key=value`` overrides and
     dotted ``values``.
 
-    Later sources win in this order. Raises :class:`ConfigError` with one line per mistake; an unknown key is answered
-    with the nearest valid one.
+    Later sources win in this order, and a ``data__path`` takes the place of a split that is given in files. Raises
+    :class:`ConfigError` with one line per mistake; an unknown key is answered with the nearest valid one.
     """
     tree: dict[str, Any] = {} if values.get("algorithm") is None else {"algorithm": values["algorithm"]}
     if preset is not None:
@@ -256,6 +256,9 @@ def load(
                 f"--set {override!r} has no value; expected section.key=value, for example run.rounds=100"
             )
         put(tree, key.strip(), _value(text.strip()))
+    if values.get("data__path") is not None:
+        for part in ("train", "valid", "test"):
+            put(tree, f"data.{part}", None)
     for key, value in values.items():
         if value is not None:
             put(tree, key.replace("__", "."), value)
@@ -289,14 +292,29 @@ def in_file(file: Path | None) -> dict[str, Any]:
 def check(tree: Mapping[str, Any], where: str = "") -> Config:
     """Validate a tree of sections, or raise :class:`ConfigError` naming each key that is wrong."""
     prefix = f"{where}: " if where else ""
-    name = tree.get("algorithm", DEFAULT)
-    if not isinstance(name, str):
-        raise ConfigError(f"{prefix}algorithm: expected the name of a method (given: {name!r})")
-    kind = config_type(name)
+    kind = _type_of(tree, prefix)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(prefix + "; ".join(explain(entry, kind) for entry in error.errors())) from None
+
+
+def _check_part(tree: Mapping[str, Any], where: str) -> None:
+    """:func:`check` of one of several sources; what options say together is a matter of all of them together."""
+    kind = _type_of(tree, f"{where}: ")
+    try:
+        kind.model_validate(tree)
+    except ValidationError as error:
+        wrong = [explain(entry, kind) for entry in error.errors() if entry["type"] != "value_error"]
+        if wrong:
+            raise ConfigError(f"{where}: " + "; ".join(wrong)) from None
+
+
+def _type_of(tree: Mapping[str, Any], prefix: str) -> type[Config]:
+    name = tree.get("algorithm", DEFAULT)
+    if not isinstance(name, str):
+        raise ConfigError(f"{prefix}algorithm: expected the name of a method (given: {name!r})")
+    return config_type(name)
 
 
 def differences(before: Config, after: Config) -> list[str]:
@@ -339,7 +357,7 @@ def _parse(text: str, where: str, before: Mapping[str, Any]) -> dict[str, Any]:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
-    check({"algorithm": before.get("algorithm", DEFAULT), **tree}, where)
+    _check_part({"algorithm": before.get("algorithm", DEFAULT), **tree}, where)
     return tree
 
 
@@ -383,6 +401,8 @@ def _value(text: str) -> Any:
 def explain(entry: Any, kind: type[BaseModel]) -> str:
     """A validation error of pydantic in one phrase, with the nearest key where one is unknown."""
     dotted = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden" and isinstance(entry["input"], dict):
+        return f"there is no section {dotted}{nearest(dotted, kind.model_fields)}"
     if entry["type"] == "extra_forbidden":
         return f"there is no option {dotted}{nearest(dotted, keys(kind))}"
     message = entry["msg"].removeprefix("Value error, ")
