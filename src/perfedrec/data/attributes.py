@@ -31,7 +31,7 @@ def read_attributes(
     """
     path = Path(path)
     text = clean(path, read_bytes(path))
-    first = next(fields for _, fields in records(text, Layout(",")) if fields)
+    first = next(fields for _, fields in records(path, text, Layout(",")) if fields)
     if len(first) < 2 or len(set(first)) < len(first):
         raise DataError(f"{path}, line 1: expected a header of different names: id, attribute, ...")
     cells = _cells(path, text, ",", names=[name.strip() for name in first], skip=1)

@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -296,12 +297,12 @@ def _read_adjacency(path: Path, text: bytes, layout: Layout) -> pl.DataFrame:
 
 def _read_table(path: Path, text: bytes, layout: Layout, columns: Columns | None) -> pl.DataFrame:
     text, layout = _arrange(text, layout)
-    first = next(fields for _, fields in records(text, layout) if fields)
+    first = next(fields for _, fields in records(path, text, layout) if fields)
     header = layout.header
     if header is None:
-        header = _has_header(text, layout)
+        header = _has_header(path, text, layout)
     names = [name.strip() for name in first] if header else [str(i + 1) for i in range(len(first))]
-    n_skipped = next(i for i, (_, fields) in enumerate(records(text, layout)) if fields) + bool(header)
+    n_skipped = next(i for i, (_, fields) in enumerate(records(path, text, layout)) if fields) + bool(header)
     where = _locate_roles(path, names, header, columns)
     try:
         table = pl.read_csv(
@@ -325,7 +326,7 @@ def _read_table(path: Path, text: bytes, layout: Layout, columns: Columns | None
 
     def complain(row: int, problem: str) -> NoReturn:
         wanted = int(table["row"][row]) + n_skipped
-        line = next(line for i, (line, _) in enumerate(records(text, layout)) if i == wanted)
+        line = next(line for i, (line, _) in enumerate(records(path, text, layout)) if i == wanted)
         fail(path, line, problem)
 
     if not header and columns is None and "rating" in where and "timestamp" not in where:
@@ -348,15 +349,17 @@ def _arrange(text: bytes, layout: Layout) -> tuple[bytes, Layout]:
     return text, layout
 
 
-def records(text: bytes, layout: Layout) -> Iterator[tuple[int, list[str]]]:
+def records(path: Path, text: bytes, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """Line number, counted from 1, and fields of each record; a blank line has none. Slow: for heads and errors."""
     stream = io.TextIOWrapper(io.BytesIO(text), newline="")
     if layout.separator in (",", ";", "\t"):
-        reader = csv.reader(stream, delimiter=layout.separator)
-        line = 1
-        for fields in reader:
-            yield line, fields
-            line = reader.line_num + 1
+        reader, line = csv.reader(stream, delimiter=layout.separator), 1
+        try:
+            for fields in reader:
+                yield line, fields
+                line = reader.line_num + 1
+        except csv.Error as error:
+            fail(path, line, f"cannot be split into columns ({error})")
     else:
         for line, content in enumerate(stream, start=1):
             content = content.rstrip("\n")
@@ -364,7 +367,7 @@ def records(text: bytes, layout: Layout) -> Iterator[tuple[int, list[str]]]:
 
 
 def complain_about_width(path: Path, text: bytes, layout: Layout, width: int) -> None:
-    for line, fields in records(text, layout):
+    for line, fields in records(path, text, layout):
         if fields and len(fields) != width:
             fail(path, line, f"has {_columns(len(fields))}; expected {width} as in the first line")
 
@@ -373,11 +376,9 @@ def _columns(n: int) -> str:
     return "1 column" if n == 1 else f"{n} columns"
 
 
-def _has_header(text: bytes, layout: Layout) -> bool:
+def _has_header(path: Path, text: bytes, layout: Layout) -> bool:
     """Known names, or words above numbers."""
-    head = [
-        fields for _, fields in zip(range(20), (fields for _, fields in records(text, layout)), strict=False) if fields
-    ]
+    head = [fields for _, fields in islice(records(path, text, layout), 20) if fields]
     if _is_header(head[0]):
         return True
     return any(not _is_number(head[0][i]) and _is_number(cell) for i, cell in enumerate(head[-1][: len(head[0])]))

@@ -37,6 +37,8 @@ def split(
     check_name(order, ORDERS, "order")
     if min(ratio) < 0 or ratio[0] <= 0 or not np.isclose(sum(ratio), 1):
         raise DataError(f"ratio must be three shares that add up to 1, the first above 0, got {ratio}")
+    if seed < 0:
+        raise DataError(f"the seed of a split must be at least 0, got {seed}")
     users = interactions.users_of_rows()
     chance = np.random.default_rng(seed).random(users.size)
     if order == "random":

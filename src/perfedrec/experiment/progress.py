@@ -93,7 +93,7 @@ class Quiet:
 
 @dataclass
 class Lines(Quiet):
-    """Plain lines, a second or more apart: for logs and pipes."""
+    """Plain lines, at least ``every`` seconds apart: for logs and pipes."""
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     every: float = 2.0
