@@ -73,6 +73,13 @@ def test_help_describes_arguments_as_well_as_options() -> None:
         (["evaluate", "--run", "nowhere"], "nowhere"),
         (["recommend", "--run", "nowhere", "--user", "1"], "nowhere"),
         (["recommend", "--run", "nowhere"], "--user"),
+        (["recommend", "--run", "nowhere", "--user", "1", "--output", "a.csv"], "--all-users"),
+        (["recommend", "--run", "nowhere", "--all-users"], "--output FILE"),
+        (["train", "--resume", "--algorithm", "mf"], "only --rounds and --device may change"),
+        (["train", "--data", "{ratings}", "--previous"], "--resume"),
+        (["train", "--data", "{ratings}", "--algorithm", "mf", "--privacy", "paper"], "there is no section privacy"),
+        (["data", "info", "{long}"], "{long}, line 3: cannot be split into columns"),
+        (["data", "prepare", "{ratings}", "--output", "{prepared}", "--seed", "-1"], "at least 0"),
         (["data", "info", "{binary}"], "{binary}"),
         (["config", "show", "nothing"], "nothing"),
     ],
@@ -83,6 +90,8 @@ def test_a_mistake_is_one_line_exit_2_and_nothing_written(
     names = {"ratings": ratings, "binary": tmp_path / "binary.csv", "empty": tmp_path / "empty.csv"}
     names["binary"].write_bytes(b"\x00\xff\xfe\x01" * 50)
     names["empty"].write_bytes(b"")
+    names |= {"long": tmp_path / "long.csv", "prepared": tmp_path / "run"}
+    names["long"].write_text("user,item,rating\n1,2,3\n4," + "5" * 200_000 + "\n")
     output = tmp_path / "run"
     filled = [each.format(**names) for each in arguments]
     if filled[0] == "train":
@@ -185,9 +194,31 @@ def test_figures_among_sampled_negatives_say_so(ratings: Path, tmp_path: Path) -
     assert summary["test_sampled"]["recall@10"] > summary["test"]["recall@10"]  # as it does, which is why
 
 
+def test_ids_that_look_like_markup_are_shown_as_they_are(ratings: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd [b].csv"
+    odd.write_text(ratings.read_text().replace(",i", ",[/i]:ring:").replace("\nu", "\n[red]u"))
+    run = tmp_path / "run [i]"
+    trained = cli("train", "--data", odd, "--output", run, "--algorithm", "item_knn").stdout
+    assert "odd [b]: 30 users" in trained
+    assert str(run) in trained
+    shown = cli("recommend", "--run", run, "--user", "[red]u3", "--k", "4").stdout
+    assert "for user [red]u3" in shown
+    assert shown.count("[/i]:ring:") == 4
+
+
+def test_data_named_takes_the_place_of_a_split_in_the_configuration(ratings: Path, tmp_path: Path) -> None:
+    few, file = tmp_path / "few.csv", tmp_path / "run.toml"
+    few.write_text("user,item\n" + "".join(f"u{user},i{item}\n" for user in range(5) for item in range(4)))
+    file.write_text(f'[data]\ntrain = "{ratings}"\nvalid = "{ratings}"\ntest = "{ratings}"\n')
+    knn = ["--algorithm", "item_knn", "--quiet", "--json"]
+    cli("train", "--config", file, "--data", few, "--output", tmp_path / "run", *knn)
+    assert json.loads((tmp_path / "run" / "diagnostics.json").read_text())["data"]["users"] == 5
+
+
 def test_data_info_and_prepare(ratings: Path, tmp_path: Path) -> None:
     facts = json.loads(runner.invoke(app, ["data", "info", str(ratings), "--json"]).stdout)
     assert facts["users"] == 30
+    assert "training part" in cli("data", "info", "synthetic").stdout
     folder = tmp_path / "prepared"
     assert runner.invoke(app, ["data", "prepare", str(ratings), "--output", str(folder)]).exit_code == 0
     assert runner.invoke(app, ["train", "--data", str(folder), "--output", str(tmp_path / "r"), *FEW]).exit_code == 0
@@ -253,6 +284,8 @@ def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
         (("privacy", "plan", "--epsilon", "0", "--users", "10"), "--epsilon is 0; expected more than 0"),
         (("privacy", "plan", "--epsilon", "1", "--users", "10", "--rounds", "5"), "a cohort of 256 is larger"),
         (("privacy", "plan", "--epsilon", "1", "--users", "10", "--cap", "0"), "--cap is 0; expected more than 0"),
+        (("privacy", "plan", "--epsilon", "nan", "--users", "10"), "--epsilon is nan; expected more than 0"),
+        (("privacy", "plan", "--epsilon", "1", "--users", "10", "--rounds", "-1"), "--rounds is -1"),
         (("privacy", "report", "nowhere"), "not a finished run"),
         (("audit", "nowhere"), "not a run folder"),
         (("train", "--privacy", "privat"), "did you mean private?"),

@@ -12,6 +12,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from perfedrec.cli.common import AsJson, console, one_line
 
@@ -79,7 +80,7 @@ def print_results(results: dict[str, Any]) -> None:
         for column in shown:
             table.add_column(column.brief, overflow="fold")
         for row in cells(shown, lines):
-            table.add_row(*(f"[bold]{text}[/bold]" if best else text for text, best in row))
+            table.add_row(*(Text(text, "bold") if best else text for text, best in row))
         console.print(table)
 
 

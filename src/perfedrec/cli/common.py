@@ -16,7 +16,7 @@ from rich.text import Text
 
 from perfedrec.core.errors import PerfedrecError
 
-console = Console()
+console = Console(markup=False, emoji=False)  # ids, names and paths are shown as they are
 
 Profile = Annotated[
     str | None, typer.Option("--privacy", help="privacy profile: none, paper, secure or private (see docs/privacy.md)")
@@ -60,11 +60,8 @@ def reporter(quiet: bool, as_json: bool) -> Any:
 
 def print_data(dataset: Any) -> None:
     train = dataset.train
-    console.print(
-        f"[bold]{dataset.name}[/bold]: {train.n_users} users, {train.n_items} items, "
-        f"{train.n_interactions} interactions",
-        soft_wrap=True,
-    )
+    sizes = f": {train.n_users} users, {train.n_items} items, {train.n_interactions} interactions"
+    console.print(Text.assemble((dataset.name, "bold"), sizes), soft_wrap=True)
     for line in dataset.notes.lines():
         console.print(Padding(Text(line), (0, 0, 0, 2)))
 
@@ -87,5 +84,5 @@ def print_privacy(block: dict[str, Any]) -> None:
 
     table = Table("privacy", "", show_header=False, title="privacy", title_justify="left", box=None)
     for name, text in lines(block):
-        table.add_row(f"[bold]{name}[/bold]", Text(text))
+        table.add_row(Text(name, "bold"), text)
     console.print(table)

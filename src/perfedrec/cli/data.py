@@ -17,27 +17,27 @@ app = typer.Typer(help="Look at, prepare and download interaction data.", no_arg
 
 @app.command("info")
 def data_info(
-    file: Annotated[str, typer.Argument(help="a file of interactions, or synthetic:users=..,items=..")],
+    file: Annotated[str, typer.Argument(help="file, folder, or synthetic:users=..,items=..")],
     format: Format = "auto",
     columns: Columns = "",
     as_json: AsJson = False,
 ) -> None:
-    """Users, items, density, degree distribution and time range of a file.
+    """Users, items, density, degree distribution and time range of a file, or of a data set's training part.
 
     [bold]perfedrec data info ratings.csv[/bold]
     """
     with one_line():
         from perfedrec.data import Interactions, describe, load, parse_columns
 
-        path = Path(file)
-        if file.startswith("synthetic:") or path.is_dir():
-            facts = describe(load(file, format=format, columns=parse_columns(columns)).train)
+        title, chosen = file, parse_columns(columns)
+        if file.partition(":")[0] == "synthetic" or Path(file).is_dir():
+            facts, title = describe(load(file, format=format, columns=chosen).train), f"{file}, training part"
         else:
-            facts = describe(Interactions.from_file(path, format=format, columns=parse_columns(columns)))
+            facts = describe(Interactions.from_file(file, format=format, columns=chosen))
         if as_json:
             print(json.dumps(facts, default=str))
             return
-        table = Table("figure", "value", title=file)
+        table = Table("figure", "value", title=title)
         for name, value in flat(facts):
             table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
         console.print(table)

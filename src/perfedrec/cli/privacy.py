@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from perfedrec.cli.common import AsJson, Moved, console, one_line, print_privacy
 from perfedrec.core.errors import ConfigError
@@ -39,12 +40,14 @@ def privacy_plan(
 
         sizes = {"users": users, "items": items, "passes": passes, "dim": dim, "cohort": cohort, "cap": cap}
         for name, value in {"epsilon": epsilon, **sizes}.items():
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # nor for nan
                 raise ConfigError(f"--{name} is {value:g}; expected more than 0")
         if epsilon > 50:
             raise ConfigError(f"--epsilon is {epsilon:g}; expected at most 50: a larger one rules out nothing")
         if not 0 < delta < 1:
             raise ConfigError(f"--delta is {delta:g}; expected a number between 0 and 1")
+        if rounds < 0:
+            raise ConfigError(f"--rounds is {rounds}; expected 0 (none) or more")
         spectral = plan_spectral(epsilon, delta, users, items, passes)
         training = plan_training(epsilon, delta, users, items, dim, rounds, cohort, cap) if rounds > 0 else None
         if as_json:
@@ -146,7 +149,7 @@ def print_audit(found: Any) -> None:
         table = Table("canaries on", "epsilon claimed", "shown, any noise", "shown, normal noise", "trials", "")
         for each in found.bounds:
             normal = "-" if each.lower_gaussian is None else f"{each.lower_gaussian:.2f}"
-            verdict = "[red]above the claim[/red]" if each.failed else "within"
+            verdict = Text("above the claim", "red") if each.failed else "within"
             table.add_row(each.what, f"{each.claim:.2f}", f"{each.lower:.2f}", normal, str(each.trials), verdict)
         console.print(table)
     else:

@@ -77,16 +77,8 @@ def train(
         told = trackers(track or (), output)
         checkpoint = None
         if resume:
-            if (
-                data
-                or train_file
-                or config
-                or set_
-                or without
-                or privacy
-                or seed is not None
-                or dropout_rate is not None
-            ):
+            others = (data, train_file, valid, test, format, columns or None, algorithm, preset, privacy, config)
+            if set_ or without or any(each is not None for each in (*others, seed, dropout_rate)):
                 raise ConfigError(
                     "--resume goes on with the run's own configuration; only --rounds and --device may change"
                 )
@@ -96,17 +88,14 @@ def train(
             tree["run"] |= changes
             resolved = configuration.check(tree)
         else:
-            if data and train_file:
+            if previous:
+                raise ConfigError("--previous tells --resume to skip damaged checkpoints; expected both or neither")
+            if data and (train_file or valid or test):
                 raise ConfigError("expected either --data or the three files --train, --valid and --test")
-            given: dict[str, Any] = {
-                "data__train": train_file,
-                "data__valid": valid,
-                "data__test": test,
-                "data__format": format,
-            }
-            given["data__columns"] = columns or None
+            given: dict[str, Any] = {"data__train": train_file, "data__valid": valid, "data__test": test}
+            given |= {"data__path": data, "data__format": format, "data__columns": columns or None}
             given |= {"run__rounds": rounds, "run__seed": seed, "run__dropout_rate": dropout_rate}
-            given |= {"run__device": device, "data__path": data}
+            given |= {"run__device": device}
             resolved = configuration.resolve(
                 preset, config, set_ or (), without or (), privacy=privacy, algorithm=algorithm, **given
             )
@@ -195,10 +184,10 @@ def recommend(
     with one_line():
         from perfedrec.experiment.run import open_run
 
-        if all_users == (user is not None):
+        if all_users == (user is not None) or all_users == (output is None):
             raise ConfigError("expected either --user ID or --all-users --output FILE")
-        if all_users and (output is None or output.suffix not in (".parquet", ".csv")):
-            raise ConfigError(f"--all-users writes to --output {output}; expected a name that ends in .parquet or .csv")
+        if output is not None and output.suffix not in (".parquet", ".csv"):
+            raise ConfigError(f"--output is {output}; expected a name that ends in .parquet or .csv")
         result, _ = open_run(run, data)
         if user is not None and as_json:
             print(json.dumps({"user": user, "items": result.explain(user, k).drop("user").to_dicts()}))
@@ -212,7 +201,10 @@ def recommend(
                 temporary.replace(output)
             except OSError as error:
                 raise ConfigError(f"{output}: cannot be written ({error})") from None
-            console.print(f"{frame.height} rows in {output}", soft_wrap=True)
+            if as_json:
+                print(json.dumps({"rows": frame.height, "output": str(output)}))
+            else:
+                console.print(f"{frame.height} rows in {output}", soft_wrap=True)
 
 
 def print_result(result: Result, as_json: bool) -> None:
