@@ -5,6 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import ndcg_score
 
+from perfedrec.centralised.method import CentralRecommender, Training
+from perfedrec.centralised.popularity import Counts, Popularity
+from perfedrec.core.types import block_rows
 from perfedrec.evaluation import Held, Totals, mask_seen, rank_block
 
 N, M, KS = 60, 40, (3, 10, 20)
@@ -147,6 +150,15 @@ def test_seen_items_are_never_recommended_while_others_are_left() -> None:
     scores, seen, _, _ = world()
     for row, own in zip(ranked(scores, seen, list(range(N)), M - 4).tolist(), seen, strict=True):
         assert set(row) == set(range(M)) - own
+
+
+def test_seen_items_fill_no_list_up_and_cover_nothing() -> None:
+    counts = Counts(torch.tensor([3.0, 2.0, 1.0, 1.0]))
+    rows, _ = block_rows(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([0]))
+    recommender = CentralRecommender(Popularity(), counts, Training(rows, 4))
+    found = recommender.evaluate(Held(torch.tensor([0, 1]), torch.tensor([3])), (2, 4))
+    assert found["coverage@4"] == 2 / 4
+    assert found["recall@4"] == found["recall@2"] == 1
 
 
 def test_rows_and_hits_of_users_in_any_order() -> None:

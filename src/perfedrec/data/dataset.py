@@ -69,7 +69,8 @@ class HeldOut:
     """What happened to one held-out part: ``interactions`` were given, ``left_out`` of them cannot be evaluated.
 
     Left out are interactions of ``unknown_users`` and with ``unknown_items``, which never occur in training, and
-    ``known_pairs``, which occur in training as well and so can never be recommended.
+    ``known_pairs``, which an earlier part holds as well: training items are never recommended, and validation items are
+    left out of the lists that are tested.
     """
 
     interactions: int = 0
@@ -106,7 +107,7 @@ class SplitReport:
                 lines.append(
                     f"{name}: {part.left_out:,} of {part.interactions:,} interactions are left out of evaluation "
                     f"({part.unknown_users:,} users and {part.unknown_items:,} items never occur in training, "
-                    f"{part.known_pairs:,} interactions occur in training too)"
+                    f"{part.known_pairs:,} interactions occur in an earlier part too)"
                 )
         return lines + list(self.remarks)
 
@@ -208,6 +209,7 @@ def assemble(name: str, user_ids: Ids, item_ids: Ids, parts: Sequence[Rows], how
         times = None if part.timestamps is None else part.timestamps[keep]
         evaluated.append(Interactions.from_rows(*ids, row_users[keep], row_items[keep], times))
         duplicates += int(keep.sum()) - evaluated[-1].n_interactions
+        pairs = np.union1d(pairs, row_users[keep] * fitted.n_items + row_items[keep])
         reports.append(
             HeldOut(
                 interactions=part.users.size,

@@ -83,8 +83,8 @@ class Totals:
     cases: list[tuple[Tensor, dict[str, Tensor]]] = field(default_factory=list)
 
     def add(self, hits: Tensor, counts: Tensor, lists: Tensor | None, users: Tensor) -> None:
-        """Count a block: ``hits`` and ``lists`` [B, max(ks)] (or as many as there are items; ``None``: no lists, and no
-        coverage), ``counts`` [B] held-out items (0: left out), ``users`` [B]."""
+        """Count a block: ``hits`` and ``lists`` [B, max(ks)] (or as many as there are items; -1 where a list has ended;
+        ``None``: no lists, and no coverage), ``counts`` [B] held-out items (0: left out), ``users`` [B]."""
         tested = counts > 0
         hits, counts, users = hits[tested], counts[tested], users[tested]
         self.users += users.numel()
@@ -95,7 +95,8 @@ class Totals:
         if lists is not None:
             for k in self.ks:
                 flags = self.shown.setdefault(k, torch.zeros(self.n_items, dtype=torch.bool, device=hits.device))
-                flags[lists[tested, :k].reshape(-1)] = True
+                shown = lists[tested, :k]
+                flags[shown[shown >= 0]] = True
 
     def by_user(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Tested users [t], ascending, and the values [t] of each metric."""

@@ -84,8 +84,9 @@ class Recommender(ABC):
         """Full ranking over all items unseen in training (and not in ``hide``), user by user."""
         totals = Totals(ks, self.n_items)
         for users in self.everyone().split(block_size):
-            _, lists = rank_block(self.scores(users, hide=hide), max(ks))
-            totals.add(held.hits(users, lists, self.n_items), held.counts(users), lists, users)
+            values, lists = rank_block(self.scores(users, hide=hide), max(ks))
+            hits = held.hits(users, lists, self.n_items)
+            totals.add(hits, held.counts(users), lists.masked_fill(values == -torch.inf, -1), users)
         return totals
 
     def evaluate(
