@@ -42,7 +42,7 @@ class Clock(Quiet):
         for child in psutil.Process().children():
             command = child.cmdline()
             role = "service" if "service" in command else "nodes"
-            role = "superlink" if "perfedrec.runtimes.flower.wire" in command else role
+            role = "superlink" if any(each.endswith("superlink.py") for each in command) else role
             used[role] = used.get(role, 0.0) + sum(child.cpu_times()[:2])
         self.seen.append(used)
 

@@ -13,13 +13,15 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.app.message import make_message
+from flwr.common.constant import ErrorCode
 from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SERVICE, population, settings
 from tests.parity.grid import MemoryGrid
 
 from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.core.errors import ConfigError, PerfedrecError
-from perfedrec.core.records import copied
+from perfedrec.core.records import copied, flatten
 from perfedrec.experiment.config import RunSettings, config_of
 from perfedrec.experiment.node import build, method_of
 from perfedrec.experiment.service import Shelf
@@ -285,6 +287,45 @@ def test_the_same_round_is_answered_with_the_same_sum(stores: dict[int, Store]) 
     assert report.clients == report.cohort
     assert torch.equal(after.items, twice.items)
     assert given.rejected == []
+
+
+class Forgetful:
+    """A SuperLink that was killed with the first answers of each kind."""
+
+    def __init__(self) -> None:
+        self.seen = set[tuple[int, str]]()
+
+    def __call__(self, reply: Message) -> Message:
+        about = reply.metadata.src_node_id, reply.metadata.message_type
+        if about in self.seen:
+            return reply
+        self.seen.add(about)
+        return make_message(metadata=reply.metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, ""))
+
+
+@pytest.mark.parametrize("algorithm", [ALGORITHM, SECURE], ids=["with a service", "secure"])
+def test_what_a_superlink_forgets_is_asked_again(algorithm: PerFedRecPP, tmp_path: Path) -> None:
+    """Also in the middle of secure aggregation, where nodes must not answer twice."""
+    ends = list[Any]()
+    for tamper in (None, Forgetful()):
+        folder = tmp_path / str(tamper is None)
+        folder.mkdir()
+        stores = {100 + i: store(folder / f"{i}.node", users) for i, users in enumerate(PARTS)}
+        given = coordinator(stores, tamper, algorithm=algorithm)
+        given.deadline = 20.0
+        assembled(given)
+        state = given.begin()
+        for _ in range(len(algorithm.prelude) + 2):
+            state, report = given.play(state)
+            assert (report.given_up, report.clients) == (None, report.cohort)
+        assert given.rejected == []
+        assert given.hand_out(state) == list(stores)
+        ends.append(flatten(state)[0])
+    kinds = {kind for _, kind in tamper.seen} if isinstance(tamper, Forgetful) else set()
+    stages = {f"train.{stage}" for stage in ("keys", "shares", "masked", "unmask")}
+    assert kinds >= {"query", "query.model", *(stages if algorithm is SECURE else {"train", "train.serve"})}
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(each, ends[1][name]) for name, each in ends[0].items())
 
 
 def test_nodes_recommend_with_what_they_are_handed(stores: dict[int, Store]) -> None:

@@ -17,7 +17,7 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Algorithm, Plan, RoundReport, Spec, from_fixed
 from perfedrec.runtimes.flower.codec import SERVING, Instructions, Setup, UploadError, ViewLayout, pack, unpack
-from perfedrec.runtimes.flower.server_app import POLL, Rejection, Traffic, exchange, gather, play_round
+from perfedrec.runtimes.flower.server_app import POLL, Rejection, Traffic, exchange, forgotten, gather, play_round
 from perfedrec.runtimes.flower.service import Mediator
 
 MOST_USERS = 10_000_000
@@ -84,10 +84,14 @@ class Coordinator:
             new = sorted(present - known)
             if new:
                 names = self.grid.push_messages([self._hello(node) for node in new])
-                asked |= dict(zip(names, new, strict=True))
-                known |= present
+                sent = {name: node for name, node in zip(names, new, strict=True) if name}
+                asked |= sent
+                known |= set(sent.values())
             for reply in self.grid.pull_messages(asked) if asked else ():
                 node = asked.pop(reply.metadata.reply_to_message_id)
+                if forgotten(reply):
+                    known.discard(node)
+                    continue
                 try:
                     if node == self.service:
                         served = self._serves(reply)

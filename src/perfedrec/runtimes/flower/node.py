@@ -37,14 +37,15 @@ from perfedrec.runtimes.flower.codec import (
 )
 from perfedrec.runtimes.flower.sealing import Bundle
 from perfedrec.runtimes.flower.secagg import STAGES
-from perfedrec.runtimes.flower.secure_sum import RECORD, take_part
+from perfedrec.runtimes.flower.secure_sum import RECORD, Stages
 from perfedrec.runtimes.flower.server_app import FAILED
 from perfedrec.runtimes.flower.wire import AwayError, Fleet, StoppedError
 from perfedrec.runtimes.node import Store
 
 POLL = 0.1
 IDLE = 1.0
-"""Seconds between two questions for messages: at first, and at most when there was none for long."""
+"""Seconds between two questions for messages, where the SuperLink does not hold them for as long: at first, and at most
+when there was none for long."""
 
 LINGER = 1.0
 """Least seconds between an answer and a goodbye: a SuperLink drops the answers of nodes that have left."""
@@ -109,7 +110,7 @@ class Station:
 
     def app(self) -> ClientApp:
         """The ``ClientApp``."""
-        app = ClientApp()
+        app, stages = ClientApp(), Stages()
 
         @app.query()
         def present(message: Message, context: Context) -> Message:
@@ -137,7 +138,7 @@ class Station:
             def vector() -> Aggregate:
                 return self._work(message, *self._agreed(Setup.read(message.content)))
 
-            return take_part(message, context, vector)
+            return stages.answer(message, context, vector)
 
         for name in STAGES:
             app.train(name)(stage)
@@ -267,10 +268,11 @@ def _answer_all(
     last, context, sent, refusal = time.monotonic(), Context(0, node, {}, RecordDict(), {}), -LINGER, ""
     while not stop.is_set():
         try:
+            asked = time.monotonic()
             message = fleet.receive()
             if message is None:
                 idle = time.monotonic() - last
-                stop.wait(min(max(POLL, idle / 20), IDLE))
+                stop.wait(max(asked + min(max(POLL, idle / 20), IDLE) - time.monotonic(), 0.0))
                 continue
             start = last = time.monotonic()
             if message.metadata.run_id != context.run_id:

@@ -69,6 +69,23 @@ def secure_sum(
         raise GivenUpError("unmask", f"what was opened is no sum: {error}") from error
 
 
+class Stages:
+    """A node's answers to the stages. The last one is kept: what a SuperLink has forgotten is asked again, and must be
+    answered as before, while a stage that comes again with another content is out of turn."""
+
+    def __init__(self) -> None:
+        self._last: tuple[tuple[str, str], RecordDict] | None = None
+
+    def answer(self, message: Message, context: Context, vector: Callable[[], Aggregate]) -> Message:
+        """See :func:`take_part`."""
+        record = message.content.config_records.get(RECORD)
+        asked = message.metadata.message_type, "" if record is None else record.object_id
+        if self._last is None or self._last[0] != asked:
+            self._last = None  # what is kept is large
+            self._last = asked, take_part(message, context, vector).content
+        return Message(self._last[1], reply_to=message)
+
+
 def take_part(message: Message, context: Context, vector: Callable[[], Aggregate]) -> Message:
     """A node's answer to a message of any stage; ``vector`` gives what it has to add, when it comes to that.
 

@@ -28,7 +28,7 @@ FAILED = 2
 """Flower's code of a client that raised an error; the reasons that our nodes give begin with their kind."""
 
 POLL = 0.05
-"""Seconds between two looks for replies (Flower's own loop waits 3)."""
+"""Least seconds between two looks for replies (Flower's own loop waits 3); our SuperLink holds them for longer."""
 
 AGAIN = 0.5
 """Seconds between two looks for nodes that died with a message."""
@@ -190,18 +190,20 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float | None = No
     (``None``: until all are there).
 
     A node that died with a message is asked again when it is back, which is safe: it answers a round once, and says the
-    same again. Only the later stages of secure aggregation need what died with it.
+    same again. Only the later stages of secure aggregation need what died with it. What a SuperLink forgot that died is
+    asked again at once.
     """
     lost, again = dict[int, tuple[Message, Message]](), 0.0
     waiting = _send(grid, messages)
     end = None if timeout is None else time.monotonic() + timeout
     while waiting or lost:
+        looked = time.monotonic()
         replies = list(grid.pull_messages(waiting)) if waiting else []
         for reply in replies:
             if (asked := waiting.pop(reply.metadata.reply_to_message_id, None)) is None:
                 continue
             node = asked.metadata.dst_node_id
-            if timeout is not None and _died(reply) and asked.metadata.message_type not in LATER:
+            if timeout is not None and _died(reply, asked):
                 lost[node] = asked, reply
             else:
                 yield node, reply
@@ -214,7 +216,7 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float | None = No
             back, again = lost.keys() & set(grid.get_node_ids()), now + AGAIN
             waiting |= _send(grid, [_copy(lost.pop(node)[0], end, now) for node in sorted(back)])
         if not replies:
-            time.sleep(POLL)
+            time.sleep(max(looked + POLL - time.monotonic(), 0.0))
 
 
 def _send(grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
@@ -224,8 +226,15 @@ def _send(grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
     return {name: each for name, each in zip(names, messages, strict=True) if name}
 
 
-def _died(reply: Message) -> bool:
-    return reply.has_error() and reply.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+def _died(reply: Message, asked: Message) -> bool:
+    """Whether what was ``asked`` got lost, and may be asked again: with a node, or with the SuperLink."""
+    with_node = reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
+    return (with_node and asked.metadata.message_type not in LATER) or forgotten(reply)
+
+
+def forgotten(reply: Message) -> bool:
+    """Whether a SuperLink says that it does not know, or no longer, what was asked."""
+    return reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
 
 
 def _copy(message: Message, end: float | None, now: float) -> Message:

@@ -1,5 +1,5 @@
-"""Flower's private parts, all in this one module: the fleet API as a node speaks it, and the control and runtime APIs
-as a coordinator does.
+"""Flower's private parts as a client has them: the fleet API as a node speaks it, and the control and runtime APIs as a
+coordinator does. What a SuperLink has of them is in ``superlink.py``.
 
 Flower's own SuperNode starts a Python process for every message, and its grid looks for replies every three seconds.
 Here a node works in its own process (:class:`Fleet`), and a coordinator is the one long-lived server process of its run
@@ -10,10 +10,7 @@ read both again when Flower changes.
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import secrets
-import signal
 import ssl
 import subprocess
 import sys
@@ -55,6 +52,7 @@ from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
+    PushAppMessagesRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
@@ -74,8 +72,8 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.logger import console_handler
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor, ProtobufRequestContext
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -112,6 +110,10 @@ takes the run's task itself, and nodes answer by themselves."""
 
 AWAY_SECONDS = 60.0
 """How long a connection outlives a SuperLink that is away."""
+
+NODE_WAITS, COORDINATOR_WAITS = 2, 1
+"""Seconds, whole ones, that our SuperLink may hold a question for news. What a process is told meanwhile (to stop, that
+a deadline is over) has to wait for as long."""
 
 T = TypeVar("T")
 
@@ -174,6 +176,32 @@ class Bundler:
         return message
 
 
+class _Patient:
+    """Says with each request that the answer may wait ``seconds`` for news (RFC 7240), and sends large ones piece by
+    piece: what the HTTP client is given at once it copies anew for every record of TLS."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+
+    def intercept(
+        self, context: ProtobufRequestContext, call_next: Callable[[ProtobufRequestContext], httpx.Response]
+    ) -> httpx.Response:
+        context.request.headers["prefer"] = f"wait={self.seconds}"
+        context.request.stream = _Pieces(context.request.content)
+        return call_next(context)
+
+
+class _Pieces(httpx.SyncByteStream):
+    SIZE = 1 << 14  # a record of TLS
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._content), self.SIZE):
+            yield self._content[start : start + self.SIZE]
+
+
 # --- a node ---
 
 
@@ -215,7 +243,8 @@ class Fleet:
         signed = NodeAuthHttpInterceptor(private, private.public_key())
         version = RuntimeVersionHttpInterceptor(component_name="SuperNode")
         self.ending = threading.Event()  # once set, a SuperLink that is away is not waited for
-        self._client = FleetHttpClient(f"https://{address}", interceptors=[version, signed], verify=_trusting(ca))
+        interceptors: list[ProtobufClientInterceptor] = [version, signed, _Patient(NODE_WAITS)]
+        self._client = FleetHttpClient(f"https://{address}", interceptors=interceptors, verify=_trusting(ca))
         self._node: Node | None = None
         self._stop = threading.Event()
 
@@ -234,7 +263,10 @@ class Fleet:
         return self.node_id
 
     def receive(self) -> Message | None:
-        """The next message, or ``None``. Raises :class:`StoppedError` when its run is over."""
+        """The next message, or ``None`` where none came in the time that the SuperLink holds such a question.
+
+        Raises :class:`StoppedError` when its run is over.
+        """
         answer = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
         if not answer.messages_list:
             return None
@@ -355,24 +387,24 @@ class Certificates:
 
 
 class SuperLink:
-    """A SuperLink as a child process, which ends with this one, keeps its state in ``folder``, and is started again
-    when it dies: so many ``restarts`` until now."""
+    """A SuperLink as a child process, which ends with this one, keeps in ``folder`` who is registered and which runs
+    are open, and is started again when it dies: so many ``restarts`` until now."""
 
     def __init__(self, folder: Path, host: str, port: int, certificates: Certificates) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)  # the database holds what nodes send
+        folder.chmod(0o700)
         self.secret = secrets.token_bytes(32)
         self._secret_file = folder / "superexec.secret"
         self._secret_file.touch(mode=0o600)
         self._secret_file.write_bytes(self.secret)
         self._log = folder / "superlink.log"
         self._command = [
-            *(sys.executable, "-m", __name__),
+            *(sys.executable, "-P", str(Path(__file__).with_name("superlink.py"))),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret_file)),
             *("--ssl-ca-certfile", str(certificates.ca)),
             *("--ssl-certfile", str(certificates.certificate), "--ssl-keyfile", str(certificates.key)),
             *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-            *("--host", host, "--port", str(port), "--database", str(folder / "superlink.db")),
+            *("--host", host, "--port", str(port), "--database", str(folder / "superlink.json")),
         ]
         self._stop, self.restarts = threading.Event(), 0
         self.process = self._start()
@@ -455,21 +487,40 @@ class Control:
 
 
 class FastGrid(HttpGrid):
-    """A grid whose :meth:`pull_messages` never waits: what has not arrived whole is looked for the next time."""
+    """A grid whose :meth:`pull_messages` waits no longer than the SuperLink holds a question: what has not arrived
+    whole is looked for the next time."""
 
     def __init__(self, address: str, ca: Path, token: str) -> None:
         super().__init__(address, root_certificates=ca.read_bytes(), token=token)
         self._arriving: dict[str, tuple[Any, list[str], dict[str, bytes], float]] = {}
+        self._patience = _Patient(COORDINATOR_WAITS)
+        self._runtime_client._interceptors += (self._patience,)
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        bundler = Bundler()
-        return super().push_messages([bundler.bundled(message) for message in messages])
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages, and give the name of each (empty: not taken). What a SuperLink that is started again meanwhile
+        forgets is answered by an error later, as what it forgets afterwards."""
+        bundler, client, run_id = Bundler(), self._runtime_client, self.run.run_id
+        request, objects = PushAppMessagesRequest(), dict[str, Any]()
+        with no_object_id_recompute():
+            for message in map(bundler.bundled, messages):
+                message.metadata.__dict__["_message_id"] = message.object_id
+                request.message_object_trees.append(get_object_tree(message))
+                objects |= get_all_nested_objects(message)
+                request.messages_list.append(message_to_proto(remove_content_from_message(message)))
+            answer = client.PushMessages(request)
+            for name in answer.objects_to_push:
+                part = PushObjectRequest(node=self.node, run_id=run_id, object_id=name, session_id=answer.session_id)
+                part.object_content = objects[name].deflate()
+                client.PushObject(part)
+        return list(answer.message_ids)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         client, run_id = self._runtime_client, self.run.run_id
         begun = {head.metadata.reply_to_message_id for head, *_ in self._arriving.values()}
         if open_ := [name for name in message_ids if name not in begun]:  # the SuperLink tells of each reply once
+            self._patience.seconds = 0 if self._arriving else COORDINATOR_WAITS
             answer = client.PullMessages(PullAppMessagesRequest(message_ids=open_))
+            self._patience.seconds = COORDINATOR_WAITS
             for head, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
                 wanted = [each.object_id for each in iterate_object_tree(tree)]
                 self._arriving[head.metadata.message_id] = (head, wanted, {}, time.monotonic() + UPLOAD_SECONDS)
@@ -551,21 +602,3 @@ def attached(address: str, ca: Path, secret: bytes, run_id: int) -> Iterator[Gri
         with suppress(httpx.HTTPError):
             client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
         grid.close()
-
-
-def _superlink() -> None:
-    """Run a SuperLink until the process that started it is gone, which closes this one's standard input."""
-    from flwr.superlink.cli import flower_superlink
-
-    def watch() -> None:
-        sys.stdin.buffer.read()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-    logging.getLogger("flwr").setLevel(logging.WARNING)  # not a line for every request
-    console_handler.setLevel(logging.WARNING)
-    flower_superlink()
-
-
-if __name__ == "__main__":
-    _superlink()

@@ -1,0 +1,350 @@
+"""The process of a SuperLink: Flower's own, with what is under way in memory, and a short way for what rounds ask for.
+
+Flower's keeps every part of every message in SQLite, takes a request through five layers of middleware, and is asked
+again and again whether there is news. Most of the time of a round went there. Here
+
+* messages are in memory alone (:class:`State`). What has to survive a restart, which is who is registered and which
+  runs are open, is in a small file. What was under way is lost with the process, and who waits for it asks again: see
+  ``exchange`` in :mod:`perfedrec.runtimes.flower.server_app`;
+* :class:`ShortWay` hands the requests that rounds are made of straight to Flower's handlers, and holds a question for
+  news, where it is asked to, until there is some. All other requests, and those that fail there, go Flower's way.
+
+Clients need not know: it is the same API with the same authentication. This file and ``wire.py`` are the only ones that
+touch Flower's private parts; both were written against Flower 1.41, see ``tests/runtimes/flower/test_superlink.py``.
+
+Run as a script, because nothing else of this package is needed here and its imports would slow a restart down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import timedelta
+from heapq import heappop, heappush
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from flwr.app import Message
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.task_pb2 import Task
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState, RunRecord
+from flwr.supercore.constant import TASK_TOKEN_HEADER, NodeStatus
+from flwr.supercore.corestate.in_memory_corestate import TokenRecord
+from flwr.supercore.date import now
+from flwr.supercore.dependencies.task import authenticate_task
+from flwr.supercore.http_logging import get_uvicorn_log_config
+from flwr.supercore.logger import console_handler
+from flwr.supercore.object_store import ObjectStore, ObjectStoreFactory
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+from flwr.supercore.run import Run, RunStatus
+from flwr.superlink import main
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
+from flwr.superlink.federation import FederationManager
+from flwr.superlink.routers.fleet.node_auth import authenticate_node
+from flwr.superlink.servicer.fleet import fleet_handlers as fleet
+from flwr.superlink.servicer.runtime import runtime_handlers as runtime
+from google.protobuf.json_format import MessageToDict, ParseDict  # type: ignore[import-untyped]
+
+MOST_SECONDS = 10.0
+"""The longest that a question is held for a client that prefers to wait (RFC 7240). Flower's own clients do not."""
+
+GRACE = 120.0
+"""Seconds after the end of a message's time in which its parts may still be fetched."""
+
+
+def _lasting(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A ``method`` that changes what has to last."""
+
+    def changed(self: State, *given: Any, **named: Any) -> Any:
+        try:
+            return method(self, *given, **named)
+        finally:
+            self.write()
+
+    return changed
+
+
+class State(InMemoryLinkState):
+    """Flower's state in memory, in which nodes, runs, and who may speak for a run survive in a file at ``path``."""
+
+    create_node = _lasting(InMemoryLinkState.create_node)
+    delete_node = _lasting(InMemoryLinkState.delete_node)
+    deactivate_node = _lasting(InMemoryLinkState.deactivate_node)
+    create_run = _lasting(InMemoryLinkState.create_run)
+    claim_task = _lasting(InMemoryLinkState.claim_task)
+    activate_task = _lasting(InMemoryLinkState.activate_task)
+    finish_task = _lasting(InMemoryLinkState.finish_task)
+
+    def __init__(self, path: Path, federations: FederationManager, objects: ObjectStore) -> None:
+        super().__init__(federations, objects)
+        self._path, self._writing = path, threading.Lock()
+        self._inbox, self._sending = dict[int, list[Message]](), dict[int, str]()
+        self._until = list[tuple[float, str]]()  # a heap
+        if path.exists():
+            self._restore(json.loads(path.read_text(encoding="utf-8")))
+
+    def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
+        """A node that comes anew knows nothing of what it was given before: that is forgotten, and asked again."""
+        active = super().activate_node(node_id, heartbeat_interval)
+        if active:
+            self._cleanup_push_session(self._sending.pop(node_id, ""), cleanup_messages=True)  # half an answer
+            with self.lock:
+                given = [each for each in self.message_ins_store.values() if each.metadata.dst_node_id == node_id]
+                names = {each.metadata.message_id for each in given if each.metadata.delivered_at}
+                self.delete_messages(names - self.message_ins_id_to_message_res_id.keys())
+        self.write()
+        return active
+
+    def store_message_and_object_tree(
+        self, message: Message, object_tree: ObjectTree, session_id: str
+    ) -> tuple[bool, list[str]]:
+        """Take in a message, and drop what nobody has fetched in time: answers that came after the end of a round."""
+        with self.lock:
+            about, time = message.metadata, now().timestamp()
+            heappush(self._until, (about.created_at + about.ttl + GRACE, about.message_id))
+            if about.reply_to_message_id:
+                self._sending[about.src_node_id] = session_id
+            while self._until and self._until[0][0] < time:
+                name = heappop(self._until)[1]
+                self.delete_messages({name})
+                self.object_store.delete(name)
+            return super().store_message_and_object_tree(message, object_tree, session_id)
+
+    def store_message_ins(self, message: Message) -> str | None:
+        new = message.metadata.message_id not in self.message_ins_store
+        with self.lock:
+            name = super().store_message_ins(message)
+            if name is not None and new:
+                self._inbox.setdefault(message.metadata.dst_node_id, []).append(message)
+        return name
+
+    def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
+        """The messages for a node that it has not been given. Flower's own looks at those for all nodes each time."""
+        found, left = list[Message](), list[Message]()
+        with self.lock:
+            waiting = self._inbox.pop(node_id, [])
+            self._check_stored_messages({each.metadata.message_id for each in waiting})
+            for each in waiting:
+                if each.metadata.message_id not in self.message_ins_store:
+                    continue
+                wanted = run_id is None or each.metadata.run_id == run_id
+                (found if wanted and (limit is None or len(found) < limit) else left).append(each)
+            if left:
+                self._inbox[node_id] = left
+            for each in found:
+                each.metadata.delivered_at = now().isoformat()
+        return found
+
+    def write(self) -> None:
+        """Write what has to last."""
+        with self._writing:
+            with self.lock_task_store, self.lock:
+                content = {
+                    "nodes": [MessageToDict(each) for each in self.nodes.values()],
+                    "runs": [asdict(each.run) for each in self.run_ids.values()],
+                    "tasks": [MessageToDict(each) for each in self.task_store.values()],
+                    "tokens": {each: record.token for each, record in self.task_token_store.items()},
+                }
+            scratch = self._path.with_suffix(".new")
+            with open(scratch, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(self._path)
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        """What was written. Nodes and runs that were there count as there, and have to say so again in time."""
+        soon = now() + timedelta(seconds=HEARTBEAT_PATIENCE * HEARTBEAT_DEFAULT_INTERVAL)
+        for each in content["nodes"]:
+            node = ParseDict(each, NodeInfo())
+            if node.status == NodeStatus.ONLINE:
+                node.online_until = now().timestamp() + HEARTBEAT_PATIENCE * node.heartbeat_interval
+            self.nodes[node.node_id] = node
+            self.node_public_key_to_node_id[node.public_key] = node.node_id
+            self.owner_to_node_ids.setdefault(node.owner_aid, set()).add(node.node_id)
+        for each in content["runs"]:
+            run = Run(**each | {"status": RunStatus(**each["status"])})
+            self.run_ids[run.run_id] = RunRecord(run)
+            self.flwr_aid_to_run_ids[run.flwr_aid].add(run.run_id)
+        for each in content["tasks"]:
+            task = ParseDict(each, Task())
+            self.task_store[task.task_id] = task
+        for name, token in content["tokens"].items():
+            self.task_token_store[int(name)] = TokenRecord(token, soon)
+            self.task_token_to_task_id[token] = int(name)
+
+
+FLEET: dict[str, Callable[..., Any]] = {
+    "/v1/fleet/pull-messages": lambda request, state: fleet.pull_messages(request, state, state.object_store),
+    "/v1/fleet/pull-object": fleet.pull_object,
+    "/v1/fleet/confirm-message-received": lambda request, state: fleet.confirm_message_received(
+        request, state, state.object_store
+    ),
+    "/v1/fleet/push-messages": fleet.push_messages,
+    "/v1/fleet/push-object": fleet.push_object,
+}
+"""What a node asks for in a round."""
+
+RUNTIME: dict[str, Callable[..., Any]] = {
+    "/v1/runtime/get-nodes": runtime.get_nodes,
+    "/v1/runtime/push-messages": runtime.push_messages,
+    "/v1/runtime/push-object": runtime.push_object,
+    "/v1/runtime/pull-messages": runtime.pull_messages,
+    "/v1/runtime/pull-object": runtime.pull_object,
+    "/v1/runtime/confirm-message-received": runtime.confirm_message_received,
+}
+"""What a coordinator asks for in a round."""
+
+
+class ShortWay:
+    """An ASGI app before Flower's ``app``, which answers what rounds are made of.
+
+    It works in the event loop, because all there is to do is to move bytes in memory.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app, self._news = app, dict[Any, asyncio.Event]()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or not (scope["path"] in FLEET or scope["path"] in RUNTIME):
+            await self.app(scope, receive, send)
+            return
+        body = await _body(receive)
+        if body is None:
+            return
+        try:
+            answer = await self._answer(Request(scope | {"app": self.app, "state": {}}), body, receive)
+        except Exception:  # which Flower's way puts into words
+            await self.app(scope, _replayed(body, receive), send)
+            return
+        if answer is not None:
+            headers = [(b"content-type", PROTOBUF_MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(answer))]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": answer})
+
+    async def _answer(self, request: Request, body: bytes, receive: Any) -> bytes | None:
+        """The answer to a request, once there is news or it may be held no longer; ``None`` where the client is
+        gone."""
+        path, time = request.url.path, asyncio.get_running_loop().time
+        wait = re.fullmatch(r"wait=(\d+)", request.headers.get("prefer", ""))
+        end = time() + min(float(wait[1]) if wait else 0.0, MOST_SECONDS)
+        message = PROTOBUF_REQUEST_TYPES[request.method, path].FromString(body)
+        if request.headers.get("content-type") != PROTOBUF_MEDIA_TYPE:
+            raise ValueError("another content type")
+        while True:
+            answer = self._handled(request, path, message)
+            awaited = _awaited(path, message, answer)
+            if awaited is None or time() >= end:
+                return bytes(answer.SerializeToString())
+            news = asyncio.ensure_future(self._news.setdefault(awaited, asyncio.Event()).wait())
+            gone = asyncio.ensure_future(receive())
+            await asyncio.wait((news, gone), timeout=end - time(), return_when=asyncio.FIRST_COMPLETED)
+            news.cancel()
+            if gone.done():
+                return None
+            gone.cancel()
+
+    def _handled(self, request: Request, path: str, message: Any) -> Any:
+        state = self.app.state.linkstate_factory.state()
+        if path in FLEET:
+            request.state.protobuf_request = message
+            authenticate_node(request)
+            answer = FLEET[path](message, state)
+        else:
+            task = authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), state)
+            answer = RUNTIME[path](message, state, task)
+        for name in _told(path, message):
+            if (news := self._news.pop(name, None)) is not None:
+                news.set()
+        return answer
+
+
+def _told(path: str, message: Any) -> Sequence[Any]:
+    """What there is news of once a request has been answered: nodes, objects, or replies."""
+    if path == "/v1/runtime/push-messages":
+        return [each.metadata.dst_node_id for each in message.messages_list]
+    if path == "/v1/fleet/push-messages":
+        return ["replies"]
+    return [message.object_id] if path.endswith("/push-object") else []
+
+
+def _awaited(path: str, message: Any, answer: Any) -> Any:
+    """What to wait for news of before a request is answered; ``None``: nothing, since the answer says something."""
+    if path.endswith("/pull-messages") and not answer.messages_list:
+        return message.node.node_id if path in FLEET else "replies"
+    if path.endswith("/pull-object") and answer.object_found and not answer.object_available:
+        return message.object_id
+    return None
+
+
+async def _body(receive: Any) -> bytes | None:
+    """The body of a request; ``None`` where the client is gone."""
+    parts = []
+    while True:
+        event = await receive()
+        if event["type"] != "http.request":
+            return None
+        parts.append(event.get("body", b""))
+        if not event.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replayed(body: bytes, receive: Any) -> Any:
+    """What gives a ``body`` again that was received, and then what is received after it."""
+    events = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Any:
+        return events.pop() if events else await receive()
+
+    return replayed
+
+
+def run() -> None:
+    """Run a SuperLink with the options of Flower's command, whose ``--database`` names the file that lasts, until the
+    process that started it is gone, which closes this one's standard input."""
+
+    def watch() -> None:
+        with suppress(OSError):
+            sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # not a line for every request
+    console_handler.setLevel(logging.WARNING)
+
+    def factories(database: str, federation_manager: FederationManager) -> tuple[ObjectStoreFactory, LinkStateFactory]:
+        objects = ObjectStoreFactory()
+        states = LinkStateFactory(database, federation_manager, objects)
+        states.state_instance = State(Path(database), federation_manager, objects.store())
+        return objects, states
+
+    main.get_objectstore_linkstate_factories = factories  # type: ignore[attr-defined]
+    config = _parse_superlink_lifespan_config()
+    uvicorn.run(
+        ShortWay(main.create_app(config, SuperLinkLifespan)),
+        host=config.host,
+        port=config.port,
+        ssl_keyfile=config.ssl_keyfile,
+        ssl_certfile=config.ssl_certfile,
+        log_config=get_uvicorn_log_config(logging.WARNING),
+        access_log=False,
+    )
+
+
+if __name__ == "__main__":
+    run()
