@@ -199,6 +199,19 @@ def test_a_node_without_opendp_says_so_when_it_is_asked_to_join(
     assert [each.status()["run"] for each in stores.values()] == [None] * 3
 
 
+def test_one_node_alone_tells_item_degrees_if_its_owner_lets_it(tmp_path: Path) -> None:
+    def begun(require: str) -> Any:
+        stores = {100: store(tmp_path / f"{require}.node", torch.arange(N_USERS))}
+        privacy = {"clip": 0.5, "noise_scale": 0.1, "pseudo_items": 0.1, "masking": 0.1, "noise_source": "opendp"}
+        given = coordinator(stores, algorithm=PerFedRecPP(settings(privacy=privacy)), policies={100: require})
+        assembled(given, nodes=1)
+        return given.begin()
+
+    assert float(begun("none").degrees.max()) > 1
+    with pytest.raises(PerfedrecError, match=r"no node has told .* item degrees are asked for without a sum"):
+        begun("paper")
+
+
 def test_waiting_ends(stores: dict[int, Store]) -> None:
     with pytest.raises(PerfedrecError, match="gave up waiting: 3 of 4 nodes"):
         assembled(coordinator(stores), nodes=4)

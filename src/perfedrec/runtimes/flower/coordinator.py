@@ -134,7 +134,8 @@ class Coordinator:
 
     def begin(self) -> Any:
         """The state before the first round. Where the method needs item degrees and clients do not release them as a
-        phase of their own, the nodes are asked for their sums."""
+        phase of their own, the nodes are asked for them: a secure sum, whatever the method's other sums are, unless
+        there is one node alone. Raises :class:`PerfedrecError` where none answers, or too few for a secure sum."""
         assert self.directory is not None
         spec, state = self._spec(torch.ones(self.n_items)), self.blank()
         if not self.algorithm.needs_degrees:
@@ -152,8 +153,12 @@ class Coordinator:
             self._layout,
             self.setup,
             self.directory.identities,
+            secure=sum(users.numel() > 0 for users in self.directory.hosts.values()) > 1,
         )
         self.rejected += traffic.rejections
+        if not total.clients:
+            why = "; ".join(dict.fromkeys(each.detail for each in traffic.rejections))
+            raise PerfedrecError(f"no node has told its users' item degrees: {why}")
         degrees = torch.zeros(self.n_items).index_copy_(0, total.keys, from_fixed(total.sums).squeeze(1))
         return self._start(degrees)
 

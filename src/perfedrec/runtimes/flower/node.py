@@ -128,6 +128,8 @@ class Station:
             algorithm, seed = self._agreed(Setup.read(message.content))
             if algorithm.secure_sums:
                 raise PerfedrecError("this node's uploads are for sums alone; expected stages of secure aggregation")
+            if self.policy is not None and Task.round_of(message.content) < 0:  # whose items they are is plain to see
+                raise UploadError("policy", self._against(self.policy, "item degrees are asked for without a sum"))
             total = self._work(message, algorithm, seed)
             if self.bundle is None or not service.needed(algorithm):
                 return Message(reply(total), reply_to=message)

@@ -153,9 +153,10 @@ def gather(
     enough: float = 1.0,
     mediator: Mediator | None = None,
     private: dict[int, ArrayRecord] | None = None,
+    secure: bool = False,
 ) -> Aggregate:
     """The sum of what the nodes answer to a plan: see :func:`play_round`. What nodes have sealed for the service of a
-    ``mediator`` is put into ``private``."""
+    ``mediator`` is put into ``private``. It is taken by secure aggregation where the method says so, or ``secure``."""
     instructions = Instructions(algorithm, state, plan.phase, plan.cohort.numel(), layout, setup, identities)
     asked = {node: plan.cohort[torch.isin(plan.cohort, users)] for node, users in nodes.items()}
     asked = {node: users for node, users in asked.items() if users.numel()}
@@ -165,7 +166,7 @@ def gather(
     if mediator is not None:
         contents = {node: mediator.add(node, content) for node, content in contents.items()}
         like = for_coordinator(like)
-    if algorithm.secure_sums:
+    if algorithm.secure_sums or secure:
         too_few = partial(algorithm.given_up, plan.phase, asked=plan.cohort.numel())
         return secure_sum(traffic.ask, traffic.refuse, contents, traffic.clients, like, too_few)
     total = _nothing(algorithm, state, spec)
