@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 
@@ -85,11 +83,3 @@ def test_truth_of_a_selection() -> None:
 def test_impossible_settings(settings: dict[str, float], message: str) -> None:
     with pytest.raises(DataError, match=message):
         synthetic(**settings)  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-def test_half_a_million_users_in_under_a_minute() -> None:
-    start = time.perf_counter()
-    interactions, _ = synthetic(users=500_000, items=7000)
-    assert time.perf_counter() - start < 60
-    assert interactions.n_interactions == pytest.approx(10_000_000, rel=0.02)

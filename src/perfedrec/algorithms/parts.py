@@ -42,7 +42,9 @@ def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key)
     unit = torch.nn.functional.normalize(vectors, dim=1).to("cpu", torch.float64).numpy()
     rng = np.random.default_rng(key.value)
     with one_thread(), catch_warnings():  # a second pool of threads would be in the way of torch's for rounds
-        simplefilter("ignore", UserWarning)  # an empty cluster keeps its centroid, and gets members when somebody fits
+        # An empty cluster keeps its centroid, and gets members when somebody fits; where all users are alike, the first
+        # of them is every centroid.
+        simplefilter("ignore")
         if previous is None:
             centroids, _ = kmeans2(unit, min(n_clusters, unit.shape[0]), iter=1, minit="++", rng=rng)
         else:
