@@ -304,5 +304,5 @@ def test_what_the_first_lines_leave_open_the_rest_decides(
     path: Path, monkeypatch: pytest.MonkeyPatch, head: list[str], tail: list[str], expected: str
 ) -> None:
     path.write_text("\n".join(head + tail))
-    monkeypatch.setattr("perfedrec.data.formats.HEAD", len("\n".join(head)) + 1)
+    monkeypatch.setattr("perfedrec.data.detection.HEAD", len("\n".join(head)) + 1)
     assert detect(path) == expected

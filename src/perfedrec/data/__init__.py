@@ -4,8 +4,9 @@ from perfedrec.data.attributes import read_attributes
 from perfedrec.data.catalogue import Catalogue, read_catalogue
 from perfedrec.data.dataset import Attributes, Dataset, Encoding, HeldOut, SplitReport, SyntheticTruth
 from perfedrec.data.describe import describe, gini
+from perfedrec.data.detection import detect
 from perfedrec.data.fetch import SOURCES, Source, fetch
-from perfedrec.data.formats import FORMATS, detect, parse_columns, read
+from perfedrec.data.formats import FORMATS, parse_columns, read
 from perfedrec.data.interactions import Interactions
 from perfedrec.data.prepare import PrepareReport, prepare
 from perfedrec.data.source import attributes_beside, load

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Attributes, Encoding
-from perfedrec.data.formats import Layout, clean, complain_about_width, fail, read_bytes, records
 from perfedrec.data.interactions import Ids, encode
+from perfedrec.data.text import Layout, clean, complain_about_width, fail, read_bytes, records
 
 MOST_CATEGORIES = 1000
 AGES = (18, 25, 35, 45, 50, 56)  # the brackets of MovieLens 1M

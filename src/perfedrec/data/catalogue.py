@@ -15,9 +15,11 @@ import polars as pl
 from perfedrec.core.errors import DataError
 from perfedrec.data.attributes import read_encoding, write_encoding
 from perfedrec.data.dataset import Attributes, Dataset, Encoding
-from perfedrec.data.formats import HEADER_NAMES, clean, fail, parse_ids, read_bytes
+from perfedrec.data.detection import HEADER_NAMES
 from perfedrec.data.interactions import Ids
 from perfedrec.data.source import attributes_beside
+from perfedrec.data.text import clean, fail, read_bytes
+from perfedrec.data.values import parse_ids
 from perfedrec.data.write import write_attributes
 
 ENCODING = "user_encoding.csv"

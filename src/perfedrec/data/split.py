@@ -9,7 +9,8 @@ import polars as pl
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Dataset, Rows, assemble
-from perfedrec.data.formats import Columns, check_name, detect, read
+from perfedrec.data.detection import detect
+from perfedrec.data.formats import Columns, check_name, read
 from perfedrec.data.interactions import Interactions, encode, ordering, unique_ids
 
 SPLITS = ("leave-one-out", "ratio")
