@@ -3,7 +3,7 @@
     python benchmarks/federation.py --data FOLDER --nodes 4 --users 256 --rounds 10
 
 Prints one line a round, and a summary: seconds a round (median of training), processor seconds of each role, bytes per
-node and round beside what the simulator counts for one user on one node.
+node and round beside those that the simulator counts for the same nodes, and for one user on one node.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -23,6 +24,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import RoundReport, Spec
 from perfedrec.data import Dataset, read_catalogue
 from perfedrec.experiment import config, federation
+from perfedrec.experiment.federation import parted
 from perfedrec.experiment.progress import Quiet, Standing
 from perfedrec.experiment.run import open_data, read_history
 from perfedrec.experiment.serve import Terms, serve
@@ -47,17 +49,21 @@ class Clock(Quiet):
         self.seen.append(used)
 
 
-def simulated(algorithm: Any, dataset: Dataset, users: int, rounds: int) -> RoundReport:
-    """The last round that the simulator plays with the same users."""
+def simulated(
+    algorithm: Any, dataset: Dataset, users: int, rounds: int, nodes: torch.Tensor | None = None
+) -> list[RoundReport]:
+    """The rounds of training that the simulator plays with the same users, alone or on ``nodes`` [n]."""
     train = dataset.train
     offsets = torch.tensor(train.offsets[: users + 1])
     population = Population(offsets, torch.tensor(train.items[: int(offsets[-1])]), train.n_items)
     degrees = torch.bincount(population.items, minlength=train.n_items)
     state = algorithm.init(Spec(users, train.n_items, degrees), Key(0).fold("init"))
     population.found(algorithm, 0)
+    reports = []
     for _ in range(rounds):
-        state, report = play_round(algorithm, state, population, 0)
-    return report
+        state, report = play_round(algorithm, state, population, 0, nodes=nodes)
+        reports.append(report)
+    return [each for each in reports if each.phase == "train"]
 
 
 def main() -> None:
@@ -87,7 +93,9 @@ def main() -> None:
         print(json.dumps({"round": entry.report.round, "phase": entry.report.phase, "seconds": entry.seconds}))
     training = [entry for entry in history if entry.report.phase == "train"]
     first, last, count = clock.seen[len(history) - len(training)], clock.seen[-1], max(len(training) - 1, 1)
-    counted = simulated(resolved.build(), dataset, given.users, len(history))
+    places = np.repeat(np.arange(given.nodes), [len(each) for each in parted(dataset.train, given.nodes, given.users)])
+    alone = simulated(resolved.build(), dataset, given.users, len(history))
+    counted = simulated(resolved.build(), dataset, given.users, len(history), torch.from_numpy(places))
     uploads = sum(entry.report.clients for entry in training)
     summary = {
         "nodes": given.nodes,
@@ -97,8 +105,10 @@ def main() -> None:
         "bytes_up_per_node": sum(entry.report.bytes_up for entry in training) / len(training) / given.nodes,
         "bytes_up_per_user": sum(entry.report.bytes_up for entry in training) / uploads,
         "bytes_down_per_node": sum(entry.report.bytes_down for entry in training) / len(training) / given.nodes,
-        "simulated_bytes_up_per_user": counted.bytes_up / counted.clients,
-        "simulated_bytes_down_per_user": counted.bytes_down / counted.clients,
+        "simulated_bytes_up_per_node": sum(each.bytes_up for each in counted) / len(counted) / given.nodes,
+        "simulated_bytes_down_per_node": sum(each.bytes_down for each in counted) / len(counted) / given.nodes,
+        "simulated_bytes_up_per_user": sum(each.bytes_up for each in alone) / uploads,
+        "simulated_bytes_down_per_user": sum(each.bytes_down for each in alone) / uploads,
     }
     print(json.dumps(summary))
 

@@ -163,6 +163,25 @@ def test_upload_bytes_by_hand() -> None:
     assert bare.upload_bytes().tolist() == [8, 8, 8]
 
 
+def test_a_node_sends_rows_that_its_users_share_once_and_in_more_bytes_where_4_would_lose_something() -> None:
+    sent = Contribution(
+        users=torch.arange(2),
+        groups=torch.zeros(2, dtype=torch.int64),
+        weights=torch.ones(2),
+        segments=torch.tensor([0, 0, 1, 1]),
+        items=torch.tensor([1, 4, 4, 5]),
+        deltas=torch.tensor([[0.3, 2.0], [0.1, 0.25], [0.5, 0.25], [0.7, 0.0]]),
+        dense=torch.tensor([[1.0], [2.0]]),
+    )
+    rounded = reduce(sent, 9, 1)  # float32 has no 0.1 + 0.5: 3 keys; 3 rows of 2 numbers, a weight, a dense number
+    assert rounded.upload_bytes() == 3 * 4 + 8 * (3 * 2 + 1 + 1)
+    exact = reduce(replace(sent, deltas=sent.deltas.round()), 9, 1)
+    assert exact.upload_bytes() == 3 * 4 + 4 * (3 * 2 + 1 + 1)
+    assert exact.upload_bytes(masked=True) == rounded.upload_bytes(masked=True) == 8 * (9 * 2 + 1)
+    reporting = reduce(replace(sent, reports=torch.zeros(2, 3, 2), edges=torch.zeros(5, 3, dtype=torch.int64)), 9, 1)
+    assert reporting.upload_bytes() == rounded.upload_bytes() + 2 * (4 + 4 * 3 * 2) + 5 * 3 * 4
+
+
 @settings(deadline=None)
 @given(keys=st.lists(st.integers(0, 99), max_size=30), extra=st.sampled_from([0, 10_000]))
 def test_distinct_by_counting_and_by_sorting(keys: list[int], extra: int) -> None:

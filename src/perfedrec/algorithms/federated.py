@@ -90,8 +90,8 @@ class Download:
     items: Tensor
     dense: Tensor | None = None
 
-    def download_bytes(self) -> int:
-        """Bytes that one client receives."""
+    def download_bytes(self, together: bool = False) -> int:
+        """Bytes that one client receives, or all users of a node ``together``: as much."""
         return 4 * (self.items.numel() + (0 if self.dense is None else self.dense.numel()))
 
 

@@ -60,8 +60,11 @@ class Guided(Download):
     weights: Tensor = field(metadata={"per": "user"})
     offsets: Tensor
 
-    def download_bytes(self) -> int:
-        """Bytes that one client receives: the table that was made for it, and the shared one."""
+    def download_bytes(self, together: bool = False) -> int:
+        """Bytes that one client receives: the table that was made for it, and the shared one; ``together`` the users of
+        a node receive the landmarks' tables and their weights."""
+        if together:
+            return 4 * (self.items.numel() + self.offsets.numel() + self.weights.numel())
         return 8 * self.items.numel()
 
 

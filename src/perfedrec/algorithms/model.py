@@ -46,15 +46,18 @@ class View:
     centroids: Tensor | None = None
     tally: bool = False
 
-    def download_bytes(self) -> int:
-        """Bytes that one client receives: whole tables, because asking for rows would tell which items it has."""
+    def download_bytes(self, together: bool = False) -> int:
+        """Bytes that one client receives: whole tables, because asking for rows would tell which items it has; or those
+        that all users of the view receive ``together``, on one node."""
         shared = (self.items, self.degrees, self.dense, self.item_attributes, self.neighbours, self.pretrained)
         size = sum(4 * table.numel() for table in shared if table is not None)
         if self.centroids is not None and self.offsets is not None:  # nobody may know which cluster a client has
             size += 4 * (self.offsets.numel() + self.centroids.numel())
         elif self.offsets is not None:
-            size += 4 * self.items.numel()
-        return size + (4 * self.start.shape[1] if self.start is not None else 0)
+            size += 4 * self.items.numel() * (self.groups.unique().numel() if together else 1)
+        if self.start is not None:
+            size += 4 * (self.start.numel() if together else self.start.shape[1])
+        return size
 
     def table_rows(self, items: Tensor, groups: Tensor) -> Tensor:
         """[T, d] rows of ``items`` [T] in the models of the clusters ``groups`` [T]."""

@@ -131,6 +131,19 @@ class Aggregate:
     reports: Tensor | None = None
     edges: Tensor | None = None
 
+    def upload_bytes(self, masked: bool = False) -> int:
+        """Bytes in which a node sends the sum of its users: 4 for a key, a user or each part of an edge, and for a
+        number 4 where that loses nothing in any of them, as for one user's, and 8 otherwise. ``masked`` it is 8 for
+        each number of each row there is, touched or not."""
+        if masked:
+            dense = 0 if self.dense is None else self.dense.numel()
+            return 8 * (self.weights.numel() * self.n_items * self.sums.shape[1] + dense)
+        summed = [self.sums, self.weights, *([] if self.dense is None else [self.dense])]
+        exact = all(torch.equal(each.to(torch.float32).to(torch.float64), each) for each in summed)
+        others = (self.keys, self.report_users, self.reports, self.edges)
+        size = sum(4 * each.numel() for each in others if each is not None)
+        return size + (4 if exact else 8) * sum(each.numel() for each in summed)
+
     def __add__(self, other: Aggregate) -> Aggregate:
         keys, inverse = torch.cat([self.keys, other.keys]).unique(return_inverse=True)
         sums = self.sums.new_zeros(keys.numel(), max(self.sums.shape[1], other.sums.shape[1]))
@@ -194,7 +207,8 @@ class Published:
 @dataclass(frozen=True)
 class RoundReport:
     """What a round did: its phase, how many clients were asked and how many answered, their mean loss (``None`` where
-    there is none), bytes sent: total up, most by one client, and down in total, and why its sum was given up, if so."""
+    there is none), bytes sent: total up, most by one client (or node), and down in total, and why its sum was given up,
+    if so."""
 
     round: int
     phase: str

@@ -98,6 +98,9 @@ class RunSettings(Settings):
         0, ge=0, description="also test each held-out item among so many random negatives, as some papers do (0: no)"
     )
     dropout_rate: float = Field(0.0, ge=0, le=1, description="share of a cohort that drops out of a round")
+    users_per_node: int = Field(
+        1, ge=1, description="users on each node, where bytes are counted as nodes send them; changes nothing else"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     block_size: int = Field(1024, ge=1, description="clients computed at once; bounds memory, changes no result")
     threads: int = Field(0, ge=0, description="threads of the numerical library (0: its default); changes no result")
@@ -130,6 +133,8 @@ class Config(Settings):
         if centralised(kind):
             if self.run.dropout_rate:
                 raise ValueError(f"{self.algorithm} is centralised: no client drops out; expected run.dropout_rate = 0")
+            if self.run.users_per_node > 1:
+                raise ValueError(f"{self.algorithm} is centralised: it has no nodes; expected run.users_per_node = 1")
             if self.run.rounds and not kind.trained:
                 raise ValueError(f"{self.algorithm} is fitted at once; expected run.rounds = 0")
             return self

@@ -160,8 +160,17 @@ def engine(
     device: Literal["auto", "cpu", "cuda"],
     block_size: int = 1024,
     dropout_rate: float = 0.0,
+    users_per_node: int = 1,
 ) -> Engine:
     """The engine of a method on a data set."""
     if isinstance(algorithm, Method):
         return Central(algorithm, dataset, seed=seed, device=device)
-    return Simulator(algorithm, dataset, seed=seed, device=device, block_size=block_size, dropout_rate=dropout_rate)
+    return Simulator(
+        algorithm,
+        dataset,
+        seed=seed,
+        device=device,
+        block_size=block_size,
+        dropout_rate=dropout_rate,
+        users_per_node=users_per_node,
+    )

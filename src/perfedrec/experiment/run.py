@@ -249,7 +249,7 @@ class _Progress:
         self.best: Recommender | None = None
         self.best_valid: dict[str, float] = {}
         self.history: list[Entry] = []
-        free = {"rounds", "patience", "threads", "block_size", "device", "checkpoint_every"}
+        free = {"rounds", "patience", "users_per_node", "threads", "block_size", "device", "checkpoint_every"}
         settings = config.model_dump(mode="json", exclude={"data": True, "run": free})
         if not isinstance(algorithm, Method):  # as solved: a budget cannot be shared out anew when a run goes on
             settings["noise"] = algorithm.settings.privacy.noise.model_dump()
@@ -500,6 +500,7 @@ def _engine(algorithm: Any, dataset: Dataset, run: RunSettings) -> Engine:
         device=run.device,
         block_size=run.block_size,
         dropout_rate=run.dropout_rate,
+        users_per_node=run.users_per_node,
     )
 
 

@@ -45,8 +45,13 @@ def play_round(
     seed: int,
     dropout_rate: float = 0.0,
     block_size: int = 1024,
+    nodes: Tensor | None = None,
 ) -> tuple[Any, RoundReport]:
-    """Play the next round and return the new state with a report. Memories of those who took part are updated."""
+    """Play the next round and return the new state with a report. Memories of those who took part are updated.
+
+    Bytes are those of users on their own or, with ``nodes`` [n], of the nodes that users are on, which send sums:
+    nothing else changes.
+    """
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
     users, asked = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel()
@@ -57,17 +62,28 @@ def play_round(
     total: Aggregate | None = None
     up = up_max = down = 0
     losses = []
-    for block in users.split(block_size) if users.numel() else ():
-        view = algorithm.view(state, block)
-        contribution, memory = contribute(algorithm, plan.phase, view, population, block, key)
-        number = 8 if algorithm.secure_sums else 4
-        sent = contribution.upload_bytes(groups * n_items if algorithm.dense_uploads else None, number)
-        up, up_max = up + int(sent.sum()), max(up_max, int(sent.max()))
-        down += view.download_bytes() * block.numel()
-        if contribution.deltas is not None and hasattr(memory, "loss"):
-            losses.append(memory.loss)
-        part = reduce(contribution, n_items, groups)
-        total = part if total is None else total + part
+    for members in _together(users, nodes):
+        here: Aggregate | None = None
+        for block in members.split(block_size):
+            view = algorithm.view(state, block)
+            contribution, memory = contribute(algorithm, plan.phase, view, population, block, key)
+            number = 8 if algorithm.secure_sums else 4
+            sent = contribution.upload_bytes(groups * n_items if algorithm.dense_uploads else None, number)
+            if nodes is None:
+                up, up_max = up + int(sent.sum()), max(up_max, int(sent.max()))
+                down += view.download_bytes() * block.numel()
+            if contribution.deltas is not None and hasattr(memory, "loss"):
+                losses.append(memory.loss)
+            part = reduce(contribution, n_items, groups)
+            here = part if here is None else here + part
+        assert here is not None
+        total = here if total is None else total + here
+        if nodes is not None:
+            own = key.fold("release").fold("node", int(members.min()))
+            leaving = here if algorithm.secure_sums else algorithm.release(plan.phase, here, asked, own)
+            size = leaving.upload_bytes(masked=algorithm.secure_sums)
+            up, up_max = up + size, max(up_max, size)
+            down += algorithm.view(state, members).download_bytes(together=True)
     if total is None:
         total = Aggregate.empty(n_items, groups, device=plan.cohort.device)
     total = algorithm.release(plan.phase, total, asked, key.fold("release"))
@@ -76,10 +92,19 @@ def play_round(
         phase=plan.phase,
         cohort=plan.cohort.numel(),
         clients=total.clients,
-        loss=float(torch.cat(losses).mean()) if losses and plan.phase == "train" else None,
+        loss=float(torch.cat(losses).double().mean()) if losses and plan.phase == "train" else None,
         bytes_up=up,
         bytes_up_max=up_max,
         bytes_down=down,
         given_up=reason,
     )
     return algorithm.server(state, plan.phase, total, key.fold("server")), report
+
+
+def _together(users: Tensor, nodes: Tensor | None) -> list[Tensor]:
+    """The users of each node that has any; without ``nodes`` [n] all of them."""
+    if nodes is None or not users.numel():
+        return [users] if users.numel() else []
+    on = nodes[users]
+    order = on.argsort(stable=True)
+    return list(users[order].split(on[order].unique_consecutive(return_counts=True)[1].tolist()))

@@ -78,6 +78,7 @@ class Simulator:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         block_size: int = 1024,
         dropout_rate: float = 0.0,
+        users_per_node: int = 1,
     ) -> None:
         self.algorithm, self.seed, self.block_size, self.dropout_rate = algorithm, seed, block_size, dropout_rate
         self.device = pick_device(device)
@@ -92,11 +93,18 @@ class Simulator:
         )
         self.state = algorithm.init(spec, Key(seed).fold("init"))
         self.population.found(algorithm, seed)
+        self.nodes = None if users_per_node == 1 else self.population.everyone() // users_per_node
 
     def play(self) -> RoundReport:
         """Play the next round."""
         self.state, report = play_round(
-            self.algorithm, self.state, self.population, self.seed, self.dropout_rate, self.block_size
+            self.algorithm,
+            self.state,
+            self.population,
+            self.seed,
+            self.dropout_rate,
+            self.block_size,
+            nodes=self.nodes,
         )
         return report
 
