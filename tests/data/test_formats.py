@@ -243,6 +243,16 @@ def test_names_of_any_letters_survive_csv(path: Path, wanted: set[tuple[str, str
         (b"user,item\n1,2\nnan,3\n", "auto", r"data, line 3: user is 'nan'; expected an id"),
         (b'user,item\n"a\nb",2\nc,\n', "auto", r"data, line 4: item is missing; expected an id"),
         (b"user,item,time\n1,2,yesterday\n", "auto", r"data, line 2: timestamp is 'yesterday'; expected seconds"),
+        (
+            b"user,item,time\n1,2,5\n1,3,6\n1,4,1997-09-22\n",
+            "auto",
+            r"data, line 4: timestamp is '1997-09-22'; expected seconds since 1970, as in other lines",
+        ),
+        (
+            b"user,item,time\n1,2,1997-09-21\n1,3,1997-09-22\n1,4,9\n",
+            "auto",
+            r"data, line 4: timestamp is '9'; expected an ISO date, as in other lines",
+        ),
         (b"user,item,time\n1,2,5\n1,3,-5\n", "auto", r"data, line 3: timestamp is '-5'; expected seconds"),
         (b"1\t2\t3\t88\n1\tx\t3\t88\n", "ml-100k", r"data, line 2: item is 'x'; expected an integer id"),
         (b"0 1 2\n1 5\n\n0 3 4 9\n", "adjacency", r"data, line 4: user 0 occurs a second time"),

@@ -27,19 +27,20 @@ def data_info(
     [bold]perfedrec data info ratings.csv[/bold]
     """
     with one_line():
-        from perfedrec.data import Interactions, describe, load, parse_columns
+        from perfedrec.data import describe, load, parse_columns, read
 
         title, chosen = file, parse_columns(columns)
         if file.partition(":")[0] == "synthetic" or Path(file).is_dir():
             facts, title = describe(load(file, format=format, columns=chosen).train), f"{file}, training part"
         else:
-            facts = describe(Interactions.from_file(file, format=format, columns=chosen))
+            facts = describe(read(file, format, chosen))
         if as_json:
             print(json.dumps(facts, default=str))
             return
         table = Table("figure", "value", title=title)
         for name, value in flat(facts):
-            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
+            if value is not None:
+                table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
         console.print(table)
 
 

@@ -80,18 +80,23 @@ def _ratings(values: pl.Series) -> tuple[pl.Series, Bad]:
 
 
 def _times(values: pl.Series) -> tuple[pl.Series, Bad]:
-    """Seconds since 1970 as Int64."""
+    """Seconds since 1970 as Int64; a column is numbers or dates, whichever more of it can be read as."""
+    expected = "seconds since 1970 or an ISO date"
     if values.dtype.is_temporal():
         numbers = values.cast(pl.Datetime("ms")).dt.epoch("s").cast(pl.Float64)
     elif values.dtype == pl.String:
         stripped = values.str.strip_chars()
         numbers = stripped.cast(pl.Float64, strict=False)
-        if numbers.null_count() == len(numbers):
-            numbers = _dates(stripped)
+        if numbers.null_count():
+            dates, kind = _dates(stripped), "seconds since 1970"
+            mixed = max(numbers.null_count(), dates.null_count()) < len(dates)
+            if dates.null_count() < numbers.null_count():
+                numbers, kind = dates, "an ISO date"
+            expected = f"{kind}, as in other lines" if mixed else expected
     else:
         numbers = values.cast(pl.Float64)
     broken = ~(numbers.is_finite() & (numbers >= 0)).fill_null(False)
-    bad = _first(broken, values, "expected seconds since 1970 or an ISO date")
+    bad = _first(broken, values, f"expected {expected}")
     if bad is None:
         while (numbers > 1e11).any():  # milli-, micro- or nanoseconds; seconds reach 1e11 in the year 5138
             numbers = numbers / 1000
