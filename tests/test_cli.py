@@ -81,6 +81,10 @@ def test_help_describes_arguments_as_well_as_options() -> None:
         (["data", "info", "{long}"], "{long}, line 3: cannot be split into columns"),
         (["data", "prepare", "{ratings}", "--output", "{prepared}", "--seed", "-1"], "at least 0"),
         (["data", "info", "{binary}"], "{binary}"),
+        (["trian"], "no such command 'trian'. Did you mean 'train'?; see perfedrec --help"),
+        (["train", "--resum"], "no such option '--resum'"),
+        (["train", "--rounds", "many"], "'many' is not a valid integer; see perfedrec train --help"),
+        (["data", "prepare", "{ratings}"], "missing option '--output'; see perfedrec data prepare --help"),
         (["config", "show", "nothing"], "nothing"),
     ],
 )
@@ -217,7 +221,10 @@ def test_data_named_takes_the_place_of_a_split_in_the_configuration(ratings: Pat
 
 def test_data_info_and_prepare(ratings: Path, tmp_path: Path) -> None:
     facts = json.loads(runner.invoke(app, ["data", "info", str(ratings), "--json"]).stdout)
-    assert facts["users"] == 30
+    assert (facts["users"], facts["interactions"] + facts["duplicates"]) == (30, 30 * 8)
+    ratings.write_text(ratings.read_text() + "u0,i0,5,1001\n")  # which u0 had before
+    again = json.loads(cli("data", "info", ratings, "--json").stdout)
+    assert again == facts | {"duplicates": facts["duplicates"] + 1}
     assert "training part" in cli("data", "info", "synthetic").stdout
     folder = tmp_path / "prepared"
     assert runner.invoke(app, ["data", "prepare", str(ratings), "--output", str(folder)]).exit_code == 0

@@ -5,14 +5,47 @@ Heavy imports are made inside the commands, so that help and completion answer a
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from perfedrec.cli import bench, config, data, federation, node, node_run, privacy, report, training, tune
 
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """A mistake in a command line is one line, as every other mistake is."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        said = " ".join(error.format_message().split()).rstrip(".")
+        said = re.sub(r"( Did you mean [^?]+\?)\1", r"\1", said)  # which typer and newer click both add
+        command = error.ctx.command_path if error.ctx else "perfedrec"
+        print(f"error: {said[:1].lower()}{said[1:]}; see {command} --help", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+class _Commands(TyperGroup):
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="perfedrec",
+    cls=_Commands,
     help="Personalised federated recommendation with self-supervised pre-training.",
     no_args_is_help=True,
     rich_markup_mode="rich",
