@@ -20,6 +20,7 @@ from perfedrec.cli import app
 from perfedrec.cli import bench as commands
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
+from perfedrec.experiment import tables
 from perfedrec.experiment.bench import Target, read
 from perfedrec.experiment.cells import alone
 from perfedrec.experiment.config import ABLATIONS, resolve
@@ -108,7 +109,9 @@ def test_what_is_common_gives_way_to_what_a_method_says(tmp_path: Path) -> None:
     ("before", "after", "said"),
     [
         ("seeds", "seed", "did you mean seeds"),
-        ("seeds = [0, 3]", "seeds = []", "seeds"),
+        ("seeds = [0, 3]", "seeds = []", "seeds: expected whole numbers from 0, each once"),
+        ("seeds = [0, 3]", "seeds = [3, 3]", "seeds: expected whole numbers from 0, each once (given: [3, 3])"),
+        ("seeds = [0, 3]", "seeds = [0, -3]", "seeds: expected whole numbers from 0, each once"),
         ('"popularity"', '"popularty"', "did you mean popularity"),
         ("recall@20", "recall@7", "metric: expected (recall|ndcg|hr|mrr|precision)@(10|20)"),
         ("methods.fedmf", "methods.fedmx", "did you mean fedmf"),
@@ -185,6 +188,9 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     assert figure.replace("±", r"$\pm$") in (output / "table.tex").read_text()
     rows = {row["label"]: row for row in csv.DictReader((output / "table.csv").open())}
     assert float(rows["fedmf"]["test.recall@20.mean"]) == line["test"]["recall@20"]["mean"]
+    assert "comparison" not in rows["fedmf"]  # the figures of it have columns, and a method without them no other
+    line["comparison"] |= {"difference": -0.02, "low": -0.03, "high": 0.01}
+    assert "$-$0.0200" in tables.latex(results)  # a minus, not a hyphen
 
     with alone(output):
         second = bench(written(tmp_path, TOY), output)

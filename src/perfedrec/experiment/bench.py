@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.settings import Settings
@@ -51,7 +51,7 @@ class Sweep(Settings):
 class BenchFile(Settings):
     """What the file of a comparison says."""
 
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     metric: str = Field("ndcg@20", pattern=METRIC, description="what methods are compared by")
     reference: str | None = Field(None, description="label that all others are compared with")
     target: Target | None = None
@@ -59,6 +59,13 @@ class BenchFile(Settings):
     methods: dict[str, MethodEntry] = Field(min_length=1)
     common: MethodEntry = Field(MethodEntry(), description="what holds for all methods that do not say otherwise")
     sweep: Sweep | None = None
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError("expected whole numbers from 0, each once")
+        return seeds
 
 
 @dataclass(frozen=True)

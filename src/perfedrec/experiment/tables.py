@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ def columns(results: Mapping[str, Any]) -> list[Column]:
     if results["target"] is not None:
         target = f"validation {results['target']['metric']} {results['target']['value']:g}"
         found += [
-            Column(f"rounds until {target}", lambda line: _target(line, "rounds", "{:.0f}".format)),
+            Column(f"rounds until {target}", lambda line: _target(line, "rounds", "{:.1f}".format)),
             Column(f"bytes up until {target}", lambda line: _target(line, "bytes_up", size)),
             Column(f"bytes down until {target}", lambda line: _target(line, "bytes_down", size)),
             Column(f"seconds until {target}", lambda line: _target(line, "seconds", "{:.1f}".format)),
@@ -144,7 +145,11 @@ def latex(results: Mapping[str, Any]) -> str:
 
 def comma_separated(results: Mapping[str, Any]) -> str:
     """One line a method and data set, every figure in a column of its own and unrounded."""
-    lines = [flat(line) for data in results["data"] for line in rows(results, data)]
+    lines = [
+        flat({key: value for key, value in line.items() if key not in ("comparison", "target") or value})
+        for data in results["data"]
+        for line in rows(results, data)
+    ]
     heads = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, heads, lineterminator="\n")
@@ -236,4 +241,5 @@ def _seeds(line: Mapping[str, Any]) -> str:
 def _escaped(text: str) -> str:
     for special in "\\&%$#_{}":
         text = text.replace(special, {"\\": r"\textbackslash "}.get(special, "\\" + special))
+    text = re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)  # a minus, not a hyphen
     return text.replace("±", r"$\pm$").replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")
