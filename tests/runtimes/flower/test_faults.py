@@ -222,7 +222,9 @@ def test_superlink_killed_with_messages_under_way(fed: Federation) -> None:
     """It is started again, with what it had. The clock of one node is late by 100 seconds."""
     fed.nodes(NODES - 1)
     fed.node(f"n{NODES - 1}", skew=-100.0)
+    fed.ports["coordinator"] = federation.free_port()
     fed.coordinator(faults={3: "SuperLink killed"})
+    assert fed.last_page("coordinator")["perfedrec_coordinator_superlink_restarts_total"] == 1
     assert fed.ends("coordinator") == 0, fed.told()
     assert same(fed.tables, undisturbed(fed)), fed.told()
     assert fed.rejections == []
