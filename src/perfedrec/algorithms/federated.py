@@ -14,11 +14,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from perfedrec.algorithms import parts
 from perfedrec.algorithms.parts import Average, Moments, means, over_tables, sparse_step
 from perfedrec.algorithms.settings import SelectionSettings, ServerSettings
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.keys import Key, bits, fold_in, normal, uniform
-from perfedrec.core.sampling import choose
+from perfedrec.core.keys import Key, bits, fold_in, normal
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Aggregate, Contribution, Plan, Rows, Spec, from_fixed
 from perfedrec.nn.losses import softplus
@@ -27,7 +27,6 @@ from perfedrec.nn.segments import segment_sum
 from perfedrec.privacy import uploads
 from perfedrec.privacy.labels import label
 from perfedrec.privacy.ledger import Release
-from perfedrec.privacy.mechanisms import compose, mechanisms_of
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.privacy.uploads import protect
 
@@ -222,11 +221,7 @@ class Federated:
 
     def releases(self, rounds: int, n_users: int) -> list[Release]:
         """Everything that a run of so many rounds lets out of the clients, for the ledger."""
-        selection = self.settings.selection
-        cap = rounds if selection.max_participations is None else min(rounds, selection.max_participations)
-        rate = min(1.0, selection.n_clients_per_round / n_users)
-        guarantee = compose(mechanisms_of(self.settings.privacy, "train"))
-        return [Release("training", rounds, guarantee, cap, selection.sampling, rate)]
+        return [parts.training_release(self.settings.privacy, self.settings.selection, rounds, n_users)]
 
     def n_groups(self, state: Any) -> int:
         return max(self.n_tables(), 1)
@@ -235,11 +230,7 @@ class Federated:
         return torch.zeros_like(users)
 
     def plan(self, state: Any, key: Key) -> Plan:
-        size, device = self.settings.selection.n_clients_per_round, state.items.device
-        if self.settings.selection.sampling == "poisson":
-            everyone = torch.arange(state.n_users, device=device)
-            return Plan("train", everyone[uniform(key.spread(everyone), 1).squeeze(1) < size / state.n_users])
-        return Plan("train", choose(state.n_users, size, key).to(device))
+        return Plan("train", parts.select(state.n_users, self.settings.selection, key, state.items.device))
 
     def view(self, state: Any, users: Tensor) -> Any:
         return Download(state.items, state.dense)
@@ -336,7 +327,7 @@ class Federated:
         contribution = Contribution(
             users=rows.users,
             groups=self.contributes_to(view, rows, memory),
-            weights=self._weights(rows),
+            weights=parts.weights(rows, self.settings.server),
             segments=segments,
             items=items,
             deltas=protect(delta, privacy, fold_in(noise[segments], items)),
@@ -344,12 +335,6 @@ class Federated:
             reports=self.report(view, rows, memory, key),
         )
         return uploads.bounded(contribution, privacy, "train"), memory
-
-    def _weights(self, rows: Rows) -> Tensor:
-        """[B] the weight of each client in the sums."""
-        if self.settings.server.weighting == "interactions":
-            return rows.counts.to(torch.float32)
-        return torch.ones(rows.n_users, device=rows.users.device)
 
     def contributes_to(self, view: Any, rows: Rows, memory: Kept) -> Tensor:
         """[B] which of :meth:`n_tables` each client's changes are summed in."""

@@ -1,4 +1,5 @@
-"""Parts that federated algorithms share: selection of a cohort, clustering of users, the server's sparse step."""
+"""Parts that federated algorithms share: a cohort, its weights and its release, clusters of users, tables of groups,
+and the server's sparse step."""
 
 from __future__ import annotations
 
@@ -10,13 +11,26 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from perfedrec.algorithms.settings import ServerSettings
-from perfedrec.core.keys import Key, bits
+from perfedrec.algorithms.settings import SelectionSettings, ServerSettings
+from perfedrec.core.keys import Key, bits, uniform
+from perfedrec.core.sampling import choose
 from perfedrec.core.threads import one_thread
-from perfedrec.core.types import Aggregate, distinct, from_fixed
+from perfedrec.core.types import Aggregate, Rows, distinct, from_fixed
 from perfedrec.nn.optim import server_step
+from perfedrec.privacy.ledger import Release
+from perfedrec.privacy.mechanisms import compose, mechanisms_of
+from perfedrec.privacy.settings import PrivacySettings
 
 STEPS = 15  # of k-means; most clusterings stand still after ten
+
+
+def select(n_users: int, selection: SelectionSettings, key: Key, device: torch.device) -> Tensor:
+    """A cohort of users, all alike: of a fixed size, or each user by a coin of its own (Poisson)."""
+    size = selection.n_clients_per_round
+    if selection.sampling == "poisson":
+        everyone = torch.arange(n_users, device=device)
+        return everyone[uniform(key.spread(everyone), 1).squeeze(1) < size / n_users]
+    return choose(n_users, size, key).to(device)
 
 
 def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
@@ -53,6 +67,20 @@ def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key)
     return torch.from_numpy(labels.astype(np.int64)).to(vectors.device), torch.from_numpy(centroids).to(
         vectors.device, torch.float32
     )
+
+
+def weights(rows: Rows, server: ServerSettings) -> Tensor:
+    """[B] the weight of each client in the sums: 1, or its number of interactions."""
+    if server.weighting == "interactions":
+        return rows.counts.to(torch.float32)
+    return torch.ones(rows.n_users, device=rows.users.device)
+
+
+def training_release(privacy: PrivacySettings, selection: SelectionSettings, rounds: int, n_users: int) -> Release:
+    """What so many rounds of training let out of the clients, for the ledger."""
+    cap = rounds if selection.max_participations is None else min(rounds, selection.max_participations)
+    rate = min(1.0, selection.n_clients_per_round / n_users)
+    return Release("training", rounds, compose(mechanisms_of(privacy, "train")), cap, selection.sampling, rate)
 
 
 @dataclass(frozen=True)

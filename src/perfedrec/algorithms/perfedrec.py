@@ -26,8 +26,8 @@ from perfedrec.algorithms.parts import Average, Moments, sparse_step
 from perfedrec.algorithms.personal import Mixture
 from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.keys import Key, bits, fold_in, normal, uniform
-from perfedrec.core.sampling import choose, ranks
+from perfedrec.core.keys import Key, bits, fold_in, normal
+from perfedrec.core.sampling import ranks
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import (
     NEWCOMER,
@@ -220,17 +220,13 @@ class PerFedRec:
 
         What clients share with the neighbourhood service counts as released as well.
         """
-        privacy, selection = self.settings.privacy, self.settings.selection
-        found = []
+        privacy, found = self.settings.privacy, []
         if not self.sums:
             found.append(Release("degrees", 1, Guarantee(reason="item degrees are taken as public"), 1))
         for phase in dict.fromkeys(self.prelude):
             times = self.prelude.count(phase)
             found.append(Release(phase, times, compose(mechanisms_of(privacy, phase)), times))
-        cap = rounds if selection.max_participations is None else min(rounds, selection.max_participations)
-        rate = min(1.0, selection.n_clients_per_round / n_users)
-        guarantee = compose(mechanisms_of(privacy, "train"))
-        return [*found, Release("training", rounds, guarantee, cap, selection.sampling, rate)]
+        return [*found, parts.training_release(privacy, self.settings.selection, rounds, n_users)]
 
     def n_groups(self, state: State) -> int:
         """Tables that contributions are summed in: one per cluster, or one, and one per layer of neighbour sums."""
@@ -257,13 +253,10 @@ class PerFedRec:
         n_users, device = state.service.reports.shape[0], state.items.device
         if state.round < len(self.prelude):
             return Plan(self.prelude[state.round], torch.arange(n_users, device=device))
-        size = self.settings.selection.n_clients_per_round
-        if self.settings.selection.sampling == "poisson":
-            everyone = torch.arange(n_users, device=device)
-            return Plan("train", everyone[uniform(key.spread(everyone), 1).squeeze(1) < size / n_users])
-        if state.labels is not None and self.settings.clusters.proportional:
-            return Plan("train", parts.select_proportional(state.labels, size, key))
-        return Plan("train", choose(n_users, size, key).to(device))
+        selection = self.settings.selection
+        if state.labels is not None and self.settings.clusters.proportional and selection.sampling == "fixed":
+            return Plan("train", parts.select_proportional(state.labels, selection.n_clients_per_round, key))
+        return Plan("train", parts.select(n_users, selection, key, device))
 
     def view(self, state: State, users: Tensor) -> View:
         new, start, groups = users == NEWCOMER, state.service.start, self.groups(state, users)
@@ -503,7 +496,7 @@ class PerFedRec:
         contribution = Contribution(
             users=rows.users,
             groups=view.groups,
-            weights=self._weights(rows),
+            weights=parts.weights(rows, self.settings.server),
             segments=rows.segments.repeat(self.n_summed),
             items=rows.items.repeat(self.n_summed),
             deltas=summed.neighbour_rows(rows, view.degrees, layers),
@@ -530,7 +523,7 @@ class PerFedRec:
         contribution = Contribution(
             users=rows.users,
             groups=view.groups,
-            weights=self._weights(rows),
+            weights=parts.weights(rows, self.settings.server),
             reports=self._report(view, told[0], memory.vectors, key),
             edges=torch.cat(edges),
         )
@@ -586,7 +579,7 @@ class PerFedRec:
         contribution = Contribution(
             users=rows.users,
             groups=view.groups,
-            weights=self._weights(rows),
+            weights=parts.weights(rows, self.settings.server),
             segments=segments,
             items=items,
             deltas=protect(delta, privacy, fold_in(noise[segments], items)),
@@ -631,15 +624,9 @@ class PerFedRec:
         if active is not None:
             delta = delta * active[segments, None]
             dense = None if dense is None else dense * active[:, None]
-        ones = self._weights(rows)
+        ones = parts.weights(rows, self.settings.server)
         contribution = Contribution(rows.users, view.groups, ones, segments, items, delta, tables=tables, dense=dense)
         return uploads.bounded(contribution, privacy, "train"), memory
-
-    def _weights(self, rows: Rows) -> Tensor:
-        """[B] the weight of each client in the sums."""
-        if self.settings.server.weighting == "interactions":
-            return rows.counts.to(torch.float32)
-        return torch.ones(rows.n_users, device=rows.users.device)
 
     def _own_vectors(self, view: View, memory: Memory) -> Tensor:
         """[B, d] the users' own vectors; those that have not trained yet take the pre-trained ones on offer."""
