@@ -5,29 +5,28 @@ It computes what ``perfedrec train`` computes in one process, with the same seed
 
 from __future__ import annotations
 
-import json
 import shlex
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from perfedrec import __version__
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.settings import Settings
+from perfedrec.core.types import RoundReport
 from perfedrec.data import Catalogue
 from perfedrec.experiment import checkpoint
 from perfedrec.experiment.config import Config, explain, load
 from perfedrec.experiment.federation import deal_out, parted
 from perfedrec.experiment.methods import centralised, method
 from perfedrec.experiment.node import build
-from perfedrec.experiment.progress import Lines, Standing
-from perfedrec.experiment.run import Entry, open_data, write_settings
-from perfedrec.experiment.serve import Roll, summarised, told
-from perfedrec.runtimes.flower import Coordinator, Directory, Setup
+from perfedrec.experiment.progress import Lines
+from perfedrec.experiment.run import open_data
+from perfedrec.experiment.serve import Run
+from perfedrec.runtimes.flower import Coordinator, Directory
 from perfedrec.runtimes.flower.virtual import partitions, virtual_client, virtual_server
 from perfedrec.runtimes.node import Store
 
@@ -71,62 +70,72 @@ def resolved(given: Options) -> Config:
     return config
 
 
+@dataclass
+class Strict(Coordinator):
+    """A coordinator that goes on without nobody: in a simulation a node that fails is a mistake. ``names`` of nodes."""
+
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def begin(self) -> Any:
+        state = super().begin()
+        self._check()
+        return state
+
+    def play(self, state: Any) -> tuple[Any, RoundReport]:
+        after = super().play(state)
+        self._check()
+        return after
+
+    def _check(self) -> None:
+        for each in self.rejected:
+            raise PerfedrecError(
+                f"round {each.round}: virtual node {self.names[each.node]}: {each.reason}: {each.detail}"
+            )
+
+
 def play(grid: Any, given: Mapping[str, Any]) -> None:
     """Deal a data set out to the nodes of a Flower grid, train with them and give them the model.
 
     ``output`` becomes a run folder as :func:`perfedrec.experiment.serve.serve` writes it, with the nodes' stores under
-    ``nodes/n0/``, .... Raises :class:`PerfedrecError` as soon as a node fails: in a simulation that is a mistake.
+    ``nodes/n0/``, .... A run with a checkpoint in it goes on. Raises :class:`PerfedrecError` as soon as a node fails.
     """
     chosen = options(given)
     config, output = resolved(chosen), Path(chosen.output)
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output.absolute()} is not empty; expected a new folder as output")
+    resume = bool(checkpoint.folders(output / "checkpoints"))
+    if output.exists() and any(output.iterdir()) and not resume:
+        raise ConfigError(
+            f"{output.absolute()} is not empty, and no run with a checkpoint; expected a new folder as output"
+        )
     algorithm, dataset = config.build(), open_data(config.data)
     train = dataset.train
     places = partitions(grid, ANSWER_SECONDS)
     parts, catalogue = parted(train, len(places)), Catalogue.of(dataset, config.attributes)
-    deal_out(output / NODES, dataset, catalogue, parts)
-    items = catalogue.item_attributes
-    setup = Setup(output.absolute().name, told(config, algorithm), catalogue.fingerprint, __version__)
-    coordinator = Coordinator(
+    if resume and (dealt := sum(1 for _ in (output / NODES).iterdir())) != len(places):
+        raise ConfigError(f"{output.absolute()} is a run with {dealt} nodes; expected as many, and not {len(places)}")
+    run = Run(config, algorithm, catalogue, output, output.absolute().name, resume, dataset.fingerprint)
+    if not resume:
+        deal_out(output / NODES, dataset, catalogue, parts)
+    items, names = catalogue.item_attributes, {node: f"n{place}" for node, place in sorted(places.items())}
+    coordinator = Strict(
         grid,
         algorithm,
-        setup,
+        run.setup,
         train.n_items,
         config.run.seed,
         ANSWER_SECONDS,
         item_attributes=None if items is None else torch.tensor(items.values),
         n_user_attributes=catalogue.n_user_attributes,
+        names=names,
     )
     hosts = {node: torch.from_numpy(parts[place]) for node, place in places.items()}
     coordinator.directory = Directory(torch.arange(train.n_users), hosts)
-
-    write_settings(output, config)
-    standing, reporter = Standing(config.run.rounds + len(algorithm.prelude), config.run.select_by), Lines()
-    state = coordinator.begin()
-    _whole(coordinator, places)
-    with open(output / "metrics.jsonl", "a", encoding="utf-8") as history:
-        while standing.done < standing.total:
-            start = time.perf_counter()
-            state, report = coordinator.play(state)
-            _whole(coordinator, places)
-            standing.count(report, seconds := time.perf_counter() - start)
-            print(json.dumps(Entry(report, seconds).line()), file=history, flush=True)
-            reporter.round(standing)
-
-    extra = {"best_round": config.run.rounds, "valid": {}}
-    records = {"state": algorithm.serving(state), "roll": Roll(coordinator.directory.identities)}
-    belongs = {"catalogue": setup.catalogue}
-    checkpoint.save(output / "model", records, belongs, extra)
-    took = [f"n{place}" for place in sorted(places[node] for node in coordinator.hand_out(state))]
-    summary = summarised(config, algorithm, standing, train.n_users, took, "simulated")
-    checkpoint.write_atomic(output / "result.json", json.dumps(summary, indent=1).encode())
-
-
-def _whole(coordinator: Coordinator, places: Mapping[int, int]) -> None:
-    """Raises :class:`PerfedrecError` where a round went on without a node."""
-    for each in coordinator.rejected:
-        raise PerfedrecError(f"round {each.round}: virtual node n{places[each.node]}: {each.reason}: {each.detail}")
+    reporter = Lines()
+    run.begin(coordinator, coordinator.directory.identities)
+    while run.standing.done < run.standing.total:
+        run.step(coordinator, names, print)
+        reporter.round(run.standing)
+    took = sorted(places[node] for node in coordinator.hand_out(run.state))
+    run.finish([f"n{place}" for place in took], "simulated")
 
 
 def _hosted(given: Mapping[str, Any], partition: int) -> tuple[Store, int]:

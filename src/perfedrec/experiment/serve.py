@@ -133,7 +133,7 @@ def serve(
             "model.attributes is true, and no attributes lie beside the catalogue; expected item_attributes.csv or "
             "user_encoding.csv there"
         )
-    run = _Run(config, algorithm, catalogue, output, name, resume)
+    run = Run(config, algorithm, catalogue, output, name, resume)
     given = Certificates(*(files / each for each in (certificates.CA, certificates.CERTIFICATE, certificates.KEY)))
     for path in (given.ca, given.certificate, given.key):
         if not path.is_file():
@@ -184,7 +184,7 @@ def serve(
             reporter.start(run.standing)
             try:
                 while run.standing.done < run.standing.total and not caught:
-                    run.step(coordinator, watch, tell)
+                    watch.count(*run.step(coordinator, names, tell), time.time())
                     reporter.round(run.standing)
             finally:
                 reporter.stop(run.standing)
@@ -219,11 +219,22 @@ def _superlink(folder: Path, terms: Terms, files: Certificates, address: str) ->
         link.stop()
 
 
-class _Run:
-    """The mutable middle of :func:`serve`: state, history and run folder."""
+class Run:
+    """The mutable middle of :func:`serve`: state, history and run folder.
+
+    A checkpoint of another configuration or catalogue is refused, and with the fingerprint of the ``data``, where it is
+    known, one of other data.
+    """
 
     def __init__(
-        self, config: Config, algorithm: Any, catalogue: Catalogue, output: Path, name: str | None, resume: bool
+        self,
+        config: Config,
+        algorithm: Any,
+        catalogue: Catalogue,
+        output: Path,
+        name: str | None,
+        resume: bool,
+        data: str | None = None,
     ) -> None:
         self.config, self.output, self.algorithm = config, output, algorithm
         self.standing = Standing(config.run.rounds + len(self.algorithm.prelude), config.run.select_by)
@@ -233,6 +244,8 @@ class _Run:
         configuration = told(config, self.algorithm)
         digest = hashlib.sha256(f"{configuration}{config.run.seed}".encode()).hexdigest()
         self.belongs = {"catalogue": catalogue.fingerprint, "configuration": digest}
+        if data is not None:
+            self.belongs["data"] = data
         self._loaded: checkpoint.Loaded | None = None
         if resume:
             name = self._restore()
@@ -287,17 +300,19 @@ class _Run:
         blank = coordinator.blank()
         self.state = copied(unflatten(type(blank), *self._loaded.records["state"]))
 
-    def step(self, coordinator: Coordinator, watch: Watch, tell: Callable[[str], None]) -> None:
-        """One round and its checkpoint."""
+    def step(
+        self, coordinator: Coordinator, names: Mapping[int, str], tell: Callable[[str], None]
+    ) -> tuple[Entry, list[tuple[str, str]]]:
+        """One round and its checkpoint; returns what is noted of it, and whom it went on without, with the reasons."""
         start = time.perf_counter()
         self.state, report = coordinator.play(self.state)
         seconds = time.perf_counter() - start
-        without = self._note(coordinator.rejected, watch.names, tell)
+        without = self._note(coordinator.rejected, names, tell)
         entry = Entry(report, seconds)
         self.standing.count(report, seconds)
         self._append("metrics.jsonl", entry.line())
-        watch.count(entry, without, time.time())
         self.checkpoint()
+        return entry, without
 
     def checkpoint(self) -> None:
         assert self.users is not None
@@ -323,14 +338,14 @@ class _Run:
         with open(self.output / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def finish(self, took: list[str]) -> dict[str, Any]:
+    def finish(self, took: list[str], secure_aggregation: str = "SecAgg+") -> dict[str, Any]:
         """Store the model that is served, and a summary."""
         assert self.users is not None
         prelude, done = len(self.algorithm.prelude), self.standing.done
         extra = {"best_round": done - prelude, "valid": {}}
         records = {"state": self.algorithm.serving(self.state), "roll": Roll(self.users)}
         checkpoint.save(self.output / "model", records, self.belongs, extra)
-        summary = summarised(self.config, self.algorithm, self.standing, self.users.numel(), took, "SecAgg+")
+        summary = summarised(self.config, self.algorithm, self.standing, self.users.numel(), took, secure_aggregation)
         checkpoint.write_atomic(self.output / "result.json", json.dumps(summary, indent=1).encode())
         return summary
 

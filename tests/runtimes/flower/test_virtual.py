@@ -21,11 +21,11 @@ import tomli_w
 import torch
 from tests.parity.grid import MemoryGrid
 
-from perfedrec.core.errors import ConfigError, DataError, PerfedrecError
+from perfedrec.core.errors import CheckpointError, ConfigError, DataError, PerfedrecError
 from perfedrec.core.records import flatten
 from perfedrec.data import Dataset
 from perfedrec.data.attributes import Attributes
-from perfedrec.experiment import app, checkpoint
+from perfedrec.experiment import app, checkpoint, serve
 from perfedrec.experiment.federation import environment, free_port
 from perfedrec.experiment.methods import engine
 from perfedrec.experiment.node import build, recommend
@@ -135,7 +135,7 @@ def test_a_run_that_cannot_be_says_why_and_writes_nothing(tmp_path: Path, change
 def test_a_run_takes_no_folder_that_is_in_use(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     given = GIVEN | {"output": str(tmp_path)}
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(ConfigError, match="is not empty, and no run with a checkpoint"):
         app.play(grid_of(given, 5), given)
     assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -146,6 +146,31 @@ def test_a_virtual_node_that_fails_ends_the_run(tmp_path: Path) -> None:
     grid.contexts[102].run_config = given | {"output": str(tmp_path / "elsewhere")}
     with pytest.raises(PerfedrecError, match=r"virtual node n3: .*elsewhere"):
         app.play(grid, given)
+
+
+def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = GIVEN | {"output": str(tmp_path / "run"), "rounds": 1}
+    app.play(grid_of(given, 5), given)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    longer = given | {"rounds": 3}
+    with monkeypatch.context() as patched:
+        patched.setattr(serve.Run, "checkpoint", killed)  # the nodes have played the round, and nothing tells of it
+        with pytest.raises(KeyboardInterrupt):
+            app.play(grid_of(longer, 5), longer)
+    with pytest.raises(ConfigError, match="is a run with 5 nodes; expected as many, and not 4"):
+        app.play(grid_of(longer, 4), longer)
+    for change in ({"seed": 4}, {"set": SMALL + " server.averaging=0.5"}):
+        with pytest.raises(CheckpointError, match="another configuration"):
+            app.play(grid_of(longer | change, 5), longer | change)
+    app.play(grid_of(longer, 5), longer)
+    as_simulated(longer, 5)
+    summary = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (summary["best_round"], summary["nodes_with_model"]) == (3, [f"n{place}" for place in range(5)])
 
 
 @contextmanager

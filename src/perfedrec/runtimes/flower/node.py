@@ -162,17 +162,13 @@ class Station:
         return app
 
     def _work(self, message: Message, algorithm: Algorithm[Any, Any, Any], seed: int) -> Aggregate:
-        """What the users hand over for a message: once, and the same when the same is asked for again."""
+        """What the users hand over for a message."""
         task = self._task(message, algorithm)
         self._check_phase(task, algorithm)
-        if task.round < 0:  # before the first round, where nothing is noised or remembered
-            return work(algorithm, self.store, task, seed)
-        instruction = [(name, each.object_id) for name, each in message.content.items() if name != RECORD]
-        request = repr(sorted(instruction)).encode()
-        made = self.store.answer(task.round, request, lambda: dump(work(algorithm, self.store, task, seed)))
-        assert made is not None
-        self.done.play(Setup.read(message.content).run, task.round)
-        return load(made)
+        total = once(self.store, algorithm, task, message.content, seed)
+        if task.round >= 0:
+            self.done.play(Setup.read(message.content).run, task.round)
+        return total
 
     def _check_phase(self, task: Task, algorithm: Algorithm[Any, Any, Any]) -> None:
         """Each phase in its turn: what is released once for the ledger must not be asked for again and again."""
@@ -223,6 +219,18 @@ class Station:
             )
         made: Algorithm[Any, Any, Any] = algorithm
         return made
+
+
+def once(store: Store, algorithm: Algorithm[Any, Any, Any], task: Task, content: RecordDict, seed: int) -> Aggregate:
+    """What the users of a store hand over for a ``task``, which came as ``content``: once, and the same when the same
+    is asked for again."""
+    if task.round < 0:  # before the first round, where nothing is noised or remembered
+        return work(algorithm, store, task, seed)
+    instruction = [(name, each.object_id) for name, each in content.items() if name != RECORD]
+    request = repr(sorted(instruction)).encode()
+    made = store.answer(task.round, request, lambda: dump(work(algorithm, store, task, seed)))
+    assert made is not None
+    return load(made)
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
