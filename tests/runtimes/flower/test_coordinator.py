@@ -101,9 +101,9 @@ def stores(tmp_path: Path) -> dict[int, Store]:
     return {100 + i: store(tmp_path / f"{i}.node", users) for i, users in enumerate(PARTS)}
 
 
-def assembled(given: Coordinator, nodes: int = 3) -> list[str]:
+def assembled(given: Coordinator, nodes: int = 3, seconds: float = 10.0) -> list[str]:
     lines: list[str] = []
-    given.assemble(nodes, 1, 0.3, lines.append)
+    given.assemble(nodes, 1, seconds, lines.append)
     return lines
 
 
@@ -192,7 +192,7 @@ def test_a_node_without_opendp_says_so_when_it_is_asked_to_join(
         assert assembled(given)[-1].startswith("3 of 3 nodes")
         return
     with pytest.raises(PerfedrecError, match="gave up waiting: 0 of 3 nodes"):
-        assembled(given)
+        assembled(given, seconds=0.3)
     assert {each.reason for each in given.rejected} == {"noise"}
     assert "this node cannot draw its noise" in given.rejected[0].detail
     assert "pip install 'perfedrec[opendp]'" in given.rejected[0].detail
@@ -214,7 +214,7 @@ def test_one_node_alone_tells_item_degrees_if_its_owner_lets_it(tmp_path: Path) 
 
 def test_waiting_ends(stores: dict[int, Store]) -> None:
     with pytest.raises(PerfedrecError, match="gave up waiting: 3 of 4 nodes"):
-        assembled(coordinator(stores), nodes=4)
+        assembled(coordinator(stores), nodes=4, seconds=0.3)
 
 
 def test_nameless_users_are_given_identities(tmp_path: Path) -> None:
