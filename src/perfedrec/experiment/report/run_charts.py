@@ -315,7 +315,9 @@ def communication_chart(history: Sequence[Entry], users: int) -> Chart | None:
         marker={"color": COLOURS[0]},
         width=0.45,
         texttemplate="%{x:.3g}",
-        textposition="outside",
+        textposition="auto",  # in a bar that has room for it: outside, a phone cuts the longest one's off
+        textangle=0,
+        insidetextfont={"color": "var(--paper)"},
         cliponaxis=False,
         hovertemplate="%{x:.4g}<extra>%{y}</extra>",
     )
