@@ -57,6 +57,14 @@ def test_train_evaluate_and_recommend_on_a_file_with_string_ids(ratings: Path, t
     assert one["items"][0]["item"] in shown
 
 
+def test_a_list_tells_of_mixing_only_where_models_are_mixed(ratings: Path, tmp_path: Path) -> None:
+    for method, mixed in (("popularity", False), ("perfedrec_pp", True)):
+        run, few = tmp_path / method, FEW if mixed else ["--rounds", "0", "--quiet"]
+        cli("train", "--data", ratings, "--algorithm", method, "--output", run, *few)
+        shown = cli("recommend", "--run", run, "--user", "u3", "--k", "2").stdout
+        assert ("moved" in shown, "score = " in shown) == (mixed, mixed)
+
+
 def test_help_describes_arguments_as_well_as_options() -> None:
     assert "folder of a finished run" in runner.invoke(app, ["audit", "--help"]).stdout
 

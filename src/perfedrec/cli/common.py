@@ -28,6 +28,10 @@ Preset = Annotated[
 Algorithm = Annotated[
     str | None, typer.Option("--algorithm", help="a method (see perfedrec config list), or file.py:Class for your own")
 ]
+Data = Annotated[
+    str | None,
+    typer.Option(help="file, folder, or synthetic:users=..,items=.. (default: the configuration's; else synthetic)"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 RunFolder = Annotated[Path, typer.Option("--run", help="folder of a finished run")]
 Moved = Annotated[str | None, typer.Option("--data", help="where the data lies now, if it has moved since")]
@@ -67,16 +71,19 @@ def print_data(dataset: Any) -> None:
 
 
 def print_list(explained: Any, user: str) -> None:
-    """A list of recommendations, columns item, rank, score, those of the mixed models, and moved."""
+    """A list of recommendations, columns item, rank, score, those of the mixed models, and moved; of a method that
+    mixes nothing the first three."""
     models = [
         name for name in explained.columns[3:-1] if (explained[name].abs() > 1e-9).any()
     ]  # without those of weight 0
-    table = Table("rank", "item", "score", *models, "moved", title=f"for user {user}")
+    mixed = models != ["global"]
+    table = Table("rank", "item", "score", *((*models, "moved") if mixed else ()), title=f"for user {user}")
     for row in explained.iter_rows(named=True):
-        parts = [f"{row[name]:.3f}" for name in ("score", *models)]
-        table.add_row(str(row["rank"]), str(row["item"]), *parts, f"{row['moved']:+d}")
+        parts = [*(f"{row[name]:.3f}" for name in models), f"{row['moved']:+d}"] if mixed else []
+        table.add_row(str(row["rank"]), str(row["item"]), f"{row['score']:.3f}", *parts)
     console.print(table)
-    console.print(f"score = {' + '.join(models)}; moved: places gained over the global model alone")
+    if mixed:
+        console.print(f"score = {' + '.join(models)}; moved: places gained over the global model alone")
 
 
 def print_privacy(block: dict[str, Any]) -> None:

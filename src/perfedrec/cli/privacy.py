@@ -138,7 +138,9 @@ def audit(
 
 
 def print_audit(found: Any) -> None:
-    table = Table("attack", "round", "figure", "reached", "guessing", "popularity", "cases")
+    table = Table(box=None, padding=(0, 1, 0, 0))  # room for names on 80 columns
+    for name in ("attack", "round", "figure", "reached", "guessing", "popularity", "cases"):
+        table.add_column(name, no_wrap=name != "attack")
     for each in found.findings:
         where = "-" if each.round is None else str(each.round or "pre")
         popular = "-" if each.popularity is None else f"{each.popularity:.3f}"

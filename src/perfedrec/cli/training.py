@@ -14,6 +14,7 @@ from perfedrec.cli.common import (
     Algorithm,
     AsJson,
     Columns,
+    Data,
     Moved,
     Preset,
     Profile,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    data: Annotated[str | None, typer.Option(help="file, folder, or synthetic:users=..,items=..")] = None,
+    data: Data = None,
     train_file: Annotated[str | None, typer.Option("--train", help="training file of a given split")] = None,
     valid: Annotated[str | None, typer.Option(help="validation file of a given split")] = None,
     test: Annotated[str | None, typer.Option(help="test file of a given split")] = None,

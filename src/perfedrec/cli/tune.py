@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from perfedrec.cli.common import Algorithm, AsJson, Preset, Profile, console, one_line
+from perfedrec.cli.common import Algorithm, AsJson, Data, Preset, Profile, console, one_line
 
 if TYPE_CHECKING:
     from perfedrec.experiment.tune import Outcome
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def tune(
     output: Annotated[Path, typer.Option(help="folder of the study; the same command goes on with it")],
-    data: Annotated[str | None, typer.Option(help="file, folder, or synthetic:users=..,items=..")] = None,
+    data: Data = None,
     algorithm: Algorithm = None,
     preset: Preset = None,
     privacy: Profile = None,
