@@ -1,5 +1,6 @@
 """The command line as people use it: real files in, tables and files out, one line for each mistake."""
 
+import errno
 import fcntl
 import json
 import os
@@ -86,6 +87,9 @@ def test_help_describes_arguments_as_well_as_options() -> None:
         (["train", "--resume", "--algorithm", "mf"], "only --rounds and --device may change"),
         (["train", "--data", "{ratings}", "--previous"], "--resume"),
         (["train", "--data", "{ratings}", "--algorithm", "mf", "--privacy", "paper"], "there is no section privacy"),
+        (["data", "prepare", "{ratings}", "--output", "{ratings}/a"], "{ratings}"),
+        (["tune", "--data", "{ratings}", "--output", "{ratings}/a"], "{ratings}/a: cannot be read or written: Not a"),
+        (["federation", "key", "{ratings}/a"], "{ratings}: cannot be read or written"),
         (["data", "info", "{long}"], "{long}, line 3: cannot be split into columns"),
         (["data", "prepare", "{ratings}", "--output", "{prepared}", "--seed", "-1"], "at least 0"),
         (["data", "info", "{binary}"], "{binary}"),
@@ -184,6 +188,22 @@ def test_data_of_two_users(preset: str, lines: str, tmp_path: Path) -> None:
     trained = runner.invoke(app, [*command, *FEW, "--set", "clusters.start=1"])
     assert trained.exit_code == 0, trained.output
     assert runner.invoke(app, ["recommend", "--run", str(tmp_path / "run"), "--user", "u2"]).exit_code == 0
+
+
+def test_a_disk_that_is_full_is_one_line_and_other_errors_keep_their_traceback(
+    ratings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = OSError(errno.ENOSPC, "No space left on device")
+
+    def full(*arguments: object) -> None:
+        raise told
+
+    monkeypatch.setattr("perfedrec.experiment.checkpoint.write_atomic", full)
+    command = ["train", "--data", str(ratings), "--algorithm", "item_knn", "--quiet", "--output"]
+    failed = cli(*command, tmp_path / "a", code=2)
+    assert failed.stderr == "error: No space left on device\n"
+    told = ConnectionResetError(errno.ECONNRESET, "reset")
+    assert runner.invoke(app, [*command, str(tmp_path / "b")]).exception is told
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(ratings: Path, tmp_path: Path) -> None:

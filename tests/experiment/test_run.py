@@ -148,6 +148,17 @@ def test_a_run_that_broke_off_before_its_first_checkpoint_says_what_to_do(tmp_pa
         latest_checkpoint(tmp_path / "run")
 
 
+def test_a_line_that_was_cut_off_is_left_out_and_one_of_another_kind_refused(tmp_path: Path) -> None:
+    run(small("paper", "run.rounds=2"), output=tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[0][:40]]))
+    assert len(read_history(tmp_path)) == len(lines)
+    file.write_text("\n".join([lines[0], '{"round": 1}', *lines[1:]]))
+    with pytest.raises(CheckpointError, match="line 2: is no round of this version"):
+        read_history(tmp_path)
+
+
 def test_rounds_where_all_clients_drop_out_change_no_table() -> None:
     some = run(small("paper", "run.rounds=0", "run.dropout_rate=1.0"))
     more = run(small("paper", "run.rounds=4", "run.dropout_rate=1.0"))

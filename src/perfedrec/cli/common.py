@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from perfedrec.core.errors import PerfedrecError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 console = Console(markup=False, emoji=False)  # ids, names and paths are shown as they are
 
@@ -50,6 +53,12 @@ def one_line() -> Iterator[None]:
     except PerfedrecError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            raise  # a closed pipe, a socket: nothing that a path or a disk explains
+        where = "" if error.filename is None else f"{error.filename}: cannot be read or written: "
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        raise typer.Exit(PerfedrecError.exit_code) from None
 
 
 def reporter(quiet: bool, as_json: bool) -> Any:

@@ -173,7 +173,10 @@ def audit(
 def read_audit(folder: Path) -> dict[str, Any] | None:
     """What :func:`audit` wrote, where there was one."""
     path = folder / "audit.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged audit: {error}; expected it removed, or made again") from None
 
 
 def _replayed(

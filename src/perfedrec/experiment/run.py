@@ -448,7 +448,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_history(folder: Path) -> list[Entry]:
-    """The rounds that a run folder has recorded; a line that was cut off in writing is left out."""
+    """The rounds that a run folder has recorded; a line that was cut off in writing is left out.
+
+    Raises :class:`CheckpointError` for a line that is whole and no round.
+    """
     entries: list[Entry] = []
     path = folder / "metrics.jsonl"
     if path.exists():
@@ -457,8 +460,12 @@ def read_history(folder: Path) -> list[Entry]:
                 line = json.loads(text)
             except ValueError:
                 break
-            seconds, valid = line.pop("seconds"), line.pop("valid")
-            entries.append(Entry(RoundReport(**line), seconds, valid))
+            try:
+                seconds, valid = line.pop("seconds"), line.pop("valid")
+                entries.append(Entry(RoundReport(**line), seconds, valid))
+            except (AttributeError, KeyError, TypeError) as error:
+                number = len(entries) + 1
+                raise CheckpointError(f"{path}, line {number}: is no round of this version ({error})") from None
     return entries
 
 
