@@ -332,6 +332,12 @@ def test_privacy_commands_answer_mistakes_in_one_line(arguments: tuple[str, ...]
     assert failed.stderr.count("\n") == 1
 
 
+def test_a_plan_with_a_delta_that_shows_somebody_whole_is_warned_of() -> None:
+    plan = ("privacy", "plan", "--epsilon", "8", "--users", "500", "--delta")
+    assert "delta 0.1 is above 1 / 500 users" in cli(*plan, "0.1").stderr
+    assert cli(*plan, "0.0019").stderr == ""
+
+
 def test_who_needs_a_neighbourhood_service_says_so_before_anything_starts(tmp_path: Path) -> None:
     dealt, keys = tmp_path / "dealt", tmp_path / "keys"
     assert "none to the coordinator" in cli("federation", "bundles", dealt, "--node", "n0").stdout

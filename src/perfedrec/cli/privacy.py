@@ -48,6 +48,9 @@ def privacy_plan(
             raise ConfigError(f"--delta is {delta:g}; expected a number between 0 and 1")
         if rounds < 0:
             raise ConfigError(f"--rounds is {rounds}; expected 0 (none) or more")
+        if delta * users > 1:
+            warning = f"warning: delta {delta:g} is above 1 / {users} users: it allows for showing somebody whole"
+            print(warning, file=sys.stderr)
         spectral = plan_spectral(epsilon, delta, users, items, passes)
         training = plan_training(epsilon, delta, users, items, dim, rounds, cohort, cap) if rounds > 0 else None
         if as_json:
