@@ -47,6 +47,8 @@ def test_sources_have_to_make_sense_together_and_not_each_alone(tmp_path: Path) 
         ("run.rounds=-1", "run.rounds"),
         ("client.loss=hinge", "client.loss"),
         ("personal.local=-0.9", "personal.local"),
+        ("client.learning_rate=inf", "client.learning_rate: Input should be a finite number"),
+        ("privacy.epsilon=nan", "finite number"),
         ("personal.pretrained=0.9", "needs pretraining.kind = spectral"),
     ],
 )

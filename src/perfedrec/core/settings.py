@@ -4,6 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """A frozen component configuration. Unknown keys are refused; defaults are written once, in the subclass."""
+    """A frozen component configuration. Unknown keys and numbers that are not finite are refused; defaults are written
+    once, in the subclass."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
