@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -360,6 +361,35 @@ def test_who_needs_a_neighbourhood_service_says_so_before_anything_starts(tmp_pa
         assert said in failed.stderr
         assert failed.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_who_interrupts_a_coordinator_is_told_the_command_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed goes on with the same files, rounds and terms; SIGINT and a second one differ in a word."""
+    from perfedrec.experiment import serve
+    from perfedrec.experiment.run import InterruptedRunError, write_settings
+
+    seen, ends = list[Any](), [InterruptedRunError("stopped after round 4", 15), KeyboardInterrupt()]
+
+    def stopped(config: Any, ids: Any, output: Path, files: Path, keys: Path, terms: Any, *rest: Any, **_: Any) -> None:
+        seen.append((config.run.rounds, output, files, keys, terms))
+        output.mkdir(exist_ok=True)
+        write_settings(output, config)
+        assert rest[2] is (len(seen) > 1)  # resume
+        raise ends[len(seen) - 1]
+
+    monkeypatch.setattr(serve, "serve", stopped)
+    (tmp_path / "items.txt").write_text("a\nb\n")
+    files = ("--output", tmp_path / "a run", "--catalogue", tmp_path / "items.txt", "--nodes", tmp_path / "keys")
+    terms = ("--certificates", tmp_path / "certs", "--rounds", "7", "--min-nodes", "4", "--enough", "0.5")
+    first = cli("serve", *files, *terms, "--privacy", "none", "--set", "model.embedding_dim=8", code=143)
+    said, _, command = first.stderr.strip().partition("; go on with perfedrec ")
+    assert said == "error: stopped after round 4"
+    second = cli(*shlex.split(command), code=130)
+    assert second.stderr.strip() == f"error: broken off; go on with perfedrec {command}"
+    assert seen[0] == seen[1]
+    assert (seen[0][0], seen[0][4].min_nodes, seen[0][4].enough) == (7, 4, 0.5)
 
 
 def test_real_nodes_are_asked_under_profile_secure_unless_something_says_otherwise(tmp_path: Path) -> None:

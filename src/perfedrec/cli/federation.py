@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,9 +77,12 @@ def serve(
         terms = Terms(host, port, min_nodes, min_users, wait, deadline, enough)
         if metrics_port == port:
             raise ConfigError(f"--port and --metrics-port are both {port}; expected two ports")
-        with exposed(metrics_port) as expose:
+        resolved = _resolved(output, resume, preset, config, set_, privacy, rounds)
+        files = {"catalogue": catalogue, "certificates": certificates, "nodes": nodes, "output": output}
+        again = ["serve", "--resume", *_options(**files, rounds=rounds, metrics_port=metrics_port, **_changed(terms))]
+        with _going_on(again), exposed(metrics_port) as expose:
             summary = run(
-                _resolved(output, resume, preset, config, set_, privacy, rounds),
+                resolved,
                 read_catalogue(catalogue),
                 output,
                 certificates,
@@ -122,15 +129,17 @@ def up(
 
         os.environ |= federation.environment()
         resolved = _resolved(output / "run", resume, preset, None, set_, privacy, rounds)
+        service = needs_service(resolved.build())
+        again = ["federation", "up", "--resume"]
+        again += _options(output=output, rounds=rounds, metrics_port=metrics_port, **_changed(Terms(deadline=deadline)))
         with exposed(metrics_port) as expose:
             if not resume:
                 resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"path": data})})
-                dataset = open_data(resolved.data)
-                federation.lay_out(output, dataset, nodes, users, attributes=resolved.attributes)
+                federation.lay_out(output, open_data(resolved.data), nodes, users)
             port = federation.free_port()
             waited = sum(1 for _ in (output / "nodes").iterdir())
             terms = Terms(port=port, min_nodes=waited, deadline=deadline)
-            with federation.nodes(output, port, needs_service(resolved.build())):
+            with _going_on(again):
                 summary = run(
                     resolved,
                     read_catalogue(output / federation.CATALOGUE),
@@ -142,6 +151,7 @@ def up(
                     _tell if not quiet else lambda line: None,
                     resume,
                     expose=expose,
+                    beside=federation.nodes(output, port, service),
                 )
         _show(summary, output / "run", as_json)
 
@@ -149,7 +159,10 @@ def up(
 @app.command("certificates")
 def certificates(
     folder: Annotated[Path, typer.Argument(help="folder to write to")],
-    name: Annotated[list[str] | None, typer.Option(help="host name or address that nodes use, may be repeated")] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="host name or address that nodes use, may be repeated (default: as before, or this machine)"),
+    ] = None,
     days: Annotated[int, typer.Option(help="days until the server's certificate expires")] = 365,
 ) -> None:
     """Make an authority and a server's certificate; a second time, renew the server's certificate.
@@ -159,7 +172,7 @@ def certificates(
     with one_line():
         from perfedrec.experiment.certificates import make_certificates
 
-        make_certificates(folder, name or ("localhost", "127.0.0.1"), days)
+        make_certificates(folder, name or (), days)
         console.print(f"{folder}: ca.crt goes to every node; server.pem and server.key stay here; hide ca.key")
 
 
@@ -195,6 +208,35 @@ def bundles(
             f"{folder}: each {BUNDLE} goes to its node, {SERVICE}/{KEYS} to the service, and none to the coordinator",
             soft_wrap=True,
         )
+
+
+@contextmanager
+def _going_on(command: list[str]) -> Iterator[None]:
+    """Tell who interrupts a run the command that goes on with it."""
+    from perfedrec.experiment.run import InterruptedRunError
+
+    try:
+        yield
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        number = error.exit_code - 128 if isinstance(error, InterruptedRunError) else signal.SIGINT
+        what = str(error) or "broken off"
+        raise InterruptedRunError(f"{what}; go on with perfedrec {shlex.join(command)}", number) from None
+
+
+def _options(**values: Any) -> list[str]:
+    return [
+        word
+        for name, value in values.items()
+        if value is not None
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def _changed(terms: Any) -> dict[str, Any]:
+    """The terms that are not those that ``serve`` has by itself."""
+    from dataclasses import fields
+
+    return {each.name: value for each in fields(terms) if (value := getattr(terms, each.name)) != each.default}
 
 
 def _resolved(

@@ -19,11 +19,13 @@ CA, CERTIFICATE, KEY = "ca.crt", "server.pem", "server.key"
 """Names of the files in a folder of certificates; the authority's own key is ``ca.key``."""
 
 
-def make_certificates(folder: Path, names: Iterable[str] = ("localhost", "127.0.0.1"), days: int = 365) -> None:
+def make_certificates(folder: Path, names: Iterable[str] = (), days: int = 365) -> None:
     """An authority in ``folder``, unless there is one, and a server's certificate for ``names`` (hosts, addresses).
 
-    A second call renews the server's certificate under the same authority, so that nodes need no new file.
+    A second call renews the server's certificate under the same authority, so that nodes need no new file. Without
+    names it is for those of the certificate that is there, or else for ``localhost`` and ``127.0.0.1``.
     """
+    names = tuple(names) or _names(folder / CERTIFICATE) or ("localhost", "127.0.0.1")
     folder.mkdir(parents=True, exist_ok=True)
     start = datetime.now(UTC) - timedelta(minutes=5)
     if not (folder / CA).exists():
@@ -83,6 +85,16 @@ def make_key(path: Path) -> None:
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    """Whom a certificate is for; nobody, where there is none that can be read."""
+    try:
+        found = x509.load_pem_x509_certificate(path.read_bytes()).extensions
+        names = found.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return ()
+    return tuple(str(each.value) for each in names)
 
 
 def _host(text: str) -> x509.GeneralName:

@@ -4,11 +4,13 @@ processes."""
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def lay_out(
     attributes: bool = False,
 ) -> None:
     """Make the folder of a federation: ``certificates``, ``keys``, the catalogue, ``nodes/n0/store.db``, ..., bundles
-    beside these, and the ``service`` with its keys.
+    beside these, and the ``service`` with its keys. It is there whole or not at all.
 
     The training items of the first ``users`` users of a data set (all by default) are dealt out to the nodes, whole
     users to each, with their ``attributes`` or without. A ``secret`` that all nodes share makes their draws those of a
@@ -44,13 +46,18 @@ def lay_out(
     parts, catalogue = parted(dataset.train, nodes, users), Catalogue.of(dataset, attributes)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; expected a new folder")
-    make_certificates(folder / "certificates")
-    catalogue.write(folder / CATALOGUE)
-    names = [f"n{number}" for number in range(nodes)]
-    for name in (SERVICE, *names):
-        make_key(folder / "keys" / name)
-    deal(folder / "nodes", names, folder / SERVICE)
-    deal_out(folder / "nodes", dataset, catalogue, parts, secret)
+    made = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        make_certificates(made / "certificates")
+        catalogue.write(made / CATALOGUE)
+        names = [f"n{number}" for number in range(nodes)]
+        for name in (SERVICE, *names):
+            make_key(made / "keys" / name)
+        deal(made / "nodes", names, made / SERVICE)
+        deal_out(made / "nodes", dataset, catalogue, parts, secret)
+        made.replace(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def parted(train: Interactions, nodes: int, users: int | None = None) -> list[NDArray[np.int64]]:
@@ -92,39 +99,35 @@ def deal_out(
 def nodes(folder: Path, port: int, service: bool = False) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The processes of all nodes in a folder, and of the neighbourhood ``service``, at work for the coordinator on
     ``port`` until the end of the block."""
-    with ExitStack() as stack:
-        found = []
+    found = list[subprocess.Popen[bytes]]()
+    try:
         if service:
-            own = "service", "run", "--state", str(folder / SERVICE)
-            found.append(stack.enter_context(_child(folder, folder / SERVICE, port, *own)))
+            found.append(_child(folder, folder / SERVICE, port, "service", "run", "--state", str(folder / SERVICE)))
         for place in sorted((folder / "nodes").iterdir()):
-            own = "node", "run", "--store", str(place / "store.db")
             free = "--require", "none"  # who starts them all has chosen the profile
-            found.append(stack.enter_context(_child(folder, place, port, *own, *free)))
+            found.append(_child(folder, place, port, "node", "run", "--store", str(place / "store.db"), *free))
         yield found
+    finally:
+        for process in found:
+            process.terminate()
+        end = time.monotonic() + 15
+        for process in found:
+            try:
+                process.wait(max(end - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-@contextmanager
-def _child(folder: Path, place: Path, port: int, *own: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of perfedrec with its ``own`` options, at work with what is in ``place`` and the key of that name.
-
-    It is told to end at the end of the block, and ends by itself when this process dies.
-    """
+def _child(folder: Path, place: Path, port: int, *own: str) -> subprocess.Popen[bytes]:
+    """A command of perfedrec with its ``own`` options, at work with what is in ``place`` and the key of that name. It
+    ends by itself when this process dies."""
     command = [sys.executable, "-m", "perfedrec", *own, "--until-stdin-closes", "--coordinator", f"127.0.0.1:{port}"]
     command += ["--ca", str(folder / "certificates" / CA), "--key", str(folder / "keys" / place.name)]
     with open(place / "log.txt", "ab") as file:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True, env=environment()
         )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def environment() -> Mapping[str, str]:

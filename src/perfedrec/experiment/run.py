@@ -8,9 +8,10 @@ import json
 import os
 import platform
 import signal
+import threading
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -512,14 +513,17 @@ def _engine(algorithm: Any, dataset: Dataset, run: RunSettings) -> Engine:
 
 
 @contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying from them; a second SIGINT breaks off at once."""
+def signals(tell: Callable[[str], None] | None = None) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying from them. A second SIGINT breaks off at once: ``tell`` is told."""
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(number)
+        if tell is not None and number == signal.SIGINT:  # from a thread: this one may be in the middle of a line
+            line = "stops after the work at hand; Ctrl-C again breaks off at once"
+            threading.Thread(target=tell, args=(line,)).start()
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -7,7 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from perfedrec import __version__
-from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError
 from perfedrec.core.records import copied, unflatten
 from perfedrec.data import Catalogue
 from perfedrec.experiment import certificates, checkpoint
@@ -108,6 +108,7 @@ def serve(
     resume: bool = False,
     name: str | None = None,
     expose: Expose = nowhere,
+    beside: AbstractContextManager[Any] | None = None,
 ) -> dict[str, Any]:
     """Train with the nodes whose public keys lie in the folder ``keys``, and return the summary.
 
@@ -117,7 +118,8 @@ def serve(
     ``files`` is a folder with the server's certificates. What is written to ``output`` is described in
     ``docs/federation.md``. ``tell`` is told what happens, in one line, and ``expose`` is given the source of metrics.
     SIGINT and SIGTERM end the run after the round at hand, with an :class:`InterruptedRunError`; it goes on with
-    ``resume``, also after SIGKILL.
+    ``resume``, also after SIGKILL. What runs ``beside`` it begins once there is a SuperLink and ends before it does:
+    nodes that do so say goodbye, and may come back at once.
     """
     if centralised(method(config.algorithm)):
         raise ConfigError(f"{config.algorithm} is centralised: it has no nodes; expected a federated method")
@@ -150,7 +152,11 @@ def serve(
     if not nodes:
         raise ConfigError(f"{keys}: no public keys (*.pub); make some with perfedrec federation key")
     address = f"{'127.0.0.1' if terms.host == '0.0.0.0' else terms.host}:{terms.port}"
-    with signals() as caught, _superlink(output / LINK, terms, given, address) as (link, control):
+    with (
+        signals(tell) as caught,
+        _superlink(output / LINK, terms, given, address) as (link, control),
+        beside or nullcontext(),
+    ):
         names = {node: nodes[key] for node, key in control.register(nodes).items()}
         for name in sorted(set(nodes.values()) - set(names.values())):
             raise ConfigError(f"{keys / name}.pub: was removed from this run before; expected a new key for this node")
@@ -158,7 +164,7 @@ def serve(
             tell(f"listening on {terms.host}:{terms.port} for {len(nodes) - registered} registered nodes")
             tell(roles(algorithm))
             service = next((node for node, name in names.items() if name == SERVICE), None)
-            run.meet(service)
+            run.meet(service, names)
             coordinator = Coordinator(
                 grid,
                 run.algorithm,
@@ -178,7 +184,12 @@ def serve(
             watch = Watch(names, run.standing.total, terms.deadline, ends)
             expose(lambda: watch.metrics(coordinator, link))
             least = terms.min_nodes or (LEAST if algorithm.secure_sums else 1)
-            roll = coordinator.assemble(least, terms.min_users, terms.wait, tell, lambda: bool(caught))
+            try:
+                roll = coordinator.assemble(least, terms.min_users, terms.wait, tell, lambda: bool(caught))
+            except PerfedrecError:
+                if caught:
+                    raise InterruptedRunError("stopped while it waited for nodes", caught[0]) from None
+                raise
             run.begin(coordinator, roll.identities)
             watch.begin(run.standing.done, time.time())
             reporter.start(run.standing)
@@ -189,8 +200,7 @@ def serve(
             finally:
                 reporter.stop(run.standing)
             if caught:
-                done = run.standing.done
-                raise InterruptedRunError(f"stopped after round {done}; go on with --resume", caught[0])
+                raise InterruptedRunError(f"stopped after round {run.standing.done}", caught[0])
             took = coordinator.hand_out(run.state)
             tell(f"{len(took)} of {len(roll.hosts)} nodes have the model")
             return run.finish([names.get(node, str(node)) for node in took])
@@ -284,12 +294,13 @@ class Run:
         checkpoint.write_atomic(self.output / "metrics.jsonl", lines.encode())
         return name
 
-    def meet(self, service: int | None) -> None:
-        """Deal with the neighbourhood ``service``, a node, from what it gave out last on, if there is work for it."""
+    def meet(self, service: int | None, names: dict[int, str]) -> None:
+        """Deal with the neighbourhood ``service``, a node among the ``names``, from what it gave out last on, if there
+        is work for it."""
         if service is None or not needs_service(self.algorithm):
             return
         held = {} if self._loaded is None else self._loaded.records.get("mediator", ({}, {}))[0]
-        self.mediator = Mediator.of(service, held)
+        self.mediator = Mediator.of(service, held, names)
 
     def begin(self, coordinator: Coordinator, users: Tensor) -> None:
         """The state that the run starts from, or goes on with."""

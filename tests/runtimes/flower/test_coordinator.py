@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
 from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SERVICE, population, settings
@@ -360,3 +360,11 @@ def test_nodes_recommend_with_what_they_are_handed(stores: dict[int, Store]) -> 
 def test_a_node_takes_no_code_that_a_coordinator_names() -> None:
     with pytest.raises(ConfigError, match="does not come with perfedrec"):
         build('algorithm = "/tmp/evil.py:Method"')
+
+
+def test_what_the_service_made_for_a_node_stays_its_own_when_it_gets_another_key() -> None:
+    start = pack({"sealed": torch.arange(3)})
+    old = Mediator(SERVICE, starts={"n0": start}, names={7: "n0", 8: "n1"})
+    new = Mediator.of(SERVICE, old.tensors(), names={8: "n1", 9: "n0"})
+    assert ["start" in new.add(node, RecordDict()) for node in (7, 8, 9)] == [False, False, True]
+    assert torch.equal(unpack(new.add(9, RecordDict()).array_records["start"])["sealed"], torch.arange(3))

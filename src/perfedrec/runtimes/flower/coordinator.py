@@ -17,8 +17,9 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Algorithm, Plan, RoundReport, Spec, from_fixed
 from perfedrec.runtimes.flower.codec import SERVING, Instructions, Setup, UploadError, ViewLayout, pack, unpack
-from perfedrec.runtimes.flower.server_app import POLL, Rejection, Traffic, exchange, forgotten, gather, play_round
+from perfedrec.runtimes.flower.server_app import POLL, Rejection, Traffic, exchange, forgotten, gather, gone, play_round
 from perfedrec.runtimes.flower.service import Mediator
+from perfedrec.runtimes.flower.wire import AwayError
 
 MOST_USERS = 10_000_000
 """Users that a node may host: a bound on what a node's word can make the coordinator do."""
@@ -73,8 +74,8 @@ class Coordinator:
     ) -> Directory:
         """Wait for so many nodes and users, and for the service. ``tell`` is told what changes, in one line.
 
-        A node that hosts a user of another one is refused. Raises :class:`PerfedrecError` after ``seconds``, and once
-        ``stopped``.
+        A node that hosts a user of another one is refused. Raises
+        :class:`~perfedrec.runtimes.flower.wire.AwayError` after ``seconds``, and once ``stopped``.
         """
         end, asked, claimed = time.monotonic() + seconds, dict[str, int](), dict[int, Tensor]()
         taken, known, line = torch.zeros(0, dtype=torch.int64), set[int](), ""
@@ -89,8 +90,8 @@ class Coordinator:
                 known |= set(sent.values())
             for reply in self.grid.pull_messages(asked) if asked else ():
                 node = asked.pop(reply.metadata.reply_to_message_id)
-                if forgotten(reply):
-                    known.discard(node)
+                if forgotten(reply) or gone(reply):
+                    known.discard(node)  # to be asked again once it is there
                     continue
                 try:
                     if node == self.service:
@@ -114,7 +115,7 @@ class Coordinator:
             if len(here) >= min_nodes and count >= min_users and served:
                 break
             if stopped() or time.monotonic() > end:
-                raise PerfedrecError(f"gave up waiting: {news}")
+                raise AwayError(f"gave up waiting: {news}")
             time.sleep(4 * POLL)
         identities = taken.sort().values if self.known is None else self.known
         hosts = {node: torch.searchsorted(identities, users.sort().values) for node, users in sorted(claimed.items())}
@@ -190,14 +191,17 @@ class Coordinator:
         )
 
     def hand_out(self, state: Any) -> list[int]:
-        """Give every node what its users recommend with, and the nodes that took it."""
+        """Give every node that is there what its users recommend with, and the nodes that took it."""
         assert self.directory is not None
+        present = self._present()
         state, newcomer = self.algorithm.serving(state), torch.tensor([NEWCOMER])
         instructions = Instructions(
             self.algorithm, state, SERVING, 0, self._layout, self.setup, self.directory.identities, serving=True
         )
         contents = {
-            node: instructions.content(torch.cat([users, newcomer])) for node, users in self.directory.hosts.items()
+            node: instructions.content(torch.cat([users, newcomer]))
+            for node, users in self.directory.hosts.items()
+            if node in present
         }
         if self.mediator is not None:
             contents = {node: self.mediator.add(node, each, serving=True) for node, each in contents.items()}

@@ -68,7 +68,12 @@ _BLOCK = 1 << 15  # words of a mask made at a time: they stay in the cache
 
 
 class GivenUpError(PerfedrecError):
-    """A sum that is not opened, because in a ``stage`` too few nodes answered, or too few clients stand behind it."""
+    """A sum that is not opened, because in a ``stage`` too few nodes answered, or too few clients stand behind it.
+
+    It may be taken later: ``exit_code`` is that of what can be tried again.
+    """
+
+    exit_code = 3
 
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(f"secure aggregation is given up in stage {stage}: {reason}")

@@ -22,6 +22,7 @@ from perfedrec.runtimes.flower.codec import Instructions, Setup, UploadError, Vi
 from perfedrec.runtimes.flower.secagg import STAGES, GivenUpError
 from perfedrec.runtimes.flower.secure_sum import secure_sum
 from perfedrec.runtimes.flower.service import Mediator, for_coordinator
+from perfedrec.runtimes.flower.wire import AwayError
 from perfedrec.runtimes.round import round_key
 
 FAILED = 2
@@ -114,8 +115,9 @@ def play_round(
                 traffic.ask, task, private, names, state.centroids, state.items, setup
             )
         except PerfedrecError as error:
+            kind_of_error = AwayError if isinstance(error, AwayError) else PerfedrecError
             why = traffic.excuse(mediator.service)
-            raise PerfedrecError(f"round {state.round} ({plan.phase}): {error}{why and f': {why}'}") from error
+            raise kind_of_error(f"round {state.round} ({plan.phase}): {error}{why and f': {why}'}") from error
         traffic.excuse(mediator.service)
         for node, why in refused.items():
             if rejected is None:
@@ -229,8 +231,12 @@ def _send(grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
 
 def _died(reply: Message, asked: Message) -> bool:
     """Whether what was ``asked`` got lost, and may be asked again: with a node, or with the SuperLink."""
-    with_node = reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
-    return (with_node and asked.metadata.message_type not in LATER) or forgotten(reply)
+    return (gone(reply) and asked.metadata.message_type not in LATER) or forgotten(reply)
+
+
+def gone(reply: Message) -> bool:
+    """Whether a node that was asked has left, or is taken for dead."""
+    return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
 
 
 def forgotten(reply: Message) -> bool:

@@ -22,6 +22,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import Aggregate, Algorithm, Published, Served
 from perfedrec.runtimes.flower.codec import SERVING, Setup, Task, UploadError, check_alike, check_reports, pack, unpack
 from perfedrec.runtimes.flower.sealing import SEALED, Bundle, public_of, seal, unseal
+from perfedrec.runtimes.flower.wire import AwayError
 
 SERVE, NAME = "train.serve", "train.name"
 """Types of messages: to the service, its part of a round; to a node, a table by token to be put in items' order."""
@@ -218,32 +219,34 @@ class Mediator:
     """The coordinator's dealings with the service, which is the node ``service``: what it passes on and back.
 
     ``neighbours`` are the sums that the service gave out last, and ``starts`` pre-trained vectors by node, all sealed.
+    The latter are kept by the ``names`` of nodes, because a node with a new key is another one to Flower.
     """
 
     service: int
     neighbours: ArrayRecord | None = None
-    starts: dict[int, ArrayRecord] = field(default_factory=dict)
+    starts: dict[str, ArrayRecord] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """What it holds, as bytes that are kept with the coordinator's state."""
-        held = {f"start {node}": record for node, record in self.starts.items()}
+        held = {f"start {name}": record for name, record in self.starts.items()}
         if self.neighbours is not None:
             held["neighbours"] = self.neighbours
         return {name: unpack(record)[SEALED] for name, record in held.items()}
 
     @staticmethod
-    def of(service: int, tensors: Mapping[str, Tensor]) -> Mediator:
-        """The mediator that held these ``tensors``."""
+    def of(service: int, tensors: Mapping[str, Tensor], names: Mapping[int, str] | None = None) -> Mediator:
+        """The mediator that held these ``tensors``; ``names`` are those of the nodes by now."""
         held = {name: pack({SEALED: tensor}) for name, tensor in tensors.items()}
-        starts = {int(name.split()[1]): record for name, record in held.items() if name.startswith("start ")}
-        return Mediator(service, held.get("neighbours"), starts)
+        starts = {name.partition(" ")[2]: record for name, record in held.items() if name.startswith("start ")}
+        return Mediator(service, held.get("neighbours"), starts, names or {})
 
     def add(self, node: int, content: RecordDict, serving: bool = False) -> RecordDict:
         """An instruction with what the service has given out for the ``node``; ``serving``: to recommend with."""
         if self.neighbours is not None:
             content["neighbours"] = self.neighbours
-        if node in self.starts and not serving:
-            content["start"] = self.starts[node]
+        if (name := self._name(node)) in self.starts and not serving:
+            content["start"] = self.starts[name]
         return content
 
     def consult(
@@ -259,8 +262,8 @@ class Mediator:
         """Have the service play its part of a round: what the coordinator learns of it, and the nodes it refused.
 
         ``private`` are the nodes' sealed parts, ``users`` by node who was asked there, by the node's names and by
-        their places, and ``table`` is one of the sizes of a pre-trained table. Raises :class:`PerfedrecError` where
-        the service does not answer.
+        their places, and ``table`` is one of the sizes of a pre-trained table. Raises
+        :class:`~perfedrec.runtimes.flower.wire.AwayError` where the service does not answer.
         """
         content = RecordDict({"task": ConfigRecord({**task, "nodes": list(private)})})
         content["centroids"] = pack({} if centroids is None else {"centroids": centroids})
@@ -273,11 +276,11 @@ class Mediator:
             if answers := dict(ask(SERVE, {self.service: content})):
                 break
         else:
-            raise PerfedrecError(f"the neighbourhood service, node {self.service}, does not answer")
+            raise AwayError(f"the neighbourhood service, node {self.service}, does not answer")
         answer = answers[self.service]
         arrays = answer.array_records
         self.neighbours = arrays.get("neighbours", self.neighbours)
-        self.starts |= {node: arrays[f"start {node}"] for node in private if f"start {node}" in arrays}
+        self.starts |= {self._name(node): arrays[f"start {node}"] for node in private if f"start {node}" in arrays}
         published = Published()
         if "clusters" in arrays:
             published = replace(published, **unpack(arrays["clusters"], table.device))
@@ -285,6 +288,9 @@ class Mediator:
             published = replace(published, table=self._named(ask, arrays["table"], list(private), table))
         refused = {int(node): str(why) for node, why in answer.config_records["refused"].items()}
         return published, refused
+
+    def _name(self, node: int) -> str:
+        return self.names.get(node, str(node))
 
     @staticmethod
     def _named(ask: Ask, sealed: ArrayRecord, nodes: list[int], like: Tensor) -> Tensor:

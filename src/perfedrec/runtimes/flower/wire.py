@@ -119,7 +119,7 @@ T = TypeVar("T")
 
 
 class AwayError(PerfedrecError):
-    """The SuperLink cannot be reached, or not now: try again later."""
+    """The SuperLink or somebody else who is needed cannot be reached, or not now: try again later."""
 
     exit_code = 3
 
@@ -128,6 +128,10 @@ class RefusedError(PerfedrecError):
     """The SuperLink cannot be trusted, or does not take this node or coordinator."""
 
     exit_code = 4
+
+
+class UnknownKeyError(RefusedError):
+    """The SuperLink does not accept a node's signature."""
 
 
 class StoppedError(PerfedrecError):
@@ -332,6 +336,8 @@ class Fleet:
         while True:
             try:
                 return _called(method, request, self.address)
+            except UnknownKeyError:  # it was before: the SuperLink is that of another run now, or the key was replaced
+                raise AwayError(f"{self.address}: the coordinator no longer knows this node") from None
             except AwayError:
                 if time.monotonic() > end or self.ending.is_set() or self._stop.wait(wait):
                     raise
@@ -354,7 +360,7 @@ def _called(method: Callable[[Any], T], request: Any, address: str) -> T:
         if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
             raise AwayError(f"{address}: this key's node still counts as connected, or is not registered") from None
         if status == httpx.codes.UNAUTHORIZED:
-            raise RefusedError(
+            raise UnknownKeyError(
                 f"{address}: this node's key is not accepted; expected one that the coordinator has registered, and a "
                 "clock that is right to a few seconds"
             ) from None
