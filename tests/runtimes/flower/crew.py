@@ -1,7 +1,9 @@
 """Processes of a federation that fail at a chosen moment: forked from one that has all its imports behind it.
 
-A fault is named by its kind and happens once, in a given round. What it does to a process (SIGKILL, a limit on the
-size of its files, sleep) or to an answer is real; only the moment is chosen here.
+A fault is named by its kind and happens once, in a given round; "in keys" and the like name a stage of secure
+aggregation. What it does to a process (SIGKILL, a limit on the size of its files, sleep) or to an answer is real; only
+the moment is chosen here. Where sums are secure, nodes write down the words that they add and the coordinator the sum
+that it opens, beside their logs.
 """
 
 from __future__ import annotations
@@ -18,12 +20,31 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Message, RecordDict
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["perfedrec.experiment.serve", "perfedrec.experiment.work", "perfedrec.cli"])
-SLOW = 14.0  # seconds
+HEARTBEAT = 4.0  # seconds; Flower allows no less than 10. Who was killed is let in again after twice as long
+SUPERLINK = f"""
+import runpy, sys
+from flwr.common import constant
+constant.HEARTBEAT_MIN_INTERVAL = {HEARTBEAT}
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def lenient(started: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A way to start SuperLinks, for ``SuperLink._start``, that allows such heartbeats."""
+
+    def start(link: Any) -> Any:
+        if "-c" not in link._command:
+            link._command[2:2] = ["-c", SUPERLINK]
+        return started(link)
+
+    return start
 
 
 def start(target: Callable[..., None], *given: Any) -> Any:
@@ -45,29 +66,42 @@ def end(process: Any) -> None:
 def node(
     arguments: list[str], log: Path, faults: Mapping[int, str], version: str | None = None, skew: float = 0.0
 ) -> None:
-    """``perfedrec node run``, of another ``version``, or with a clock that is off by ``skew`` seconds."""
+    """``perfedrec node run`` or ``service run``, of another ``version``, or with a clock that is off by ``skew``
+    seconds."""
     _settle(log)
     from perfedrec.cli import app
     from perfedrec.experiment import work
     from perfedrec.runtimes.flower import node as module
-    from perfedrec.runtimes.flower import wire
+    from perfedrec.runtimes.flower import secure_sum, wire
 
-    wire.HEARTBEAT = 10.0  # the least that Flower allows: what was killed is let in again after twice as long
-    left, answer, send = dict(faults), module.answer, module.Fleet.send
+    wire.HEARTBEAT = HEARTBEAT
+    left, answer, send, to_words = dict(faults), module.answer, module.Fleet.send, secure_sum.to_words
+    current = ""
     if version is not None:
         work.__version__ = version
     if skew:
         _shift(skew)
 
+    def noted(total: Any) -> torch.Tensor:
+        words: torch.Tensor = to_words(total)
+        np.save(log.parent / f"words-{current}.npy", words.numpy())
+        return words
+
     def faulty(app: Any, message: Message, context: Any) -> Message:
-        task = message.content.config_records.get("task")
-        fault = None if task is None else left.pop(int(task["round"]), None)  # type: ignore[call-overload]
-        if fault == "killed before":
+        nonlocal current
+        current = message.metadata.group_id
+        number = int(current) if current else None  # a message outside rounds
+        fault, _, stage = left.get(number, "").partition(" in ")  # type: ignore[arg-type]
+        if stage not in ("", message.metadata.message_type.partition(".")[2]):
+            fault = ""  # it is not the time
+        elif fault:
+            del left[number]  # type: ignore[arg-type]
+        if fault in ("killed before", "killed"):
             _die()
         if fault == "killed during":  # the memories are written, the transaction is open
             module.dump = _die
         if fault == "slow":
-            time.sleep(SLOW)
+            _await(log.parents[2] / "run" / "metrics.jsonl", f'"round": {number},')
         if fault == "full disk":
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
@@ -89,7 +123,7 @@ def node(
         if left.pop(-2, None):
             _die()
 
-    module.answer, module.Fleet.send = faulty, sent
+    module.answer, module.Fleet.send, secure_sum.to_words = faulty, sent, noted
     app(arguments)
 
 
@@ -98,15 +132,26 @@ def coordinator(arguments: list[str], name: str, log: Path, faults: Mapping[int,
     _settle(log)
     from perfedrec.cli import app
     from perfedrec.experiment import serve as module
-    from perfedrec.runtimes.flower import wire
+    from perfedrec.runtimes.flower import secagg, wire
 
     module.secrets = SimpleNamespace(token_hex=lambda size: name)  # type: ignore[assignment]
     left, play, push = dict(faults), module.Coordinator.play, wire.FastGrid.push_messages
-    links, started = list[Any](), wire.SuperLink._start
+    links, started, total = list[Any](), lenient(wire.SuperLink._start), secagg.secure_sum
+    current, took = "", 0.0
+
+    def noted(*given: Any) -> Any:
+        words = total(*given)
+        np.save(log.parent / f"sum-{current}.npy", words.view(np.int64))
+        return words
 
     def faulty(each: Any, state: Any) -> Any:
+        nonlocal current, took
+        current, fault, start = str(state.round), left.get(int(state.round)), time.monotonic()
+        if fault == "hurried":  # from now on there is a deadline that this machine keeps, and little longer
+            each.deadline = max(4.0, 3 * took)
         after = play(each, state)
-        if left.get(int(state.round)) == "killed":  # the nodes have played the round, and no checkpoint tells of it
+        took = time.monotonic() - start
+        if fault == "killed":  # the nodes have played the round, and no checkpoint tells of it
             _die()
         return after
 
@@ -124,6 +169,7 @@ def coordinator(arguments: list[str], name: str, log: Path, faults: Mapping[int,
         return links[-1]
 
     module.Coordinator.play, wire.FastGrid.push_messages, wire.SuperLink._start = faulty, pushed, linked
+    secagg.secure_sum = noted
     app(arguments)
 
 
@@ -155,6 +201,11 @@ def _settle(log: Path) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _await(path: Path, text: str) -> None:
+    while not (path.exists() and text in path.read_text()):
+        time.sleep(0.05)
 
 
 def _die(*_: Any) -> Any:

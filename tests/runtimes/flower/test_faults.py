@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sqlite3
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,11 +17,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.experiment.test_metrics import page, samples
 from tests.runtimes.flower import crew
-from tests.runtimes.flower.test_processes import NAME, SECRET, SMALL, draws
+from tests.runtimes.flower.test_processes import NAME, SECRET, SMALL, as_simulated, draws
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -29,15 +32,16 @@ from perfedrec.data.dataset import Dataset
 from perfedrec.experiment import checkpoint, config, federation
 from perfedrec.experiment.bundles import BUNDLE, read_bundle
 from perfedrec.experiment.certificates import end_of, make_certificates
+from perfedrec.experiment.config import DataSettings
 from perfedrec.experiment.methods import engine
 from perfedrec.experiment.run import open_data, read_history
-from perfedrec.runtimes.flower import Certificates, Control, SuperLink, public_key
+from perfedrec.runtimes.flower import Certificates, Control, SuperLink, needs_service, public_key
 from perfedrec.runtimes.node import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ELSEWHERE = ("service.", "tokens", "neighbours")  # what the coordinator does not have
 NODES, USERS, ROUNDS = 4, 12, 3
-SIZE = f"data.path=synthetic:users={USERS},items=40,interactions_per_user=8,clusters=2"
+PATH = f"synthetic:users={USERS},items=40,interactions_per_user=8,clusters=2"
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Federation:
     config: Any
     dataset: Dataset
     port: int
+    name: str = NAME
     processes: dict[str, Any] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     """Where processes show their metrics, if they do."""
@@ -71,18 +76,18 @@ class Federation:
         for each in range(number):
             self.node(f"n{each}")
 
-    def service(self) -> None:
+    def service(self, faults: Mapping[int, str] | None = None) -> None:
         arguments = ["service", "run", "--state", str(self.folder / "service")]
         arguments += ["--coordinator", f"127.0.0.1:{self.port}", "--key", str(self.folder / "keys" / "service")]
         arguments += ["--ca", str(self.folder / "certificates" / "ca.crt"), *self.shown("service")]
         log = self.folder / "service" / "log.txt"
-        self.processes["service"] = crew.start(crew.node, arguments, log, {}, None, 0.0)
+        self.processes["service"] = crew.start(crew.node, arguments, log, faults or {}, None, 0.0)
 
     def coordinator(self, resume: bool = False, faults: Mapping[int, str] | None = None, **terms: Any) -> None:
-        if "service" not in self.processes:
+        if "service" not in self.processes and needs_service(self.config.build()):
             self.service()
         arguments, log = self.serve(resume, **terms) + self.shown("coordinator"), self.folder / "serve.txt"
-        self.processes["coordinator"] = crew.start(crew.coordinator, arguments, NAME, log, faults or {})
+        self.processes["coordinator"] = crew.start(crew.coordinator, arguments, self.name, log, faults or {})
 
     def serve(self, resume: bool = False, **terms: Any) -> list[str]:
         arguments = ["serve", "--output", str(self.run), "--catalogue", str(self.folder / "items.txt"), "--quiet"]
@@ -109,12 +114,18 @@ class Federation:
         assert self.processes[name].exitcode is not None, self.told()
         return int(self.processes[name].exitcode)
 
-    def says(self, file: str, pattern: str, seconds: float = 60) -> None:
+    def says(self, file: str, pattern: str, seconds: float = 120) -> None:
         """Wait until there is such a line in a file."""
         end, path = time.monotonic() + seconds, self.folder / file
         while not (path.exists() and re.search(pattern, path.read_text())):
             assert time.monotonic() < end, self.told()
             time.sleep(0.1)
+
+    def stop_after(self, number: int) -> None:
+        """SIGTERM to the coordinator once a round is over."""
+        self.says("run/metrics.jsonl", f'"round": {number},')
+        self.processes["coordinator"].terminate()
+        assert self.ends("coordinator") == 128 + signal.SIGTERM, self.told()
 
     def store(self, number: int) -> Path:
         return self.folder / "nodes" / f"n{number}" / "store.db"
@@ -143,36 +154,54 @@ class Federation:
     def told(self) -> str:
         return "\n".join(f"{path}\n{path.read_text()}" for path in sorted(self.folder.rglob("*.txt")))
 
+    @property
+    def clients(self) -> list[int]:
+        return [each.report.clients for each in read_history(self.run)]
+
     def kept(self) -> None:
         """All that the nodes acknowledged is in their files."""
         train = self.dataset.train
-        for user in range(USERS):
-            with Store.open(self.store(user // (USERS // NODES))) as store:
-                rows, _ = store.rows(torch.tensor([user]))
-                assert rows.items.tolist() == train.items[train.offsets[user] : train.offsets[user + 1]].tolist()
+        for number, users in enumerate(federation.parted(train, len(list((self.folder / "nodes").iterdir())))):
+            with Store.open(self.store(number)) as store:
+                rows, _ = store.rows(torch.from_numpy(users))
+                first, last = train.offsets[users[0]], train.offsets[users[-1] + 1]
+                assert rows.items.tolist() == train.items[first:last].tolist()
 
 
-@pytest.fixture
-def fed(tmp_path: Path) -> Iterator[Federation]:
-    given = config.load("recommended", None, [SIZE, *SMALL], run__rounds=ROUNDS)
-    dataset, folder = open_data(given.data), tmp_path / "federation"
-    federation.lay_out(folder, dataset, NODES, secret=SECRET)
+@contextmanager
+def laid_out(folder: Path, nodes: int, *options: str, privacy: str | None = None) -> Iterator[Federation]:
+    """A federation of so many nodes, whose processes end with it."""
+    given = config.load(
+        "recommended", None, [f"data.path={PATH}", *SMALL, *options], privacy=privacy, run__rounds=ROUNDS
+    )
+    dataset = open_data(given.data)
+    federation.lay_out(folder, dataset, nodes, secret=SECRET)
     seed = draws(folder, given.build())
     given = given.model_copy(update={"run": given.run.model_copy(update={"seed": seed})})
     (folder / "run.toml").write_text(given.to_toml())
     made = Federation(folder, given, dataset, federation.free_port())
-    yield made
-    for process in made.processes.values():
-        process.terminate()
-    for process in made.processes.values():
-        crew.end(process)
+    try:
+        yield made
+    finally:
+        for process in made.processes.values():
+            process.terminate()
+        for process in made.processes.values():
+            crew.end(process)
+
+
+@pytest.fixture
+def fed(tmp_path: Path) -> Iterator[Federation]:
+    with laid_out(tmp_path / "federation", NODES) as made:
+        yield made
 
 
 @contextmanager
 def serving(folder: Path, port: int, files: Path, wait: bool = True) -> Iterator[Control]:
     """A SuperLink without a coordinator."""
     given = Certificates(files / "ca.crt", files / "server.pem", files / "server.key")
-    link, control = SuperLink(folder, "127.0.0.1", port, given), Control(f"127.0.0.1:{port}", given.ca)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SuperLink, "_start", crew.lenient(SuperLink._start))
+        link, control = SuperLink(folder, "127.0.0.1", port, given), Control(f"127.0.0.1:{port}", given.ca)
     try:
         if wait:
             control.wait()
@@ -190,12 +219,12 @@ def age(path: Path) -> None:
         file.execute("PRAGMA user_version = 1")
 
 
-def undisturbed(fed: Federation) -> dict[str, Tensor]:
+def undisturbed(fed: Federation, rounds: int = ROUNDS) -> dict[str, Tensor]:
     """The tables of the simulator, which real processes compute bit for bit."""
     simulated: Any = engine(fed.config.build(), fed.dataset, seed=fed.config.run.seed, device="cpu")
     tokens = read_bundle(fed.folder / "nodes" / "n0" / BUNDLE).tokens(fed.dataset.train.n_items)
     simulated.state = replace(simulated.state, tokens=tokens)
-    for _ in range(simulated.prelude + ROUNDS):
+    for _ in range(simulated.prelude + rounds):
         simulated.play()
     return {name: each for name, each in flatten(simulated.state)[0].items() if not name.startswith(ELSEWHERE)}
 
@@ -204,29 +233,40 @@ def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_coordinator_killed_before_its_checkpoint_is_written(fed: Federation) -> None:
-    """The round is repeated: nodes give the answer that they have stored. One of their files has an old schema."""
+def test_superlink_killed_with_messages_under_way_and_coordinator_before_its_checkpoint(fed: Federation) -> None:
+    """The SuperLink is started again with what it had, and the coordinator repeats its round: nodes give the answer
+    that they have stored. The file of one node has an old schema, and the clock of another is late by 100 seconds."""
     age(fed.store(0))
-    fed.nodes()
-    fed.coordinator(faults={3: "killed"})
+    fed.nodes(NODES - 1)
+    fed.node(f"n{NODES - 1}", skew=-100.0)
+    fed.ports["coordinator"] = federation.free_port()
+    fed.coordinator(faults={2: "SuperLink killed", 3: "killed"})
+    assert fed.last_page("coordinator")["perfedrec_coordinator_superlink_restarts_total"] == 1
     assert fed.ends("coordinator") == -9, fed.told()
-    assert len(read_history(fed.run)) == 3
+    assert len(fed.clients) == 3
     fed.coordinator(resume=True)
     assert fed.ends("coordinator") == 0, fed.told()
-    assert same(fed.tables, undisturbed(fed)), fed.told()
+    as_simulated(fed.config, fed.dataset, fed.folder, fed.run)
     assert fed.rejections == []
     fed.kept()
 
 
-def test_superlink_killed_with_messages_under_way(fed: Federation) -> None:
-    """It is started again, with what it had. The clock of one node is late by 100 seconds."""
-    fed.nodes(NODES - 1)
-    fed.node(f"n{NODES - 1}", skew=-100.0)
-    fed.ports["coordinator"] = federation.free_port()
-    fed.coordinator(faults={3: "SuperLink killed"})
-    assert fed.last_page("coordinator")["perfedrec_coordinator_superlink_restarts_total"] == 1
+def test_service_killed(fed: Federation) -> None:
+    """Where it is not started again the coordinator gives up in time, and goes on once it is there. Where it is, a
+    round takes longer, even if it had played the round and not told of it, and that is all."""
+    fed.nodes()
+    fed.service({1: "killed before", 3: "killed after"})
+    fed.coordinator(faults={1: "hurried"})
+    assert fed.ends("service") == -9, fed.told()
+    assert fed.ends("coordinator") == 3, fed.told()
+    assert len(fed.clients) == 1
+    assert "the neighbourhood service, node" in (fed.folder / "serve.txt").read_text().splitlines()[-1]
+    fed.service({3: "killed after"})
+    fed.coordinator(resume=True)
+    assert fed.ends("service") == -9, fed.told()
+    fed.service()
     assert fed.ends("coordinator") == 0, fed.told()
-    assert same(fed.tables, undisturbed(fed)), fed.told()
+    as_simulated(fed.config, fed.dataset, fed.folder, fed.run)
     assert fed.rejections == []
     fed.kept()
 
@@ -252,11 +292,11 @@ def test_a_slow_node_and_one_that_leaves(fed: Federation) -> None:
     fed.node("n1", {2: "leaves"})
     fed.node("n2")
     fed.node("n3")
-    fed.coordinator(deadline=crew.SLOW - 4)
+    fed.coordinator(faults={2: "hurried"})
     assert fed.ends("n1") == 0
     assert fed.ends("coordinator") == 0, fed.told()
     share = USERS // NODES
-    clients = [each.report.clients for each in read_history(fed.run)]
+    clients = fed.clients
     without = {(each["node"], each["round"]): each["reason"] for each in fed.rejections}
     took = without.keys() == {("n0", 2), ("n1", 3), ("n1", 4)}  # the SuperLink drops answers of who left long before
     assert took or without.keys() == {("n0", 2), ("n1", 2), ("n1", 3), ("n1", 4)}, fed.told()
@@ -266,7 +306,7 @@ def test_a_slow_node_and_one_that_leaves(fed: Federation) -> None:
     fed.node("n1")
     fed.coordinator(resume=True, rounds=ROUNDS + 1)
     assert fed.ends("coordinator") == 0, fed.told()
-    assert [each.report.clients for each in read_history(fed.run)] == [*clients, USERS], fed.told()
+    assert fed.clients == [*clients, USERS], fed.told()
     fed.kept()
 
 
@@ -290,7 +330,7 @@ def test_answers_that_cannot_be_part_of_a_sum(fed: Federation) -> None:
     expected |= {("n2", 1): "failed", ("n2", 3): "malformed", ("n2", 4): "users"}
     assert {where: reason for where, (reason, _) in found.items()} == expected
     share = USERS // NODES
-    clients = [each.report.clients for each in read_history(fed.run)]
+    clients = fed.clients
     assert clients == [2 * share, 2 * share, 2 * share, share, share]
     assert all(bool(each.isfinite().all()) for each in fed.tables.values())
     with Store.open(fed.store(2)) as store:
@@ -340,6 +380,78 @@ def as_written(fed: Federation, shown: Mapping[str, float]) -> None:
     assert "epsilon" not in found
     began = (fed.run / "config.toml").stat().st_mtime + sum(each.seconds for each in history[:done])
     assert began < found["last_round_timestamp_seconds"] < time.time()
+
+
+def test_a_third_of_the_nodes_is_killed_in_each_stage_of_secure_aggregation(tmp_path: Path) -> None:
+    """Of seven nodes two, then one of five, of four and of three: as many as may. What is opened is the sum of what the
+    others add, word for word; in the last stage it is too late to leave it."""
+    dead = {1: ("keys", {0, 1}), 2: ("shares", {2}), 3: ("masked", {3}), 4: ("unmask", {4})}
+    parts = federation.parted(open_data(DataSettings(path=PATH)).train, 7)
+    there = set(range(len(parts)))
+    everyone = f"selection.n_clients_per_round={USERS}"
+    with laid_out(tmp_path / "federation", len(parts), everyone, privacy="secure") as fed:
+        for number in range(len(parts)):
+            faults = {each: f"killed in {stage}" for each, (stage, nodes) in dead.items() if number in nodes}
+            fed.node(f"n{number}", faults)
+        rounds = len(dead) + 1 - len(fed.config.build().prelude)
+        fed.coordinator(faults={1: "hurried"}, rounds=rounds, **{"min-nodes": len(parts)})
+        assert fed.ends("coordinator") == 0, fed.told()
+        for each in range(len(dead) + 1):
+            stage, nodes = dead.get(each, ("", set()))
+            adding = there if stage == "unmask" else there - nodes
+            words = [np.load(fed.folder / "nodes" / f"n{number}" / f"words-{each}.npy") for number in adding]
+            assert np.any(words, 1).all()
+            assert np.array_equal(np.load(fed.folder / f"sum-{each}.npy"), np.sum(words, 0)), each
+            assert fed.clients[each] == sum(len(parts[number]) for number in adding), fed.told()
+            assert [fed.ends(f"n{number}") for number in nodes] == [-9] * len(nodes)
+            there -= nodes
+        assert {each["reason"] for each in fed.rejections} <= {"late", "away", "code 5"}
+        fed.kept()
+
+
+def test_certificate_renewed_and_a_key_replaced_in_a_run_that_goes_on(tmp_path: Path) -> None:
+    """Nodes notice nothing of the former. The latter costs a node nothing, not even the vector that pre-training made
+    for a user who has not taken part yet; the old key is refused."""
+    options, rounds = ["pretraining.kind=contrastive", "pretraining.steps=3", "personal.pretrained=0"], 8
+    options.append("selection.n_clients_per_round=3")
+    with laid_out(tmp_path / "federation", NODES, *options) as fed:
+        prelude, files = len(fed.config.build().prelude), fed.folder / "certificates"
+        fed.nodes()
+        fed.coordinator(rounds=rounds)
+        fed.stop_after(prelude)
+        fed.processes["old"], key = fed.processes["n0"], fed.folder / "keys" / "n0.pub"
+        assert CliRunner().invoke(app, ["federation", "key", str(tmp_path / "new")]).exit_code == 0
+        (tmp_path / "new").rename(key.with_name("new"))
+        (tmp_path / "new.pub").replace(key)
+        fed.node("n0", key="new")
+        fed.coordinator(resume=True, rounds=rounds)
+        fed.says("nodes/n0/log.txt", "the coordinator no longer knows this node")
+        fed.says("nodes/n0/log.txt", "is not registered")
+        crew.end(fed.processes.pop("old"))
+
+        fed.stop_after(prelude + 3)
+        ca, server = (files / "ca.crt").read_bytes(), (files / "server.pem").read_text()
+        assert CliRunner().invoke(app, ["federation", "certificates", str(files)]).exit_code == 0
+        fed.coordinator(resume=True, rounds=rounds)
+        fed.says("run/metrics.jsonl", f'"round": {prelude + 5},')
+        presented = ssl.get_server_certificate(("127.0.0.1", fed.port))
+        assert presented == (files / "server.pem").read_text() != server
+        assert (files / "ca.crt").read_bytes() == ca
+        assert fed.ends("coordinator") == 0, fed.told()
+        for number in range(1, NODES):
+            lines = fed.log(f"n{number}").splitlines()
+            assert sum("connected to" in line for line in lines) == 1
+            assert "connected to" in lines[-1]  # and nothing since
+        assert fed.log("n0").count("connected to") == 2
+        assert same(fed.tables, undisturbed(fed, rounds)), fed.told()
+        assert fed.rejections == []
+        fed.kept()
+
+        fed.run.rename(fed.folder / "run before")
+        fed.name = "another run"  # which the nodes play as well, without a word from anybody
+        fed.coordinator(rounds=1)
+        assert fed.ends("coordinator") == 0, fed.told()
+        assert fed.clients == [USERS, 3], fed.told()
 
 
 def test_nodes_that_are_not_let_in(fed: Federation, tmp_path: Path) -> None:

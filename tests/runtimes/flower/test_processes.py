@@ -4,11 +4,8 @@ keeps nothing that is for the neighbourhood service."""
 from __future__ import annotations
 
 import json
-import signal
 import stat
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,41 +131,6 @@ def content(folder: Path) -> bytes:
 def forms(numbers: Tensor) -> list[bytes]:
     """The bytes that whole numbers have as they are kept or travel."""
     return [numbers.to(kind).numpy().tobytes() for kind in (torch.int64, torch.int32)]
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from perfedrec.data import read_catalogue
-from perfedrec.experiment import config, federation
-from perfedrec.experiment.progress import Quiet
-from perfedrec.experiment.serve import Terms, serve
-
-folder, port, resume = Path(sys.argv[1]), int(sys.argv[2]), len(sys.argv) > 3
-serve(config.load(None, folder / "run.toml"), read_catalogue(folder / federation.CATALOGUE), folder / "run",
-      folder / "certificates", folder / "keys", Terms(port=port, min_nodes=2, deadline=60), Quiet(), print, resume,
-      "a run")
-"""
-
-
-def test_a_coordinator_that_was_killed_goes_on_with_the_same_run(tmp_path: Path) -> None:
-    size = "data.path=synthetic:users=24,items=40,interactions_per_user=8,clusters=2"
-    given = config.load("recommended", None, [size, "selection.n_clients_per_round=22", *SMALL], run__rounds=6)
-    dataset, folder = open_data(given.data), tmp_path / "federation"
-    federation.lay_out(folder, dataset, 2, secret=SECRET)
-    seed = draws(folder, given.build())
-    given = given.model_copy(update={"run": given.run.model_copy(update={"seed": seed})})
-    (folder / "run.toml").write_text(given.to_toml())
-    port, history = federation.free_port(), folder / "run" / "metrics.jsonl"
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(port)]
-    with federation.nodes(folder, port, service=True):
-        killed = subprocess.Popen(command)
-        while killed.poll() is None and (not history.exists() or history.read_text().count("\n") < 4):
-            time.sleep(0.02)
-        killed.kill()
-        assert killed.wait() == -signal.SIGKILL
-        assert subprocess.run([*command, "resume"], timeout=200, check=False).returncode == 0
-    as_simulated(given, dataset, folder, folder / "run")
 
 
 def test_under_profile_private_the_nodes_of_up_draw_with_opendp(
