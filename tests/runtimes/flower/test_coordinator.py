@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
 from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SERVICE, population, settings
@@ -38,7 +38,8 @@ from perfedrec.runtimes.flower import (
 )
 from perfedrec.runtimes.flower.codec import pack, unpack
 from perfedrec.runtimes.flower.node import answer
-from perfedrec.runtimes.flower.secagg import GivenUpError
+from perfedrec.runtimes.flower.secagg import GivenUpError, Participant
+from perfedrec.runtimes.flower.secure_sum import RECORD
 from perfedrec.runtimes.node import Store
 
 ALGORITHM = PerFedRecPP(settings())
@@ -210,6 +211,42 @@ def test_one_node_alone_tells_item_degrees_if_its_owner_lets_it(tmp_path: Path) 
     assert float(begun("none").degrees.max()) > 1
     with pytest.raises(PerfedrecError, match=r"no node has told .* item degrees are asked for without a sum"):
         begun("paper")
+
+
+def test_a_sum_is_opened_among_the_same_nodes_again_and_among_no_others(stores: dict[int, Store]) -> None:
+    """A coordinator that was killed plays a round again. Without one of the nodes the sum would show its part."""
+    given = coordinator(stores, algorithm=SECURE)
+    assembled(given)
+    state = given.begin()
+    for _ in SECURE.prelude:
+        state, _ = given.play(state)
+    start = copied(state)
+    state, _ = given.play(state)
+    again, report = given.play(copied(start))
+    assert report.given_up is None
+    assert torch.equal(state.items, again.items)
+    app = given.grid.apps.pop(102)  # type: ignore[attr-defined]
+    _, report = given.play(copied(start))
+    assert report.given_up is not None
+    assert "given up in stage unmask" in report.given_up
+    (said,) = refusals(given)
+    assert said.startswith("failed: the sum of round 4 of run a run was opened with other nodes")
+    given.grid.apps[102] = app  # type: ignore[attr-defined]
+    assert given.play(state)[1].given_up is None
+
+
+def test_keys_that_the_coordinator_has_swapped_are_noticed(stores: dict[int, Store]) -> None:
+    def swap(reply: Message) -> Message:
+        if reply.metadata.src_node_id == 101 and reply.metadata.message_type == "train.keys":
+            reply.content[RECORD] = ConfigRecord(Participant(101, bytes(16)).keys())
+        return reply
+
+    given = coordinator(stores, swap, algorithm=SECURE)
+    assembled(given)
+    with pytest.raises(GivenUpError, match="in stage shares"):
+        given.play(given.begin())
+    said = "unvouched: keys came as if from node 101, and it does not vouch for them"
+    assert refusals(given) == {said}
 
 
 def test_waiting_ends(stores: dict[int, Store]) -> None:

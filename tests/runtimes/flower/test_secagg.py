@@ -17,6 +17,7 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import FIXED_POINT, Contribution, reduce
 from perfedrec.privacy.aggregation import EXACT, from_words, to_words
 from perfedrec.runtimes.flower import secagg
+from perfedrec.runtimes.flower.codec import UploadError
 from perfedrec.runtimes.flower.secagg import GivenUpError, Participant, Together, add_mask, circle, threshold
 
 STAGES = secagg.STAGES
@@ -211,6 +212,7 @@ def test_a_node_never_tells_both_secrets_of_one_node_nor_answers_twice() -> None
     ("change", "message"),
     [
         ({"threshold": 1}, "does not protect"),
+        ({"threshold": 2}, "does not protect"),  # two of the peers could open one secret, the other two the other one
         ({"threshold": 5}, "does not protect"),
         ({"threshold": 9, "peers": list(range(4, 36))}, "does not protect"),
         ({"peers": [1, 2, 3]}, "does not protect"),
@@ -250,3 +252,33 @@ def test_a_node_takes_only_shares_that_were_sealed_for_it_by_their_sender() -> N
             Participant(**nodes[0].record()).receive(session, senders, texts)
     nodes[0].receive(session, [2, 1], [sealed[2][0], sealed[1][0]])
     assert nodes[0].holders == [0, 2, 1]
+
+
+def test_a_node_takes_no_keys_that_its_like_do_not_vouch_for() -> None:
+    secret, session = b"s" * 32, b"0" * 16
+    fresh = {node: Participant(node, session).keys(secret) for node in (1, 2, 4)}
+    second = Participant(2, session).keys(secret)
+
+    def shared(two: dict[str, bytes], secret: bytes = secret) -> Participant:
+        """Node 3, asked for shares with the keys ``two`` as those of node 2."""
+        node, public = Participant(3, session), [fresh[1], two, fresh[4]]
+        node.keys(secret)
+        given = [[each[name] for each in public] for name in ("mask", "seal", "voucher")]
+        node.shares(session, 3, [1, 2, 4], *given, secret=secret)
+        return node
+
+    for good in (fresh[2], second):
+        assert shared(good).next == "masked"
+    for bad in (
+        fresh[2] | {"mask": second["mask"]},  # a key of the coordinator's own, under the voucher for another one
+        fresh[2] | {"seal": second["seal"]},
+        second | {"mask": second["seal"], "seal": second["mask"]},
+        Participant(5, session).keys(secret),  # those of another node, as if they were node 2's
+        Participant(2, session).keys(b"t" * 32),  # of somebody who does not have the secret
+        Participant(2, session).keys(),
+        Participant(2, b"1" * 16).keys(secret),  # of another sum
+    ):
+        with pytest.raises(UploadError, match="as if from node 2, and it does not vouch") as error:
+            shared(bad)
+        assert error.value.reason == "unvouched"
+        assert shared(bad, secret=b"").next == "masked"  # who has no secret takes the coordinator's word

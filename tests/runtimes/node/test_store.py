@@ -221,3 +221,19 @@ def test_a_file_is_never_overwritten(store: Store) -> None:
         Store.make(store.path, ITEMS)
     assert store.path.read_bytes() == before
     assert len(list(store.path.parent.iterdir())) == 3
+
+
+def test_a_sum_is_opened_with_the_same_nodes_or_not_at_all(store: Store) -> None:
+    store.join(KEEPER, "first")
+    for number in (-1, 0, 1):
+        store.open_sum(number, [7, 3, 5])
+    store.open_sum(0, [3, 5, 7])  # in whatever order
+    for others in ([3, 5], [3, 5, 7, 9], []):
+        with pytest.raises(RoundError, match="round 0 of run first was opened with other nodes"):
+            store.open_sum(0, others)
+    with again(store) as opened:
+        opened.join(KEEPER, "first")
+        with pytest.raises(RoundError, match="round -1"):
+            opened.open_sum(-1, [3, 5])
+        opened.join(KEEPER, "second")
+        opened.open_sum(-1, [3, 5])  # of another run

@@ -93,7 +93,8 @@ def client_app(
         )
 
     def stage(message: Message, context: Context) -> Message:
-        return take_part(message, context, lambda: work(algorithm, population, read(message), seed))
+        secret = b"" if bundle is None else bundle.vouching
+        return take_part(message, context, lambda: work(algorithm, population, read(message), seed), secret)
 
     for name in STAGES:
         app.train(name)(stage)

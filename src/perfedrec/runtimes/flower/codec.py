@@ -37,7 +37,7 @@ class UploadError(PerfedrecError):
 REASONS = (
     *("away", "bundle", "catalogue", "code", "configuration", "failed", "keys", "late", "malformed", "noise"),
     *("not finite", "phase", "policy", "range", "refused", "sealed", "service", "shape", "size", "unasked", "users"),
-    *("version", "other"),
+    *("unvouched", "version", "other"),
 )
 """All kinds of answers that were refused or did not come, as they are counted: "code" is an error code of Flower's."""
 

@@ -101,6 +101,7 @@ class Station:
         self.store, self.build, self.version, self.bundle, self.policy = store, build, version, bundle, policy
         self.done = Work()
         self._joined: tuple[Setup, Algorithm[Any, Any, Any], int] | None = None
+        self._masked = -1  # the round that was worked on last
 
     @property
     def about(self) -> str:
@@ -110,7 +111,8 @@ class Station:
 
     def app(self) -> ClientApp:
         """The ``ClientApp``."""
-        app, stages = ClientApp(), Stages()
+        app, secret = ClientApp(), b"" if self.bundle is None else self.bundle.vouching
+        stages = Stages(secret, lambda nodes: self.store.open_sum(self._masked, nodes))
 
         @app.query()
         def present(message: Message, context: Context) -> Message:
@@ -165,6 +167,7 @@ class Station:
         """What the users hand over for a message."""
         task = self._task(message, algorithm)
         self._check_phase(task, algorithm)
+        self._masked = task.round
         total = once(self.store, algorithm, task, message.content, seed)
         if task.round >= 0:
             self.done.play(Setup.read(message.content).run, task.round)

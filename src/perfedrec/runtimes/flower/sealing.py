@@ -1,6 +1,6 @@
 """What passes through the coordinator and is not for it: sealed by HPKE (RFC 9180) for the role that may read it.
 
-Nobody signs: the coordinator is trusted to pass on what it was given (honest but curious).
+Nobody signs what is sealed: the coordinator is trusted to pass on what it was given (honest but curious).
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ class Bundle:
     def common(self) -> bytes:
         """The private key that all nodes have in common; the service is told the public one (:func:`public_of`)."""
         return self._derived(b"nodes")
+
+    @property
+    def vouching(self) -> bytes:
+        """The key by which nodes vouch to each other for what the coordinator relays between them."""
+        return self._derived(b"vouching")
 
     def tokens(self, n_items: int) -> Tensor:
         """[m] the token of each item: its place in the order of HMAC-SHA256 of the items under the secret."""

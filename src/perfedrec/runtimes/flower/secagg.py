@@ -7,8 +7,8 @@ off, and those of the ones who drop out completed, as long as a ``threshold`` of
 ======== =================================================== ==================================================
 stage    the coordinator sends                               a node answers
 ======== =================================================== ==================================================
-keys     the session's number                                two public keys, made for this sum
-shares   threshold, and the peers' public keys               for each peer shares of both secrets, sealed for it
+keys     the session's number                                two public keys, made for this sum, and a voucher
+shares   threshold, and the peers' public keys and vouchers  for each peer shares of both secrets, sealed for it
 masked   the shares sealed for the node, and its instruction its masked vector
 unmask   which peers are in the sum, and which dropped out   shares of the seeds of the former, keys of the latter
 ======== =================================================== ==================================================
@@ -18,11 +18,14 @@ Shamir shares are Flower's. Two of its parts are not used: its masks come from a
 (the 256 bits agreed upon, folded by XOR), which can be tried out, so masks here are a key stream of ChaCha20; and its
 quantisation to float64 steps is lossy, where sums here are in fixed point already.
 
-Nobody signs the keys: the coordinator relays them, and is trusted to relay what it was given (honest but curious).
+Nodes that have a secret in common, which the coordinator does not have, vouch for their keys with it (HMAC-SHA256) and
+take no others: a coordinator that relays keys of its own, or invents nodes, gets no answer. Without one it is trusted
+to relay what it was given (honest but curious).
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -48,6 +51,7 @@ from flwr.supercore.primitives.asymmetric import (
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import Aggregate, Contribution, reduce
 from perfedrec.privacy.aggregation import alone, from_words, to_words
+from perfedrec.runtimes.flower.codec import UploadError
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 Values = dict[str, Any]
@@ -92,6 +96,19 @@ def threshold(n: int) -> int:
 def lowest(n: int) -> int:
     """The least threshold that a node takes part with."""
     return max(2, 3 * n // 10 + 1)
+
+
+def least(n: int) -> int:
+    """The least threshold that a node with ``n - 1`` peers takes part with: what is due among ``n`` nodes, unless there
+    may be many more of them. With two thirds a coordinator cannot have both secrets of a node opened by telling some
+    of its peers that it is in the sum and others that it is not."""
+    return threshold(n) if n <= MOST_PEERS else lowest(n)
+
+
+def voucher(secret: bytes, session: bytes, node: int, mask: bytes, seal: bytes) -> bytes:
+    """What a node says for its two public keys to those who know the ``secret``; nothing where it knows none."""
+    parts = b"".join(len(each).to_bytes(4, "little") + each for each in (session, str(node).encode(), mask, seal))
+    return hmac.digest(secret, b"perfedrec secagg keys" + parts, sha256) if secret else b""
 
 
 def circle(nodes: Collection[int], seed: bytes) -> dict[int, list[int]]:
@@ -139,24 +156,41 @@ class Participant:
     seed_shares: list[bytes] = field(default_factory=list)
     key_shares: list[bytes] = field(default_factory=list)
 
-    def keys(self) -> Values:
-        """Stage 1: fresh key pairs, one to agree on masks and one to seal shares."""
+    def keys(self, secret: bytes = b"") -> Values:
+        """Stage 1: fresh key pairs, one to agree on masks and one to seal shares; with a ``secret`` that nodes have in
+        common, vouched for."""
         self._in("keys", self.session)
         (mask, mask_public), (seal, seal_public) = generate_key_pairs(), generate_key_pairs()
         self.mask_key, self.seal_key = private_key_to_bytes(mask), private_key_to_bytes(seal)
         self.next = "shares"
-        return {"mask": public_key_to_bytes(mask_public), "seal": public_key_to_bytes(seal_public)}
+        public = {"mask": public_key_to_bytes(mask_public), "seal": public_key_to_bytes(seal_public)}
+        return public | {"voucher": voucher(secret, self.session, self.node, **public)}
 
     def shares(
-        self, session: bytes, threshold: int, peers: list[int], mask_keys: list[bytes], seal_keys: list[bytes]
+        self,
+        session: bytes,
+        threshold: int,
+        peers: list[int],
+        mask_keys: list[bytes],
+        seal_keys: list[bytes],
+        vouchers: Sequence[bytes] = (),
+        secret: bytes = b"",
     ) -> Values:
-        """Stage 2: shares of the seed of the node's own mask and of its key, one of each for every peer."""
+        """Stage 2: shares of the seed of the node's own mask and of its key, one of each for every peer.
+
+        With a ``secret`` :class:`UploadError` is raised for keys that are not vouched for with it.
+        """
         self._in("shares", session)
         n = len(peers) + 1
-        if not lowest(n) <= threshold <= n or self.node in peers or len(set(peers)) != len(peers):
+        if not least(n) <= threshold <= n or self.node in peers or len(set(peers)) != len(peers):
             raise PerfedrecError(f"a threshold of {threshold} for {n} nodes does not protect them")
         if len({*mask_keys, *seal_keys}) != 2 * len(peers):
             raise PerfedrecError("some public keys are identical; expected two keys of its own for every peer")
+        given = dict(zip(peers, vouchers, strict=False))
+        for peer, mask, seal in zip(peers, mask_keys, seal_keys, strict=True):
+            wanted = voucher(secret, session, peer, mask, seal)
+            if secret and not hmac.compare_digest(given.get(peer, b""), wanted):
+                raise UploadError("unvouched", f"keys came as if from node {peer}, and it does not vouch for them")
         self.threshold, self.peers, self.mask_keys, self.seal_keys = threshold, peers, mask_keys, seal_keys
         self.seed = os.urandom(32)
         own = bytes_to_private_key(self.mask_key).private_numbers().private_value.to_bytes(_SCALAR, "big")
@@ -226,12 +260,18 @@ class Participant:
 
 
 def secure_sum(
-    ask: Ask, nodes: Collection[int], size: int, check: Callable[[Collection[int]], None], refuse: Refuse
+    ask: Ask,
+    nodes: Collection[int],
+    size: int,
+    check: Callable[[Collection[int]], None],
+    refuse: Refuse,
+    label: bytes = b"",
 ) -> Words:
     """The coordinator's side: the sum [``size``] of the vectors of those ``nodes`` that stay until they have sent one.
 
     Up to a third of the nodes may drop out. ``check`` is told which ones are in the sum before it is opened, and may
-    raise :class:`GivenUpError`, as this function does where too few nodes are left.
+    raise :class:`GivenUpError`, as this function does where too few nodes are left. Who are peers follows from the
+    ``label``, so that a sum that is taken again is taken among the same.
     """
     session = os.urandom(16)
 
@@ -244,16 +284,17 @@ def secure_sum(
                 refuse(node, f"stage {stage}: expected {sorted(wanted)}, got {sorted(values)}")
         return found
 
-    keys = answers("keys", {node: {} for node in nodes}, mask=bytes, seal=bytes)
-    for node in [node for node, own in keys.items() if not all(map(_is_key, own.values()))]:
+    keys = answers("keys", {node: {} for node in nodes}, mask=bytes, seal=bytes, voucher=bytes)
+    for node in [node for node, own in keys.items() if not (_is_key(own["mask"]) and _is_key(own["seal"]))]:
         refuse(node, "stage keys: expected public keys on P-384")  # they would stop its peers
         del keys[node]
     _enough("keys", len(keys), max(2, threshold(len(nodes))))
-    peers, needed = circle(keys, session), threshold(len(keys))
+    peers, needed = circle(keys, label), threshold(len(keys))
 
     tasks: dict[int, Values] = {}
     for node, around in peers.items():
         public = {f"{kind}_keys": [keys[peer][kind] for peer in around] for kind in ("mask", "seal")}
+        public["vouchers"] = [keys[peer]["voucher"] for peer in around]
         tasks[node] = {"threshold": needed, "peers": around, **public}
     shared = answers("shares", tasks, to=list, sealed=list)
     parcels = {node: dict(zip(each["to"], each["sealed"], strict=False)) for node, each in shared.items()}

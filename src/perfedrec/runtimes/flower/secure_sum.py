@@ -30,12 +30,14 @@ def secure_sum(
     clients: Mapping[int, int],
     like: Aggregate,
     given_up: Callable[[int], bool],
+    label: str = "",
 ) -> Aggregate:
     """The sum over the nodes that ``instructions`` are for, with the sizes of ``like``, and nothing else of any node.
 
     ``ask`` sends contents to nodes, as messages of a type, and gives the contents of at most one answer of each.
-    ``clients``: how many of each node's users take part. A sum of so few that it is ``given_up`` is not opened. Raises
-    :class:`~perfedrec.runtimes.flower.secagg.GivenUpError` for that, and where too few nodes are left.
+    ``clients``: how many of each node's users take part. ``label`` names the sum. A sum of so few that it is
+    ``given_up`` is not opened. Raises :class:`~perfedrec.runtimes.flower.secagg.GivenUpError` for that, and where too
+    few nodes are left.
     """
     if like.reports is not None or like.edges is not None:
         raise PerfedrecError("secure aggregation takes sums, and this phase has user vectors or edges in it")
@@ -62,7 +64,7 @@ def secure_sum(
         if given_up(counted):
             raise GivenUpError("masked", f"{counted} clients are too few for a sum")
 
-    total = secagg.secure_sum(send, list(instructions), to_words(like).numel(), check, refuse)
+    total = secagg.secure_sum(send, list(instructions), to_words(like).numel(), check, refuse, label.encode())
     try:
         return from_words(torch.from_numpy(total.view(np.int64)).to(like.sums.device), counted, like)
     except PerfedrecError as error:
@@ -71,9 +73,12 @@ def secure_sum(
 
 class Stages:
     """A node's answers to the stages. The last one is kept: what a SuperLink has forgotten is asked again, and must be
-    answered as before, while a stage that comes again with another content is out of turn."""
+    answered as before, while a stage that comes again with another content is out of turn.
 
-    def __init__(self) -> None:
+    ``secret`` and ``opens`` as in :func:`take_part`."""
+
+    def __init__(self, secret: bytes, opens: Callable[[list[int]], None]) -> None:
+        self.secret, self.opens = secret, opens
         self._last: tuple[tuple[str, str], RecordDict] | None = None
 
     def answer(self, message: Message, context: Context, vector: Callable[[], Aggregate]) -> Message:
@@ -82,14 +87,22 @@ class Stages:
         asked = message.metadata.message_type, "" if record is None else record.object_id
         if self._last is None or self._last[0] != asked:
             self._last = None  # what is kept is large
-            self._last = asked, take_part(message, context, vector).content
+            self._last = asked, take_part(message, context, vector, self.secret, self.opens).content
         return Message(self._last[1], reply_to=message)
 
 
-def take_part(message: Message, context: Context, vector: Callable[[], Aggregate]) -> Message:
+def take_part(
+    message: Message,
+    context: Context,
+    vector: Callable[[], Aggregate],
+    secret: bytes = b"",
+    opens: Callable[[list[int]], None] = lambda nodes: None,
+) -> Message:
     """A node's answer to a message of any stage; ``vector`` gives what it has to add, when it comes to that.
 
-    Raises :class:`PerfedrecError` where the message is out of turn, or asks for what must not be told.
+    ``secret`` is what nodes have in common to vouch for their keys. ``opens`` is told with which nodes the vector is in
+    a sum before the node helps to open it, and may raise. Raises :class:`PerfedrecError` where the message is out of
+    turn, or asks for what must not be told.
     """
     stage = message.metadata.message_type.partition(".")[2]
     try:
@@ -104,7 +117,10 @@ def take_part(message: Message, context: Context, vector: Callable[[], Aggregate
             words = to_words(vector()).cpu().numpy().view(np.uint64)
             content[VECTOR] = pack({VECTOR: torch.from_numpy(participant.mask(words).view(np.int64))})
         else:
-            content[RECORD] = ConfigRecord(getattr(participant, stage)(**asked))
+            known = {"secret": secret} if stage in ("keys", "shares") else {}
+            content[RECORD] = ConfigRecord(getattr(participant, stage)(**asked, **known))
+        if stage == "unmask":
+            opens(asked["present"])
     except (KeyError, TypeError, ValueError) as error:
         raise PerfedrecError(f"stage {stage} of secure aggregation cannot be read: {error!r}") from error
     context.state[RECORD] = ConfigRecord(participant.record())

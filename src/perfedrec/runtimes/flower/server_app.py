@@ -170,7 +170,8 @@ def gather(
         like = for_coordinator(like)
     if algorithm.secure_sums or secure:
         too_few = partial(algorithm.given_up, plan.phase, asked=plan.cohort.numel())
-        return secure_sum(traffic.ask, traffic.refuse, contents, traffic.clients, like, too_few)
+        label = f"{'' if setup is None else setup.run} {state.round}"
+        return secure_sum(traffic.ask, traffic.refuse, contents, traffic.clients, like, too_few, label)
     total = _nothing(algorithm, state, spec)
     for node, content in traffic.ask("train", contents):
         users = asked[node] if identities is None else identities[asked[node]]

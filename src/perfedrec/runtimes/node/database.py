@@ -70,6 +70,14 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE node ADD COLUMN scrubbing INTEGER NOT NULL DEFAULT 0;
     """,
     """
+    CREATE TABLE opened (
+        run INTEGER NOT NULL REFERENCES runs,
+        round INTEGER NOT NULL,
+        nodes BLOB NOT NULL,
+        PRIMARY KEY (run, round)
+    ) STRICT, WITHOUT ROWID;
+    """,
+    """
     ALTER TABLE node ADD COLUMN encoding TEXT NOT NULL DEFAULT '[]';
     """,
 )

@@ -465,6 +465,7 @@ class Store:
         """Drop the memories of all runs but the latest and the one whose model is served."""
         kept = "SELECT max(number) FROM runs UNION SELECT number FROM runs JOIN served USING (run)"
         db.execute(f"DELETE FROM memories WHERE run NOT IN ({kept})")
+        db.execute("DELETE FROM opened WHERE run < (SELECT max(number) FROM runs)")
 
     def _run(self) -> Joined:
         if self._joined is None:
@@ -504,6 +505,21 @@ class Store:
                 (number, digest, made, joined.number),
             )
         return made
+
+    def open_sum(self, number: int, nodes: Iterable[int]) -> None:
+        """Take note that the answer to round ``number`` is opened in a sum with those ``nodes``.
+
+        Raises :class:`RoundError` where it was opened with others: the difference of two sums shows what one has more.
+        """
+        joined, digest = self._run(), hashlib.sha256(repr(sorted(nodes)).encode()).digest()
+        with self._database.writing() as db:
+            db.execute("INSERT OR IGNORE INTO opened VALUES (?, ?, ?)", (joined.number, number, digest))
+            query = "SELECT nodes FROM opened WHERE run = ? AND round = ?"
+            if db.execute(query, (joined.number, number)).fetchone()[0] != digest:
+                raise RoundError(
+                    f"the sum of round {number} of run {joined.run} was opened with other nodes; the difference of two "
+                    "sums would show what one has more"
+                )
 
     # --- recommending ---
 
