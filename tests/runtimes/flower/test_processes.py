@@ -45,7 +45,7 @@ def draws(folder: Path, algorithm: Any) -> int:
 
 @pytest.mark.parametrize(("users", "nodes", "rounds"), [(3, 3, 2), (24, 2, 3)], ids=["one user a node", "many"])
 def test_processes_compute_the_tables_of_the_simulator(tmp_path: Path, users: int, nodes: int, rounds: int) -> None:
-    size = f"data.path=synthetic:users={users},items=40,interactions_per_user=8,clusters=2"
+    size = f"data.path=synthetic:users={users},items=200,interactions_per_user=8,clusters=2"
     cohort = f"selection.n_clients_per_round={max(users - 2, 2)}"
     given = config.load("recommended", None, [size, cohort, *SMALL], run__rounds=rounds)
     dataset = open_data(given.data)
@@ -111,7 +111,7 @@ def nothing_for_the_service(folder: Path, run: Path, held: Any, n_items: int) ->
     edges = [form for each in lists for form in forms(each)]
     assert sum(each in service for each in rows) == len(rows) >= len(held.reports)
     assert sum(each in service for each in edges) == len(lists)
-    assert len(lists) == (12 if n_items > 30 else 0)
+    assert len(lists) == (11 if n_items > 30 else 0)
     assert sum(each in coordinator for each in rows + edges) == 0
     bundle, keys = read_bundle(folder / "nodes" / "n0" / BUNDLE), json.loads((folder / "service" / KEYS).read_text())
     tokens = bundle.tokens(n_items)
