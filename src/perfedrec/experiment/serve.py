@@ -135,6 +135,7 @@ def serve(
             "model.attributes is true, and no attributes lie beside the catalogue; expected item_attributes.csv or "
             "user_encoding.csv there"
         )
+    torch.set_num_threads(config.run.threads or 1)  # for little work at a time several would mostly wait for each other
     run = Run(config, algorithm, catalogue, output, name, resume)
     given = Certificates(*(files / each for each in (certificates.CA, certificates.CERTIFICATE, certificates.KEY)))
     for path in (given.ca, given.certificate, given.key):

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
 from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SERVICE, population, settings
@@ -36,7 +36,7 @@ from perfedrec.runtimes.flower import (
     needs_service,
     public_of,
 )
-from perfedrec.runtimes.flower.codec import pack, unpack
+from perfedrec.runtimes.flower.codec import digest, pack, unpack
 from perfedrec.runtimes.flower.node import answer
 from perfedrec.runtimes.flower.secagg import GivenUpError, Participant
 from perfedrec.runtimes.flower.secure_sum import RECORD
@@ -321,6 +321,18 @@ def test_a_node_that_is_away_does_not_hold_a_round_up(stores: dict[int, Store]) 
     _, report = given.play(given.begin())
     assert report.clients == N_USERS - PARTS[2].numel()
     assert {(each.node, each.reason) for each in given.rejected if each.round == 0} == {(102, "away")}
+
+
+def test_a_request_is_known_by_all_that_is_in_it() -> None:
+    def content(number: int = 1, key: str = "a", values: object = (1.0, 2.0), shape: int = 2) -> RecordDict:
+        array = Array("float32", (shape,), "numpy.ndarray", np.array(values, np.float32).tobytes())
+        return RecordDict({"task": ConfigRecord({"round": number}), "own": ArrayRecord({key: array})})
+
+    same = {**content(), "session": ConfigRecord({"number": 7})}
+    others = [content(2), content(key="b"), content(values=(1.0, 3.0)), content(shape=3)]
+    others.append(RecordDict({"task": content()["task"], "owns": content()["own"]}))
+    assert digest(RecordDict(same), "session") == digest(content(), "session")
+    assert len({digest(each, "session") for each in (content(), *others)}) == 6
 
 
 def test_the_same_round_is_answered_with_the_same_sum(stores: dict[int, Store]) -> None:

@@ -29,6 +29,7 @@ from perfedrec.runtimes.flower.codec import (
     UploadError,
     ViewLayout,
     counted,
+    digest,
     dump,
     load,
     pack,
@@ -229,8 +230,7 @@ def once(store: Store, algorithm: Algorithm[Any, Any, Any], task: Task, content:
     is asked for again."""
     if task.round < 0:  # before the first round, where nothing is noised or remembered
         return work(algorithm, store, task, seed)
-    instruction = [(name, each.object_id) for name, each in content.items() if name != RECORD]
-    request = repr(sorted(instruction)).encode()
+    request = digest(content, without=RECORD)
     made = store.answer(task.round, request, lambda: dump(work(algorithm, store, task, seed)))
     assert made is not None
     return load(made)

@@ -294,8 +294,8 @@ class Fleet:
     def send(self, reply: Message, seconds: float) -> None:
         """Send a reply that took so many ``seconds`` to make. Raises :class:`StoppedError` when its run is over."""
         reply = Bundler().bundled(reply)
-        reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
             tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
             head = remove_content_from_message(reply) if reply.has_content() else reply
             request = PushMessagesRequest(
