@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from cryptography import x509
 from typer.testing import CliRunner
 
 from perfedrec.cli import app
@@ -361,6 +362,24 @@ def test_who_needs_a_neighbourhood_service_says_so_before_anything_starts(tmp_pa
         assert said in failed.stderr
         assert failed.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_renewed_certificate_is_for_the_same_names_and_from_the_same_authority(tmp_path: Path) -> None:
+    def names(folder: Path) -> list[str]:
+        found = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes()).extensions
+        return [str(each.value) for each in found.get_extension_for_class(x509.SubjectAlternativeName).value]
+
+    certs = tmp_path / "certs"
+    cli("federation", "certificates", tmp_path / "other")
+    assert names(tmp_path / "other") == ["localhost", "127.0.0.1"]
+    cli("federation", "certificates", certs, "--name", "fed.example.org", "--name", "10.0.0.7")
+    authority, first = (certs / "ca.crt").read_bytes(), (certs / "server.pem").read_bytes()
+    cli("federation", "certificates", certs)
+    assert names(certs) == ["fed.example.org", "10.0.0.7"]
+    assert (certs / "ca.crt").read_bytes() == authority
+    assert (certs / "server.pem").read_bytes() != first
+    cli("federation", "certificates", certs, "--name", "::1")
+    assert names(certs) == ["::1"]
 
 
 def test_who_interrupts_a_coordinator_is_told_the_command_that_goes_on(

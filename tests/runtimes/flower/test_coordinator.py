@@ -352,17 +352,17 @@ def test_the_same_round_is_answered_with_the_same_sum(stores: dict[int, Store]) 
 
 
 class Forgetful:
-    """A SuperLink that was killed with the first answers of each kind."""
+    """A SuperLink that was killed with the first answers of each kind, or, with another ``code``, nodes that were."""
 
-    def __init__(self) -> None:
-        self.seen = set[tuple[int, str]]()
+    def __init__(self, code: int = ErrorCode.MESSAGE_UNAVAILABLE) -> None:
+        self.code, self.seen = code, set[tuple[int, str]]()
 
     def __call__(self, reply: Message) -> Message:
         about = reply.metadata.src_node_id, reply.metadata.message_type
         if about in self.seen:
             return reply
         self.seen.add(about)
-        return make_message(metadata=reply.metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, ""))
+        return make_message(metadata=reply.metadata, error=Error(self.code, ""))
 
 
 @pytest.mark.parametrize("algorithm", [ALGORITHM, SECURE], ids=["with a service", "secure"])
@@ -388,6 +388,21 @@ def test_what_a_superlink_forgets_is_asked_again(algorithm: PerFedRecPP, tmp_pat
     assert kinds >= {"query", "query.model", *(stages if algorithm is SECURE else {"train", "train.serve"})}
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(each, ends[1][name]) for name, each in ends[0].items())
+
+
+def test_nodes_that_were_taken_for_present_are_asked_again_who_they_host(stores: dict[int, Store]) -> None:
+    given = coordinator(stores, Forgetful(ErrorCode.NODE_UNAVAILABLE))
+    assert assembled(given)[-1] == f"3 of 3 nodes and {N_USERS} of 1 users are present"
+    assert given.rejected == []
+
+
+def test_the_model_is_handed_to_who_is_there(stores: dict[int, Store]) -> None:
+    given = coordinator(stores, algorithm=ALONE)
+    assembled(given)
+    grid: Any = given.grid
+    del grid.apps[102]
+    assert given.hand_out(given.blank()) == [100, 101]
+    assert 102 not in {each.node for each in grid.sent if each.message.metadata.message_type == "query.model"}
 
 
 def test_nodes_recommend_with_what_they_are_handed(stores: dict[int, Store]) -> None:
