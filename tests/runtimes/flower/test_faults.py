@@ -214,7 +214,9 @@ def serving(folder: Path, port: int, files: Path, wait: bool = True) -> Iterator
 def age(path: Path) -> None:
     """Give a node's file the first version of its schema."""
     with closing(sqlite3.connect(path, isolation_level=None)) as file:
-        file.executescript("DROP TABLE served; DROP TABLE served_users; ALTER TABLE node DROP COLUMN scrubbing;")
+        for table in ("served", "served_users", "opened"):
+            file.execute(f"DROP TABLE {table}")
+        file.execute("ALTER TABLE node DROP COLUMN scrubbing")
         file.execute("ALTER TABLE node DROP COLUMN encoding")
         file.execute("PRAGMA user_version = 1")
 
