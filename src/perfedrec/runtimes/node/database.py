@@ -70,15 +70,15 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE node ADD COLUMN scrubbing INTEGER NOT NULL DEFAULT 0;
     """,
     """
+    ALTER TABLE node ADD COLUMN encoding TEXT NOT NULL DEFAULT '[]';
+    """,
+    """
     CREATE TABLE opened (
         run INTEGER NOT NULL REFERENCES runs,
         round INTEGER NOT NULL,
         nodes BLOB NOT NULL,
         PRIMARY KEY (run, round)
     ) STRICT, WITHOUT ROWID;
-    """,
-    """
-    ALTER TABLE node ADD COLUMN encoding TEXT NOT NULL DEFAULT '[]';
     """,
 )
 """What makes version ``i + 1`` of the schema out of version ``i``. A line that was released is never changed."""
