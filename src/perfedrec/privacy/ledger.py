@@ -83,7 +83,8 @@ class Ledger:
         """What ``party`` can learn of one user from all releases together."""
         exposed = [each for each in self.releases if each.guarantee.law is None and each.participations]
         if exposed:
-            return Epsilon(None, "; ".join(dict.fromkeys(each.guarantee.reason for each in exposed)))
+            reasons = (reason for each in exposed for reason in each.guarantee.reason.split("; "))
+            return Epsilon(None, "; ".join(dict.fromkeys(reasons)))
         parts = [part for each in self.releases if (part := self._event(each, party)) is not None]
         if not parts:
             return Epsilon(0.0)
