@@ -154,10 +154,12 @@ class Bar:
 
 
 def describe(standing: Standing, bar: bool = False) -> str:
-    """One line: round, loss, validation metric, rounds a second, bytes so far, time left."""
+    """One line: round, loss and validation metric where there are any, rounds a second, bytes so far, time left."""
     parts = [] if bar else [f"round {standing.done}/{standing.total} {standing.phase}"]
-    parts.append("loss -" if standing.loss is None else f"loss {standing.loss:.4f}")
-    parts.append(f"{standing.metric} " + ("-" if standing.value is None else f"{standing.value:.4f}"))
+    if standing.loss is not None:
+        parts.append(f"loss {standing.loss:.4f}")
+    if standing.value is not None:
+        parts.append(f"{standing.metric} {standing.value:.4f}")
     parts.append(f"{standing.rate:.1f} rounds/s")
     parts.append(f"up {size(standing.bytes_up)} down {size(standing.bytes_down)}")
     if not bar and standing.rate:
