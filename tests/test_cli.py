@@ -443,6 +443,8 @@ def _asked(options: list[Any]) -> Any:
         ("up", ("--preset", "gpfedrec"), "or --privacy paper or none, which protect less"),
         ("up", ("--preset", "fedmf", "--privacy", "private"), "profile private with fedmf: there is no option"),
         ("node", ("--require", "secur"), "there is no privacy profile 'secur'; did you mean secure?"),
+        ("up", ("--nodes", "2", "--resume"), "--resume goes on with the nodes and users in --output"),
+        ("up", ("--data", "d.csv", "--columns", "user=a,thing=b"), "thing"),
         ("serve", ("--resume",), "pip install 'perfedrec[opendp]'"),
         ("up", ("--resume",), "pip install 'perfedrec[opendp]'"),
         ("up", ("--privacy", "private"), "pip install 'perfedrec[opendp]'"),

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from perfedrec.cli.common import AsJson, MetricsPort, Preset, console, one_line, print_privacy, reporter
+from perfedrec.cli.common import AsJson, Columns, MetricsPort, Preset, console, one_line, print_privacy, reporter
 
 app = typer.Typer(help="Set a federation up: certificates, keys, or a whole one on this machine.", no_args_is_help=True)
 
@@ -24,6 +24,9 @@ DEFAULT_PROFILE = "secure"
 NodeProfile = Annotated[
     str | None, typer.Option("--privacy", help="privacy profile: secure (the default), private, paper or none")
 ]
+NODES, DATA = 4, "synthetic:users=256,items=500"
+"""What ``up`` makes where nobody says."""
+
 Deadline = Annotated[float, typer.Option(help="seconds after which a round goes on with those who answered")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")]
 Rounds = Annotated[int | None, typer.Option(help="rounds of training")]
@@ -98,10 +101,12 @@ def serve(
 
 @app.command("up")
 def up(
-    nodes: Annotated[int, typer.Option(help="number of nodes")] = 4,
-    data: Annotated[str, typer.Option(help="file, folder, or synthetic:users=..,items=..")] = (
-        "synthetic:users=256,items=500"
-    ),
+    nodes: Annotated[int | None, typer.Option(help=f"number of nodes (default: {NODES})")] = None,
+    data: Annotated[
+        str | None, typer.Option(help=f"file, folder, or synthetic:users=..,items=.. (default: {DATA})")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
+    columns: Columns = "",
     users: Annotated[int | None, typer.Option(help="users to take of the data (default: all)")] = None,
     preset: Preset = None,
     privacy: NodeProfile = None,
@@ -119,6 +124,7 @@ def up(
     [bold]perfedrec federation up --nodes 4 --data ratings.csv --rounds 20 --output federation[/bold]
     """
     with one_line():
+        from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
         from perfedrec.experiment import federation
         from perfedrec.experiment.metrics import exposed
@@ -128,14 +134,17 @@ def up(
         from perfedrec.runtimes.flower import needs_service
 
         os.environ |= federation.environment()
-        resolved = _resolved(output / "run", resume, preset, None, set_, privacy, rounds)
+        if resume and any(each is not None for each in (nodes, data, format, columns or None, users)):
+            raise ConfigError("--resume goes on with the nodes and users in --output; expected no others")
+        given = {"data__path": data or DATA, "data__format": format, "data__columns": columns or None}
+        resolved = _resolved(output / "run", resume, preset, None, set_, privacy, rounds, **given)
         service = needs_service(resolved.build())
         again = ["federation", "up", "--resume"]
         again += _options(output=output, rounds=rounds, metrics_port=metrics_port, **_changed(Terms(deadline=deadline)))
         with exposed(metrics_port) as expose:
-            if not resume:
-                resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"path": data})})
-                federation.lay_out(output, open_data(resolved.data), nodes, users)
+            dataset = None if resume else open_data(resolved.data)
+            if dataset is not None:
+                federation.lay_out(output, dataset, NODES if nodes is None else nodes, users)
             port = federation.free_port()
             waited = sum(1 for _ in (output / "nodes").iterdir())
             terms = Terms(port=port, min_nodes=waited, deadline=deadline)
@@ -151,9 +160,12 @@ def up(
                     _tell if not quiet else lambda line: None,
                     resume,
                     expose=expose,
-                    beside=federation.nodes(output, port, service),
+                    beside=federation.nodes(output, port, service, _tell),
                 )
         _show(summary, output / "run", as_json)
+        if dataset is not None and not as_json:
+            mine = _options(store=output / "nodes" / "n0" / "store.db", user=dataset.train.user_ids[0])
+            console.print(f"a list: perfedrec node recommend {shlex.join(mine)}", soft_wrap=True)
 
 
 @app.command("certificates")
@@ -173,7 +185,9 @@ def certificates(
         from perfedrec.experiment.certificates import make_certificates
 
         make_certificates(folder, name or (), days)
-        console.print(f"{folder}: ca.crt goes to every node; server.pem and server.key stay here; hide ca.key")
+        console.print(
+            f"{folder}: ca.crt goes to every node; server.pem and server.key stay here; hide ca.key", soft_wrap=True
+        )
 
 
 @app.command("key")
@@ -186,7 +200,7 @@ def key(path: Annotated[Path, typer.Argument(help="file of the private key; the 
         from perfedrec.experiment.certificates import make_key
 
         make_key(path)
-        console.print(f"{path} stays here; {path}.pub goes to the coordinator's folder of keys")
+        console.print(f"{path} stays here; {path}.pub goes to the coordinator's folder of keys", soft_wrap=True)
 
 
 @app.command("bundles")
@@ -247,6 +261,7 @@ def _resolved(
     set_: list[str] | None,
     privacy: str | None,
     rounds: int | None,
+    **given: str | None,
 ) -> Any:
     """The configuration, or with ``resume`` that of the run, which only ``rounds`` may change.
 
@@ -260,7 +275,7 @@ def _resolved(
     if not resume:
         profile = privacy or (None if "privacy" in configuration.in_file(config) else DEFAULT_PROFILE)
         try:
-            loaded = configuration.resolve(preset, config, set_ or (), privacy=profile, run__rounds=rounds)
+            loaded = configuration.resolve(preset, config, set_ or (), privacy=profile, run__rounds=rounds, **given)
         except ConfigError as error:
             if profile != privacy and str(error).startswith("privacy profile"):
                 raise ConfigError(f"{error}; or --privacy paper or none, which protect less") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -83,5 +84,6 @@ def _stop(until_stdin_closes: bool) -> threading.Event:
 
 
 def _until_closed(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # sys.stdin has a lock, held here, that Python aborts for as it ends
+        pass
     stop.set()

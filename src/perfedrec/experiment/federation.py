@@ -8,8 +8,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from perfedrec.experiment.bundles import SERVICE, deal
 from perfedrec.experiment.certificates import CA, make_certificates, make_key
 from perfedrec.runtimes.node import Store
 
-CATALOGUE = "items.txt"
+CATALOGUE, LOG = "items.txt", "log.txt"
 
 
 def lay_out(
@@ -96,18 +97,32 @@ def deal_out(
 
 
 @contextmanager
-def nodes(folder: Path, port: int, service: bool = False) -> Iterator[list[subprocess.Popen[bytes]]]:
+def nodes(
+    folder: Path, port: int, service: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The processes of all nodes in a folder, and of the neighbourhood ``service``, at work for the coordinator on
-    ``port`` until the end of the block."""
-    found = list[subprocess.Popen[bytes]]()
+    ``port`` until the end of the block. ``tell`` is told who has ended before that."""
+    found, over = list[subprocess.Popen[bytes]](), threading.Event()
+
+    def start(place: Path, *own: str) -> None:
+        process = _child(folder, place, port, *own)
+        found.append(process)
+        threading.Thread(target=watch, args=(place, process), daemon=True).start()
+
+    def watch(place: Path, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        if not over.is_set():
+            tell(f"{place.name} has ended with code {code}; expected it to stay, {place / LOG} says why")
+
     try:
         if service:
-            found.append(_child(folder, folder / SERVICE, port, "service", "run", "--state", str(folder / SERVICE)))
+            start(folder / SERVICE, "service", "run", "--state", str(folder / SERVICE))
         for place in sorted((folder / "nodes").iterdir()):
             free = "--require", "none"  # who starts them all has chosen the profile
-            found.append(_child(folder, place, port, "node", "run", "--store", str(place / "store.db"), *free))
+            start(place, "node", "run", "--store", str(place / "store.db"), *free)
         yield found
     finally:
+        over.set()
         for process in found:
             process.terminate()
         end = time.monotonic() + 15
@@ -124,7 +139,7 @@ def _child(folder: Path, place: Path, port: int, *own: str) -> subprocess.Popen[
     ends by itself when this process dies."""
     command = [sys.executable, "-m", "perfedrec", *own, "--until-stdin-closes", "--coordinator", f"127.0.0.1:{port}"]
     command += ["--ca", str(folder / "certificates" / CA), "--key", str(folder / "keys" / place.name)]
-    with open(place / "log.txt", "ab") as file:
+    with open(place / LOG, "ab") as file:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True, env=environment()
         )
