@@ -27,7 +27,7 @@ def run(
     key: Annotated[Path, typer.Option(help="the node's private key")],
     bundle: Annotated[
         Path | None,
-        typer.Option(help="what the node was given for the service (default: beside --store)"),
+        typer.Option(help="what the node was given to keep things from the coordinator (default: beside --store)"),
     ] = None,
     require: Annotated[
         str | None,
