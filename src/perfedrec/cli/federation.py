@@ -261,7 +261,7 @@ def _resolved(
     set_: list[str] | None,
     privacy: str | None,
     rounds: int | None,
-    **given: str | None,
+    **given: Any,
 ) -> Any:
     """The configuration, or with ``resume`` that of the run, which only ``rounds`` may change.
 
