@@ -181,8 +181,7 @@ class Bundler:
 
 
 class _Patient:
-    """Says with each request that the answer may wait ``seconds`` for news (RFC 7240), and sends large ones piece by
-    piece: what the HTTP client is given at once it copies anew for every record of TLS."""
+    """Says with each request that the answer may wait ``seconds`` for news (RFC 7240)."""
 
     def __init__(self, seconds: int) -> None:
         self.seconds = seconds
@@ -191,19 +190,7 @@ class _Patient:
         self, context: ProtobufRequestContext, call_next: Callable[[ProtobufRequestContext], httpx.Response]
     ) -> httpx.Response:
         context.request.headers["prefer"] = f"wait={self.seconds}"
-        context.request.stream = _Pieces(context.request.content)
         return call_next(context)
-
-
-class _Pieces(httpx.SyncByteStream):
-    SIZE = 1 << 14  # a record of TLS
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def __iter__(self) -> Iterator[bytes]:
-        for start in range(0, len(self._content), self.SIZE):
-            yield self._content[start : start + self.SIZE]
 
 
 # --- a node ---
