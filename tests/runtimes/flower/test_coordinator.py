@@ -22,6 +22,7 @@ from tests.parity.grid import MemoryGrid
 from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.records import copied, flatten
+from perfedrec.core.types import Plan
 from perfedrec.experiment.config import RunSettings, config_of
 from perfedrec.experiment.node import build, method_of
 from perfedrec.experiment.service import Shelf
@@ -40,6 +41,7 @@ from perfedrec.runtimes.flower.codec import digest, pack, unpack
 from perfedrec.runtimes.flower.node import answer
 from perfedrec.runtimes.flower.secagg import GivenUpError, Participant
 from perfedrec.runtimes.flower.secure_sum import RECORD
+from perfedrec.runtimes.flower.server_app import Traffic, gather
 from perfedrec.runtimes.node import Store
 
 ALGORITHM = PerFedRecPP(settings())
@@ -247,6 +249,56 @@ def test_keys_that_the_coordinator_has_swapped_are_noticed(stores: dict[int, Sto
         given.play(given.begin())
     said = "unvouched: keys came as if from node 101, and it does not vouch for them"
     assert refusals(given) == {said}
+
+
+def ask_for_degrees(given: Coordinator, number: int, users: int = N_USERS) -> None:
+    """Take their sum in secret, as before the first round."""
+    assert given.directory is not None
+    spec, plan = given._spec(torch.ones(N_ITEMS)), Plan("degrees", torch.arange(users))
+    gather(
+        Traffic(given.grid, number, plan.phase, given.deadline),
+        given.algorithm,
+        replace(given.blank(), round=number),
+        plan,
+        spec,
+        given.directory.hosts,
+        given._layout,
+        given.setup,
+        given.directory.identities,
+        secure=True,
+    )
+
+
+@pytest.mark.parametrize(("algorithm", "number"), [(SECURE, -1), (ALGORITHM, -2)], ids=["not at all", "twice"])
+def test_degrees_are_asked_for_in_one_place(stores: dict[int, Store], algorithm: PerFedRecPP, number: int) -> None:
+    given = coordinator(stores, algorithm=algorithm)
+    assembled(given)
+    with pytest.raises(GivenUpError, match="in stage masked"):
+        ask_for_degrees(given, number)
+    assert refusals(given) == {f"phase: phase degrees came in round {number}, where it is no phase's turn"}
+
+
+def test_degrees_are_told_of_the_same_users_or_not_at_all(stores: dict[int, Store]) -> None:
+    given = coordinator(stores)
+    assembled(given)
+    given.begin()
+    ask_for_degrees(given, -1)
+    with pytest.raises(GivenUpError, match="in stage unmask"):
+        ask_for_degrees(given, -1, N_USERS - 1)
+    (said,) = refusals(given)
+    assert said.startswith("failed: the sum of round -1 of run a run was opened with other nodes or users")
+
+
+def test_a_run_goes_on_by_the_configuration_that_it_began_with(stores: dict[int, Store]) -> None:
+    """Options that are each enough by themselves could add up to more than what a node's owner allows."""
+    given = coordinator(stores, algorithm=SECURE, policies=dict.fromkeys(stores, "secure"))
+    assembled(given)
+    state, _ = given.play(given.begin())
+    tighter = SECURE.settings.model_copy(update={"privacy": SECURE.settings.privacy.model_copy(update={"clip": 0.25})})
+    given.setup = replace(given.setup, configuration=method_of(config_of(PerFedRecPP(tighter), RunSettings())))
+    with pytest.raises(GivenUpError, match="in stage masked"):
+        given.play(copied(state))
+    assert refusals(given) == {"failed: run a run began with another configuration; expected that one, or a new name"}
 
 
 def test_waiting_ends(stores: dict[int, Store]) -> None:

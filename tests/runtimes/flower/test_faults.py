@@ -218,6 +218,7 @@ def age(path: Path) -> None:
             file.execute(f"DROP TABLE {table}")
         file.execute("ALTER TABLE node DROP COLUMN scrubbing")
         file.execute("ALTER TABLE node DROP COLUMN encoding")
+        file.execute("ALTER TABLE runs DROP COLUMN configuration")
         file.execute("PRAGMA user_version = 1")
 
 

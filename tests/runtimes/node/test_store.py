@@ -209,6 +209,15 @@ def test_each_run_and_each_node_draws_its_own(store: Store, tmp_path: Path) -> N
         assert other.join(KEEPER, "first") != first
 
 
+def test_a_run_has_one_configuration(store: Store) -> None:
+    store.join(KEEPER, "first", configuration="epsilon = 8")
+    with again(store) as opened:
+        opened.join(KEEPER, "first", configuration="epsilon = 8")
+        with pytest.raises(RoundError, match="run first began with another configuration"):
+            opened.join(KEEPER, "first", configuration="epsilon = 9")
+        opened.join(KEEPER, "second", configuration="epsilon = 9")
+
+
 def test_the_file_is_its_owners_alone(store: Store) -> None:
     store.add("ann", "bread")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in store.path.parent.iterdir()}
@@ -226,14 +235,14 @@ def test_a_file_is_never_overwritten(store: Store) -> None:
 def test_a_sum_is_opened_with_the_same_nodes_or_not_at_all(store: Store) -> None:
     store.join(KEEPER, "first")
     for number in (-1, 0, 1):
-        store.open_sum(number, [7, 3, 5])
-    store.open_sum(0, [3, 5, 7])  # in whatever order
-    for others in ([3, 5], [3, 5, 7, 9], []):
+        store.open_sum(number, b"all", [7, 3, 5])
+    store.open_sum(0, b"all", [3, 5, 7])  # in whatever order
+    for request, others in ((b"all", [3, 5]), (b"all", [3, 5, 7, 9]), (b"all", []), (b"all but one", [3, 5, 7])):
         with pytest.raises(RoundError, match="round 0 of run first was opened with other nodes"):
-            store.open_sum(0, others)
+            store.open_sum(0, request, others)
     with again(store) as opened:
         opened.join(KEEPER, "first")
         with pytest.raises(RoundError, match="round -1"):
-            opened.open_sum(-1, [3, 5])
+            opened.open_sum(-1, b"all", [3, 5])
         opened.join(KEEPER, "second")
-        opened.open_sum(-1, [3, 5])  # of another run
+        opened.open_sum(-1, b"all", [3, 5])  # of another run

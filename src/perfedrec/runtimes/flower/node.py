@@ -102,7 +102,7 @@ class Station:
         self.store, self.build, self.version, self.bundle, self.policy = store, build, version, bundle, policy
         self.done = Work()
         self._joined: tuple[Setup, Algorithm[Any, Any, Any], int] | None = None
-        self._masked = -1  # the round that was worked on last
+        self._masked = -1, b""  # the round that was worked on last, and what was asked
 
     @property
     def about(self) -> str:
@@ -113,7 +113,7 @@ class Station:
     def app(self) -> ClientApp:
         """The ``ClientApp``."""
         app, secret = ClientApp(), b"" if self.bundle is None else self.bundle.vouching
-        stages = Stages(secret, lambda nodes: self.store.open_sum(self._masked, nodes))
+        stages = Stages(secret, lambda nodes: self.store.open_sum(*self._masked, nodes))
 
         @app.query()
         def present(message: Message, context: Context) -> Message:
@@ -168,15 +168,18 @@ class Station:
         """What the users hand over for a message."""
         task = self._task(message, algorithm)
         self._check_phase(task, algorithm)
-        self._masked = task.round
-        total = once(self.store, algorithm, task, message.content, seed)
+        self._masked = task.round, digest(message.content, without=RECORD)
+        total = once(self.store, algorithm, task, self._masked[1], seed)
         if task.round >= 0:
             self.done.play(Setup.read(message.content).run, task.round)
         return total
 
     def _check_phase(self, task: Task, algorithm: Algorithm[Any, Any, Any]) -> None:
         """Each phase in its turn: what is released once for the ledger must not be asked for again and again."""
-        due = "degrees" if task.round < 0 else next(iter(algorithm.prelude[task.round :]), "train")
+        if task.round >= 0:
+            due = next(iter(algorithm.prelude[task.round :]), "train")
+        else:  # one question, and none to a method that releases degrees in a phase of its own
+            due = "degrees" if task.round == -1 and algorithm.needs_degrees else "no phase"
         if task.phase != due:
             raise UploadError("phase", f"phase {task.phase} came in round {task.round}, where it is {due}'s turn")
         if self.policy is not None and (why := self.policy.objection_to(task.phase, algorithm)):
@@ -196,7 +199,8 @@ class Station:
         """The method of a setup that this node agrees to, and the seed of its users' draws."""
         if self._joined is None or self._joined[0] != setup:
             algorithm = self._method(setup)
-            self._joined = setup, algorithm, self.store.join(algorithm, setup.run)
+            seed = self.store.join(algorithm, setup.run, configuration=setup.configuration)
+            self._joined = setup, algorithm, seed
         return self._joined[1:]
 
     def _method(self, setup: Setup) -> Algorithm[Any, Any, Any]:
@@ -225,12 +229,11 @@ class Station:
         return made
 
 
-def once(store: Store, algorithm: Algorithm[Any, Any, Any], task: Task, content: RecordDict, seed: int) -> Aggregate:
-    """What the users of a store hand over for a ``task``, which came as ``content``: once, and the same when the same
-    is asked for again."""
+def once(store: Store, algorithm: Algorithm[Any, Any, Any], task: Task, request: bytes, seed: int) -> Aggregate:
+    """What the users of a store hand over for a ``task``, whose message has the digest ``request``: once, and the same
+    when the same is asked for again."""
     if task.round < 0:  # before the first round, where nothing is noised or remembered
         return work(algorithm, store, task, seed)
-    request = digest(content, without=RECORD)
     made = store.answer(task.round, request, lambda: dump(work(algorithm, store, task, seed)))
     assert made is not None
     return load(made)

@@ -18,10 +18,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import Aggregate, Algorithm
-from perfedrec.runtimes.flower.codec import Setup, Task, ViewLayout, reply
+from perfedrec.runtimes.flower.codec import Setup, Task, ViewLayout, digest, reply
 from perfedrec.runtimes.flower.node import once
 from perfedrec.runtimes.flower.secagg import STAGES
-from perfedrec.runtimes.flower.secure_sum import take_part
+from perfedrec.runtimes.flower.secure_sum import RECORD, take_part
 from perfedrec.runtimes.flower.server_app import POLL, exchange
 from perfedrec.runtimes.node import Store
 
@@ -46,7 +46,7 @@ def virtual_client(
         with store:
             store.join(algorithm, setup.run, seed)
             task = Task.read(message.content, ViewLayout.of(algorithm), store.device)
-            return once(store, algorithm, task, message.content, seed)
+            return once(store, algorithm, task, digest(message.content, without=RECORD), seed)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

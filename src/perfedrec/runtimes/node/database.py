@@ -80,6 +80,9 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (run, round)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE runs ADD COLUMN configuration BLOB;
+    """,
 )
 """What makes version ``i + 1`` of the schema out of version ``i``. A line that was released is never changed."""
 

@@ -436,13 +436,20 @@ class Store:
 
     # --- rounds ---
 
-    def join(self, algorithm: Algorithm[Any, Any, Any], run: str, seed: int | None = None) -> int:
+    def join(
+        self,
+        algorithm: Algorithm[Any, Any, Any],
+        run: str,
+        seed: int | None = None,
+        configuration: str | None = None,
+    ) -> int:
         """Take part in a run from now on; returns the seed of all that its users draw in it, which stays here.
 
         The seed follows from the node's secret and the run's name; a simulation gives one. Raises :class:`RoundError`
-        for a run that was left for another one. Memories of a run that was left are dropped, unless its model is
-        served.
+        for a run that was left for another one, and for one that began with another ``configuration``: what is released
+        is counted for a run as a whole. Memories of a run that was left are dropped, unless its model is served.
         """
+        digest = None if configuration is None else hashlib.sha256(configuration.encode()).digest()
         with self._database.writing() as db:
             row = db.execute("SELECT number FROM runs WHERE run = ?", (run,)).fetchone()
             (latest,) = db.execute("SELECT coalesce(max(number), 0) FROM runs").fetchone()
@@ -453,6 +460,12 @@ class Store:
                 db.execute("INSERT INTO runs (number, run) VALUES (?, ?)", (*row, run))
                 db.execute("UPDATE runs SET reply = NULL WHERE number < ?", row)
                 self._tidy(db)
+            if digest is not None:
+                db.execute(
+                    "UPDATE runs SET configuration = coalesce(configuration, ?) WHERE number = ?", (digest, *row)
+                )
+                if db.execute("SELECT configuration FROM runs WHERE number = ?", row).fetchone()[0] != digest:
+                    raise RoundError(f"run {run} began with another configuration; expected that one, or a new name")
         return self._join(algorithm, run, row[0], seed)
 
     def _join(self, algorithm: Algorithm[Any, Any, Any], run: str, number: int, seed: int | None = None) -> int:
@@ -506,19 +519,21 @@ class Store:
             )
         return made
 
-    def open_sum(self, number: int, nodes: Iterable[int]) -> None:
-        """Take note that the answer to round ``number`` is opened in a sum with those ``nodes``.
+    def open_sum(self, number: int, request: bytes, nodes: Iterable[int]) -> None:
+        """Take note that the answer to round ``number``, whose content is ``request``, is opened in a sum with those
+        ``nodes``.
 
-        Raises :class:`RoundError` where it was opened with others: the difference of two sums shows what one has more.
+        Raises :class:`RoundError` where one with others, or to another request, was opened: the difference of two sums
+        shows what one has more.
         """
-        joined, digest = self._run(), hashlib.sha256(repr(sorted(nodes)).encode()).digest()
+        joined, digest = self._run(), hashlib.sha256(request + repr(sorted(nodes)).encode()).digest()
         with self._database.writing() as db:
             db.execute("INSERT OR IGNORE INTO opened VALUES (?, ?, ?)", (joined.number, number, digest))
             query = "SELECT nodes FROM opened WHERE run = ? AND round = ?"
             if db.execute(query, (joined.number, number)).fetchone()[0] != digest:
                 raise RoundError(
-                    f"the sum of round {number} of run {joined.run} was opened with other nodes; the difference of two "
-                    "sums would show what one has more"
+                    f"the sum of round {number} of run {joined.run} was opened with other nodes or users; the "
+                    "difference of two sums would show what one has more"
                 )
 
     # --- recommending ---
