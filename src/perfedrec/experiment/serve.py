@@ -176,7 +176,7 @@ def serve(
                 terms.enough,
                 item_attributes=None if items is None else torch.tensor(items.values),
                 n_user_attributes=catalogue.n_user_attributes,
-                allowed=frozenset(names),
+                names=names,
                 known=run.users,
                 service=service,
                 mediator=run.mediator,

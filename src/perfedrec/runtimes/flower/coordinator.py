@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from secrets import randbits
 from typing import Any
@@ -52,8 +52,9 @@ class Coordinator:
     rejected: list[Rejection] = field(default_factory=list)
     n_user_attributes: int = 0
     directory: Directory | None = None
-    allowed: frozenset[int] | None = None
-    """Nodes that may take part (``None``: all). Whoever can reach a SuperLink's control API can register others."""
+    names: Mapping[int, str] | None = None
+    """Nodes that may take part, and what they are called (``None``: all). Whoever can reach a SuperLink's control API
+    can register others."""
 
     known: Tensor | None = None
     """Users [n] of a run that goes on: nobody joins it, and those who are away are away."""
@@ -105,7 +106,7 @@ class Coordinator:
                     claimed[node], taken = users, torch.cat([taken, users])
                 except UploadError as error:
                     self._refuse(node, error)
-                    tell(f"node {node} is refused: {error}")
+                    tell(f"node {node if self.names is None else self.names[node]} is refused: {error}")
             here = {node: users for node, users in claimed.items() if node in present}
             count = sum(users.numel() for users in here.values())
             news = f"{len(here)} of {min_nodes} nodes and {count} of {min_users} users are present"
@@ -126,7 +127,7 @@ class Coordinator:
         present = set(self.grid.get_node_ids())
         if self.mediator is None:  # there is nothing to say to a service
             present -= {self.service}
-        self.present = frozenset(present if self.allowed is None else present & self.allowed)
+        self.present = frozenset(present if self.names is None else present & self.names.keys())
         return set(self.present)
 
     def blank(self) -> Any:
