@@ -67,6 +67,18 @@ class Terms:
     deadline: float = 60.0
     enough: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name, fits, expected in (
+            ("port", 0 < self.port < 65536, "1 to 65535"),
+            ("min_nodes", self.min_nodes is None or self.min_nodes > 0, "at least 1"),
+            ("min_users", self.min_users > 0, "at least 1"),
+            ("wait", self.wait >= 0, "0 seconds or more"),
+            ("deadline", self.deadline > 0, "more than 0 seconds"),
+            ("enough", 0 < self.enough <= 1, "more than 0 and at most 1"),
+        ):
+            if not fits:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected {expected}")
+
 
 @dataclass(frozen=True)
 class Roll:
@@ -136,7 +148,6 @@ def serve(
             "user_encoding.csv there"
         )
     torch.set_num_threads(config.run.threads or 1)  # for little work at a time several would mostly wait for each other
-    run = Run(config, algorithm, catalogue, output, name, resume)
     given = Certificates(*(files / each for each in (certificates.CA, certificates.CERTIFICATE, certificates.KEY)))
     for path in (given.ca, given.certificate, given.key):
         if not path.is_file():
@@ -149,9 +160,16 @@ def serve(
             raise ConfigError(f"{path}: has expired; {remedy}")
         if left < SOON:
             tell(f"{path}: expires in {left:.0f} days; {remedy}")
-    nodes = {public_key(path): path.stem for path in sorted(keys.glob("*.pub"))}
+    nodes = dict[bytes, str]()
+    for path in sorted(keys.glob("*.pub")):
+        if (other := nodes.setdefault(public_key(path), path.stem)) != path.stem:
+            raise ConfigError(f"{path}: is the key of {other}.pub; expected a key of its own")
     if not nodes:
         raise ConfigError(f"{keys}: no public keys (*.pub); make some with perfedrec federation key")
+    least = terms.min_nodes or (LEAST if algorithm.secure_sums else 1)
+    if (count := len(nodes) - registered) < least:
+        raise ConfigError(f"{keys}: has the keys of {count} nodes; expected those of {least}, for which the run waits")
+    run = Run(config, algorithm, catalogue, output, name, resume)
     address = f"{'127.0.0.1' if terms.host == '0.0.0.0' else terms.host}:{terms.port}"
     with (
         signals(tell) as caught,
@@ -184,7 +202,6 @@ def serve(
             ends = {path.name: certificates.end_of(path).timestamp() for path in (given.ca, given.certificate)}
             watch = Watch(names, run.standing.total, terms.deadline, ends)
             expose(lambda: watch.metrics(coordinator, link))
-            least = terms.min_nodes or (LEAST if algorithm.secure_sums else 1)
             try:
                 roll = coordinator.assemble(least, terms.min_users, terms.wait, tell, lambda: bool(caught))
             except PerfedrecError:

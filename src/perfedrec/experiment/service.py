@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from perfedrec import __version__
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.records import copied, unflatten
@@ -19,7 +17,7 @@ from perfedrec.experiment import checkpoint
 from perfedrec.experiment.bundles import KEYS, read_keys
 from perfedrec.experiment.metrics import Expose, nowhere, of_service
 from perfedrec.experiment.node import build
-from perfedrec.experiment.work import heed
+from perfedrec.experiment.work import heed, prepare
 from perfedrec.runtimes.flower import Fleet, ServiceStation, run_node
 
 
@@ -66,7 +64,7 @@ def serve_neighbours(
 
     ``folder`` has the service's keys, and gets its states. ``expose`` is given the source of metrics.
     """
-    torch.set_num_threads(threads)
+    prepare(address, threads)
     heed(stop)
     keys = read_keys(folder / KEYS)
     try:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from perfedrec import __version__
+from perfedrec.core.errors import ConfigError
 from perfedrec.experiment.bundles import BUNDLE, read_bundle
 from perfedrec.experiment.config import load
 from perfedrec.experiment.metrics import Expose, nowhere, of_node
@@ -41,7 +42,7 @@ def work_for(
     profile ``require`` (by default ``REQUIRED``) are refused. ``expose`` is given the source of metrics.
     """
     policy = policy_of(require or REQUIRED)
-    torch.set_num_threads(threads)
+    prepare(address, threads)
     heed(stop)
     bundle = bundle or store.with_name(BUNDLE)
     given = read_bundle(bundle) if bundle.exists() or bundle != store.with_name(BUNDLE) else None
@@ -57,6 +58,16 @@ def policy_of(profile: str) -> Policy | None:
     if not config.privacy.noisy and not config.privacy.sums:
         return None
     return Policy(profile, config.privacy, config.selection.max_participations)
+
+
+def prepare(address: str, threads: int) -> None:
+    """Take so many threads, to work for the coordinator at ``address``. Raises :class:`ConfigError`."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--coordinator {address}: expected HOST:PORT, as in fed.example.org:18000")
+    if threads < 1:
+        raise ConfigError(f"--threads {threads}: expected at least 1")
+    torch.set_num_threads(threads)
 
 
 def heed(stop: threading.Event) -> None:

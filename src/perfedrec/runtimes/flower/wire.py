@@ -202,8 +202,12 @@ def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
         content = path.read_bytes()
         load = serialization.load_ssh_private_key if b"OPENSSH" in content else serialization.load_pem_private_key
         key = load(content, None)
-    except (OSError, ValueError, TypeError) as error:
-        raise PerfedrecError(f"{path}: cannot be read as a private key ({error})") from None
+    except OSError as error:
+        raise PerfedrecError(f"{path}: cannot be read ({error.strerror}); expected a private key") from None
+    except (ValueError, TypeError):
+        raise PerfedrecError(
+            f"{path}: cannot be read as a private key; expected what perfedrec federation key wrote, without .pub"
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise PerfedrecError(f"{path}: expected a private key on a NIST curve, as ssh-keygen -t ecdsa makes")
     return key
