@@ -192,6 +192,20 @@ def test_data_of_two_users(preset: str, lines: str, tmp_path: Path) -> None:
     assert runner.invoke(app, ["recommend", "--run", str(tmp_path / "run"), "--user", "u2"]).exit_code == 0
 
 
+def test_data_where_nobody_can_be_evaluated_say_so(tmp_path: Path) -> None:
+    few, run = tmp_path / "few.csv", tmp_path / "run"
+    few.write_text("user,item\n" + "".join(f"u{user},i{item}\n" for user in range(1200) for item in (0, 1 + user % 2)))
+    told = cli("train", "--data", few, "--algorithm", "popularity", "--output", run).stdout
+    assert "few: 1,200 users, 3 items, 2,400 interactions" in told
+    assert "nobody can be evaluated: nothing is held out for validation or test" in told
+    assert "nobody could be evaluated" in told
+    assert "recall@20" not in told
+    few.write_text("user,item\nu1,i1\n")
+    assert (
+        "few: 1 user, 1 item, 1 interaction\n" in cli("train", "--data", few, "--output", run / "a", *FEW[:-1]).stdout
+    )
+
+
 def test_a_disk_that_is_full_is_one_line_and_other_errors_keep_their_traceback(
     ratings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

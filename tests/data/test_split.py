@@ -36,7 +36,7 @@ def test_leave_one_out_by_time() -> None:
     assert data.notes.valid.left_out == 0
     assert data.notes.lines() == [
         "split: leave-one-out by time",
-        "1 users with fewer than 3 interactions are in training only",
+        "1 user with fewer than 3 interactions is in training only",
         "test: 1 of 3 interactions are left out of evaluation (0 users and 1 items never occur in training, "
         "0 interactions occur in an earlier part too)",
     ]

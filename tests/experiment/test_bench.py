@@ -120,6 +120,11 @@ def test_what_is_common_gives_way_to_what_a_method_says(tmp_path: Path) -> None:
         ("methods.fedmf", 'methods."../fedmf"', "folder"),
         ("synthetic:users=120", "syntetic:users=120", "syntetic"),
         ("[data.toy]", "[data.toy", "not valid TOML"),
+        ("path =", "pth =", "there is no option data.toy.pth; did you mean data.toy.path?\n"),
+        ("set =", "sets =", "there is no option methods.fedmf.sets; did you mean methods.fedmf.set?\n"),
+        ("set =", "quickly =", "there is no option methods.fedmf.quickly\n"),
+        ("seeds = [0, 3]", "seeds = [0.5]", "seeds.0: expected a whole number (given: 0.5)"),
+        ("[data.toy]", "[target]\nmetrc = 'x'\nvalue = 1\n[data.toy]", "did you mean target.metric?"),
         (
             "[methods.popularity]",
             '[sweep]\nkey = "run.rounds"\nvalues = [1]\nmethods = ["x"]\n[methods.popularity]',
@@ -153,6 +158,8 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     failed = bench(written(tmp_path, TOY + more), output)
     assert failed.exit_code == 1
     assert "2 of 6 runs failed" in failed.stderr
+    start = json.loads(failed.stderr.splitlines()[0])
+    assert start == {"event": "start", "runs": 6, "finished": 0, "output": str(output)}
     assert "on purpose" in failed.stderr
     results = json.loads(failed.stdout)
     assert {each["label"] for each in results["cells"] if each["error"]} == {"broken"}
@@ -219,6 +226,7 @@ def test_ctrl_c_ends_all_runs_with_a_checkpoint_and_the_same_command_goes_on(tmp
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
+    assert said.splitlines()[0] == f"1 run in {output}, 0 finished already"
     assert "the same command goes on" in said.splitlines()[-1]
     begun = [folder for folder in output.glob("runs/fedmf/toy/seed-*") if not (folder / "result.json").exists()]
     assert begun

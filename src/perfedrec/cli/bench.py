@@ -47,7 +47,7 @@ def bench(
         comparison = read(file, output, moved)
         comparison.prepare()
         cells = list(comparison.cells())
-        with alone(output), _Show(cells, as_json) as show:
+        with alone(output), _Show(cells, output, as_json) as show:
             failed = play(cells, processes or processors(), show)
         results = collect(comparison, failed)
         write_atomic(output / "results.json", (json.dumps(results, indent=1) + "\n").encode())
@@ -87,8 +87,10 @@ def print_results(results: dict[str, Any]) -> None:
 class _Show:
     """One line for each run that is going on, and one for each that has ended."""
 
-    def __init__(self, cells: list[Cell], as_json: bool) -> None:
+    def __init__(self, cells: list[Cell], output: Path, as_json: bool) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from perfedrec.data import counted
 
         self.total, self.ended, self.as_json = len(cells), sum(cell.finished for cell in cells), as_json
         self.console, self.lock = Console(stderr=True), threading.Lock()
@@ -104,8 +106,8 @@ class _Show:
         )
         self.tasks: dict[str, Any] = {}
         self.last: dict[str, dict[str, Any]] = {}
-        if self.ended:
-            self._say({"event": "kept", "runs": self.ended}, f"{self.ended} of {self.total} runs are finished already")
+        start = {"event": "start", "runs": self.total, "finished": self.ended, "output": str(output)}
+        self._say(start, f"{counted(self.total, 'run')} in {output}, {self.ended} finished already")
 
     def __enter__(self) -> _Show:
         self.progress.start()

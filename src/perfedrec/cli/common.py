@@ -72,8 +72,11 @@ def reporter(quiet: bool, as_json: bool) -> Any:
 
 
 def print_data(dataset: Any) -> None:
+    from perfedrec.data import counted
+
     train = dataset.train
-    sizes = f": {train.n_users} users, {train.n_items} items, {train.n_interactions} interactions"
+    counts = {"user": train.n_users, "item": train.n_items, "interaction": train.n_interactions}
+    sizes = ": " + ", ".join(counted(n, name) for name, n in counts.items())
     console.print(Text.assemble((dataset.name, "bold"), sizes), soft_wrap=True)
     for line in dataset.notes.lines():
         console.print(Padding(Text(line), (0, 0, 0, 2)))

@@ -26,7 +26,7 @@ from perfedrec.cli.common import (
     print_privacy,
     reporter,
 )
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, reason
 
 if TYPE_CHECKING:
     from perfedrec.experiment.run import Result
@@ -201,7 +201,7 @@ def recommend(
                 frame.write_parquet(temporary) if output.suffix == ".parquet" else frame.write_csv(temporary)
                 temporary.replace(output)
             except OSError as error:
-                raise ConfigError(f"{output}: cannot be written ({error})") from None
+                raise ConfigError(f"{output}: cannot be written ({reason(error)})") from None
             if as_json:
                 print(json.dumps({"rows": frame.height, "output": str(output)}))
             else:
@@ -219,7 +219,10 @@ def print_result(result: Result, as_json: bool) -> None:
     columns = {"test": summary["test"], "valid": summary["valid"], "popularity, test": summary["popularity"]}
     if summary["test_sampled"]:
         columns[f"test, {summary['protocols']['test_sampled']}"] = summary["test_sampled"]
-    console.print(metric_table(columns))
+    if any(values.get("users") for values in columns.values()):
+        console.print(metric_table(columns))
+    else:
+        console.print("nobody could be evaluated: nothing is held out for validation or test", soft_wrap=True)
     sent = summary["communication"]
     console.print(
         which_round(summary),

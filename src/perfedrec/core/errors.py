@@ -25,3 +25,11 @@ class CheckpointError(PerfedrecError):
 
 class DivergedError(PerfedrecError):
     """Training has left the numbers that can be computed with; options decide whether it does."""
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read or written, for a message that names the file: without its number and path."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return said[:1].lower() + said[1:]

@@ -2,7 +2,7 @@
 
 from perfedrec.data.attributes import read_attributes
 from perfedrec.data.catalogue import Catalogue, read_catalogue
-from perfedrec.data.dataset import Attributes, Dataset, Encoding, HeldOut, SplitReport, SyntheticTruth
+from perfedrec.data.dataset import Attributes, Dataset, Encoding, HeldOut, SplitReport, SyntheticTruth, counted
 from perfedrec.data.describe import describe, gini
 from perfedrec.data.detection import detect
 from perfedrec.data.fetch import SOURCES, Source, fetch
@@ -28,6 +28,7 @@ __all__ = [
     "SplitReport",
     "SyntheticTruth",
     "attributes_beside",
+    "counted",
     "describe",
     "detect",
     "fetch",

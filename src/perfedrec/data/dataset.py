@@ -64,6 +64,11 @@ class SyntheticTruth:
         return SyntheticTruth(self.user_clusters[users], self.item_clusters[items], self.popularity[items])
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 user``, ``5,224 users``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """What happened to one held-out part: ``interactions`` were given, ``left_out`` of them cannot be evaluated.
@@ -99,9 +104,11 @@ class SplitReport:
         """The report in sentences, one for each count that is not zero."""
         lines = [f"split: {self.how}"]
         if self.duplicates:
-            lines.append(f"{self.duplicates:,} repeated interactions were counted once")
+            verb = "was" if self.duplicates == 1 else "were"
+            lines.append(f"{counted(self.duplicates, 'repeated interaction')} {verb} counted once")
         if self.short_users:
-            lines.append(f"{self.short_users:,} users with fewer than 3 interactions are in training only")
+            verb = "is" if self.short_users == 1 else "are"
+            lines.append(f"{counted(self.short_users, 'user')} with fewer than 3 interactions {verb} in training only")
         for name, part in (("validation", self.valid), ("test", self.test)):
             if part.left_out:
                 lines.append(
@@ -109,6 +116,8 @@ class SplitReport:
                     f"({part.unknown_users:,} users and {part.unknown_items:,} items never occur in training, "
                     f"{part.known_pairs:,} interactions occur in an earlier part too)"
                 )
+        if not any(part.interactions - part.left_out for part in (self.valid, self.test)):
+            lines.append("nobody can be evaluated: nothing is held out for validation or test")
         return lines + list(self.remarks)
 
 

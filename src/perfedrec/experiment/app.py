@@ -54,7 +54,7 @@ def options(given: Mapping[str, Any]) -> Options:
     try:
         return Options.model_validate(dict(given))
     except ValidationError as error:
-        raise ConfigError("run-config: " + "; ".join(explain(entry, Options) for entry in error.errors())) from None
+        raise ConfigError("run-config: " + explain(error.errors(), Options)) from None
 
 
 def resolved(given: Options) -> Config:

@@ -12,7 +12,7 @@ from pathlib import Path
 import tomli_w
 from pydantic import Field, ValidationError, field_validator
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.experiment.checkpoint import folders, write_atomic
@@ -151,13 +151,13 @@ def read(path: Path, output: Path, moved: Mapping[str, str | None] | None = None
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); expected the TOML file of a comparison") from None
+        raise ConfigError(f"{path}: cannot be read ({reason(error)}); expected the TOML file of a comparison") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     try:
         file = BenchFile.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(explain(entry, BenchFile) for entry in error.errors())) from None
+        raise ConfigError(f"{path}: " + explain(error.errors(), BenchFile)) from None
     if moved:
         file = file.model_copy(update={"data": {name: _placed(file, path, name, to) for name, to in moved.items()}})
     methods = _swept(file, path)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from perfedrec.core.errors import CheckpointError
+from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.core.records import flatten
 
 FORMAT = 2
@@ -67,7 +67,7 @@ def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
         form, theirs, stored = manifest["format"], manifest["belongs"], manifest["records"]
         extra = manifest["extra"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: damaged checkpoint: {_MANIFEST} cannot be read ({error})") from None
+        raise CheckpointError(f"{folder}: damaged checkpoint: {_MANIFEST} cannot be read ({reason(error)})") from None
     if form != FORMAT:
         raise CheckpointError(f"{folder}: written in format {form}; expected format {FORMAT}")
     for what, expected in (belongs or {}).items():
@@ -82,7 +82,7 @@ def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
                 raise CheckpointError(f"{path}: damaged checkpoint: its content does not match the recorded SHA-256")
             records[name] = (load_tensors(content), entry["scalars"])
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: damaged checkpoint: {error}") from None
+            raise CheckpointError(f"{path}: damaged checkpoint: {reason(error)}") from None
     return Loaded(records, extra)
 
 

@@ -8,12 +8,12 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, TypeGuard, cast, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.settings import Settings
 from perfedrec.experiment.methods import centralised, method, name_of
 from perfedrec.privacy.ledger import split_budget
@@ -247,7 +247,7 @@ def load(
         try:
             _merge(tree, _parse(file.read_text(encoding="utf-8"), str(file), tree))
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: cannot be read ({error}); expected a TOML file") from None
+            raise ConfigError(f"{file}: cannot be read ({reason(error)}); expected a TOML file") from None
     for part in without:
         if part not in ABLATIONS:
             raise ConfigError(
@@ -303,7 +303,7 @@ def check(tree: Mapping[str, Any], where: str = "") -> Config:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(prefix + "; ".join(explain(entry, kind) for entry in error.errors())) from None
+        raise ConfigError(prefix + explain(error.errors(), kind)) from None
 
 
 def _check_part(tree: Mapping[str, Any], where: str) -> None:
@@ -312,9 +312,9 @@ def _check_part(tree: Mapping[str, Any], where: str) -> None:
     try:
         kind.model_validate(tree)
     except ValidationError as error:
-        wrong = [explain(entry, kind) for entry in error.errors() if entry["type"] != "value_error"]
+        wrong = [entry for entry in error.errors() if entry["type"] != "value_error"]
         if wrong:
-            raise ConfigError(f"{where}: " + "; ".join(wrong)) from None
+            raise ConfigError(f"{where}: " + explain(wrong, kind)) from None
 
 
 def _type_of(tree: Mapping[str, Any], prefix: str) -> type[Config]:
@@ -352,7 +352,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         label = prefix + (field.alias or name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _record(field.annotation):
             found |= keys(field.annotation, label + ".")
         else:
             found[label] = field
@@ -405,25 +405,98 @@ def _value(text: str) -> Any:
         return text
 
 
-def explain(entry: Any, kind: type[BaseModel]) -> str:
-    """A validation error of pydantic in one phrase, with the nearest key where one is unknown."""
-    dotted = ".".join(str(part) for part in entry["loc"])
-    if entry["type"] == "extra_forbidden" and isinstance(entry["input"], dict):
-        return f"there is no section {dotted}{nearest(dotted, kind.model_fields)}"
-    if entry["type"] == "extra_forbidden":
-        return f"there is no option {dotted}{nearest(dotted, keys(kind))}"
-    message = entry["msg"].removeprefix("Value error, ")
-    if entry["type"] == "string_pattern_mismatch":
-        message = f"expected {entry['ctx']['pattern'].strip('^$')}"
-    given = "" if isinstance(entry["input"], dict) else f" (given: {entry['input']!r})"
-    return f"{dotted or 'configuration'}: {message}{given}"
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "less than {lt:g}",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "{pattern}",
+    "too_short": "at least {min_length} of them",
+    "tuple": "a list",
+    "dict": "a section",
+    "model": "a section",
+    "path": "a path",
+    "missing": "a value, and there is none",
+}
+"""What is expected where pydantic finds a mistake, by the type of the mistake or the first word of it."""
+
+_KINDS = {"int", "float", "bool", "str"}  # which pydantic appends to the key where an option may be of several
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """``; did you mean ...?`` with the nearest name, by the whole dotted key and by its last part."""
+def explain(errors: Iterable[Any], kind: type[BaseModel]) -> str:
+    """What pydantic finds wrong in the sections of a ``kind``, in one line: each option with its value and what
+    was expected, or with the nearest key where there is none of its name."""
+    told: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
+    for entry in errors:
+        loc = entry["loc"][:-1] if len(entry["loc"]) > 1 and entry["loc"][-1] in _KINDS else entry["loc"]
+        dotted = ".".join(str(part) for part in loc)
+        whole = entry["type"] == "missing" or (entry["type"] == "value_error" and isinstance(entry["input"], dict))
+        values[dotted] = "" if whole else f" (given: {_shown(entry['input'])})"
+        if entry["type"] == "extra_forbidden":
+            place, prefix = _place(kind, loc)
+            section = isinstance(entry["input"], dict)
+            hint = nearest(dotted.removeprefix(prefix), place.model_fields if section else keys(place), prefix)
+            told[f"there is no {'section' if section else 'option'} {dotted}{hint}"] = []
+            continue
+        wanted = _WANTED.get(entry["type"]) or _WANTED.get(entry["type"].partition("_")[0])
+        if wanted is not None:
+            wanted = "expected " + wanted.format(**entry.get("ctx", {})).replace("'", "").strip("^$")
+        said = told.setdefault(dotted, [])
+        said.append(wanted or entry["msg"].removeprefix("Value error, "))
+    return "; ".join(
+        f"{key or 'configuration'}: {_joined(said)}{values[key]}" if said else key for key, said in told.items()
+    )
+
+
+def _joined(said: list[str]) -> str:
+    """What an option may be, where it may be of several kinds: a whole number is a number."""
+    if "expected a number" in said and "expected a whole number" in said:
+        said = [each for each in said if each != "expected a whole number"]
+    return " or ".join([said[0], *(each.removeprefix("expected ") for each in dict.fromkeys(said[1:]))])
+
+
+def _shown(value: Any) -> str:
+    """A value as a person writes it."""
+    if value is None or isinstance(value, bool):
+        return "off" if value is None else str(value).lower()
+    return "a section" if isinstance(value, dict) else repr(value)
+
+
+def _record(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _place(kind: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[BaseModel], str]:
+    """Where the names that a key may have are looked for, with the dotted way there: among all of a configuration's,
+    but in an entry of a table with free names, or in a section that may be absent, among those of that one."""
+    place, prefix, here, parts = kind, "", kind, list(loc[:-1])
+    while parts:
+        fields: dict[str, Any] = {field.alias or name: field.annotation for name, field in here.model_fields.items()}
+        annotation, taken = fields.get(str(parts[0])), 1
+        if not _record(annotation):
+            taken = 2 if get_origin(annotation) is dict else 1
+            annotation = next((each for each in get_args(annotation) if _record(each)), None)
+            if annotation is None:
+                break
+            depth = len(loc) - 1 - len(parts) + taken
+            place, prefix = annotation, ".".join(map(str, loc[:depth])) + "."
+        here, parts = annotation, parts[taken:]
+    return place, prefix
+
+
+def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
+    """``; did you mean ...?`` with the nearest name, by the whole dotted key and by its last part; ``prefix`` is
+    written before it."""
     names = list(candidates)
     last = {candidate.rsplit(".", 1)[-1]: candidate for candidate in names}
     match = get_close_matches(name, names, 1, 0.6) or [
         last[near] for near in get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.5)
     ]
-    return f"; did you mean {match[0]}?" if match else ""
+    return f"; did you mean {prefix}{match[0]}?" if match else ""

@@ -25,7 +25,7 @@ import torch
 
 from perfedrec.centralised.method import Central, Method
 from perfedrec.centralised.popularity import Popularity
-from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError
+from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError, reason
 from perfedrec.core.types import RoundReport
 from perfedrec.data import Dataset, load, parse_columns
 from perfedrec.data.interactions import Interactions, id_series
@@ -229,7 +229,10 @@ def read_config(folder: Path) -> Config:
     try:
         return check(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CheckpointError(f"{folder}: not a run folder: {path.name} cannot be read ({error})") from None
+        raise CheckpointError(
+            f"{folder}: not a run folder: {path.name} cannot be read ({reason(error)}); "
+            "expected the folder that a run was written to"
+        ) from None
 
 
 class _Progress:
@@ -444,7 +447,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: not a finished run: {path.name} cannot be read ({error})") from None
+        raise CheckpointError(
+            f"{folder}: not a finished run: {path.name} cannot be read ({reason(error)}); "
+            "expected the folder that a run was written to"
+        ) from None
     return summary
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from perfedrec.core.errors import ConfigError, DivergedError
+from perfedrec.core.errors import ConfigError, DivergedError, reason
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.experiment.checkpoint import write_atomic
@@ -112,7 +112,9 @@ def read_space(path: Path) -> Space:
     try:
         return _space(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); expected a TOML file with a table [space]") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({reason(error)}); expected a TOML file with a table [space]"
+        ) from None
 
 
 def _space(text: str, where: str) -> Space:
@@ -121,7 +123,7 @@ def _space(text: str, where: str) -> Space:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(explain(entry, Space) for entry in error.errors())) from None
+        raise ConfigError(f"{where}: " + explain(error.errors(), Space)) from None
 
 
 class Tuning:

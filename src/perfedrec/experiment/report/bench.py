@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
-from perfedrec.core.errors import CheckpointError
+from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.experiment import tables
 from perfedrec.experiment.report import bench_charts as charts
 from perfedrec.experiment.report.bench_charts import Line, Record, verdict
@@ -46,7 +46,7 @@ def _read(folder: Path) -> dict[str, Any]:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         form = results["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: damaged comparison: {path.name} cannot be read ({error})") from None
+        raise CheckpointError(f"{folder}: damaged comparison: {path.name} cannot be read ({reason(error)})") from None
     if form != FORMAT:
         raise CheckpointError(f"{path}: written in format {form}; expected format {FORMAT}")
     return results
