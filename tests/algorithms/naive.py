@@ -83,8 +83,8 @@ def loss(settings: PerFedRecSettings, me: Client, vector: Tensor, table: Tensor,
         user = final_vectors(settings, me, vector, table, dense, item)[0] if client.leave_one_out else whole
         positive = score(settings, user, items[item])
         if client.loss == "bpr":
-            if place < len(me.negatives):
-                margin = positive - score(settings, user, items[me.negatives[place]])
+            if me.negatives:
+                margin = positive - score(settings, user, items[me.negatives[place % len(me.negatives)]])
                 total = total - torch.log(1 / (1 + torch.exp(-margin)))
         else:
             t = client.temperature

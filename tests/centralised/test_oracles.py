@@ -24,6 +24,7 @@ from perfedrec.centralised.vectors import VectorSettings, batches
 from perfedrec.centralised.xsimgcl import XSimGCL, XSimGCLSettings
 from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key
+from perfedrec.core.types import block_rows
 
 N_USERS, N_ITEMS = 60, 38
 
@@ -178,6 +179,20 @@ def test_batches_hold_every_interaction_once_with_a_negative_of_its_user(trainin
     assert not owned & {
         pair for part in parts for pair in zip(part.users.tolist(), part.negatives.tolist(), strict=True)
     }
+
+
+def test_batches_hold_every_interaction_of_a_user_with_most_items() -> None:
+    """A user with 7 of 9 items takes turns at two negatives; one with all of them has none."""
+    offsets = torch.tensor([0, 7, 16, 18])
+    rows, _ = block_rows(offsets, torch.tensor([*range(1, 8), *range(9), 3, 4]), torch.arange(3))
+    (batch,) = batches(Training(rows, 9), 64, Key(1))
+    assert sorted(zip(batch.users.tolist(), batch.positives.tolist(), strict=True)) == [
+        *((0, item) for item in range(1, 8)),
+        (2, 3),
+        (2, 4),
+    ]
+    assert sorted(batch.negatives[batch.users == 0].tolist()) in ([0, 0, 0, 0, 8, 8, 8], [0, 0, 0, 8, 8, 8, 8])
+    assert not {3, 4} & set(batch.negatives[batch.users == 2].tolist())
 
 
 @pytest.mark.real_data

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from perfedrec.core.keys import Key
-from perfedrec.core.sampling import choose, draw_outside, ranks
+from perfedrec.core.sampling import choose, draw_outside, paired, ranks
 from perfedrec.core.types import Rows, block_rows
 
 
@@ -43,6 +43,21 @@ def test_choose_takes_every_number_and_pair_equally_often() -> None:
 
 def test_ranks_count_within_a_segment() -> None:
     assert ranks(torch.tensor([0, 0, 2, 2, 2, 3]), 5).tolist() == [0, 1, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected"),
+    [
+        ([[0, 1], [2]], [(0, 0), (1, 1), (2, 2)]),
+        # of five items the first user has three, and two negatives; the second all; the third one
+        ([[0, 1, 2], [0, 1, 2, 3, 4], [3]], [(0, 0), (2, 0), (1, 1), (8, 2)]),
+    ],
+)
+def test_rows_take_turns_at_too_few_negatives(lists: list[list[int]], expected: list[tuple[int, int]]) -> None:
+    rows = rows_of(lists)
+    _, owners = draw_outside(rows, 5, rows.counts, Key(0).spread(rows.users))
+    pairs, negatives = paired(rows, owners)
+    assert list(zip(pairs.tolist(), negatives.tolist(), strict=True)) == expected
 
 
 @st.composite

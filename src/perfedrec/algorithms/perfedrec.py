@@ -27,7 +27,7 @@ from perfedrec.algorithms.personal import Mixture
 from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, fold_in, normal
-from perfedrec.core.sampling import ranks
+from perfedrec.core.sampling import paired, ranks
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import (
     NEWCOMER,
@@ -677,10 +677,12 @@ class PerFedRec:
         context = finish(context)
         positive = dot(context, up)
         if client.loss == "bpr":
+            segments = rows.segments
             if owners.numel() < rows.items.numel():  # somebody has nearly all items: fewer negatives than positives
-                pairs = rows.offsets[owners] + ranks(owners, rows.n_users)
-                context, positive = expand(context, pairs), expand(positive, pairs)
-            result = losses.bpr(positive, dot(context, down), owners, rows.n_users)
+                pairs, others = paired(rows, owners)
+                context, positive, down = context[pairs], positive[pairs], expand(down, others)
+                segments = segments[pairs]
+            result = losses.bpr(positive, dot(context, down), segments, rows.n_users)
         else:
             flat, places = dot(expand(finish(user), owners), down), (owners, ranks(owners, rows.n_users))
             shared = flat.new_full((rows.n_users, client.n_negatives), -torch.inf).index_put(places, flat)

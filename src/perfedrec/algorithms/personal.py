@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perfedrec.algorithms.model import Network, View
 from perfedrec.core.keys import Key
-from perfedrec.core.sampling import draw_outside, ranks
+from perfedrec.core.sampling import draw_outside, paired
 from perfedrec.core.types import Rows
 from perfedrec.nn import losses
 from perfedrec.nn.propagation import spectral_star
@@ -136,8 +136,9 @@ class Mixture:
         An own item is left out of the user vectors it is scored against, or the local model would praise itself.
         """
         rows, groups = self.rows, self.view.groups
-        negatives, owners = draw_outside(rows, self.every.numel(), rows.counts, key.spread(rows.users))
-        pairs = rows.offsets[owners] + ranks(owners, rows.n_users)
+        drawn, owners = draw_outside(rows, self.every.numel(), rows.counts, key.spread(rows.users))
+        pairs, used = paired(rows, owners)
+        negatives, owners = drawn[used], owners[used]
         margins = []
         for part in self.parts.values():
             context = part.finish(expand(part.users, rows.segments) - part.edge[:, None] * part.rows)

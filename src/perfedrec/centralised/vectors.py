@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perfedrec.centralised.method import Method, Training
 from perfedrec.core.keys import Key, normal
-from perfedrec.core.sampling import choose, draw_outside, ranks
+from perfedrec.core.sampling import choose, draw_outside, paired
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding
 from perfedrec.nn.losses import info_nce, softplus
@@ -116,14 +116,16 @@ class VectorMethod(Method):
 
 
 def batches(data: Training, size: int, key: Key) -> list[Batch]:
-    """All interactions in random order, each with a negative drawn outside its user's training items."""
-    negatives, owners = draw_outside(
+    """All interactions in random order, each with a negative drawn outside its user's training items: of a user who
+    has more than half of all items some are used again, and one who has all is left out."""
+    drawn, owners = draw_outside(
         data.rows, data.n_items, data.rows.counts, key.fold("negatives").spread(data.rows.users)
     )
-    pairs = data.rows.offsets[owners] + ranks(owners, data.n_users)
-    order = choose(owners.numel(), owners.numel(), key.fold("order")).to(owners.device)
+    pairs, negatives = paired(data.rows, owners)
+    order = choose(pairs.numel(), pairs.numel(), key.fold("order")).to(owners.device)
+    users, items, others = data.rows.segments[pairs], data.rows.items[pairs], drawn[negatives]
     return [
-        Batch(owners[part], data.rows.items[pairs[part]], negatives[part], key.fold("batch", number))
+        Batch(users[part], items[part], others[part], key.fold("batch", number))
         for number, part in enumerate(order.split(size))
     ]
 

@@ -44,6 +44,24 @@ def draw_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tupl
         tried = torch.where(short, tried * 2, tried)
 
 
+def paired(rows: Rows, owners: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows with a negative each: positions [P] of the rows, and [P] of their negatives, which ascend, among those of
+    ``owners`` [T].
+
+    A user who has more than half of all items has fewer negatives than rows: they are used again, in turn. The rows of
+    a user without any are left out.
+    """
+    if owners.numel() == rows.items.numel():  # as many as were asked for: the k-th row of a user has its k-th negative
+        every = torch.arange(owners.numel(), device=owners.device)
+        return every, every
+    available = torch.bincount(owners, minlength=rows.n_users)
+    places = (available > 0)[rows.segments].nonzero().squeeze(1)
+    segments, starts = rows.segments[places], available.cumsum(0) - available
+    negatives = starts[segments] + ranks(rows.segments, rows.n_users)[places] % available[segments]
+    order = negatives.argsort(stable=True)
+    return places[order], negatives[order]
+
+
 def _member(values: Tensor, ascending: Tensor) -> Tensor:
     if not ascending.numel():
         return torch.zeros_like(values, dtype=torch.bool)
