@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
+import threading
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -65,6 +69,33 @@ def test_bundled_messages_are_few_objects_and_the_same_message() -> None:
             assert np.array_equal(opened.array_records["shared"][key].numpy(), array.numpy())
             assert opened.array_records["shared"][key].dtype == array.dtype
     assert found[0] == found[1]
+
+
+def test_a_superlink_that_is_just_being_started_again_ends_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, started = threading.Event(), list[subprocess.Popen[bytes]]()
+
+    def start(link: wire.SuperLink) -> subprocess.Popen[bytes]:
+        if started:
+            begun.set()
+            time.sleep(0.3)  # in which it is told to stop
+        code = "input()" if started else ""
+        started.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE))
+        return started[-1]
+
+    monkeypatch.setattr(wire.SuperLink, "_start", start)
+    files = wire.Certificates(*(tmp_path / name for name in ("ca.crt", "server.pem", "server.key")))
+    link = wire.SuperLink(tmp_path / "link", "127.0.0.1", 1, files)
+    try:
+        assert begun.wait(60)
+        link.stop()
+        assert len(started) == 2
+        assert [each.poll() is not None for each in started] == [True, True]
+    finally:
+        for each in started:
+            each.kill()
+            each.wait()
 
 
 def test_keys_are_read_and_bad_ones_named(tmp_path: Path) -> None:

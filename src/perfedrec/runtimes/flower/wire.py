@@ -405,7 +405,8 @@ class SuperLink:
         ]
         self._stop, self.restarts = threading.Event(), 0
         self.process = self._start()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         with open(self._log, "ab") as log:
@@ -422,6 +423,7 @@ class SuperLink:
     def stop(self) -> None:
         """End the process."""
         self._stop.set()
+        self._watching.join()  # it may be starting another one just now
         self.process.terminate()
         try:
             self.process.wait(10)
