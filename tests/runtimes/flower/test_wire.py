@@ -9,6 +9,8 @@ import threading
 import time
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +98,32 @@ def test_a_superlink_that_is_just_being_started_again_ends_as_well(
         for each in started:
             each.kill()
             each.wait()
+
+
+def test_no_heartbeat_comes_after_a_goodbye(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By it the node would count as there, and be refused when it comes back."""
+    make_certificates(tmp_path)
+    make_key(tmp_path / "n0")
+    monkeypatch.setattr(wire, "HEARTBEAT", 0.01)
+    begun, calls = threading.Event(), list[str]()
+
+    def beat(request: Any) -> None:
+        begun.set()
+        time.sleep(0.2)  # in which the goodbye is said
+        calls.append("heartbeat")
+
+    fleet = wire.Fleet("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "n0")
+    fleet._client = SimpleNamespace(  # type: ignore[assignment]
+        ActivateNode=lambda request: SimpleNamespace(node_id=7),
+        SendNodeHeartbeat=beat,
+        DeactivateNode=lambda request: calls.append("goodbye"),
+        close=lambda: None,
+    )
+    fleet.activate()
+    assert begun.wait(60)
+    fleet.close()
+    time.sleep(0.3)
+    assert calls[-1] == "goodbye"
 
 
 def test_keys_are_read_and_bad_ones_named(tmp_path: Path) -> None:

@@ -108,6 +108,9 @@ APP = {
 """What a SuperLink wants to know of an app before it opens a run. Its components are never loaded: the coordinator
 takes the run's task itself, and nodes answer by themselves."""
 
+GOODBYE = 5.0
+"""Most seconds that a goodbye waits for a heartbeat under way, after which the node would count as there again."""
+
 AWAY_SECONDS = 60.0
 """How long a connection outlives a SuperLink that is away."""
 
@@ -242,6 +245,7 @@ class Fleet:
         self._client = FleetHttpClient(f"https://{address}", interceptors=interceptors, verify=_trusting(ca))
         self._node: Node | None = None
         self._stop = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
 
     @property
     def node_id(self) -> int:
@@ -254,7 +258,7 @@ class Fleet:
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT)
         self._node = Node(node_id=_called(self._client.ActivateNode, request, self.address).node_id)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, self.node_id
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._beating.start()
         return self.node_id
 
     def receive(self) -> Message | None:
@@ -311,6 +315,7 @@ class Fleet:
         """Say goodbye, so that the node may come back at once."""
         self._stop.set()
         if self._node is not None:
+            self._beating.join(GOODBYE)
             with suppress(PerfedrecError):
                 _called(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self.node_id), self.address)
         self._client.close()
