@@ -192,6 +192,27 @@ def test_data_of_two_users(preset: str, lines: str, tmp_path: Path) -> None:
     assert runner.invoke(app, ["recommend", "--run", str(tmp_path / "run"), "--user", "u2"]).exit_code == 0
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_run_that_nobody_reads_on_ends_quietly_and_can_be_resumed(stream: str, ratings: Path, tmp_path: Path) -> None:
+    """Figures have no reader at the end; rounds have none after the first."""
+    run, rounds = tmp_path / "run", 4000 if stream == "stderr" else 3
+    command = [sys.executable, "-m", "perfedrec", "train", "--data", str(ratings), "--output", str(run), "--json"]
+    command += [*FEW[2:-1], "--rounds", str(rounds), "--set", "run.evaluate_every=50"]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        out, err = process.stdout, process.stderr
+        assert out is not None
+        assert err is not None
+        said = err.readline()
+        (err if stream == "stderr" else out).close()
+        said += (out if stream == "stderr" else err).read()
+        assert process.wait(timeout=120) == 141
+    assert all(json.loads(line)["event"] == "round" for line in said.splitlines()), said
+    newest = max((run / "checkpoints").iterdir())
+    assert (run / "result.json").exists() == (stream == "stdout")
+    cli("train", "--resume", "--output", run, "--rounds", int(newest.name.removeprefix("round-")), "--quiet")
+    assert (run / "result.json").exists()
+
+
 def test_data_where_nobody_can_be_evaluated_say_so(tmp_path: Path) -> None:
     few, run = tmp_path / "few.csv", tmp_path / "run"
     few.write_text("user,item\n" + "".join(f"u{user},i{item}\n" for user in range(1200) for item in (0, 1 + user % 2)))

@@ -98,6 +98,37 @@ def test_a_file_that_is_no_method_is_one_line(text: str, said: str, here: Path) 
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("before", "after", "said"), [
+    ("def scores(", "def score(", "ease.py:EASE lacks scores; expected a method of that name"),
+    ("def init(", "def fit(", "ease.py:EASE lacks init; expected"),
+    ("Options = EASESettings", "trained = True", "ease.py:EASE lacks epoch; expected"),
+    ("l2: float = ", "l2: float = 1 / 0 + ", "ease.py, line {line}, in EASESettings: ZeroDivisionError: division"),
+    ("inverse = ", "inverse = 1 / 0 + ", "ease.py, line {line}, in init: ZeroDivisionError: division by zero"),
+    ("return own @", "return own @ own @", "ease.py, line {line}, in scores: RuntimeError: "),
+])  # fmt: skip
+def test_a_mistake_in_an_own_file_is_one_line_and_leaves_no_folder(
+    before: str, after: str, said: str, here: Path
+) -> None:
+    file = here / "ease.py"
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after, 1))
+    line = text[: text.index(before)].count("\n") + 1
+    command = ["train", "--algorithm", "ease.py:EASE", "--data", DATA, "--rounds", "0", "--output", "run", "--quiet"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2, done.output
+    assert said.format(line=line) in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (here / "run").exists()
+
+
+def test_a_federated_method_without_a_score_is_refused(here: Path) -> None:
+    file = here / "biased.py"
+    file.write_text(file.read_text().replace("def all_scores", "def scored").replace("def logits", "def logit"))
+    with pytest.raises(ConfigError, match="FedBiased lacks all_scores and logits; expected"):
+        method("biased.py:FedBiased")
+
+
 def test_unknown_names_and_files() -> None:
     with pytest.raises(ConfigError, match="did you mean lightgcn"):
         method("lightgnc")

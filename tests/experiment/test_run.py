@@ -148,6 +148,21 @@ def test_a_run_that_broke_off_before_its_first_checkpoint_says_what_to_do(tmp_pa
         latest_checkpoint(tmp_path / "run")
 
 
+def test_a_run_that_fails_in_its_first_round_can_be_started_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that was made is taken away, and one that was there is empty as it was."""
+    (tmp_path / "old").mkdir()
+    with monkeypatch.context() as broken:
+        broken.setattr("perfedrec.runtimes.simulator.Simulator.play", lambda self: 1 / 0)
+        for folder in (tmp_path / "new", tmp_path / "old"):
+            with pytest.raises(ZeroDivisionError):
+                run(small("paper", "run.rounds=1"), output=folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    run(small("paper", "run.rounds=1"), output=tmp_path / "old")
+    assert (tmp_path / "old" / "result.json").exists()
+
+
 def test_a_line_that_was_cut_off_is_left_out_and_one_of_another_kind_refused(tmp_path: Path) -> None:
     run(small("paper", "run.rounds=2"), output=tmp_path)
     file = tmp_path / "metrics.jsonl"

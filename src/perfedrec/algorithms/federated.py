@@ -7,6 +7,7 @@ share (:meth:`Federated.init_dense`), and how a pair is scored (:meth:`Federated
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -110,7 +111,7 @@ class Kept:
     rows: Tensor = field(metadata={"per": "row"})
 
 
-class Federated:
+class Federated(ABC):
     """Local training of private parameters, item rows and a shared network on binary cross-entropy, one negative for
     each label; averages of the protected changes are the server's steps."""
 
@@ -146,14 +147,14 @@ class Federated:
         """Step of those tables, as a share of the server's step; 0: none is taken."""
         return 0.0
 
+    @abstractmethod
     def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
         """[T] scores of pairs: of the clients ``segments`` [T], which have ``private`` [B, p] and ``dense`` [B, D],
         with item ``rows`` [T, d]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
         """[B, m] scores of all ``items`` [m, d], with the shared ``dense`` [D]."""
-        raise NotImplementedError
 
     def penalty(self, base: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, memory: Kept) -> Tensor | None:
         """[B] what is added to a client's loss for its item rows, which it received as ``base`` [T, d]: they began with

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,13 @@ from perfedrec.core.errors import PerfedrecError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
-console = Console(markup=False, emoji=False)  # ids, names and paths are shown as they are
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # which :func:`one_line` waits for; rich would end with 1
+
+
+console = _Console(markup=False, emoji=False)  # ids, names and paths are shown as they are
 
 Profile = Annotated[
     str | None, typer.Option("--privacy", help="privacy profile: none, paper, secure or private (see docs/privacy.md)")
@@ -47,7 +55,20 @@ Columns = Annotated[str, typer.Option(help="where columns are, as user=customer,
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Errors that a person can act on become one line and an exit code."""
+    """Errors that a person can act on become one line and an exit code; so does nobody reading on, without a line."""
+    try:
+        with _told():
+            yield
+            sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # what is left in them has no reader
+            os.dup2(nowhere, stream.fileno())
+        raise typer.Exit(128 + signal.SIGPIPE) from None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
     try:
         yield
     except PerfedrecError as error:
@@ -58,6 +79,14 @@ def one_line() -> Iterator[None]:
             raise  # a closed pipe, a socket: nothing that a path or a disk explains
         where = "" if error.filename is None else f"{error.filename}: cannot be read or written: "
         print(f"error: {where}{error.strerror}", file=sys.stderr)
+        raise typer.Exit(PerfedrecError.exit_code) from None
+    except Exception as error:
+        from perfedrec.experiment.methods import in_own_file
+
+        said = in_own_file(error)
+        if said is None:
+            raise  # a mistake of ours
+        print("error: " + " ".join(said.split()), file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from difflib import get_close_matches
 from functools import cache
 from importlib import metadata
@@ -66,6 +67,10 @@ GROUP = "perfedrec.methods"
 """The group of entry points under which other packages offer methods."""
 
 
+_OWN = "perfedrec_method_"
+"""What the names of modules begin with that are somebody's own file."""
+
+
 class Engine(Protocol):
     """What a run needs of a method at work: :class:`Simulator` for federated ones, :class:`Central` for others."""
 
@@ -112,16 +117,16 @@ def method(name: str) -> type[Any]:
     except ConfigError:
         raise
     except Exception as error:  # it is somebody else's code that runs here, and may go wrong in any way
+        said = in_own_file(error) or f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"the method {name} cannot be loaded: {type(error).__name__}: {error}; "
-            "expected file.py:Class or module:Class"
+            f"the method {name} cannot be loaded: {said}; expected file.py:Class or module:Class"
         ) from error
 
 
 @cache
 def _from_file(path: Path, changed: int) -> Any:
     """The module of a file, which is run once: its classes stay the same ones until the file has ``changed``."""
-    name = f"perfedrec_method_{path.stem}"
+    name = _OWN + path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -130,12 +135,32 @@ def _from_file(path: Path, changed: int) -> Any:
     return module
 
 
+def in_own_file(error: BaseException) -> str | None:
+    """What went wrong in the file of somebody's own method, with its name and line; ``None`` for other errors."""
+    frames = [
+        (frame.f_code, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).startswith(_OWN)
+    ]
+    if not frames:
+        return None
+    code, line = frames[-1]
+    inside = "" if code.co_name == "<module>" else f", in {code.co_name}"
+    return f"{code.co_filename}, line {line}{inside}: {type(error).__name__}: {error}"
+
+
 def _checked(name: str, found: Any) -> type[Any]:
     if not isinstance(found, type) or not (issubclass(found, Method) or hasattr(found, "client")):
         raise ConfigError(
             f"{name} is no method; expected a subclass of perfedrec.Method (centralised) or perfedrec.Federated"
         )
-    return found
+    kind: type[Any] = found
+    lacking = sorted(getattr(kind, "__abstractmethods__", ()))
+    if issubclass(kind, Method) and kind.trained and kind.epoch is Method.epoch:
+        lacking.append("epoch")
+    if lacking:
+        raise ConfigError(f"{name} lacks {' and '.join(lacking)}; expected a method of that name (see docs/methods.md)")
+    return kind
 
 
 def name_of(algorithm: Any) -> str:

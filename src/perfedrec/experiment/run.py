@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import signal
 import threading
 import time
@@ -161,16 +162,23 @@ def train(
     if resume is not None:
         progress.restore(resume)
     elif output is not None:
-        progress.begin()
+        progress.claim()
     reporter.start(progress.standing)
-    result = None
+    result, started = None, list[Tracker]()
     try:
+        if resume is None and output is not None:
+            progress.begin()
         for tracker in trackers:
             tracker.start(config, progress.standing.done)
+            started.append(tracker)
         with signals() as caught:
             while progress.standing.done < progress.standing.total:
                 progress.step()
-                reporter.round(progress.standing)
+                try:
+                    reporter.round(progress.standing)
+                except BrokenPipeError:  # nobody reads on
+                    progress.checkpoint()
+                    raise
                 for tracker in trackers:
                     tracker.entry(progress.history[-1])
                 if caught:
@@ -184,8 +192,10 @@ def train(
         return result
     finally:
         reporter.stop(progress.standing)
-        for tracker in trackers:
+        for tracker in started:
             tracker.stop(result)
+        if output is not None and resume is None and result is None and not progress.history:
+            progress.withdraw()
 
 
 def open_run(folder: Path, data: str | None = None, device: str | None = None) -> tuple[Result, Config]:
@@ -261,14 +271,26 @@ class _Progress:
         self.belongs = {"data": dataset.fingerprint, "configuration": digest}
         self.diagnostics = None if output is None else Diagnostics(output, dataset, run.seed)
 
-    def begin(self) -> None:
-        """Make the run folder."""
+    def claim(self) -> None:
+        """Make the run folder, which has to be new or empty."""
         assert self.output is not None
         if self.output.exists() and any(self.output.iterdir()):
             raise ConfigError(
                 f"{self.output} is not empty; expected a new folder (or --resume to go on with the run in it)"
             )
+        self.made = not self.output.exists()
         self.output.mkdir(parents=True, exist_ok=True)
+
+    def withdraw(self) -> None:
+        """Take the run folder back, which was new or empty, so that the run can be started there again."""
+        assert self.output is not None
+        for each in self.output.iterdir():
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        if self.made:
+            self.output.rmdir()
+
+    def begin(self) -> None:
+        """Write what a run folder begins with."""
         self._write_settings()
         self._diagnose("start")
 
