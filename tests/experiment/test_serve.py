@@ -1,7 +1,8 @@
-"""What a coordinator looks at before it starts anything."""
+"""What a coordinator looks at before it starts anything, and what it goes on from."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from perfedrec.core.errors import ConfigError
+from perfedrec.core.types import RoundReport
 from perfedrec.data.catalogue import Catalogue
 from perfedrec.experiment import config
 from perfedrec.experiment.certificates import make_certificates
 from perfedrec.experiment.progress import Quiet
-from perfedrec.experiment.serve import Terms, serve
+from perfedrec.experiment.run import Entry
+from perfedrec.experiment.serve import Run, Terms, serve
 
 
 @pytest.mark.parametrize(("asked", "threads"), [(0, 1), (2, 2)])
@@ -36,5 +39,19 @@ def test_a_coordinator_computes_in_one_thread_unless_told_otherwise(tmp_path: Pa
                 lambda line: None,
             )
         assert torch.get_num_threads() == threads
+        assert not (tmp_path / "run").exists()  # the next attempt finds a new folder
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_was_written_of_a_round_that_is_played_again_is_forgotten(tmp_path: Path) -> None:
+    """Here of the first one, before there was a checkpoint, and of who was refused in it."""
+    given, items = config.load("recommended", None, [], privacy="secure"), Catalogue(np.arange(5))
+    name = Run(given, given.build(), items, tmp_path / "run", None, False).setup.run
+    report = RoundReport(0, "degrees", 4, 4, None, 1, 1, 1)
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(Entry(report, 1.0).line()) + "\n")
+    rejections = tmp_path / "run" / "rejections.jsonl"
+    rejections.write_text('{"node": "n1", "round": -1}\n{"node": "n2", "round": 0}\n{"node": "n3", "rou')
+    assert Run(given, given.build(), items, tmp_path / "run", None, True).setup.run == name
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+    assert rejections.read_text() == '{"node": "n1", "round": -1}\n'

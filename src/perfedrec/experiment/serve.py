@@ -7,7 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -299,18 +299,31 @@ class Run:
                 break
             except CheckpointError as error:
                 problem = error
-        if self._loaded is None:
-            if problem is not None:
-                raise problem
-            return name
-        total = self.standing.total
-        self.standing = Standing(**self._loaded.extra["standing"])
-        self.standing.total, self.standing.seconds, self.standing.started_at = total, 0.0, self.standing.done
-        self.users = self._loaded.records["roll"][0]["users"]
-        history = read_history(self.output)[: self.standing.done]
-        lines = "".join(json.dumps(entry.line()) + "\n" for entry in history)
-        checkpoint.write_atomic(self.output / "metrics.jsonl", lines.encode())
+        if self._loaded is None and problem is not None:
+            raise problem
+        if self._loaded is not None:
+            total = self.standing.total
+            self.standing = Standing(**self._loaded.extra["standing"])
+            self.standing.total, self.standing.seconds, self.standing.started_at = total, 0.0, self.standing.done
+            self.users = self._loaded.records["roll"][0]["users"]
+        self._forget_later_lines()
         return name
+
+    def _forget_later_lines(self) -> None:
+        """Drop what was written of rounds that are played again, and a line that was cut off in writing."""
+        done = self.standing.done
+        self._write("metrics.jsonl", [entry.line() for entry in read_history(self.output)[:done]])
+        rejections, kept = self.output / "rejections.jsonl", list[dict[str, Any]]()
+        for text in rejections.read_text(encoding="utf-8").splitlines() if rejections.exists() else ():
+            with suppress(ValueError):
+                if (line := json.loads(text))["round"] < done:
+                    kept.append(line)
+        self._write("rejections.jsonl", kept)
+
+    def _write(self, name: str, lines: list[dict[str, Any]]) -> None:
+        if (self.output / name).exists():
+            content = "".join(json.dumps(line) + "\n" for line in lines)
+            checkpoint.write_atomic(self.output / name, content.encode())
 
     def meet(self, service: int | None, names: dict[int, str]) -> None:
         """Deal with the neighbourhood ``service``, a node among the ``names``, from what it gave out last on, if there
