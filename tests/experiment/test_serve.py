@@ -12,7 +12,7 @@ import torch
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
 from perfedrec.data.catalogue import Catalogue
-from perfedrec.experiment import config
+from perfedrec.experiment import checkpoint, config
 from perfedrec.experiment.certificates import make_certificates
 from perfedrec.experiment.progress import Quiet
 from perfedrec.experiment.run import Entry
@@ -55,3 +55,12 @@ def test_what_was_written_of_a_round_that_is_played_again_is_forgotten(tmp_path:
     assert Run(given, given.build(), items, tmp_path / "run", None, True).setup.run == name
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
     assert rejections.read_text() == '{"node": "n1", "round": -1}\n'
+
+
+def test_checkpoints_that_a_kill_left_half_written_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".round-000003.4711").mkdir()
+    for number in range(5):
+        checkpoint.save(checkpoint.folder_of(tmp_path, number), {}, {}, {})
+    checkpoint.prune(tmp_path)
+    kept = [f"round-{number:06d}" for number in range(5 - checkpoint.KEPT, 5)]
+    assert sorted(each.name for each in tmp_path.iterdir()) == kept

@@ -98,8 +98,8 @@ def folder_of(root: Path, number: int) -> Path:
 
 
 def prune(root: Path) -> None:
-    """Remove all but the last few checkpoints."""
-    for old in folders(root)[KEPT:]:
+    """Remove all but the last few checkpoints, and what was half written when a process was killed."""
+    for old in (*folders(root)[KEPT:], *root.glob(".round-*")):
         shutil.rmtree(old, ignore_errors=True)
 
 
