@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,27 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
 from perfedrec.data.catalogue import Catalogue
 from perfedrec.experiment import checkpoint, config
-from perfedrec.experiment.certificates import make_certificates
+from perfedrec.experiment.certificates import make_certificates, make_key
 from perfedrec.experiment.progress import Quiet
 from perfedrec.experiment.run import Entry
 from perfedrec.experiment.serve import Run, Terms, serve
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    make_certificates(tmp_path / "certificates")
+    (tmp_path / "keys").mkdir()
+    for name in ("a", "b", "c"):
+        make_key(tmp_path / "keys" / name)
+    given, files, keys = config.load("fedmf", None, [], privacy="secure"), tmp_path / "certificates", tmp_path / "keys"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        terms = Terms(port=taken.getsockname()[1])
+        with pytest.raises(
+            ConfigError, match=r"^127.0.0.1:\d+: address already in use; expected .* free port \(--port\)"
+        ):
+            serve(given, Catalogue(np.arange(5)), tmp_path / "run", files, keys, terms, Quiet(), print)
+    with pytest.raises(ConfigError, match=r"^192.0.2.1:18000: cannot assign .*; expected an address of this machine"):
+        serve(given, Catalogue(np.arange(5)), tmp_path / "run", files, keys, Terms("192.0.2.1"), Quiet(), print)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("asked", "threads"), [(0, 1), (2, 2)])

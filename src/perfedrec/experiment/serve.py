@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from perfedrec import __version__
-from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError
+from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError, reason
 from perfedrec.core.records import copied, unflatten
 from perfedrec.data import Catalogue
 from perfedrec.experiment import certificates, checkpoint
@@ -169,6 +171,7 @@ def serve(
     least = terms.min_nodes or (LEAST if algorithm.secure_sums else 1)
     if (count := len(nodes) - registered) < least:
         raise ConfigError(f"{keys}: has the keys of {count} nodes; expected those of {least}, for which the run waits")
+    _check_free(terms.host, terms.port)
     run = Run(config, algorithm, catalogue, output, name, resume)
     address = f"{'127.0.0.1' if terms.host == '0.0.0.0' else terms.host}:{terms.port}"
     with (
@@ -233,6 +236,22 @@ def roles(algorithm: Any) -> str:
     if algorithm.reporting:
         return "this method's coordinator takes in users' vectors itself: no neighbourhood service can do that for it"
     return "no neighbourhood service is needed: this method has nothing for it"
+
+
+def _check_free(host: str, port: int, seconds: float = 5.0) -> None:
+    """Refuse an address that cannot be listened on; the SuperLink of a coordinator that was killed has time to end."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+                return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > end:
+                wanted = "an address of this machine (--host) and a free port (--port)"
+                raise ConfigError(f"{host}:{port}: {reason(error)}; expected {wanted}") from error
+        time.sleep(0.1)
 
 
 @contextmanager
