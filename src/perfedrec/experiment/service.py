@@ -17,7 +17,7 @@ from perfedrec.experiment import checkpoint
 from perfedrec.experiment.bundles import KEYS, read_keys
 from perfedrec.experiment.metrics import Expose, nowhere, of_service
 from perfedrec.experiment.node import build
-from perfedrec.experiment.work import heed, prepare
+from perfedrec.experiment.work import prepare
 from perfedrec.runtimes.flower import Fleet, ServiceStation, run_node
 
 
@@ -64,8 +64,7 @@ def serve_neighbours(
 
     ``folder`` has the service's keys, and gets its states. ``expose`` is given the source of metrics.
     """
-    prepare(address, threads)
-    heed(stop)
+    prepare(address, threads, stop)
     keys = read_keys(folder / KEYS)
     try:
         folder.chmod(0o700)  # it gets vectors of users

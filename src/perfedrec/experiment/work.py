@@ -42,8 +42,7 @@ def work_for(
     profile ``require`` (by default ``REQUIRED``) are refused. ``expose`` is given the source of metrics.
     """
     policy = policy_of(require or REQUIRED)
-    prepare(address, threads)
-    heed(stop)
+    prepare(address, threads, stop)
     bundle = bundle or store.with_name(BUNDLE)
     given = read_bundle(bundle) if bundle.exists() or bundle != store.with_name(BUNDLE) else None
     with Store.open(store) as users:
@@ -60,17 +59,16 @@ def policy_of(profile: str) -> Policy | None:
     return Policy(profile, config.privacy, config.selection.max_participations)
 
 
-def prepare(address: str, threads: int) -> None:
-    """Take so many threads, to work for the coordinator at ``address``. Raises :class:`ConfigError`."""
+def prepare(address: str, threads: int, stop: threading.Event) -> None:
+    """Take so many threads, to work for the coordinator at ``address`` until SIGTERM, SIGINT or ``stop``.
+
+    Raises :class:`ConfigError` for an address or a number that cannot be.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"--coordinator {address}: expected HOST:PORT, as in fed.example.org:18000")
     if threads < 1:
         raise ConfigError(f"--threads {threads}: expected at least 1")
     torch.set_num_threads(threads)
-
-
-def heed(stop: threading.Event) -> None:
-    """Set ``stop`` at SIGTERM and SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
