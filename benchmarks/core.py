@@ -61,7 +61,7 @@ def privacy(data: str, threads: int) -> None:
     for profile in (None, "paper", "secure"):
         config = configure("recommended", overrides=SPEED, privacy=profile)
         simulators[profile] = Simulator(config.build(), dataset, seed=0, device="cpu")
-        for _ in simulators[profile].algorithm.prelude:
+        for _ in simulators[profile].algorithm.phases:
             simulators[profile].play()
     times: dict[str | None, list[float]] = {profile: [] for profile in simulators}
     for _ in range(300):

@@ -23,11 +23,12 @@ import torch
 from perfedrec.core.keys import Key
 from perfedrec.core.types import RoundReport, Spec
 from perfedrec.data import Dataset, read_catalogue
-from perfedrec.experiment import config, federation
-from perfedrec.experiment.federation import parted
-from perfedrec.experiment.progress import Quiet, Standing
-from perfedrec.experiment.run import open_data, read_history
-from perfedrec.experiment.serve import Terms, serve
+from perfedrec.federation import local
+from perfedrec.federation.coordinator import Terms, serve
+from perfedrec.federation.local import parted
+from perfedrec.runs import config
+from perfedrec.runs.progress import Quiet, Standing
+from perfedrec.runs.training import open_data, read_history
 from perfedrec.runtimes.flower import needs_service
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round
@@ -58,7 +59,7 @@ def simulated(
     population = Population(offsets, torch.tensor(train.items[: int(offsets[-1])]), train.n_items)
     degrees = torch.bincount(population.items, minlength=train.n_items)
     state = algorithm.init(Spec(users, train.n_items, degrees), Key(0).fold("init"))
-    population.found(algorithm, 0)
+    population.init_clients(algorithm, 0)
     reports = []
     for _ in range(rounds):
         state, report = play_round(algorithm, state, population, 0, nodes=nodes)
@@ -76,16 +77,16 @@ def main() -> None:
     parser.add_argument("--privacy", default=None)
     parser.add_argument("--set", action="append", default=[])
     given = parser.parse_args()
-    os.environ |= federation.environment()
+    os.environ |= local.environment()
     overrides = [f'data.path="{given.data}"', *given.set]
     resolved = config.load(given.preset, None, overrides, privacy=given.privacy, run__rounds=given.rounds)
     dataset = open_data(resolved.data)
     with tempfile.TemporaryDirectory() as scratch:
-        folder, clock, port = Path(scratch) / "federation", Clock(), federation.free_port()
+        folder, clock, port = Path(scratch) / "federation", Clock(), local.free_port()
         os.environ["FLWR_HOME"] = scratch
-        federation.lay_out(folder, dataset, given.nodes, given.users)
-        with federation.nodes(folder, port, needs_service(resolved.build())):
-            ids, terms = read_catalogue(folder / federation.CATALOGUE), Terms(port=port, min_nodes=given.nodes)
+        local.lay_out(folder, dataset, given.nodes, given.users)
+        with local.nodes(folder, port, needs_service(resolved.build())):
+            ids, terms = read_catalogue(folder / local.CATALOGUE), Terms(port=port, min_nodes=given.nodes)
             files, keys = folder / "certificates", folder / "keys"
             serve(resolved, ids, Path(scratch) / "run", files, keys, terms, clock, lambda line: None)
         history = read_history(Path(scratch) / "run")

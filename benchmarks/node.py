@@ -24,7 +24,7 @@ from torch import Tensor
 
 from perfedrec import Interactions, configure, load, split
 from perfedrec.core.types import reduce
-from perfedrec.runtimes.node import Advisor, Store, serving_view
+from perfedrec.runtimes.node import LocalRecommender, Store, serving_broadcast
 from perfedrec.runtimes.round import contribute, round_key
 from perfedrec.runtimes.simulator import Simulator
 
@@ -50,16 +50,16 @@ def speed(data: str, folder: Path) -> None:
     """A round of 64 users with memories in memory and in a file, and the commands of a node, on one thread."""
     dataset, algorithm = load(data), configure("recommended").build()
     simulator = Simulator(algorithm, dataset, seed=0, device="cpu")
-    for _ in range(simulator.prelude + 3):
+    for _ in range(simulator.n_phases + 3):
         simulator.play()
     users = torch.arange(HOSTED) * (dataset.n_users // HOSTED)
     ids = dataset.train.user_ids[users.numpy()].tolist()
     frame = dataset.train.frame().filter(pl.col("user").is_in(ids))
-    view, groups = algorithm.view(simulator.state, users), algorithm.n_groups(simulator.state)
+    broadcast, groups = algorithm.broadcast(simulator.state, users), algorithm.n_groups(simulator.state)
 
     def work(population: Any, number: int) -> bytes:
-        contribution, _ = contribute(algorithm, "train", view, population, users, round_key(0, number))
-        total = reduce(contribution, dataset.n_items, groups)
+        update, _ = contribute(algorithm, "train", broadcast, population, users, round_key(0, number))
+        total = reduce(update, dataset.n_items, groups)
         return total.keys.numpy().tobytes() + total.sums.numpy().tobytes()
 
     show("round_ms_in_memory", timed(lambda number: work(simulator.population, number)), users=HOSTED)
@@ -69,9 +69,9 @@ def speed(data: str, folder: Path) -> None:
         store.join(algorithm, "run")
         answer = len(work(store, -1))
         show("round_ms_in_a_file", timed(lambda number: store.answer(number, b"", lambda: work(store, number))))
-        served, user = serving_view(algorithm, simulator.state, users), users[:1]
+        served, user = serving_broadcast(algorithm, simulator.state, users), users[:1]
         show("receive_ms", timed(lambda number: store.receive(served, users, "run", 20, ""), 5))
-        advisor = Advisor(store, algorithm)
+        advisor = LocalRecommender(store, algorithm)
         show("recommend_ms", timed(lambda number: advisor.scores(user)))
         item = str(dataset.train.item_ids[0])
         show("add_ms", timed(lambda number: store.add(f"new {number}", item)))
@@ -92,10 +92,10 @@ def newcomers(data: str, folder: Path, algorithm: str | None, seeds: Sequence[in
         dataset = split(known, "leave-one-out", "random", seed=0)
         config = configure(algorithm or "recommended", algorithm=algorithm)
         simulator = Simulator(config.build(), dataset, seed=seed, device="cpu")
-        for _ in range(simulator.prelude + rounds):
+        for _ in range(simulator.n_phases + rounds):
             simulator.play()
         nobody = torch.zeros(0, dtype=torch.int64)
-        view = serving_view(simulator.algorithm, simulator.state, nobody)
+        broadcast = serving_broadcast(simulator.algorithm, simulator.state, nobody)
         popularity = torch.tensor(dataset.train.item_degrees).float()
         index = {each: place for place, each in enumerate(dataset.train.item_ids.tolist())}
         rows = whole.filter(pl.col("user").is_in(new.implode()) & pl.col("item").is_in(list(index)))
@@ -105,12 +105,12 @@ def newcomers(data: str, folder: Path, algorithm: str | None, seeds: Sequence[in
         }
         for count in found:
             with Store.make(folder / f"{seed}-{count}.node", dataset.train.item_ids) as store:
-                store.receive(view, nobody, "run", rounds, "")
+                store.receive(broadcast, nobody, "run", rounds, "")
                 chosen = {user: items for user, items in histories.items() if len(items) >= count + 5}
                 pairs = [(user, item) for user, items in chosen.items() for item in items[:count]]
                 store.take(pl.DataFrame(pairs, schema=["user", "item"], orient="row"))
                 users = torch.tensor([store.identity(user) for user in chosen])
-                scores, _ = Advisor(store, simulator.algorithm).scores(users)
+                scores, _ = LocalRecommender(store, simulator.algorithm).scores(users)
                 hidden = [{index[item] for item in items[count:]} for items in chosen.values()]
                 floor = torch.where(scores == -torch.inf, -torch.inf, popularity)
                 found[count].append((hits(scores, hidden), hits(floor, hidden)))

@@ -237,7 +237,7 @@ def test_a_disk_that_is_full_is_one_line_and_other_errors_keep_their_traceback(
     def full(*arguments: object) -> None:
         raise told
 
-    monkeypatch.setattr("perfedrec.experiment.checkpoint.write_atomic", full)
+    monkeypatch.setattr("perfedrec.runs.checkpoint.write_atomic", full)
     command = ["train", "--data", str(ratings), "--algorithm", "item_knn", "--quiet", "--output"]
     failed = cli(*command, tmp_path / "a", code=2)
     assert failed.stderr == "error: No space left on device\n"
@@ -423,8 +423,8 @@ def test_who_interrupts_a_coordinator_is_told_the_command_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is printed goes on with the same files, rounds and terms; SIGINT and a second one differ in a word."""
-    from perfedrec.experiment import serve
-    from perfedrec.experiment.run import InterruptedRunError, write_settings
+    from perfedrec.federation import coordinator
+    from perfedrec.runs.training import InterruptedRunError, write_settings
 
     seen, ends = list[Any](), [InterruptedRunError("stopped after round 4", 15), KeyboardInterrupt()]
 
@@ -435,7 +435,7 @@ def test_who_interrupts_a_coordinator_is_told_the_command_that_goes_on(
         assert rest[2] is (len(seen) > 1)  # resume
         raise ends[len(seen) - 1]
 
-    monkeypatch.setattr(serve, "serve", stopped)
+    monkeypatch.setattr(coordinator, "serve", stopped)
     (tmp_path / "items.txt").write_text("a\nb\n")
     files = ("--output", tmp_path / "a run", "--catalogue", tmp_path / "items.txt", "--nodes", tmp_path / "keys")
     terms = ("--certificates", tmp_path / "certs", "--rounds", "7", "--min-nodes", "4", "--enough", "0.5")
@@ -497,7 +497,7 @@ def _asked(options: list[Any]) -> Any:
 def test_what_a_federation_cannot_do_is_said_before_anything_starts(
     command: str, options: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from perfedrec.experiment.config import load
+    from perfedrec.runs.config import load
 
     run, files = tmp_path / "run", ("--catalogue", "c", "--certificates", "c", "--nodes", "k")
     if "opendp" in said:

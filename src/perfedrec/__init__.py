@@ -4,19 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perfedrec.algorithms.federated import Federated, FederatedSettings
-    from perfedrec.algorithms.perfedrec import PerFedRec
-    from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
-    from perfedrec.algorithms.settings import PerFedRecSettings
-    from perfedrec.centralised.method import Method, Training
-    from perfedrec.centralised.vectors import Batch, VectorMethod, VectorSettings
     from perfedrec.core.errors import CheckpointError, ConfigError, DataError, PerfedrecError
     from perfedrec.core.keys import Key
     from perfedrec.core.settings import Settings
     from perfedrec.data import Dataset, Interactions, load, split, synthetic
-    from perfedrec.experiment.config import Config, RunSettings
-    from perfedrec.experiment.config import load as configure
-    from perfedrec.experiment.run import Result, open_run, train
+    from perfedrec.methods.centralised.method import Method, Training
+    from perfedrec.methods.centralised.vectors import Batch, VectorMethod, VectorSettings
+    from perfedrec.methods.federated.base import Federated, FederatedSettings
+    from perfedrec.methods.federated.perfedrec import PerFedRec
+    from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+    from perfedrec.methods.federated.settings import PerFedRecSettings
+    from perfedrec.runs.config import Config, RunSettings
+    from perfedrec.runs.config import load as configure
+    from perfedrec.runs.training import Result, open_run, train
 
 __version__ = "0.1.0"
 
@@ -51,18 +51,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "perfedrec.algorithms.federated": ("Federated", "FederatedSettings"),
-    "perfedrec.algorithms.perfedrec": ("PerFedRec",),
-    "perfedrec.algorithms.perfedrec_pp": ("PerFedRecPP",),
-    "perfedrec.algorithms.settings": ("PerFedRecSettings",),
-    "perfedrec.centralised.method": ("Method", "Training"),
-    "perfedrec.centralised.vectors": ("Batch", "VectorMethod", "VectorSettings"),
+    "perfedrec.methods.federated.base": ("Federated", "FederatedSettings"),
+    "perfedrec.methods.federated.perfedrec": ("PerFedRec",),
+    "perfedrec.methods.federated.perfedrec_pp": ("PerFedRecPP",),
+    "perfedrec.methods.federated.settings": ("PerFedRecSettings",),
+    "perfedrec.methods.centralised.method": ("Method", "Training"),
+    "perfedrec.methods.centralised.vectors": ("Batch", "VectorMethod", "VectorSettings"),
     "perfedrec.core.errors": ("CheckpointError", "ConfigError", "DataError", "PerfedrecError"),
     "perfedrec.core.keys": ("Key",),
     "perfedrec.core.settings": ("Settings",),
     "perfedrec.data": ("Dataset", "Interactions", "load", "split", "synthetic"),
-    "perfedrec.experiment.config": ("Config", "RunSettings", "configure"),
-    "perfedrec.experiment.run": ("Result", "open_run", "train"),
+    "perfedrec.runs.config": ("Config", "RunSettings", "configure"),
+    "perfedrec.runs.training": ("Result", "open_run", "train"),
 }
 
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from perfedrec import Dataset, Interactions, Key, Method, PerFedRecPP, Training, configure, load, train
-from perfedrec.algorithms.fedncf import FedNCF
-from perfedrec.algorithms.gpfedrec import GPFedRec
-from perfedrec.centralised.vectors import batches
 from perfedrec.core.types import Algorithm, Rows
 from perfedrec.evaluation import Held
-from perfedrec.experiment.methods import engine
+from perfedrec.methods.centralised.vectors import batches
+from perfedrec.methods.federated.fedncf import FedNCF
+from perfedrec.methods.federated.gpfedrec import GPFedRec
 from perfedrec.privacy.labels import label
 from perfedrec.privacy.settings import PrivacySettings
+from perfedrec.runs.engine import engine
 from perfedrec.runtimes.population import Population
 
 DATA = "synthetic:users=300,items=200,clusters=4,interactions_per_user=12,seed=2"

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from perfedrec import Dataset, configure, load, open_run, train
-from perfedrec.experiment.config import default_preset
-from perfedrec.experiment.methods import METHODS, centralised, engine
+from perfedrec.methods.registry import METHODS, centralised
+from perfedrec.runs.config import default_preset
+from perfedrec.runs.engine import engine
 
 NAMES = list(METHODS)
 TRAINED = [name for name in NAMES if not centralised(METHODS[name]) or METHODS[name].trained]
@@ -96,7 +97,7 @@ def test_held_out_data_cannot_reach_training(name: str) -> None:
     scores = []
     for given in (dataset, replace(dataset, valid=other, test=other)):
         here = engine(config(name, 2).build(), given, seed=0, device="cpu")
-        for _ in range(here.prelude + (3 if name in TRAINED else 0)):
+        for _ in range(here.n_phases + (3 if name in TRAINED else 0)):
             here.play()
         scores.append(here.recommender().raw_scores(torch.arange(dataset.n_users)))
     assert torch.equal(*scores)
@@ -119,7 +120,7 @@ def test_a_stored_run_recommends_the_same_and_nothing_that_was_seen(name: str, t
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_resumed_run_is_the_run_without_a_break(name: str, tmp_path: Path) -> None:
-    from perfedrec.experiment.run import latest_checkpoint
+    from perfedrec.runs.training import latest_checkpoint
 
     short, long = (config(name, rounds, "run.evaluate_every=1") for rounds in (2, 4))
     train(short.build(), data(), short.run, config=short, output=tmp_path / "run")

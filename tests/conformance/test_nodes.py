@@ -9,9 +9,9 @@ import pytest
 import torch
 from tests.conformance.test_methods import config, data
 
-from perfedrec.experiment.methods import METHODS, centralised
-from perfedrec.experiment.node import build, method_of, recommend
-from perfedrec.runtimes.node import Advisor, Store, serving_view
+from perfedrec.federation.model_file import build, method_of, recommend
+from perfedrec.methods.registry import METHODS, centralised
+from perfedrec.runtimes.node import LocalRecommender, Store, serving_broadcast
 from perfedrec.runtimes.simulator import Simulator
 
 FEDERATED = [name for name in METHODS if not centralised(METHODS[name])]
@@ -21,7 +21,7 @@ FEDERATED = [name for name in METHODS if not centralised(METHODS[name])]
 def test_a_node_serves_its_users_and_newcomers(name: str, tmp_path: Path) -> None:
     chosen, dataset = config(name, 4), data()
     simulator = Simulator(chosen.build(), dataset, seed=0, device="cpu")
-    for _ in range(simulator.prelude + 4):
+    for _ in range(simulator.n_phases + 4):
         simulator.play()
     users, text = torch.tensor([2, 30, 200]), method_of(chosen)
     names = dataset.train.user_ids[users.numpy()].tolist()
@@ -31,9 +31,9 @@ def test_a_node_serves_its_users_and_newcomers(name: str, tmp_path: Path) -> Non
         store.join(simulator.algorithm, "run")
         _, positions = simulator.population.rows(users)
         store.remember(users, positions, simulator.population.recall(users, positions))
-        store.receive(serving_view(simulator.algorithm, simulator.state, users), users, "run", 4, text)
+        store.receive(serving_broadcast(simulator.algorithm, simulator.state, users), users, "run", 4, text)
         expected = simulator.recommender().scores(users)
-        scores, parts = Advisor(store, build(text)).scores(users)
+        scores, parts = LocalRecommender(store, build(text)).scores(users)
         torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
         total = torch.stack(list(parts.values())).sum(0)
         torch.testing.assert_close(total[scores > -torch.inf], scores[scores > -torch.inf], rtol=1e-4, atol=1e-5)

@@ -4,10 +4,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perfedrec.algorithms.neighbourhood import Service
-from perfedrec.algorithms.parts import Moments
-from perfedrec.algorithms.perfedrec import State
 from perfedrec.core.records import copied, flatten, nbytes, unflatten
+from perfedrec.methods.federated.cohort import Moments
+from perfedrec.methods.federated.neighbourhood import Service
+from perfedrec.methods.federated.perfedrec import State
 from perfedrec.nn.propagation import Bipartite
 
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Aggregate, Contribution, block_rows, distinct, from_fixed, reduce
+from perfedrec.core.types import Aggregate, Update, block_rows, distinct, from_fixed, reduce
 
 N_ITEMS, N_GROUPS, DIM = 11, 3, 4
 
 
-def contribution(n: int = 23, seed: int = 0) -> Contribution:
+def update(n: int = 23, seed: int = 0) -> Update:
     """Contributions of ``n`` users with 0 to 6 rows each; numbers of very different sizes, so that order matters."""
     generator = torch.Generator().manual_seed(seed)
     rows = [
@@ -24,7 +24,7 @@ def contribution(n: int = 23, seed: int = 0) -> Contribution:
     def numbers(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator) * 10.0 ** torch.randint(-5, 3, shape, generator=generator)
 
-    return Contribution(
+    return Update(
         users=torch.arange(100, 100 + n),
         groups=torch.randint(N_GROUPS, (n,), generator=generator),
         weights=torch.randint(1, 30, (n,), generator=generator).float(),
@@ -37,7 +37,7 @@ def contribution(n: int = 23, seed: int = 0) -> Contribution:
     )
 
 
-def part(whole: Contribution, users: Tensor) -> Contribution:
+def part(whole: Update, users: Tensor) -> Update:
     """The contributions of the users at some positions, in the order given."""
     place = {int(user): number for number, user in enumerate(users)}
     assert whole.segments is not None
@@ -47,7 +47,7 @@ def part(whole: Contribution, users: Tensor) -> Contribution:
     edges = whole.edges[rows].clone()
     edges[:, 1] = segments
     pick = {name: getattr(whole, name)[users] for name in ("users", "groups", "weights", "dense", "reports")}
-    return Contribution(**pick, segments=segments, items=whole.items[rows], deltas=whole.deltas[rows], edges=edges)
+    return Update(**pick, segments=segments, items=whole.items[rows], deltas=whole.deltas[rows], edges=edges)
 
 
 def assert_equal(a: Aggregate, b: Aggregate) -> None:
@@ -61,7 +61,7 @@ def assert_equal(a: Aggregate, b: Aggregate) -> None:
 
 
 def test_sums_against_a_loop_over_clients() -> None:
-    whole = contribution()
+    whole = update()
     total = reduce(whole, N_ITEMS, N_GROUPS)
     expected: dict[int, list[float]] = {}
     for row in range(whole.items.numel()):
@@ -84,7 +84,7 @@ def test_sums_against_a_loop_over_clients() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 22])
 def test_blocks_of_any_size_give_the_same_bits(size: int) -> None:
-    whole = contribution()
+    whole = update()
     blocks = [reduce(part(whole, users), N_ITEMS, N_GROUPS) for users in torch.arange(23).split(size)]
     assert_equal(fold(lambda a, b: a + b, blocks), reduce(whole, N_ITEMS, N_GROUPS))
 
@@ -92,7 +92,7 @@ def test_blocks_of_any_size_give_the_same_bits(size: int) -> None:
 @settings(deadline=None, max_examples=40)
 @given(order=st.permutations(range(23)), size=st.integers(1, 23), backwards=st.booleans())
 def test_any_order_of_users_and_of_sums_gives_the_same_bits(order: list[int], size: int, backwards: bool) -> None:
-    whole = contribution(seed=1)
+    whole = update(seed=1)
     blocks = [reduce(part(whole, users), N_ITEMS, N_GROUPS) for users in torch.tensor(order).split(size)]
     total = fold(lambda a, b: b + a if backwards else a + b, blocks)
     reference = reduce(whole, N_ITEMS, N_GROUPS)
@@ -105,7 +105,7 @@ def test_any_order_of_users_and_of_sums_gives_the_same_bits(order: list[int], si
 
 
 def test_the_empty_aggregate_is_neutral() -> None:
-    total = reduce(contribution(), N_ITEMS, N_GROUPS)
+    total = reduce(update(), N_ITEMS, N_GROUPS)
     for dim in (0, DIM):
         empty = Aggregate.empty(N_ITEMS, N_GROUPS, dim)
         assert_equal(total + empty, total)
@@ -116,7 +116,7 @@ def test_the_empty_aggregate_is_neutral() -> None:
 @pytest.mark.parametrize("name", ["deltas", "weights", "dense", "reports"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_number_that_is_not_finite_is_refused(name: str, value: float) -> None:
-    whole = contribution()
+    whole = update()
     broken = getattr(whole, name).clone()
     broken.view(-1)[3] = value
     with pytest.raises(PerfedrecError, match="not finite"):
@@ -126,7 +126,7 @@ def test_one_number_that_is_not_finite_is_refused(name: str, value: float) -> No
 @pytest.mark.parametrize("value", [1e5, -1e5, 1e12, 3e38])
 def test_a_number_beyond_what_a_sum_can_hold_is_refused(value: float) -> None:
     """Whole numbers of that size are not exact any more, and the sum would depend on the order of the clients."""
-    whole = contribution()
+    whole = update()
     deltas = whole.deltas.clone()
     deltas[3, 1] = value
     with pytest.raises(PerfedrecError, match="larger than a sum can hold"):
@@ -134,7 +134,7 @@ def test_a_number_beyond_what_a_sum_can_hold_is_refused(value: float) -> None:
 
 
 def test_large_but_allowed_numbers_are_summed_exactly() -> None:
-    one = Contribution(
+    one = Update(
         users=torch.arange(2),
         groups=torch.zeros(2, dtype=torch.int64),
         weights=torch.ones(2),
@@ -146,7 +146,7 @@ def test_large_but_allowed_numbers_are_summed_exactly() -> None:
 
 
 def test_upload_bytes_by_hand() -> None:
-    sent = Contribution(
+    sent = Update(
         users=torch.arange(3),
         groups=torch.zeros(3, dtype=torch.int64),
         weights=torch.ones(3),
@@ -164,7 +164,7 @@ def test_upload_bytes_by_hand() -> None:
 
 
 def test_a_node_sends_rows_that_its_users_share_once_and_in_more_bytes_where_4_would_lose_something() -> None:
-    sent = Contribution(
+    sent = Update(
         users=torch.arange(2),
         groups=torch.zeros(2, dtype=torch.int64),
         weights=torch.ones(2),

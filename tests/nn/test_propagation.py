@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torch_geometric.nn.models import LightGCN
 
-from perfedrec.algorithms.neighbourhood import neighbour_sums
 from perfedrec.core.types import Rows, block_rows
+from perfedrec.methods.federated.neighbourhood import neighbour_sums
 from perfedrec.nn.propagation import Bipartite, edge_weights, lightgcn, lightgcn_star, spectral_star
 
 N, M, D = 9, 12, 5

@@ -12,12 +12,12 @@ from tests.parity.federation import N_ITEMS, N_USERS, SEED, SERVICE, UNEQUAL, Tw
 from tests.parity.grid import MemoryGrid
 from tests.parity.test_store import stored
 
-from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
-from perfedrec.algorithms.settings import PerFedRecSettings
-from perfedrec.experiment.bundles import BUNDLE, KEYS, deal, read_bundle, read_keys
-from perfedrec.experiment.service import Shelf
-from perfedrec.runtimes.flower import Coordinator, Mediator, ServiceStation, Setup, Station, needs_service
-from perfedrec.runtimes.flower.node import answer
+from perfedrec.federation.bundles import BUNDLE, KEYS, deal, read_bundle, read_keys
+from perfedrec.federation.service import StateStore
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.methods.federated.settings import PerFedRecSettings
+from perfedrec.runtimes.flower import Coordinator, NodeApp, ServiceApp, ServiceClient, Setup, needs_service
+from perfedrec.runtimes.flower.node_app import answer
 
 
 class Deployment:
@@ -36,23 +36,30 @@ class Deployment:
         self.bundles = {node: read_bundle(folder / str(node) / BUNDLE) for node in self.hosts}
         self.nodes = {node: stored(folder / str(node) / "store.db", users) for node, users in self.hosts.items()}
         self.apps: dict[int, Any] = {
-            node: partial(answer, Station(store, lambda _: self.algorithm, "1", self.bundles[node]).app())
+            node: partial(answer, NodeApp(store, lambda _: self.algorithm, "1", self.bundles[node]).app())
             for node, store in self.nodes.items()
         }
         self.serve()
         self.grid = MemoryGrid(self.apps, tamper)
-        mediator = Mediator(SERVICE) if needs_service(self.algorithm) else None
+        service_client = ServiceClient(SERVICE) if needs_service(self.algorithm) else None
         setup = Setup("a run", "", self.nodes[100].catalogue, "1")
         self.coordinator = Coordinator(
-            self.grid, self.algorithm, setup, N_ITEMS, SEED, deadline=0.0, service=SERVICE, mediator=mediator
+            self.grid,
+            self.algorithm,
+            setup,
+            N_ITEMS,
+            SEED,
+            deadline=0.0,
+            service=SERVICE,
+            service_client=service_client,
         )
         self.flower: Any = None
 
     def serve(self, version: str = "1") -> None:
         """A new process of the service, which knows what is in its folder."""
         keys = read_keys(self.folder / "service" / KEYS)
-        shelf = Shelf(self.folder / "service")
-        self.service = ServiceStation(keys.private, keys.nodes, lambda _: self.algorithm, version, shelf)
+        shelf = StateStore(self.folder / "service")
+        self.service = ServiceApp(keys.private, keys.nodes, lambda _: self.algorithm, version, shelf)
         self.apps[SERVICE] = partial(answer, self.service.app())
 
     def begin(self) -> None:

@@ -11,23 +11,23 @@ from flwr.app import Message
 from tests.parity.grid import MemoryGrid
 from torch import Tensor
 
-from perfedrec.algorithms.model import View
-from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
-from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.keys import Key
 from perfedrec.core.records import flatten
 from perfedrec.core.types import Spec
 from perfedrec.data.synthetic import synthetic
+from perfedrec.methods.federated.network import Broadcast
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.methods.federated.settings import PerFedRecSettings
 from perfedrec.runtimes import round as simulator
-from perfedrec.runtimes.flower import Hosted, ViewLayout, client_app, play_round
+from perfedrec.runtimes.flower import BroadcastLayout, Hosted, client_app, play_round
 from perfedrec.runtimes.flower.sealing import Bundle, public_of
-from perfedrec.runtimes.flower.service import Mediator, NeighbourhoodService
+from perfedrec.runtimes.flower.service import NeighbourhoodService, ServiceClient
 from perfedrec.runtimes.population import Population
 
 N_USERS, N_ITEMS, DIM, SEED = 23, 60, 8, 7
 SERVICE = 999
-LAYOUT = ViewLayout(
-    View,
+LAYOUT = BroadcastLayout(
+    Broadcast,
     ("items", "degrees", "dense", "item_attributes", "tokens", "neighbours", "pretrained", "centroids"),
     per_group=("offsets",),
 )
@@ -71,20 +71,20 @@ class Twins:
         degrees = torch.bincount(self.population.items, minlength=N_ITEMS)
         kinds = torch.arange(N_ITEMS * 2).reshape(N_ITEMS, 2).remainder(3).float() if attributes else None
         self.spec = Spec(N_USERS, N_ITEMS, degrees, 3 if attributes else 0, kinds)
-        self.population.found(self.algorithm, SEED)
+        self.population.init_clients(self.algorithm, SEED)
         self.simulated = self.algorithm.init(self.spec, Key(SEED).fold("init"))
         self.flower = self.algorithm.init(self.spec, Key(SEED).fold("init"))
         shuffled = (torch.arange(N_USERS) * 16 + 5) % N_USERS  # 16 and 23 have no common divisor
         self.hosts = {100 + i: users.sort().values for i, users in enumerate(shuffled.split(list(sizes)))}
         self.nodes = {node: Hosted.part(self.population, users) for node, users in self.hosts.items()}
         for node in self.nodes.values():
-            node.found(self.algorithm, SEED)
-        self.service, self.mediator, bundles = None, None, dict[int, Bundle]()
+            node.init_clients(self.algorithm, SEED)
+        self.service, self.service_client, bundles = None, None, dict[int, Bundle]()
         if apart:
             private = bytes(range(32))
             bundles = {node: Bundle(b"s" * 32, public_of(private), bytes([node]) * 32) for node in self.nodes}
             self.service = NeighbourhoodService(self.algorithm, private, public_of(bundles[100].common))
-            self.mediator, self.bundles = Mediator(SERVICE), bundles
+            self.service_client, self.bundles = ServiceClient(SERVICE), bundles
             self.simulated = replace(self.simulated, tokens=bundles[100].tokens(N_ITEMS))
             self.flower = replace(self.flower, tokens=None)
         apps = {
@@ -110,7 +110,7 @@ class Twins:
             LAYOUT,
             SEED,
             timeout=0.0,
-            mediator=self.mediator,
+            service_client=self.service_client,
         )
         return report
 

@@ -14,11 +14,12 @@ from tests.parity.grid import MemoryGrid
 from perfedrec.core.errors import DataError
 from perfedrec.core.records import flatten
 from perfedrec.data import Catalogue, Dataset, load, read, read_catalogue
-from perfedrec.experiment import config, federation
-from perfedrec.experiment.methods import engine
-from perfedrec.experiment.node import build, method_of, take_in
-from perfedrec.runtimes.flower import Coordinator, Setup, Station
-from perfedrec.runtimes.flower.node import answer
+from perfedrec.federation import local
+from perfedrec.federation.model_file import build, method_of, take_in
+from perfedrec.runs import config
+from perfedrec.runs.engine import engine
+from perfedrec.runtimes.flower import Coordinator, NodeApp, Setup
+from perfedrec.runtimes.flower.node_app import answer
 from perfedrec.runtimes.node import Store, StoreError
 
 SMALL = ["model.embedding_dim=8", "model.attributes=true", "model.neighbours=false", "clusters.n_clusters=0"]
@@ -42,7 +43,7 @@ def test_a_federation_laid_out_with_attributes_is_the_simulation(
 ) -> None:
     given = config.load("perfedrec", None, [*SMALL, "selection.n_clients_per_round=12"], privacy=privacy)
     algorithm, folder, known = given.build(), tmp_path / "federation", Catalogue.of(dataset, attributes=True)
-    federation.deal_out(folder, dataset, known, federation.parted(dataset.train, 4), SECRET)
+    local.deal_out(folder, dataset, known, local.parted(dataset.train, 4), SECRET)
     known.write(folder / "items.txt")
     catalogue = read_catalogue(folder / "items.txt")
     assert catalogue.fingerprint == known.fingerprint != Catalogue.of(dataset).fingerprint
@@ -50,7 +51,7 @@ def test_a_federation_laid_out_with_attributes_is_the_simulation(
 
     stores = {100 + place: Store.open(folder / f"n{place}" / "store.db") for place in range(4)}
     seed = next(iter(stores.values())).join(algorithm, "a run")
-    stations = {node: Station(each, build, "1").app() for node, each in stores.items()}
+    stations = {node: NodeApp(each, build, "1").app() for node, each in stores.items()}
     grid = MemoryGrid({node: partial(answer, each) for node, each in stations.items()})  # type: ignore[misc]
     coordinator = Coordinator(
         grid,
@@ -65,7 +66,7 @@ def test_a_federation_laid_out_with_attributes_is_the_simulation(
     coordinator.assemble(4, dataset.n_users, 0.0, lambda line: None)
     state, simulated = coordinator.begin(), engine(algorithm, dataset, seed=seed, device="cpu")
     begun = state.dense.clone()
-    for _ in range(simulated.prelude + 3):
+    for _ in range(simulated.n_phases + 3):
         state, report = coordinator.play(state)
         assert (coordinator.rejected, report.clients) == ([], simulated.play().clients)
     expected, found = flatten(simulated.records()["state"])[0], flatten(state)[0]

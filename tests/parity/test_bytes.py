@@ -10,8 +10,8 @@ import torch
 from tests.parity.federation import N_USERS, PROTECTED, SEED, SINGLE, UNEQUAL, Twins, settings
 from tests.parity.test_rounds import SPECTRAL, SUMS
 
-from perfedrec.experiment import config
-from perfedrec.experiment.run import open_data, train
+from perfedrec.runs import config
+from perfedrec.runs.training import open_data, train
 from perfedrec.runtimes.flower import secagg
 from perfedrec.runtimes.flower.codec import array_bytes, unpack
 from perfedrec.runtimes.round import play_round
@@ -61,7 +61,7 @@ def test_bytes_of_nodes_are_those_that_the_simulator_counts(
     nodes = torch.empty(N_USERS, dtype=torch.int64)
     for node, users in twins.hosts.items():
         nodes[users] = node
-    for _ in range(len(twins.algorithm.prelude) + 3):
+    for _ in range(len(twins.algorithm.phases) + 3):
         twins.simulated, counted = play_round(
             twins.algorithm, twins.simulated, twins.population, SEED, block_size=3, nodes=nodes
         )

@@ -11,13 +11,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from tests.parity.federation import DIM, LAYOUT, N_ITEMS, N_USERS, PROTECTED, SINGLE, UNEQUAL, Twins, settings
 from torch import Tensor
 
-from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import flatten
-from perfedrec.core.types import Contribution
+from perfedrec.core.types import Update
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.runtimes.flower.codec import Instructions, Task, array_bytes, pack, unpack
 
-DOWN = {"users", "present", "view.groups", "view.items", "view.degrees", "view.tokens"}
+DOWN = {"users", "present", "broadcast.groups", "broadcast.items", "broadcast.degrees", "broadcast.tokens"}
 UP = {"keys", "sums", "weights", "report_users", "reports"}
 NUMPY_HEADER = 128
 
@@ -70,24 +70,24 @@ def test_messages_hold_what_the_view_and_the_sum_hold_and_nothing_else() -> None
                 continue
             users = got["users"]
             groups = torch.zeros_like(users) if state.labels is None else state.labels[users]
-            optional = {"view.neighbours", "view.start"} if number else set()
+            optional = {"broadcast.neighbours", "broadcast.start"} if number else set()
             tables = {f"group {group}/view.offsets" for group in groups.tolist()} if state.labels is not None else set()
             assert got.keys() == DOWN | optional | tables  # only the tables of the clusters of its users
             assert torch.isin(users, hosted).all()
-            assert torch.equal(got["present"][got["view.groups"]], groups)
+            assert torch.equal(got["present"][got["broadcast.groups"]], groups)
             assert set(sent.message.content.config_records["task"]) == {
                 "phase",
                 "round",
                 "n_groups",
                 "asked",
-                "view.tally",
-                "view.trained",
+                "broadcast.tally",
+                "broadcast.trained",
             }  # no key, no seed
-            assert shapes["view.items"] == (N_ITEMS, DIM)
+            assert shapes["broadcast.items"] == (N_ITEMS, DIM)
             for name in tables:
                 assert shapes[name] == (N_ITEMS, DIM)
             if number:
-                assert torch.equal(got["view.start"], state.service.start[users])  # of its own users alone
+                assert torch.equal(got["broadcast.start"], state.service.start[users])  # of its own users alone
     assert twins.flower.labels is not None
 
 
@@ -95,9 +95,9 @@ def secrets(twins: Twins) -> list[bytes]:
     """What the users' memories hold in exact numbers."""
     found = []
     for node in twins.nodes.values():
-        memory = flatten(node.recall(node.users, node.rows(node.users)[1]))[0]
+        client_state = flatten(node.recall(node.users, node.rows(node.users)[1]))[0]
         for name in ("vectors", "first", "rows"):
-            found += [vector.numpy().tobytes() for vector in memory[name] if vector.any()]
+            found += [vector.numpy().tobytes() for vector in client_state[name] if vector.any()]
     return found
 
 
@@ -134,12 +134,12 @@ def test_an_upload_costs_what_its_users_contribute(sizes: tuple[int, ...], monke
     On top come three headers of numpy, 4 bytes for each reporting user and each group, and 12 instead of 4 for an edge.
     """
     twins = Twins(settings(privacy=PROTECTED), sizes)
-    given: list[Contribution] = []
+    given: list[Update] = []
 
-    def client(*args: Any) -> tuple[Contribution, Any]:
-        contribution, memory = PerFedRecPP.client(twins.algorithm, *args)
-        given.append(contribution)
-        return contribution, memory
+    def client(*args: Any) -> tuple[Update, Any]:
+        update, client_state = PerFedRecPP.client(twins.algorithm, *args)
+        given.append(update)
+        return update, client_state
 
     monkeypatch.setattr(twins.algorithm, "client", client)
     for _ in range(5):
@@ -264,7 +264,7 @@ def test_a_node_that_fails_or_is_silent_is_named() -> None:
         twins.play()
 
     twins = Twins(settings(), UNEQUAL)
-    twins.nodes[102].memory.vectors[0] = torch.nan
+    twins.nodes[102].client_state.vectors[0] = torch.nan
     with pytest.raises(PerfedrecError, match=r"reply of node 102: .*not finite"):
         twins.play()
 

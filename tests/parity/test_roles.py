@@ -30,17 +30,17 @@ from tests.parity.federation import (
 from tests.parity.test_rounds import WORLDS
 from torch import Tensor
 
-from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
-from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import copied, flatten, unflatten
-from perfedrec.core.types import FIXED_POINT, Contribution, reduce
+from perfedrec.core.types import FIXED_POINT, Update, reduce
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.methods.federated.settings import PerFedRecSettings
 from perfedrec.privacy.aggregation import to_words
 from perfedrec.runtimes.flower import Rejection, coordinator, play_round, secagg
 from perfedrec.runtimes.flower.codec import pack, unpack
+from perfedrec.runtimes.flower.rounds import gather
 from perfedrec.runtimes.flower.sealing import Bundle, public_of, seal, unseal
-from perfedrec.runtimes.flower.server_app import gather
-from perfedrec.runtimes.flower.service import Mediator
+from perfedrec.runtimes.flower.service import ServiceClient
 
 SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
 NOISE = {"degrees": 0.5, "spectral": 0.5, "join": 0.5, "training": 0.5}
@@ -59,7 +59,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("world", ["bpr", "contrastive, protected", "spectral, protected", "spectral start, then join"])
 def test_apart_or_not_the_model_is_the_same(world: str, sizes: tuple[int, ...]) -> None:
     twins = Twins(settings(**WORLDS[world]), sizes, apart=True)
-    for _ in range(len(twins.algorithm.prelude) + 5):
+    for _ in range(len(twins.algorithm.phases) + 5):
         expected, played = twins.simulate(), twins.play()
         assert (played.phase, played.clients) == (expected.phase, expected.clients)
         elsewhere = ("service", "tokens", "neighbours")  # what the coordinator has no longer
@@ -86,9 +86,9 @@ def test_service_and_coordinator_go_on_from_what_they_kept() -> None:
         twins.simulate()
         twins.play()
         assert twins.service is not None
-        assert twins.mediator is not None
-        kept = {name: load(save({name: tensor}))[name] for name, tensor in twins.mediator.tensors().items()}
-        twins.mediator = Mediator.of(SERVICE, kept)
+        assert twins.service_client is not None
+        kept = {name: load(save({name: tensor}))[name] for name, tensor in twins.service_client.tensors().items()}
+        twins.service_client = ServiceClient.of(SERVICE, kept)
         twins.service.state = unflatten(type(twins.service.state), *flatten(copied(twins.service.state)))
     assert torch.equal(twins.simulated.items, twins.flower.items)
     assert kept.keys() == {"neighbours", *(f"start {node}" for node in twins.hosts)}
@@ -154,13 +154,13 @@ def recorded(
     twins, known = world(settings(**PROFILES[profile])), Known()
     assert twins.service is not None
 
-    def client(*args: Any) -> tuple[Contribution, Any]:
-        given, memory = PerFedRecPP.client(twins.algorithm, *args)
+    def client(*args: Any) -> tuple[Update, Any]:
+        given, client_state = PerFedRecPP.client(twins.algorithm, *args)
         here = next((node for node, users in twins.hosts.items() if torch.isin(given.users, users).all()), 0)
         rows = args[2]
         if rows.items.numel() > 1 and here:  # not the coordinator's example
             known.items += [forms(each) for each in rows.items.split(rows.counts.tolist())]
-            known.vectors += [forms(each) for each in memory.vectors if each.any()]
+            known.vectors += [forms(each) for each in client_state.vectors if each.any()]
             if given.reports is not None:
                 rows_of = given.reports.flatten(0, 1)
                 known.reports.setdefault(here, []).extend(forms(each) for each in rows_of if each.any())
@@ -172,12 +172,12 @@ def recorded(
             if given.deltas is not None and given.deltas.shape[1] == DIM:
                 sums = reduce(given, N_ITEMS, twins.algorithm.n_groups(twins.flower)).sums
                 known.changes += [forms(each) for each in sums if each.all()]
-        return given, memory
+        return given, client_state
 
     monkeypatch.setattr(twins.algorithm, "client", client)
     tokens = twins.bundles[100].tokens(N_ITEMS)
     known.tokens = [forms(tokens), forms(tokens.argsort())]
-    for _ in range(len(twins.algorithm.prelude) + rounds):
+    for _ in range(len(twins.algorithm.phases) + rounds):
         twins.play()
     if isinstance(twins, Deployment):
         assert twins.coordinator.hand_out(twins.flower) == list(twins.hosts)
@@ -381,9 +381,9 @@ def test_the_service_refuses_what_cannot_be_true_and_the_node_is_named(
 def test_a_round_that_goes_on_without_a_sealed_part_is_not_given_up() -> None:
     twins, rejected = change(lambda private: private, 1), list[Rejection]()
     given = (twins.grid, twins.algorithm, twins.flower, twins.spec, twins.hosts, LAYOUT, SEED)
-    state, report = play_round(*given, timeout=0.0, mediator=twins.mediator, rejected=rejected)
+    state, report = play_round(*given, timeout=0.0, service_client=twins.service_client, rejected=rejected)
     assert [(each.node, each.reason) for each in rejected] == [(102, "sealed")]
-    assert (state.round, report.clients, report.given_up) == (1, N_USERS, None)
+    assert (state.round, report.clients, report.aborted) == (1, N_USERS, None)
 
 
 def test_without_the_service_a_round_does_not_go_on() -> None:

@@ -43,15 +43,15 @@ PHASES = {
 @pytest.mark.parametrize("world", WORLDS)
 def test_flower_plays_the_rounds_of_the_simulator(world: str, sizes: tuple[int, ...]) -> None:
     twins = Twins(settings(**WORLDS[world]), sizes)
-    before, phases = twins.flower.items.clone(), []
-    prelude = PHASES.get(world, ["join"])
-    for _ in range(len(prelude) + 4):
+    before, played_phases = twins.flower.items.clone(), []
+    phases = PHASES.get(world, ["join"])
+    for _ in range(len(phases) + 4):
         expected, played = twins.simulate(), twins.play()
         assert (played.round, played.phase, played.cohort) == (expected.round, expected.phase, expected.cohort)
         assert played.clients == expected.clients == played.cohort
         assert twins.difference() == 0, f"after round {played.round} ({played.phase})"
-        phases.append(played.phase)
-    assert phases == prelude + ["train"] * 4
+        played_phases.append(played.phase)
+    assert played_phases == phases + ["train"] * 4
     assert twins.flower.labels is not None
     assert twins.flower.labels.unique().numel() > 1
     assert float(twins.flower.offsets.abs().max()) > 0

@@ -19,7 +19,7 @@ from perfedrec.privacy.aggregation import to_words
 from perfedrec.privacy.mechanisms import fewest, share_scale
 from perfedrec.privacy.uploads import released
 from perfedrec.runtimes.flower import codec, secagg, secure_sum
-from perfedrec.runtimes.flower.secagg import STAGES, GivenUpError
+from perfedrec.runtimes.flower.secagg import STAGES, AbortedError
 
 SIX = (4, 4, 4, 4, 4, 3)
 SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
@@ -56,9 +56,9 @@ def test_a_third_of_the_nodes_drops_out_at_each_stage_and_the_rounds_are_those_o
     if stage != "unmask":  # by then their vectors are in the sum
         for node in (101, 104):
             whole.hosts.pop(node)
-    for _ in range(len(torn.algorithm.prelude) + 2):
+    for _ in range(len(torn.algorithm.phases) + 2):
         reports = torn.play(), whole.play()
-        assert reports[0].given_up is None
+        assert reports[0].aborted is None
         assert reports[0].clients == reports[1].clients
         for (name, a), (_, b) in zip(flatten(torn.flower)[0].items(), flatten(whole.flower)[0].items(), strict=True):
             assert torch.equal(a, b), name
@@ -68,19 +68,19 @@ def test_a_third_of_the_nodes_drops_out_at_each_stage_and_the_rounds_are_those_o
 @pytest.mark.parametrize("stage", STAGES)
 def test_below_the_threshold_a_round_is_given_up_with_its_reason(stage: str) -> None:
     twins = secure(SIX)
-    for _ in range(len(twins.algorithm.prelude)):
+    for _ in range(len(twins.algorithm.phases)):
         twins.play()
     items, twins.grid.tamper = twins.flower.items.clone(), silent(stage, 101, 102, 104)
     report = twins.play()
-    assert report.given_up is not None
-    assert f"given up in stage {stage}" in report.given_up
+    assert report.aborted is not None
+    assert f"given up in stage {stage}" in report.aborted
     assert report.clients == 0
     assert torch.equal(twins.flower.items, items)
     twins.grid.tamper = None
-    assert twins.play().given_up is None  # a fresh session works
+    assert twins.play().aborted is None  # a fresh session works
 
     early = secure(SIX, silent(stage, 101, 102, 104))
-    with pytest.raises(GivenUpError, match=stage):
+    with pytest.raises(AbortedError, match=stage):
         early.play()
     assert early.flower.round == 0
     early.grid.tamper = None
@@ -91,22 +91,22 @@ def test_below_the_threshold_a_round_is_given_up_with_its_reason(stage: str) -> 
 
 def test_a_sum_of_too_few_clients_is_not_opened() -> None:
     twins = secure(SIX, silent("masked", 101, 104), noise=NOISE, dropout_tolerance=0.05)
-    with pytest.raises(GivenUpError, match="15 clients are too few"):
+    with pytest.raises(AbortedError, match="15 clients are too few"):
         twins.play()
     assert asked_in(twins, "unmask") == set()
 
     alone = secure((23,))
-    with pytest.raises(GivenUpError, match="1 nodes answered where 2 are needed"):
+    with pytest.raises(AbortedError, match="1 nodes answered where 2 are needed"):
         alone.play()  # the sum would be the node's upload
     assert asked_in(alone, "shares") == set()
 
 
 def test_a_node_that_fails_has_dropped_out() -> None:
     twins = secure(SIX)
-    twins.nodes[102].memory.vectors[0] = torch.nan
-    for _ in range(2 + len(twins.algorithm.prelude)):
+    twins.nodes[102].client_state.vectors[0] = torch.nan
+    for _ in range(2 + len(twins.algorithm.phases)):
         report = twins.play()
-    assert report.given_up is None
+    assert report.aborted is None
     assert bool(twins.flower.items.isfinite().all())
 
 
@@ -132,7 +132,7 @@ def test_shares_that_do_not_belong_together_open_nothing() -> None:
             reply.content[secure_sum.RECORD] = ConfigRecord({"present": present, "gone": told["gone"]})
         return reply
 
-    with pytest.raises(GivenUpError, match="given up in stage unmask"):
+    with pytest.raises(AbortedError, match="given up in stage unmask"):
         secure((8, 8, 7), spoil).play()
 
 
@@ -174,7 +174,7 @@ def test_no_message_holds_a_nodes_vector_or_secret(sizes: tuple[int, ...], monke
     monkeypatch.setattr(secure_sum, "to_words", kept)
     monkeypatch.setattr(secure_sum, "Participant", Watched)
     twins = secure(sizes)
-    for _ in range(len(twins.algorithm.prelude) + 2):
+    for _ in range(len(twins.algorithm.phases) + 2):
         twins.play()
     seen = traffic(twins)
     assert len(secrets) > 100
@@ -191,7 +191,7 @@ def test_no_message_holds_a_nodes_vector_or_secret(sizes: tuple[int, ...], monke
 
     monkeypatch.undo()  # the search finds what is sent in the clear
     clear = secure(sizes, aggregation="dense")
-    for _ in range(len(clear.algorithm.prelude) + 2):
+    for _ in range(len(clear.algorithm.phases) + 2):
         clear.play()
     shown = traffic(clear)
     found = sum(either in shown or piece in shown for either, piece in zip(wide, narrow, strict=True))
@@ -218,7 +218,7 @@ def test_the_noise_of_a_sum_survives_drop_outs(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(twins.algorithm, "release", release)
     monkeypatch.setattr(twins.algorithm, "server", server)
     places = [place for place, node in enumerate(twins.hosts) if node not in (101, 104)]
-    for phase in twins.algorithm.prelude:
+    for phase in twins.algorithm.phases:
         exact.clear()
         opened.clear()
         report = twins.play()

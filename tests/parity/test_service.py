@@ -15,10 +15,10 @@ from tests.parity.test_roles import SECURE, SUMS
 
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.records import copied, flatten
-from perfedrec.experiment.bundles import BUNDLE, KEYS, deal, read_bundle, read_keys
-from perfedrec.experiment.service import Shelf
-from perfedrec.runtimes.flower import Mediator, Station, public_of
-from perfedrec.runtimes.flower.node import answer
+from perfedrec.federation.bundles import BUNDLE, KEYS, deal, read_bundle, read_keys
+from perfedrec.federation.service import StateStore
+from perfedrec.runtimes.flower import NodeApp, ServiceClient, public_of
+from perfedrec.runtimes.flower.node_app import answer
 
 PARTS: dict[str, Any] = {"privacy": PROTECTED, "pretraining": {"kind": "contrastive"}}
 ROUNDS = 6
@@ -37,11 +37,11 @@ def test_restarted_and_asked_again_the_model_is_the_same(tmp_path: Path) -> None
         steady.play()
         if shaken.flower is None:
             shaken.begin()
-        before, held = copied(shaken.flower), dict(shaken.coordinator.mediator.tensors())
+        before, held = copied(shaken.flower), dict(shaken.coordinator.service_client.tensors())
         shaken.play()
         shaken.serve()
         if number in (0, 2, 5):
-            shaken.flower, shaken.coordinator.mediator = before, Mediator.of(SERVICE, held)
+            shaken.flower, shaken.coordinator.service_client = before, ServiceClient.of(SERVICE, held)
             shaken.play()
             shaken.serve()
         expected, found = tables(steady.flower), tables(shaken.flower)
@@ -97,13 +97,13 @@ def test_the_coordinator_waits_for_the_service_and_names_it(tmp_path: Path) -> N
 def test_where_users_contribute_to_sums_alone_the_service_is_asked_nothing(tmp_path: Path) -> None:
     deployment = Deployment(settings(privacy=SECURE, pretraining=SUMS), tmp_path)
     deployment.play()
-    assert deployment.coordinator.mediator is None
+    assert deployment.coordinator.service_client is None
     assert all(sent.node != SERVICE for sent in deployment.grid.sent)
 
 
 def test_a_node_without_a_bundle_hands_nothing_over(tmp_path: Path) -> None:
     deployment, lines = Deployment(settings(), tmp_path), list[str]()
-    bare = Station(deployment.nodes[101], lambda _: deployment.algorithm, "1").app()
+    bare = NodeApp(deployment.nodes[101], lambda _: deployment.algorithm, "1").app()
     deployment.apps[101] = lambda message, context: answer(bare, message, context)
     with pytest.raises(PerfedrecError, match="gave up waiting: 3 of 4 nodes"):
         deployment.coordinator.assemble(4, N_USERS, 0.0, lines.append)
@@ -116,9 +116,12 @@ def test_nodes_recommend_with_the_sums_that_the_coordinator_does_not_have(tmp_pa
     for _ in range(3):
         deployment.play()
     assert deployment.coordinator.hand_out(deployment.flower) == sorted(deployment.nodes)
-    views = [store.view(deployment.algorithm.Received, store.everyone()[:1]) for store in deployment.nodes.values()]
-    assert all(view.neighbours.shape == (2, N_ITEMS, 8) and view.tokens is None for view in views)
-    assert all(torch.equal(view.neighbours, views[0].neighbours) for view in views)
+    views = [
+        store.broadcast(deployment.algorithm.broadcast_type, store.everyone()[:1])
+        for store in deployment.nodes.values()
+    ]
+    assert all(broadcast.neighbours.shape == (2, N_ITEMS, 8) and broadcast.tokens is None for broadcast in views)
+    assert all(torch.equal(broadcast.neighbours, views[0].neighbours) for broadcast in views)
     degrees = torch.bincount(deployment.population.items, minlength=N_ITEMS)
     assert torch.equal(views[0].neighbours[1].any(dim=1), degrees > 0)
     assert deployment.flower.neighbours is None
@@ -162,7 +165,7 @@ def test_a_damaged_bundle_is_refused_in_one_line(content: str, tmp_path: Path) -
 
 
 def test_states_of_another_run_are_dropped(tmp_path: Path) -> None:
-    shelf, deployment = Shelf(tmp_path), Deployment(settings(), tmp_path / "federation")
+    shelf, deployment = StateStore(tmp_path), Deployment(settings(), tmp_path / "federation")
     state = deployment.algorithm.open_service(3)
     for number in range(1, 4):
         shelf.put("one", number, state)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from perfedrec.experiment.config import load, resolve
-from perfedrec.experiment.serve import with_real_noise
-from perfedrec.experiment.work import policy_of
+from perfedrec.federation.coordinator import with_real_noise
+from perfedrec.federation.node import policy_of
 from perfedrec.privacy.policy import Policy
+from perfedrec.runs.config import load, resolve
 
 
 def required(profile: str) -> Policy:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from perfedrec.core.keys import Key
-from perfedrec.core.types import FIXED_POINT, Contribution, from_fixed, reduce
+from perfedrec.core.types import FIXED_POINT, Update, from_fixed, reduce
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.privacy.uploads import (
+    aborted,
     as_seen,
     bounded,
-    given_up,
     joint_norms,
     protect,
     released,
@@ -28,14 +28,14 @@ def privacy(**changes: Any) -> PrivacySettings:
     return PrivacySettings(**(base | changes))
 
 
-def contribution(n: int, rows: int, dim: int, scale: float, seed: int, n_items: int = 20) -> Contribution:
+def update(n: int, rows: int, dim: int, scale: float, seed: int, n_items: int = 20) -> Update:
     generator = torch.Generator().manual_seed(seed)
     segments = torch.arange(n).repeat_interleave(rows)
     items = torch.stack([torch.randperm(n_items, generator=generator)[:rows] for _ in range(n)]).reshape(-1)
     deltas = torch.randn(n * rows, dim, generator=generator) * scale
     dense = torch.randn(n, 3, generator=generator) * scale
     zeros = torch.zeros(n, dtype=torch.int64)
-    return Contribution(torch.arange(n), zeros, torch.ones(n), segments, items, deltas, dense=dense)
+    return Update(torch.arange(n), zeros, torch.ones(n), segments, items, deltas, dense=dense)
 
 
 @settings(deadline=None, max_examples=60)
@@ -51,7 +51,7 @@ def test_the_bound_holds_exactly_for_the_numbers_that_are_summed(
     norm: str, phase: str, scale: float, clip: float, dim: int, seed: int
 ) -> None:
     options = privacy(norm=norm, clip=clip, aggregation="dense", noise={"spectral": 1.0})
-    sent = bounded(contribution(3, 4, dim, scale, seed), options, phase)
+    sent = bounded(update(3, 4, dim, scale, seed), options, phase)
     assert sent.deltas is not None
     assert sent.dense is not None
     bound = Fraction(clip if phase == "train" else 1.0)
@@ -66,7 +66,7 @@ def test_the_bound_holds_exactly_for_the_numbers_that_are_summed(
 
 
 def test_short_uploads_are_left_alone_in_training_and_lengthened_before() -> None:
-    before = contribution(3, 4, 2, 0.001, 0)
+    before = update(3, 4, 2, 0.001, 0)
     options = privacy(noise={"spectral": 1.0})
     after = bounded(before, options, "train")
     assert after.deltas is not None
@@ -80,7 +80,7 @@ def test_short_uploads_are_left_alone_in_training_and_lengthened_before() -> Non
 
 def test_noise_is_on_every_row_and_no_weight_is_told() -> None:
     options = privacy(noise={"training": 0.5})
-    sent = contribution(40, 3, 4, 0.01, 1)
+    sent = update(40, 3, 4, 0.01, 1)
     noise = []
     for seed in range(30):
         total = released(reduce(sent, 20, 2), options, "train", 40, Key(seed))
@@ -94,13 +94,13 @@ def test_noise_is_on_every_row_and_no_weight_is_told() -> None:
 
 
 def test_shares_of_parts_of_a_cohort_make_up_the_noise_of_the_whole() -> None:
-    options, sent = privacy(noise={"training": 0.5}), contribution(40, 3, 4, 0.0, 1)
+    options, sent = privacy(noise={"training": 0.5}), update(40, 3, 4, 0.0, 1)
     errors = []
     for seed in range(40):
         parts = []
         for start, stop in ((0, 10), (10, 40)):
             mine = (sent.segments >= start) & (sent.segments < stop)
-            part = Contribution(
+            part = Update(
                 sent.users[start:stop],
                 sent.groups[start:stop],
                 sent.weights[start:stop],
@@ -115,7 +115,7 @@ def test_shares_of_parts_of_a_cohort_make_up_the_noise_of_the_whole() -> None:
 
 def test_dense_uploads_carry_their_own_noise_on_every_row() -> None:
     options = privacy(aggregation="dense", norm="l1", noise={"training": 0.5})
-    sent = replace(contribution(30, 3, 4, 0.0, 1), dense=None)
+    sent = replace(update(30, 3, 4, 0.0, 1), dense=None)
     seen = as_seen(sent, options, "train", 20, Key(3))
     assert seen.shape == (30, 20, 4)
     assert stats.kstest(seen.double().numpy().reshape(-1), stats.laplace(scale=0.5).cdf).pvalue > 1e-3
@@ -135,7 +135,7 @@ def test_dense_uploads_carry_their_own_noise_on_every_row() -> None:
     ],
 )
 def test_sums_of_too_few_are_given_up(options: dict[str, Any], clients: int, expected: bool) -> None:
-    assert given_up(clients, privacy(**options), "train", 100) == expected
+    assert aborted(clients, privacy(**options), "train", 100) == expected
 
 
 def test_opendp_draws_for_single_uploads_as_well() -> None:

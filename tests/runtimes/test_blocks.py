@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.algorithms.toys import World, assert_same, world
+from tests.methods.federated.toys import World, assert_same, world
 
 from perfedrec.core.records import copied
 
@@ -31,7 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def played(kind: str, **options: Any) -> World:
     here = world(**PROTECTED, **KINDS[kind])
-    here.play(len(here.algorithm.prelude) + 3, **options)
+    here.play(len(here.algorithm.phases) + 3, **options)
     assert here.state.labels is not None
     return here
 
@@ -40,7 +40,7 @@ def played(kind: str, **options: Any) -> World:
 @pytest.mark.parametrize("block_size", [1, 7])
 def test_block_size_changes_neither_state_nor_memories(kind: str, block_size: int) -> None:
     whole, blocks = played(kind), played(kind, block_size=block_size)
-    assert_same(whole.population.memory, blocks.population.memory)
+    assert_same(whole.population.client_state, blocks.population.client_state)
     assert_same(whole.state, blocks.state)
 
 
@@ -52,7 +52,7 @@ def test_thread_count_changes_neither_state_nor_memories(kind: str) -> None:
         two = played(kind)
     finally:
         torch.set_num_threads(1)
-    assert_same(one.population.memory, two.population.memory)
+    assert_same(one.population.client_state, two.population.client_state)
     assert_same(one.state, two.state)
 
 
@@ -60,7 +60,7 @@ def test_a_run_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:
     """Nothing random is consumed: a round is a function of seed, number, state and memories."""
     straight, halted = played("bpr"), played("bpr")
     straight.play(2)
-    halted.state, halted.population.memory = copied(halted.state), copied(halted.population.memory)
+    halted.state, halted.population.client_state = copied(halted.state), copied(halted.population.client_state)
     halted.play(2)
     assert_same(straight.state, halted.state)
-    assert_same(straight.population.memory, halted.population.memory)
+    assert_same(straight.population.client_state, halted.population.client_state)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.algorithms.toys import SEED, World, world
+from tests.methods.federated.toys import SEED, World, world
 
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, flatten
@@ -30,11 +30,11 @@ def unequal(before: Any, after: Any) -> set[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_when_all_drop_out_only_the_counter_moves(kind: str) -> None:
     here = world(clusters__start=100, model__refresh_every=100, **KINDS[kind])
-    before, memory = copied(here.state), copied(here.population.memory)
+    before, client_state = copied(here.state), copied(here.population.client_state)
     reports = here.play(8, dropout_rate=1.0)
     assert here.state.round == 8
     assert unequal(before, here.state) == set()
-    assert unequal(memory, here.population.memory) == set()
+    assert unequal(client_state, here.population.client_state) == set()
     for number, report in enumerate(reports):
         assert report.round == number
         assert report.cohort > 0
@@ -50,11 +50,11 @@ def test_when_all_drop_out_only_the_counter_moves(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_when_all_drop_out_of_trained_rounds_tables_stay(kind: str) -> None:
     here = world(clusters__start=100, model__refresh_every=100, **KINDS[kind])
-    here.play(len(here.algorithm.prelude) + 2)
-    before, memory = copied(here.state), copied(here.population.memory)
+    here.play(len(here.algorithm.phases) + 2)
+    before, client_state = copied(here.state), copied(here.population.client_state)
     here.play(3, dropout_rate=1.0)
     assert unequal(before, here.state) == set()
-    assert unequal(memory, here.population.memory) == set()
+    assert unequal(client_state, here.population.client_state) == set()
     here.play(1)
     assert "items" in unequal(before, here.state)
 
@@ -62,24 +62,24 @@ def test_when_all_drop_out_of_trained_rounds_tables_stay(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_drops_out_keeps_all_of_its_memory(kind: str) -> None:
     here = world(**KINDS[kind])
-    here.play(len(here.algorithm.prelude) + 1)
-    memory = copied(here.population.memory)
+    here.play(len(here.algorithm.phases) + 1)
+    client_state = copied(here.population.client_state)
     cohort = here.algorithm.plan(here.state, round_key(3, here.state.round).fold("plan")).cohort
     stayed = surviving(cohort, 0.5, round_key(3, here.state.round))
     reports_before = here.state.service.reports.clone()
     (report,) = here.play(1, dropout_rate=0.5)
     assert report.cohort == cohort.numel()
     assert 0 < report.clients == stayed.numel() < cohort.numel()
-    after = here.population.memory
-    trained = (after.steps > memory.steps).nonzero().squeeze(1)
+    after = here.population.client_state
+    trained = (after.steps > client_state.steps).nonzero().squeeze(1)
     assert sorted(trained.tolist()) == sorted(stayed.tolist())
     others = torch.ones(30, dtype=torch.bool)
     others[stayed] = False
     for name in ("vectors", "first", "second", "steps", "mix", "loss"):
-        assert torch.equal(getattr(after, name)[others], getattr(memory, name)[others]), name
+        assert torch.equal(getattr(after, name)[others], getattr(client_state, name)[others]), name
     owners = torch.repeat_interleave(torch.arange(30), here.population.offsets.diff())
-    assert torch.equal(after.rows[others[owners]], memory.rows[others[owners]])
-    assert not torch.equal(after.rows[~others[owners]], memory.rows[~others[owners]])
+    assert torch.equal(after.rows[others[owners]], client_state.rows[others[owners]])
+    assert not torch.equal(after.rows[~others[owners]], client_state.rows[~others[owners]])
     assert torch.equal(here.state.service.reports[others], reports_before[others])
 
 
@@ -125,7 +125,7 @@ def test_a_secure_sum_of_too_few_is_given_up_and_the_report_says_so() -> None:
     (report,) = here.play(1, dropout_rate=0.5)
     assert 0 < len(surviving(torch.arange(30), 0.5, round_key(SEED, 0))) < 28
     assert report.clients == 0
-    assert report.given_up is not None
-    assert report.given_up.endswith("clients are too few for a sum")
+    assert report.aborted is not None
+    assert report.aborted.endswith("clients are too few for a sum")
     assert unequal(before, here.state) == set()
-    assert here.play(1, dropout_rate=0.0)[0].given_up is None
+    assert here.play(1, dropout_rate=0.0)[0].aborted is None

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.algorithms.toys import SEED, world
+from tests.methods.federated.toys import SEED, world
 
 from perfedrec.runtimes.round import round_key
 
@@ -68,8 +68,8 @@ def test_the_loss_is_the_mean_over_the_clients(block_size: int) -> None:
     here = world(model__neighbours=False)
     cohort = here.algorithm.plan(here.state, round_key(SEED, 0).fold("plan")).cohort
     (report,) = here.play(1, block_size=block_size)
-    assert report.loss == pytest.approx(float(here.population.memory.loss[cohort].double().mean()), rel=1e-6)
+    assert report.loss == pytest.approx(float(here.population.client_state.loss[cohort].double().mean()), rel=1e-6)
     resting = torch.ones(30, dtype=torch.bool)
     resting[cohort] = False
-    assert not bool(here.population.memory.loss[resting].any())
+    assert not bool(here.population.client_state.loss[resting].any())
     assert 0.5 < report.loss < 0.8  # of untrained BPR: near log 2

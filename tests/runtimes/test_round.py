@@ -24,8 +24,8 @@ def play(preset: str, rounds: int, *more: str, **options: Any) -> Simulator:
 
 
 def tensors(simulator: Simulator) -> dict[str, torch.Tensor]:
-    memory = {f"memory.{name}": value for name, value in flatten(simulator.population.memory)[0].items()}
-    return flatten(simulator.state)[0] | memory
+    client_state = {f"memory.{name}": value for name, value in flatten(simulator.population.client_state)[0].items()}
+    return flatten(simulator.state)[0] | client_state
 
 
 def assert_same(one: Simulator, other: Simulator) -> None:
@@ -65,10 +65,10 @@ def test_another_seed_gives_another_run() -> None:
 
 def test_who_drops_out_keeps_its_memory() -> None:
     simulator = play("paper", 1, dropout_rate=0.5)
-    before = simulator.population.memory.steps.clone()
+    before = simulator.population.client_state.steps.clone()
     cohort = simulator.algorithm.plan(simulator.state, Key(5).fold("round", 1).fold("plan")).cohort
     report = simulator.play()
-    trained = simulator.population.memory.steps > before
+    trained = simulator.population.client_state.steps > before
     assert report.cohort == 50
     assert 0 < report.clients == int(trained.sum()) < 50
     assert set(trained.nonzero().squeeze(1).tolist()) < set(cohort.tolist())
@@ -83,19 +83,19 @@ def test_fedavg_with_everybody_is_one_centralised_step() -> None:
     state, population = simulator.state, simulator.population
     start, degrees = state.items.clone().requires_grad_(), state.degrees.clamp(min=1)
     rows, _ = population.rows(population.everyone())
-    contribution, _ = simulator.algorithm.client(
+    update, _ = simulator.algorithm.client(
         "train",
-        simulator.algorithm.view(state, rows.users),
+        simulator.algorithm.broadcast(state, rows.users),
         rows,
-        population.memory,
+        population.client_state,
         Key(5).fold("round", 0).fold("client"),
     )
     loss = torch.zeros(())
     for user in range(rows.n_users):
         own = rows.items[rows.segments == user]
-        negatives = contribution.items[contribution.segments == user][own.numel() :]
+        negatives = update.items[update.segments == user][own.numel() :]
         weights = (own.numel() * degrees[own]).rsqrt()
-        vector = (population.memory.vectors[user] + weights @ start[own]) / 2
+        vector = (population.client_state.vectors[user] + weights @ start[own]) / 2
         loss = loss - torch.nn.functional.logsigmoid(start[own] @ vector - start[negatives] @ vector).sum()
     (gradient,) = torch.autograd.grad(loss / rows.n_users, start)
     expected = (start - 0.5 * gradient).detach()
@@ -163,7 +163,7 @@ def test_each_of_the_three_models_has_its_own_scores(name: str) -> None:
     parts = simulator.recommender().explain(everyone)
     rows, positions = simulator.population.rows(everyone)
     whole = simulator.algorithm.scores(
-        simulator.algorithm.view(simulator.recommender().state, everyone),
+        simulator.algorithm.broadcast(simulator.recommender().state, everyone),
         rows,
         simulator.population.recall(everyone, positions),
     )

@@ -17,7 +17,7 @@ from rich.text import Text
 from perfedrec.cli.common import AsJson, console, one_line
 
 if TYPE_CHECKING:
-    from perfedrec.experiment.bench import Cell
+    from perfedrec.compare.bench import Cell
 
 
 def bench(
@@ -37,11 +37,11 @@ def bench(
     [bold]perfedrec bench benchmarks/comparison.toml --data yelp=FOLDER --output bench/yelp[/bold]
     """
     with one_line():
-        from perfedrec.experiment.bench import read
-        from perfedrec.experiment.cells import alone, play, processors
-        from perfedrec.experiment.checkpoint import write_atomic
-        from perfedrec.experiment.results import collect
-        from perfedrec.experiment.tables import comma_separated, latex, markdown
+        from perfedrec.compare.bench import read
+        from perfedrec.compare.cells import alone, play, processors
+        from perfedrec.compare.results import collect
+        from perfedrec.compare.tables import comma_separated, latex, markdown
+        from perfedrec.runs.checkpoint import write_atomic
 
         moved = {name: path or None for name, _, path in (each.partition("=") for each in data or ())}
         comparison = read(file, output, moved)
@@ -66,7 +66,7 @@ def bench(
 
 
 def print_results(results: dict[str, Any]) -> None:
-    from perfedrec.experiment.tables import cells, columns, fitting, rows
+    from perfedrec.compare.tables import cells, columns, fitting, rows
 
     for name in results["data"]:
         lines = rows(results, name)

@@ -81,7 +81,7 @@ def _told() -> Iterator[None]:
         print(f"error: {where}{error.strerror}", file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
     except Exception as error:
-        from perfedrec.experiment.methods import in_own_file
+        from perfedrec.methods.registry import in_own_file
 
         said = in_own_file(error)
         if said is None:
@@ -91,7 +91,7 @@ def _told() -> Iterator[None]:
 
 
 def reporter(quiet: bool, as_json: bool) -> Any:
-    from perfedrec.experiment import progress
+    from perfedrec.runs import progress
 
     if quiet:
         return progress.Quiet()

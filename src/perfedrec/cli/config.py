@@ -16,8 +16,8 @@ app = typer.Typer(help="Show presets, options and configurations.", no_args_is_h
 @app.command("list")
 def config_list() -> None:
     """Methods, presets, privacy profiles, and the parts that --without switches off."""
-    from perfedrec.experiment import config as configuration
-    from perfedrec.experiment.methods import METHODS
+    from perfedrec.methods.registry import METHODS
+    from perfedrec.runs import config as configuration
 
     console.print("methods: " + ", ".join(METHODS))
     console.print("presets: " + ", ".join(configuration.presets()))
@@ -35,7 +35,7 @@ def config_keys(algorithm: Algorithm = None) -> None:
     [bold]perfedrec config keys --algorithm lightgcn[/bold]
     """
     with one_line():
-        from perfedrec.experiment import config as configuration
+        from perfedrec.runs import config as configuration
 
         kind = configuration.config_type(algorithm or configuration.DEFAULT)
         table = Table("key", "default", "description")
@@ -51,8 +51,8 @@ def config_show(what: Annotated[str, typer.Argument(help="a preset, a run folder
     [bold]perfedrec config show paper > mine.toml[/bold]
     """
     with one_line():
-        from perfedrec.experiment import config as configuration
-        from perfedrec.experiment.run import read_config
+        from perfedrec.runs import config as configuration
+        from perfedrec.runs.training import read_config
 
         path = Path(what)
         if what not in configuration.presets() and path.is_dir():

@@ -71,10 +71,10 @@ def serve(
     with one_line():
         from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
-        from perfedrec.experiment.federation import environment
-        from perfedrec.experiment.metrics import exposed
-        from perfedrec.experiment.serve import Terms
-        from perfedrec.experiment.serve import serve as run
+        from perfedrec.federation.coordinator import Terms
+        from perfedrec.federation.coordinator import serve as run
+        from perfedrec.federation.local import environment
+        from perfedrec.federation.metrics import exposed
 
         os.environ |= environment()
         terms = Terms(host, port, min_nodes, min_users, wait, deadline, enough)
@@ -126,14 +126,14 @@ def up(
     with one_line():
         from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
-        from perfedrec.experiment import federation
-        from perfedrec.experiment.metrics import exposed
-        from perfedrec.experiment.run import open_data
-        from perfedrec.experiment.serve import Terms
-        from perfedrec.experiment.serve import serve as run
+        from perfedrec.federation import local
+        from perfedrec.federation.coordinator import Terms
+        from perfedrec.federation.coordinator import serve as run
+        from perfedrec.federation.metrics import exposed
+        from perfedrec.runs.training import open_data
         from perfedrec.runtimes.flower import needs_service
 
-        os.environ |= federation.environment()
+        os.environ |= local.environment()
         if resume and any(each is not None for each in (nodes, data, format, columns or None, users)):
             raise ConfigError("--resume goes on with the nodes and users in --output; expected no others")
         given = {"data__path": data or DATA, "data__format": format, "data__columns": columns or None}
@@ -144,14 +144,14 @@ def up(
         with exposed(metrics_port) as expose:
             dataset = None if resume else open_data(resolved.data)
             if dataset is not None:
-                federation.lay_out(output, dataset, NODES if nodes is None else nodes, users)
-            port = federation.free_port()
+                local.lay_out(output, dataset, NODES if nodes is None else nodes, users)
+            port = local.free_port()
             waited = sum(1 for _ in (output / "nodes").iterdir())
             terms = Terms(port=port, min_nodes=waited, deadline=deadline)
             with _going_on(again):
                 summary = run(
                     resolved,
-                    read_catalogue(output / federation.CATALOGUE),
+                    read_catalogue(output / local.CATALOGUE),
                     output / "run",
                     output / "certificates",
                     output / "keys",
@@ -160,7 +160,7 @@ def up(
                     _tell if not quiet else lambda line: None,
                     resume,
                     expose=expose,
-                    beside=federation.nodes(output, port, service, _tell),
+                    beside=local.nodes(output, port, service, _tell),
                 )
         _show(summary, output / "run", as_json)
         if dataset is not None and not as_json:
@@ -182,7 +182,7 @@ def certificates(
     [bold]perfedrec federation certificates certs --name fed.example.org[/bold]
     """
     with one_line():
-        from perfedrec.experiment.certificates import make_certificates
+        from perfedrec.federation.certificates import make_certificates
 
         make_certificates(folder, name or (), days)
         console.print(
@@ -197,7 +197,7 @@ def key(path: Annotated[Path, typer.Argument(help="file of the private key; the 
     [bold]perfedrec federation key node7[/bold]
     """
     with one_line():
-        from perfedrec.experiment.certificates import make_key
+        from perfedrec.federation.certificates import make_key
 
         make_key(path)
         console.print(f"{path} stays here; {path}.pub goes to the coordinator's folder of keys", soft_wrap=True)
@@ -215,7 +215,7 @@ def bundles(
     [bold]perfedrec federation bundles dealt --node n0 --node n1[/bold]
     """
     with one_line():
-        from perfedrec.experiment.bundles import BUNDLE, KEYS, SERVICE, deal
+        from perfedrec.federation.bundles import BUNDLE, KEYS, SERVICE, deal
 
         deal(folder, node, folder / SERVICE)
         console.print(
@@ -227,7 +227,7 @@ def bundles(
 @contextmanager
 def _going_on(command: list[str]) -> Iterator[None]:
     """Tell who interrupts a run the command that goes on with it."""
-    from perfedrec.experiment.run import InterruptedRunError
+    from perfedrec.runs.training import InterruptedRunError
 
     try:
         yield
@@ -268,9 +268,9 @@ def _resolved(
     Where nothing says how people's data are protected it is profile secure, whatever the preset has.
     """
     from perfedrec.core.errors import ConfigError
-    from perfedrec.experiment import config as configuration
-    from perfedrec.experiment.run import read_config
-    from perfedrec.experiment.serve import with_real_noise
+    from perfedrec.federation.coordinator import with_real_noise
+    from perfedrec.runs import config as configuration
+    from perfedrec.runs.training import read_config
 
     if not resume:
         profile = privacy or (None if "privacy" in configuration.in_file(config) else DEFAULT_PROFILE)

@@ -43,7 +43,7 @@ def node_init(
             common, given = read_catalogue(catalogue), None
         else:
             assert model is not None
-            from perfedrec.experiment.node import read_model
+            from perfedrec.federation.model_file import read_model
 
             given = read_model(model)
             common = given.catalogue
@@ -75,7 +75,7 @@ def node_import(
     """
     with one_line():
         from perfedrec.data import parse_columns, read
-        from perfedrec.experiment.node import take_in
+        from perfedrec.federation.model_file import take_in
         from perfedrec.runtimes.node import Store
 
         frame = read(file, format, parse_columns(columns))
@@ -116,7 +116,7 @@ def node_recommend(
     [bold]perfedrec node recommend --store home.node --user ann --k 10[/bold]
     """
     with one_line():
-        from perfedrec.experiment.node import recommend
+        from perfedrec.federation.model_file import recommend
         from perfedrec.runtimes.node import Store
 
         with Store.open(store) as opened:
@@ -173,7 +173,7 @@ def node_export(
     [bold]perfedrec node export --run runs/a --output served.model[/bold]
     """
     with one_line():
-        from perfedrec.experiment.node import export
+        from perfedrec.federation.model_file import export
 
         export(run, output, data)
         console.print(f"model written to {output}", soft_wrap=True)
@@ -188,7 +188,7 @@ def node_receive(
     [bold]perfedrec node receive --store home.node --model served.model[/bold]
     """
     with one_line():
-        from perfedrec.experiment.node import read_model
+        from perfedrec.federation.model_file import read_model
         from perfedrec.runtimes.node import Store
 
         given = read_model(model)

@@ -42,8 +42,8 @@ def run(
     [bold]perfedrec node run --store node.db --coordinator host:18000 --ca ca.crt --key node.key[/bold]
     """
     with one_line():
-        from perfedrec.experiment.metrics import exposed
-        from perfedrec.experiment.work import work_for
+        from perfedrec.federation.metrics import exposed
+        from perfedrec.federation.node import work_for
 
         with exposed(metrics_port) as expose:
             work_for(store, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads, bundle, require, expose)
@@ -64,8 +64,8 @@ def run_service(
     [bold]perfedrec service run --coordinator host:18000 --ca ca.crt --key service.key --state folder[/bold]
     """
     with one_line():
-        from perfedrec.experiment.metrics import exposed
-        from perfedrec.experiment.service import serve_neighbours
+        from perfedrec.federation.metrics import exposed
+        from perfedrec.federation.service import serve_neighbours
 
         with exposed(metrics_port) as expose:
             serve_neighbours(state, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads, expose)

@@ -86,9 +86,9 @@ def privacy_report(
     [bold]perfedrec privacy report runs/a[/bold]
     """
     with one_line():
-        from perfedrec.experiment.audit import read_audit
-        from perfedrec.experiment.run import read_summary
+        from perfedrec.audit.audit import read_audit
         from perfedrec.privacy.report import audited
+        from perfedrec.runs.training import read_summary
 
         block, found = read_summary(run)["privacy"], read_audit(run)
         if found is not None:
@@ -119,7 +119,7 @@ def audit(
     with one_line():
         from rich.progress import Progress
 
-        from perfedrec.experiment.audit import audit as run_audit
+        from perfedrec.audit.audit import audit as run_audit
 
         try:
             chosen = [int(each) for each in rounds.split(",")]

@@ -21,8 +21,8 @@ def report(
     [bold]perfedrec report bench/yelp --output yelp.html[/bold]
     """
     with one_line():
-        from perfedrec.experiment.progress import size
-        from perfedrec.experiment.report import write_report
+        from perfedrec.report import write_report
+        from perfedrec.runs.progress import size
 
         written = write_report(folder, output)
         console.print(f"written to {written} ({size(written.stat().st_size)})", soft_wrap=True)

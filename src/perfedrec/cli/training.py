@@ -29,7 +29,7 @@ from perfedrec.cli.common import (
 from perfedrec.core.errors import ConfigError, reason
 
 if TYPE_CHECKING:
-    from perfedrec.experiment.run import Result
+    from perfedrec.runs.training import Result
 
 
 def train(
@@ -69,10 +69,10 @@ def train(
     [bold]perfedrec train --resume --output runs/a[/bold]
     """
     with one_line():
-        from perfedrec.experiment import config as configuration
-        from perfedrec.experiment.run import latest_checkpoint, open_data, read_config
-        from perfedrec.experiment.run import train as run_training
-        from perfedrec.experiment.trackers import trackers
+        from perfedrec.runs import config as configuration
+        from perfedrec.runs.trackers import trackers
+        from perfedrec.runs.training import latest_checkpoint, open_data, read_config
+        from perfedrec.runs.training import train as run_training
 
         output = output or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
         told = trackers(track or (), output)
@@ -127,9 +127,9 @@ def demo(
     [bold]perfedrec demo --output runs/demo[/bold]
     """
     with one_line():
-        from perfedrec.experiment import config as configuration
-        from perfedrec.experiment.run import open_data
-        from perfedrec.experiment.run import train as run_training
+        from perfedrec.runs import config as configuration
+        from perfedrec.runs.training import open_data
+        from perfedrec.runs.training import train as run_training
 
         overrides = ("run.rounds=100", "clusters.start=5", "clusters.every=20", "selection.n_clients_per_round=128")
         resolved = configuration.load("recommended", None, overrides)
@@ -157,7 +157,7 @@ def evaluate(
     [bold]perfedrec evaluate --run runs/a --json[/bold]
     """
     with one_line():
-        from perfedrec.experiment.run import open_run
+        from perfedrec.runs.training import open_run
 
         result, _ = open_run(run, data)
         metrics = result.evaluate(part)
@@ -183,7 +183,7 @@ def recommend(
     [bold]perfedrec recommend --run runs/a --all-users --output lists.parquet[/bold]
     """
     with one_line():
-        from perfedrec.experiment.run import open_run
+        from perfedrec.runs.training import open_run
 
         if all_users == (user is not None) or all_users == (output is None):
             raise ConfigError("expected either --user ID or --all-users --output FILE")
@@ -209,7 +209,7 @@ def recommend(
 
 
 def print_result(result: Result, as_json: bool) -> None:
-    from perfedrec.experiment.run import read_summary
+    from perfedrec.runs.training import read_summary
 
     assert result.output is not None
     summary = read_summary(result.output)
@@ -239,8 +239,8 @@ def print_result(result: Result, as_json: bool) -> None:
 
 
 def which_round(summary: dict[str, Any]) -> str:
-    best, prelude = summary["best_round"], summary["prelude"]
-    name = f"round {best}" if best > 0 or not prelude else f"round {best + prelude} of {prelude} before training"
+    best, n_phases = summary["best_round"], summary["prelude"]
+    name = f"round {best}" if best > 0 or not n_phases else f"round {best + n_phases} of {n_phases} before training"
     return f"chosen by validation: {name}" if summary["valid"].get("users") else f"no validation data: {name}, the last"
 
 

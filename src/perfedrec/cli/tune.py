@@ -14,7 +14,7 @@ from rich.console import Console
 from perfedrec.cli.common import Algorithm, AsJson, Data, Preset, Profile, console, one_line
 
 if TYPE_CHECKING:
-    from perfedrec.experiment.tune import Outcome
+    from perfedrec.compare.tune import Outcome
 
 
 def tune(
@@ -41,10 +41,10 @@ def tune(
     [bold]perfedrec train --data FOLDER --config study/best.toml[/bold]
     """
     with one_line():
-        from perfedrec.experiment import progress
-        from perfedrec.experiment.config import resolve
-        from perfedrec.experiment.run import open_data
-        from perfedrec.experiment.tune import BEST, Tuning, read_space, ready_made
+        from perfedrec.compare.tune import BEST, Tuning, read_space, ready_made
+        from perfedrec.runs import progress
+        from perfedrec.runs.config import resolve
+        from perfedrec.runs.training import open_data
 
         given: dict[str, Any] = {"data__path": data, "run__rounds": rounds, "run__seed": seed}
         resolved = resolve(preset, config, set_ or (), without or (), privacy=privacy, algorithm=algorithm, **given)

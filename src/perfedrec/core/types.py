@@ -71,7 +71,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Contribution:
+class Update:
     """What B users hand over, with privacy already applied to each of them.
 
     ``users`` [B]; ``groups`` [B] the cluster each one contributes to; ``weights`` [B];
@@ -218,27 +218,27 @@ class RoundReport:
     bytes_up: int
     bytes_up_max: int
     bytes_down: int
-    given_up: str | None = None
+    aborted: str | None = None
 
 
-def reduce(contribution: Contribution, n_items: int, n_groups: int) -> Aggregate:
+def reduce(update: Update, n_items: int, n_groups: int) -> Aggregate:
     """Weighted sums of a block's contributions, by (group, item), in fixed point.
 
     Raises :class:`DivergedError` when a contribution holds a number that is not finite, or too large: one broken
     client must reach neither the sum nor the clustering.
     """
-    if contribution.reports is not None and not bool(contribution.reports.sum().isfinite()):
+    if update.reports is not None and not bool(update.reports.sum().isfinite()):
         raise DivergedError("a contribution holds a report that is not finite; expected finite user vectors")
-    users, groups, weights = contribution.users, contribution.groups, contribution.weights
+    users, groups, weights = update.users, update.groups, update.weights
     device = users.device
     total = torch.zeros(n_groups, dtype=torch.float64, device=device).index_add_(0, groups, _fixed(weights))
     keys, sums = torch.zeros(0, dtype=torch.int64, device=device), total.new_zeros(0, 0)
-    if contribution.deltas is not None and contribution.segments is not None and contribution.items is not None:
-        tables = groups[contribution.segments] if contribution.tables is None else contribution.tables
-        keys, inverse = distinct(tables * n_items + contribution.items, n_groups * n_items)
-        fixed = _fixed(contribution.deltas, weights[contribution.segments])
+    if update.deltas is not None and update.segments is not None and update.items is not None:
+        tables = groups[update.segments] if update.tables is None else update.tables
+        keys, inverse = distinct(tables * n_items + update.items, n_groups * n_items)
+        fixed = _fixed(update.deltas, weights[update.segments])
         sums = fixed.new_zeros(keys.numel(), fixed.shape[1]).index_add_(0, inverse, fixed)
-    edges = contribution.edges
+    edges = update.edges
     if edges is not None:
         edges = torch.stack([edges[:, 0], users[edges[:, 1]], edges[:, 2]], dim=1)
     return Aggregate(
@@ -247,9 +247,9 @@ def reduce(contribution: Contribution, n_items: int, n_groups: int) -> Aggregate
         keys=keys,
         sums=sums,
         weights=total,
-        dense=None if contribution.dense is None else _fixed(contribution.dense, weights).sum(0),
-        report_users=None if contribution.reports is None else users,
-        reports=contribution.reports,
+        dense=None if update.dense is None else _fixed(update.dense, weights).sum(0),
+        report_users=None if update.reports is None else users,
+        reports=update.reports,
         edges=edges,
     )
 
@@ -304,7 +304,7 @@ class Algorithm(Protocol[S, V, M]):
     """
 
     @property
-    def prelude(self) -> list[str]:
+    def phases(self) -> list[str]:
         """The phases played before training, one round each."""
 
     @property
@@ -326,7 +326,7 @@ class Algorithm(Protocol[S, V, M]):
     def init(self, spec: Spec, key: Key) -> S:
         """The server's state before the first round."""
 
-    def init_memory(self, rows: Rows, key: Key) -> M:
+    def init_clients(self, rows: Rows, key: Key) -> M:
         """What the users of a block hold before their first round."""
 
     def plan(self, state: S, key: Key) -> Plan:
@@ -338,21 +338,21 @@ class Algorithm(Protocol[S, V, M]):
     def groups(self, state: S, users: Tensor) -> Tensor:
         """[B] the group of each of ``users``."""
 
-    def view(self, state: S, users: Tensor) -> V:
+    def broadcast(self, state: S, users: Tensor) -> V:
         """What users [B] receive in this round; large tables are shared, not copied.
 
         Fields of V with ``field(metadata={"per": "user"})`` have one row per user. :data:`NEWCOMER` in place of a user
         stands for anybody whom the state does not know.
         """
 
-    def client(self, phase: str, view: V, rows: Rows, memory: M, key: Key) -> tuple[Contribution, M]:
+    def client(self, phase: str, broadcast: V, rows: Rows, client_state: M, key: Key) -> tuple[Update, M]:
         """The users' work: what they hand over and what they keep."""
 
     def release(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
         """The sum of some of a cohort's clients as it leaves them, with the noise that they add; ``asked`` clients are
         in the cohort."""
 
-    def given_up(self, phase: str, clients: int, asked: int) -> bool:
+    def aborted(self, phase: str, clients: int, asked: int) -> bool:
         """Whether so few ``clients`` of those ``asked`` answered that their sum must not be opened."""
 
     def server(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
@@ -362,19 +362,19 @@ class Algorithm(Protocol[S, V, M]):
         """What is kept of a state to recommend with; a view of it serves :meth:`scores`."""
 
     @property
-    def catching_up(self) -> int:
+    def finetune_rounds(self) -> int:
         """Rounds of local training after which a client that was not in training is best served."""
 
-    def arrive(self, view: V, rows: Rows, memory: M) -> M:
-        """The memories of newcomers, whom training did not know, when they receive the ``view`` that it has led to."""
+    def init_new_user(self, broadcast: V, rows: Rows, client_state: M) -> M:
+        """The memories of newcomers, whom training did not know, when they receive the ``broadcast`` that it has led to."""
 
-    def unprotected(self) -> Algorithm[S, V, M]:
+    def without_privacy(self) -> Algorithm[S, V, M]:
         """The same without decoys, masking and noise: for a client's work of which nothing is handed over."""
 
-    def scores(self, view: V, rows: Rows, memory: M) -> Tensor:
+    def scores(self, broadcast: V, rows: Rows, client_state: M) -> Tensor:
         """[B, m] scores of all items for the users of a block."""
 
-    def explain(self, view: V, rows: Rows, memory: M) -> dict[str, Tensor]:
+    def explain(self, broadcast: V, rows: Rows, client_state: M) -> dict[str, Tensor]:
         """Named parts [B, m] that sum to :meth:`scores`."""
 
 

@@ -11,32 +11,32 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Aggregate, Contribution
+from perfedrec.core.types import Aggregate, Update
 
 EXACT = 2**53
 """Whole numbers up to here are exact in float64."""
 
 
-def alone(contribution: Contribution, place: int) -> Contribution:
+def alone(update: Update, place: int) -> Update:
     """What one client hands over."""
     one, mine = slice(place, place + 1), None
-    if contribution.segments is not None:
-        mine = contribution.segments == place
+    if update.segments is not None:
+        mine = update.segments == place
 
     def rows(values: Tensor | None) -> Tensor | None:
         return None if values is None or mine is None else values[mine]
 
-    segments = rows(contribution.segments)
+    segments = rows(update.segments)
     return replace(
-        contribution,
-        users=contribution.users[one],
-        groups=contribution.groups[one],
-        weights=contribution.weights[one],
+        update,
+        users=update.users[one],
+        groups=update.groups[one],
+        weights=update.weights[one],
         segments=None if segments is None else torch.zeros_like(segments),
-        items=rows(contribution.items),
-        deltas=rows(contribution.deltas),
-        tables=rows(contribution.tables),
-        dense=None if contribution.dense is None else contribution.dense[one],
+        items=rows(update.items),
+        deltas=rows(update.deltas),
+        tables=rows(update.tables),
+        dense=None if update.dense is None else update.dense[one],
         reports=None,
         edges=None,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.keys import Key, laplace
-from perfedrec.core.types import FIXED_POINT, Aggregate, Contribution
+from perfedrec.core.types import FIXED_POINT, Aggregate, Update
 from perfedrec.privacy.mechanisms import bound_of, fewest, share_scale
 from perfedrec.privacy.noise import opendp_noised, row_noise, summed_noise
 from perfedrec.privacy.settings import PrivacySettings
@@ -45,36 +45,36 @@ def stretched(values: Tensor, segments: Tensor, n: int, settings: PrivacySetting
     return values * (settings.clip / largest.clamp(min=1e-30))[segments, None]
 
 
-def bounded(contribution: Contribution, settings: PrivacySettings, phase: str) -> Contribution:
+def bounded(update: Update, settings: PrivacySettings, phase: str) -> Update:
     """Bound the norm of everything that each client sends; in a release of pre-training, bring it to that length.
 
     Values lie on the grid of the sums afterwards, and the bound holds for these values without any rounding error.
     """
     bound = bound_of(settings, phase)
     if bound is None:
-        return contribution
-    norms = joint_norms(contribution, settings.norm)
+        return update
+    norms = joint_norms(update, settings.norm)
     factors = bound / norms.clamp(min=1e-30)
     if phase == "train":
         factors.clamp_(max=1.0)
     factors[norms == 0] = 1.0
     over = norms * factors > bound * _BELOW
     factors = torch.where(over, factors * _BELOW, factors)  # what rounding to float32 and to the grid may add
-    deltas, dense = contribution.deltas, contribution.dense
-    if deltas is not None and contribution.segments is not None:
-        deltas = _on_grid(deltas * factors[contribution.segments, None])
+    deltas, dense = update.deltas, update.dense
+    if deltas is not None and update.segments is not None:
+        deltas = _on_grid(deltas * factors[update.segments, None])
     if dense is not None:
         dense = _on_grid(dense * factors[:, None])
-    return replace(contribution, deltas=deltas, dense=dense)
+    return replace(update, deltas=deltas, dense=dense)
 
 
-def joint_norms(contribution: Contribution, norm: str) -> Tensor:
+def joint_norms(update: Update, norm: str) -> Tensor:
     """[B] float64 norms of everything that each client sends, L1 or L2."""
-    n, total = contribution.users.numel(), torch.zeros(contribution.users.numel(), dtype=torch.float64)
-    total = total.to(contribution.users.device)
+    n, total = update.users.numel(), torch.zeros(update.users.numel(), dtype=torch.float64)
+    total = total.to(update.users.device)
     for values, segments in (
-        (contribution.deltas, contribution.segments),
-        (contribution.dense, torch.arange(n, device=total.device)),
+        (update.deltas, update.segments),
+        (update.dense, torch.arange(n, device=total.device)),
     ):
         if values is not None and segments is not None:
             wide = values.to(torch.float64)
@@ -119,23 +119,23 @@ def released(aggregate: Aggregate, settings: PrivacySettings, phase: str, asked:
     return replace(aggregate, keys=keys, sums=sums, dense=dense)
 
 
-def given_up(clients: int, settings: PrivacySettings, phase: str, asked: int) -> bool:
+def aborted(clients: int, settings: PrivacySettings, phase: str, asked: int) -> bool:
     """Whether too few answered: the noise of a sum would be too small, or a sum would be one client's upload."""
     if settings.aggregation != "secure":
         return False
     return clients < (fewest(settings, asked) - 1e-9 if settings.noise.of(phase) else min(2, asked))
 
 
-def as_seen(contribution: Contribution, settings: PrivacySettings, phase: str, n_items: int, key: Key) -> Tensor:
+def as_seen(update: Update, settings: PrivacySettings, phase: str, n_items: int, key: Key) -> Tensor:
     """[B, m, d] dense uploads as the coordinator receives them, each with its own noise (simulation; for audits)."""
-    assert contribution.deltas is not None
-    assert contribution.segments is not None
-    assert contribution.items is not None
-    n, dim = contribution.users.numel(), contribution.deltas.shape[1]
+    assert update.deltas is not None
+    assert update.segments is not None
+    assert update.items is not None
+    n, dim = update.users.numel(), update.deltas.shape[1]
     seen = torch.zeros(n, n_items, dim)
-    seen[contribution.segments, contribution.items] = contribution.deltas
+    seen[update.segments, update.items] = update.deltas
     law, scale = share_scale(settings, phase, 1)
     if scale:
-        keys = key.fold("own").spread(contribution.users)
+        keys = key.fold("own").spread(update.users)
         seen += row_noise(law, keys, n_items * dim, scale).reshape(seen.shape)
     return seen

@@ -23,7 +23,7 @@ class Users(Protocol):
     def recall(self, users: Tensor, positions: Tensor) -> Any:
         """The memories of ``users`` [B] as a record of their own."""
 
-    def remember(self, users: Tensor, positions: Tensor, memory: Any) -> None:
+    def remember(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
         """Write the memories of ``users`` [B] back."""
 
 
@@ -35,7 +35,7 @@ class Population:
 
     def __init__(self, offsets: Tensor, items: Tensor, n_items: int, attributes: Tensor | None = None) -> None:
         self.offsets, self.items, self.n_items, self.attributes = offsets, items, n_items, attributes
-        self.memory: Any = None
+        self.client_state: Any = None
 
     @property
     def n_users(self) -> int:
@@ -49,23 +49,25 @@ class Population:
         """The rows of ``users`` [B], and the positions [R] of these rows among all interactions."""
         return block_rows(self.offsets, self.items, users, self.attributes)
 
-    def found(self, algorithm: Algorithm[Any, Any, Any], seed: int) -> None:
+    def init_clients(self, algorithm: Algorithm[Any, Any, Any], seed: int) -> None:
         """Give every user the memory it starts with."""
         rows, _ = self.rows(self.everyone())
-        self.memory = algorithm.init_memory(rows, Key(seed).fold("memory"))
+        self.client_state = algorithm.init_clients(rows, Key(seed).fold("memory"))
 
     def recall(self, users: Tensor, positions: Tensor) -> Any:
         """The memories of ``users`` [B] as a record of their own."""
         parts = {
-            name: getattr(self.memory, name).index_select(0, positions if per_row else users)
+            name: getattr(self.client_state, name).index_select(0, positions if per_row else users)
             for name, per_row in self._layout()
         }
-        return type(self.memory)(**parts)
+        return type(self.client_state)(**parts)
 
-    def remember(self, users: Tensor, positions: Tensor, memory: Any) -> None:
+    def remember(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
         """Write the memories of ``users`` [B] back."""
         for name, per_row in self._layout():
-            getattr(self.memory, name).index_copy_(0, positions if per_row else users, getattr(memory, name))
+            getattr(self.client_state, name).index_copy_(
+                0, positions if per_row else users, getattr(client_state, name)
+            )
 
     def _layout(self) -> list[tuple[str, bool]]:
-        return [(field.name, field.metadata.get("per") == "row") for field in fields(self.memory)]
+        return [(field.name, field.metadata.get("per") == "row") for field in fields(self.client_state)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.keys import Key, uniform
-from perfedrec.core.types import Aggregate, Algorithm, Contribution, RoundReport, reduce
+from perfedrec.core.types import Aggregate, Algorithm, RoundReport, Update, reduce
 from perfedrec.runtimes.population import Population, Users
 
 
@@ -25,17 +25,17 @@ def surviving(cohort: Tensor, dropout_rate: float, key: Key) -> Tensor:
 
 
 def contribute(
-    algorithm: Algorithm[Any, Any, Any], phase: str, view: Any, population: Users, users: Tensor, key: Key
-) -> tuple[Contribution, Any]:
+    algorithm: Algorithm[Any, Any, Any], phase: str, broadcast: Any, population: Users, users: Tensor, key: Key
+) -> tuple[Update, Any]:
     """The work of ``users`` [B] where their data are: what they hand over, and their new memories, which are stored.
 
     ``key`` is the key of the round.
     """
     rows, positions = population.rows(users)
-    memory = population.recall(users, positions)
-    contribution, memory = algorithm.client(phase, view, rows, memory, key.fold("client"))
-    population.remember(users, positions, memory)
-    return contribution, memory
+    client_state = population.recall(users, positions)
+    update, client_state = algorithm.client(phase, broadcast, rows, client_state, key.fold("client"))
+    population.remember(users, positions, client_state)
+    return update, client_state
 
 
 def play_round(
@@ -56,7 +56,7 @@ def play_round(
     plan = algorithm.plan(state, key.fold("plan"))
     users, asked = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel()
     reason = None
-    if algorithm.given_up(plan.phase, users.numel(), asked):
+    if algorithm.aborted(plan.phase, users.numel(), asked):
         users, reason = users[:0], f"{users.numel()} clients are too few for a sum"
     n_items, groups = population.n_items, algorithm.n_groups(state)
     total: Aggregate | None = None
@@ -65,16 +65,16 @@ def play_round(
     for members in _together(users, nodes):
         here: Aggregate | None = None
         for block in members.split(block_size):
-            view = algorithm.view(state, block)
-            contribution, memory = contribute(algorithm, plan.phase, view, population, block, key)
+            broadcast = algorithm.broadcast(state, block)
+            update, client_state = contribute(algorithm, plan.phase, broadcast, population, block, key)
             number = 8 if algorithm.secure_sums else 4
-            sent = contribution.upload_bytes(groups * n_items if algorithm.dense_uploads else None, number)
+            sent = update.upload_bytes(groups * n_items if algorithm.dense_uploads else None, number)
             if nodes is None:
                 up, up_max = up + int(sent.sum()), max(up_max, int(sent.max()))
-                down += view.download_bytes() * block.numel()
-            if contribution.deltas is not None and hasattr(memory, "loss"):
-                losses.append(memory.loss)
-            part = reduce(contribution, n_items, groups)
+                down += broadcast.download_bytes() * block.numel()
+            if update.deltas is not None and hasattr(client_state, "loss"):
+                losses.append(client_state.loss)
+            part = reduce(update, n_items, groups)
             here = part if here is None else here + part
         assert here is not None
         total = here if total is None else total + here
@@ -83,7 +83,7 @@ def play_round(
             leaving = here if algorithm.secure_sums else algorithm.release(plan.phase, here, asked, own)
             size = leaving.upload_bytes(masked=algorithm.secure_sums)
             up, up_max = up + size, max(up_max, size)
-            down += algorithm.view(state, members).download_bytes(together=True)
+            down += algorithm.broadcast(state, members).download_bytes(together=True)
     if total is None:
         total = Aggregate.empty(n_items, groups, device=plan.cohort.device)
     total = algorithm.release(plan.phase, total, asked, key.fold("release"))
@@ -96,7 +96,7 @@ def play_round(
         bytes_up=up,
         bytes_up_max=up_max,
         bytes_down=down,
-        given_up=reason,
+        aborted=reason,
     )
     return algorithm.server(state, plan.phase, total, key.fold("server")), report
 

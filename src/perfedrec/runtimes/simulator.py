@@ -34,8 +34,8 @@ class PersonalRecommender(Recommender):
         self.algorithm, self.state, self.population = algorithm, state, population
 
     def raw_scores(self, users: Tensor) -> Tensor:
-        view, rows, memory = self._given(users)
-        return self.algorithm.scores(view, rows, memory)
+        broadcast, rows, client_state = self._given(users)
+        return self.algorithm.scores(broadcast, rows, client_state)
 
     def explain(self, users: Tensor) -> dict[str, Tensor]:
         return self.algorithm.explain(*self._given(users))
@@ -47,19 +47,19 @@ class PersonalRecommender(Recommender):
 
     def _given(self, users: Tensor) -> tuple[Any, Rows, Any]:
         rows, positions = self.population.rows(users)
-        return self.algorithm.view(self.state, users), rows, self.population.recall(users, positions)
+        return self.algorithm.broadcast(self.state, users), rows, self.population.recall(users, positions)
 
     def everyone(self) -> Tensor:
         everyone = super().everyone()
         return everyone[self.algorithm.groups(self.state, everyone).argsort(stable=True)]  # tables are made once each
 
     def records(self) -> dict[str, Any]:
-        return {"state": self.state, "memory": self.population.memory}
+        return {"state": self.state, "memory": self.population.client_state}
 
     def with_records(self, records: Mapping[str, Any]) -> PersonalRecommender:
         given = self.population
         population = Population(given.offsets, given.items, given.n_items, given.attributes)
-        population.memory = records["memory"]
+        population.client_state = records["memory"]
         return PersonalRecommender(self.algorithm, records["state"], population)
 
 
@@ -92,7 +92,7 @@ class Simulator:
             item_attributes=None if items is None else torch.tensor(items.values, device=self.device),
         )
         self.state = algorithm.init(spec, Key(seed).fold("init"))
-        self.population.found(algorithm, seed)
+        self.population.init_clients(algorithm, seed)
         self.nodes = None if users_per_node == 1 else self.population.everyone() // users_per_node
 
     def play(self) -> RoundReport:
@@ -109,9 +109,9 @@ class Simulator:
         return report
 
     @property
-    def prelude(self) -> int:
+    def n_phases(self) -> int:
         """Rounds before training."""
-        return len(self.algorithm.prelude)
+        return len(self.algorithm.phases)
 
     def recommender(self) -> PersonalRecommender:
         """The recommender of the moment; it shares storage with the simulator and changes with it."""
@@ -119,9 +119,11 @@ class Simulator:
 
     def records(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {"state": self.state, "memory": self.population.memory}
+        return {"state": self.state, "memory": self.population.client_state}
 
     def restore(self, stored: Stored, rounds: int) -> None:
         """Go on after so many ``rounds`` from what a checkpoint held."""
         self.state = copied(unflatten(type(self.state), *stored["state"]), self.device)
-        self.population.memory = copied(unflatten(type(self.population.memory), *stored["memory"]), self.device)
+        self.population.client_state = copied(
+            unflatten(type(self.population.client_state), *stored["memory"]), self.device
+        )

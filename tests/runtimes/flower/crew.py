@@ -25,7 +25,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["perfedrec.experiment.serve", "perfedrec.experiment.work", "perfedrec.cli"])
+FORKS.set_forkserver_preload(["perfedrec.federation.coordinator", "perfedrec.federation.node", "perfedrec.cli"])
 HEARTBEAT = 4.0  # seconds; Flower allows no less than 10. Who was killed is let in again after twice as long
 SUPERLINK = f"""
 import runpy, sys
@@ -70,7 +70,7 @@ def node(
     seconds."""
     _settle(log)
     from perfedrec.cli import app
-    from perfedrec.experiment import work
+    from perfedrec.federation import node as work
     from perfedrec.runtimes.flower import node as module
     from perfedrec.runtimes.flower import secure_sum, wire
 
@@ -131,7 +131,7 @@ def coordinator(arguments: list[str], name: str, log: Path, faults: Mapping[int,
     """``perfedrec serve``, for a run that gets the ``name``."""
     _settle(log)
     from perfedrec.cli import app
-    from perfedrec.experiment import serve as module
+    from perfedrec.federation import coordinator as module
     from perfedrec.runtimes.flower import secagg, wire
 
     module.secrets = SimpleNamespace(token_hex=lambda size: name)  # type: ignore[assignment]

@@ -19,29 +19,29 @@ from flwr.common.constant import ErrorCode
 from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SERVICE, population, settings
 from tests.parity.grid import MemoryGrid
 
-from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.records import copied, flatten
 from perfedrec.core.types import Plan
-from perfedrec.experiment.config import RunSettings, config_of
-from perfedrec.experiment.node import build, method_of
-from perfedrec.experiment.service import Shelf
-from perfedrec.experiment.work import policy_of
+from perfedrec.federation.model_file import build, method_of
+from perfedrec.federation.node import policy_of
+from perfedrec.federation.service import StateStore
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.runs.config import RunSettings, config_of
 from perfedrec.runtimes.flower import (
     Bundle,
     Coordinator,
-    Mediator,
-    ServiceStation,
+    NodeApp,
+    ServiceApp,
+    ServiceClient,
     Setup,
-    Station,
     needs_service,
     public_of,
 )
 from perfedrec.runtimes.flower.codec import digest, pack, unpack
-from perfedrec.runtimes.flower.node import answer
-from perfedrec.runtimes.flower.secagg import GivenUpError, Participant
+from perfedrec.runtimes.flower.node_app import answer
+from perfedrec.runtimes.flower.rounds import Traffic, gather
+from perfedrec.runtimes.flower.secagg import AbortedError, Participant
 from perfedrec.runtimes.flower.secure_sum import RECORD
-from perfedrec.runtimes.flower.server_app import Traffic, gather
 from perfedrec.runtimes.node import Store
 
 ALGORITHM = PerFedRecPP(settings())
@@ -80,7 +80,7 @@ def coordinator(
 ) -> Coordinator:
     bundles = {node: Bundle(b"s" * 32, public_of(PRIVATE), bytes([node]) * 32) for node in stores}
     stations: dict[int, Any] = {
-        node: Station(
+        node: NodeApp(
             each,
             build,
             (versions or {}).get(node, "1"),
@@ -90,13 +90,13 @@ def coordinator(
         for node, each in stores.items()
     }
     first = next(iter(stores))
-    shelf = Shelf(stores[first].path.parent / "service")
-    stations[SERVICE] = ServiceStation(PRIVATE, public_of(bundles[first].common), build, "1", shelf)
+    shelf = StateStore(stores[first].path.parent / "service")
+    stations[SERVICE] = ServiceApp(PRIVATE, public_of(bundles[first].common), build, "1", shelf)
     apps: Any = {node: partial(answer, each.app()) for node, each in stations.items()}
     setup = Setup("a run", method_of(config_of(algorithm, RunSettings())), stores[first].catalogue, "1")
-    mediator = Mediator(SERVICE) if needs_service(algorithm) else None
+    service_client = ServiceClient(SERVICE) if needs_service(algorithm) else None
     grid = MemoryGrid(apps, tamper)
-    return Coordinator(grid, algorithm, setup, N_ITEMS, 0, deadline=0.0, service=SERVICE, mediator=mediator)
+    return Coordinator(grid, algorithm, setup, N_ITEMS, 0, deadline=0.0, service=SERVICE, service_client=service_client)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_options_that_get_weaker_in_mid_run_are_noticed(stores: dict[int, Store]
     assert refusals(given) == set()
     weaker = settings(**SECURE.settings.model_dump(by_alias=True) | {"selection": {"max_participations": None}})
     given.setup = replace(given.setup, configuration=method_of(config_of(PerFedRecPP(weaker), RunSettings())))
-    with pytest.raises(GivenUpError):
+    with pytest.raises(AbortedError):
         given.play(state)
     assert refusals(given) == {f"policy: {REQUIRES}selection.max_participations is off, above 50"}
 
@@ -169,8 +169,8 @@ class Greedy(PerFedRecPP):
     """Asks for item degrees again and again, whose noise would so be averaged away."""
 
     @property
-    def prelude(self) -> list[str]:
-        return ["degrees", *super().prelude]
+    def phases(self) -> list[str]:
+        return ["degrees", *super().phases]
 
 
 def test_each_phase_has_its_turn(stores: dict[int, Store]) -> None:
@@ -178,7 +178,7 @@ def test_each_phase_has_its_turn(stores: dict[int, Store]) -> None:
     assembled(given)
     given.algorithm = Greedy(SECURE.settings)
     state, _ = given.play(given.begin())
-    with pytest.raises(GivenUpError):
+    with pytest.raises(AbortedError):
         given.play(state)
     assert refusals(given) == {"phase: phase degrees came in round 1, where it is spectral's turn"}
 
@@ -220,21 +220,21 @@ def test_a_sum_is_opened_among_the_same_nodes_again_and_among_no_others(stores: 
     given = coordinator(stores, algorithm=SECURE)
     assembled(given)
     state = given.begin()
-    for _ in SECURE.prelude:
+    for _ in SECURE.phases:
         state, _ = given.play(state)
     start = copied(state)
     state, _ = given.play(state)
     again, report = given.play(copied(start))
-    assert report.given_up is None
+    assert report.aborted is None
     assert torch.equal(state.items, again.items)
     app = given.grid.apps.pop(102)  # type: ignore[attr-defined]
     _, report = given.play(copied(start))
-    assert report.given_up is not None
-    assert "given up in stage unmask" in report.given_up
+    assert report.aborted is not None
+    assert "given up in stage unmask" in report.aborted
     (said,) = refusals(given)
     assert said.startswith("failed: the sum of round 4 of run a run was opened with other nodes")
     given.grid.apps[102] = app  # type: ignore[attr-defined]
-    assert given.play(state)[1].given_up is None
+    assert given.play(state)[1].aborted is None
 
 
 def test_keys_that_the_coordinator_has_swapped_are_noticed(stores: dict[int, Store]) -> None:
@@ -245,7 +245,7 @@ def test_keys_that_the_coordinator_has_swapped_are_noticed(stores: dict[int, Sto
 
     given = coordinator(stores, swap, algorithm=SECURE)
     assembled(given)
-    with pytest.raises(GivenUpError, match="in stage shares"):
+    with pytest.raises(AbortedError, match="in stage shares"):
         given.play(given.begin())
     said = "unvouched: keys came as if from node 101, and it does not vouch for them"
     assert refusals(given) == {said}
@@ -273,7 +273,7 @@ def ask_for_degrees(given: Coordinator, number: int, users: int = N_USERS) -> No
 def test_degrees_are_asked_for_in_one_place(stores: dict[int, Store], algorithm: PerFedRecPP, number: int) -> None:
     given = coordinator(stores, algorithm=algorithm)
     assembled(given)
-    with pytest.raises(GivenUpError, match="in stage masked"):
+    with pytest.raises(AbortedError, match="in stage masked"):
         ask_for_degrees(given, number)
     assert refusals(given) == {f"phase: phase degrees came in round {number}, where it is no phase's turn"}
 
@@ -283,7 +283,7 @@ def test_degrees_are_told_of_the_same_users_or_not_at_all(stores: dict[int, Stor
     assembled(given)
     given.begin()
     ask_for_degrees(given, -1)
-    with pytest.raises(GivenUpError, match="in stage unmask"):
+    with pytest.raises(AbortedError, match="in stage unmask"):
         ask_for_degrees(given, -1, N_USERS - 1)
     (said,) = refusals(given)
     assert said.startswith("failed: the sum of round -1 of run a run was opened with other nodes or users")
@@ -296,7 +296,7 @@ def test_a_run_goes_on_by_the_configuration_that_it_began_with(stores: dict[int,
     state, _ = given.play(given.begin())
     tighter = SECURE.settings.model_copy(update={"privacy": SECURE.settings.privacy.model_copy(update={"clip": 0.25})})
     given.setup = replace(given.setup, configuration=method_of(config_of(PerFedRecPP(tighter), RunSettings())))
-    with pytest.raises(GivenUpError, match="in stage masked"):
+    with pytest.raises(AbortedError, match="in stage masked"):
         given.play(copied(state))
     assert refusals(given) == {"failed: run a run began with another configuration; expected that one, or a new name"}
 
@@ -392,11 +392,11 @@ def test_the_same_round_is_answered_with_the_same_sum(stores: dict[int, Store]) 
     given = coordinator(stores)
     assembled(given)
     state = given.begin()
-    for _ in ALGORITHM.prelude:
+    for _ in ALGORITHM.phases:
         state, _ = given.play(state)
-    again, held = copied(state), dict(given.mediator.tensors()) if given.mediator is not None else {}
+    again, held = copied(state), dict(given.service_client.tensors()) if given.service_client is not None else {}
     after, _ = given.play(state)
-    given.mediator = Mediator.of(SERVICE, held)
+    given.service_client = ServiceClient.of(SERVICE, held)
     twice, report = given.play(again)
     assert report.clients == report.cohort
     assert torch.equal(after.items, twice.items)
@@ -429,9 +429,9 @@ def test_what_a_superlink_forgets_is_asked_again(algorithm: PerFedRecPP, tmp_pat
         given.deadline = 20.0
         assembled(given)
         state = given.begin()
-        for _ in range(len(algorithm.prelude) + 2):
+        for _ in range(len(algorithm.phases) + 2):
             state, report = given.play(state)
-            assert (report.given_up, report.clients) == (None, report.cohort)
+            assert (report.aborted, report.clients) == (None, report.cohort)
         assert given.rejected == []
         assert given.hand_out(state) == list(stores)
         ends.append(flatten(state)[0])
@@ -458,7 +458,7 @@ def test_the_model_is_handed_to_who_is_there(stores: dict[int, Store]) -> None:
 
 
 def test_nodes_recommend_with_what_they_are_handed(stores: dict[int, Store]) -> None:
-    from perfedrec.experiment.node import recommend
+    from perfedrec.federation.model_file import recommend
 
     given = coordinator(stores)
     assembled(given)
@@ -480,7 +480,7 @@ def test_a_node_takes_no_code_that_a_coordinator_names() -> None:
 
 def test_what_the_service_made_for_a_node_stays_its_own_when_it_gets_another_key() -> None:
     start = pack({"sealed": torch.arange(3)})
-    old = Mediator(SERVICE, starts={"n0": start}, names={7: "n0", 8: "n1"})
-    new = Mediator.of(SERVICE, old.tensors(), names={8: "n1", 9: "n0"})
+    old = ServiceClient(SERVICE, starts={"n0": start}, names={7: "n0", 8: "n1"})
+    new = ServiceClient.of(SERVICE, old.tensors(), names={8: "n1", 9: "n0"})
     assert ["start" in new.add(node, RecordDict()) for node in (7, 8, 9)] == [False, False, True]
     assert torch.equal(unpack(new.add(9, RecordDict()).array_records["start"])["sealed"], torch.arange(3))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.experiment.test_metrics import page, samples
+from tests.federation.test_metrics import page, samples
 from tests.runtimes.flower import crew
 from tests.runtimes.flower.test_processes import NAME, SECRET, SMALL, as_simulated, draws
 from torch import Tensor
@@ -29,12 +29,13 @@ from typer.testing import CliRunner
 from perfedrec.cli import app
 from perfedrec.core.records import flatten
 from perfedrec.data.dataset import Dataset
-from perfedrec.experiment import checkpoint, config, federation
-from perfedrec.experiment.bundles import BUNDLE, read_bundle
-from perfedrec.experiment.certificates import end_of, make_certificates
-from perfedrec.experiment.config import DataSettings
-from perfedrec.experiment.methods import engine
-from perfedrec.experiment.run import open_data, read_history
+from perfedrec.federation import local
+from perfedrec.federation.bundles import BUNDLE, read_bundle
+from perfedrec.federation.certificates import end_of, make_certificates
+from perfedrec.runs import checkpoint, config
+from perfedrec.runs.config import DataSettings
+from perfedrec.runs.engine import engine
+from perfedrec.runs.training import open_data, read_history
 from perfedrec.runtimes.flower import Certificates, Control, SuperLink, needs_service, public_key
 from perfedrec.runtimes.node import Store
 
@@ -161,7 +162,7 @@ class Federation:
     def kept(self) -> None:
         """All that the nodes acknowledged is in their files."""
         train = self.dataset.train
-        for number, users in enumerate(federation.parted(train, len(list((self.folder / "nodes").iterdir())))):
+        for number, users in enumerate(local.parted(train, len(list((self.folder / "nodes").iterdir())))):
             with Store.open(self.store(number)) as store:
                 rows, _ = store.rows(torch.from_numpy(users))
                 first, last = train.offsets[users[0]], train.offsets[users[-1] + 1]
@@ -175,11 +176,11 @@ def laid_out(folder: Path, nodes: int, *options: str, privacy: str | None = None
         "recommended", None, [f"data.path={PATH}", *SMALL, *options], privacy=privacy, run__rounds=ROUNDS
     )
     dataset = open_data(given.data)
-    federation.lay_out(folder, dataset, nodes, secret=SECRET)
+    local.lay_out(folder, dataset, nodes, secret=SECRET)
     seed = draws(folder, given.build())
     given = given.model_copy(update={"run": given.run.model_copy(update={"seed": seed})})
     (folder / "run.toml").write_text(given.to_toml())
-    made = Federation(folder, given, dataset, federation.free_port())
+    made = Federation(folder, given, dataset, local.free_port())
     try:
         yield made
     finally:
@@ -227,7 +228,7 @@ def undisturbed(fed: Federation, rounds: int = ROUNDS) -> dict[str, Tensor]:
     simulated: Any = engine(fed.config.build(), fed.dataset, seed=fed.config.run.seed, device="cpu")
     tokens = read_bundle(fed.folder / "nodes" / "n0" / BUNDLE).tokens(fed.dataset.train.n_items)
     simulated.state = replace(simulated.state, tokens=tokens)
-    for _ in range(simulated.prelude + rounds):
+    for _ in range(simulated.n_phases + rounds):
         simulated.play()
     return {name: each for name, each in flatten(simulated.state)[0].items() if not name.startswith(ELSEWHERE)}
 
@@ -246,7 +247,7 @@ def test_coordinator_killed_before_its_checkpoint_and_superlink_with_messages_un
     fed.coordinator(faults={2: "killed"})
     assert fed.ends("coordinator") == -9, fed.told()
     assert len(fed.clients) == 2
-    fed.ports["coordinator"] = federation.free_port()
+    fed.ports["coordinator"] = local.free_port()
     fed.coordinator(resume=True, faults={3: "SuperLink killed"})
     assert fed.last_page("coordinator")["perfedrec_coordinator_superlink_restarts_total"] == 1
     assert fed.ends("coordinator") == 0, fed.told()
@@ -317,7 +318,7 @@ def test_a_slow_node_and_one_that_leaves(fed: Federation) -> None:
 def test_answers_that_cannot_be_part_of_a_sum(fed: Federation) -> None:
     """Each is refused with its reason, and the round goes on with the others, as it does where a disk is full. Metrics
     tell what the files tell."""
-    while len(free := {federation.free_port() for _ in range(5)} - {fed.port}) < 5:
+    while len(free := {local.free_port() for _ in range(5)} - {fed.port}) < 5:
         pass
     fed.ports = dict(zip(("coordinator", "service", "n1", "n2", "n3"), free, strict=True))
     fed.node("n3", version="0.0.1")
@@ -392,14 +393,14 @@ def test_a_third_of_the_nodes_is_killed_in_each_stage_of_secure_aggregation(tmp_
     """Of seven nodes two, then one of five, of four and of three: as many as may. What is opened is the sum of what the
     others add, word for word; in the last stage it is too late to leave it."""
     dead = {1: ("keys", {0, 1}), 2: ("shares", {2}), 3: ("masked", {3}), 4: ("unmask", {4})}
-    parts = federation.parted(open_data(DataSettings(path=PATH)).train, 7)
+    parts = local.parted(open_data(DataSettings(path=PATH)).train, 7)
     there = set(range(len(parts)))
     everyone = f"selection.n_clients_per_round={USERS}"
     with laid_out(tmp_path / "federation", len(parts), everyone, privacy="secure") as fed:
         for number in range(len(parts)):
             faults = {each: f"killed in {stage}" for each, (stage, nodes) in dead.items() if number in nodes}
             fed.node(f"n{number}", faults)
-        rounds = len(dead) + 1 - len(fed.config.build().prelude)
+        rounds = len(dead) + 1 - len(fed.config.build().phases)
         fed.coordinator(faults={1: "hurried"}, rounds=rounds, **{"min-nodes": len(parts)})
         assert fed.ends("coordinator") == 0, fed.told()
         for each in range(len(dead) + 1):
@@ -421,10 +422,10 @@ def test_certificate_renewed_and_a_key_replaced_in_a_run_that_goes_on(tmp_path: 
     options, rounds = ["pretraining.kind=contrastive", "pretraining.steps=3", "personal.pretrained=0"], 8
     options.append("selection.n_clients_per_round=3")
     with laid_out(tmp_path / "federation", NODES, *options) as fed:
-        prelude, files = len(fed.config.build().prelude), fed.folder / "certificates"
+        phases, files = len(fed.config.build().phases), fed.folder / "certificates"
         fed.nodes()
         fed.coordinator(rounds=rounds)
-        fed.stop_after(prelude)
+        fed.stop_after(phases)
         fed.processes["old"], key = fed.processes["n0"], fed.folder / "keys" / "n0.pub"
         assert CliRunner().invoke(app, ["federation", "key", str(tmp_path / "new")]).exit_code == 0
         (tmp_path / "new").rename(key.with_name("new"))
@@ -435,11 +436,11 @@ def test_certificate_renewed_and_a_key_replaced_in_a_run_that_goes_on(tmp_path: 
         fed.says("nodes/n0/log.txt", "is not registered")
         crew.end(fed.processes.pop("old"))
 
-        fed.stop_after(prelude + 3)
+        fed.stop_after(phases + 3)
         ca, server = (files / "ca.crt").read_bytes(), (files / "server.pem").read_text()
         assert CliRunner().invoke(app, ["federation", "certificates", str(files)]).exit_code == 0
         fed.coordinator(resume=True, rounds=rounds)
-        fed.says("run/metrics.jsonl", f'"round": {prelude + 5},')
+        fed.says("run/metrics.jsonl", f'"round": {phases + 5},')
         presented = ssl.get_server_certificate(("127.0.0.1", fed.port))
         assert presented == (files / "server.pem").read_text() != server
         assert (files / "ca.crt").read_bytes() == ca
@@ -491,7 +492,7 @@ def test_nodes_that_are_not_let_in(fed: Federation, tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, fed.serve())
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert "expired" in refused.stderr
-    fed.port = federation.free_port()
+    fed.port = local.free_port()
     with serving(tmp_path / "link", fed.port, certificates, wait=False):
         fed.node("n0")
         assert fed.ends("n0") == 4, fed.told()

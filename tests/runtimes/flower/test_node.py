@@ -12,9 +12,9 @@ from tests.parity.federation import settings
 from tests.parity.test_store import stored
 from torch import arange
 
-from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
-from perfedrec.experiment.work import policy_of
-from perfedrec.runtimes.flower import Fleet, Setup, Station, run_node
+from perfedrec.federation.node import policy_of
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.runtimes.flower import Fleet, NodeApp, Setup, run_node
 
 
 class Inbox:
@@ -44,7 +44,7 @@ def test_a_refusal_is_one_line_however_often_it_is_asked(tmp_path: Path) -> None
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     lines, stop = list[str](), threading.Event()
     with stored(tmp_path / "a.node", arange(3)) as store:
-        station = Station(store, lambda _: PerFedRecPP(settings()), "1", policy=policy_of("secure"))
+        station = NodeApp(store, lambda _: PerFedRecPP(settings()), "1", policy=policy_of("secure"))
         setups = [Setup("a run", "", store.catalogue, version) for version in ("1", "1", "1", "2")]
         asked = [Message(RecordDict({"setup": each.record()}), dst_node_id=7, message_type="query") for each in setups]
         for message in asked:

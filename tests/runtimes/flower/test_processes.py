@@ -20,13 +20,14 @@ from typer.testing import CliRunner
 from perfedrec.cli import app
 from perfedrec.core.records import flatten
 from perfedrec.data import read_catalogue
-from perfedrec.experiment import checkpoint, config, federation
-from perfedrec.experiment.bundles import BUNDLE, KEYS, read_bundle
-from perfedrec.experiment.methods import engine
-from perfedrec.experiment.progress import Quiet
-from perfedrec.experiment.run import open_data, read_history
-from perfedrec.experiment.serve import Terms, serve
-from perfedrec.experiment.service import Shelf
+from perfedrec.federation import local
+from perfedrec.federation.bundles import BUNDLE, KEYS, read_bundle
+from perfedrec.federation.coordinator import Terms, serve
+from perfedrec.federation.service import StateStore
+from perfedrec.runs import checkpoint, config
+from perfedrec.runs.engine import engine
+from perfedrec.runs.progress import Quiet
+from perfedrec.runs.training import open_data, read_history
 from perfedrec.runtimes.flower import Coordinator
 from perfedrec.runtimes.flower.codec import pack
 from perfedrec.runtimes.flower.sealing import unseal
@@ -50,14 +51,14 @@ def test_processes_compute_the_tables_of_the_simulator(tmp_path: Path, users: in
     given = config.load("recommended", None, [size, cohort, *SMALL], run__rounds=rounds)
     dataset = open_data(given.data)
     folder = tmp_path / "federation"
-    federation.lay_out(folder, dataset, nodes, secret=SECRET)
+    local.lay_out(folder, dataset, nodes, secret=SECRET)
     seed = draws(folder, given.build())
     given = given.model_copy(update={"run": given.run.model_copy(update={"seed": seed})})
 
-    port, lines = federation.free_port(), list[str]()
-    with federation.nodes(folder, port, service=True):
+    port, lines = local.free_port(), list[str]()
+    with local.nodes(folder, port, service=True):
         terms = Terms(port=port, min_nodes=nodes, wait=120, deadline=60)
-        ids = read_catalogue(folder / federation.CATALOGUE)
+        ids = read_catalogue(folder / local.CATALOGUE)
         files, keys = folder / "certificates", folder / "keys"
         summary = serve(given, ids, tmp_path / "run", files, keys, terms, Quiet(), lines.append, name=NAME)
 
@@ -67,7 +68,7 @@ def test_processes_compute_the_tables_of_the_simulator(tmp_path: Path, users: in
     assert json.loads((tmp_path / "run" / "result.json").read_text())["users"] == users
 
     with Store.open(folder / "nodes" / "n0" / "store.db") as store:
-        served = store.view(given.build().Received, store.everyone()[:1])
+        served = store.broadcast(given.build().broadcast_type, store.everyone()[:1])
     assert torch.equal(served.neighbours, state.neighbours)
     nothing_for_the_service(folder, tmp_path / "run", state.service, dataset.train.n_items)
 
@@ -81,7 +82,7 @@ def as_simulated(given: Any, dataset: Any, folder: Path, run: Path) -> Any:
     bundle = read_bundle(folder / "nodes" / "n0" / BUNDLE)
     tokens = bundle.tokens(dataset.train.n_items)
     simulated.state = replace(simulated.state, tokens=tokens)
-    reports = [simulated.play() for _ in range(simulated.prelude + given.run.rounds)]
+    reports = [simulated.play() for _ in range(simulated.n_phases + given.run.rounds)]
     assert [each.report.clients for each in read_history(run)] == [each.clients for each in reports]
     newest = checkpoint.load(checkpoint.folders(run / "checkpoints")[0])
     elsewhere = ("service.", "tokens", "neighbours")  # which the coordinator has not
@@ -91,7 +92,7 @@ def as_simulated(given: Any, dataset: Any, folder: Path, run: Path) -> Any:
     assert max(float((found[name].double() - expected[name].double()).abs().max()) for name in found) == 0.0
     assert float(expected["offsets"].abs().max()) > 0
     assert torch.equal(newest.records["roll"][0]["users"], torch.arange(dataset.n_users))
-    kept = flatten(Shelf(folder / "service").get(NAME, simulated.state.round, simulated.state.service))[0]
+    kept = flatten(StateStore(folder / "service").get(NAME, simulated.state.round, simulated.state.service))[0]
     own = flatten(simulated.state.service)[0]
     assert kept.keys() == own.keys()
     assert all(torch.equal(kept[name], own[name]) for name in own)
@@ -137,7 +138,7 @@ def test_under_profile_private_the_nodes_of_up_draw_with_opendp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node loads OpenDP when it draws: after it has joined, and before the end."""
-    nodes, begin, seen = federation.nodes, Coordinator.begin, list[list[bool]]()
+    nodes, begin, seen = local.nodes, Coordinator.begin, list[list[bool]]()
     processes: list[subprocess.Popen[bytes]] = []
 
     def look() -> None:
@@ -154,7 +155,7 @@ def test_under_profile_private_the_nodes_of_up_draw_with_opendp(
         look()
         return begin(coordinator)
 
-    monkeypatch.setattr(federation, "nodes", watched)
+    monkeypatch.setattr(local, "nodes", watched)
     monkeypatch.setattr(Coordinator, "begin", joined)
     data = "synthetic:users=12,items=40,interactions_per_user=8,clusters=2"
     options = ["--nodes", "3", "--data", data, "--privacy", "private", "--set", "pretraining.passes=1"]

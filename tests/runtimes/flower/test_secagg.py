@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import FIXED_POINT, Contribution, reduce
+from perfedrec.core.types import FIXED_POINT, Update, reduce
 from perfedrec.privacy.aggregation import EXACT, from_words, to_words
 from perfedrec.runtimes.flower import secagg
 from perfedrec.runtimes.flower.codec import UploadError
-from perfedrec.runtimes.flower.secagg import GivenUpError, Participant, Together, add_mask, circle, threshold
+from perfedrec.runtimes.flower.secagg import AbortedError, Participant, Together, add_mask, circle, threshold
 
 STAGES = secagg.STAGES
 
@@ -45,7 +45,7 @@ def test_up_to_a_third_may_drop_out_at_any_stage(case: tuple[int, str, set[int]]
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_with_more_gone_the_sum_is_given_up_in_that_stage(stage: str) -> None:
-    with pytest.raises(GivenUpError, match=f"given up in stage {stage}") as caught:
+    with pytest.raises(AbortedError, match=f"given up in stage {stage}") as caught:
         Together({stage: {0, 2, 5}}).sum(vectors(6))
     assert caught.value.stage == stage
 
@@ -73,10 +73,10 @@ def test_thresholds() -> None:
     assert 667 * left + 333 * gone < 0.003
 
 
-def contributions(n: int, clip: float) -> Contribution:
+def updates(n: int, clip: float) -> Update:
     generator = torch.Generator().manual_seed(1)
     rows = torch.arange(4).repeat(n)
-    return Contribution(
+    return Update(
         users=torch.arange(n),
         groups=torch.zeros(n, dtype=torch.int64),
         weights=torch.ones(n),
@@ -89,7 +89,7 @@ def contributions(n: int, clip: float) -> Contribution:
 
 @pytest.mark.parametrize("clip", [1e-6, 0.3, 10.0])
 def test_the_sum_is_that_of_the_clear_and_off_by_rounding_to_the_grid_alone(clip: float) -> None:
-    n, given = 6, contributions(6, clip)
+    n, given = 6, updates(6, clip)
     total, clear = Together()(given, 4, 1), reduce(given, 4, 1)
     assert torch.equal(total.keys, clear.keys)
     assert torch.equal(total.sums, clear.sums)
@@ -107,7 +107,7 @@ def test_the_sum_is_that_of_the_clear_and_off_by_rounding_to_the_grid_alone(clip
 
 
 def test_a_sum_that_no_nodes_could_have_is_refused() -> None:
-    like = reduce(contributions(2, 1.0), 4, 1)
+    like = reduce(updates(2, 1.0), 4, 1)
     words = to_words(like)
     assert torch.equal(from_words(words, 2, like).sums, like.sums)
     for wrong in (EXACT, -EXACT, -(2**63), 2**63 - 1):

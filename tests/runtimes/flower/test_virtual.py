@@ -25,11 +25,12 @@ from perfedrec.core.errors import CheckpointError, ConfigError, DataError, Perfe
 from perfedrec.core.records import flatten
 from perfedrec.data import Dataset
 from perfedrec.data.attributes import Attributes
-from perfedrec.experiment import app, checkpoint, serve
-from perfedrec.experiment.federation import environment, free_port
-from perfedrec.experiment.methods import engine
-from perfedrec.experiment.node import build, recommend
-from perfedrec.experiment.run import open_data, read_history
+from perfedrec.federation import coordinator, virtual
+from perfedrec.federation.local import environment, free_port
+from perfedrec.federation.model_file import build, recommend
+from perfedrec.runs import checkpoint
+from perfedrec.runs.engine import engine
+from perfedrec.runs.training import open_data, read_history
 from perfedrec.runtimes.node import Store
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "flower-app"
@@ -46,7 +47,7 @@ GIVEN: dict[str, Any] = {
 
 
 def grid_of(given: dict[str, Any], nodes: int) -> MemoryGrid:
-    grid = MemoryGrid(dict.fromkeys(range(100, 100 + nodes), app.client))
+    grid = MemoryGrid(dict.fromkeys(range(100, 100 + nodes), virtual.client))
     for node, context in grid.contexts.items():  # partitions in another order than the nodes' ids
         context.node_config = {"partition-id": (node + 1) % nodes, "num-partitions": nodes}
         context.run_config = given
@@ -59,10 +60,10 @@ def as_simulated(given: dict[str, Any], nodes: int, dataset: Dataset | None = No
     def others(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> list[str]:
         return [name for name in one if not torch.allclose(one[name], two[name], rtol=0, atol=within)]
 
-    config = app.resolved(app.options(given))
+    config = virtual.resolved(virtual.options(given))
     algorithm, output = config.build(), Path(given["output"])
     simulated = engine(algorithm, dataset or open_data(config.data), seed=given["seed"], device="cpu")
-    reports = [simulated.play() for _ in range(simulated.prelude + given["rounds"])]
+    reports = [simulated.play() for _ in range(simulated.n_phases + given["rounds"])]
     assert [each.report.clients for each in read_history(output)] == [each.clients for each in reports]
     records = simulated.records()
     expected = flatten(algorithm.serving(records["state"]))[0]
@@ -72,8 +73,8 @@ def as_simulated(given: dict[str, Any], nodes: int, dataset: Dataset | None = No
     assert float(expected["items"].std()) > 0
 
     population, users = simulated.population, torch.arange(USERS)  # type: ignore[attr-defined]
-    memory, parts = flatten(population.memory)[0], users.tensor_split(nodes)
-    assert any(bool(each.any()) for each in memory.values())
+    client_state, parts = flatten(population.client_state)[0], users.tensor_split(nodes)
+    assert any(bool(each.any()) for each in client_state.values())
     for place, part in enumerate(parts):
         with Store.open(output / "nodes" / f"n{place}" / "store.db") as store:
             assert torch.equal(store.everyone(), part)
@@ -88,7 +89,7 @@ def as_simulated(given: dict[str, Any], nodes: int, dataset: Dataset | None = No
 @pytest.mark.parametrize("privacy", ["", "secure"])
 def test_virtual_nodes_compute_the_tables_of_the_simulator(tmp_path: Path, privacy: str) -> None:
     given = GIVEN | {"output": str(tmp_path / "run"), "privacy": privacy}
-    app.play(grid_of(given, 5), given)
+    virtual.play(grid_of(given, 5), given)
     as_simulated(given, 5)
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
     assert summary["nodes_with_model"] == [f"n{place}" for place in range(5)]
@@ -100,15 +101,15 @@ def test_attributes_reach_the_nodes_of_their_users(tmp_path: Path, monkeypatch: 
     options = "model.embedding_dim=8 model.attributes=true"
     given = GIVEN | {"output": str(tmp_path / "run"), "preset": "perfedrec", "set": options}
     with pytest.raises(DataError, match="the data set has no attributes"):
-        app.play(grid_of(given, 5), given)
+        virtual.play(grid_of(given, 5), given)
     assert not (tmp_path / "run").exists()
-    plain = open_data(app.resolved(app.options(given)).data)
+    plain = open_data(virtual.resolved(virtual.options(given)).data)
     draw = np.random.default_rng(0)
     users, items = (draw.integers(0, 2, (n, 3)).astype(np.float32) for n in (plain.n_users, plain.n_items))
     own, theirs = (Attributes(("a", "b", "c"), values) for values in (users, items))
     dressed = replace(plain, user_attributes=own, item_attributes=theirs)
-    monkeypatch.setattr(app, "open_data", lambda data: dressed)
-    app.play(grid_of(given, 5), given)
+    monkeypatch.setattr(virtual, "open_data", lambda data: dressed)
+    virtual.play(grid_of(given, 5), given)
     as_simulated(given, 5, dressed, within=1e-5)  # attribute networks' products pick kernels by shape
     with Store.open(tmp_path / "run" / "nodes" / "n1" / "store.db") as store:
         rows, _ = store.rows(store.everyone())
@@ -128,7 +129,7 @@ def test_attributes_reach_the_nodes_of_their_users(tmp_path: Path, monkeypatch: 
 def test_a_run_that_cannot_be_says_why_and_writes_nothing(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     given = GIVEN | {"output": str(tmp_path / "run")} | change
     with pytest.raises(ConfigError, match=message):
-        app.play(grid_of(given, 5), given)
+        virtual.play(grid_of(given, 5), given)
     assert not (tmp_path / "run").exists()
 
 
@@ -136,7 +137,7 @@ def test_a_run_takes_no_folder_that_is_in_use(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     given = GIVEN | {"output": str(tmp_path)}
     with pytest.raises(ConfigError, match="is not empty, and no run with a checkpoint"):
-        app.play(grid_of(given, 5), given)
+        virtual.play(grid_of(given, 5), given)
     assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -145,29 +146,31 @@ def test_a_virtual_node_that_fails_ends_the_run(tmp_path: Path) -> None:
     grid = grid_of(given, 5)
     grid.contexts[102].run_config = given | {"output": str(tmp_path / "elsewhere")}
     with pytest.raises(PerfedrecError, match=r"virtual node n3: .*elsewhere"):
-        app.play(grid, given)
+        virtual.play(grid, given)
 
 
 def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = GIVEN | {"output": str(tmp_path / "run"), "rounds": 1}
-    app.play(grid_of(given, 5), given)
+    virtual.play(grid_of(given, 5), given)
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     longer = given | {"rounds": 3}
     with monkeypatch.context() as patched:
-        patched.setattr(serve.Run, "checkpoint", killed)  # the nodes have played the round, and nothing tells of it
+        patched.setattr(
+            coordinator.Run, "checkpoint", killed
+        )  # the nodes have played the round, and nothing tells of it
         with pytest.raises(KeyboardInterrupt):
-            app.play(grid_of(longer, 5), longer)
+            virtual.play(grid_of(longer, 5), longer)
     with pytest.raises(ConfigError, match="is a run with 5 nodes; expected as many, and not 4"):
-        app.play(grid_of(longer, 4), longer)
+        virtual.play(grid_of(longer, 4), longer)
     for change in ({"seed": 4}, {"set": SMALL + " server.averaging=0.5"}):
         with pytest.raises(CheckpointError, match="another configuration"):
-            app.play(grid_of(longer | change, 5), longer | change)
-    app.play(grid_of(longer, 5), longer)
+            virtual.play(grid_of(longer | change, 5), longer | change)
+    virtual.play(grid_of(longer, 5), longer)
     as_simulated(longer, 5)
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (summary["best_round"], summary["nodes_with_model"]) == (3, [f"n{place}" for place in range(5)])

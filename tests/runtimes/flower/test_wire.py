@@ -24,7 +24,7 @@ from flwr.superlink.grid import HttpGrid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.experiment.certificates import make_certificates, make_key
+from perfedrec.federation.certificates import make_certificates, make_key
 from perfedrec.runtimes.flower import public_key, wire
 
 CALLS = {

@@ -13,12 +13,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from perfedrec.algorithms.model import View
-from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
-from perfedrec.algorithms.settings import PerFedRecSettings
 from perfedrec.cli import app
 from perfedrec.core.errors import DataError
 from perfedrec.data import Encoding
+from perfedrec.methods.federated.network import Broadcast
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.methods.federated.settings import PerFedRecSettings
 from perfedrec.runtimes.node import RoundError, Store, StoreError, database
 
 N_ITEMS, DIM = 600, 16
@@ -68,25 +68,25 @@ def built(path: Path) -> tuple[Store, dict[str, Traces]]:
         store.take(pl.DataFrame(pairs, schema=["user", "item"], orient="row"), identities=identities, attributes=told)
     store.join(ALGORITHM, "run")
     users = store.everyone()
-    view = View(
+    broadcast = Broadcast(
         items=torch.randn(N_ITEMS, DIM),
         degrees=torch.ones(N_ITEMS),
         groups=torch.zeros(users.numel() + 1, dtype=torch.int64),
         start=torch.randn(users.numel() + 1, DIM),
     )
-    store.receive(view, users, "run", 4, "")
+    store.receive(broadcast, users, "run", 4, "")
     rows, positions = store.rows(users)
 
     def work() -> bytes:
-        memory = store.recall(users, positions)
+        client_state = store.recall(users, positions)
         for name in ("vectors", "first", "second", "rows"):
-            getattr(memory, name).normal_()
-        store.remember(users, positions, memory)
-        return memory.vectors.numpy().tobytes()
+            getattr(client_state, name).normal_()
+        store.remember(users, positions, client_state)
+        return client_state.vectors.numpy().tobytes()
 
     for number in range(3):  # pages are freed and used again
         store.answer(number, b"tables", work)
-    memory, traces = store.recall(users, positions), {}
+    client_state, traces = store.recall(users, positions), {}
     for name in (WANTED, OTHER):
         place = users.tolist().index(store.identity(name))
         with closing(sqlite3.connect(path)) as connection:
@@ -99,12 +99,12 @@ def built(path: Path) -> tuple[Store, dict[str, Traces]]:
             identity=store.identity(name).to_bytes(4, "big"),
             rows=cells,
             items=items[name].tobytes(),
-            vector=memory.vectors[place].numpy().tobytes(),
-            moments=memory.first[place].numpy().tobytes(),
-            tuned=memory.rows[rows.offsets[place] : rows.offsets[place + 1]].numpy().tobytes(),
-            secret=memory.secret[place].numpy().tobytes(),
+            vector=client_state.vectors[place].numpy().tobytes(),
+            moments=client_state.first[place].numpy().tobytes(),
+            tuned=client_state.rows[rows.offsets[place] : rows.offsets[place + 1]].numpy().tobytes(),
+            secret=client_state.secret[place].numpy().tobytes(),
             attributes=told[name].tobytes(),
-            start=view.start[place].numpy().tobytes(),  # type: ignore[index]
+            start=broadcast.start[place].numpy().tobytes(),  # type: ignore[index]
         )
     return store, traces
 

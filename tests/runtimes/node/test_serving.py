@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 import torch
 
-from perfedrec.algorithms.fedmf import FedMF
-from perfedrec.algorithms.gpfedrec import GPFedRec
-from perfedrec.algorithms.perfedrec_pp import PerFedRecPP
 from perfedrec.data import Dataset, Interactions, SyntheticTruth, load, split
-from perfedrec.runtimes.node import Advisor, Store, StoreError, serving_view
+from perfedrec.methods.federated.fedmf import FedMF
+from perfedrec.methods.federated.gpfedrec import GPFedRec
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.runtimes.node import LocalRecommender, Store, StoreError, serving_broadcast
 from perfedrec.runtimes.simulator import Simulator
 
 SOME = torch.tensor([3, 11, 40, 41, 90])
@@ -48,7 +48,7 @@ def dataset() -> Dataset:
 def trained(name: str, dataset: Dataset, rounds: int) -> Simulator:
     kind, options = METHODS[name]
     simulator = Simulator(kind(kind.Options.model_validate(options)), dataset, seed=5, device="cpu")
-    for _ in range(simulator.prelude + rounds):
+    for _ in range(simulator.n_phases + rounds):
         simulator.play()
     return simulator
 
@@ -61,8 +61,8 @@ def node_of(simulator: Simulator, dataset: Dataset, path: Path) -> Store:
     store.take(frame, identities={str(name): place for name, place in zip(ids, SOME.tolist(), strict=True)})
     store.join(simulator.algorithm, "simulated")
     store.remember(SOME, torch.zeros(0), simulator.population.recall(SOME, simulator.population.rows(SOME)[1]))
-    view = serving_view(simulator.algorithm, simulator.state, SOME)
-    store.receive(view, SOME, "simulated", simulator.state.round, "algorithm = 'x'")
+    broadcast = serving_broadcast(simulator.algorithm, simulator.state, SOME)
+    store.receive(broadcast, SOME, "simulated", simulator.state.round, "algorithm = 'x'")
     return store
 
 
@@ -71,7 +71,7 @@ def test_a_node_recommends_what_the_simulator_recommends(name: str, dataset: Dat
     simulator = trained(name, dataset, 6)
     node_of(simulator, dataset, tmp_path / "a.node").close()
     with Store.open(tmp_path / "a.node") as store:
-        advisor, recommender = Advisor(store, simulator.algorithm), simulator.recommender()
+        advisor, recommender = LocalRecommender(store, simulator.algorithm), simulator.recommender()
         for users in (SOME, SOME[2:3]):
             scores, parts = advisor.scores(users)
             expected = recommender.scores(users)
@@ -97,18 +97,18 @@ def test_a_node_recommends_what_the_simulator_recommends(name: str, dataset: Dat
 
 def test_a_view_tells_of_its_own_users_and_of_nobody_else(dataset: Dataset) -> None:
     simulator = trained("contrastive start, learned mix", dataset, 3)
-    view = serving_view(simulator.algorithm, simulator.state, SOME)
-    assert view.groups.tolist() == [*simulator.state.labels[SOME].tolist(), -1]
-    assert torch.equal(view.start[:-1], simulator.state.service.start[SOME])
-    assert not view.start[-1].any()  # the last user's vector is not a newcomer's
-    assert view.tokens is None
+    broadcast = serving_broadcast(simulator.algorithm, simulator.state, SOME)
+    assert broadcast.groups.tolist() == [*simulator.state.labels[SOME].tolist(), -1]
+    assert torch.equal(broadcast.start[:-1], simulator.state.service.start[SOME])
+    assert not broadcast.start[-1].any()  # the last user's vector is not a newcomer's
+    assert broadcast.tokens is None
 
 
 def test_without_a_model_there_is_nothing_to_recommend_with(tmp_path: Path) -> None:
     with Store.make(tmp_path / "a.node", np.arange(4)) as store:
         store.add("u", "2")
         with pytest.raises(StoreError, match="no model has come"):
-            Advisor(store, FedMF())
+            LocalRecommender(store, FedMF())
 
 
 def test_memories_last_as_long_as_their_model_is_served(dataset: Dataset, tmp_path: Path) -> None:
@@ -116,10 +116,12 @@ def test_memories_last_as_long_as_their_model_is_served(dataset: Dataset, tmp_pa
     store = node_of(simulator, dataset, tmp_path / "a.node")
     expected = simulator.recommender().scores(SOME)
     store.join(simulator.algorithm, "next")  # a new run has begun, and serves nothing yet
-    torch.testing.assert_close(Advisor(store, simulator.algorithm).scores(SOME)[0], expected, rtol=1e-5, atol=1e-6)
-    view = serving_view(simulator.algorithm, simulator.state, SOME)
-    store.receive(view, SOME, "next", 1, "")
-    assert not torch.allclose(Advisor(store, simulator.algorithm).scores(SOME)[0], expected)
+    torch.testing.assert_close(
+        LocalRecommender(store, simulator.algorithm).scores(SOME)[0], expected, rtol=1e-5, atol=1e-6
+    )
+    broadcast = serving_broadcast(simulator.algorithm, simulator.state, SOME)
+    store.receive(broadcast, SOME, "next", 1, "")
+    assert not torch.allclose(LocalRecommender(store, simulator.algorithm).scores(SOME)[0], expected)
 
 
 @dataclass(frozen=True)
@@ -159,13 +161,13 @@ def test_newcomers_get_their_own_taste_after_one_and_five_interactions(
 ) -> None:
     simulator = trained(name, planted.dataset, 80)
     nobody = torch.zeros(0, dtype=torch.int64)
-    view = serving_view(simulator.algorithm, simulator.state, nobody)
+    broadcast = serving_broadcast(simulator.algorithm, simulator.state, nobody)
     popular = torch.tensor(planted.dataset.train.item_degrees).argsort(descending=True)
     ids = planted.dataset.train.item_ids
     shares: dict[str, list[float]] = {"popular": [], "1": [], "5": []}
     with Store.make(tmp_path / "a.node", ids) as store:
-        store.receive(view, nobody, "simulated", simulator.state.round, "")
-        advisor = Advisor(store, simulator.algorithm)
+        store.receive(broadcast, nobody, "simulated", simulator.state.round, "")
+        advisor = LocalRecommender(store, simulator.algorithm)
         rng = np.random.default_rng(0)
         for number, (history, cluster) in enumerate(zip(planted.histories, planted.clusters, strict=True)):
             own = torch.tensor(planted.truth.item_clusters == cluster)

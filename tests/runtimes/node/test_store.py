@@ -35,7 +35,7 @@ class Notes:
 class Keeper:
     """The one part of an algorithm that a store needs."""
 
-    def init_memory(self, rows: Rows, key: Key) -> Notes:
+    def init_clients(self, rows: Rows, key: Key) -> Notes:
         return Notes(
             count=torch.zeros(rows.n_users, dtype=torch.int64),
             vector=uniform(key.spread(rows.users), 3),
@@ -137,18 +137,18 @@ def test_memories_are_kept_by_user_and_by_item(store: Store) -> None:
     store = again(store)
     store.join(KEEPER, "run")
     rows, positions = store.rows(both.flip(0))
-    memory = store.recall(both.flip(0), positions)
+    client_state = store.recall(both.flip(0), positions)
     assert rows.items.tolist() == [0, 2, 3, 0, 1, 5]
-    assert memory.each[:, 0].tolist() == [-1.0, 2.0, 3.0, 0.0, -1.0, 5.0]
-    assert memory.count.tolist() == [4, 3]
-    assert torch.equal(memory.vector, start.vector.flip(0) + 1)
-    assert memory.nothing.shape == (2, 0, 3)
+    assert client_state.each[:, 0].tolist() == [-1.0, 2.0, 3.0, 0.0, -1.0, 5.0]
+    assert client_state.count.tolist() == [4, 3]
+    assert torch.equal(client_state.vector, start.vector.flip(0) + 1)
+    assert client_state.nothing.shape == (2, 0, 3)
 
 
 def test_memories_of_another_method_are_refused(store: Store) -> None:
     class Other(Keeper):
-        def init_memory(self, rows: Rows, key: Key) -> Notes:
-            return replace(super().init_memory(rows, key), vector=torch.zeros(rows.n_users, 4))
+        def init_clients(self, rows: Rows, key: Key) -> Notes:
+            return replace(super().init_clients(rows, key), vector=torch.zeros(rows.n_users, 4))
 
     everyone = store.everyone()
     store.join(KEEPER, "run")
@@ -162,8 +162,8 @@ def counted(store: Store, times: int = 1) -> bytes:
     """Work: everybody's count goes up; the answer is the new counts."""
     everyone = store.everyone()
     _, positions = store.rows(everyone)
-    memory = store.recall(everyone, positions)
-    store.remember(everyone, positions, replace(memory, count=memory.count + times))
+    client_state = store.recall(everyone, positions)
+    store.remember(everyone, positions, replace(client_state, count=client_state.count + times))
     return bytes(store.recall(everyone, positions).count.tolist())
 
 

@@ -45,10 +45,10 @@ def play(store: Store, start: int) -> None:
 
 
 def one_more(store: Store, everyone: object) -> bytes:
-    memory = store.recall(everyone, None)  # type: ignore[arg-type]
-    memory = replace(memory, count=memory.count + 1)
-    store.remember(everyone, None, memory)  # type: ignore[arg-type]
-    return bytes(memory.count.numpy().tobytes())
+    client_state = store.recall(everyone, None)  # type: ignore[arg-type]
+    client_state = replace(client_state, count=client_state.count + 1)
+    store.remember(everyone, None, client_state)  # type: ignore[arg-type]
+    return bytes(client_state.count.numpy().tobytes())
 
 
 if __name__ == "__main__":

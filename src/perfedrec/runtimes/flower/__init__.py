@@ -7,14 +7,14 @@ A deployment is a :class:`Coordinator` over the grid of a :class:`SuperLink`, an
 """
 
 from perfedrec.runtimes.flower.client_app import Hosted, client_app
-from perfedrec.runtimes.flower.codec import REASONS, Setup, Task, ViewLayout, counted
+from perfedrec.runtimes.flower.codec import REASONS, BroadcastLayout, Setup, Task, counted
 from perfedrec.runtimes.flower.coordinator import Coordinator, Directory
-from perfedrec.runtimes.flower.node import Station, Work, run_node
+from perfedrec.runtimes.flower.node_app import NodeApp, Work, run_node
+from perfedrec.runtimes.flower.rounds import Rejection, play_round
 from perfedrec.runtimes.flower.sealing import Bundle, public_of
-from perfedrec.runtimes.flower.server_app import Rejection, play_round
-from perfedrec.runtimes.flower.service import Mediator
+from perfedrec.runtimes.flower.service import ServiceClient
 from perfedrec.runtimes.flower.service import needed as needs_service
-from perfedrec.runtimes.flower.service_station import ServiceStation
+from perfedrec.runtimes.flower.service_app import ServiceApp
 from perfedrec.runtimes.flower.wire import (
     AwayError,
     Certificates,
@@ -29,6 +29,7 @@ from perfedrec.runtimes.flower.wire import (
 __all__ = [
     "REASONS",
     "AwayError",
+    "BroadcastLayout",
     "Bundle",
     "Certificates",
     "Control",
@@ -36,15 +37,14 @@ __all__ = [
     "Directory",
     "Fleet",
     "Hosted",
-    "Mediator",
+    "NodeApp",
     "RefusedError",
     "Rejection",
-    "ServiceStation",
+    "ServiceApp",
+    "ServiceClient",
     "Setup",
-    "Station",
     "SuperLink",
     "Task",
-    "ViewLayout",
     "Work",
     "attached",
     "client_app",

@@ -13,7 +13,7 @@ from torch import Tensor
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import Aggregate, Algorithm, Rows, reduce
 from perfedrec.runtimes.flower import service
-from perfedrec.runtimes.flower.codec import Task, ViewLayout, reply
+from perfedrec.runtimes.flower.codec import BroadcastLayout, Task, reply
 from perfedrec.runtimes.flower.sealing import Bundle
 from perfedrec.runtimes.flower.secagg import STAGES
 from perfedrec.runtimes.flower.secure_sum import take_part
@@ -51,8 +51,8 @@ class Hosted(Population):
     def recall(self, users: Tensor, positions: Tensor) -> Any:
         return super().recall(self._places(users), positions)
 
-    def remember(self, users: Tensor, positions: Tensor, memory: Any) -> None:
-        super().remember(self._places(users), positions, memory)
+    def remember(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
+        super().remember(self._places(users), positions, client_state)
 
     def _places(self, users: Tensor) -> Tensor:
         if not bool(torch.isin(users, self.users).all()):
@@ -63,7 +63,7 @@ class Hosted(Population):
 def client_app(
     algorithm: Algorithm[Any, Any, Any],
     population: Population,
-    layout: ViewLayout,
+    layout: BroadcastLayout,
     seed: int,
     bundle: Bundle | None = None,
 ) -> ClientApp:
@@ -106,9 +106,9 @@ def client_app(
 def work(algorithm: Algorithm[Any, Any, Any], population: Users, task: Task, seed: int) -> Aggregate:
     """What the users of a task hand over together, as it leaves the node."""
     key = round_key(seed, task.round)
-    contribution, _ = contribute(algorithm, task.phase, task.view, population, task.users, key)
+    update, _ = contribute(algorithm, task.phase, task.broadcast, population, task.users, key)
     if not algorithm.dense_uploads:  # else a user's group is its own affair, and numbered as it is
-        contribution = replace(contribution, groups=task.present[contribution.groups])
-    total = reduce(contribution, population.n_items, task.n_groups)
+        update = replace(update, groups=task.present[update.groups])
+    total = reduce(update, population.n_items, task.n_groups)
     own = key.fold("release").fold("node", int(task.users.min())) if task.users.numel() else key
     return algorithm.release(task.phase, total, task.asked, own)

@@ -136,7 +136,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class ViewLayout:
+class BroadcastLayout:
     """How the views of an algorithm, records of class ``cls``, travel.
 
     ``shared`` names the fields that are the same for everybody, ``per_group`` those with one block of rows per group,
@@ -150,12 +150,12 @@ class ViewLayout:
     groups: str = "groups"
 
     @staticmethod
-    def of(algorithm: Any) -> ViewLayout:
+    def of(algorithm: Any) -> BroadcastLayout:
         """The layout that the records an algorithm sends declare in their fields' metadata."""
         per: dict[str | None, list[str]] = {}
-        for field in fields(algorithm.Received):
+        for field in fields(algorithm.broadcast_type):
             per.setdefault(field.metadata.get("per"), []).append(field.name)
-        return ViewLayout(algorithm.Received, tuple(per.get(None, ())), tuple(per.get("group", ())))
+        return BroadcastLayout(algorithm.broadcast_type, tuple(per.get(None, ())), tuple(per.get("group", ())))
 
 
 class Instructions:
@@ -170,7 +170,7 @@ class Instructions:
         state: Any,
         phase: str,
         asked: int,
-        layout: ViewLayout,
+        layout: BroadcastLayout,
         setup: Setup | None = None,
         identities: Tensor | None = None,
         serving: bool = False,
@@ -186,18 +186,18 @@ class Instructions:
 
         The users' groups are numbered anew, to point into the blocks that come along; ``present`` [k] names these.
         """
-        tensors, scalars = flatten(self.algorithm.view(self.state, users), "view.")
-        groups = tensors.pop(f"view.{self.layout.groups}", None)
+        tensors, scalars = flatten(self.algorithm.broadcast(self.state, users), "broadcast.")
+        groups = tensors.pop(f"broadcast.{self.layout.groups}", None)
         own, present = {"users": self._named(users)}, torch.zeros(1, dtype=torch.int64, device=users.device)
         if groups is not None:
             if not self.whole:
                 present, groups = groups.unique(return_inverse=True)
-            own[f"view.{self.layout.groups}"] = groups
+            own[f"broadcast.{self.layout.groups}"] = groups
         everybodys, per_group = self.layout.shared, self.layout.per_group
         if self.whole:
             everybodys, per_group = everybodys + per_group, ()
-        shared = {name: tensors.pop(name) for each in everybodys if (name := f"view.{each}") in tensors}
-        blocks = {name: tensors.pop(name) for each in per_group if (name := f"view.{each}") in tensors}
+        shared = {name: tensors.pop(name) for each in everybodys if (name := f"broadcast.{each}") in tensors}
+        blocks = {name: tensors.pop(name) for each in per_group if (name := f"broadcast.{each}") in tensors}
         task: dict[str, Any] = {"phase": self.phase, "round": self.state.round, "n_groups": self.n_groups}
         task |= {"asked": self.asked, **scalars}
         own |= tensors | {"present": present}
@@ -223,7 +223,7 @@ class Instructions:
 
 @dataclass(frozen=True)
 class Task:
-    """An instruction as a node reads it: ``view`` for ``users`` [B], with groups numbered as in ``present`` [k], in a
+    """An instruction as a node reads it: ``broadcast`` for ``users`` [B], with groups numbered as in ``present`` [k], in a
     round that ``asked`` so many clients."""
 
     phase: str
@@ -232,7 +232,7 @@ class Task:
     asked: int
     users: Tensor
     present: Tensor
-    view: Any
+    broadcast: Any
 
     @staticmethod
     def round_of(content: RecordDict) -> int:
@@ -240,7 +240,7 @@ class Task:
         return int(cast(int, content.config_records["task"]["round"]))
 
     @staticmethod
-    def read(content: RecordDict, layout: ViewLayout, device: Any) -> Task:
+    def read(content: RecordDict, layout: BroadcastLayout, device: Any) -> Task:
         """Raises :class:`PerfedrecError` when something is missing."""
         try:
             tensors = unpack(content.array_records["own"], device) | unpack(content.array_records["shared"], device)
@@ -248,8 +248,10 @@ class Task:
             blocks = [unpack(content.array_records[f"group {group}"], device) for group in present.tolist()]
             tensors |= {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
             values: dict[str, Any] = dict(content.config_records["task"].items())
-            view = unflatten(layout.cls, tensors, values, "view.")
-            return Task(values["phase"], values["round"], values["n_groups"], values["asked"], users, present, view)
+            broadcast = unflatten(layout.cls, tensors, values, "broadcast.")
+            return Task(
+                values["phase"], values["round"], values["n_groups"], values["asked"], users, present, broadcast
+            )
         except KeyError as error:
             raise PerfedrecError(f"an instruction came without {error}: server and node must be alike") from error
 

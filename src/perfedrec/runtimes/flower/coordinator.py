@@ -16,9 +16,9 @@ from torch import Tensor
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Algorithm, Plan, RoundReport, Spec, from_fixed
-from perfedrec.runtimes.flower.codec import SERVING, Instructions, Setup, UploadError, ViewLayout, pack, unpack
-from perfedrec.runtimes.flower.server_app import POLL, Rejection, Traffic, exchange, forgotten, gather, gone, play_round
-from perfedrec.runtimes.flower.service import Mediator
+from perfedrec.runtimes.flower.codec import SERVING, BroadcastLayout, Instructions, Setup, UploadError, pack, unpack
+from perfedrec.runtimes.flower.rounds import POLL, Rejection, Traffic, exchange, forgotten, gather, gone, play_round
+from perfedrec.runtimes.flower.service import ServiceClient
 from perfedrec.runtimes.flower.wire import AwayError
 
 MOST_USERS = 10_000_000
@@ -60,7 +60,7 @@ class Coordinator:
     """Users [n] of a run that goes on: nobody joins it, and those who are away are away."""
     service: int | None = None
     """The node that is registered as the neighbourhood service: it hosts nobody."""
-    mediator: Mediator | None = None
+    service_client: ServiceClient | None = None
     """The dealings with that service, where the method needs one: without, the coordinator is the service as well."""
     present: frozenset[int] = frozenset()
     """Nodes that were connected when it last looked: while it waits for them, and at the start of a round."""
@@ -80,7 +80,7 @@ class Coordinator:
         """
         end, asked, claimed = time.monotonic() + seconds, dict[str, int](), dict[int, Tensor]()
         taken, known, line = torch.zeros(0, dtype=torch.int64), set[int](), ""
-        served = self.mediator is None
+        served = self.service_client is None
         while True:
             present = self._present()
             new = sorted(present - known)
@@ -125,7 +125,7 @@ class Coordinator:
 
     def _present(self) -> set[int]:
         present = set(self.grid.get_node_ids())
-        if self.mediator is None:  # there is nothing to say to a service
+        if self.service_client is None:  # there is nothing to say to a service
             present -= {self.service}
         self.present = frozenset(present if self.names is None else present & self.names.keys())
         return set(self.present)
@@ -167,7 +167,7 @@ class Coordinator:
     def _start(self, degrees: Tensor) -> Any:
         """The first state; tokens are not the coordinator's where there is a service."""
         state = self.algorithm.init(self._spec(degrees), Key(self.seed).fold("init"))
-        return state if self.mediator is None else replace(state, tokens=None)
+        return state if self.service_client is None else replace(state, tokens=None)
 
     def play(self, state: Any) -> tuple[Any, RoundReport]:
         """Play the next round with the nodes that are there."""
@@ -184,7 +184,7 @@ class Coordinator:
             self._layout,
             self.seed,
             self.deadline,
-            self.mediator,
+            self.service_client,
             setup=self.setup,
             identities=self.directory.identities,
             enough=self.enough,
@@ -204,16 +204,16 @@ class Coordinator:
             for node, users in self.directory.hosts.items()
             if node in present
         }
-        if self.mediator is not None:
-            contents = {node: self.mediator.add(node, each, serving=True) for node, each in contents.items()}
+        if self.service_client is not None:
+            contents = {node: self.service_client.add(node, each, serving=True) for node, each in contents.items()}
         messages = [
             Message(content, dst_node_id=node, message_type="query.model") for node, content in contents.items()
         ]
         return sorted(node for node, reply in exchange(self.grid, messages, self.deadline) if not reply.has_error())
 
     @property
-    def _layout(self) -> ViewLayout:
-        return ViewLayout.of(self.algorithm)
+    def _layout(self) -> BroadcastLayout:
+        return BroadcastLayout.of(self.algorithm)
 
     def _spec(self, degrees: Tensor) -> Spec:
         assert self.directory is not None

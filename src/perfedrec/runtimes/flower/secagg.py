@@ -49,7 +49,7 @@ from flwr.supercore.primitives.asymmetric import (
 )
 
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Aggregate, Contribution, reduce
+from perfedrec.core.types import Aggregate, Update, reduce
 from perfedrec.privacy.aggregation import alone, from_words, to_words
 from perfedrec.runtimes.flower.codec import UploadError
 
@@ -71,7 +71,7 @@ _SCALAR = 48  # bytes of a private key of P-384
 _BLOCK = 1 << 15  # words of a mask made at a time: they stay in the cache
 
 
-class GivenUpError(PerfedrecError):
+class AbortedError(PerfedrecError):
     """A sum that is not opened, because in a ``stage`` too few nodes answered, or too few clients stand behind it.
 
     It may be taken later: ``exit_code`` is that of what can be tried again.
@@ -270,7 +270,7 @@ def secure_sum(
     """The coordinator's side: the sum [``size``] of the vectors of those ``nodes`` that stay until they have sent one.
 
     Up to a third of the nodes may drop out. ``check`` is told which ones are in the sum before it is opened, and may
-    raise :class:`GivenUpError`, as this function does where too few nodes are left. Who are peers follows from the
+    raise :class:`AbortedError`, as this function does where too few nodes are left. Who are peers follows from the
     ``label``, so that a sum that is taken again is taken among the same.
     """
     session = os.urandom(16)
@@ -346,9 +346,9 @@ class Together:
     def __init__(self, gone: Mapping[str, Collection[int]] | None = None) -> None:
         self.gone = gone or {}
 
-    def __call__(self, contribution: Contribution, n_items: int, n_groups: int) -> Aggregate:
-        n = contribution.users.numel()
-        parts = [reduce(alone(contribution, place), n_items, n_groups) for place in range(n)]
+    def __call__(self, update: Update, n_items: int, n_groups: int) -> Aggregate:
+        n = update.users.numel()
+        parts = [reduce(alone(update, place), n_items, n_groups) for place in range(n)]
         total, present = self.sum({place: to_words(part).numpy().view(np.uint64) for place, part in enumerate(parts)})
         return from_words(torch.from_numpy(total.view(np.int64)), len(present), parts[0])
 
@@ -378,7 +378,7 @@ class Together:
 
 def _enough(stage: str, present: int, needed: int) -> None:
     if present < needed:
-        raise GivenUpError(stage, f"{present} nodes answered where {needed} are needed")
+        raise AbortedError(stage, f"{present} nodes answered where {needed} are needed")
 
 
 def _is_key(public: bytes) -> bool:
@@ -390,11 +390,11 @@ def _is_key(public: bytes) -> bool:
 
 def _combined(node: int, shares: Sequence[bytes], needed: int) -> bytes:
     if len(shares) < needed:
-        raise GivenUpError("unmask", f"{len(shares)} shares of a secret of node {node} came, expected {needed}")
+        raise AbortedError("unmask", f"{len(shares)} shares of a secret of node {node} came, expected {needed}")
     try:
         secret: bytes = combine_shares(list(shares[:needed]))
     except (ValueError, IndexError, TypeError) as error:
-        raise GivenUpError("unmask", f"the shares of a secret of node {node} do not belong together") from error
+        raise AbortedError("unmask", f"the shares of a secret of node {node} do not belong together") from error
     return secret
 
 
@@ -405,7 +405,7 @@ def _key_of(node: int, scalar: bytes, public: bytes) -> ec.EllipticCurvePrivateK
     except ValueError:
         key = None
     if key is None or public_key_to_bytes(key.public_key()) != public:
-        raise GivenUpError("unmask", f"the shares of the key of node {node} do not belong together")
+        raise AbortedError("unmask", f"the shares of the key of node {node} do not belong together")
     return key
 
 

@@ -18,7 +18,7 @@ from perfedrec.core.types import Aggregate
 from perfedrec.privacy.aggregation import from_words, to_words
 from perfedrec.runtimes.flower import secagg
 from perfedrec.runtimes.flower.codec import pack, unpack
-from perfedrec.runtimes.flower.secagg import GivenUpError, Participant, Values
+from perfedrec.runtimes.flower.secagg import AbortedError, Participant, Values
 
 RECORD, VECTOR = "secagg", "vector"
 
@@ -29,14 +29,14 @@ def secure_sum(
     instructions: Mapping[int, RecordDict],
     clients: Mapping[int, int],
     like: Aggregate,
-    given_up: Callable[[int], bool],
+    aborted: Callable[[int], bool],
     label: str = "",
 ) -> Aggregate:
     """The sum over the nodes that ``instructions`` are for, with the sizes of ``like``, and nothing else of any node.
 
     ``ask`` sends contents to nodes, as messages of a type, and gives the contents of at most one answer of each.
     ``clients``: how many of each node's users take part. ``label`` names the sum. A sum of so few that it is
-    ``given_up`` is not opened. Raises :class:`~perfedrec.runtimes.flower.secagg.GivenUpError` for that, and where too
+    ``given_up`` is not opened. Raises :class:`~perfedrec.runtimes.flower.secagg.AbortedError` for that, and where too
     few nodes are left.
     """
     if like.reports is not None or like.edges is not None:
@@ -61,14 +61,14 @@ def secure_sum(
     def check(present: Collection[int]) -> None:
         nonlocal counted
         counted = sum(clients[node] for node in present)
-        if given_up(counted):
-            raise GivenUpError("masked", f"{counted} clients are too few for a sum")
+        if aborted(counted):
+            raise AbortedError("masked", f"{counted} clients are too few for a sum")
 
     total = secagg.secure_sum(send, list(instructions), to_words(like).numel(), check, refuse, label.encode())
     try:
         return from_words(torch.from_numpy(total.view(np.int64)).to(like.sums.device), counted, like)
     except PerfedrecError as error:
-        raise GivenUpError("unmask", f"what was opened is no sum: {error}") from error
+        raise AbortedError("unmask", f"what was opened is no sum: {error}") from error
 
 
 class Stages:

@@ -1,7 +1,7 @@
 """The neighbourhood service as a node of its own in a deployment, and the other roles' dealings with it.
 
 Users' protected vectors and edges leave a node sealed for the service. The coordinator passes them on
-(:class:`Mediator`), and passes back what the service gives out: neighbour sums and a pre-trained table by token, sealed
+(:class:`ServiceClient`), and passes back what the service gives out: neighbour sums and a pre-trained table by token, sealed
 for the nodes, which alone know what a token stands for; pre-trained user vectors, sealed for their users' node; and in
 the clear the clustering, by which the coordinator keeps tables and selects cohorts.
 """
@@ -74,8 +74,10 @@ def informed(task: Task, content: RecordDict, bundle: Bundle, n_items: int) -> T
         if not torch.equal(start["users"][places.clamp(max=start["users"].numel() - 1)], task.users.cpu()):
             raise PerfedrecError("pre-trained vectors came for other users than those asked")
         known["start"] = start["start"][places].to(tokens.device)
-    names = {each.name for each in fields(task.view)}
-    return replace(task, view=replace(task.view, **{name: value for name, value in known.items() if name in names}))
+    names = {each.name for each in fields(task.broadcast)}
+    return replace(
+        task, broadcast=replace(task.broadcast, **{name: value for name, value in known.items() if name in names})
+    )
 
 
 def named(message: Message, bundle: Bundle) -> Message:
@@ -87,7 +89,7 @@ def named(message: Message, bundle: Bundle) -> Message:
 # --- the service ---
 
 
-class Shelf(Protocol):
+class StateStore(Protocol):
     """Where a service keeps its state of a run: the last ones at least, each whole or not at all."""
 
     def get(self, run: str, played: int, like: Any) -> Any:
@@ -110,7 +112,7 @@ class NeighbourhoodService:
         algorithm: Served[Any, Any, Any],
         private: bytes,
         clients: bytes,
-        shelf: Shelf | None = None,
+        shelf: StateStore | None = None,
         run: str = "",
     ) -> None:
         self.algorithm, self.private, self.clients, self.shelf, self.run = algorithm, private, clients, shelf, run
@@ -215,7 +217,7 @@ def _placed(name: str, value: Tensor, users: Tensor, places: Tensor) -> Tensor:
 
 
 @dataclass
-class Mediator:
+class ServiceClient:
     """The coordinator's dealings with the service, which is the node ``service``: what it passes on and back.
 
     ``neighbours`` are the sums that the service gave out last, and ``starts`` pre-trained vectors by node, all sealed.
@@ -235,11 +237,11 @@ class Mediator:
         return {name: unpack(record)[SEALED] for name, record in held.items()}
 
     @staticmethod
-    def of(service: int, tensors: Mapping[str, Tensor], names: Mapping[int, str] | None = None) -> Mediator:
+    def of(service: int, tensors: Mapping[str, Tensor], names: Mapping[int, str] | None = None) -> ServiceClient:
         """The mediator that held these ``tensors``; ``names`` are those of the nodes by now."""
         held = {name: pack({SEALED: tensor}) for name, tensor in tensors.items()}
         starts = {name.partition(" ")[2]: record for name, record in held.items() if name.startswith("start ")}
-        return Mediator(service, held.get("neighbours"), starts, names or {})
+        return ServiceClient(service, held.get("neighbours"), starts, names or {})
 
     def add(self, node: int, content: RecordDict, serving: bool = False) -> RecordDict:
         """An instruction with what the service has given out for the ``node``; ``serving``: to recommend with."""

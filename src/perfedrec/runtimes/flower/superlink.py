@@ -5,7 +5,7 @@ again and again whether there is news. Most of the time of a round went there. H
 
 * messages are in memory alone (:class:`State`). What has to survive a restart, which is who is registered and which
   runs are open, is in a small file. What was under way is lost with the process, and who waits for it asks again: see
-  ``exchange`` in :mod:`perfedrec.runtimes.flower.server_app`;
+  ``exchange`` in :mod:`perfedrec.runtimes.flower.rounds`;
 * :class:`ShortWay` hands the requests that rounds are made of straight to Flower's handlers, and holds a question for
   news, where it is asked to, until there is some. All other requests, and those that fail there, go Flower's way.
 

@@ -18,11 +18,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import Aggregate, Algorithm
-from perfedrec.runtimes.flower.codec import Setup, Task, ViewLayout, digest, reply
-from perfedrec.runtimes.flower.node import once
+from perfedrec.runtimes.flower.codec import BroadcastLayout, Setup, Task, digest, reply
+from perfedrec.runtimes.flower.node_app import once
+from perfedrec.runtimes.flower.rounds import POLL, exchange
 from perfedrec.runtimes.flower.secagg import STAGES
 from perfedrec.runtimes.flower.secure_sum import RECORD, take_part
-from perfedrec.runtimes.flower.server_app import POLL, exchange
 from perfedrec.runtimes.node import Store
 
 
@@ -45,7 +45,7 @@ def virtual_client(
         store, seed = hosted(context.run_config, int(context.node_config["partition-id"]))
         with store:
             store.join(algorithm, setup.run, seed)
-            task = Task.read(message.content, ViewLayout.of(algorithm), store.device)
+            task = Task.read(message.content, BroadcastLayout.of(algorithm), store.device)
             return once(store, algorithm, task, digest(message.content, without=RECORD), seed)
 
     @app.train()
@@ -63,8 +63,8 @@ def virtual_client(
         setup = Setup.read(message.content)
         store, _ = hosted(context.run_config, int(context.node_config["partition-id"]))
         with store:
-            task = Task.read(message.content, ViewLayout.of(build(setup.configuration)), store.device)
-            store.receive(task.view, task.users[:-1], setup.run, task.round, setup.configuration)
+            task = Task.read(message.content, BroadcastLayout.of(build(setup.configuration)), store.device)
+            store.receive(task.broadcast, task.users[:-1], setup.run, task.round, setup.configuration)
         return Message(RecordDict(), reply_to=message)
 
     return app

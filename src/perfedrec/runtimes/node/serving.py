@@ -13,13 +13,13 @@ from perfedrec.core.types import NEWCOMER, Algorithm, Rows
 from perfedrec.runtimes.node.store import Store
 
 
-def serving_view(algorithm: Algorithm[Any, Any, Any], state: Any, users: Tensor) -> Any:
+def serving_broadcast(algorithm: Algorithm[Any, Any, Any], state: Any, users: Tensor) -> Any:
     """What a node of ``users`` [B] needs to recommend, for :meth:`Store.receive`: their view of the state that is
     served, with one more row, for newcomers."""
-    return algorithm.view(algorithm.serving(state), torch.cat([users, users.new_tensor([NEWCOMER])]))
+    return algorithm.broadcast(algorithm.serving(state), torch.cat([users, users.new_tensor([NEWCOMER])]))
 
 
-class Advisor:
+class LocalRecommender:
     """Recommends to the users of a store, with the same scores as the simulator for the same state.
 
     Who has interactions that no round of training has worked on is trained for a few rounds here (see
@@ -32,26 +32,28 @@ class Advisor:
 
     def scores(self, users: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """[B, m] scores of all items for ``users`` [B], minus infinity for their own items; and their parts [B, m]."""
-        view, rows, memory = self._given(users)
-        scores = self.algorithm.scores(view, rows, memory)
+        broadcast, rows, client_state = self._given(users)
+        scores = self.algorithm.scores(broadcast, rows, client_state)
         scores[rows.segments, rows.items] = -torch.inf
-        return scores, self.algorithm.explain(view, rows, memory)
+        return scores, self.algorithm.explain(broadcast, rows, client_state)
 
     def _given(self, users: Tensor) -> tuple[Any, Rows, Any]:
         rows, _ = self.store.rows(users)
-        view = self.store.view(self.algorithm.Received, users)
-        memory, known, changed = self.store.recall_all(users)
+        broadcast = self.store.broadcast(self.algorithm.broadcast_type, users)
+        client_state, known, changed = self.store.recall_all(users)
         if not bool(known.all()):
-            memory = chosen(known, rows, memory, self.algorithm.arrive(view, rows, memory))
+            client_state = chosen(
+                known, rows, client_state, self.algorithm.init_new_user(broadcast, rows, client_state)
+            )
         if bool((changed | ~known).any()):
-            memory = chosen(known & ~changed, rows, memory, self._caught_up(view, rows, memory))
-        return view, rows, memory
+            client_state = chosen(known & ~changed, rows, client_state, self._caught_up(broadcast, rows, client_state))
+        return broadcast, rows, client_state
 
-    def _caught_up(self, view: Any, rows: Rows, memory: Any) -> Any:
-        alone, key = self.algorithm.unprotected(), Key(self.store.seed).fold("alone")
-        for number in range(self.algorithm.catching_up):
-            _, memory = alone.client("train", view, rows, memory, key.fold(number))
-        return memory
+    def _caught_up(self, broadcast: Any, rows: Rows, client_state: Any) -> Any:
+        alone, key = self.algorithm.without_privacy(), Key(self.store.seed).fold("alone")
+        for number in range(self.algorithm.finetune_rounds):
+            _, client_state = alone.client("train", broadcast, rows, client_state, key.fold(number))
+        return client_state
 
 
 def chosen(first: Tensor, rows: Rows, a: Any, b: Any) -> Any:

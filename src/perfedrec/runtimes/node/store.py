@@ -356,7 +356,7 @@ class Store:
         query = "SELECT content FROM memories WHERE run = ? AND user = ?"
         with self._database.reading() as db:
             rows, _ = self.rows(users)
-            blank = joined.algorithm.init_memory(rows, Key(joined.seed).fold("memory"))
+            blank = joined.algorithm.init_clients(rows, Key(joined.seed).fold("memory"))
             stored = [db.execute(query, (joined.number, key)).fetchone() for key, _ in self._find(db, users)]
         values = {field.name: getattr(blank, field.name).numpy().copy() for field in fields(blank)}
         per_row = {field.name for field in fields(blank) if field.metadata.get("per") == "row"}
@@ -386,11 +386,13 @@ class Store:
                     into[place] = array[0]
         return type(blank)(**{name: torch.from_numpy(array) for name, array in values.items()}), has, other
 
-    def remember(self, users: Tensor, positions: Tensor, memory: Any) -> None:
+    def remember(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
         """Write the memories of ``users`` [B] back."""
         number = self._run().number
-        per_row = {field.name for field in fields(memory) if field.metadata.get("per") == "row"}
-        arrays = {field.name: getattr(memory, field.name).detach().cpu().numpy() for field in fields(memory)}
+        per_row = {field.name for field in fields(client_state) if field.metadata.get("per") == "row"}
+        arrays = {
+            field.name: getattr(client_state, field.name).detach().cpu().numpy() for field in fields(client_state)
+        }
         with self._database.writing() as db:
             rows, _ = self.rows(users)
             keys = [user for user, _ in self._find(db, users)]
@@ -538,13 +540,13 @@ class Store:
 
     # --- recommending ---
 
-    def receive(self, view: Any, users: Tensor, run: str, number: int, configuration: str) -> None:
-        """Keep what :func:`perfedrec.runtimes.node.serving.serving_view` gave for ``users`` [B] after so many rounds.
+    def receive(self, broadcast: Any, users: Tensor, run: str, number: int, configuration: str) -> None:
+        """Keep what :func:`perfedrec.runtimes.node.serving.serving_broadcast` gave for ``users`` [B] after so many rounds.
 
         It takes the place of what was served before. ``configuration`` is the method with its options as TOML.
         """
-        tensors, scalars = flatten(view)
-        own = {name: tensors.pop(name).numpy() for name in _per_user(view) & tensors.keys()}
+        tensors, scalars = flatten(broadcast)
+        own = {name: tensors.pop(name).numpy() for name in _per_user(broadcast) & tensors.keys()}
 
         def content(row: int) -> bytes:
             return dump_arrays({name: np.ascontiguousarray(values[row : row + 1]) for name, values in own.items()})
@@ -574,7 +576,7 @@ class Store:
             row = db.execute("SELECT number FROM runs WHERE run = ?", (run,)).fetchone()
         self._join(algorithm, run, row[0] if row is not None else 0)
 
-    def view(self, cls: type[Any], users: Tensor) -> Any:
+    def broadcast(self, cls: type[Any], users: Tensor) -> Any:
         """The served view, a record of ``cls``, of ``users`` [B]; those whom it did not know are newcomers."""
         with self._database.reading() as db:
             scalars, tables, newcomer = db.execute("SELECT scalars, tables, newcomer FROM served").fetchone()
@@ -602,9 +604,9 @@ class Store:
             (schema,) = db.execute("PRAGMA user_version").fetchone()
             run = db.execute("SELECT run, round FROM runs ORDER BY number DESC LIMIT 1").fetchone()
             query = "SELECT content FROM memories WHERE run = (SELECT max(number) FROM runs)"
-            memories = [self._arrays(content) for (content,) in db.execute(query)]
+            client_states = [self._arrays(content) for (content,) in db.execute(query)]
             served = db.execute("SELECT run, round, received FROM served").fetchone()
-        taken = [int(each["taken"][0]) for each in memories if "taken" in each]
+        taken = [int(each["taken"][0]) for each in client_states if "taken" in each]
         size = sum(Path(f"{self.path}{suffix}").stat().st_size for suffix in ("", "-wal"))
         return {
             "store": str(self.path),
@@ -625,8 +627,8 @@ class Store:
         }
 
 
-def _per_user(view: Any) -> set[str]:
-    return {field.name for field in fields(view) if field.metadata.get("per") == "user"}
+def _per_user(broadcast: Any) -> set[str]:
+    return {field.name for field in fields(broadcast) if field.metadata.get("per") == "user"}
 
 
 _NONE = np.zeros(0, dtype=np.int64)

@@ -1,0 +1,296 @@
+"""The audit of a run: its real uploads, played again from its own seed, and the attacks on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perfedrec.audit import attacks
+from perfedrec.audit.attacks import Finding
+from perfedrec.audit.canary import Bound, bounds
+from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.keys import Key
+from perfedrec.core.types import Aggregate, Update, block_rows, from_fixed
+from perfedrec.evaluation import Held
+from perfedrec.methods.centralised.method import Method
+from perfedrec.methods.federated.perfedrec import PerFedRec
+from perfedrec.privacy.uploads import as_seen
+from perfedrec.runs.checkpoint import write_atomic
+from perfedrec.runs.config import RunSettings
+from perfedrec.runs.training import CUTOFFS, Entry, Result, open_run, read_history
+from perfedrec.runtimes.population import Population
+from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
+
+SPARSE, DENSE = 200, 40  # clients of a captured round whose uploads are attacked one by one
+MEMBERS = 1000  # users whose membership is attacked
+REPLAYED = 60  # rounds that are played again at least, where there are that many: some users take part often then
+PARTICIPATIONS = (1, 2, 5)
+PRETRAINING = 0  # the number under which the last pass of pre-training is captured, where there is one
+
+
+@dataclass
+class Captured:
+    """What the coordinator received in a round: the uploads (its sum alone where uploads are not visible); and what an
+    attacker might know beside it, the users' vectors [B, d] at that time (``None`` where a method scores otherwise).
+    The first ``n_models`` tables of the sum are changes of item tables."""
+
+    update: Update
+    vectors: Tensor | None
+    table: Tensor
+    n_models: int
+    total: Aggregate | None = None
+
+
+class Tap:
+    """An algorithm with a tap on what leaves the clients."""
+
+    def __init__(self, algorithm: PerFedRec, rounds: Iterable[int]) -> None:
+        self.algorithm, self.rounds, self.number = algorithm, set(rounds), 0
+        self.captured: dict[int, Captured] = {}
+        self.row_sets: dict[int, list[Tensor]] = {}
+        self.reports: dict[int, list[Tensor]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.algorithm, name)
+
+    def client(self, phase: str, broadcast: Any, rows: Any, client_state: Any, key: Key) -> Any:
+        sent, after = self.algorithm.client(phase, broadcast, rows, client_state, key)
+        if phase == "train":
+            self._collect(sent)
+        if self._wanted(phase) is not None:
+            final = getattr(self.algorithm, "final_vectors", None)
+            vectors = None if final is None else final(broadcast, rows, client_state)
+            offsets = getattr(broadcast, "offsets", None)
+            n_models = 1 if offsets is None else offsets.shape[0] // broadcast.items.shape[0]
+            self.captured[self._wanted(phase) or 0] = Captured(sent, vectors, broadcast.items.clone(), n_models)
+        return sent, after
+
+    def release(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
+        total = self.algorithm.release(phase, aggregate, asked, key)
+        number = self._wanted(phase)
+        if number in self.captured:
+            self.captured[number].total = total
+        return total
+
+    def _wanted(self, phase: str) -> int | None:
+        """The number under which a round is captured."""
+        if phase == "spectral":
+            return PRETRAINING
+        return self.number if phase == "train" and self.number in self.rounds else None
+
+    def _collect(self, sent: Update) -> None:
+        """Row sets and user vectors of everybody's first participations."""
+        privacy = self.algorithm.settings.privacy
+        visible = privacy.aggregation == "sparse" or (privacy.aggregation == "dense" and not privacy.noise.training)
+        if not visible or sent.segments is None or sent.items is None:
+            return
+        sizes = torch.bincount(sent.segments, minlength=sent.users.numel()).tolist()
+        by_user = sent.items[sent.segments.argsort(stable=True)].split(sizes)
+        for place, (user, items) in enumerate(zip(sent.users.tolist(), by_user, strict=True)):
+            self.row_sets.setdefault(user, []).append(items)
+            if sent.reports is not None and len(self.reports.setdefault(user, [])) < 2:
+                self.reports[user].append(sent.reports[place].mean(0))
+
+
+@dataclass
+class Audit:
+    """What the attacks found, the lower bounds on epsilon beside the claims, and why an attack was not made."""
+
+    findings: list[Finding] = field(default_factory=list)
+    bounds: list[Bound] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return any(each.failed for each in self.bounds)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "failed": self.failed,
+            "findings": [asdict(each) for each in self.findings],
+            "bounds": [{**asdict(each), "failed": each.failed} for each in self.bounds],
+            "notes": self.notes,
+        }
+
+
+def audit(
+    folder: Path,
+    rounds: Sequence[int] = (1,),
+    trials: int = 100_000,
+    data: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Audit:
+    """Attack a finished run, and write what was found to ``audit.json`` in its folder.
+
+    ``rounds`` of training are captured, ``trials`` canaries are sent. For this the run is played again from its seed,
+    on the processor, and every round is compared with the recorded one. Raises :class:`CheckpointError` where they
+    differ, because other uploads would be attacked than those that were sent.
+    """
+    if trials < 1000:
+        raise ConfigError(f"{trials} canaries are too few for a bound; expected at least 1000")
+    result, config = open_run(folder, data, "cpu")
+    algorithm, history = config.build(), read_history(folder)
+    if isinstance(algorithm, Method):
+        raise ConfigError(
+            f"{folder}: {config.algorithm} is centralised: no client sends anything that could be attacked"
+        )
+    played = len(history) - len(algorithm.phases)
+    if wrong := [each for each in rounds if not 1 <= each <= played and played > 0]:
+        raise ConfigError(f"there is no round {wrong[0]} to capture; expected 1 to {played}, rounds of training")
+    recommender = result.recommender
+    assert isinstance(recommender, PersonalRecommender)
+    found, population = Audit(), recommender.population
+    if _drawn_anew(algorithm):
+        found.notes.append("the noise that was sent: OpenDP's cannot be drawn again, and the attacks met fresh noise")
+    degrees = torch.bincount(population.items, minlength=population.n_items).to(torch.float32)
+    releases = algorithm.releases(max(played, 0), population.n_users)
+    found.bounds = bounds(algorithm.settings.privacy, releases, trials, Key(config.run.seed).fold("audit"))
+    tap = _replayed(algorithm, result, config.run, rounds if played > 0 else (), history, progress)
+    for number, captured in sorted(tap.captured.items()):
+        found.findings += _from_uploads(algorithm, captured, number, population, degrees)
+    if not algorithm.reporting:
+        found.notes.append("fit and linkage of user vectors: clients report none")
+    if tap.row_sets:
+        found.findings += _over_rounds(tap, population, degrees)
+    else:
+        found.notes.append("intersection of row sets: none can be seen")
+    if played <= 0:
+        found.notes.append("uploads of training: there was no round of training")
+    if not hasattr(algorithm, "final_vectors"):
+        found.notes.append(f"items from uploads by the user's vector: {config.algorithm} does not score by one")
+    found.findings.append(_membership(result, degrees))
+    write_atomic(folder / "audit.json", json.dumps(found.plain(), indent=1).encode())
+    return found
+
+
+def read_audit(folder: Path) -> dict[str, Any] | None:
+    """What :func:`audit` wrote, where there was one."""
+    path = folder / "audit.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged audit: {error}; expected it removed, or made again") from None
+
+
+def _replayed(
+    algorithm: PerFedRec,
+    result: Result,
+    run: RunSettings,
+    rounds: Sequence[int],
+    history: Sequence[Entry],
+    progress: Callable[[int, int], None],
+) -> Tap:
+    tap, phases = Tap(algorithm, rounds), len(algorithm.phases)
+    held = Held.of(result.dataset.valid.offsets, result.dataset.valid.items, torch.device("cpu"))
+    everybody = result.dataset.n_users  # in one block, so that a round is captured whole
+    simulator = Simulator(
+        tap, result.dataset, seed=run.seed, device="cpu", block_size=everybody, dropout_rate=run.dropout_rate
+    )
+    total = min(len(history), phases + max(*rounds, REPLAYED, 0) if rounds else phases)
+    for number in range(total):
+        tap.number = number - phases + 1
+        report, recorded = simulator.play(), history[number].report
+        if (report.clients, report.loss) != (recorded.clients, recorded.loss) and not _drawn_anew(algorithm):
+            raise CheckpointError(
+                f"round {number} cannot be repeated: {recorded.clients} clients with loss {recorded.loss} are "
+                f"recorded, and now it is {report.clients} with {report.loss}; expected the machine and versions of "
+                "the run"
+            )
+        valid = history[number].valid  # pre-training has no loss to compare
+        if report.loss is None and valid is not None and not _drawn_anew(algorithm):
+            again = simulator.recommender().evaluate(held, CUTOFFS)
+            if again != valid:
+                raise CheckpointError(
+                    f"round {number} of pre-training cannot be repeated: it had {run.select_by} {valid[run.select_by]} "
+                    f"and now has {again[run.select_by]}; expected the machine and versions of the run"
+                )
+        progress(number + 1, total)
+    return tap
+
+
+def _drawn_anew(algorithm: PerFedRec) -> bool:
+    """Whether a run's noise follows from no seed."""
+    privacy = algorithm.settings.privacy
+    return privacy.noise_source == "opendp" and (privacy.noise.any or privacy.noise_scale > 0)
+
+
+def _own(population: Population, users: Tensor) -> list[Tensor]:
+    rows, _ = population.rows(users)
+    return list(rows.items.split(rows.counts.tolist()))
+
+
+def _from_uploads(
+    algorithm: PerFedRec, captured: Captured, number: int, population: Population, degrees: Tensor
+) -> list[Finding]:
+    """Item inference from what the coordinator received in one round, and the fit of the user vectors in it."""
+    settings, sent, n_items = algorithm.settings.privacy, captured.update, population.n_items
+    assert sent.deltas is not None
+    assert sent.segments is not None
+    assert sent.items is not None
+    every, n = torch.arange(n_items), min(sent.users.numel(), DENSE if settings.aggregation == "dense" else SPARSE)
+    if settings.aggregation == "sparse":
+        own_rows = [sent.segments == place for place in range(n)]
+        uploads, where = [(sent.items[mine], sent.deltas[mine]) for mine in own_rows], "one sparse upload"
+    elif settings.aggregation == "dense":
+        mine = sent.segments < n
+        if sent.tables is not None:
+            mine &= sent.tables < captured.n_models
+        few = Update(
+            sent.users[:n], sent.groups[:n], sent.weights[:n], sent.segments[mine], sent.items[mine], sent.deltas[mine]
+        )
+        phase = "train" if number else "spectral"
+        seen = as_seen(few, settings, phase, n_items, Key(number).fold("audit"))
+        uploads, where = [(every, table) for table in seen], "one dense upload"
+    else:
+        total = captured.total
+        assert total is not None
+        models = total.keys < captured.n_models * n_items
+        table = torch.zeros(n_items, total.sums.shape[1])
+        table.index_add_(0, total.keys[models] % n_items, from_fixed(total.sums[models]))
+        uploads, where = [(every, table)] * n, f"the sum of {total.clients} uploads"
+    where += "" if number else " of pre-training"
+    real = _own(population, sent.users[:n])
+    found = []
+    if captured.vectors is not None:
+        found += attacks.infer_items(uploads, real, captured.vectors[:n], degrees, where)
+    if settings.aggregation != "secure":
+        found += attacks.infer_items(uploads, real, None, degrees, where)
+    if sent.reports is not None:
+        users = _own(population, sent.users)
+        found.append(attacks.fit_vectors(sent.reports.mean(1), captured.table, users, degrees))
+    return [replace(each, round=number) for each in found]
+
+
+def _over_rounds(tap: Tap, population: Population, degrees: Tensor) -> list[Finding]:
+    """Intersection of row sets, and linkage of the vectors of everybody's first two participations."""
+    users = list(tap.row_sets)
+    real = _own(population, torch.tensor(users, dtype=torch.int64))
+    sets = [tap.row_sets[user] for user in users]
+    crossed = [attacks.intersect(sets, real, after, degrees) for after in PARTICIPATIONS]
+    found = [each for each in crossed if each is not None]
+    pairs = [each for each in tap.reports.values() if len(each) == 2]
+    if len(pairs) > 1:
+        before, after = (torch.stack([pair[place] for pair in pairs]) for place in (0, 1))
+        found.append(attacks.link_vectors(before, after))
+    return found
+
+
+def _membership(result: Result, degrees: Tensor) -> Finding:
+    """Train items against the same user's held-out items, by the scores of the final personal model."""
+    recommender, dataset = result.recommender, result.dataset
+    users = torch.arange(min(MEMBERS, dataset.n_users))
+    rows, _ = block_rows(recommender.offsets, recommender.items, users)
+    scores = recommender.raw_scores(users)
+
+    def items_of(part: Any, user: int) -> Tensor:
+        return torch.tensor(part.items[part.offsets[user] : part.offsets[user + 1]], dtype=torch.int64)
+
+    held = [torch.cat([items_of(dataset.valid, user), items_of(dataset.test, user)]) for user in users.tolist()]
+    return attacks.infer_membership(scores, rows.items.split(rows.counts.tolist()), held, degrees)

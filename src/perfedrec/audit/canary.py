@@ -1,0 +1,140 @@
+"""An empirical lower bound on epsilon, from canaries sent through the mechanism itself.
+
+Every canary is a client that sends as much as the bound allows, on a row of its own, so that one sum holds as many
+independent trials as there are canaries (in the manner of Steinke, Nasr and Jagielski, NeurIPS 2023). Half of them
+choose the threshold that tells "taken part" from "not", the other half are counted, and Clopper-Pearson intervals bound
+the two error rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import beta, norm
+
+from perfedrec.core.keys import Key
+from perfedrec.core.types import Update, from_fixed, reduce
+from perfedrec.privacy.ledger import Ledger, Release, account
+from perfedrec.privacy.mechanisms import bound_of
+from perfedrec.privacy.settings import PrivacySettings
+from perfedrec.privacy.uploads import as_seen, bounded, protect, released
+
+CONFIDENCE = 0.95
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A claimed epsilon and what canaries show at least: ``lower`` for any mechanism, ``lower_gaussian`` for one whose
+    noise is normal (``None`` where it is not). ``failed`` where a lower bound is above the claim."""
+
+    what: str
+    claim: float
+    delta: float
+    lower: float
+    lower_gaussian: float | None
+    trials: int
+
+    @property
+    def failed(self) -> bool:
+        return max(self.lower, self.lower_gaussian or 0.0) > self.claim
+
+
+def bounds(settings: PrivacySettings, releases: Sequence[Release], trials: int, key: Key) -> list[Bound]:
+    """Lower bounds for every claim that a run with these releases makes against the coordinator."""
+    found = []
+    if settings.clip is not None and settings.norm == "coordinate" and settings.noise_scale:
+        inside, outside = (_coordinate(settings, sign, trials, key.fold("coordinate", sign)) for sign in (1, 0))
+        claim = 2 * settings.clip / settings.noise_scale
+        found.append(_bound("one coordinate of one upload", claim, 0.0, inside, outside, gaussian=False))
+    claim_ = Ledger(releases, settings.delta).epsilon("coordinator")
+    accounted = [each for each in releases if each.participations and each.guarantee.law is not None]
+    if claim_.value is not None and accounted:
+        sides = [
+            np.sum([_statistic(settings, each, sign, trials, key) for each in accounted], axis=0) for sign in (1, 0)
+        ]
+        gaussian = all(each.guarantee.law == "gaussian" for each in accounted)
+        what = "all releases, against the coordinator"
+        found.append(_bound(what, claim_.value, settings.delta, sides[0], sides[1], gaussian))
+    return found
+
+
+def _statistic(settings: PrivacySettings, release: Release, sign: int, trials: int, key: Key) -> Numbers:
+    """[trials] what an attacker adds up over a user's participations: the canary's own number over the noise."""
+    phase = "train" if release.name == "training" else release.name
+    bound, total = bound_of(settings, phase) or 1.0, np.zeros(trials)
+    scale = release.guarantee.multiplier
+    for number in range(release.participations):
+        own = key.fold(release.name, number).fold("in" if sign else "out")
+        total += _canaries(settings, phase, sign, trials, bound, own) / bound / scale**2
+    return total
+
+
+def _canaries(settings: PrivacySettings, phase: str, sign: int, trials: int, bound: float, key: Key) -> Numbers:
+    """[trials] each canary's number as the coordinator has it. ``sign`` 1: the canaries take part; 0: they send
+    nothing (or, where single uploads are seen, the opposite)."""
+    every = torch.arange(trials)
+    value = 100.0 * bound * (sign if settings.aggregation == "secure" else 2 * sign - 1)
+    change = torch.full((trials, 1), value)
+    ones, zeros = torch.ones(trials), torch.zeros_like(every)
+    if settings.aggregation == "secure":
+        upload = bounded(Update(every, zeros, ones, every, every, change), settings, phase)
+        total = released(reduce(upload, trials, 1), settings, phase, trials, key)
+        return from_fixed(total.sums).double().squeeze(1).numpy()
+    upload = bounded(Update(every, zeros, ones, every, zeros, change), settings, phase)
+    seen = as_seen(upload, settings, phase, 1, key)
+    return seen.double().reshape(-1).numpy() / 2  # uploads are 2 bounds apart
+
+
+def _coordinate(settings: PrivacySettings, sign: int, trials: int, key: Key) -> Numbers:
+    values = torch.full((trials, 1), 100.0 * (2 * sign - 1))
+    return protect(values, settings, key.spread(torch.arange(trials))).double().squeeze(1).numpy()
+
+
+def _bound(what: str, claim: float, delta: float, inside: Numbers, outside: Numbers, gaussian: bool) -> Bound:
+    half = inside.size // 2
+    threshold = _threshold(inside[:half], outside[:half], delta)
+    lower = _epsilon(inside[half:] > threshold, outside[half:] > threshold, delta)
+    normal = None
+    if gaussian:
+        middle = (np.median(inside[:half]) + np.median(outside[:half])) / 2
+        hit, alarm = _rates(inside[half:] > middle, outside[half:] > middle)
+        shift = float(norm.ppf(hit) - norm.ppf(alarm))
+        normal = _gaussian_epsilon(shift, delta)
+    return Bound(what, claim, delta, lower, normal, inside.size)
+
+
+def _threshold(inside: Numbers, outside: Numbers, delta: float) -> float:
+    """The threshold at which the bound is largest, on these trials."""
+    candidates = np.quantile(outside, 1 - np.geomspace(0.5, 4 / outside.size, 60))
+    return float(max(candidates, key=lambda at: _epsilon(inside > at, outside > at, delta)))
+
+
+def _rates(hits: Any, alarms: Any) -> tuple[float, float]:
+    """The least rate of hits and the largest of false alarms that the counts allow (Clopper-Pearson)."""
+    tail = (1 - CONFIDENCE) / 2
+    n, k, f = hits.size, int(hits.sum()), int(alarms.sum())
+    low = float(beta.ppf(tail, k, n - k + 1)) if k else 0.0
+    high = float(beta.ppf(1 - tail, f + 1, n - f)) if f < n else 1.0
+    return low, high
+
+
+def _epsilon(hits: Any, alarms: Any, delta: float) -> float:
+    """``ln((TPR - delta) / FPR)``, which no (epsilon, delta)-DP mechanism exceeds."""
+    low, high = _rates(hits, alarms)
+    return max(0.0, log((low - delta) / high)) if low > delta else 0.0
+
+
+def _gaussian_epsilon(shift: float, delta: float) -> float:
+    """Epsilon of two normal laws ``shift`` standard deviations apart."""
+    if shift <= 0:
+        return 0.0
+    from dp_accounting import GaussianDpEvent
+
+    return account(GaussianDpEvent(1 / shift), delta)

@@ -1,0 +1,240 @@
+"""Comparisons: methods x data sets x seeds from one TOML file, as cells: ordinary runs in folders of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tomli_w
+from pydantic import Field, ValidationError, field_validator
+
+from perfedrec.core.errors import ConfigError, reason
+from perfedrec.core.settings import Settings
+from perfedrec.data import Dataset
+from perfedrec.runs.checkpoint import folders, write_atomic
+from perfedrec.runs.config import METRIC, Config, DataSettings, differences, explain, nearest, resolve
+from perfedrec.runs.training import open_data, read_config
+
+_NAME = re.compile(r"[\w@(+][\w .,@=()+-]*")
+
+
+class MethodEntry(Settings):
+    """A method to compare, in the words of ``perfedrec train``."""
+
+    algorithm: str | None = Field(None, description="a method; default: the entry's label")
+    preset: str | None = Field(None, description="default: the method's own")
+    privacy: str | None = Field(None, description="privacy profile")
+    config: Path | None = Field(None, description="TOML file on top, relative to the file of the comparison")
+    set: tuple[str, ...] = Field((), description="section.key=value")
+    without: tuple[str, ...] = Field((), description="parts to switch off")
+
+
+class Target(Settings):
+    """A validation figure, to count rounds, bytes and seconds until it is reached."""
+
+    metric: str = Field(pattern=METRIC)
+    value: float = Field(gt=0)
+
+
+class Sweep(Settings):
+    """One option in several values: each of ``methods`` becomes one method a value."""
+
+    key: str
+    values: tuple[bool | int | float | str, ...] = Field(min_length=1)
+    methods: tuple[str, ...] = Field((), description="labels; default: all")
+
+
+class BenchFile(Settings):
+    """What the file of a comparison says."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    metric: str = Field("ndcg@20", pattern=METRIC, description="what methods are compared by")
+    reference: str | None = Field(None, description="label that all others are compared with")
+    target: Target | None = None
+    data: dict[str, DataSettings] = Field(min_length=1)
+    methods: dict[str, MethodEntry] = Field(min_length=1)
+    common: MethodEntry = Field(MethodEntry(), description="what holds for all methods that do not say otherwise")
+    sweep: Sweep | None = None
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError("expected whole numbers from 0, each once")
+        return seeds
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    label: str
+    data: str
+    seed: int
+    config: Config
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, {self.data}, seed {self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "result.json").exists()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return bool(folders(self.folder / "checkpoints"))
+
+
+@dataclass
+class Bench:
+    """A comparison with all configurations resolved: ``configs`` by label and data, privacy ``profiles`` by label."""
+
+    file: BenchFile
+    configs: dict[tuple[str, str], Config]
+    profiles: dict[str, str | None]
+    output: Path
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> list[str]:
+        return list(dict.fromkeys(label for label, _ in self.configs))
+
+    def cells(self) -> Iterator[Cell]:
+        """All runs: a data set after the other, and there all methods with the first seed first."""
+        for data in self.file.data:
+            for seed in self.file.seeds:
+                for label in self.labels:
+                    config = self.configs[label, data]
+                    config = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
+                    yield Cell(label, data, seed, config, self.output / "runs" / label / data / f"seed-{seed}")
+
+    def prepare(self) -> None:
+        """Open all data, and make sure that what is in the folder already belongs to this comparison.
+
+        Raises :class:`ConfigError` with what has changed.
+        """
+        self.datasets = {name: open_data(settings) for name, settings in self.file.data.items()}
+        for cell in self.cells():
+            if not (cell.folder / "config.toml").exists():
+                continue
+            hint = f"expected what {cell.folder} was made with, another --output, or that folder removed"
+            changed = differences(read_config(cell.folder), cell.config)
+            if changed:
+                raise ConfigError(f"{cell.label} on {cell.data} has changed: {'; '.join(changed)}; {hint}")
+            if _fingerprint(cell.folder) not in (None, self.datasets[cell.data].fingerprint):
+                raise ConfigError(f"the data {cell.data} have changed; {hint}")
+        self.output.mkdir(parents=True, exist_ok=True)
+        tree = self.file.model_dump(mode="json", exclude={"methods", "common", "sweep"}, exclude_none=True)
+        tree["methods"] = {
+            label: self.configs[label, data].model_dump(
+                mode="json", by_alias=True, exclude_none=True, exclude={"data": True, "run": {"seed"}}
+            )
+            for label, data in reversed(self.configs)
+        }
+        write_atomic(self.output / "bench.toml", tomli_w.dumps(tree).encode())
+
+
+def read(path: Path, output: Path, moved: Mapping[str, str | None] | None = None) -> Bench:
+    """A comparison from its file, with every configuration checked.
+
+    ``moved`` names the data sets to compare on, and where they lie where that is not as in the file; ``None``: all.
+
+    Raises :class:`ConfigError` naming file, entry and mistake.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({reason(error)}); expected the TOML file of a comparison") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    try:
+        file = BenchFile.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + explain(error.errors(), BenchFile)) from None
+    if moved:
+        file = file.model_copy(update={"data": {name: _placed(file, path, name, to) for name, to in moved.items()}})
+    methods = _swept(file, path)
+    for name in (*methods, *file.data):
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{path}: the name {name!r} has to become a folder; expected letters, digits and - _ = @")
+    if file.reference is not None and file.reference not in methods:
+        raise ConfigError(
+            f"{path}: reference: there is no method {file.reference!r}{nearest(file.reference, methods)}; "
+            f"expected one of: {', '.join(methods)}"
+        )
+    configs: dict[tuple[str, str], Config] = {}
+    for label, entry in methods.items():
+        try:
+            config = _config(label, entry, file.common, path)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: methods.{label}: {error}") from None
+        configs |= {(label, name): config.model_copy(update={"data": data}) for name, data in file.data.items()}
+    profiles = {label: entry.privacy or file.common.privacy for label, entry in methods.items()}
+    return Bench(file, configs, profiles, output)
+
+
+def _placed(file: BenchFile, path: Path, name: str, where: str | None) -> DataSettings:
+    if name not in file.data:
+        raise ConfigError(
+            f"{path}: there are no data {name!r}{nearest(name, file.data)}; expected one of: {', '.join(file.data)}"
+        )
+    given = {"path": where, "train": None, "valid": None, "test": None}
+    return file.data[name] if where is None else file.data[name].model_copy(update=given)
+
+
+def _config(label: str, entry: MethodEntry, common: MethodEntry, path: Path) -> Config:
+    overrides = (*common.set, *entry.set)
+    for each in overrides:
+        if each.startswith(("data.", "run.seed")):
+            raise ConfigError(f"{each}: expected under [data.NAME] or seeds, which are the same for all methods")
+    config, preset = entry.config or common.config, entry.preset or common.preset
+    algorithm = entry.algorithm or common.algorithm or (None if config or preset else label)
+    resolved = resolve(
+        preset,
+        None if config is None else path.parent / config,
+        ("run.threads=1", *overrides),
+        (*common.without, *entry.without),
+        privacy=entry.privacy or common.privacy,
+        algorithm=algorithm,
+    )
+    resolved.build()  # solves noise, and says so where it cannot
+    return resolved
+
+
+def _swept(file: BenchFile, path: Path) -> dict[str, MethodEntry]:
+    """The methods, with those of a sweep in each of its values."""
+    sweep = file.sweep
+    if sweep is None:
+        return file.methods
+    for label in sweep.methods:
+        if label not in file.methods:
+            raise ConfigError(f"{path}: sweep.methods: there is no method {label!r}{nearest(label, file.methods)}")
+    methods = {}
+    for label, entry in file.methods.items():
+        if sweep.methods and label not in sweep.methods:
+            methods[label] = entry
+            continue
+        for value in sweep.values:
+            text = json.dumps(value) if not isinstance(value, str) else value
+            added = (*entry.set, f"{sweep.key}={text}")
+            named = entry.algorithm or (None if entry.config or entry.preset else label)
+            swept = entry.model_copy(update={"set": added, "algorithm": named})
+            methods[f"{label} {sweep.key.rsplit('.', 1)[-1]}={text}"] = swept
+    return methods
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """The fingerprint of the data that a run was made with, where it has stored any."""
+    for stored in (folder / "model", *folders(folder / "checkpoints")):
+        try:
+            return str(json.loads((stored / "checkpoint.json").read_bytes())["belongs"]["data"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return None

@@ -1,0 +1,159 @@
+"""A whole federation on one machine, for trying it out: certificates, keys and bundles, a file for each node, and all
+processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from perfedrec.core.errors import ConfigError
+from perfedrec.data import Catalogue, Dataset
+from perfedrec.data.interactions import Interactions, id_series
+from perfedrec.federation.bundles import SERVICE, deal
+from perfedrec.federation.certificates import CA, make_certificates, make_key
+from perfedrec.runtimes.node import Store
+
+CATALOGUE, LOG = "items.txt", "log.txt"
+
+
+def lay_out(
+    folder: Path,
+    dataset: Dataset,
+    nodes: int,
+    users: int | None = None,
+    secret: bytes | None = None,
+    attributes: bool = False,
+) -> None:
+    """Make the folder of a federation: ``certificates``, ``keys``, the catalogue, ``nodes/n0/store.db``, ..., bundles
+    beside these, and the ``service`` with its keys. It is there whole or not at all.
+
+    The training items of the first ``users`` users of a data set (all by default) are dealt out to the nodes, whole
+    users to each, with their ``attributes`` or without. A ``secret`` that all nodes share makes their draws those of a
+    simulation, for tests.
+    """
+    parts, catalogue = parted(dataset.train, nodes, users), Catalogue.of(dataset, attributes)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; expected a new folder")
+    made = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        make_certificates(made / "certificates")
+        catalogue.write(made / CATALOGUE)
+        names = [f"n{number}" for number in range(nodes)]
+        for name in (SERVICE, *names):
+            make_key(made / "keys" / name)
+        deal(made / "nodes", names, made / SERVICE)
+        deal_out(made / "nodes", dataset, catalogue, parts, secret)
+        made.replace(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def parted(train: Interactions, nodes: int, users: int | None = None) -> list[NDArray[np.int64]]:
+    """The first ``users`` users (all by default), dealt out to so many nodes."""
+    count = train.n_users if users is None else users
+    if not nodes <= count <= train.n_users:
+        raise ConfigError(f"{count} users for {nodes} nodes; expected between {nodes} and {train.n_users}")
+    return np.array_split(np.arange(count), nodes)
+
+
+def deal_out(
+    folder: Path,
+    dataset: Dataset,
+    catalogue: Catalogue,
+    parts: list[NDArray[np.int64]],
+    secret: bytes | None = None,
+) -> None:
+    """Make a store for each of the ``parts``, users without gaps between them: ``n0/store.db``, ..., with the users'
+    attributes where the ``catalogue`` has an encoding of them."""
+    train, told = dataset.train, dataset.user_attributes if catalogue.encoding is not None else None
+    names = id_series(train.user_ids).cast(pl.String).to_list()
+    for number, part in enumerate(parts):
+        place = folder / f"n{number}"
+        place.mkdir(parents=True, exist_ok=True)
+        rows = slice(int(train.offsets[part[0]]), int(train.offsets[part[-1] + 1]))
+        owners = np.repeat(part, np.diff(train.offsets)[part])
+        frame = pl.DataFrame(
+            {
+                "user": [names[each] for each in owners],
+                "item": id_series(train.item_ids)[train.items[rows]],
+            }
+        )
+        attributes = None if told is None else {names[each]: told.values[each].tolist() for each in part}
+        with Store.make(place / "store.db", train.item_ids, secret, catalogue.encoding) as store:
+            store.take(frame, identities={names[each]: int(each) for each in part}, attributes=attributes)
+
+
+@contextmanager
+def nodes(
+    folder: Path, port: int, service: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The processes of all nodes in a folder, and of the neighbourhood ``service``, at work for the coordinator on
+    ``port`` until the end of the block. ``tell`` is told who has ended before that."""
+    found, over = list[subprocess.Popen[bytes]](), threading.Event()
+
+    def start(place: Path, *own: str) -> None:
+        process = _child(folder, place, port, *own)
+        found.append(process)
+        threading.Thread(target=watch, args=(place, process), daemon=True).start()
+
+    def watch(place: Path, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        if not over.is_set():
+            tell(f"{place.name} has ended with code {code}; expected it to stay, {place / LOG} says why")
+
+    try:
+        if service:
+            start(folder / SERVICE, "service", "run", "--state", str(folder / SERVICE))
+        for place in sorted((folder / "nodes").iterdir()):
+            free = "--require", "none"  # who starts them all has chosen the profile
+            start(place, "node", "run", "--store", str(place / "store.db"), *free)
+        yield found
+    finally:
+        over.set()
+        for process in found:
+            process.terminate()
+        end = time.monotonic() + 15
+        for process in found:
+            try:
+                process.wait(max(end - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _child(folder: Path, place: Path, port: int, *own: str) -> subprocess.Popen[bytes]:
+    """A command of perfedrec with its ``own`` options, at work with what is in ``place`` and the key of that name. It
+    ends by itself when this process dies."""
+    command = [sys.executable, "-m", "perfedrec", *own, "--until-stdin-closes", "--coordinator", f"127.0.0.1:{port}"]
+    command += ["--ca", str(folder / "certificates" / CA), "--key", str(folder / "keys" / place.name)]
+    with open(place / LOG, "ab") as file:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True, env=environment()
+        )
+
+
+def environment() -> Mapping[str, str]:
+    """The environment of a child: Flower tells nobody, and numerical libraries take one thread."""
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
+    return os.environ | quiet
+
+
+def free_port() -> int:
+    """A port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: Any = probe.getsockname()[1]
+    return int(port)

@@ -1,0 +1,252 @@
+"""What the processes of a federation show Prometheus: all metrics, and the page that they are on.
+
+The processes keep plain figures of what they do; metrics are made of these when somebody asks for the page. No metric
+tells of a single user: a node shows how many it hosts, and nothing of what they have.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, cast
+
+from perfedrec.core.errors import ConfigError, PerfedrecError
+from perfedrec.privacy.ledger import Ledger
+from perfedrec.runtimes.flower import REASONS, counted
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+    from perfedrec.runs.training import Entry
+    from perfedrec.runtimes.flower import Coordinator, SuperLink, Work
+    from perfedrec.runtimes.node import Store
+
+ADDRESS = "127.0.0.1"
+"""Who reads metrics is on the same machine, or let in by who runs it."""
+
+COORDINATOR = {
+    "rounds_planned": "Rounds of the run, pre-training included.",
+    "rounds_done": "Rounds of the run that have been played, also by earlier processes.",
+    "rounds_total{outcome}": "Rounds: complete, partial (not all clients asked are in the sum), or given_up.",
+    "round_seconds": "How long rounds took.",
+    "last_round_timestamp_seconds": "When the last round ended; before that, when the first one began.",
+    "deadline_seconds": "Seconds that nodes have to answer a message.",
+    "asked_clients_total": "Clients asked in rounds.",
+    "answered_clients_total": "Clients whose answers are in the sum of a round.",
+    "received_bytes_total": "Bytes of the arrays in nodes' answers.",
+    "sent_bytes_total": "Bytes of the arrays in messages to nodes.",
+    "rejections_total{node,reason}": "Rounds that went on without a node, or without a part of what it sent.",
+    "node_connected{node}": "Whether a node was there when the coordinator last looked: at the start of a round.",
+    "superlink_restarts_total": "Times that the SuperLink had died and was started again.",
+    "epsilon": "Epsilon against the coordinator of what the run has released; absent where nothing is guaranteed.",
+    "certificate_expiry_timestamp_seconds{certificate}": "When a certificate that was read at the start expires.",
+}
+SERVICE = {
+    "connected": "Whether there is a connection to the coordinator.",
+    "rounds_total": "Rounds worked on.",
+    "last_round": "Number of the round that was last worked on, as in metrics.jsonl.",
+    "last_answer_timestamp_seconds": "When the last message was answered.",
+    "computing_seconds_total": "Seconds spent on answers.",
+    "refusals_total{reason}": "Messages that were answered with an error.",
+}
+NODE = SERVICE | {
+    "users": "Users hosted.",
+    "model_timestamp_seconds": "When the model came that is recommended with.",
+}
+"""Metrics with their meanings, by what follows ``perfedrec_``, the role and ``_``; names of labels are in braces."""
+
+
+LIMITS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 600.0)
+"""Seconds up to which rounds are counted as having taken so long."""
+
+
+@dataclass(frozen=True)
+class Durations:
+    """How many things took how long: ``counts`` [11] by :data:`LIMITS`, the last one for those beyond, and seconds in
+    ``total``."""
+
+    counts: tuple[int, ...] = (0,) * (len(LIMITS) + 1)
+    total: float = 0.0
+
+    def add(self, seconds: float) -> Durations:
+        """With one more."""
+        place = bisect_left(LIMITS, seconds)
+        counts = (count + (at == place) for at, count in enumerate(self.counts))
+        return Durations(tuple(counts), self.total + seconds)
+
+
+Counts = dict[tuple[str, ...], float]
+Figure = float | Mapping[tuple[str, ...], float] | Durations | None
+"""A number, numbers by the values of their labels, or nothing to show."""
+
+
+class Watch:
+    """What a coordinator has seen since it started. Somebody may look on from another thread, and sees whole rounds."""
+
+    def __init__(self, names: Mapping[int, str], planned: int, deadline: float, ends: Mapping[str, float]) -> None:
+        """``names`` of registered nodes; so many rounds, with a ``deadline`` in seconds; and when certificates expire,
+        in seconds since 1970."""
+        self.names = dict(sorted(names.items(), key=lambda each: each[1]))
+        self.planned, self.deadline, self.ends = planned, deadline, ends
+        self.done = self.asked = self.answered = self.received = self.sent = 0
+        self.ended: float | None = None
+        self.outcomes: Counts = {(outcome,): 0 for outcome in ("complete", "partial", "aborted")}
+        self.rejections: Counts = {(name, reason): 0 for name in self.names.values() for reason in REASONS}
+        self.durations, self._lock = Durations(), threading.Lock()
+        self._spent: tuple[int, float | None] = (-1, None)
+
+    def begin(self, done: int, now: float) -> None:
+        """Rounds begin ``now`` (seconds since 1970); so many are ``done``."""
+        with self._lock:
+            self.done, self.ended = done, now
+
+    def count(self, entry: Entry, without: Iterable[tuple[str, str]], now: float) -> None:
+        """Take a round into account that has ended, and the nodes that it went on ``without``, each with a reason."""
+        report = entry.report
+        outcome = "complete" if report.clients >= report.cohort else "partial"
+        with self._lock:
+            self.done, self.ended = report.round + 1, now
+            self.outcomes[(outcome if report.aborted is None else "aborted",)] += 1
+            self.durations = self.durations.add(entry.seconds)
+            self.asked += report.cohort
+            self.answered += report.clients
+            self.received += report.bytes_up
+            self.sent += report.bytes_down
+            for name, reason in without:
+                if (place := (name, counted(reason))) in self.rejections:
+                    self.rejections[place] += 1
+
+    def metrics(self, coordinator: Coordinator, link: SuperLink) -> Iterator[Metric]:
+        """What is shown of the coordinator, over its SuperLink ``link``."""
+        epsilon, present = self._epsilon(coordinator), coordinator.present
+        unasked = (
+            None if coordinator.service_client is not None else coordinator.service
+        )  # there is nothing to say to it
+        connected: Counts = {(name,): node in present for node, name in self.names.items() if node != unasked}
+        with self._lock:
+            figures: dict[str, Figure] = {
+                "rounds_planned": self.planned,
+                "rounds_done": self.done,
+                "rounds_total": self.outcomes.copy(),
+                "round_seconds": self.durations,
+                "last_round_timestamp_seconds": self.ended,
+                "deadline_seconds": self.deadline,
+                "asked_clients_total": self.asked,
+                "answered_clients_total": self.answered,
+                "received_bytes_total": self.received,
+                "sent_bytes_total": self.sent,
+                "rejections_total": self.rejections.copy(),
+                "node_connected": connected,
+                "superlink_restarts_total": link.restarts,
+                "epsilon": epsilon,
+                "certificate_expiry_timestamp_seconds": {(name,): end for name, end in self.ends.items()},
+            }
+        return _families("coordinator", COORDINATOR, figures)
+
+    def _epsilon(self, coordinator: Coordinator) -> float | None:
+        if coordinator.directory is None:
+            return None
+        done, algorithm, users = self.done, cast(Any, coordinator.algorithm), coordinator.directory.identities.numel()
+        if self._spent[0] != done:
+            releases = algorithm.releases(max(done - len(algorithm.phases), 0), users)
+            ledger = Ledger(releases, algorithm.settings.privacy.delta)
+            self._spent = done, ledger.epsilon("coordinator").value
+        return self._spent[1]
+
+
+def of_service(work: Work) -> Iterator[Metric]:
+    """What is shown of the neighbourhood service."""
+    return _families("service", SERVICE, _of(work))
+
+
+def of_node(work: Work, store: Store) -> Iterator[Metric]:
+    """What is shown of a node; nothing about its users where the file cannot be read."""
+    users, received = None, None
+    with suppress(PerfedrecError):
+        users, received = store.glance()
+    return _families("node", NODE, {**_of(work), "users": users, "model_timestamp_seconds": received})
+
+
+def _of(work: Work) -> dict[str, Figure]:
+    return {
+        "connected": work.connected,
+        "rounds_total": work.rounds,
+        "last_round": work.last and work.last[1],
+        "last_answer_timestamp_seconds": work.answered,
+        "computing_seconds_total": work.seconds,
+        "refusals_total": {(reason,): count for reason, count in work.refused.items()},
+    }
+
+
+def _families(role: str, texts: Mapping[str, str], figures: Mapping[str, Figure]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    for key, text in texts.items():
+        short, _, labels = key.rstrip("}").partition("{")
+        name, figure = f"perfedrec_{role}_{short}", figures[short]
+        if isinstance(figure, Durations):
+            limits = [*map(str, LIMITS), "+Inf"]
+            classes = list(zip(limits, accumulate(figure.counts), strict=True))
+            yield HistogramMetricFamily(name, text, classes, figure.total)
+            continue
+        kind = CounterMetricFamily if short.endswith("_total") else GaugeMetricFamily
+        family = kind(name, text, labels=labels.split(",") if labels else [])
+        for values, number in (figure if isinstance(figure, Mapping) else {(): figure}).items():
+            if number is not None:
+                family.add_metric(values, number)
+        yield family
+
+
+Source = Callable[[], Iterable["Metric"]]
+Expose = Callable[[Source], None]
+
+
+def nowhere(source: Source) -> None:
+    """Where metrics are exposed that nobody asked for."""
+
+
+@contextmanager
+def exposed(port: int | None) -> Iterator[Expose]:
+    """Answer Prometheus on a port of this machine until the end of the block, with figures of the process and from the
+    sources that are given to what is yielded. ``None``: answer nobody.
+
+    Raises :class:`ConfigError` for a port that cannot be listened on, and where prometheus-client is missing.
+    """
+    if port is None:
+        yield nowhere
+        return
+    if not 0 < port < 65536:
+        raise ConfigError(f"--metrics-port {port}: expected a port, a number from 1 to 65535")
+    try:
+        from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+    except ImportError:
+        raise ConfigError("--metrics-port needs the extra: pip install 'perfedrec[flower]'") from None
+    registry, page = CollectorRegistry(), _Page()
+    ProcessCollector(registry=registry)
+    registry.register(page)
+    try:
+        server, thread = start_http_server(port, ADDRESS, registry)
+    except OSError as error:
+        why = f"cannot be listened on ({error.strerror}); expected a free port"
+        raise ConfigError(f"--metrics-port {port}: {why}") from None
+    try:
+        yield page.sources.append
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Page:
+    """All sources of a process."""
+
+    def __init__(self) -> None:
+        self.sources: list[Source] = []
+
+    def collect(self) -> Iterator[Metric]:
+        for source in list(self.sources):
+            yield from source()

@@ -1,0 +1,1 @@
+"""The methods, federated and centralised, and the registry of their names."""

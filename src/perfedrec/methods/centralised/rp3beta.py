@@ -1,0 +1,51 @@
+"""RP3beta: three random steps on the graph, against popularity (Paudel et al., ACM TiiS 2016)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy import sparse
+from torch import Tensor
+
+from perfedrec.core.keys import Key
+from perfedrec.core.settings import Settings
+from perfedrec.methods.centralised.method import Method, Training
+from perfedrec.methods.centralised.neighbours import Similarity, nearest, product
+
+
+class RP3BetaSettings(Settings):
+    """Options of RP3beta. With both at 0.5 the steps are those of the normalised graph."""
+
+    alpha: float = Field(0.5, ge=0, description="exponent of a step's probability, 1 over the degree it starts from")
+    beta: float = Field(0.3, ge=0, description="exponent of the popularity that an item's score is divided by")
+    n_neighbours: int = Field(1000, ge=1, description="entries of the item-item matrix that are kept for each item")
+
+
+class RP3Beta(Method):
+    """``w_ij = sum_u (1 / d_i)^alpha (1 / d_u)^alpha / d_j^beta`` and ``score_uj = sum_{i in I_u} w_ij``: item graph
+    diffusion, in which a user with many interactions tells less.
+
+    Departs from the paper: the first step, from the user, has the same probability for each of the user's items and is
+    left out.
+    """
+
+    Options = RP3BetaSettings
+
+    def init(self, data: Training, key: Key) -> Similarity:
+        settings, by_user = self.settings, data.matrix
+        users = power(data.rows.counts.cpu().numpy(), -settings.alpha)
+        items = data.item_degrees.cpu().numpy()
+        start = sparse.diags_array(power(items, -settings.alpha))
+        end = sparse.diags_array(power(items, -settings.beta))
+        back = sparse.csr_array(start @ by_user.T)
+        forth = sparse.csr_array(sparse.diags_array(users) @ by_user @ end)
+        return Similarity.of(nearest(back, forth, settings.n_neighbours))
+
+    def scores(self, state: Similarity, data: Training, users: Tensor) -> Tensor:
+        return product(data.matrix[users.cpu().numpy()], state.matrix(), users.device)
+
+
+def power(degrees: NDArray[np.int64], exponent: float) -> NDArray[np.float64]:
+    """``degrees ** exponent``, 0 where there is no degree."""
+    return np.where(degrees > 0, degrees.clip(min=1).astype(np.float64) ** exponent, 0.0)

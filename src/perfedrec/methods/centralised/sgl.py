@@ -1,0 +1,44 @@
+"""SGL: self-supervised graph learning, with edge dropout (Wu et al., SIGIR 2021)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from perfedrec.core.keys import Key, uniform
+from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
+from perfedrec.methods.centralised.method import Training
+from perfedrec.methods.centralised.vectors import Batch, contrast
+from perfedrec.nn.propagation import Bipartite, lightgcn
+
+
+class SGLSettings(LightGCNSettings):
+    """Options of SGL."""
+
+    drop: float = Field(0.1, ge=0, lt=1, description="share of the edges that each view leaves out")
+    weight: float = Field(0.1, ge=0, description="weight of the contrastive loss")
+    temperature: float = Field(0.2, gt=0, description="temperature of InfoNCE")
+
+
+class SGL(LightGCN):
+    """LightGCN with InfoNCE (equation 10) between two views of the graph, each without some of its edges (variant ED,
+    drawn anew each epoch).
+
+    Departs from the paper: negatives of InfoNCE are the other nodes of the batch, not all nodes.
+    """
+
+    Options = SGLSettings
+
+    def begin(self, data: Training, key: Key) -> None:
+        rows, edges = data.rows, torch.arange(data.rows.items.numel(), device=data.rows.items.device)
+        self.views = []
+        for number in range(2):
+            kept = uniform(key.fold("view", number).spread(edges), 1).squeeze(1) >= self.settings.drop
+            self.views.append(Bipartite.of(rows.segments[kept], rows.items[kept], data.n_users, data.n_items))
+
+    def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
+        views = [lightgcn(broadcast, users, items, self.settings.n_layers) for broadcast in self.views]
+        ranked = super().loss(users, items, batch, data)
+        total: Tensor = ranked + self.settings.weight * contrast(views, batch, self.settings.temperature)
+        return total

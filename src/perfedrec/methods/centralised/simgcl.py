@@ -1,0 +1,43 @@
+"""SimGCL: noise instead of graph augmentation (Yu et al., SIGIR 2022)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from perfedrec.core.keys import Key
+from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
+from perfedrec.methods.centralised.method import Training
+from perfedrec.methods.centralised.vectors import Batch, contrast
+from perfedrec.nn.views import noisy_lightgcn
+
+
+class SimGCLSettings(LightGCNSettings):
+    """Options of SimGCL."""
+
+    noise: float = Field(0.1, ge=0, description="length of the noise in every layer of a view")
+    weight: float = Field(0.5, ge=0, description="weight of the contrastive loss")
+    temperature: float = Field(0.2, gt=0, description="temperature of InfoNCE")
+
+
+class SimGCL(LightGCN):
+    """LightGCN with InfoNCE between two propagations with noise in every layer (equation 7); layer 0 is left out of the
+    means.
+
+    Departs from the paper in nothing that we know of.
+    """
+
+    Options = SimGCLSettings
+
+    def encode(self, users: Tensor, items: Tensor, data: Training) -> tuple[Tensor, Tensor]:
+        return noisy_lightgcn(data.graph, users, items, self.settings.n_layers, 0.0, Key(0))
+
+    def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
+        settings = self.settings
+        views = [
+            noisy_lightgcn(data.graph, users, items, settings.n_layers, settings.noise, batch.key.fold("view", number))
+            for number in range(2)
+        ]
+        contrasted = contrast(views, batch, settings.temperature)
+        total: Tensor = super().loss(users, items, batch, data) + settings.weight * contrasted
+        return total

@@ -1,0 +1,143 @@
+"""Methods that learn a vector for each user and item: one epoch loop, to which a method adds encoder and loss."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from perfedrec.core.keys import Key, normal
+from perfedrec.core.sampling import choose, draw_outside, paired
+from perfedrec.core.settings import Settings
+from perfedrec.core.types import Embedding
+from perfedrec.methods.centralised.method import Method, Training
+from perfedrec.nn.losses import info_nce, softplus
+from perfedrec.nn.segments import dot
+
+
+class VectorSettings(Settings):
+    """Options of every method that learns vectors."""
+
+    embedding_dim: int = Field(64, ge=1, description="d, the length of user and item vectors")
+    learning_rate: float = Field(0.001, gt=0, description="step of Adam")
+    batch_size: int = Field(2048, ge=2, description="interactions a step")
+    l2: float = Field(1e-4, ge=0, description="L2 on the layer-0 vectors of a batch")
+    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """``users`` [n, d] and ``items`` [m, d], with Adam's moments of both, [n + m, d], and its ``steps``."""
+
+    users: Tensor
+    items: Tensor
+    first: Tensor | None = None
+    second: Tensor | None = None
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of b interactions: ``users``, ``positives`` and ``negatives`` [b]; ``key`` for what else is random."""
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+    key: Key
+
+
+class VectorMethod(Method):
+    """Adam on :meth:`loss` over batches of interactions, each with a negative; inner products of :meth:`encode`."""
+
+    Options: ClassVar[type[Settings]] = VectorSettings
+    trained = True
+
+    def encode(self, users: Tensor, items: Tensor, data: Training) -> tuple[Tensor, Tensor]:
+        """Final vectors [n, d] and [m, d] from those that are learned."""
+        return users, items
+
+    @abstractmethod
+    def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
+        """The loss of a batch, a number, from the learned vectors [n, d] and [m, d]."""
+
+    def begin(self, data: Training, key: Key) -> None:
+        """Called before each epoch."""
+
+    def init(self, data: Training, key: Key) -> Vectors:
+        settings, device = self.settings, data.rows.items.device
+        users, items = (
+            normal(key.fold(side).spread(torch.arange(n, device=device)), settings.embedding_dim) * settings.init_scale
+            for side, n in (("users", data.n_users), ("items", data.n_items))
+        )
+        zeros = torch.zeros(data.n_users + data.n_items, settings.embedding_dim, device=device)
+        return Vectors(users, items, zeros, zeros.clone())
+
+    def epoch(self, state: Vectors, data: Training, key: Key) -> tuple[Vectors, float]:
+        leaves = [state.users.clone().requires_grad_(), state.items.clone().requires_grad_()]
+        optimizer, sizes = torch.optim.Adam(leaves, lr=self.settings.learning_rate), (data.n_users, data.n_items)
+        assert state.first is not None and state.second is not None
+        moments = zip(leaves, state.first.clone().split(sizes), state.second.clone().split(sizes), strict=True)
+        for leaf, first, second in moments:
+            taken = torch.tensor(float(state.steps))
+            optimizer.state[leaf] = {"step": taken, "exp_avg": first, "exp_avg_sq": second}
+        self.begin(data, key.fold("epoch"))
+        total, seen, steps = 0.0, 0, state.steps
+        for batch in batches(data, self.settings.batch_size, key):
+            loss = self.loss(leaves[0], leaves[1], batch, data)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            steps, seen = steps + 1, seen + batch.users.numel()
+            total += float(loss.detach()) * batch.users.numel()
+        first, second = (
+            torch.cat([optimizer.state[leaf][name] for leaf in leaves]) for name in ("exp_avg", "exp_avg_sq")
+        )
+        return Vectors(leaves[0].detach(), leaves[1].detach(), first, second, steps), total / max(seen, 1)
+
+    def serving(self, state: Vectors, data: Training) -> Vectors:
+        return Vectors(*self.encode(state.users, state.items, data))
+
+    def scores(self, state: Vectors, data: Training, users: Tensor) -> Tensor:
+        return state.users[users] @ state.items.T
+
+    def embedding(self, state: Vectors, data: Training, users: Tensor) -> Embedding:
+        return Embedding(state.users[users], state.items)
+
+    def decay(self, users: Tensor, items: Tensor, batch: Batch) -> Tensor:
+        """L2 on the learned vectors of a batch, as a mean over its interactions."""
+        squares = users[batch.users].square().sum() + items[batch.positives].square().sum()
+        squares = squares + items[batch.negatives].square().sum()
+        decayed: Tensor = 0.5 * self.settings.l2 * squares / batch.users.numel()
+        return decayed
+
+
+def batches(data: Training, size: int, key: Key) -> list[Batch]:
+    """All interactions in random order, each with a negative drawn outside its user's training items: of a user who
+    has more than half of all items some are used again, and one who has all is left out."""
+    drawn, owners = draw_outside(
+        data.rows, data.n_items, data.rows.counts, key.fold("negatives").spread(data.rows.users)
+    )
+    pairs, negatives = paired(data.rows, owners)
+    order = choose(pairs.numel(), pairs.numel(), key.fold("order")).to(owners.device)
+    users, items, others = data.rows.segments[pairs], data.rows.items[pairs], drawn[negatives]
+    return [
+        Batch(users[part], items[part], others[part], key.fold("batch", number))
+        for number, part in enumerate(order.split(size))
+    ]
+
+
+def bpr(users: Tensor, items: Tensor, batch: Batch) -> Tensor:
+    """Mean BPR of a batch (Rendle et al., UAI 2009) from final vectors."""
+    user = users[batch.users]
+    return softplus(dot(user, items[batch.negatives]) - dot(user, items[batch.positives])).mean()
+
+
+def contrast(views: list[tuple[Tensor, Tensor]], batch: Batch, temperature: float) -> Tensor:
+    """InfoNCE between two views, each [n, d] and [m, d]: users and positive items of a batch, the sum of both."""
+    chosen = batch.users.unique(), batch.positives.unique()
+    first, second = (info_nce(views[0][k][nodes], views[1][k][nodes], temperature) for k, nodes in enumerate(chosen))
+    return first + second

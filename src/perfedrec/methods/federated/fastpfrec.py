@@ -1,0 +1,107 @@
+"""FastPFRec: aggregation by trusted nodes (Yan et al., Expert Systems with Applications 2026, arXiv 2603.20283)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from perfedrec.core.settings import Settings
+from perfedrec.core.types import FIXED_POINT, Aggregate, Rows, from_fixed
+from perfedrec.methods.federated import cohort
+from perfedrec.methods.federated.fedgnn import NeighbourSettings
+from perfedrec.methods.federated.fedmf import FedMFSettings, alone
+from perfedrec.methods.federated.network import Broadcast, Network
+from perfedrec.methods.federated.perfedrec import State
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.methods.federated.settings import ModelSettings, PretrainingSettings
+from perfedrec.nn.propagation import Star
+
+
+class TrustedSettings(Settings):
+    """The trusted nodes."""
+
+    n_nodes: int = Field(10, ge=1, description="trusted nodes between the clients and the server")
+    threshold: float = Field(3.5, gt=0, description="robust z of a node's change above which it is left out")
+
+
+class FastModelSettings(NeighbourSettings):
+    """Vectors and their propagation to users."""
+
+    refresh_every: int = Field(10, ge=1, description="rounds between two full propagations")
+
+
+class FastPFRecSettings(FedMFSettings):
+    """Options of FastPFRec."""
+
+    model: FastModelSettings = FastModelSettings()
+    nodes: TrustedSettings = TrustedSettings()
+    pretraining: PretrainingSettings = PretrainingSettings()
+
+    @model_validator(mode="after")
+    def _node_by_node(self) -> FastPFRecSettings:
+        if self.privacy.sums:
+            raise ValueError("fastpfrec sums at its trusted nodes; expected privacy.aggregation = sparse")
+        if self.pretraining.kind == "spectral":
+            raise ValueError("fastpfrec is pre-trained by contrast; expected pretraining.kind = contrastive or none")
+        return self
+
+
+class UserNetwork(Network):
+    """Users are propagated to, items keep their own vectors (the paper's FastGNN, between full propagations)."""
+
+    def star(self, broadcast: Broadcast, rows: Rows) -> Star:
+        return replace(super().star(broadcast, rows), scale=1.0, shift=None)
+
+
+class FastPFRec(PerFedRecPP):
+    """Contrastive pre-training, then LightGCN whose item vectors are their own (FastGNN); a client's protected change
+    goes to its trusted node, which averages those it is sent, and the server averages the nodes, without those whose
+    mean change is much longer or shorter than the others' (robust z, from median and median deviation).
+
+    We had the abstract and the authors' public code, not the full text, so that none of the paper's equations could be
+    checked: not FastGNN's propagation and local update, not the loss of its pre-training, not the aggregation by
+    trusted nodes, not the test for nodes that stand out. All four follow the code.
+
+    Departs from the code: users have a trusted node each instead of being dealt out anew in every round; a node is
+    judged by the mean that it hands over and not by its clients' single changes, which nobody but it needs to see; item
+    vectors are not propagated in every tenth round either, but the users' neighbours are refreshed then; layer 0 counts
+    in the users' means; noise is added by the clients, not by the server after averaging.
+    """
+
+    Options = FastPFRecSettings
+
+    def __init__(self, settings: FastPFRecSettings | None = None) -> None:
+        self.options: FastPFRecSettings = settings or self.Options()
+        names = ("client", "privacy", "server", "selection", "pretraining")
+        shared = {name: getattr(self.options, name) for name in names}
+        super().__init__(alone(ModelSettings(**self.options.model.model_dump()), **shared))
+        self.network = UserNetwork(self.settings.model, self.settings.client)
+
+    def n_groups(self, state: State) -> int:
+        return self.options.nodes.n_nodes if self.phase(state) == "train" else 1
+
+    def groups(self, state: State, users: Tensor) -> Tensor:
+        return users % self.n_groups(state)
+
+    def _learn(self, state: State, aggregate: Aggregate) -> None:
+        super()._learn(state, averaged(aggregate, self.options.nodes.threshold))
+
+
+def averaged(aggregate: Aggregate, threshold: float) -> Aggregate:
+    """The mean of the nodes' means, as the sum of one client, without nodes that stand out by their mean's length."""
+    n_items, weights = aggregate.n_items, from_fixed(aggregate.weights)
+    nodes = torch.div(aggregate.keys, n_items, rounding_mode="floor")
+    means = cohort.means(aggregate, weights)
+    lengths = torch.zeros_like(weights).index_add_(0, nodes, means.square().sum(1)).sqrt()
+    heard = weights > 0
+    median = lengths[heard].quantile(0.5)
+    apart = (lengths - median).abs()
+    usual = apart[heard].quantile(0.5).clamp(min=float(median) / 100)  # nodes that agree to 1 % are all the same
+    kept = heard & (0.6745 * apart <= threshold * usual)
+    rows = kept[nodes]
+    items, sums = cohort.over_tables(aggregate.keys[rows], means[rows] / kept.sum(), n_items)
+    fixed = sums.to(torch.float64) * FIXED_POINT
+    return replace(aggregate, keys=items, sums=fixed, weights=weights.new_full((1,), FIXED_POINT, dtype=torch.float64))

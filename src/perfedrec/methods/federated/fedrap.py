@@ -1,0 +1,70 @@
+"""FedRAP: additive personalisation (Li, Long and Zhou, ICLR 2024)."""
+
+from __future__ import annotations
+
+from math import tanh
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from perfedrec.core.settings import Settings
+from perfedrec.core.types import Embedding, Rows
+from perfedrec.methods.federated.base import Federated, FederatedSettings, Kept
+from perfedrec.nn.segments import dot
+
+
+class AdditiveSettings(Settings):
+    """What is particular to FedRAP."""
+
+    apart: float = Field(0.01, ge=0, description="lambda, weight of keeping personal and shared vectors apart")
+    sparsity: float = Field(0.001, ge=0, description="mu, weight of the L1 norm of the shared vectors")
+    learning_rate: float = Field(0.01, ge=0, description="step of the personal vectors, as a share of the shared ones'")
+    warm_up: float = Field(10.0, gt=0, description="rounds over which both grow, as tanh(participations / warm_up)")
+
+
+class FedRAPSettings(FederatedSettings):
+    """Options of FedRAP."""
+
+    additive: AdditiveSettings = AdditiveSettings()
+
+
+class FedRAP(Federated):
+    """``s_ui = p_u . (c_i + d_ui)``: shared item vectors ``c`` plus a client's own ``d_u``, which never leave it, with
+    ``- lambda ||d_u - c||^2 + mu |c|_1`` (equation 4), both growing from 0 (section 3.3).
+
+    Departs from the paper: ``d_u`` exists for a client's own items alone, because a table for each user does not fit a
+    phone; it explains what the user has seen, and so shapes ``c`` and ``p_u``. Both take one step together, ``d_u`` a
+    share of it. ``||d_u - c||^2`` counts up to 1 for an item, or nothing would bound it; the server's optimiser is an
+    option, FedAvg in the paper; one negative a label.
+    """
+
+    Options = FedRAPSettings
+
+    def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
+        return dot(private[segments], rows)
+
+    def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
+        return private @ items.T
+
+    def embedding(self, broadcast: Any, rows: Rows, client_state: Kept) -> Embedding:
+        return Embedding(client_state.private, broadcast.items)
+
+    def begins(self, client_state: Kept, positions: Tensor, delta: Tensor) -> Tensor:
+        own = (positions >= 0).nonzero().squeeze(1)
+        return delta.index_copy(0, own, client_state.rows[positions[own]])
+
+    def keeps(self, begun: Tensor, delta: Tensor) -> Tensor:
+        kept: Tensor = begun + self.settings.additive.learning_rate * (delta - begun)
+        return kept
+
+    def penalty(self, base: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: Kept) -> Tensor:
+        options, n = self.settings.additive, client_state.private.shape[0]
+        growth = torch.tensor(
+            [tanh(each / options.warm_up) for each in client_state.taken.tolist()], device=base.device
+        )
+        shared, personal = base + delta - begun, self.keeps(begun, delta)
+        distance = (personal - shared).square().sum(1).clamp(max=1.0)
+        each = options.sparsity * shared.abs().sum(1) - options.apart * distance
+        return growth * base.new_zeros(n).index_add(0, segments, each)

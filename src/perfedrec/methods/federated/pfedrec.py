@@ -1,0 +1,35 @@
+"""PFedRec: dual personalisation (Zhang et al., IJCAI 2023)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perfedrec.core.types import Embedding, Rows
+from perfedrec.methods.federated.base import Federated, Kept
+from perfedrec.nn.segments import dot
+
+
+class PFedRec(Federated):
+    """No user vectors: each client has a score function of its own, ``s_ui = w_u . q_i + b_u``, and fine-tunes the
+    shared item vectors with it; the server averages what becomes of them (section 4).
+
+    Departs from the paper: score function and item vectors take their local steps together instead of one after the
+    other; the fine-tuned rows of a client's own items are kept, which score nothing that it has not seen; the server's
+    optimiser is an option, FedAvg in the paper; one negative for each label instead of four.
+    """
+
+    def n_private(self) -> int:
+        return int(self.settings.model.embedding_dim) + 1
+
+    def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
+        own = private[segments]
+        return dot(own[:, :-1], rows) + own[:, -1]
+
+    def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
+        return torch.addmm(private[:, -1:], private[:, :-1], items.T)
+
+    def embedding(self, broadcast: Any, rows: Rows, client_state: Kept) -> Embedding:
+        return Embedding(client_state.private[:, :-1], broadcast.items)

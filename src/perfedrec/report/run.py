@@ -1,0 +1,296 @@
+"""The report of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from perfedrec.audit.audit import read_audit
+from perfedrec.core.errors import CheckpointError
+from perfedrec.privacy.report import audited, lines
+from perfedrec.report import run_charts as charts
+from perfedrec.report.page import Block, Code, Page, Pairs, Prose, Section, Table, Tile, Tiles
+from perfedrec.report.statistics import Mean, by_activity, mean_of
+from perfedrec.report.style import axes_of, metric_name, spent
+from perfedrec.runs.config import Config, load, presets
+from perfedrec.runs.diagnostics import read_diagnostics
+from perfedrec.runs.progress import size
+from perfedrec.runs.training import read_config, read_history, read_summary
+
+METRICS = tuple(f"{name}@{k}" for k in (10, 20) for name in ("recall", "ndcg", "hr", "mrr", "precision"))
+
+
+class Run:
+    """What a run folder has recorded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = read_config(folder)
+        self.summary, self.history = read_summary(folder), read_history(folder)
+        try:
+            self.notes, self.audit = read_diagnostics(folder) or {}, read_audit(folder)
+            self.users, self.map = (_table(folder / f"{name}.parquet") for name in ("test_users", "user_map"))
+            self.environment: dict[str, Any] = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            raise CheckpointError(f"{folder}: damaged run: {error}") from None
+        self.settings_text = (folder / "config.toml").read_text(encoding="utf-8")
+        self.n_phases, self.best = self.summary["prelude"], self.summary["best_round"]
+        self.tested = self.users is not None and self.users.height > 0
+        self.means: dict[str, Mean] = {}
+        if self.users is not None and self.tested:
+            self.means = {name: mean_of(self.users[name].to_numpy()) for name in METRICS}
+
+    @property
+    def data(self) -> str:
+        """The data set's name."""
+        name: str = self.notes.get("data", {}).get("name") or Path(self.config.data.path).name
+        return name
+
+    @property
+    def clients(self) -> int:
+        """How many users there are."""
+        sent = self.summary["communication"]
+        found = self.notes.get("data", {}).get("users")
+        return int(found or round(sent["uploads"] / max(sent["uploads_per_client"], 1e-9)) or 1)
+
+
+def run_page(folder: Path) -> Page:
+    """The report of a finished run. Raises :class:`CheckpointError` for a folder that holds none."""
+    run = Run(folder)
+    sections = [
+        Section("summary", "Summary", _summary(run)),
+        Section("learning", "Learning", _learning(run)),
+        Section("test", "Test results", _test(run)),
+        Section("users", "Users", _users(run)),
+        Section("vectors", "Vectors", _vectors(run)),
+        Section("communication", "Communication", _communication(run)),
+        Section("privacy", "Privacy", _privacy(run)),
+        Section("set-up", "Set-up", _set_up(run)),
+    ]
+    return Page("perfedrec report of a run", f"{run.config.algorithm} on {run.data}", _lead(run), sections)
+
+
+def _lead(run: Run) -> str:
+    if not run.tested:
+        return f"{run.config.algorithm} was trained on {run.data}, which holds no test interactions."
+    metric, popular = "ndcg@20", run.summary["popularity"]
+    mean, floor = run.means[metric], popular[metric]
+    beside = f", {mean.value / floor:.2g} times what popularity reaches ({floor:.4f})" if floor else ""
+    return (
+        f"{run.config.algorithm} reaches {metric_name(metric)} {mean.value:.4f} on the {mean.n:,} test users of "
+        f"{run.data}{beside}. Each held-out item was ranked among all items that its user had not met in "
+        "training or validation."
+    )
+
+
+def _summary(run: Run) -> list[Block]:
+    tiles = []
+    for metric in ("ndcg@20", "recall@20"):
+        if run.tested:
+            mean = run.means[metric]
+            note = f"95 % interval {mean.interval()}; popularity {run.summary['popularity'][metric]:.4f}"
+            tiles.append(Tile(f"{metric_name(metric)}, test", f"{mean.value:.4f}", note))
+    chosen = f"chosen by validation {metric_name(run.config.run.select_by)}"
+    last = f"of {len(run.history) - run.n_phases} rounds of training"
+    before = f"; {run.n_phases} before it" if run.n_phases else ""
+    tiles.append(Tile("Best round", str(run.best), f"{last}{before}; {chosen if run.summary['valid'] else 'the last'}"))
+    sent = run.summary["communication"]
+    if sent["bytes_up"]:
+        up, down = sent["bytes_up"] / run.clients, sent["bytes_down"] / run.clients
+        note = f"{size(up)} up and {size(down)} down a client in all"
+        tiles.append(Tile("Uploads a client", f"{sent['uploads_per_client']:.1f}", note))
+    blocks: list[Block] = [Tiles(tiles)]
+    sizes = run.notes.get("data")
+    if sizes:
+        blocks.append(
+            Prose(
+                f"Data: {run.data}, {sizes['users']:,} users, {sizes['items']:,} items; {sizes['train']:,} "
+                f"interactions to train on, {sizes['valid']:,} to validate and {sizes['test']:,} to test. "
+                f"Seed {run.config.run.seed}. Privacy: {run.summary['privacy']['claim']}."
+            )
+        )
+    return blocks
+
+
+def _learning(run: Run) -> list[Block]:
+    axes = axes_of(spent(run.history, run.n_phases, run.clients))
+    found = [charts.learning_curve(run.history, axes, run.best, run.n_phases)]
+    found.append(charts.loss_curve(run.history, axes))
+    drawn: list[Block] = [chart for chart in found if chart is not None]
+    return drawn or [Prose("No round was evaluated: there are no validation interactions.")]
+
+
+def _test(run: Run) -> list[Block]:
+    if not run.tested:
+        return [Prose("There are no test interactions.")]
+    popular, rows = run.summary["popularity"], []
+    for metric in METRICS:
+        mean, floor = run.means[metric], popular[metric]
+        ratio = f"{mean.value / floor:.2f}" if floor else "none"
+        rows.append([metric_name(metric), f"{mean.value:.4f}", mean.interval(), f"{floor:.4f}", ratio])
+    for name in ("coverage@10", "coverage@20"):
+        value, floor = run.summary["test"][name], popular[name]
+        rows.append([metric_name(name), f"{value:.4f}", "none", f"{floor:.4f}", f"{value / floor:.2f}"])
+    blocks: list[Block] = [
+        Table(
+            "Test metrics of the best round; full ranking of all items unseen in training",
+            ("metric", "this run", "95 % interval", "popularity", "times popularity"),
+            rows,
+            note=f"Means over {run.means[METRICS[0]].n:,} test users, with t intervals over users: they tell what "
+            "other users of this kind would change, not what another seed would. Coverage is the share of all items "
+            "that stand in somebody's list.",
+        )
+    ]
+    sampled = run.summary.get("test_sampled")
+    if sampled:
+        shown = [[metric_name(name), f"{sampled[name]:.4f}"] for name in METRICS if name in sampled]
+        title = f"Test metrics among {run.config.run.sampled_negatives} sampled negatives, for comparison with papers"
+        blocks.append(Table(title, ("metric", "this run"), shown))
+    return blocks
+
+
+def _users(run: Run) -> list[Block]:
+    if run.users is None or not run.tested:
+        return [Prose("There are no test users to compare.")]
+    return [
+        charts.activity_chart(by_activity(run.users, METRICS), {name: each.value for name, each in run.means.items()})
+    ]
+
+
+def _vectors(run: Run) -> list[Block]:
+    blocks: list[Block] = []
+    if run.map is not None and run.notes.get("map"):
+        whose = run.summary["privacy"].get("user_vectors", "a centralised method has them in one place")
+        blocks.append(charts.cluster_map(run.map, run.notes["map"]["explained"]))
+        blocks.append(
+            Prose(
+                f"This map shows single users: {run.map.height:,} of {run.clients:,}, without their ids, from a "
+                f"simulation that holds everybody's vector ({_profile(run.config)}; user vectors: {whose}). The "
+                "coordinator of a real federation could not draw it. Where the users are real people, this file is "
+                "personal data.",
+                aside=True,
+            )
+        )
+    if run.notes.get("geometry"):
+        blocks.append(charts.geometry_chart(run.notes["geometry"]))
+        blocks.append(
+            Prose(
+                "Computed over up to 2,048 sampled users and items from the vectors that scores are products of, with "
+                "everybody's in one place, which exists in a simulation alone.",
+                aside=True,
+            )
+        )
+    if not blocks:
+        reason = "has no user and item vectors whose products are its scores" if run.notes else "recorded no vectors"
+        blocks.append(
+            Prose(f"{run.config.algorithm} {reason}, so that there is no map to draw and no alignment to measure.")
+        )
+    return blocks
+
+
+def _profile(config: Config) -> str:
+    """Which privacy profile a run has, by its settings."""
+    privacy = getattr(config, "privacy", None)
+    if privacy is None:
+        return "a centralised method"
+    for name in presets("profiles"):
+        if load(privacy=name, algorithm="perfedrec_pp").privacy == privacy:  # type: ignore[attr-defined]
+            return f"privacy profile {name}"
+    return "privacy settings of its own"
+
+
+def _communication(run: Run) -> list[Block]:
+    chart = charts.communication_chart(run.history, run.clients)
+    if chart is None:
+        return [Prose("Nothing was sent: a centralised method has everybody's interactions in one place.")]
+    sent = run.summary["communication"]
+    tiles = [
+        Tile("Uploads", f"{sent['uploads']:,}", f"{sent['uploads_per_client']:.1f} a client"),
+        Tile("Sent up", size(sent["bytes_up"]), f"{size(sent['bytes_up_per_upload'])} an upload"),
+        Tile("Sent down", size(sent["bytes_down"]), f"{size(sent['bytes_down_per_upload'])} for each upload"),
+    ]
+    return [Tiles(tiles), chart]
+
+
+def _privacy(run: Run) -> list[Block]:
+    block = dict(run.summary["privacy"])
+    if run.audit is not None:
+        block["audit"] = audited(run.audit)
+    blocks: list[Block] = [Pairs(lines(block))]
+    if block["releases"]:
+        rows = [
+            [
+                each["release"],
+                each["sampling"],
+                f"{each['noise']} {each['noise_multiplier']:.3g}" if each["noise"] != "none" else each["reason"],
+                str(each["times"]),
+                str(each["participations"]),
+            ]
+            for each in block["releases"]
+        ]
+        header = (
+            "release",
+            "sampling",
+            "noise, in parts of a user's bound, or why there is no guarantee",
+            "times",
+            "a user in",
+        )
+        blocks.append(Table("What was released, how often", header, rows, text=3))
+    if run.audit is not None:
+        blocks += _audit(run.audit)
+    return blocks
+
+
+def _audit(found: dict[str, Any]) -> list[Block]:
+    rows = [
+        [
+            each["attack"],
+            each["metric"],
+            "all" if each["round"] is None else str(each["round"] or "before training"),
+            f"{each['value']:.3f}",
+            f"{each['guessing']:.3f}",
+            "none" if each["popularity"] is None else f"{each['popularity']:.3f}",
+            f"{each['cases']:,}",
+        ]
+        for each in found["findings"]
+    ]
+    header = ("attack", "figure", "round", "reached", "guessing", "popularity", "cases")
+    notes = "; ".join(found["notes"])
+    blocks: list[Block] = [
+        Table("Attacks on this run's own uploads", header, rows, 3, notes and f"Not attacked: {notes}.")
+    ]
+    if found["bounds"]:
+        shown = [
+            [
+                each["what"],
+                "above the claim" if each["failed"] else "within",
+                f"{each['claim']:.2f}",
+                f"{each['lower']:.2f}",
+                "none" if each["lower_gaussian"] is None else f"{each['lower_gaussian']:.2f}",
+                f"{each['trials']:,}",
+            ]
+            for each in found["bounds"]
+        ]
+        columns = ("canaries on", "verdict", "epsilon claimed", "shown, any noise", "shown, normal noise", "trials")
+        blocks.append(Table("Lower bounds on epsilon by canaries", columns, shown, 2))
+    return blocks
+
+
+def _set_up(run: Run) -> list[Block]:
+    found = run.environment
+    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
+    pairs = [
+        ("packages", packages),
+        ("Python", found["python"]),
+        ("platform", found["platform"]),
+        ("processors, threads", f"{found['cpus']}, {found['threads']}"),
+        ("GPU", found["cuda"] or "none"),
+        ("time", f"{sum(entry.seconds for entry in run.history):.1f} s of computing in {len(run.history)} rounds"),
+    ]
+    return [Pairs(pairs), Code("All options, as config.toml", run.settings_text)]
+
+
+def _table(path: Path) -> pl.DataFrame | None:
+    return pl.read_parquet(path) if path.exists() else None

@@ -1,0 +1,103 @@
+"""What all charts share: colours, symbols, axes and units. Colours are names of the page: see ``assets/page.css``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from plotly.graph_objects import Figure
+
+from perfedrec.runs.training import Entry
+
+COLOURS = tuple(f"var(--c{number})" for number in range(1, 7))
+BANDS = tuple(f"var(--b{number})" for number in range(1, 7))
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+NAMES = {"recall": "Recall", "ndcg": "NDCG", "hr": "Hit rate", "mrr": "MRR", "precision": "Precision"}
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+FEW = 12  # rounds that an axis can number one by one
+PLOTTED = ("ndcg@20", "recall@20", "ndcg@10", "recall@10")
+
+
+def metric_name(metric: str) -> str:
+    """``NDCG@20`` of ``ndcg@20``."""
+    name, _, k = metric.partition("@")
+    return f"{NAMES.get(name, name.capitalize())}@{k}"
+
+
+def figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> Figure:
+    """A figure with titled axes in the page's style."""
+    axis = {
+        "gridcolor": "var(--grid)",
+        "linecolor": "var(--rule)",
+        "zerolinecolor": "var(--rule)",
+        "zeroline": False,
+        "automargin": True,
+    }
+    drawn = Figure(list(traces))
+    drawn.update_layout(
+        template="none",
+        font={
+            "family": "system-ui, -apple-system, Segoe UI, Roboto, Liberation Sans, sans-serif",
+            "color": "var(--ink)",
+        },
+        paper_bgcolor="var(--paper)",
+        plot_bgcolor="var(--paper)",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "var(--soft)", "activecolor": "var(--ink)"},
+        margin={"l": 48, "r": 12, "t": 12, "b": 40},
+        hoverlabel={"bgcolor": "var(--raised)", "bordercolor": "var(--rule)", "font": {"color": "var(--ink)"}},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
+        showlegend=len(traces) > 1,
+        xaxis={**axis, "title": {"text": x, "standoff": 10, "font": {"size": 13}}},
+        yaxis={**axis, "title": {"text": y, "standoff": 10, "font": {"size": 13}}},
+    )
+    drawn.update_layout(**layout)
+    return drawn
+
+
+def titled(axis: str, text: str) -> dict[str, Any]:
+    """The change of a layout that gives an axis another title."""
+    return {axis: {"title": {"text": text}}}
+
+
+def along(text: str, values: Sequence[float]) -> dict[str, Any]:
+    """The change of a layout whose x axis has ``values``; a few rounds are numbered one by one."""
+    few = text.startswith("round") and max(values) - min(values) <= FEW
+    return {"xaxis": {"title": {"text": text}, **({"dtick": 1} if few else {})}}
+
+
+def rounded(values: Sequence[float]) -> list[float]:
+    """Values with as many digits as a chart can show."""
+    return [float(f"{each:.5g}") for each in values]
+
+
+def spent(history: Sequence[Entry], n_phases: int, users: int) -> dict[str, list[float]]:
+    """What a run can be followed along, after each of its rounds: the number of the round (0 and below lie before
+    training), mean bytes up and down a client, and seconds."""
+    found: dict[str, list[float]] = {"round": [], "bytes up": [], "bytes down": [], "seconds": []}
+    up = down = seconds = 0.0
+    for entry in history:
+        up, down = up + entry.report.bytes_up / users, down + entry.report.bytes_down / users
+        seconds += entry.seconds
+        for name, value in zip(found, (entry.report.round + 1 - n_phases, up, down, seconds), strict=True):
+            found[name].append(float(value))
+    return found
+
+
+def scale_of(name: str, largest: float) -> tuple[float, str]:
+    """What to divide a column of :func:`spent` by, and the title that its axis then has."""
+    if not name.startswith("bytes"):
+        return 1.0, {"round": "round of training", "seconds": "seconds of computing, without evaluation"}[name]
+    divisor, unit = next(((size, unit) for size, unit in UNITS if largest >= size), (1.0, "bytes"))
+    return divisor, f"{unit} {'sent' if name == 'bytes up' else 'received'} by a client, on average"
+
+
+def axes_of(columns: dict[str, list[float]]) -> dict[str, tuple[str, list[float]]]:
+    """The columns of :func:`spent` as titles and scaled values, without bytes where none were sent."""
+    axes = {}
+    for name, values in columns.items():
+        if values and (values[-1] or not name.startswith("bytes")):
+            divisor, title = scale_of(name, values[-1])
+            before = " (0 and below: before it)" if name == "round" and values[0] <= 0 else ""
+            axes[name] = (title + before, [each / divisor for each in values])
+    return axes

@@ -1,0 +1,124 @@
+"""What a run notes about itself beside its metrics: its data's size, and the geometry of its user and item vectors.
+
+All users' vectors in one place exist in a simulation alone; the coordinator of a real federation could compute none of
+this. Samples are keyed, so that a resumed run notes what the run without a break would have.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from perfedrec.core.keys import Key
+from perfedrec.core.sampling import choose
+from perfedrec.core.threads import one_thread
+from perfedrec.core.types import block_rows
+from perfedrec.data import Dataset
+from perfedrec.data.interactions import id_series
+from perfedrec.evaluation import Recommender
+from perfedrec.runs.checkpoint import write_atomic
+from perfedrec.nn.losses import alignment, uniformity
+
+SAMPLED = 2048  # users, and items, that alignment and uniformity are taken over
+MAPPED = 4096  # users on the map, at most
+
+
+class Diagnostics:
+    """Notes of a run, kept in ``diagnostics.json`` and ``user_map.parquet`` of its folder."""
+
+    def __init__(self, folder: Path, dataset: Dataset, seed: int) -> None:
+        self.folder, self.dataset, self.key = folder, dataset, Key(seed).fold("diagnostics")
+        self.notes: dict[str, Any] = {
+            "data": {
+                "name": dataset.name,
+                "users": dataset.n_users,
+                "items": dataset.n_items,
+                **{part: int(getattr(dataset, part).items.size) for part in ("train", "valid", "test")},
+            },
+            "geometry": {},
+            "map": None,
+        }
+
+    def resume(self) -> None:
+        """Go on with the notes that were taken before a break."""
+        self.notes["geometry"] = (read_diagnostics(self.folder) or {}).get("geometry", {})
+
+    def note(self, moment: str, training_round: int, recommender: Recommender) -> None:
+        """Note the geometry at a moment: ``start``, ``pretrained`` or ``best``."""
+        found = geometry(recommender, self.key)
+        if found is not None:
+            self.notes["geometry"][moment] = {"round": training_round, **found}
+        self._write()
+
+    def draw_map(self, recommender: Recommender) -> None:
+        """Write where the users lie, by principal components."""
+        train = self.dataset.train
+        users = choose(train.n_users, MAPPED, self.key.fold("map")).sort().values.to(recommender.device)
+        found = recommender.embedding(users)
+        if found is None or users.numel() < 2:
+            return
+        places, shares = principal(normalize(found.users, dim=1))
+        index = users.cpu().numpy()
+        columns = {"user": id_series(train.user_ids)[index], "interactions": np.diff(train.offsets)[index]}
+        columns |= {"x": places[:, 0].numpy(), "y": places[:, 1].numpy()}
+        groups = None if found.groups is None else found.groups.cpu().numpy()
+        frame = pl.DataFrame(columns | {"cluster": pl.Series(groups, dtype=pl.Int64) if groups is not None else None})
+        content = io.BytesIO()
+        frame.with_columns(pl.col("cluster").cast(pl.Int64)).write_parquet(content)
+        write_atomic(self.folder / "user_map.parquet", content.getvalue())
+        self.notes["map"] = {"users": users.numel(), "explained": shares}
+        self._write()
+
+    def _write(self) -> None:
+        write_atomic(self.folder / "diagnostics.json", json.dumps(self.notes, indent=1).encode())
+
+
+def read_diagnostics(folder: Path) -> dict[str, Any] | None:
+    """What a run noted about itself, where it did."""
+    path = folder / "diagnostics.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def geometry(recommender: Recommender, key: Key) -> dict[str, float] | None:
+    """Alignment and uniformity (Wang and Isola, ICML 2020) of unit vectors, ``None`` where there are no vectors.
+
+    Alignment is the mean squared distance of a user and an item of its training data, over all such pairs of sampled
+    users; 0 at best, 2 where the two have nothing to do with each other. Uniformity is
+    ``log mean exp(-2 ||x - y||^2)`` over pairs of sampled users, and of items; about -4 at best, 0 where all coincide.
+    """
+    n_users, device = recommender.offsets.numel() - 1, recommender.device
+    users = choose(n_users, SAMPLED, key.fold("users")).to(device)
+    items = choose(recommender.n_items, SAMPLED, key.fold("items")).to(device)
+    found = recommender.embedding(users)
+    if found is None or min(users.numel(), items.numel()) < 2:
+        return None
+    rows, _ = block_rows(recommender.offsets, recommender.items, users)
+    own, theirs = normalize(found.users, dim=1), normalize(found.items, dim=1)
+    return {
+        "alignment": float(alignment(own[rows.segments], theirs[rows.items])),
+        "uniformity_users": float(uniformity(own)),
+        "uniformity_items": float(uniformity(theirs[items])),
+    }
+
+
+def principal(vectors: Tensor) -> tuple[Tensor, list[float]]:
+    """Principal components: places [n, 2] of ``vectors`` [n, d], and the share of the variance that each axis has.
+
+    Signs are such that the largest coordinate of an axis is positive.
+    """
+    centred = (vectors - vectors.mean(0)).to("cpu", torch.float64)
+    with one_thread():
+        values, axes = torch.linalg.eigh(centred.T @ centred)
+    values, axes = values.flip(0).clamp(min=0), axes.flip(1)[:, :2]
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    places = torch.nn.functional.pad(centred @ axes, (0, 2 - axes.shape[1])).to(torch.float32)
+    shares = (values / values.sum().clamp(min=1e-30)).tolist()[:2]
+    return places, shares + [0.0] * (2 - len(shares))

@@ -1,0 +1,227 @@
+"""Experiment trackers: TensorBoard and MLflow, told what a run records.
+
+Names of metrics are the same in both: ``train/loss``, ``valid/recall_at_20``, ``test/ndcg_at_20``, ``sent/bytes_up``
+(in total so far). A step is a round, pre-training included, counted from 1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfedrec.core.errors import ConfigError
+from perfedrec.runs.checkpoint import write_atomic
+from perfedrec.runs.config import Config, flat, nearest
+from perfedrec.runs.training import Entry, Result, read_history, read_summary
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+AT_ONCE = 500
+"""Figures that are sent in one message."""
+
+
+class _Tracker:
+    """What both have in common: totals so far, and a failure that ends the tracking and not the run."""
+
+    name: str
+
+    def __init__(self, output: Path) -> None:
+        self.output, self.bytes_up, self.bytes_down, self.rounds, self.failed = output, 0, 0, 0, False
+
+    def start(self, config: Config, done: int) -> None:
+        for entry in read_history(self.output)[:done]:
+            self._count(entry)
+        try:
+            self.open(config, done)
+        except Exception as error:
+            raise ConfigError(f"{self.where}: {self.name} cannot be written to ({error})") from None
+
+    def entry(self, entry: Entry) -> None:
+        self._count(entry)
+        figures = {
+            "train/loss": entry.report.loss,
+            "train/clients": entry.report.clients,
+            "train/seconds": entry.seconds,
+            "sent/bytes_up": self.bytes_up,
+            "sent/bytes_down": self.bytes_down,
+        }
+        figures |= {_named("valid", name): value for name, value in (entry.valid or {}).items()}
+        self._safely(lambda: self.log({name: float(value) for name, value in figures.items() if value is not None}))
+
+    def stop(self, result: Result | None) -> None:
+        figures, notes = {}, {}
+        if result is not None:
+            summary = read_summary(self.output)
+            figures = {_named("test", name): value for name, value in summary["test"].items()}
+            notes = {"best_round": str(summary["best_round"]), "privacy": summary["privacy"]["claim"]}
+        self._safely(lambda: self.close(figures, notes, result is not None))
+
+    def _count(self, entry: Entry) -> None:
+        self.rounds += 1
+        self.bytes_up += entry.report.bytes_up
+        self.bytes_down += entry.report.bytes_down
+
+    def _safely(self, act: Any) -> None:
+        if self.failed:
+            return
+        try:
+            act()
+        except Exception as error:
+            self.failed = True
+            print(f"warning: {self.where}: {self.name} failed, the run goes on without it ({error})", file=sys.stderr)
+
+    @property
+    def where(self) -> str:
+        """Where it writes to."""
+        raise NotImplementedError
+
+    def hint(self) -> str:
+        """The command that shows what was written."""
+        raise NotImplementedError
+
+    def open(self, config: Config, done: int) -> None:
+        raise NotImplementedError
+
+    def log(self, figures: dict[str, float]) -> None:
+        """Take the figures of round :attr:`rounds`."""
+        raise NotImplementedError
+
+    def close(self, figures: dict[str, float], notes: dict[str, str], whole: bool) -> None:
+        """The last figures and notes, of a run that is ``whole``, or broken off."""
+        raise NotImplementedError
+
+
+class TensorBoard(_Tracker):
+    """Event files in the folder ``tensorboard`` of the run."""
+
+    name = "TensorBoard"
+
+    def __init__(self, output: Path) -> None:
+        super().__init__(output)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ConfigError("--track tensorboard needs the extra: pip install perfedrec[tensorboard]") from None
+        self.kind: Any = SummaryWriter
+
+    @property
+    def where(self) -> str:
+        return str(self.output / "tensorboard")
+
+    def hint(self) -> str:
+        return f"tensorboard --logdir {self.where}"
+
+    def open(self, config: Config, done: int) -> None:
+        # What an earlier process wrote of rounds that are played again is purged.
+        self.writer = self.kind(self.where, purge_step=done + 1 if done else None)
+        if not done:
+            self.writer.add_text("config", f"```toml\n{config.to_toml()}```")
+
+    def log(self, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, self.rounds)
+
+    def close(self, figures: dict[str, float], notes: dict[str, str], whole: bool) -> None:
+        self.log(figures)
+        for name, text in notes.items():
+            self.writer.add_text(name, text)
+        self.writer.close()
+
+
+class MLflow(_Tracker):
+    """A run of MLflow at ``MLFLOW_TRACKING_URI``, or else in ``mlflow.db`` (SQLite) in the run's folder.
+
+    The experiment is ``MLFLOW_EXPERIMENT_NAME``, or else "perfedrec". A resumed run goes on with its own.
+    """
+
+    name = "MLflow"
+
+    def __init__(self, output: Path) -> None:
+        super().__init__(output)
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is gone must not hold training up
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                from mlflow import MlflowClient
+        except ImportError:
+            raise ConfigError("--track mlflow needs the extra: pip install perfedrec[mlflow]") from None
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        self.kind: Any = MlflowClient
+        self.waiting: list[Metric] = []
+        if "MLFLOW_TRACKING_URI" in os.environ:  # whether anybody answers is known before the run makes its folder
+            try:
+                self.kind(tracking_uri=self.where).search_experiments(max_results=1)
+            except Exception as error:
+                raise ConfigError(f"{self.where}: MLflow does not answer ({error})") from None
+
+    @property
+    def where(self) -> str:
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.output / 'mlflow.db').absolute()}"
+
+    def hint(self) -> str:
+        return f"mlflow ui --backend-store-uri {self.where}"
+
+    def open(self, config: Config, done: int) -> None:
+        from mlflow.entities import Param
+
+        self.client = self.kind(tracking_uri=self.where)
+        file = self.output / "mlflow.json"
+        if done and file.exists():
+            self.run = json.loads(file.read_text(encoding="utf-8"))["run_id"]
+            self.client.update_run(self.run, status="RUNNING")
+            return
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "perfedrec")
+        known = self.client.get_experiment_by_name(name)
+        experiment = self.client.create_experiment(name) if known is None else known.experiment_id
+        self.run = self.client.create_run(experiment, run_name=self.output.name).info.run_id
+        write_atomic(file, json.dumps({"run_id": self.run, "tracking_uri": self.where}).encode())
+        options = flat(config.model_dump(mode="json", by_alias=True))
+        params = [Param(key, str(value)) for key, value in options.items()]
+        for at in range(0, len(params), 100):  # as many as a message may have
+            self.client.log_batch(self.run, params=params[at : at + 100])
+
+    def log(self, figures: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.waiting += [Metric(name, value, now, self.rounds) for name, value in figures.items()]
+        if len(self.waiting) >= AT_ONCE:
+            self._send()
+
+    def close(self, figures: dict[str, float], notes: dict[str, str], whole: bool) -> None:
+        self.log(figures)
+        self._send()
+        for name, text in notes.items():
+            self.client.set_tag(self.run, name, text)
+        self.client.set_terminated(self.run, "FINISHED" if whole else "KILLED")
+
+    def _send(self) -> None:
+        self.client.log_batch(self.run, metrics=self.waiting)
+        self.waiting = []
+
+
+TRACKERS: dict[str, type[_Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+"""Names of trackers as ``--track`` takes them."""
+
+
+def trackers(names: Sequence[str], output: Path) -> list[_Tracker]:
+    """The trackers of a run in a folder. Raises :class:`ConfigError` for an unknown one, and for a missing extra."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(
+                f"there is no tracker {name!r}{nearest(name, TRACKERS)}; expected one of: {', '.join(TRACKERS)}"
+            )
+    return [TRACKERS[name](output) for name in dict.fromkeys(names)]
+
+
+def _named(part: str, metric: str) -> str:
+    return f"{part}/{metric.replace('@', '_at_')}"

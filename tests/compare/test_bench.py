@@ -1,0 +1,288 @@
+"""Comparisons: the file, real runs in processes of their own, interruption, and figures against the runs themselves."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from perfedrec.cli import app
+from perfedrec.cli import bench as commands
+from perfedrec.compare import tables
+from perfedrec.compare.bench import Target, read
+from perfedrec.compare.cells import alone
+from perfedrec.compare.results import reached, spread
+from perfedrec.core.errors import ConfigError
+from perfedrec.core.types import RoundReport
+from perfedrec.methods.registry import METHODS
+from perfedrec.runs.config import ABLATIONS, resolve
+from perfedrec.runs.training import Entry
+
+runner = CliRunner()
+READY = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.toml"))
+TOY = """
+seeds = [0, 3]
+metric = "recall@20"
+reference = "popularity"
+[data.toy]
+path = "synthetic:users=120,items=200"
+[methods.popularity]
+[methods.fedmf]
+set = ["run.rounds=3", "selection.n_clients_per_round=40", "model.embedding_dim=8", "run.sampled_negatives=99"]
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "bench.toml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("file", READY, ids=lambda file: file.stem)
+def test_a_ready_made_file_resolves(file: Path, tmp_path: Path) -> None:
+    bench = read(file, tmp_path / "out")
+    configs = {config.model_dump_json() for config in bench.configs.values()}
+    assert len(configs) == len(bench.configs) > 1, "two methods of the file are the same"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_ready_made_files_compare_all_methods_and_switch_off_every_part() -> None:
+    files = {file.stem: read(file, Path("out")) for file in READY}
+    assert {config.algorithm for config in files["comparison"].configs.values()} == set(METHODS)
+    off = {f"without {part}" for part in ABLATIONS}
+    assert off < set(files["ablation-paper"].labels)
+    kinds = {label: config.settings.privacy for (label, _), config in files["noise"].configs.items()}
+    assert len({each.model_dump_json() for each in kinds.values()}) == 1
+    assert kinds["perfedrec_pp"].noise_scale == 0.1
+    sweep = {
+        label: config.selection.n_clients_per_round for (label, _), config in files["sweep-clients"].configs.items()
+    }
+    assert sweep["perfedrec_pp n_clients_per_round=32"] == 32
+    assert len(sweep) == 15
+
+
+def test_what_is_common_gives_way_to_what_a_method_says(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('algorithm = "lightgcn"\n[method]\nembedding_dim = 5\n')
+    text = """
+    seeds = [4, 2]
+    [data.a]
+    path = "synthetic:users=120,items=200"
+    [common]
+    privacy = "paper"
+    set = ["run.rounds=9"]
+    [methods.fedmf]
+    [methods.mine]
+    algorithm = "perfedrec_pp"
+    preset = "paper"
+    privacy = "secure"
+    without = ["pretraining"]
+    set = ["run.rounds=7"]
+    [methods.own]
+    config = "mine.toml"
+    """
+    with pytest.raises(ConfigError, match=r"methods\.own: .*privacy"):  # a centralised method has no such part
+        read(written(tmp_path, text), tmp_path / "out")
+    bench = read(written(tmp_path, text.replace('privacy = "paper"\n', "", 1)), tmp_path / "out")
+    mine = resolve(
+        "paper", None, ["run.threads=1", "run.rounds=7"], ["pretraining"], privacy="secure", algorithm="perfedrec_pp"
+    )
+    assert bench.configs["mine", "a"].settings == mine.settings
+    assert (bench.configs["mine", "a"].run.rounds, bench.configs["fedmf", "a"].run.rounds) == (7, 9)
+    own = bench.configs["own", "a"]
+    assert (own.algorithm, own.settings.embedding_dim, own.settings.learning_rate) == ("lightgcn", 5, 0.005)
+    assert [(cell.label, cell.seed, cell.config.run.seed) for cell in bench.cells()] == [
+        (label, seed, seed) for seed in (4, 2) for label in ("fedmf", "mine", "own")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("seeds", "seed", "did you mean seeds"),
+        ("seeds = [0, 3]", "seeds = []", "seeds: expected whole numbers from 0, each once"),
+        ("seeds = [0, 3]", "seeds = [3, 3]", "seeds: expected whole numbers from 0, each once (given: [3, 3])"),
+        ("seeds = [0, 3]", "seeds = [0, -3]", "seeds: expected whole numbers from 0, each once"),
+        ('"popularity"', '"popularty"', "did you mean popularity"),
+        ("recall@20", "recall@7", "metric: expected (recall|ndcg|hr|mrr|precision)@(10|20)"),
+        ("methods.fedmf", "methods.fedmx", "did you mean fedmf"),
+        ("run.rounds=3", "run.round=3", "did you mean run.rounds"),
+        ("run.rounds=3", "data.k_core=3", "[data.NAME]"),
+        ("methods.fedmf", 'methods."../fedmf"', "folder"),
+        ("synthetic:users=120", "syntetic:users=120", "syntetic"),
+        ("[data.toy]", "[data.toy", "not valid TOML"),
+        ("path =", "pth =", "there is no option data.toy.pth; did you mean data.toy.path?\n"),
+        ("set =", "sets =", "there is no option methods.fedmf.sets; did you mean methods.fedmf.set?\n"),
+        ("set =", "quickly =", "there is no option methods.fedmf.quickly\n"),
+        ("seeds = [0, 3]", "seeds = [0.5]", "seeds.0: expected a whole number (given: 0.5)"),
+        ("[data.toy]", "[target]\nmetrc = 'x'\nvalue = 1\n[data.toy]", "did you mean target.metric?"),
+        (
+            "[methods.popularity]",
+            '[sweep]\nkey = "run.rounds"\nvalues = [1]\nmethods = ["x"]\n[methods.popularity]',
+            "'x'",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_started(before: str, after: str, said: str, tmp_path: Path) -> None:
+    assert before in TOY
+    file, output = written(tmp_path, TOY.replace(before, after, 1)), tmp_path / "out"
+    result = runner.invoke(app, ["bench", str(file), "--output", str(output)])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert said in result.stderr
+    assert not output.exists()
+
+
+def bench(file: Path, output: Path, *more: str) -> Any:
+    return runner.invoke(app, ["bench", str(file), "--output", str(output), "--processes", "2", "--json", *more])
+
+
+def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "from perfedrec.methods.centralised.popularity import Popularity\n\n\n"
+        "class Broken(Popularity):\n    def init(self, data, key):\n        raise ZeroDivisionError('on purpose')\n"
+    )
+    more = f'[methods.broken]\nalgorithm = "{broken}:Broken"\nset = ["run.rounds=0"]\n'
+    output = tmp_path / "out"
+    failed = bench(written(tmp_path, TOY + more), output)
+    assert failed.exit_code == 1
+    assert "2 of 6 runs failed" in failed.stderr
+    start = json.loads(failed.stderr.splitlines()[0])
+    assert start == {"event": "start", "runs": 6, "finished": 0, "output": str(output)}
+    assert "on purpose" in failed.stderr
+    results = json.loads(failed.stdout)
+    assert {each["label"] for each in results["cells"] if each["error"]} == {"broken"}
+    assert [each["missing"] for each in results["summary"]] == [0, 0, 2]
+
+    kept = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/toy/seed-*/result.json")}
+    again = bench(written(tmp_path, TOY), output)
+    assert again.exit_code == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    results = json.loads((output / "results.json").read_text())
+    assert results == json.loads(again.stdout)
+
+    runs = {seed: output / "runs" / "fedmf" / "toy" / f"seed-{seed}" for seed in (0, 3)}
+    recall = {
+        seed: json.loads((folder / "result.json").read_text())["test"]["recall@20"] for seed, folder in runs.items()
+    }
+    line = next(each for each in results["summary"] if each["label"] == "fedmf")
+    assert line["test"]["recall@20"]["mean"] == pytest.approx((recall[0] + recall[3]) / 2)
+    assert line["test"]["recall@20"]["sd"] == pytest.approx(abs(recall[0] - recall[3]) / 2**0.5)
+    assert line["protocol_sampled"] == "99 sampled negatives"
+    assert line["parameters"]["server"] >= 8 * results["data"]["toy"]["items"]
+    popular = output / "runs" / "popularity" / "toy" / "seed-0" / "test_users.parquet"
+    floor = float(pl.read_parquet(popular)["recall@20"].mean())  # type: ignore[arg-type]
+    assert line["comparison"]["difference"] == pytest.approx(line["test"]["recall@20"]["mean"] - floor)
+    assert line["comparison"]["low"] < line["comparison"]["difference"] < line["comparison"]["high"]
+    assert line["cpu_seconds"]["mean"] > 0
+    assert results["data"]["toy"]["popularity"]["recall@20"] == pytest.approx(floor)
+
+    figure = f"{line['test']['recall@20']['mean']:.4f} ± {line['test']['recall@20']['sd']:.4f}"
+    assert figure in (output / "table.md").read_text()
+    assert "recall@20, full ranking | ndcg@20" in (output / "table.md").read_text()
+    assert "hr@10, 99 sampled negatives" in (output / "table.md").read_text()
+    assert figure.replace("±", r"$\pm$") in (output / "table.tex").read_text()
+    rows = {row["label"]: row for row in csv.DictReader((output / "table.csv").open())}
+    assert float(rows["fedmf"]["test.recall@20.mean"]) == line["test"]["recall@20"]["mean"]
+    assert "comparison" not in rows["fedmf"]  # the figures of it have columns, and a method without them no other
+    line["comparison"] |= {"difference": -0.02, "low": -0.03, "high": 0.01}
+    assert "$-$0.0200" in tables.latex(results)  # a minus, not a hyphen
+
+    with alone(output):
+        second = bench(written(tmp_path, TOY), output)
+    assert (second.exit_code, second.stderr.count("\n")) == (2, 1)
+    assert "another perfedrec bench" in second.stderr
+
+    changed = bench(written(tmp_path, TOY.replace("embedding_dim=8", "embedding_dim=9")), output)
+    assert changed.exit_code == 2
+    assert "model.embedding_dim is 9, was 8" in changed.stderr
+    other = bench(written(tmp_path, TOY), output, "--data", "toy=synthetic:users=130,items=200")
+    assert other.exit_code == 2
+    assert "the data toy have changed" in other.stderr
+    assert other.stderr.count("\n") == changed.stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_all_runs_with_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    text = TOY.replace("run.rounds=3", "run.rounds=600").replace("[0, 3]", "[3]")
+    text = text.replace("[methods.popularity]\n", "").replace('reference = "popularity"\n', "")
+    text = text.replace('set = ["', 'set = ["run.checkpoint_every=20", "run.evaluate_every=200", "')
+    file, output = written(tmp_path, text), tmp_path / "out"
+    command = [sys.executable, "-m", "perfedrec", "bench", str(file), "--output", str(output), "--processes", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, process_group=0)
+    deadline = time.monotonic() + 90
+    while not list(output.glob("runs/fedmf/toy/*/checkpoints/round-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[0] == f"1 run in {output}, 0 finished already"
+    assert "the same command goes on" in said.splitlines()[-1]
+    begun = [folder for folder in output.glob("runs/fedmf/toy/seed-*") if not (folder / "result.json").exists()]
+    assert begun
+    assert not (output / "results.json").exists()
+    played = {
+        folder: (folder / "metrics.jsonl").read_text().splitlines()
+        for folder in begun
+        if (folder / "checkpoints").exists()
+    }
+    assert any(0 < len(lines) < 600 for lines in played.values())
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for folder, lines in played.items():
+        assert (folder / "metrics.jsonl").read_text().splitlines()[: len(lines)] == lines
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 600
+        assert json.loads((folder / "cost.json").read_text())["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [
+        (120, ["method", "recall@20", "ndcg@20", "difference", "adj. p", "95 % interval", "seconds"]),
+        (80, ["method", "recall@20", "ndcg@20", "difference", "adj. p"]),
+        (40, ["method", "recall@20"]),
+    ],
+)
+def test_a_terminal_shows_the_columns_that_it_has_room_for_and_breaks_none(
+    width: int, heads: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line(label: str, comparison: dict[str, float] | None) -> dict[str, Any]:
+        test = {name: {"mean": 0.0732, "sd": 0.0018} for name in ("recall@20", "ndcg@20")}
+        known = {"label": label, "data": "toy", "algorithm": "fedmf", "test": test, "comparison": comparison}
+        return known | {"seconds": {"mean": 123.4, "sd": 1.0}}
+
+    compared = {"difference": -0.0043, "low": -0.0061, "high": -0.0022, "p_adjusted": 0.0014}
+    lines = [line("perfedrec_pp", None), line("perfedrec_pp paper", compared)]
+    floor = {"recall@20": 0.0194, "ndcg@20": 0.0072}
+    results = {"reference": "perfedrec_pp", "target": None, "metric": "ndcg@20", "protocol": "full ranking"}
+    monkeypatch.setattr(commands, "console", Console(width=width))
+    commands.print_results(results | {"data": {"toy": {"popularity": floor}}, "summary": lines})
+    said = capsys.readouterr().out.splitlines()
+    assert max(map(len, said)) <= width
+    assert re.split(r"\s{2,}", said[2].strip()) == heads
+    paper = next(text for text in said if text.startswith(" perfedrec_pp paper "))
+    every = ["perfedrec_pp paper", *["0.0732 ± 0.0018"] * 2, "-0.0043", "0.0014", "-0.0061, -0.0022", "123.4"]
+    assert re.split(r"\s{2,}", paper.strip()) == every[: len(heads)]
+
+
+def test_the_way_to_a_target_is_added_up_round_by_round() -> None:
+    def entry(number: int, recall: float | None, sent: int) -> Entry:
+        report = RoundReport(number, "train", 5, 4, 0.5, sent, sent, 10 * sent)
+        return Entry(report, 0.5, None if recall is None else {"recall@20": recall})
+
+    history = [entry(0, 0.1, 7), entry(1, None, 7), entry(2, 0.3, 7), entry(3, 0.4, 7)]
+    expected = {"rounds": 3, "bytes_up": 21, "bytes_down": 210, "uploads": 12, "seconds": 1.5}
+    assert reached(history, Target(metric="recall@20", value=0.3)) == expected
+    assert reached(history, Target(metric="recall@20", value=0.41)) is None
+    assert spread([1.0, 3.0]) == {"mean": 2.0, "sd": 2**0.5}
+    assert spread([1.0]) == {"mean": 1.0, "sd": None}

@@ -1,0 +1,229 @@
+"""Tuning: validation alone counts, what is behind is broken off, studies go on, and the best is a configuration."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+from typer.testing import CliRunner
+
+from perfedrec.cli import app
+from perfedrec.compare.tune import Outcome, Space, Tuning, read_space, ready_made
+from perfedrec.core.errors import ConfigError
+from perfedrec.data import Interactions
+from perfedrec.methods.registry import METHODS
+from perfedrec.runs.config import DataSettings, differences, resolve
+from perfedrec.runs.training import open_data
+
+runner = CliRunner()
+DATA = "synthetic:users=120,items=200"
+FEW = ("run.rounds=10", "run.evaluate_every=2", "selection.n_clients_per_round=40", "model.embedding_dim=8")
+
+
+@pytest.fixture(scope="module")
+def toy() -> Any:
+    return open_data(DataSettings(path=DATA))
+
+
+def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name="perfedrec", storage=f"sqlite:///{folder / 'study.db'}").trials
+
+
+def workers(folder: Path) -> set[str]:
+    """The processes that have finished a trial."""
+    return {each.user_attrs["process"] for each in trials(folder) if each.state.is_finished()}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "popularity"])
+def test_each_method_has_a_space_whose_ends_are_valid(name: str, toy: Any, tmp_path: Path) -> None:
+    space = ready_made(name)
+    Tuning(resolve(algorithm=name), space, toy, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def tune(output: Path, *more: str, n: int = 6, algorithm: str = "item_knn") -> Any:
+    command = ["tune", "--data", DATA, "--algorithm", algorithm, "--trials", str(n), "--output", str(output), *more]
+    return runner.invoke(app, command)
+
+
+def test_a_study_goes_on_and_writes_its_best_as_a_configuration(tmp_path: Path) -> None:
+    output = tmp_path / "study"
+    first = tune(output, n=3)
+    assert first.exit_code == 0, first.output
+    assert [line.split(":")[0] for line in first.stderr.splitlines()] == [f"{i + 1}/3 trial {i}" for i in range(3)]
+    more = tune(output, "--json", n=5)
+    told = [json.loads(line) for line in more.stderr.splitlines()]
+    assert [each["number"] for each in told] == [3, 4]
+    best = json.loads(more.stdout)
+    values = [each.value for each in trials(output)]
+    assert best["value"] == max(values)
+    assert len(set(values)) > 1
+    resolved = resolve(None, output / "best.toml", data__path=DATA)
+    assert resolved.algorithm == "item_knn"
+    assert {f"method.{key}": value for key, value in resolved.settings.model_dump().items()} == best["options"]
+    run = tmp_path / "run"
+    trained = runner.invoke(app, ["train", "--config", str(output / "best.toml"), "--data", DATA, "--output", str(run)])
+    assert trained.exit_code == 0, trained.output
+    assert json.loads((run / "result.json").read_text())["valid"]["recall@20"] == best["value"]
+
+    whole = tmp_path / "whole"
+    tune(whole, n=5)
+    assert [each.params for each in trials(whole)] == [each.params for each in trials(output)]
+    tune(tmp_path / "other", "--seed", "1", n=1)
+    assert trials(tmp_path / "other")[0].params != trials(output)[0].params
+
+    for change, said in (
+        ("run.select_by=ndcg@20", "run.select_by is ndcg@20, was recall@20"),
+        ("data.seed=3", "data.seed"),
+    ):
+        refused = tune(output, "--set", change, n=9)
+        assert refused.exit_code == 2
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1
+
+
+def test_the_test_split_changes_nothing(toy: Any, tmp_path: Path) -> None:
+    other = np.arange(toy.n_users) % toy.n_items
+    ids = toy.train.user_ids, toy.train.item_ids
+    foreign = replace(toy, test=Interactions.from_rows(*ids, np.arange(toy.n_users), other, None))
+    config, told = resolve(algorithm="fedmf", overrides=FEW), []
+    for name, dataset in (("a", toy), ("b", foreign)):
+        tuning = Tuning(config, ready_made("fedmf"), dataset, tmp_path / name)
+        assert tuning.dataset.test.n_interactions == 0
+        of_this: list[Outcome] = []
+        tuning.play(2, of_this.append)
+        told.append(of_this)
+    assert told[0] == told[1]
+
+
+def test_a_trial_that_is_behind_the_median_is_broken_off(toy: Any, tmp_path: Path) -> None:
+    space = Space.model_validate({"space": {"method.learning_rate": {"low": 1e-5, "high": 0.05, "log": True}}})
+    config = resolve(algorithm="lightgcn", overrides=["run.rounds=10", "method.embedding_dim=8"])
+    told: list[Outcome] = []
+    Tuning(config, space, toy, tmp_path / "study").play(9, told.append)
+    assert {each.state for each in told} == {"complete", "pruned"}
+    assert all(each.state == "complete" for each in told[:5])
+    stored = trials(tmp_path / "study")
+    for each in told[5:]:
+        others = [other.intermediate_values for other in stored[: each.number] if other.state == TrialState.COMPLETE]
+        curve = stored[each.number].intermediate_values
+        behind = [step for step in curve if step >= 2 and curve[step] < np.median([other[step] for other in others])]
+        assert bool(behind) == (each.state == "pruned"), each
+        assert each.rounds == (behind[0] if behind else 10)
+
+
+def test_options_that_do_not_go_together_are_told_and_the_study_goes_on(toy: Any, tmp_path: Path) -> None:
+    space = Space.model_validate(
+        {
+            "space": {
+                "personal.pretrained": {"choices": [0.0, 0.2]},
+                "pretraining.kind": {"choices": ["none", "spectral"]},
+            }
+        }
+    )
+    base = resolve("paper", overrides=[*FEW, "run.rounds=0", "pretraining.kind=spectral"])
+    told: list[Outcome] = []
+    Tuning(base, space, toy, tmp_path / "study").play(8, told.append)
+    for each in told:
+        impossible = each.changes == {"personal.pretrained": 0.2, "pretraining.kind": "none"}
+        assert (each.state == "infeasible") == impossible
+        assert not impossible or "needs pretraining.kind" in each.remark
+    assert {each.state for each in told} == {"infeasible", "complete"}
+
+
+def test_a_trial_that_diverges_is_told_and_the_study_goes_on(toy: Any, tmp_path: Path) -> None:
+    for name, key in (("fedmf", "client.learning_rate"), ("mf", "method.learning_rate")):
+        space = Space.model_validate({"space": {key: {"choices": [0.01, 1e30]}}})
+        few = FEW if name == "fedmf" else ("run.rounds=2", "method.embedding_dim=8")
+        told: list[Outcome] = []
+        Tuning(resolve(algorithm=name, overrides=few), space, toy, tmp_path / name).play(5, told.append)
+        assert {(each.changes[key], each.state) for each in told} == {(0.01, "complete"), (1e30, "infeasible")}
+        assert all("finite" in each.remark for each in told if each.state == "infeasible")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[space]\n", "space"),
+        ('[space]\n"method.shrnk" = {low = 1, high = 2}', "did you mean method.shrink"),
+        ('[space]\n"method.shrink" = {low = 1}', "expected { low"),
+        ('[space]\n"method.shrink" = {low = 3, high = 2}', "low < high"),
+        ('[space]\n"method.shrink" = {low = 0, high = 2, log = true}', "low > 0"),
+        ('[space]\n"method.shrink" = {low = -1, high = 2}', "method.shrink = -1"),
+        ('[space]\n"method.shrink" = {choices = [1, 2], low = 0}', "expected { low"),
+        ('[space]\n"data.seed" = {low = 0, high = 2}', "data.seed"),
+        ("[space\n", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_space_is_one_line(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(text)
+    refused = tune(tmp_path / "study", "--space", str(file))
+    assert refused.exit_code == 2
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "study").exists()
+
+
+def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    refused = tune(tmp_path / "study")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "perfedrec[tune]" in refused.stderr
+
+
+def test_two_processes_share_a_study_and_a_signal_loses_no_trial(tmp_path: Path) -> None:
+    output = tmp_path / "study"
+    settings = [part for each in (*FEW, "run.rounds=40") for part in ("--set", each)]
+    command = [sys.executable, "-m", "perfedrec", "tune", "--data", DATA, "--algorithm", "fedmf", *settings]
+    command += ["--trials", "1000", "--output", str(output)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        if (output / "best.toml").exists() and len(workers(output)) == 2:
+            break
+    for process, number in zip(both, (signal.SIGINT, signal.SIGKILL), strict=True):
+        os.kill(process.pid, number)
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [130, -signal.SIGKILL], said
+    assert "the same command goes on" in said[0].splitlines()[-1]
+    before = trials(output)
+    finished = sum(each.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in before)
+    broken = [each for each in before if each.state in (TrialState.FAIL, TrialState.RUNNING)]
+    assert len(broken) >= 1
+    command[command.index("1000")] = str(finished + 2)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    after = trials(output)
+    assert not [each for each in after if each.state == TrialState.RUNNING]
+    again = [each.params for each in after[len(before) - sum(each.state == TrialState.WAITING for each in before) :]]
+    assert all(each.params in again for each in broken)
+
+
+def test_the_space_of_a_file_is_searched(tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(
+        '[space]\n"method.shrink" = { choices = [1.5, 2.5] }\n"method.n_neighbours" = { low = 7, high = 9 }\n'
+    )
+    space = read_space(file)
+    assert space.space["method.n_neighbours"].ends() == (7, 9)
+    assert tune(tmp_path / "study", "--space", str(file), n=5).exit_code == 0
+    assert all(each.params["method.shrink"] in (1.5, 2.5) for each in trials(tmp_path / "study"))
+    assert {each.params["method.n_neighbours"] for each in trials(tmp_path / "study")} <= {7, 8, 9}
+
+
+def test_a_method_without_a_space_asks_for_one() -> None:
+    with pytest.raises(ConfigError, match="--space"):
+        ready_made("popularity")
+    assert differences(resolve(algorithm="mf"), resolve(algorithm="mf", run__seed=5)) == ["run.seed is 5, was 0"]
+    assert differences(resolve(algorithm="mf"), resolve(algorithm="fedmf")) == ["algorithm is fedmf, was mf"]

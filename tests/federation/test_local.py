@@ -1,0 +1,38 @@
+"""The processes of a federation on one machine."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from perfedrec.federation import local
+from perfedrec.runs import config
+from perfedrec.runs.training import open_data
+
+pytest.importorskip("flwr")
+
+
+def test_a_node_that_ends_by_itself_is_told_of_and_others_end_in_order(tmp_path: Path) -> None:
+    """Nobody listens on the port: who can work waits for the coordinator, and ends cleanly when told to."""
+    told, ended, folder = list[str](), threading.Event(), tmp_path / "up"
+    given = config.load(
+        "recommended", None, ["data.path=synthetic:users=4,items=24,clusters=2,interactions_per_user=4"]
+    )
+    local.lay_out(folder, open_data(given.data), 2)
+    (folder / "nodes" / "n1" / "store.db").unlink()
+
+    def tell(line: str) -> None:
+        told.append(line)
+        ended.set()
+
+    with local.nodes(folder, local.free_port(), tell=tell) as processes:
+        assert ended.wait(60)
+        log = folder / "nodes" / "n0" / local.LOG
+        while "cannot be reached" not in log.read_text():
+            assert processes[0].poll() is None
+            ended.wait(0.1)
+    assert told == [f"n1 has ended with code 2; expected it to stay, {folder / 'nodes' / 'n1' / local.LOG} says why"]
+    assert processes[0].returncode == 0
+    assert "Fatal" not in log.read_text()

@@ -1,0 +1,233 @@
+"""Fitted methods against naive dense computations, losses against their definitions."""
+
+from collections.abc import Callable
+from itertools import combinations
+from math import exp, log
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from perfedrec import Dataset, configure, load, train
+from perfedrec.core.errors import DivergedError
+from perfedrec.core.keys import Key
+from perfedrec.core.types import block_rows
+from perfedrec.methods.centralised.direct_au import DirectAU, DirectAUSettings
+from perfedrec.methods.centralised.item_knn import ItemKNN, ItemKNNSettings
+from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
+from perfedrec.methods.centralised.method import Method, Training
+from perfedrec.runs.engine import Central
+from perfedrec.methods.centralised.mf import MF
+from perfedrec.methods.centralised.rp3beta import RP3Beta, RP3BetaSettings
+from perfedrec.methods.centralised.sgl import SGL, SGLSettings
+from perfedrec.methods.centralised.simgcl import SimGCL, SimGCLSettings
+from perfedrec.methods.centralised.spectral_filter import SpectralFilter, SpectralFilterSettings
+from perfedrec.methods.centralised.user_knn import UserKNN, UserKNNSettings
+from perfedrec.methods.centralised.vectors import VectorSettings, batches
+from perfedrec.methods.centralised.xsimgcl import XSimGCL, XSimGCLSettings
+
+N_USERS, N_ITEMS = 60, 38
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load("synthetic:users=60,items=40,clusters=2,interactions_per_user=8,seed=1")
+
+
+@pytest.fixture(scope="module")
+def training(dataset: Dataset) -> Training:
+    return Training.of(dataset, torch.device("cpu"))
+
+
+def dense(dataset: Dataset) -> np.ndarray:
+    matrix = np.zeros((dataset.n_users, dataset.n_items))
+    for user in range(dataset.n_users):
+        matrix[user, dataset.train.items[dataset.train.offsets[user] : dataset.train.offsets[user + 1]]] = 1
+    return matrix
+
+
+def scores(method: Method, dataset: Dataset) -> np.ndarray:
+    engine = Central(method, dataset, device="cpu")
+    return engine.recommender().raw_scores(torch.arange(dataset.n_users)).numpy()
+
+
+def test_item_knn(dataset: Dataset) -> None:
+    matrix = dense(dataset)
+    lengths = np.sqrt(matrix.sum(0).clip(min=1))
+    similar = matrix.T @ matrix / (np.outer(lengths, lengths) + 3.0)
+    np.fill_diagonal(similar, 0)
+    given = scores(ItemKNN(ItemKNNSettings(n_neighbours=40, shrink=3.0)), dataset)
+    np.testing.assert_allclose(given, matrix @ similar, rtol=1e-5)
+
+
+def test_nearest_neighbours_alone_count(dataset: Dataset) -> None:
+    matrix = dense(dataset)
+    lengths = np.sqrt(matrix.sum(1).clip(min=1))
+    similar = matrix @ matrix.T / (np.outer(lengths, lengths) + 1.0)
+    np.fill_diagonal(similar, 0)
+    smallest = np.sort(similar, axis=1)[:, -5]
+    kept = np.where(similar >= smallest[:, None], similar, 0)
+    given = scores(UserKNN(UserKNNSettings(n_neighbours=5, shrink=1.0)), dataset)
+    np.testing.assert_allclose(given, kept @ matrix, rtol=1e-5, atol=1e-6)
+
+
+def test_rp3beta_by_walking(dataset: Dataset) -> None:
+    """With alpha 1 and beta 0 the scores are probabilities of three random steps."""
+    matrix = dense(dataset)
+    users, items = matrix.sum(1).clip(min=1), matrix.sum(0).clip(min=1)
+    back = (matrix / items).T @ (matrix / users[:, None])
+    np.fill_diagonal(back, 0)
+    given = scores(RP3Beta(RP3BetaSettings(alpha=1.0, beta=0.0, n_neighbours=40)), dataset)
+    np.testing.assert_allclose(given, matrix @ back, rtol=1e-5)
+    given = scores(RP3Beta(RP3BetaSettings(alpha=1.0, beta=0.5, n_neighbours=40)), dataset)
+    np.testing.assert_allclose(given, matrix @ back / items**0.5, rtol=1e-5)
+
+
+def test_spectral_filter(dataset: Dataset) -> None:
+    matrix = dense(dataset)
+    users, items = matrix.sum(1).clip(min=1), matrix.sum(0).clip(min=1)
+    vectors = np.linalg.svd(matrix / np.sqrt(np.outer(users, items)))[2][:7].T
+    expected = matrix / np.sqrt(items) @ vectors @ vectors.T * np.sqrt(items)
+    given = scores(SpectralFilter(SpectralFilterSettings(n_components=7)), dataset)
+    np.testing.assert_allclose(given, expected, atol=1e-4)
+
+
+def vectors() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(N_USERS, 8, generator=generator), torch.randn(N_ITEMS, 8, generator=generator)
+
+
+def propagated(dataset: Dataset, layers: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means over layers ``first`` to ``layers`` with the dense adjacency."""
+    matrix = dense(dataset)
+    degrees = np.sqrt(np.outer(matrix.sum(1).clip(min=1), matrix.sum(0).clip(min=1)))
+    users, items = (each.numpy().astype(np.float64) for each in vectors())
+    stacks = [(users, items)]
+    for _ in range(layers):
+        users, items = matrix / degrees @ items, (matrix / degrees).T @ users
+        stacks.append((users, items))
+    return tuple(np.mean([each[side] for each in stacks[first:]], axis=0) for side in (0, 1))  # type: ignore[return-value]
+
+
+def naive_bpr(users: np.ndarray, items: np.ndarray, batch: object) -> float:
+    triples = zip(batch.users.tolist(), batch.positives.tolist(), batch.negatives.tolist(), strict=True)  # type: ignore[attr-defined]
+    return float(np.mean([log(1 + exp(-(users[u] @ (items[i] - items[j])))) for u, i, j in triples]))
+
+
+@pytest.mark.parametrize(("kind", "settings", "first", "layers"), [
+    (MF, VectorSettings(l2=0), 0, 0),
+    (LightGCN, LightGCNSettings(l2=0, n_layers=3), 0, 3),
+    (SGL, SGLSettings(l2=0, n_layers=2, weight=0), 0, 2),
+    (SimGCL, SimGCLSettings(l2=0, n_layers=2, weight=0), 1, 2),
+    (XSimGCL, XSimGCLSettings(l2=0, n_layers=2, weight=0, noise=0), 1, 2),
+])  # fmt: skip
+def test_ranking_losses(
+    kind: type[Method], settings: VectorSettings, first: int, layers: int, dataset: Dataset, training: Training
+) -> None:
+    method, (users, items) = kind(settings), vectors()
+    batch = batches(training, 50, Key(3))[0]
+    method.begin(training, Key(4))  # type: ignore[attr-defined]
+    loss = float(method.loss(users, items, batch, training))  # type: ignore[attr-defined]
+    assert loss == pytest.approx(naive_bpr(*propagated(dataset, layers, first), batch), rel=1e-5)
+
+
+def test_decay_and_contrast_add_to_the_loss(training: Training) -> None:
+    users, items = vectors()
+    batch = batches(training, 50, Key(3))[0]
+
+    def loss(kind: type[Method], settings: VectorSettings) -> float:
+        method = kind(settings)
+        method.begin(training, Key(4))  # type: ignore[attr-defined]
+        return float(method.loss(users, items, batch, training))  # type: ignore[attr-defined]
+
+    squares = sum(
+        float(table[index].square().sum())
+        for table, index in ((users, batch.users), (items, batch.positives), (items, batch.negatives))
+    )
+    assert loss(MF, VectorSettings(l2=0.1)) - loss(MF, VectorSettings(l2=0)) == pytest.approx(0.05 * squares / 50)
+    for kind, options in ((SGL, SGLSettings), (SimGCL, SimGCLSettings), (XSimGCL, XSimGCLSettings)):
+        parts = [loss(kind, options(weight=weight)) for weight in (0, 1, 2)]
+        assert parts[1] > parts[0]
+        assert parts[2] - parts[1] == pytest.approx(parts[1] - parts[0], rel=1e-4)
+
+
+def test_direct_au(dataset: Dataset, training: Training) -> None:
+    method, (users, items) = DirectAU(DirectAUSettings(n_layers=1, gamma=0.7)), vectors()
+    batch = batches(training, 12, Key(3))[0]
+    final = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in propagated(dataset, 1, 0)]
+    chosen = final[0][batch.users.numpy()], final[1][batch.positives.numpy()]
+    spread = [
+        log(np.mean([exp(-2 * float(((a - b) ** 2).sum())) for a, b in combinations(side, 2)])) for side in chosen
+    ]
+    expected = ((chosen[0] - chosen[1]) ** 2).sum(1).mean() + 0.7 * sum(spread) / 2
+    assert float(method.loss(users, items, batch, training)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sgl_views_leave_edges_out(training: Training) -> None:
+    method = SGL(SGLSettings(drop=0.3))
+    method.begin(training, Key(4))
+    sizes = [broadcast.by_user.columns.numel() / training.rows.items.numel() for broadcast in method.views]
+    assert all(0.6 < size < 0.8 for size in sizes)
+    assert not torch.equal(method.views[0].by_user.columns, method.views[1].by_user.columns)
+
+
+def test_batches_hold_every_interaction_once_with_a_negative_of_its_user(training: Training) -> None:
+    parts = batches(training, 64, Key(1))
+    owned = set(zip(training.rows.segments.tolist(), training.rows.items.tolist(), strict=True))
+    pairs = [pair for part in parts for pair in zip(part.users.tolist(), part.positives.tolist(), strict=True)]
+    assert sorted(pairs) == sorted(owned)
+    assert not owned & {
+        pair for part in parts for pair in zip(part.users.tolist(), part.negatives.tolist(), strict=True)
+    }
+
+
+def test_batches_hold_every_interaction_of_a_user_with_most_items() -> None:
+    """A user with 7 of 9 items takes turns at two negatives; one with all of them has none."""
+    offsets = torch.tensor([0, 7, 16, 18])
+    rows, _ = block_rows(offsets, torch.tensor([*range(1, 8), *range(9), 3, 4]), torch.arange(3))
+    (batch,) = batches(Training(rows, 9), 64, Key(1))
+    assert sorted(zip(batch.users.tolist(), batch.positives.tolist(), strict=True)) == [
+        *((0, item) for item in range(1, 8)),
+        (2, 3),
+        (2, 4),
+    ]
+    assert sorted(batch.negatives[batch.users == 0].tolist()) in ([0, 0, 0, 0, 8, 8, 8], [0, 0, 0, 8, 8, 8, 8])
+    assert not {3, 4} & set(batch.negatives[batch.users == 2].tolist())
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "recall", "ndcg"),
+    [("item_knn", 0.0575, 0.0230), ("rp3beta", 0.0702, 0.0271), ("spectral_filter", 0.0698, 0.0268)],
+)
+def test_yelp_as_in_the_literature(name: str, recall: float, ndcg: float, real_data: Callable[[str], Path]) -> None:
+    config = configure(name)
+    test = train(config.build(), load(str(real_data("yelp"))), config.run, config=config).evaluate("test")
+    assert test["recall@20"] == pytest.approx(recall, abs=0.0036)  # a standard error over 5,144 users
+    assert test["ndcg@20"] == pytest.approx(ndcg, abs=0.0016)
+
+
+def test_a_last_batch_of_one_has_no_uniformity(dataset: Dataset) -> None:
+    n = dataset.train.n_interactions
+    engine = Central(DirectAU(DirectAUSettings(batch_size=n - 1, embedding_dim=4)), dataset, device="cpu")
+    whole = Central(DirectAU(DirectAUSettings(batch_size=n, embedding_dim=4)), dataset, device="cpu")
+    assert engine.play().loss == pytest.approx(whole.play().loss, rel=0.05)
+
+
+def test_training_that_leaves_the_finite_numbers_says_so(dataset: Dataset) -> None:
+    engine = Central(MF(VectorSettings(learning_rate=1e30, embedding_dim=4)), dataset, device="cpu")
+    engine.play()
+    with pytest.raises(DivergedError, match=r"loss of epoch 2 is (nan|inf); expected a finite number"):
+        engine.play()
+
+
+def test_the_contrasted_layer_of_xsimgcl_is_one_of_its_layers(dataset: Dataset) -> None:
+    losses = [
+        Central(XSimGCL(XSimGCLSettings(contrasted_layer=layer, embedding_dim=4)), dataset, device="cpu").play().loss
+        for layer in (1, 2)
+    ]
+    assert losses[0] != losses[1]
+    with pytest.raises(ValueError, match="expected at most n_layers = 2"):
+        XSimGCLSettings(contrasted_layer=3)

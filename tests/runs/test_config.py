@@ -1,0 +1,126 @@
+"""Configuration: sources, precedence, and mistakes answered with the nearest name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.runs import config
+from perfedrec.compare.bench import read
+from perfedrec.methods.registry import METHODS
+from perfedrec.runs.training import read_config, read_summary
+from perfedrec.compare.tune import read_space
+
+
+@pytest.mark.parametrize("preset", config.presets())
+def test_a_preset_survives_the_way_through_toml(preset: str, tmp_path: Path) -> None:
+    first = config.load(preset)
+    file = tmp_path / "all.toml"
+    file.write_text(first.to_toml())
+    assert config.load(None, file) == first
+    assert config.resolve(None, file) == first  # on top of its method's preset
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text("[run]\nrounds = 7\nseed = 3\n")
+    loaded = config.load("paper", file, ["run.rounds=9", "privacy.clip=off", "privacy.noise_scale=0"], run__seed=4)
+    assert (loaded.run.rounds, loaded.run.seed, loaded.privacy.clip) == (9, 4, None)
+    assert loaded.client.loss == "bpr"
+
+
+def test_sources_have_to_make_sense_together_and_not_each_alone(tmp_path: Path) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text("[privacy]\nnoise_scale = 0.2\n")  # its clip is the preset's
+    assert config.load("paper", file).privacy.noise_scale == 0.2
+    with pytest.raises(ConfigError, match="noise_scale needs clip"):
+        config.load("recommended", file)
+    file.write_text("[data]\nk_core = 2\n")  # a method that is fitted at once has no rounds by its preset
+    assert config.resolve(None, file, algorithm="item_knn").run.rounds == 0
+    file.write_text("[privacy]\nnoise_scale = -1\n")
+    with pytest.raises(ConfigError, match=r"some.toml: privacy.noise_scale: expected at least 0 \(given: -1\)"):
+        config.load("paper", file)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("client.learning_rat=1", "did you mean client.learning_rate?"),
+        ("learning_rate=1", "learning_rate"),
+        ("run.rounds", "has no value"),
+        ("run.rounds=-1", "run.rounds"),
+        ("client.loss=hinge", "client.loss"),
+        ("personal.local=-0.9", "personal.local"),
+        ("client.learning_rate=inf", "client.learning_rate: expected a finite number (given: inf)"),
+        ("privacy.epsilon=nan", "finite number"),
+        ("run.rounds=1.5", "run.rounds: expected a whole number (given: 1.5)"),
+        ("run.rounds=off", "run.rounds: expected a whole number (given: off)"),
+        ("run.rounds.x=1", "run.rounds: expected a whole number (given: a section)"),
+        ("run=1", "run: expected a section (given: 1)"),
+        ("data.split=half", "data.split: expected leave-one-out or ratio (given: 'half')"),
+        ("run.dropout_rate=2", "run.dropout_rate: expected at most 1 (given: 2)"),
+        ("personal.pretrained=0.9", "needs pretraining.kind = spectral"),
+    ],
+)
+def test_mistakes_are_named(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load("paper", overrides=[override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_whatever_is_wrong_is_said_in_our_words(name: str) -> None:
+    """Every option of every method with values of many kinds: the option is named, and no word is pydantic's."""
+    kind, told = config.config_type(name), 0
+    for key in set(config.keys(kind)) - {"algorithm"}:  # which names the kind
+        for value in ("x", -1e9, 1e12, 0.5, [1], {"a": 1}, float("nan")):
+            tree: dict[str, Any] = {"algorithm": name}
+            config.put(tree, key, value)
+            try:
+                kind.model_validate(tree)
+            except ValidationError as error:
+                if error.errors()[0]["type"] != "value_error":
+                    said, told = config.explain(error.errors(), kind), told + 1
+                    assert said.startswith(f"{key}: expected "), said
+                    assert "Input should" not in said
+    assert told > 100
+
+
+def test_an_unreadable_file_is_told_without_numbers_of_errors(tmp_path: Path) -> None:
+    missing, folder, binary = tmp_path / "missing.toml", tmp_path / "folder.toml", tmp_path / "binary.toml"
+    folder.mkdir()
+    binary.write_bytes(b"\xff\xfe")
+    for file, why in ((missing, "no such file or directory"), (folder, "is a directory"), (binary, "not UTF-8 text")):
+        for reading, expected in (
+            (lambda path: config.load(None, path), "a TOML file"),
+            (read_space, "a TOML file with a table [space]"),
+            (lambda path: read(path, tmp_path / "out"), "the TOML file of a comparison"),
+        ):
+            with pytest.raises(ConfigError) as caught:
+                reading(file)
+            assert str(caught.value).startswith(f"{file}: cannot be read (")
+            assert f"{why}); expected {expected}" in str(caught.value)
+    with pytest.raises(
+        CheckpointError, match=r"config\.toml cannot be read \(no such file or directory\); expected the"
+    ):
+        read_config(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"result\.json cannot be read \(no such file or directory\); expected the"
+    ):
+        read_summary(tmp_path)
+
+
+def test_an_unknown_preset_and_an_unknown_part_are_refused() -> None:
+    with pytest.raises(ConfigError, match="did you mean paper"):
+        config.load("papr")
+    with pytest.raises(ConfigError, match="did you mean clusters"):
+        config.load("paper", without=["cluster"])
+
+
+@pytest.mark.parametrize("part", config.ABLATIONS)
+def test_each_ablation_changes_a_preset(part: str) -> None:
+    changed = [config.load(preset, without=[part]) != config.load(preset) for preset in ("recommended", "paper")]
+    assert any(changed)

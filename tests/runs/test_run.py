@@ -1,0 +1,218 @@
+"""Runs: selection by validation, resuming bit for bit, damaged and foreign checkpoints, drop-outs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from tests.runs.small import DATA, SMALL
+
+from perfedrec import configure, open_run, train
+from perfedrec.core.errors import CheckpointError, DivergedError
+from perfedrec.evaluation import Recommender
+from perfedrec.runs.training import latest_checkpoint, open_data, read_history
+
+PRESETS = ("paper", "recommended")
+
+
+def small(preset: str, *more: str) -> Any:
+    return configure(preset, overrides=[*SMALL, *more])
+
+
+def run(config: Any, **options: Any) -> Any:
+    return train(config.build(), open_data(config.data), config.run, config=config, **options)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_resuming_gives_bit_for_bit_the_run_without_a_break(preset: str, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(small(preset, "run.rounds=8"), output=whole)
+    run(small(preset, "run.rounds=4"), output=broken)
+    longer = small(preset, "run.rounds=8")
+    run(longer, output=broken, resume=latest_checkpoint(broken))
+    for name in ("state", "memory"):
+        file = f"model/{name}.safetensors"
+        assert (whole / file).read_bytes() == (broken / file).read_bytes()
+    histories = [[(e.report, e.valid) for e in read_history(folder)] for folder in (whole, broken)]
+    assert histories[0] == histories[1]
+    assert json.loads((whole / "result.json").read_text()) == json.loads((broken / "result.json").read_text())
+
+
+def test_a_stored_run_gives_its_test_metrics_again(tmp_path: Path) -> None:
+    run(small("recommended", "run.rounds=4"), output=tmp_path)
+    result, _ = open_run(tmp_path)
+    assert result.evaluate("test") == json.loads((tmp_path / "result.json").read_text())["test"]
+
+
+def test_the_best_round_is_selected_by_validation_and_the_test_split_is_not_read(monkeypatch: Any) -> None:
+    config = small("recommended", "run.rounds=8")
+    dataset = open_data(config.data)
+    parts = []
+    rank = Recommender.rank
+
+    def watched(self: Any, held: Any, *rest: Any, **named: Any) -> Any:
+        parts.append(held.items)
+        return rank(self, held, *rest, **named)
+
+    monkeypatch.setattr(Recommender, "rank", watched)
+    result = train(config.build(), dataset, config.run, config=config)
+    valid = torch.tensor(dataset.valid.items)
+    assert parts
+    assert all(torch.equal(each, valid) for each in parts)
+    recalls = {e.report.round + 1: e.valid["recall@20"] for e in result.history if e.valid is not None}
+    phases = len(config.build().phases)
+    assert recalls[result.best_round + phases] == max(recalls.values()) == result.valid["recall@20"]
+
+
+def test_recommendations_leave_training_items_out_and_their_parts_add_up() -> None:
+    config = small("recommended", "run.rounds=4")
+    result = run(config)
+    train_set = result.dataset.train
+    frame = result.recommend(None, k=7)
+    assert frame.height == 7 * train_set.n_users
+    for user, item in frame.select("user", "item").iter_rows():
+        at = train_set.user_index(user)
+        own = train_set.items[train_set.offsets[at] : train_set.offsets[at + 1]]
+        assert train_set.item_index(item) not in own
+    explained = result.explain(train_set.user_ids[5], 7)
+    assert explained["item"].to_list() == frame.filter(frame["user"] == train_set.user_ids[5])["item"].to_list()
+    total = explained.select(pl.sum_horizontal("local", "cluster", "global", "pretrained")).to_series()
+    assert (total - explained["score"]).abs().max() < 1e-4
+
+
+def test_pretraining_is_evaluated_and_may_be_the_best_that_there_is() -> None:
+    config = small(
+        "recommended", "run.rounds=3", "run.evaluate_every=2", "server.learning_rate=9", "personal.global=0.0"
+    )
+    result = run(config)
+    phases = len(config.build().phases)
+    assert [entry.valid is not None for entry in result.history] == [True] * phases + [False, True, True]
+    recalls = [entry.valid["recall@20"] for entry in result.history if entry.valid is not None]
+    assert max(recalls[:phases]) > max(recalls[phases:])  # a server step of 9 ruins what came before
+    assert result.best_round == recalls.index(max(recalls)) + 1 - phases <= 0
+    assert result.evaluate("valid") == result.valid
+
+
+def test_patience_ends_a_run_so_many_rounds_after_its_best_one_and_changes_none_before(tmp_path: Path) -> None:
+    options = ("server.learning_rate=9", "personal.global=0.0")  # the last round of pre-training is the best one
+    whole = run(small("recommended", "run.rounds=9", *options))
+    short = small("recommended", "run.rounds=9", "run.patience=3", *options)
+    early = run(short, output=tmp_path / "early")
+    phases = len(short.build().phases)
+    assert [entry.report for entry in early.history] == [entry.report for entry in whole.history[: phases + 4]]
+    assert (early.best_round, early.valid) == (whole.best_round, whole.valid)
+    run(small("recommended", "run.rounds=3", *options), output=tmp_path / "broken")  # ends between two evaluations
+    last = latest_checkpoint(tmp_path / "broken")
+    broken = run(short, output=tmp_path / "broken", resume=last)
+    assert len(broken.history) == len(early.history)
+    newest = latest_checkpoint(tmp_path / "early")
+    assert len(run(short, resume=newest, output=tmp_path / "early").history) == len(early.history)
+    patient = small("recommended", "run.rounds=9", "run.patience=9", *options)
+    assert len(run(patient, resume=newest, output=tmp_path / "early").history) == phases + 9
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "manifest"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(damage: str, tmp_path: Path) -> None:
+    run(small("paper", "run.rounds=4"), output=tmp_path)
+    newest = latest_checkpoint(tmp_path)
+    target = newest / ("checkpoint.json" if damage == "manifest" else "state.safetensors")
+    content = bytearray(target.read_bytes())
+    content[len(content) // 2] ^= 1
+    target.write_bytes(bytes(content) if damage == "flip" else bytes(content[:100]))
+    with pytest.raises(CheckpointError, match="--previous"):
+        latest_checkpoint(tmp_path)
+    assert latest_checkpoint(tmp_path, skip_damaged=True).name < newest.name
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    run(small("paper", "run.rounds=2"), output=tmp_path)
+    newest = latest_checkpoint(tmp_path)
+    for other in ("client.learning_rate=0.5", f"data.path={DATA},seed=5"):
+        with pytest.raises(CheckpointError, match="foreign"):
+            run(small("paper", "run.rounds=2", other), resume=newest)
+
+
+def test_a_run_that_broke_off_before_its_first_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="not finite"):
+        run(small("paper", "run.rounds=2", "client.learning_rate=1e30"), output=tmp_path / "run")
+    with pytest.raises(
+        CheckpointError, match="no checkpoint to resume from; expected another --output, or this folder"
+    ):
+        latest_checkpoint(tmp_path / "run")
+
+
+def test_a_run_that_fails_in_its_first_round_can_be_started_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that was made is taken away, and one that was there is empty as it was."""
+    (tmp_path / "old").mkdir()
+    with monkeypatch.context() as broken:
+        broken.setattr("perfedrec.runtimes.simulator.Simulator.play", lambda self: 1 / 0)
+        for folder in (tmp_path / "new", tmp_path / "old"):
+            with pytest.raises(ZeroDivisionError):
+                run(small("paper", "run.rounds=1"), output=folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    run(small("paper", "run.rounds=1"), output=tmp_path / "old")
+    assert (tmp_path / "old" / "result.json").exists()
+
+
+def test_a_line_that_was_cut_off_is_left_out_and_one_of_another_kind_refused(tmp_path: Path) -> None:
+    run(small("paper", "run.rounds=2"), output=tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[0][:40]]))
+    assert len(read_history(tmp_path)) == len(lines)
+    file.write_text("\n".join([lines[0], '{"round": 1}', *lines[1:]]))
+    with pytest.raises(CheckpointError, match="line 2: is no round of this version"):
+        read_history(tmp_path)
+
+
+def test_rounds_where_all_clients_drop_out_change_no_table() -> None:
+    some = run(small("paper", "run.rounds=0", "run.dropout_rate=1.0"))
+    more = run(small("paper", "run.rounds=4", "run.dropout_rate=1.0"))
+    assert torch.equal(some.recommender.state.items, more.recommender.state.items)
+    assert all(entry.report.clients == 0 for entry in more.history)
+
+
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    more = ("run.rounds=300", "run.checkpoint_every=20", "run.evaluate_every=50")
+    run(small("paper", *more), output=tmp_path / "whole")
+    settings = [part for each in (*SMALL, *more) for part in ("--set", each)]
+    command = [sys.executable, "-m", "perfedrec", "train", "--output", str(tmp_path / "killed"), "--quiet"]
+    process = subprocess.Popen([*command, "--preset", "paper", *settings])
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob("checkpoints/round-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "result.json").exists()
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    for name in ("model/state.safetensors", "model/memory.safetensors", "result.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    histories = [[(e.report, e.valid) for e in read_history(tmp_path / name)] for name in ("whole", "killed")]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_checkpoint_that_resumes(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "perfedrec", "train", "--output", str(tmp_path / "run"), "--quiet"]
+    settings = [part for each in SMALL for part in ("--set", each)]
+    process = subprocess.Popen([*command, *settings, "--rounds", "100000"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "checkpoints").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said.count("\n") == 1
+    assert "--resume" in said
+    done = int(latest_checkpoint(tmp_path / "run").name.removeprefix("round-"))
+    again = subprocess.run([*command, "--resume", "--rounds", str(done)], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
