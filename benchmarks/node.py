@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from perfedrec import Interactions, configure, load, split
-from perfedrec.core.types import reduce
+from perfedrec.core.aggregate import reduce
 from perfedrec.runtimes.node import LocalRecommender, Store, serving_broadcast
 from perfedrec.runtimes.round import contribute, round_key
 from perfedrec.runtimes.simulator import Simulator

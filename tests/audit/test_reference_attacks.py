@@ -18,8 +18,9 @@ from torch import Tensor
 
 from perfedrec import configure, load
 from perfedrec.audit import attacks
+from perfedrec.core.aggregate import from_fixed, reduce
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Update, block_rows, from_fixed, reduce
+from perfedrec.core.types import Update, block_rows
 from perfedrec.data import Dataset
 from perfedrec.privacy.labels import label
 from perfedrec.privacy.ledger import gaussian_multiplier
@@ -83,7 +84,7 @@ def attacked(here: Simulator) -> Attacked:
     rows, positions = here.population.rows(users)
     broadcast, client_state = here.algorithm.broadcast(here.state, users), here.population.recall(users, positions)
     sent, _ = here.algorithm.client("train", broadcast, rows, client_state, Key(5))
-    vectors = here.algorithm.final_vectors(broadcast, rows, client_state)
+    vectors = here.algorithm.user_vectors(broadcast, rows, client_state)
     own, degrees = list(rows.items.split(rows.counts.tolist())), here.state.degrees
     return Attacked(sent, vectors, own, degrees, here.population.n_items)
 
@@ -122,7 +123,7 @@ def trained(yelp: Dataset) -> Trained:
     rows, positions = here.population.rows(every)
     broadcast, client_state = here.algorithm.broadcast(here.state, every), here.population.recall(every, positions)
     vectors, own = (
-        here.algorithm.final_vectors(broadcast, rows, client_state),
+        here.algorithm.user_vectors(broadcast, rows, client_state),
         list(rows.items.split(rows.counts.tolist())),
     )
     return Trained(member, first, attacked(here), vectors, here.state.items.clone(), own)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from perfedrec import Dataset, Interactions, Key, Method, PerFedRecPP, Training, configure, load, train
-from perfedrec.core.types import Algorithm, Rows
+from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.types import Rows
 from perfedrec.evaluation import Held
 from perfedrec.methods.centralised.vectors import batches
 from perfedrec.methods.federated.fedncf import FedNCF

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from perfedrec.core.aggregate import Aggregate, distinct, from_fixed, reduce
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Aggregate, Update, block_rows, distinct, from_fixed, reduce
+from perfedrec.core.types import Update, block_rows
 
 N_ITEMS, N_GROUPS, DIM = 11, 3, 4
 

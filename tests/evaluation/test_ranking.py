@@ -8,8 +8,8 @@ from sklearn.metrics import ndcg_score
 from perfedrec.core.types import block_rows
 from perfedrec.evaluation import Held, Totals, mask_seen, rank_block
 from perfedrec.methods.centralised.method import Training
-from perfedrec.runs.engine import CentralRecommender
 from perfedrec.methods.centralised.popularity import Counts, Popularity
+from perfedrec.runs.engine import CentralRecommender
 
 N, M, KS = 60, 40, (3, 10, 20)
 

@@ -71,7 +71,9 @@ def test_messages_hold_what_the_view_and_the_sum_hold_and_nothing_else() -> None
             users = got["users"]
             groups = torch.zeros_like(users) if state.labels is None else state.labels[users]
             optional = {"broadcast.neighbours", "broadcast.start"} if number else set()
-            tables = {f"group {group}/broadcast.offsets" for group in groups.tolist()} if state.labels is not None else set()
+            tables = (
+                {f"group {group}/broadcast.offsets" for group in groups.tolist()} if state.labels is not None else set()
+            )
             assert got.keys() == DOWN | optional | tables  # only the tables of the clusters of its users
             assert torch.isin(users, hosted).all()
             assert torch.equal(got["present"][got["broadcast.groups"]], groups)

@@ -30,9 +30,10 @@ from tests.parity.federation import (
 from tests.parity.test_rounds import WORLDS
 from torch import Tensor
 
+from perfedrec.core.aggregate import FIXED_POINT, reduce
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import copied, flatten, unflatten
-from perfedrec.core.types import FIXED_POINT, Update, reduce
+from perfedrec.core.types import Update
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PerFedRecSettings
 from perfedrec.privacy.aggregation import to_words

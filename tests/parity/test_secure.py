@@ -12,9 +12,9 @@ import torch
 from flwr.app import ConfigRecord, Message
 from tests.parity.federation import SINGLE, Twins, settings
 
+from perfedrec.core.aggregate import FIXED_POINT, Aggregate
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import flatten
-from perfedrec.core.types import FIXED_POINT, Aggregate
 from perfedrec.privacy.aggregation import to_words
 from perfedrec.privacy.mechanisms import fewest, share_scale
 from perfedrec.privacy.uploads import released

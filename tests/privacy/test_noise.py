@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
+from perfedrec.core.aggregate import FIXED_POINT
 from perfedrec.core.keys import Key
-from perfedrec.core.types import FIXED_POINT
 from perfedrec.privacy.noise import Law, opendp_measurement, opendp_noise, row_noise, summed_noise
 
 N = 40_000

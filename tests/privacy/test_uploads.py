@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from perfedrec.core.aggregate import FIXED_POINT, from_fixed, reduce
 from perfedrec.core.keys import Key
-from perfedrec.core.types import FIXED_POINT, Update, from_fixed, reduce
+from perfedrec.core.types import Update
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.privacy.uploads import (
     aborted,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,13 +14,14 @@ from torch import Tensor
 from perfedrec.audit import attacks
 from perfedrec.audit.attacks import Finding
 from perfedrec.audit.canary import Bound, bounds
+from perfedrec.core.aggregate import Aggregate, from_fixed
+from perfedrec.core.algorithm import Algorithm, Protects
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Aggregate, Update, block_rows, from_fixed
+from perfedrec.core.types import Rows, Update, block_rows
 from perfedrec.evaluation import Held
 from perfedrec.methods.centralised.method import Method
-from perfedrec.methods.federated.perfedrec import PerFedRec
-from perfedrec.privacy.uploads import as_seen
+from perfedrec.privacy.protection import Protection
 from perfedrec.runs.checkpoint import write_atomic
 from perfedrec.runs.config import RunSettings
 from perfedrec.runs.training import CUTOFFS, Entry, Result, open_run, read_history
@@ -48,35 +49,40 @@ class Captured:
 
 
 class Tap:
-    """An algorithm with a tap on what leaves the clients."""
+    """An algorithm with a tap on what leaves the clients, after protection."""
 
-    def __init__(self, algorithm: PerFedRec, rounds: Iterable[int]) -> None:
+    def __init__(self, algorithm: Algorithm[Any, Any, Any], rounds: Iterable[int]) -> None:
         self.algorithm, self.rounds, self.number = algorithm, set(rounds), 0
+        self.protection = TappedProtection(self, algorithm.protection)
         self.captured: dict[int, Captured] = {}
         self.row_sets: dict[int, list[Tensor]] = {}
         self.reports: dict[int, list[Tensor]] = {}
+        self._work: tuple[Any, Rows, Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.algorithm, name)
 
-    def client(self, phase: str, broadcast: Any, rows: Any, client_state: Any, key: Key) -> Any:
-        sent, after = self.algorithm.client(phase, broadcast, rows, client_state, key)
+    def client(self, phase: str, broadcast: Any, rows: Rows, client_state: Any, key: Key) -> tuple[Update, Any]:
+        self._work = broadcast, rows, client_state
+        return self.algorithm.client(phase, broadcast, rows, client_state, key)
+
+    def see_update(self, phase: str, sent: Update) -> None:
+        """Look at what clients send in a phase."""
+        assert self._work is not None
         if phase == "train":
             self._collect(sent)
         if self._wanted(phase) is not None:
-            final = getattr(self.algorithm, "final_vectors", None)
-            vectors = None if final is None else final(broadcast, rows, client_state)
+            broadcast = self._work[0]
             offsets = getattr(broadcast, "offsets", None)
             n_models = 1 if offsets is None else offsets.shape[0] // broadcast.items.shape[0]
+            vectors = self.algorithm.user_vectors(*self._work)
             self.captured[self._wanted(phase) or 0] = Captured(sent, vectors, broadcast.items.clone(), n_models)
-        return sent, after
 
-    def release(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
-        total = self.algorithm.release(phase, aggregate, asked, key)
+    def see_total(self, phase: str, total: Aggregate) -> None:
+        """Look at a sum of a phase."""
         number = self._wanted(phase)
         if number in self.captured:
             self.captured[number].total = total
-        return total
 
     def _wanted(self, phase: str) -> int | None:
         """The number under which a round is captured."""
@@ -96,6 +102,26 @@ class Tap:
             self.row_sets.setdefault(user, []).append(items)
             if sent.reports is not None and len(self.reports.setdefault(user, [])) < 2:
                 self.reports[user].append(sent.reports[place].mean(0))
+
+
+class TappedProtection:
+    """A method's protection, whose results a :class:`Tap` sees."""
+
+    def __init__(self, tap: Tap, protection: Protects) -> None:
+        self.tap, self.protection = tap, protection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.protection, name)
+
+    def upload(self, phase: str, update: Update, key: Key) -> Update:
+        sent = self.protection.upload(phase, update, key)
+        self.tap.see_update(phase, sent)
+        return sent
+
+    def add_noise(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
+        total = self.protection.add_noise(phase, aggregate, asked, key)
+        self.tap.see_total(phase, total)
+        return total
 
 
 @dataclass
@@ -151,11 +177,11 @@ def audit(
         found.notes.append("the noise that was sent: OpenDP's cannot be drawn again, and the attacks met fresh noise")
     degrees = torch.bincount(population.items, minlength=population.n_items).to(torch.float32)
     releases = algorithm.releases(max(played, 0), population.n_users)
-    found.bounds = bounds(algorithm.settings.privacy, releases, trials, Key(config.run.seed).fold("audit"))
+    found.bounds = bounds(protection_of(algorithm), releases, trials, Key(config.run.seed).fold("audit"))
     tap = _replayed(algorithm, result, config.run, rounds if played > 0 else (), history, progress)
     for number, captured in sorted(tap.captured.items()):
         found.findings += _from_uploads(algorithm, captured, number, population, degrees)
-    if not algorithm.reporting:
+    if not algorithm.reports_vectors:
         found.notes.append("fit and linkage of user vectors: clients report none")
     if tap.row_sets:
         found.findings += _over_rounds(tap, population, degrees)
@@ -163,7 +189,7 @@ def audit(
         found.notes.append("intersection of row sets: none can be seen")
     if played <= 0:
         found.notes.append("uploads of training: there was no round of training")
-    if not hasattr(algorithm, "final_vectors"):
+    if any(each.vectors is None for each in tap.captured.values()):
         found.notes.append(f"items from uploads by the user's vector: {config.algorithm} does not score by one")
     found.findings.append(_membership(result, degrees))
     write_atomic(folder / "audit.json", json.dumps(found.plain(), indent=1).encode())
@@ -180,7 +206,7 @@ def read_audit(folder: Path) -> dict[str, Any] | None:
 
 
 def _replayed(
-    algorithm: PerFedRec,
+    algorithm: Algorithm[Any, Any, Any],
     result: Result,
     run: RunSettings,
     rounds: Sequence[int],
@@ -191,7 +217,7 @@ def _replayed(
     held = Held.of(result.dataset.valid.offsets, result.dataset.valid.items, torch.device("cpu"))
     everybody = result.dataset.n_users  # in one block, so that a round is captured whole
     simulator = Simulator(
-        tap, result.dataset, seed=run.seed, device="cpu", block_size=everybody, dropout_rate=run.dropout_rate
+        cast(Any, tap), result.dataset, seed=run.seed, device="cpu", block_size=everybody, dropout_rate=run.dropout_rate
     )
     total = min(len(history), phases + max(*rounds, REPLAYED, 0) if rounds else phases)
     for number in range(total):
@@ -215,9 +241,14 @@ def _replayed(
     return tap
 
 
-def _drawn_anew(algorithm: PerFedRec) -> bool:
+def protection_of(algorithm: Algorithm[Any, Any, Any]) -> Protection:
+    """The protection of a method, with all that it declares."""
+    return cast(Protection, algorithm.protection)
+
+
+def _drawn_anew(algorithm: Algorithm[Any, Any, Any]) -> bool:
     """Whether a run's noise follows from no seed."""
-    privacy = algorithm.settings.privacy
+    privacy = protection_of(algorithm).settings
     return privacy.noise_source == "opendp" and (privacy.noise.any or privacy.noise_scale > 0)
 
 
@@ -227,7 +258,7 @@ def _own(population: Population, users: Tensor) -> list[Tensor]:
 
 
 def _from_uploads(
-    algorithm: PerFedRec, captured: Captured, number: int, population: Population, degrees: Tensor
+    algorithm: Algorithm[Any, Any, Any], captured: Captured, number: int, population: Population, degrees: Tensor
 ) -> list[Finding]:
     """Item inference from what the coordinator received in one round, and the fit of the user vectors in it."""
     settings, sent, n_items = algorithm.settings.privacy, captured.update, population.n_items
@@ -246,7 +277,7 @@ def _from_uploads(
             sent.users[:n], sent.groups[:n], sent.weights[:n], sent.segments[mine], sent.items[mine], sent.deltas[mine]
         )
         phase = "train" if number else "spectral"
-        seen = as_seen(few, settings, phase, n_items, Key(number).fold("audit"))
+        seen = protection_of(algorithm).as_seen(phase, few, n_items, Key(number).fold("audit"))
         uploads, where = [(every, table) for table in seen], "one dense upload"
     else:
         total = captured.total

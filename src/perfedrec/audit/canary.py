@@ -18,12 +18,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import beta, norm
 
+from perfedrec.core.aggregate import from_fixed, reduce
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Update, from_fixed, reduce
+from perfedrec.core.types import Update
 from perfedrec.privacy.ledger import Ledger, Release, account
-from perfedrec.privacy.mechanisms import bound_of
-from perfedrec.privacy.settings import PrivacySettings
-from perfedrec.privacy.uploads import as_seen, bounded, protect, released
+from perfedrec.privacy.protection import Protection
 
 CONFIDENCE = 0.95
 Numbers = NDArray[np.float64]
@@ -46,18 +45,18 @@ class Bound:
         return max(self.lower, self.lower_gaussian or 0.0) > self.claim
 
 
-def bounds(settings: PrivacySettings, releases: Sequence[Release], trials: int, key: Key) -> list[Bound]:
+def bounds(protection: Protection, releases: Sequence[Release], trials: int, key: Key) -> list[Bound]:
     """Lower bounds for every claim that a run with these releases makes against the coordinator."""
-    found = []
+    found, settings = [], protection.settings
     if settings.clip is not None and settings.norm == "coordinate" and settings.noise_scale:
-        inside, outside = (_coordinate(settings, sign, trials, key.fold("coordinate", sign)) for sign in (1, 0))
+        inside, outside = (_coordinate(protection, sign, trials, key.fold("coordinate", sign)) for sign in (1, 0))
         claim = 2 * settings.clip / settings.noise_scale
         found.append(_bound("one coordinate of one upload", claim, 0.0, inside, outside, gaussian=False))
     claim_ = Ledger(releases, settings.delta).epsilon("coordinator")
     accounted = [each for each in releases if each.participations and each.guarantee.law is not None]
     if claim_.value is not None and accounted:
         sides = [
-            np.sum([_statistic(settings, each, sign, trials, key) for each in accounted], axis=0) for sign in (1, 0)
+            np.sum([_statistic(protection, each, sign, trials, key) for each in accounted], axis=0) for sign in (1, 0)
         ]
         gaussian = all(each.guarantee.law == "gaussian" for each in accounted)
         what = "all releases, against the coordinator"
@@ -65,36 +64,36 @@ def bounds(settings: PrivacySettings, releases: Sequence[Release], trials: int, 
     return found
 
 
-def _statistic(settings: PrivacySettings, release: Release, sign: int, trials: int, key: Key) -> Numbers:
+def _statistic(protection: Protection, release: Release, sign: int, trials: int, key: Key) -> Numbers:
     """[trials] what an attacker adds up over a user's participations: the canary's own number over the noise."""
-    phase = "train" if release.name == "training" else release.name
-    bound, total = bound_of(settings, phase) or 1.0, np.zeros(trials)
+    phase = protection.phase_of(release.name)
+    bound, total = protection.bound(phase) or 1.0, np.zeros(trials)
     scale = release.guarantee.multiplier
     for number in range(release.participations):
         own = key.fold(release.name, number).fold("in" if sign else "out")
-        total += _canaries(settings, phase, sign, trials, bound, own) / bound / scale**2
+        total += _canaries(protection, phase, sign, trials, bound, own) / bound / scale**2
     return total
 
 
-def _canaries(settings: PrivacySettings, phase: str, sign: int, trials: int, bound: float, key: Key) -> Numbers:
+def _canaries(protection: Protection, phase: str, sign: int, trials: int, bound: float, key: Key) -> Numbers:
     """[trials] each canary's number as the coordinator has it. ``sign`` 1: the canaries take part; 0: they send
     nothing (or, where single uploads are seen, the opposite)."""
     every = torch.arange(trials)
-    value = 100.0 * bound * (sign if settings.aggregation == "secure" else 2 * sign - 1)
+    value = 100.0 * bound * (sign if protection.secure else 2 * sign - 1)
     change = torch.full((trials, 1), value)
     ones, zeros = torch.ones(trials), torch.zeros_like(every)
-    if settings.aggregation == "secure":
-        upload = bounded(Update(every, zeros, ones, every, every, change), settings, phase)
-        total = released(reduce(upload, trials, 1), settings, phase, trials, key)
+    if protection.secure:
+        upload = protection.clip_update(phase, Update(every, zeros, ones, every, every, change))
+        total = protection.add_noise(phase, reduce(upload, trials, 1), trials, key)
         return from_fixed(total.sums).double().squeeze(1).numpy()
-    upload = bounded(Update(every, zeros, ones, every, zeros, change), settings, phase)
-    seen = as_seen(upload, settings, phase, 1, key)
+    upload = protection.clip_update(phase, Update(every, zeros, ones, every, zeros, change))
+    seen = protection.as_seen(phase, upload, 1, key)
     return seen.double().reshape(-1).numpy() / 2  # uploads are 2 bounds apart
 
 
-def _coordinate(settings: PrivacySettings, sign: int, trials: int, key: Key) -> Numbers:
+def _coordinate(protection: Protection, sign: int, trials: int, key: Key) -> Numbers:
     values = torch.full((trials, 1), 100.0 * (2 * sign - 1))
-    return protect(values, settings, key.spread(torch.arange(trials))).double().squeeze(1).numpy()
+    return protection.protect(values, key.spread(torch.arange(trials))).double().squeeze(1).numpy()
 
 
 def _bound(what: str, claim: float, delta: float, inside: Numbers, outside: Numbers, gaussian: bool) -> Bound:

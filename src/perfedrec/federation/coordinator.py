@@ -169,7 +169,7 @@ def serve(
             raise ConfigError(f"{path}: is the key of {other}.pub; expected a key of its own")
     if not nodes:
         raise ConfigError(f"{keys}: no public keys (*.pub); make some with perfedrec federation key")
-    least = terms.min_nodes or (LEAST if algorithm.secure_sums else 1)
+    least = terms.min_nodes or (LEAST if algorithm.protection.secure else 1)
     if (count := len(nodes) - registered) < least:
         raise ConfigError(f"{keys}: has the keys of {count} nodes; expected those of {least}, for which the run waits")
     _check_free(terms.host, terms.port)
@@ -232,9 +232,9 @@ def roles(algorithm: Any) -> str:
     """Who takes in what users hand over besides changes of the model, in one line."""
     if needs_service(algorithm):
         return "users' vectors and edges go to the neighbourhood service, sealed"
-    if algorithm.dense_uploads:
+    if algorithm.protection.sums:
         return "no neighbourhood service is needed: users contribute to sums alone"
-    if algorithm.reporting:
+    if algorithm.reports_vectors:
         return "this method's coordinator takes in users' vectors itself: no neighbourhood service can do that for it"
     return "no neighbourhood service is needed: this method has nothing for it"
 
@@ -426,5 +426,5 @@ def summarised(
         "users": users,
         "nodes_with_model": took,
         "communication": {name: getattr(standing, name) for name in ("bytes_up", "bytes_down", "uploads")},
-        "privacy": privacy_block(algorithm.settings.privacy, releases, secure_aggregation, algorithm.reporting),
+        "privacy": privacy_block(algorithm.settings.privacy, releases, secure_aggregation, algorithm.reports_vectors),
     }

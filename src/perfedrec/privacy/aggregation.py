@@ -1,6 +1,6 @@
 """Sums as a protocol of secure aggregation adds them up: flat vectors of whole numbers.
 
-A simulation sums in the clear (:func:`perfedrec.core.types.reduce`), which computes what a protocol computes.
+A simulation sums in the clear (:func:`perfedrec.core.aggregate.reduce`), which computes what a protocol computes.
 """
 
 from __future__ import annotations
@@ -10,36 +10,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Aggregate, Update
+from perfedrec.core.types import Update
 
 EXACT = 2**53
 """Whole numbers up to here are exact in float64."""
 
 
 def alone(update: Update, place: int) -> Update:
-    """What one client hands over."""
-    one, mine = slice(place, place + 1), None
-    if update.segments is not None:
-        mine = update.segments == place
-
-    def rows(values: Tensor | None) -> Tensor | None:
-        return None if values is None or mine is None else values[mine]
-
-    segments = rows(update.segments)
-    return replace(
-        update,
-        users=update.users[one],
-        groups=update.groups[one],
-        weights=update.weights[one],
-        segments=None if segments is None else torch.zeros_like(segments),
-        items=rows(update.items),
-        deltas=rows(update.deltas),
-        tables=rows(update.tables),
-        dense=None if update.dense is None else update.dense[one],
-        reports=None,
-        edges=None,
-    )
+    """What the client at one place hands over to a sum."""
+    return replace(update.of_user(place), reports=None, edges=None)
 
 
 def to_words(total: Aggregate) -> Tensor:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perfedrec.core.aggregate import FIXED_POINT
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, laplace, normal
-from perfedrec.core.types import FIXED_POINT
 from perfedrec.privacy.settings import PrivacySettings
 
 Law = Literal["laplace", "gaussian"]

@@ -24,13 +24,13 @@ class Policy:
 
     def objection(self, algorithm: Any) -> str | None:
         """The first option of an ``algorithm`` that protects less, in a few words; ``None``: it will do."""
-        if self.privacy.aggregation == "sparse" and algorithm.secure_sums:
+        if self.privacy.aggregation == "sparse" and algorithm.protection.secure:
             return None  # nobody sees an upload, which is more than decoys, masking and noise in one
         return next(self._objections(algorithm), None)
 
     def objection_to(self, phase: str, algorithm: Any) -> str | None:
         """Where all that is released must have noise: what is wrong with a ``phase`` that has none."""
-        if self.privacy.epsilon is None or algorithm.settings.privacy.noise.of(phase):
+        if self.privacy.epsilon is None or algorithm.protection.multiplier(phase):
             return None
         return f"there is no noise in phase {phase}"
 

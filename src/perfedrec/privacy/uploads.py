@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from perfedrec.core.aggregate import FIXED_POINT, Aggregate
 from perfedrec.core.keys import Key, laplace
-from perfedrec.core.types import FIXED_POINT, Aggregate, Update
+from perfedrec.core.types import Update
 from perfedrec.privacy.mechanisms import bound_of, fewest, share_scale
 from perfedrec.privacy.noise import opendp_noised, row_noise, summed_noise
 from perfedrec.privacy.settings import PrivacySettings

@@ -429,7 +429,7 @@ class _Progress:
             return centralised_block()
         settings, users = self.algorithm.settings.privacy, self.dataset.n_users
         releases = self.algorithm.releases(max(self.standing.done - self.n_phases, 0), users)
-        block = privacy_block(settings, releases, "simulated", self.algorithm.reporting)
+        block = privacy_block(settings, releases, "simulated", self.algorithm.reports_vectors)
         return block | {"warnings": warnings(settings, users, self.dataset.n_items, test, popular)}
 
     def communication(self) -> dict[str, float]:

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Algorithm, Rows, block_rows
+from perfedrec.core.types import Rows, block_rows
 
 
 class Users(Protocol):

@@ -1,14 +1,18 @@
-"""One round, written once: plan, clients' work block by block, exact sum, server step."""
+"""One round, written once: plan, clients' work block by block, protection, aggregate, server step."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from perfedrec.core.aggregate import Aggregate, Sum, reduce
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.keys import Key, uniform
-from perfedrec.core.types import Aggregate, Algorithm, RoundReport, Update, reduce
+from perfedrec.core.types import Plan, RoundReport, Update
 from perfedrec.runtimes.population import Population, Users
 
 
@@ -27,15 +31,16 @@ def surviving(cohort: Tensor, dropout_rate: float, key: Key) -> Tensor:
 def contribute(
     algorithm: Algorithm[Any, Any, Any], phase: str, broadcast: Any, population: Users, users: Tensor, key: Key
 ) -> tuple[Update, Any]:
-    """The work of ``users`` [B] where their data are: what they hand over, and their new memories, which are stored.
+    """The work of ``users`` [B] where their data are: what they hand over, with privacy applied, and their new states,
+    which are stored.
 
     ``key`` is the key of the round.
     """
     rows, positions = population.rows(users)
-    client_state = population.recall(users, positions)
-    update, client_state = algorithm.client(phase, broadcast, rows, client_state, key.fold("client"))
+    own = key.fold("client")
+    update, client_state = algorithm.client(phase, broadcast, rows, population.recall(users, positions), own)
     population.remember(users, positions, client_state)
-    return update, client_state
+    return algorithm.protection.upload(phase, update, own), client_state
 
 
 def play_round(
@@ -47,58 +52,98 @@ def play_round(
     block_size: int = 1024,
     nodes: Tensor | None = None,
 ) -> tuple[Any, RoundReport]:
-    """Play the next round and return the new state with a report. Memories of those who took part are updated.
+    """Play the next round and return the new state with a report. States of the clients that took part are updated.
 
     Bytes are those of users on their own or, with ``nodes`` [n], of the nodes that users are on, which send sums:
     nothing else changes.
     """
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
-    users, asked = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel()
-    reason = None
-    if algorithm.aborted(plan.phase, users.numel(), asked):
+    users, asked, reason = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel(), None
+    if algorithm.protection.aborted(plan.phase, users.numel(), asked):
         users, reason = users[:0], f"{users.numel()} clients are too few for a sum"
-    n_items, groups = population.n_items, algorithm.n_groups(state)
-    total: Aggregate | None = None
-    up = up_max = down = 0
-    losses = []
-    for members in _together(users, nodes):
-        here: Aggregate | None = None
-        for block in members.split(block_size):
-            broadcast = algorithm.broadcast(state, block)
-            update, client_state = contribute(algorithm, plan.phase, broadcast, population, block, key)
-            number = 8 if algorithm.secure_sums else 4
-            sent = update.upload_bytes(groups * n_items if algorithm.dense_uploads else None, number)
-            if nodes is None:
-                up, up_max = up + int(sent.sum()), max(up_max, int(sent.max()))
-                down += broadcast.download_bytes() * block.numel()
-            if update.deltas is not None and hasattr(client_state, "loss"):
-                losses.append(client_state.loss)
-            part = reduce(update, n_items, groups)
-            here = part if here is None else here + part
-        assert here is not None
-        total = here if total is None else total + here
-        if nodes is not None:
-            own = key.fold("release").fold("node", int(members.min()))
-            leaving = here if algorithm.secure_sums else algorithm.release(plan.phase, here, asked, own)
-            size = leaving.upload_bytes(masked=algorithm.secure_sums)
-            up, up_max = up + size, max(up_max, size)
-            down += algorithm.broadcast(state, members).download_bytes(together=True)
-    if total is None:
-        total = Aggregate.empty(n_items, groups, device=plan.cohort.device)
-    total = algorithm.release(plan.phase, total, asked, key.fold("release"))
+    work = _Work(algorithm, state, plan, population, key, block_size, nodes)
+    empty = Aggregate.empty(population.n_items, work.n_groups, device=plan.cohort.device)
+    total = algorithm.aggregator.combine(plan.phase, work.parts(users), empty)
+    if not algorithm.aggregator.separate:  # else each part has its own noise already
+        total = algorithm.protection.add_noise(plan.phase, total, asked, key.fold("release"))
     report = RoundReport(
         round=state.round,
         phase=plan.phase,
-        cohort=plan.cohort.numel(),
+        cohort=asked,
         clients=total.clients,
-        loss=float(torch.cat(losses).double().mean()) if losses and plan.phase == "train" else None,
-        bytes_up=up,
-        bytes_up_max=up_max,
-        bytes_down=down,
+        loss=float(torch.cat(work.losses).double().mean()) if work.losses and plan.phase == "train" else None,
+        bytes_up=work.up,
+        bytes_up_max=work.up_max,
+        bytes_down=work.down,
         aborted=reason,
     )
     return algorithm.server(state, plan.phase, total, key.fold("server")), report
+
+
+@dataclass
+class _Work:
+    """The clients' side of one simulated round: the parts of its aggregate, with the bytes and losses of their work."""
+
+    algorithm: Algorithm[Any, Any, Any]
+    state: Any
+    plan: Plan
+    population: Population
+    key: Key
+    block_size: int
+    nodes: Tensor | None
+    losses: list[Tensor] = field(default_factory=list)
+    up: int = 0
+    up_max: int = 0
+    down: int = 0
+
+    def __post_init__(self) -> None:
+        self.n_groups = self.algorithm.n_groups(self.state)
+
+    def parts(self, users: Tensor) -> Iterator[Aggregate]:
+        """The parts of the aggregate: sums of blocks or, for a rule that compares clients, of each client."""
+        for members in _together(users, self.nodes):
+            blocks = []
+            for block in members.split(self.block_size):
+                update = self._contribute(block)
+                if self.algorithm.aggregator.separate:
+                    yield from self._each(update)
+                part = reduce(update, self.population.n_items, self.n_groups)
+                blocks.append(part)
+                if not self.algorithm.aggregator.separate:
+                    yield part
+            if self.nodes is not None:
+                self._count_node(members, blocks)
+
+    def _contribute(self, block: Tensor) -> Update:
+        broadcast, protection = self.algorithm.broadcast(self.state, block), self.algorithm.protection
+        update, client_state = contribute(self.algorithm, self.plan.phase, broadcast, self.population, block, self.key)
+        if self.nodes is None:
+            rows = self.n_groups * self.population.n_items if protection.sums else None
+            sent = update.upload_bytes(rows, 8 if protection.secure else 4)
+            self._count(int(sent.sum()), int(sent.max()), broadcast.download_bytes() * block.numel())
+        if update.deltas is not None:
+            self.losses.append(client_state.loss)
+        return update
+
+    def _each(self, update: Update) -> Iterator[Aggregate]:
+        own = self.key.fold("release")
+        for place, user in enumerate(update.users.tolist()):
+            part = reduce(update.of_user(place), self.population.n_items, self.n_groups)
+            asked = self.plan.cohort.numel()
+            yield self.algorithm.protection.add_noise(self.plan.phase, part, asked, own.fold("client", user))
+
+    def _count_node(self, members: Tensor, blocks: list[Aggregate]) -> None:
+        """Count the bytes of a node, which sends the sum of its users."""
+        protection, phase = self.algorithm.protection, self.plan.phase
+        own = self.key.fold("release").fold("node", int(members.min()))
+        here = Sum().combine(phase, blocks, blocks[0])
+        leaving = here if protection.secure else protection.add_noise(phase, here, self.plan.cohort.numel(), own)
+        size = leaving.upload_bytes(masked=protection.secure)
+        self._count(size, size, self.algorithm.broadcast(self.state, members).download_bytes(together=True))
+
+    def _count(self, up: int, up_max: int, down: int) -> None:
+        self.up, self.up_max, self.down = self.up + up, max(self.up_max, up_max), self.down + down
 
 
 def _together(users: Tensor, nodes: Tensor | None) -> list[Tensor]:

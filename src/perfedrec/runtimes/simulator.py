@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.device import pick_device
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
-from perfedrec.core.types import Algorithm, Embedding, RoundReport, Rows, Spec
+from perfedrec.core.types import Embedding, RoundReport, Rows, Spec
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Recommender, Stored
 from perfedrec.runtimes.population import Population
@@ -41,9 +42,7 @@ class PersonalRecommender(Recommender):
         return self.algorithm.explain(*self._given(users))
 
     def embedding(self, users: Tensor) -> Embedding | None:
-        embed = getattr(self.algorithm, "embedding", None)  # not every method has vectors
-        found: Embedding | None = None if embed is None else embed(*self._given(users))
-        return found
+        return self.algorithm.embedding(*self._given(users))
 
     def _given(self, users: Tensor) -> tuple[Any, Rows, Any]:
         rows, positions = self.population.rows(users)

@@ -17,7 +17,6 @@ from perfedrec.methods.centralised.direct_au import DirectAU, DirectAUSettings
 from perfedrec.methods.centralised.item_knn import ItemKNN, ItemKNNSettings
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Method, Training
-from perfedrec.runs.engine import Central
 from perfedrec.methods.centralised.mf import MF
 from perfedrec.methods.centralised.rp3beta import RP3Beta, RP3BetaSettings
 from perfedrec.methods.centralised.sgl import SGL, SGLSettings
@@ -26,6 +25,7 @@ from perfedrec.methods.centralised.spectral_filter import SpectralFilter, Spectr
 from perfedrec.methods.centralised.user_knn import UserKNN, UserKNNSettings
 from perfedrec.methods.centralised.vectors import VectorSettings, batches
 from perfedrec.methods.centralised.xsimgcl import XSimGCL, XSimGCLSettings
+from perfedrec.runs.engine import Central
 
 N_USERS, N_ITEMS = 60, 38
 

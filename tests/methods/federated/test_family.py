@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from perfedrec import configure, load
+from perfedrec.core.aggregate import FIXED_POINT, Aggregate, from_fixed, reduce
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied
-from perfedrec.core.types import FIXED_POINT, Aggregate, block_rows, from_fixed, reduce
+from perfedrec.core.types import block_rows
 from perfedrec.methods.federated.base import Federated, FederatedSettings
 from perfedrec.methods.federated.fastpfrec import averaged
 from perfedrec.methods.federated.perfedrec import PerFedRec

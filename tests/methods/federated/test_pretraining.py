@@ -7,8 +7,9 @@ import pytest
 import torch
 from tests.methods.federated.toys import World, settings, world
 
+from perfedrec.core.aggregate import reduce
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Rows, Spec, Update, reduce
+from perfedrec.core.types import Rows, Spec, Update
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP, contrast, fill_clusters, gram_rows, orthonormal
 from perfedrec.methods.federated.settings import PretrainingSettings
 from perfedrec.nn.losses import info_nce

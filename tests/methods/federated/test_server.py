@@ -7,9 +7,10 @@ import pytest
 import torch
 from tests.methods.federated.toys import SEED, World, cluster_table, world
 
+from perfedrec.core.aggregate import Aggregate, reduce
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied
-from perfedrec.core.types import Aggregate, Update, reduce
+from perfedrec.core.types import Update
 
 PLAIN: dict[str, Any] = {
     "server__optimizer": "fedavg",

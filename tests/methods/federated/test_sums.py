@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from tests.methods.federated.toys import SEED, assert_same, settings, world
 from torch import Tensor
 
+from perfedrec.core.aggregate import from_fixed, reduce
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Spec, from_fixed, reduce
+from perfedrec.core.types import Spec
 from perfedrec.methods.federated import summing
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP, deflated, denoised, trusted
 from perfedrec.privacy.uploads import joint_norms
@@ -71,7 +72,7 @@ def test_nothing_but_sums_reaches_the_server(changes: dict[str, Any]) -> None:
         assert sent.reports is None
         assert sent.edges is None
         total = reduce(sent, 24, here.algorithm.n_groups(here.state))
-        total = here.algorithm.release(phase, total, 30, Key(SEED))
+        total = here.algorithm.protection.add_noise(phase, total, 30, Key(SEED))
         assert not total.weights.any()
         noisy = here.algorithm.settings.privacy.noise.of(phase) > 0
         assert total.keys.numel() == (24 * here.algorithm.n_groups(here.state) if noisy else total.keys.numel())
@@ -134,13 +135,13 @@ def test_noise_is_of_the_size_that_was_declared_whoever_drops_out() -> None:
     algorithm, n = here.algorithm, 100
     empty = torch.zeros(0, dtype=torch.int64)
     for clients, aborted in ((100, False), (90, False), (89, True)):
-        assert algorithm.aborted("train", clients, n) == aborted
+        assert algorithm.protection.aborted("train", clients, n) == aborted
         noise = []
         for seed in range(60):
             total = replace(
                 reduce_nothing(24, 3, 6), clients=clients, keys=empty, sums=torch.zeros(0, 6, dtype=torch.float64)
             )
-            noise.append(from_fixed(algorithm.release("train", total, n, Key(seed)).sums))
+            noise.append(from_fixed(algorithm.protection.add_noise("train", total, n, Key(seed)).sums))
         deviation, expected = torch.stack(noise).std(), 0.1 * 0.5 * (clients / 90) ** 0.5
         assert abs(float(deviation) / expected - 1) < 4 / (2 * 60 * 24 * 3 * 6) ** 0.5
         assert float(deviation) > 0.99 * 0.1 * 0.5 or aborted
@@ -154,8 +155,8 @@ def reduce_nothing(n_items: int, n_groups: int, dim: int) -> Any:
 
 def test_a_sum_of_one_client_is_never_opened() -> None:
     algorithm = world(**SECURE).algorithm
-    assert algorithm.aborted("train", 1, 12)
-    assert not algorithm.aborted("train", 2, 12)
+    assert algorithm.protection.aborted("train", 1, 12)
+    assert not algorithm.protection.aborted("train", 2, 12)
 
 
 def test_rounds_that_are_given_up_change_nothing_at_a_client() -> None:

@@ -13,8 +13,9 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from scipy import stats
 
+from perfedrec.core.aggregate import FIXED_POINT, reduce
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import FIXED_POINT, Update, reduce
+from perfedrec.core.types import Update
 from perfedrec.privacy.aggregation import EXACT, from_words, to_words
 from perfedrec.runtimes.flower import secagg
 from perfedrec.runtimes.flower.codec import UploadError

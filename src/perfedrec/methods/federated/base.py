@@ -15,10 +15,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from perfedrec.core.aggregate import Aggregate, Sum, from_fixed
+from perfedrec.core.algorithm import Phase
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, fold_in, normal
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import Aggregate, Plan, Rows, Spec, Update, from_fixed
+from perfedrec.core.types import Embedding, Plan, Rows, Spec, Update
 from perfedrec.methods.federated import cohort
 from perfedrec.methods.federated.cohort import Average, Moments, means, over_tables, sparse_step
 from perfedrec.methods.federated.settings import SelectionSettings, ServerSettings
@@ -28,8 +30,14 @@ from perfedrec.nn.segments import segment_sum
 from perfedrec.privacy import uploads
 from perfedrec.privacy.labels import label
 from perfedrec.privacy.ledger import Release
+from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.privacy.uploads import protect
+
+
+class Shim(Protection):
+    def upload(self, phase: str, update: Update, key: Key) -> Update:
+        return update
 
 
 class TableSettings(Settings):
@@ -179,25 +187,30 @@ class Federated(ABC):
 
     # --- the server's side ---
 
+    aggregator = Sum()
+    needs_service = False
+
+    @property
+    def protection(self) -> Protection:
+        return Shim(self.settings.privacy, self.phases)
+
     @property
     def sums(self) -> bool:
         return bool(self.settings.privacy.sums)
 
-    @property
-    def dense_uploads(self) -> bool:
-        return self.sums
+    def embedding(self, broadcast: Any, rows: Rows, client_state: Any) -> Embedding | None:
+        return None
+
+    def user_vectors(self, broadcast: Any, rows: Rows, client_state: Any) -> Tensor | None:
+        return None
 
     @property
-    def secure_sums(self) -> bool:
-        return bool(self.settings.privacy.aggregation == "secure")
-
-    @property
-    def reporting(self) -> bool:
+    def reports_vectors(self) -> bool:
         """Whether clients hand over protected vectors of their own: where a method says how."""
         return type(self).report is not Federated.report
 
     @property
-    def phases(self) -> list[str]:
+    def phases(self) -> list[Phase]:
         return []
 
     @property

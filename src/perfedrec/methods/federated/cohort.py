@@ -11,10 +11,11 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
+from perfedrec.core.aggregate import Aggregate, distinct, from_fixed
 from perfedrec.core.keys import Key, bits, uniform
 from perfedrec.core.sampling import choose
 from perfedrec.core.threads import one_thread
-from perfedrec.core.types import Aggregate, Rows, distinct, from_fixed
+from perfedrec.core.types import Rows
 from perfedrec.methods.federated.settings import SelectionSettings, ServerSettings
 from perfedrec.nn.optim import server_step
 from perfedrec.privacy.ledger import Release

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from perfedrec.core.aggregate import FIXED_POINT, Aggregate, from_fixed
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import FIXED_POINT, Aggregate, Rows, from_fixed
+from perfedrec.core.types import Rows
 from perfedrec.methods.federated import cohort
 from perfedrec.methods.federated.fedgnn import NeighbourSettings
 from perfedrec.methods.federated.fedmf import FedMFSettings, alone

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.keys import Key, fold_in
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import NEWCOMER, Aggregate, Embedding, Rows, Spec
+from perfedrec.core.types import NEWCOMER, Embedding, Rows, Spec
 from perfedrec.methods.federated import cohort
 from perfedrec.methods.federated.base import Download, FederatedSettings, Kept, Shared
 from perfedrec.methods.federated.pfedrec import PFedRec

@@ -19,26 +19,20 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from perfedrec.core.aggregate import Aggregate, Sum, from_fixed
+from perfedrec.core.algorithm import Phase
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, fold_in, normal
 from perfedrec.core.sampling import paired, ranks
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import (
-    NEWCOMER,
-    Aggregate,
-    Embedding,
-    Plan,
-    Published,
-    Rows,
-    Spec,
-    Update,
-    from_fixed,
-)
+from perfedrec.core.types import NEWCOMER, Embedding, Plan, Published, Rows, Spec, Update
 from perfedrec.methods.federated import cohort, neighbourhood, summing
+from perfedrec.methods.federated.base import Shim
 from perfedrec.methods.federated.cohort import Average, Moments, sparse_step
 from perfedrec.methods.federated.neighbourhood import Service
 from perfedrec.methods.federated.network import Broadcast, Network
 from perfedrec.methods.federated.personal import Mixture
+from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, JOIN
 from perfedrec.methods.federated.settings import PerFedRecSettings
 from perfedrec.nn import losses
 from perfedrec.nn.optim import adam
@@ -48,6 +42,7 @@ from perfedrec.privacy import uploads
 from perfedrec.privacy.labels import Labels, label
 from perfedrec.privacy.ledger import Release
 from perfedrec.privacy.mechanisms import Guarantee, compose, mechanisms_of
+from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.privacy.uploads import protect
 
@@ -146,18 +141,24 @@ class PerFedRec:
         """L where clients contribute to neighbour sums themselves, else 0."""
         return self.n_reported if self.neighbours and self.sums else 0
 
-    @property
-    def dense_uploads(self) -> bool:
-        """Whether a client sends a row for every item of every table."""
-        return self.sums
+    aggregator = Sum()
 
     @property
-    def secure_sums(self) -> bool:
-        """Whether sums are taken by secure aggregation."""
-        return self.settings.privacy.aggregation == "secure"
+    def protection(self) -> Protection:
+        return Shim(self.settings.privacy, self.phases)
 
     @property
-    def reporting(self) -> bool:
+    def needs_service(self) -> bool:
+        return self.reports_vectors
+
+    def without_tokens(self, state: State) -> State:
+        return replace(state, tokens=None)
+
+    def centroids(self, state: State) -> Tensor | None:
+        return state.centroids
+
+    @property
+    def reports_vectors(self) -> bool:
         """Whether clients hand over protected vectors of their own."""
         return not self.sums and (self.joins or self.settings.clusters.enabled)
 
@@ -172,11 +173,11 @@ class PerFedRec:
         return 1
 
     @property
-    def phases(self) -> list[str]:
+    def phases(self) -> list[Phase]:
         """The phases played before training, one round each."""
-        return (["degrees"] if self.sums else []) + self._pretraining() + (["join"] if self.joins else [])
+        return ([DEGREES] if self.sums else []) + self._pretraining() + ([JOIN] if self.joins else [])
 
-    def _pretraining(self) -> list[str]:
+    def _pretraining(self) -> list[Phase]:
         """The phases of pre-training."""
         return []
 
@@ -223,8 +224,9 @@ class PerFedRec:
         privacy, found = self.settings.privacy, []
         if not self.sums:
             found.append(Release("degrees", 1, Guarantee(reason="item degrees are taken as public"), 1))
-        for phase in dict.fromkeys(self.phases):
-            times = self.phases.count(phase)
+        names = [each.name for each in self.phases]
+        for phase in dict.fromkeys(names):
+            times = names.count(phase)
             found.append(Release(phase, times, compose(mechanisms_of(privacy, phase)), times))
         return [*found, cohort.training_release(privacy, self.settings.selection, rounds, n_users)]
 
@@ -241,7 +243,7 @@ class PerFedRec:
         """The phase of the next round; before the first one, item degrees may be asked for."""
         if state.round < 0:
             return "degrees"
-        return self.phases[state.round] if state.round < len(self.phases) else "train"
+        return self.phases[state.round].name if state.round < len(self.phases) else "train"
 
     def groups(self, state: State, users: Tensor) -> Tensor:
         """[B] the users' clusters, -1 for newcomers; all 0 before the first clustering."""
@@ -252,7 +254,7 @@ class PerFedRec:
     def plan(self, state: State, key: Key) -> Plan:
         n_users, device = state.service.reports.shape[0], state.items.device
         if state.round < len(self.phases):
-            return Plan(self.phases[state.round], torch.arange(n_users, device=device))
+            return Plan(self.phases[state.round].name, torch.arange(n_users, device=device))
         selection = self.settings.selection
         if state.labels is not None and self.settings.clusters.proportional and selection.sampling == "fixed":
             return Plan("train", cohort.select_proportional(state.labels, selection.n_clients_per_round, key))
@@ -313,7 +315,7 @@ class PerFedRec:
         trained, clusters, labels, sums = played - len(self.phases), self.settings.clusters, None, None
         if self.neighbours and service.graph is not None and self._refreshes(trained):  # no graph: nobody has joined
             sums = neighbourhood.neighbour_sums(service.graph, service.reports, self.settings.model.n_layers)
-        ends = phase == "spectral" and self.phases[played : played + 1] == ["clusters"] and aggregate.clients
+        ends = phase == "spectral" and self.phases[played : played + 1] == [CLUSTERS] and aggregate.clients
         for due, own in ((ends, key.fold("cluster")), (clusters.due(trained), key)):
             if due and not self.sums:
                 points = service.reports.mean(1)
@@ -738,7 +740,7 @@ class PerFedRec:
             service=Service(reports, start=state.service.start),
         )
 
-    def final_vectors(self, broadcast: Broadcast, rows: Rows, client_state: ClientState) -> Tensor:
+    def user_vectors(self, broadcast: Broadcast, rows: Rows, client_state: ClientState) -> Tensor:
         """[B, d] the users' final vectors, with which items are scored in training: what an attacker would like."""
         return self._mixture(broadcast, rows, client_state).parts["cluster"].users
 

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from perfedrec.core.aggregate import Aggregate, from_fixed
+from perfedrec.core.algorithm import Phase
 from perfedrec.core.keys import Key, fold_in, normal, uniform
 from perfedrec.core.sampling import choose
 from perfedrec.core.threads import one_thread
-from perfedrec.core.types import Aggregate, Rows, Spec, Update, from_fixed
+from perfedrec.core.types import Rows, Spec, Update
 from perfedrec.methods.federated import neighbourhood
 from perfedrec.methods.federated.neighbourhood import Service
 from perfedrec.methods.federated.network import Broadcast
 from perfedrec.methods.federated.perfedrec import ClientState, PerFedRec, State
+from perfedrec.methods.federated.phases import CLUSTERS, SPECTRAL
 from perfedrec.methods.federated.settings import PretrainingSettings
 from perfedrec.nn.losses import info_nce
 from perfedrec.nn.propagation import Bipartite, edge_weights
@@ -44,11 +47,11 @@ class PerFedRecPP(PerFedRec):
     def joins(self) -> bool:
         return self.neighbours or self.settings.pretraining.kind == "contrastive"
 
-    def _pretraining(self) -> list[str]:
-        pretraining, phases = self.settings.pretraining, []
+    def _pretraining(self) -> list[Phase]:
+        pretraining, phases = self.settings.pretraining, list[Phase]()
         if pretraining.kind == "spectral":
-            phases += ["spectral"] * pretraining.passes
-            phases += ["clusters"] * (pretraining.cluster_passes if self.settings.clusters.enabled else 0)
+            phases += [SPECTRAL] * pretraining.passes
+            phases += [CLUSTERS] * (pretraining.cluster_passes if self.settings.clusters.enabled else 0)
         return phases
 
     @property
@@ -102,9 +105,9 @@ class PerFedRecPP(PerFedRec):
             state = replace(
                 self._restart(state, basis), pretrained=basis.clone() if self.settings.personal.pretrained else None
             )
-            if self.settings.model.encoder == "lightgcn" and self.phases[state.round - 1 :].count("spectral") == 1:
+            if self.settings.model.encoder == "lightgcn" and self.phases[state.round - 1 :].count(SPECTRAL) == 1:
                 state = self._scale(state, energy)
-            if self.sums and self.phases[state.round : state.round + 1] == ["clusters"]:
+            if self.sums and self.phases[state.round : state.round + 1] == [CLUSTERS]:
                 state = self._cluster(state, key.fold("cluster"))
         elif phase == "clusters" and state.offsets is not None:
             fill_clusters(state.offsets, state.items, aggregate)
@@ -120,7 +123,7 @@ class PerFedRecPP(PerFedRec):
         if not self.noisy:
             return orthonormal(image)
         known = trusted(state.items)
-        if self.phases[state.round - 1 :].count("spectral") > 1:
+        if self.phases[state.round - 1 :].count(SPECTRAL) > 1:
             return deflated(image, state.degrees, known)
         return denoised(image, state.degrees, known, self._noise("spectral", clients, state) ** 2)
 

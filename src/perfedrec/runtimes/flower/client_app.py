@@ -10,8 +10,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from perfedrec.core.aggregate import Aggregate, reduce
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Aggregate, Algorithm, Rows, reduce
+from perfedrec.core.types import Rows
 from perfedrec.runtimes.flower import service
 from perfedrec.runtimes.flower.codec import BroadcastLayout, Task, reply
 from perfedrec.runtimes.flower.sealing import Bundle
@@ -81,7 +83,7 @@ def client_app(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        if algorithm.secure_sums:
+        if algorithm.protection.secure:
             raise PerfedrecError("this node's uploads are for sums alone; expected the stages of secure aggregation")
         task = read(message)
         if bundle is None:
@@ -107,8 +109,8 @@ def work(algorithm: Algorithm[Any, Any, Any], population: Users, task: Task, see
     """What the users of a task hand over together, as it leaves the node."""
     key = round_key(seed, task.round)
     update, _ = contribute(algorithm, task.phase, task.broadcast, population, task.users, key)
-    if not algorithm.dense_uploads:  # else a user's group is its own affair, and numbered as it is
+    if not algorithm.protection.sums:  # else a user's group is its own affair, and numbered as it is
         update = replace(update, groups=task.present[update.groups])
     total = reduce(update, population.n_items, task.n_groups)
     own = key.fold("release").fold("node", int(task.users.min())) if task.users.numel() else key
-    return algorithm.release(task.phase, total, task.asked, own)
+    return algorithm.protection.add_noise(task.phase, total, task.asked, own)

@@ -19,9 +19,10 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from perfedrec.core.aggregate import Aggregate
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import flatten, unflatten
-from perfedrec.core.types import Aggregate, Algorithm
 
 SERVING = "serve"
 """The phase in which nodes are told what to recommend with."""
@@ -178,7 +179,7 @@ class Instructions:
         self.algorithm, self.state, self.phase, self.asked, self.layout = algorithm, state, phase, asked, layout
         self.setup, self.identities, self.n_groups = setup, identities, algorithm.n_groups(state)
         # Which group a user has is its own affair where uploads are dense, and a newcomer's is not known yet.
-        self.whole = serving or algorithm.dense_uploads
+        self.whole = serving or algorithm.protection.sums
         self._packed: dict[str, ArrayRecord] = {}
 
     def content(self, users: Tensor) -> RecordDict:

@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from secrets import randbits
-from typing import Any
+from typing import Any, cast
 
 import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from perfedrec.core.aggregate import from_fixed
+from perfedrec.core.algorithm import Algorithm, ServedAlgorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import NEWCOMER, Algorithm, Plan, RoundReport, Spec, from_fixed
+from perfedrec.core.types import NEWCOMER, Plan, RoundReport, Spec
 from perfedrec.runtimes.flower.codec import SERVING, BroadcastLayout, Instructions, Setup, UploadError, pack, unpack
 from perfedrec.runtimes.flower.rounds import POLL, Rejection, Traffic, exchange, forgotten, gather, gone, play_round
 from perfedrec.runtimes.flower.service import ServiceClient
@@ -167,7 +169,11 @@ class Coordinator:
     def _start(self, degrees: Tensor) -> Any:
         """The first state; tokens are not the coordinator's where there is a service."""
         state = self.algorithm.init(self._spec(degrees), Key(self.seed).fold("init"))
-        return state if self.service_client is None else replace(state, tokens=None)
+        return (
+            state
+            if self.service_client is None
+            else cast(ServedAlgorithm[Any, Any, Any], self.algorithm).without_tokens(state)
+        )
 
     def play(self, state: Any) -> tuple[Any, RoundReport]:
         """Play the next round with the nodes that are there."""

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from perfedrec.core.aggregate import Aggregate
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError, PerfedrecError
-from perfedrec.core.types import Aggregate, Algorithm
 from perfedrec.privacy.noise import check_source
 from perfedrec.privacy.policy import Policy
 from perfedrec.runtimes.flower import service
@@ -129,7 +130,7 @@ class NodeApp:
         @app.train()
         def train(message: Message, context: Context) -> Message:
             algorithm, seed = self._agreed(Setup.read(message.content))
-            if algorithm.secure_sums:
+            if algorithm.protection.secure:
                 raise PerfedrecError("this node's uploads are for sums alone; expected stages of secure aggregation")
             if self.policy is not None and Task.round_of(message.content) < 0:  # whose items they are is plain to see
                 raise UploadError("policy", self._against(self.policy, "item degrees are asked for without a sum"))
@@ -177,7 +178,7 @@ class NodeApp:
     def _check_phase(self, task: Task, algorithm: Algorithm[Any, Any, Any]) -> None:
         """Each phase in its turn: what is released once for the ledger must not be asked for again and again."""
         if task.round >= 0:
-            due = next(iter(algorithm.phases[task.round :]), "train")
+            due = next((each.name for each in algorithm.phases[task.round :]), "train")
         else:  # one question, and none to a method that releases degrees in a phase of its own
             due = "degrees" if task.round == -1 and algorithm.needs_degrees else "no phase"
         if task.phase != due:

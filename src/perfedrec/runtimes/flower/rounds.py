@@ -15,9 +15,11 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from perfedrec.core.aggregate import Aggregate, reduce
+from perfedrec.core.algorithm import Algorithm, ServedAlgorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Aggregate, Algorithm, Plan, RoundReport, Rows, Served, Spec, reduce
+from perfedrec.core.types import Plan, RoundReport, Rows, Spec
 from perfedrec.runtimes.flower.codec import BroadcastLayout, Instructions, Setup, UploadError, array_bytes, read_reply
 from perfedrec.runtimes.flower.secagg import STAGES, AbortedError
 from perfedrec.runtimes.flower.secure_sum import secure_sum
@@ -85,7 +87,7 @@ def play_round(
     :class:`PerfedrecError` is raised, which names the node. After an error the state given is unchanged, while the
     nodes that played the round remember it.
     """
-    key, service_client = round_key(seed, state.round), None if algorithm.dense_uploads else service_client
+    key, service_client = round_key(seed, state.round), None if algorithm.protection.sums else service_client
     plan = algorithm.plan(state, key.fold("plan"))
     traffic, reason, private = Traffic(grid, state.round, plan.phase, timeout), None, dict[int, ArrayRecord]()
     try:
@@ -97,22 +99,23 @@ def play_round(
             raise
         total, reason = _nothing(algorithm, state, spec), str(error)
 
-    if rejected is None and traffic.rejections and not algorithm.secure_sums:
+    if rejected is None and traffic.rejections and not algorithm.protection.secure:
         first = traffic.rejections[0]
         raise PerfedrecError(f"round {state.round} ({plan.phase}), reply of node {first.node}: {first.detail}")
-    if algorithm.aborted(plan.phase, total.clients, plan.cohort.numel()):
+    if algorithm.protection.aborted(plan.phase, total.clients, plan.cohort.numel()):
         total = _nothing(algorithm, state, spec)
     own_key = key.fold("server")
     if service_client is None:
         after = algorithm.server(state, plan.phase, total, own_key)
     else:
+        served = cast(ServedAlgorithm[Any, Any, Any], algorithm)
         task = {"phase": plan.phase, "round": state.round, "clients": total.clients, "key": str(own_key.value)}
         task |= {"n_users": spec.n_users, "n_items": spec.n_items}
         places = {node: users[torch.isin(users, plan.cohort)] for node, users in nodes.items() if node in private}
         names = {node: (each if identities is None else identities[each], each) for node, each in places.items()}
         try:
             published, refused = service_client.consult(
-                traffic.ask, task, private, names, state.centroids, state.items, setup
+                traffic.ask, task, private, names, served.centroids(state), state.items, setup
             )
         except PerfedrecError as error:
             kind_of_error = AwayError if isinstance(error, AwayError) else PerfedrecError
@@ -125,7 +128,7 @@ def play_round(
                 raise PerfedrecError(f"{which}: {why}")
             kind, _, detail = why.partition(": ")
             traffic.refuse(node, detail, kind)
-        after = cast(Served[Any, Any, Any], algorithm).coordinate(state, plan.phase, total, published, own_key)
+        after = served.coordinate(state, plan.phase, total, published, own_key)
     if rejected is not None:
         rejected += traffic.rejections
     report = RoundReport(
@@ -168,8 +171,8 @@ def gather(
     if service_client is not None:
         contents = {node: service_client.add(node, content) for node, content in contents.items()}
         like = for_coordinator(like)
-    if algorithm.secure_sums or secure:
-        too_few = partial(algorithm.aborted, plan.phase, asked=plan.cohort.numel())
+    if algorithm.protection.secure or secure:
+        too_few = partial(algorithm.protection.aborted, plan.phase, asked=plan.cohort.numel())
         label = f"{'' if setup is None else setup.run} {state.round}"
         return secure_sum(traffic.ask, traffic.refuse, contents, traffic.clients, like, too_few, label)
     total = _nothing(algorithm, state, spec)

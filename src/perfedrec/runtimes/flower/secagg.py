@@ -48,8 +48,9 @@ from flwr.supercore.primitives.asymmetric import (
     public_key_to_bytes,
 )
 
+from perfedrec.core.aggregate import Aggregate, reduce
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Aggregate, Update, reduce
+from perfedrec.core.types import Update
 from perfedrec.privacy.aggregation import alone, from_words, to_words
 from perfedrec.runtimes.flower.codec import UploadError
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Aggregate
 from perfedrec.privacy.aggregation import from_words, to_words
 from perfedrec.runtimes.flower import secagg
 from perfedrec.runtimes.flower.codec import pack, unpack

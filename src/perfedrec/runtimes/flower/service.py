@@ -17,9 +17,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from perfedrec.core.aggregate import Aggregate
+from perfedrec.core.algorithm import Algorithm, ServedAlgorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Aggregate, Algorithm, Published, Served
+from perfedrec.core.types import Published
 from perfedrec.runtimes.flower.codec import SERVING, Setup, Task, UploadError, check_alike, check_reports, pack, unpack
 from perfedrec.runtimes.flower.sealing import SEALED, Bundle, public_of, seal, unseal
 from perfedrec.runtimes.flower.wire import AwayError
@@ -37,7 +39,7 @@ Ask = Callable[[str, Mapping[int, RecordDict]], Iterable[tuple[int, RecordDict]]
 def needed(algorithm: Algorithm[Any, Any, Any]) -> bool:
     """Whether a method has work for a neighbourhood service: its clients hand over vectors of their own, and its
     coordinator can do without these."""
-    return algorithm.reporting and hasattr(algorithm, "serve")
+    return algorithm.needs_service
 
 
 # --- a node ---
@@ -109,7 +111,7 @@ class NeighbourhoodService:
 
     def __init__(
         self,
-        algorithm: Served[Any, Any, Any],
+        algorithm: ServedAlgorithm[Any, Any, Any],
         private: bytes,
         clients: bytes,
         shelf: StateStore | None = None,

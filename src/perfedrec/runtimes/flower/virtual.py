@@ -16,8 +16,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from perfedrec.core.aggregate import Aggregate
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Aggregate, Algorithm
 from perfedrec.runtimes.flower.codec import BroadcastLayout, Setup, Task, digest, reply
 from perfedrec.runtimes.flower.node_app import once
 from perfedrec.runtimes.flower.rounds import POLL, exchange

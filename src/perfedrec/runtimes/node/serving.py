@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.keys import Key
-from perfedrec.core.types import NEWCOMER, Algorithm, Rows
+from perfedrec.core.types import NEWCOMER, Rows
 from perfedrec.runtimes.node.store import Store
 
 

@@ -31,10 +31,11 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 from torch import Tensor
 
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import DataError, PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import flatten, unflatten
-from perfedrec.core.types import Algorithm, Rows
+from perfedrec.core.types import Rows
 from perfedrec.data import Catalogue, Encoding
 from perfedrec.data.interactions import Ids, encode
 from perfedrec.runtimes.node.database import Database, StoreError, remove

@@ -1,0 +1,295 @@
+"""The one place that clips, adds noise, and states what that guarantees.
+
+A runtime passes what users hand over through :meth:`Protection.upload` before anything is summed or sent, and a sum
+through :meth:`Protection.add_noise` before it leaves those who took it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from perfedrec.core.aggregate import FIXED_POINT, Aggregate
+from perfedrec.core.algorithm import TRAIN, Phase
+from perfedrec.core.errors import ConfigError
+from perfedrec.core.keys import Key, fold_in, laplace
+from perfedrec.core.types import Rows, Update
+from perfedrec.privacy.labels import Labels, label
+from perfedrec.privacy.ledger import Release
+from perfedrec.privacy.mechanisms import (
+    CoordinateLaplace,
+    DenseUpload,
+    Guarantee,
+    ItemResponse,
+    JointNoise,
+    Masking,
+    Mechanism,
+    PseudoItems,
+    SecureAggregation,
+    SparseUpload,
+    Unprotected,
+    compose,
+)
+from perfedrec.privacy.noise import Law, opendp_noised, row_noise, summed_noise
+from perfedrec.privacy.settings import NoiseSettings, PrivacySettings
+
+_BELOW = 1 - 2.0**-20
+
+
+class Protection:
+    """What ``settings`` do to the data that leave a client, in each of a method's ``phases`` and in training.
+
+    Raises :class:`ConfigError` for a phase that privacy cannot account for.
+    """
+
+    def __init__(self, settings: PrivacySettings, phases: Iterable[Phase] = ()) -> None:
+        self.settings = settings
+        self.phases: dict[str, Phase] = {}
+        for each in (*phases, TRAIN):
+            self.phases[each.name] = _accounted(each, settings)
+
+    @property
+    def sums(self) -> bool:
+        """Whether clients contribute to sums alone: no vector and no edge of a user leaves its client."""
+        return self.settings.sums
+
+    @property
+    def secure(self) -> bool:
+        """Whether sums are taken by secure aggregation."""
+        return self.settings.aggregation == "secure"
+
+    # --- what is declared ---
+
+    def multiplier(self, phase: str) -> float:
+        """The noise of a phase, as a multiple of :meth:`bound`."""
+        option = self.phases[phase].noise
+        return 0.0 if option is None else float(getattr(self.settings.noise, option))
+
+    def bound(self, phase: str) -> float | None:
+        """The bound on the norm of one user's part in a phase; ``None`` where there is none."""
+        if self.phases[phase].bound == "clip":
+            return None if self.settings.norm == "coordinate" else self.settings.clip
+        return 1.0 if self.sums and self.multiplier(phase) else None
+
+    def share_scale(self, phase: str, asked: int) -> tuple[Law, float]:
+        """Law and scale (standard deviation, or Laplace scale) of the noise that each of ``asked`` clients adds.
+
+        Under secure aggregation the shares of all clients but the tolerated drop-outs make up the noise of the sum;
+        otherwise each client adds all of it.
+        """
+        scale = self.multiplier(phase) * (self.bound(phase) or 0.0)
+        if self.secure:
+            scale /= sqrt(self.fewest(asked))
+        return ("gaussian" if self.settings.norm == "l2" else "laplace"), scale
+
+    def fewest(self, asked: int) -> float:
+        """How many of ``asked`` clients have to answer, or a noisy sum is aborted.
+
+        It is not rounded: where all answer, the noise of a sum is the same whoever is in the cohort, so that its size
+        does not tell who took part. Amplification by sampling rests on that.
+        """
+        return max(1.0, (1 - self.settings.dropout_tolerance) * asked)
+
+    def mechanisms(self, phase: str) -> list[Mechanism]:
+        """The mechanisms that protect what clients hand over in a phase."""
+        settings, sticky = self.settings, self.settings.sticky
+        found: list[Mechanism] = []
+        if settings.pseudo_items:
+            found.append(PseudoItems(settings.pseudo_items, sticky))
+        if settings.masking:
+            found.append(Masking(settings.masking, sticky))
+        if settings.randomised_response is not None:
+            found.append(ItemResponse(settings.randomised_response, sticky))
+        if settings.clip is not None and settings.norm == "coordinate":
+            found.append(CoordinateLaplace(settings.clip, settings.noise_scale))
+        bound = self.bound(phase)
+        if bound is not None and settings.norm != "coordinate":
+            multiplier = self.multiplier(phase) if settings.sums else 0.0
+            found.append(JointNoise(settings.norm, bound, multiplier, settings.aggregation == "dense"))
+        if not found:
+            found.append(Unprotected())
+        seen: dict[str, Mechanism] = {"sparse": SparseUpload(), "dense": DenseUpload(), "secure": SecureAggregation()}
+        return [*found, seen[settings.aggregation]]
+
+    def guarantee(self, phase: str) -> Guarantee:
+        """What the mechanisms of a phase guarantee together, for one release."""
+        return compose(self.mechanisms(phase))
+
+    def releases(self, phases: Iterable[Phase]) -> list[Release]:
+        """The releases of ``phases`` over all users, one for each that is played, for the ledger."""
+        names = [each.name for each in phases]
+        return [
+            Release(self.phases[name].release, names.count(name), self.guarantee(name), names.count(name))
+            for name in dict.fromkeys(names)
+        ]
+
+    def phase_of(self, release: str) -> str:
+        """The name of the phase that the ledger calls ``release``."""
+        return next(each.name for each in self.phases.values() if each.release == release)
+
+    # --- what is done on a client ---
+
+    def label(self, rows: Rows, n_items: int, n_negatives: int | None, key: Key, secrets: Tensor) -> Labels:
+        """What users train on: see :func:`perfedrec.privacy.labels.label`."""
+        return label(rows, n_items, self.settings, n_negatives, key, secrets)
+
+    def upload(self, phase: str, update: Update, key: Key) -> Update:
+        """What B users hand over, clipped and noised, each for itself. ``key`` is the key of the clients' work."""
+        return self.clip_update(phase, self._per_coordinate(self.phases[phase], update, key))
+
+    def _per_coordinate(self, phase: Phase, update: Update, key: Key) -> Update:
+        """The paper's mechanism: see :meth:`protect`. A part whose scale is arbitrary is stretched before, or noise of
+        a given scale would drown it."""
+        settings = self.settings
+        if settings.clip is None or settings.norm != "coordinate" or not phase.coordinates:
+            return update
+        users, deltas, dense, reports = update.users, update.deltas, update.dense, update.reports
+        if deltas is not None and update.segments is not None and update.items is not None:
+            if phase.bound == "unit":
+                deltas = _stretched(deltas, update.segments, users.numel(), settings)
+            deltas = self.protect(deltas, fold_in(key.fold("noise").spread(users)[update.segments], update.items))
+        if dense is not None:
+            dense = self.protect(dense, key.fold("dense noise").spread(users))
+        if reports is not None:
+            numbers = torch.arange(reports.shape[1], device=reports.device)
+            reports = self.protect(reports, fold_in(key.fold("report").spread(users)[:, None], numbers))
+        return replace(update, deltas=deltas, dense=dense, reports=reports)
+
+    def protect(self, values: Tensor, keys: Tensor) -> Tensor:
+        """Clip each coordinate of ``values`` [T, d], and add Laplace noise to each, drawn per row by ``keys`` [T] or by
+        OpenDP. The bound holds exactly for what the noise is added to."""
+        settings = self.settings
+        if settings.clip is not None and settings.norm == "coordinate":
+            values = values.clamp(-settings.clip, settings.clip)
+        if settings.noise_scale and settings.noise_source == "opendp":
+            if values.numel():
+                noised = opendp_noised("laplace", values.detach().cpu().numpy(), settings.noise_scale)
+                values = torch.from_numpy(noised).to(values)
+        elif settings.noise_scale:
+            values = laplace(keys, values.shape[-1]).mul_(settings.noise_scale).add_(values)
+        return values
+
+    def clip_update(self, phase: str, update: Update) -> Update:
+        """Bound the norm of everything that each client hands over in a phase (see :class:`Phase` for how).
+
+        Values lie on the grid of the sums afterwards, and the bound holds for these values without any rounding error.
+        """
+        bound = self.bound(phase)
+        if bound is None:
+            return update
+        norms = joint_norms(update, self.settings.norm)
+        factors = bound / norms.clamp(min=1e-30)
+        if self.phases[phase].bound == "clip":
+            factors.clamp_(max=1.0)
+        factors[norms == 0] = 1.0
+        over = norms * factors > bound * _BELOW
+        factors = torch.where(over, factors * _BELOW, factors)  # what rounding to float32 and to the grid may add
+        deltas, dense = update.deltas, update.dense
+        if deltas is not None and update.segments is not None:
+            deltas = _on_grid(deltas * factors[update.segments, None])
+        if dense is not None:
+            dense = _on_grid(dense * factors[:, None])
+        return replace(update, deltas=deltas, dense=dense)
+
+    # --- what is done to sums ---
+
+    def add_noise(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
+        """A sum over some clients' uploads as it leaves them: with the noise that they add, of ``asked`` in the cohort.
+
+        Noise is on every number of every row, touched or not. Shares add up: sums of parts of a cohort have, together,
+        the noise of the whole. Weights are left out, because a group's weight is a count of clients that nobody has
+        protected. Under secure aggregation without noise rows that are 0 are left out: a sum does not tell which ones
+        were touched.
+        """
+        if not self.sums:
+            return aggregate
+        aggregate = replace(aggregate, weights=torch.zeros_like(aggregate.weights))
+        law, scale = self.share_scale(phase, asked)
+        if not scale or not aggregate.clients:
+            if self.secure:
+                touched = aggregate.sums.any(1)
+                aggregate = replace(aggregate, keys=aggregate.keys[touched], sums=aggregate.sums[touched])
+            return aggregate
+        n_rows, device = aggregate.weights.numel() * aggregate.n_items, aggregate.sums.device
+
+        def noisy(values: Tensor, what: str) -> Tensor:
+            shape, source = tuple(values.shape), self.settings.noise_source
+            noise = summed_noise(law, shape, scale, aggregate.clients, key.fold(what), source)
+            return values + noise.mul_(FIXED_POINT).round_().to(device)
+
+        keys, sums = aggregate.keys, aggregate.sums
+        if sums.shape[1]:
+            sums = noisy(sums.new_zeros(n_rows, sums.shape[1]).index_copy_(0, keys, sums), "rows")
+            keys = torch.arange(n_rows, device=device)
+        dense = None if aggregate.dense is None else noisy(aggregate.dense, "dense")
+        return replace(aggregate, keys=keys, sums=sums, dense=dense)
+
+    def aborted(self, phase: str, clients: int, asked: int) -> bool:
+        """Whether too few answered: the noise of a sum would be too small, or a sum would be one client's upload."""
+        if not self.secure:
+            return False
+        return clients < (self.fewest(asked) - 1e-9 if self.multiplier(phase) else min(2, asked))
+
+    def as_seen(self, phase: str, update: Update, n_items: int, key: Key) -> Tensor:
+        """[B, m, d] dense uploads as the coordinator receives them, each with its own noise (simulated, for audits)."""
+        assert update.deltas is not None
+        assert update.segments is not None
+        assert update.items is not None
+        n, dim = update.users.numel(), update.deltas.shape[1]
+        seen = torch.zeros(n, n_items, dim)
+        seen[update.segments, update.items] = update.deltas
+        law, scale = self.share_scale(phase, 1)
+        if scale:
+            keys = key.fold("own").spread(update.users)
+            seen += row_noise(law, keys, n_items * dim, scale).reshape(seen.shape)
+        return seen
+
+
+def joint_norms(update: Update, norm: str) -> Tensor:
+    """[B] float64 norms of everything that each client hands over, L1 or L2."""
+    n, total = update.users.numel(), torch.zeros(update.users.numel(), dtype=torch.float64)
+    total = total.to(update.users.device)
+    for values, segments in (
+        (update.deltas, update.segments),
+        (update.dense, torch.arange(n, device=total.device)),
+    ):
+        if values is not None and segments is not None:
+            wide = values.to(torch.float64)
+            total.index_add_(0, segments, (wide.abs() if norm == "l1" else wide.square()).sum(1))
+    return total if norm == "l1" else total.sqrt()
+
+
+def _accounted(phase: Phase, settings: PrivacySettings) -> Phase:
+    """The phase, if privacy can account for it."""
+    if not isinstance(phase, Phase):
+        raise ConfigError(f"phases has {phase!r}; expected Phase(name, noise=...) from perfedrec.core.algorithm")
+    options = list(NoiseSettings.model_fields)
+    if phase.noise is not None and phase.noise not in options:
+        raise ConfigError(
+            f"phase {phase.name} takes its noise from privacy.noise.{phase.noise}, and there is no such option; "
+            f"expected one of {', '.join(options)}"
+        )
+    if phase.noise is None and settings.sums and (settings.noise.any or settings.epsilon is not None):
+        raise ConfigError(
+            f"phase {phase.name} has no noise, and privacy asks for noise in sums; expected the method to declare it as "
+            f"Phase({phase.name!r}, noise=...) with one of {', '.join(options)}"
+        )
+    return phase
+
+
+def _stretched(values: Tensor, segments: Tensor, n: int, settings: PrivacySettings) -> Tensor:
+    """``values`` [T, d] with each of the ``n`` users' largest number brought to the clip, where noise is added."""
+    if not settings.noise_scale or settings.clip is None:
+        return values
+    largest = values.new_zeros(n).scatter_reduce_(0, segments, values.abs().amax(1), "amax")
+    return values * (settings.clip / largest.clamp(min=1e-30))[segments, None]
+
+
+def _on_grid(values: Tensor) -> Tensor:
+    """float32 values on the grid of the sums, rounded towards zero: no norm grows by it."""
+    wide = values.to(torch.float64)
+    return (wide * FIXED_POINT).trunc_().div_(FIXED_POINT).to(torch.float32)
