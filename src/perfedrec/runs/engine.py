@@ -1,0 +1,126 @@
+"""The engine of a run: what plays its rounds, for federated and for centralised methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from perfedrec.core.device import pick_device
+from perfedrec.core.errors import DivergedError
+from perfedrec.core.keys import Key
+from perfedrec.core.records import copied, unflatten
+from perfedrec.core.types import Embedding, RoundReport
+from perfedrec.data import Dataset
+from perfedrec.evaluation import Recommender, Stored
+from perfedrec.methods.centralised.method import Method, Training
+from perfedrec.runtimes.simulator import Simulator
+
+
+class Engine(Protocol):
+    """What a run needs of a method at work: :class:`Simulator` for federated ones, :class:`Central` for others."""
+
+    @property
+    def n_phases(self) -> int:
+        """Rounds before training."""
+
+    def play(self) -> RoundReport: ...
+
+    def recommender(self) -> Recommender: ...
+
+    def records(self) -> dict[str, Any]: ...
+
+    def restore(self, stored: Stored, rounds: int) -> None: ...
+
+
+class CentralRecommender(Recommender):
+    """A method with the state that it scores with."""
+
+    def __init__(self, method: Method, state: Any, data: Training) -> None:
+        super().__init__(data.rows.offsets, data.rows.items, data.n_items)
+        self.method, self.state, self.data = method, state, data
+
+    def raw_scores(self, users: Tensor) -> Tensor:
+        return self.method.scores(self.state, self.data, users)
+
+    def explain(self, users: Tensor) -> dict[str, Tensor]:
+        return {"global": self.raw_scores(users)}
+
+    def embedding(self, users: Tensor) -> Embedding | None:
+        return self.method.embedding(self.state, self.data, users)
+
+    def records(self) -> dict[str, Any]:
+        return {"state": self.state}
+
+    def with_records(self, records: Mapping[str, Any]) -> CentralRecommender:
+        return CentralRecommender(self.method, records["state"], self.data)
+
+
+class Central:
+    """The engine of a centralised method: what :class:`perfedrec.runtimes.simulator.Simulator` is to a federated one.
+
+    A round is an epoch; a method that is fitted at once has one round, before training. Held-out interactions are not
+    kept: what runs here cannot reach them.
+    """
+
+    def __init__(
+        self, method: Method, dataset: Dataset, *, seed: int = 0, device: Literal["auto", "cpu", "cuda"] = "auto"
+    ) -> None:
+        self.method, self.seed, self.device, self.round = method, seed, pick_device(device), 0
+        self.data = Training.of(dataset, self.device)
+        self.n_phases = 0 if method.trained else 1
+        self.state = method.init(self.data, Key(seed).fold("init"))
+
+    def play(self) -> RoundReport:
+        """The next epoch. Raises :class:`DivergedError` where its loss is not finite."""
+        loss = None
+        if self.method.trained:
+            key = Key(self.seed).fold("round", self.round)
+            self.state, loss = self.method.epoch(self.state, self.data, key)
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss of epoch {self.round + 1} is {loss}; expected a finite number "
+                    "(is the learning rate too large?)"
+                )
+        self.round += 1
+        phase = "train" if self.method.trained else "fit"
+        return RoundReport(self.round - 1, phase, self.data.n_users, self.data.n_users, loss, 0, 0, 0)
+
+    def recommender(self) -> CentralRecommender:
+        """The recommender of the moment."""
+        return CentralRecommender(self.method, self.method.serving(self.state, self.data), self.data)
+
+    def records(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"state": self.state}
+
+    def restore(self, stored: Stored, rounds: int) -> None:
+        """Go on after so many ``rounds`` from what a checkpoint held."""
+        self.state = copied(unflatten(type(self.state), *stored["state"]), self.device)
+        self.round = rounds
+
+
+def engine(
+    algorithm: Any,
+    dataset: Dataset,
+    *,
+    seed: int,
+    device: Literal["auto", "cpu", "cuda"],
+    block_size: int = 1024,
+    dropout_rate: float = 0.0,
+    users_per_node: int = 1,
+) -> Engine:
+    """The engine of a method on a data set."""
+    if isinstance(algorithm, Method):
+        return Central(algorithm, dataset, seed=seed, device=device)
+    return Simulator(
+        algorithm,
+        dataset,
+        seed=seed,
+        device=device,
+        block_size=block_size,
+        dropout_rate=dropout_rate,
+        users_per_node=users_per_node,
+    )
