@@ -82,7 +82,7 @@ def test_from_a_run_to_a_list_at_home(run: Path, model: Path, tmp_path: Path) ->
 def test_a_model_holds_tables_and_nothing_of_a_user(run: Path, model: Path) -> None:
     content, users = model.read_bytes(), load(DATA).n_users
     assert all(users not in each.shape for each in load_file(model).values())
-    vectors = load_file(run / "model" / "memory.safetensors")["vectors"]
+    vectors = load_file(run / "model" / "memory.safetensors")["private"]
     assert not any(vector.tobytes() in content for vector in vectors)
     with safe_open(model, "np") as file:
         assert "path" not in file.metadata()["configuration"]  # nor where the data lie

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from perfedrec.data import Dataset, Interactions, load, split, synthetic
     from perfedrec.methods.centralised.method import Method, Training
     from perfedrec.methods.centralised.vectors import Batch, VectorMethod, VectorSettings
-    from perfedrec.methods.federated.base import Federated, FederatedSettings
+    from perfedrec.methods.federated.base import Federated
     from perfedrec.methods.federated.perfedrec import PerFedRec
     from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
-    from perfedrec.methods.federated.settings import PerFedRecSettings
+    from perfedrec.methods.federated.settings import FederatedSettings, PerFedRecSettings
     from perfedrec.runs.config import Config, RunSettings
     from perfedrec.runs.config import load as configure
     from perfedrec.runs.training import Result, open_run, train
@@ -51,10 +51,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "perfedrec.methods.federated.base": ("Federated", "FederatedSettings"),
+    "perfedrec.methods.federated.base": ("Federated",),
     "perfedrec.methods.federated.perfedrec": ("PerFedRec",),
     "perfedrec.methods.federated.perfedrec_pp": ("PerFedRecPP",),
-    "perfedrec.methods.federated.settings": ("PerFedRecSettings",),
+    "perfedrec.methods.federated.settings": ("FederatedSettings", "PerFedRecSettings"),
     "perfedrec.methods.centralised.method": ("Method", "Training"),
     "perfedrec.methods.centralised.vectors": ("Batch", "VectorMethod", "VectorSettings"),
     "perfedrec.core.errors": ("CheckpointError", "ConfigError", "DataError", "PerfedrecError"),

@@ -13,7 +13,8 @@ from perfedrec.audit.canary import bounds
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.keys import Key
 from perfedrec.federation.coordinator import with_real_noise
-from perfedrec.privacy import uploads
+from perfedrec.privacy import protection
+from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.report import audited, lines, warnings
 from perfedrec.privacy.settings import NoiseSettings, PrivacySettings
 from perfedrec.runs.config import presets
@@ -81,7 +82,7 @@ def test_secure_claims_that_no_upload_is_visible(tmp_path: Path) -> None:
     assert block["claim"] == "no individual upload is visible (simulated in this run); no DP guarantee"
     assert block["user_vectors"] == "stay on the clients"
     assert [each["release"] for each in block["releases"]] == ["degrees", "spectral", "join", "training"]
-    assert result.recommender.state.centroids is not None
+    assert result.recommender.state.clusters.centroids is not None
 
 
 def test_private_spends_its_epsilon_on_everything_that_is_released(tmp_path: Path) -> None:
@@ -229,8 +230,8 @@ def test_the_audit_is_near_the_claim_and_catches_half_the_noise(
     assert not honest.failed
     assert honest.lower_gaussian is not None
     assert 0.8 * epsilon < honest.lower_gaussian <= epsilon
-    declared = uploads.share_scale
-    monkeypatch.setattr(uploads, "share_scale", lambda *given: (declared(*given)[0], declared(*given)[1] / 2))
+    declared = Protection.share_scale
+    monkeypatch.setattr(Protection, "share_scale", lambda *given: (declared(*given)[0], declared(*given)[1] / 2))
     with pytest.raises(CheckpointError, match="round 0 of pre-training cannot be repeated"):
         audit(tmp_path / "run", trials=40_000)  # other noise than this run had
     _, block = run(tmp_path / "broken", "private", f"privacy.epsilon={epsilon}")
@@ -247,10 +248,10 @@ def test_half_of_the_papers_noise_shows_as_well(tmp_path: Path, monkeypatch: pyt
     (honest,) = audit(tmp_path / "run").bounds
     assert honest.claim == pytest.approx(2.0)
     assert 1.8 < honest.lower <= 2.0
-    drawn = uploads.laplace
-    monkeypatch.setattr(uploads, "laplace", lambda *given: drawn(*given) / 2)
+    drawn = protection.laplace
+    monkeypatch.setattr(protection, "laplace", lambda *given: drawn(*given) / 2)
     settings = configure("recommended", privacy="paper", overrides=["privacy.noise_scale=0.5"]).privacy
-    (broken,) = bounds(settings, [], 100_000, Key(0))
+    (broken,) = bounds(Protection(settings), [], 100_000, Key(0))
     assert broken.failed
     with pytest.raises(CheckpointError, match="cannot be repeated"):  # these are not the uploads that were sent
         audit(tmp_path / "run")

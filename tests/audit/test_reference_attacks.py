@@ -24,8 +24,8 @@ from perfedrec.core.types import Update, block_rows
 from perfedrec.data import Dataset
 from perfedrec.privacy.labels import label
 from perfedrec.privacy.ledger import gaussian_multiplier
+from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.settings import PrivacySettings
-from perfedrec.privacy.uploads import as_seen, bounded, protect
 from perfedrec.runtimes.simulator import Simulator
 
 FOLDER = Path(os.environ.get("PERFEDREC_TEST_DATA", "")) / "yelp"
@@ -141,7 +141,7 @@ def test_unprotected_uploads_and_sums(trained: Trained) -> None:
 def test_membership_and_vectors(trained: Trained) -> None:
     assert trained.member == pytest.approx(0.74, abs=0.04)
     keys = (Key(seed).spread(torch.arange(trained.vectors.shape[0])) for seed in (1, 2))
-    one, two = (protect(trained.vectors, LAPLACE, each) for each in keys)
+    one, two = (Protection(LAPLACE).protect(trained.vectors, each) for each in keys)
     fit = attacks.fit_vectors(one[:1000], trained.table, trained.own[:1000], trained.first.degrees).value
     assert fit == pytest.approx(0.96, abs=0.015)
     assert attacks.link_vectors(one, two).value == pytest.approx(0.14, abs=0.03)
@@ -159,10 +159,11 @@ def test_a_dense_upload_with_gaussian_noise_at_epsilon_8(yelp: Dataset) -> None:
     noise: dict[str, Any] = {"training": 2 * gaussian_multiplier(8.0, 1e-5)}  # one upload against any other
     privacy = PrivacySettings(aggregation="dense", norm="l2", clip=1.0, noise=noise)  # type: ignore[arg-type]
     moment = attacked(simulator(yelp, "client.local_steps=1", "client.learning_rate=1.0"))
+    protection = Protection(privacy)
     mine = moment.sent.segments < 30
     rows = moment.sent.segments[mine], moment.sent.items[mine], moment.sent.deltas[mine]
     few = Update(torch.arange(30), torch.zeros(30, dtype=torch.int64), torch.ones(30), *rows)
-    seen = as_seen(bounded(few, privacy, "train"), privacy, "train", moment.n_items, Key(3))
+    seen = protection.as_seen("train", protection.clip_update("train", few), moment.n_items, Key(3))
     area, precision = moment.figures([(torch.arange(moment.n_items), table) for table in seen])
     assert area == pytest.approx(0.52, abs=0.03)
     assert precision < 0.01

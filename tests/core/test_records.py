@@ -1,13 +1,12 @@
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from perfedrec.core.records import copied, flatten, nbytes, unflatten
-from perfedrec.methods.federated.cohort import Moments
-from perfedrec.methods.federated.neighbourhood import Service
-from perfedrec.methods.federated.perfedrec import State
+from perfedrec.methods.federated.state import Clusters, OptimizerState, PerFedRecState, Service
+from perfedrec.methods.federated.tables import Moments
 from perfedrec.nn.propagation import Bipartite
 
 
@@ -56,10 +55,12 @@ def test_round_trip_with_nesting_and_none() -> None:
 def test_round_trip_of_an_algorithms_state() -> None:
     table = torch.rand(4, 2)
     graph = Bipartite.of(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1]), 2, 3)
-    state = State(5, table, torch.ones(4), Service(torch.rand(3, 2, 2), graph))
-    assert same(unflatten(State, *flatten(state)), state)
-    state = State(5, table, torch.ones(4), Service(torch.rand(3, 2, 2)), Moments.zeros(table), dense=torch.ones(3))
-    assert same(unflatten(State, *flatten(state)), state)
+    kind, service = PerFedRecState, Service(torch.rand(3, 2, 2), graph)
+    state = kind(round=5, n_users=3, items=table, degrees=torch.ones(4), service=service)  # nested records are empty
+    assert same(unflatten(kind, *flatten(state)), state)
+    moments, clusters = OptimizerState(Moments.zeros(table)), Clusters(labels=torch.arange(3))
+    state = replace(state, optimizer=moments, clusters=clusters, dense=torch.ones(3))
+    assert same(unflatten(kind, *flatten(state)), state)
 
 
 def test_bytes_are_those_of_the_tensors() -> None:

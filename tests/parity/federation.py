@@ -15,9 +15,9 @@ from perfedrec.core.keys import Key
 from perfedrec.core.records import flatten
 from perfedrec.core.types import Spec
 from perfedrec.data.synthetic import synthetic
-from perfedrec.methods.federated.network import Broadcast
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PerFedRecSettings
+from perfedrec.methods.federated.state import PerFedRecBroadcast
 from perfedrec.runtimes import round as simulator
 from perfedrec.runtimes.flower import BroadcastLayout, Hosted, client_app, play_round
 from perfedrec.runtimes.flower.sealing import Bundle, public_of
@@ -27,7 +27,7 @@ from perfedrec.runtimes.population import Population
 N_USERS, N_ITEMS, DIM, SEED = 23, 60, 8, 7
 SERVICE = 999
 LAYOUT = BroadcastLayout(
-    Broadcast,
+    PerFedRecBroadcast,
     ("items", "degrees", "dense", "item_attributes", "tokens", "neighbours", "pretrained", "centroids"),
     per_group=("offsets",),
 )

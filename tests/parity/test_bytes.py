@@ -72,7 +72,7 @@ def test_bytes_of_nodes_are_those_that_the_simulator_counts(
         assert measured == report.bytes_up == counted.bytes_up + headers
         measured, headers = sent(twins, up=False)
         assert measured == report.bytes_down == counted.bytes_down + headers + names(twins)
-    assert twins.flower.centroids is not None  # and clusters' tables were among it
+    assert twins.flower.clusters.centroids is not None  # and clusters' tables were among it
 
 
 def test_an_option_counts_bytes_by_nodes_and_changes_nothing_else() -> None:

@@ -62,17 +62,19 @@ def test_messages_hold_what_the_view_and_the_sum_hold_and_nothing_else() -> None
                 assert set(sent.message.content.config_records["counts"]) == {"n_items", "clients"}
                 assert torch.isin(got["report_users"], hosted).all()
                 assert shapes["reports"] == (got["report_users"].numel(), 2, DIM)
-                assert shapes["weights"] == (1 if state.labels is None else 3,)
+                assert shapes["weights"] == (1 if state.clusters.labels is None else 3,)
                 assert shapes["sums"] == ((0, 0) if phase == "join" else (got["keys"].numel(), DIM))
                 if phase == "join":
                     assert shapes["edges"][1:] == (3,)
                     assert torch.isin(got["edges"][:, 1], hosted).all()
                 continue
             users = got["users"]
-            groups = torch.zeros_like(users) if state.labels is None else state.labels[users]
+            groups = torch.zeros_like(users) if state.clusters.labels is None else state.clusters.labels[users]
             optional = {"broadcast.neighbours", "broadcast.start"} if number else set()
             tables = (
-                {f"group {group}/broadcast.offsets" for group in groups.tolist()} if state.labels is not None else set()
+                {f"group {group}/broadcast.offsets" for group in groups.tolist()}
+                if state.clusters.labels is not None
+                else set()
             )
             assert got.keys() == DOWN | optional | tables  # only the tables of the clusters of its users
             assert torch.isin(users, hosted).all()
@@ -82,7 +84,7 @@ def test_messages_hold_what_the_view_and_the_sum_hold_and_nothing_else() -> None
                 "round",
                 "n_groups",
                 "asked",
-                "broadcast.tally",
+                "broadcast.cluster_stats",
                 "broadcast.trained",
             }  # no key, no seed
             assert shapes["broadcast.items"] == (N_ITEMS, DIM)
@@ -90,7 +92,7 @@ def test_messages_hold_what_the_view_and_the_sum_hold_and_nothing_else() -> None
                 assert shapes[name] == (N_ITEMS, DIM)
             if number:
                 assert torch.equal(got["broadcast.start"], state.service.start[users])  # of its own users alone
-    assert twins.flower.labels is not None
+    assert twins.flower.clusters.labels is not None
 
 
 def secrets(twins: Twins) -> list[bytes]:
@@ -98,7 +100,7 @@ def secrets(twins: Twins) -> list[bytes]:
     found = []
     for node in twins.nodes.values():
         client_state = flatten(node.recall(node.users, node.rows(node.users)[1]))[0]
-        for name in ("vectors", "first", "rows"):
+        for name in ("private", "first", "rows"):
             found += [vector.numpy().tobytes() for vector in client_state[name] if vector.any()]
     return found
 
@@ -266,7 +268,7 @@ def test_a_node_that_fails_or_is_silent_is_named() -> None:
         twins.play()
 
     twins = Twins(settings(), UNEQUAL)
-    twins.nodes[102].client_state.vectors[0] = torch.nan
+    twins.nodes[102].client_state.private[0] = torch.nan
     with pytest.raises(PerfedrecError, match=r"reply of node 102: .*not finite"):
         twins.play()
 

@@ -78,7 +78,7 @@ def test_apart_or_not_the_model_is_the_same(world: str, sizes: tuple[int, ...]) 
     assert twins.flower.tokens is None
     assert twins.flower.neighbours is None
     assert not twins.flower.service.reports.any()
-    assert twins.flower.labels is not None
+    assert twins.flower.clusters.labels is not None
 
 
 def test_service_and_coordinator_go_on_from_what_they_kept() -> None:
@@ -155,27 +155,35 @@ def recorded(
     twins, known = world(settings(**PROFILES[profile])), Known()
     assert twins.service is not None
 
+    work: list[Any] = []
+    upload = twins.algorithm.protection.upload
+
     def client(*args: Any) -> tuple[Update, Any]:
-        given, client_state = PerFedRecPP.client(twins.algorithm, *args)
+        update, client_state = PerFedRecPP.client(twins.algorithm, *args)
+        work[:] = args[2], client_state
+        return update, client_state
+
+    def protected(phase: str, update: Update, key: Any) -> Update:
+        (rows, client_state), given = work, upload(phase, update, key)
         here = next((node for node, users in twins.hosts.items() if torch.isin(given.users, users).all()), 0)
-        rows = args[2]
         if rows.items.numel() > 1 and here:  # not the coordinator's example
             known.items += [forms(each) for each in rows.items.split(rows.counts.tolist())]
-            known.vectors += [forms(each) for each in client_state.vectors if each.any()]
+            known.vectors += [forms(each) for each in client_state.private if each.any()]
             if given.reports is not None:
                 rows_of = given.reports.flatten(0, 1)
                 known.reports.setdefault(here, []).extend(forms(each) for each in rows_of if each.any())
             if given.edges is not None:
                 known.edges += [forms(given.edges[given.edges[:, 1] == user, 2]) for user in given.edges[:, 1].unique()]
-            if args[0] == "degrees":  # as a list, and as the numbers of all items that go into a sum
+            if phase == "degrees":  # as a list, and as the numbers of all items that go into a sum
                 total = reduce(given, N_ITEMS, 1)
                 known.degrees += [forms(total.keys), forms(total.sums), (to_words(total).numpy().tobytes(),)]
             if given.deltas is not None and given.deltas.shape[1] == DIM:
                 sums = reduce(given, N_ITEMS, twins.algorithm.n_groups(twins.flower)).sums
                 known.changes += [forms(each) for each in sums if each.all()]
-        return given, client_state
+        return given
 
     monkeypatch.setattr(twins.algorithm, "client", client)
+    monkeypatch.setattr(twins.algorithm.protection, "upload", protected)
     tokens = twins.bundles[100].tokens(N_ITEMS)
     known.tokens = [forms(tokens), forms(tokens.argsort())]
     for _ in range(len(twins.algorithm.phases) + rounds):

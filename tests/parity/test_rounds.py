@@ -52,8 +52,8 @@ def test_flower_plays_the_rounds_of_the_simulator(world: str, sizes: tuple[int, 
         assert twins.difference() == 0, f"after round {played.round} ({played.phase})"
         played_phases.append(played.phase)
     assert played_phases == phases + ["train"] * 4
-    assert twins.flower.labels is not None
-    assert twins.flower.labels.unique().numel() > 1
+    assert twins.flower.clusters.labels is not None
+    assert twins.flower.clusters.labels.unique().numel() > 1
     assert float(twins.flower.offsets.abs().max()) > 0
     assert float((twins.flower.items - before).abs().max()) > 1e-3  # equal, and not because nothing happened
 
@@ -91,8 +91,8 @@ def test_the_same_tables_where_clients_contribute_to_sums_alone(
         twins.simulate()
         twins.play()
         assert twins.difference() == 0.0
-    assert twins.flower.labels is None
-    assert twins.flower.centroids is not None
+    assert twins.flower.clusters.labels is None
+    assert twins.flower.clusters.centroids is not None
 
 
 def test_each_node_adds_the_noise_of_its_own_clients() -> None:

@@ -16,8 +16,6 @@ from perfedrec.core.aggregate import FIXED_POINT, Aggregate
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import flatten
 from perfedrec.privacy.aggregation import to_words
-from perfedrec.privacy.mechanisms import fewest, share_scale
-from perfedrec.privacy.uploads import released
 from perfedrec.runtimes.flower import codec, secagg, secure_sum
 from perfedrec.runtimes.flower.secagg import STAGES, AbortedError
 
@@ -103,7 +101,7 @@ def test_a_sum_of_too_few_clients_is_not_opened() -> None:
 
 def test_a_node_that_fails_has_dropped_out() -> None:
     twins = secure(SIX)
-    twins.nodes[102].client_state.vectors[0] = torch.nan
+    twins.nodes[102].client_state.private[0] = torch.nan
     for _ in range(2 + len(twins.algorithm.phases)):
         report = twins.play()
     assert report.aborted is None
@@ -204,10 +202,11 @@ def test_no_message_holds_a_nodes_vector_or_secret(sizes: tuple[int, ...], monke
 def test_the_noise_of_a_sum_survives_drop_outs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The noise of those who stay has at least the deviation that was accounted for, and that which they added."""
     twins = secure(SIX, silent("masked", 101, 104), noise=NOISE, dropout_tolerance=0.4)
-    privacy, exact, opened = twins.algorithm.settings.privacy, [], []
+    protection, exact, opened = twins.algorithm.protection, [], []
+    add_noise = protection.add_noise
 
     def release(phase: str, aggregate: Aggregate, asked: int, key: Any) -> Aggregate:
-        noisy = released(aggregate, privacy, phase, asked, key)
+        noisy = add_noise(phase, aggregate, asked, key)
         exact.append(to_words(aggregate))
         return noisy
 
@@ -215,18 +214,18 @@ def test_the_noise_of_a_sum_survives_drop_outs(monkeypatch: pytest.MonkeyPatch) 
         opened.append(to_words(aggregate))
         return type(twins.algorithm).server(twins.algorithm, state, phase, aggregate, key)
 
-    monkeypatch.setattr(twins.algorithm, "release", release)
+    monkeypatch.setattr(protection, "add_noise", release)
     monkeypatch.setattr(twins.algorithm, "server", server)
     places = [place for place, node in enumerate(twins.hosts) if node not in (101, 104)]
-    for phase in twins.algorithm.phases:
+    for phase in [each.name for each in twins.algorithm.phases]:
         exact.clear()
         opened.clear()
         report = twins.play()
         assert report.clients == 15
         first = len(exact) - len(SIX)  # before them, the server's example
         noise = ((opened[0] - sum(exact[first + place] for place in places)) / FIXED_POINT).numpy()
-        accounted = share_scale(privacy, phase, 23)[1] * fewest(privacy, 23) ** 0.5
-        expected = accounted * (15 / fewest(privacy, 23)) ** 0.5
+        accounted = protection.share_scale(phase, 23)[1] * protection.fewest(23) ** 0.5
+        expected = accounted * (15 / protection.fewest(23)) ** 0.5
         error = 4 / (2 * noise.size) ** 0.5
         assert abs(noise.std() / expected - 1) < error, phase
         assert accounted <= expected

@@ -47,7 +47,7 @@ def test_restarted_and_asked_again_the_model_is_the_same(tmp_path: Path) -> None
         expected, found = tables(steady.flower), tables(shaken.flower)
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected), number
-    assert shaken.flower.labels is not None
+    assert shaken.flower.clusters.labels is not None
     kept = [path.name for path in sorted((tmp_path / "shaken" / "service").glob("run-*/*"))]
     assert kept == ["round-000005", "round-000006"]
 

@@ -78,7 +78,7 @@ def test_files_play_the_rounds_of_the_simulator(
         node.join(both.algorithm, "a run")
     assert both.difference() == 0.0
     assert float(both.flower.items.abs().max()) > 0
-    assert any(float(node.recall(node.everyone(), None).taken.max()) > 1 for node in both.nodes.values())
+    assert any(float(node.recall(node.everyone(), None).participations.max()) > 1 for node in both.nodes.values())
 
 
 def test_attributes_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

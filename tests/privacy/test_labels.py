@@ -12,8 +12,8 @@ from torch import Tensor
 from perfedrec.core.keys import Key, fold_in
 from perfedrec.core.types import Rows, block_rows
 from perfedrec.privacy.labels import Labels, label, truth_probability
+from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.settings import PrivacySettings
-from perfedrec.privacy.uploads import protect
 
 
 def rows_of(lists: list[list[int]]) -> Rows:
@@ -28,15 +28,17 @@ def keys(n: int) -> Tensor:
 
 def test_the_clip_is_exact_and_leaves_the_rest_alone() -> None:
     values = torch.tensor([[-9.0, -0.5, -0.25, 0.0, 0.49999, 0.5, 0.50001, 3.0]])
-    assert protect(values, PrivacySettings(clip=0.5), keys(1)).tolist() == [
+    assert Protection(PrivacySettings(clip=0.5)).protect(values, keys(1)).tolist() == [
         [-0.5, -0.5, -0.25, 0.0, values[0, 4].item(), 0.5, 0.5, 0.5]
     ]
-    assert torch.equal(protect(values, PrivacySettings(), keys(1)), values)
+    assert torch.equal(Protection(PrivacySettings()).protect(values, keys(1)), values)
 
 
 def test_noise_is_laplace_of_the_given_scale_on_top_of_the_clipped_value() -> None:
     values = torch.tensor([[-3.0, 0.2, 7.0, 0.0]]).expand(20_000, 4)
-    noise = protect(values, PrivacySettings(clip=0.5, noise_scale=0.1), keys(20_000)) - values.clamp(-0.5, 0.5)
+    noise = Protection(PrivacySettings(clip=0.5, noise_scale=0.1)).protect(values, keys(20_000)) - values.clamp(
+        -0.5, 0.5
+    )
     flat = noise.to(torch.float64).numpy()
     assert stats.kstest(flat.reshape(-1), stats.laplace(scale=0.1).cdf).pvalue > 1e-3
     for column in flat.T:
@@ -50,9 +52,11 @@ def test_noise_belongs_to_user_and_item_however_rows_are_grouped() -> None:
     users, items = torch.arange(12).repeat_interleave(5), torch.arange(60) % 7
     values = torch.rand(60, 3)
     key = Key(3).fold("noise")
-    whole = protect(values, settings_, fold_in(key.spread(users), items))
+    whole = Protection(settings_).protect(values, fold_in(key.spread(users), items))
     for part in (torch.arange(60).flip(0), torch.tensor([17, 3, 59]), torch.tensor([8])):
-        assert torch.equal(protect(values[part], settings_, fold_in(key.spread(users[part]), items[part])), whole[part])
+        assert torch.equal(
+            Protection(settings_).protect(values[part], fold_in(key.spread(users[part]), items[part])), whole[part]
+        )
     assert (whole - values).unique(dim=0).shape[0] == 60  # no two pairs share their noise
 
 

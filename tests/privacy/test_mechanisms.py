@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from perfedrec.core.algorithm import Phase
 from perfedrec.privacy.mechanisms import (
     CoordinateLaplace,
     DenseUpload,
@@ -20,11 +21,11 @@ from perfedrec.privacy.mechanisms import (
     SparseUpload,
     Unprotected,
     compose,
-    fewest,
-    mechanisms_of,
-    share_scale,
 )
+from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.settings import PrivacySettings
+
+PHASES = (Phase("degrees", noise="degrees"), Phase("spectral", noise="spectral"))
 
 SECURE: dict[str, Any] = {
     "aggregation": "secure",
@@ -96,25 +97,27 @@ def test_composition() -> None:
 
 def test_settings_become_mechanisms_phase_by_phase() -> None:
     settings = PrivacySettings(**SECURE)
-    assert compose(mechanisms_of(settings, "train")) == Guarantee("gaussian", 1.5)
-    assert compose(mechanisms_of(settings, "degrees")) == Guarantee("gaussian", 3.0)
-    assert compose(mechanisms_of(settings, "spectral")).law is None
-    assert compose(mechanisms_of(PrivacySettings(), "train")).reason.startswith("nothing is clipped")
+    assert Protection(settings, PHASES).guarantee("train") == Guarantee("gaussian", 1.5)
+    assert Protection(settings, PHASES).guarantee("degrees") == Guarantee("gaussian", 3.0)
+    assert Protection(settings, PHASES).guarantee("spectral").law is None
+    assert Protection(PrivacySettings(), PHASES).guarantee("train").reason.startswith("nothing is clipped")
     paper = PrivacySettings(clip=0.5, noise_scale=0.1, pseudo_items=0.1, masking=0.1)
-    kinds = [type(each) for each in mechanisms_of(paper, "train")]
+    kinds = [type(each) for each in Protection(paper).mechanisms("train")]
     assert kinds == [PseudoItems, Masking, CoordinateLaplace, SparseUpload]
 
 
 def test_shares_of_noise_add_up_to_the_noise_of_the_sum() -> None:
     settings = PrivacySettings(**SECURE, dropout_tolerance=0.2)
-    law, share = share_scale(settings, "train", 100)
+    law, share = Protection(settings).share_scale("train", 100)
     assert law == "gaussian"
-    assert fewest(settings, 100) == 80
+    assert Protection(settings).fewest(100) == 80
     assert share * sqrt(80) == pytest.approx(1.5 * 2.0)
     for asked in range(5, 400):  # when all answer, the size of the noise does not tell how many they are
-        assert share_scale(settings, "train", asked)[1] * sqrt(asked) == pytest.approx(3.0 / sqrt(0.8), rel=1e-12)
+        assert Protection(settings).share_scale("train", asked)[1] * sqrt(asked) == pytest.approx(
+            3.0 / sqrt(0.8), rel=1e-12
+        )
     local = PrivacySettings(**{**SECURE, "aggregation": "dense"})
-    assert share_scale(local, "train", 100) == ("gaussian", 3.0)  # each upload carries all of it
+    assert Protection(local).share_scale("train", 100) == ("gaussian", 3.0)  # each upload carries all of it
 
 
 @pytest.mark.parametrize(

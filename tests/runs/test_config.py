@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from perfedrec.core.errors import CheckpointError, ConfigError
-from perfedrec.runs import config
 from perfedrec.compare.bench import read
-from perfedrec.methods.registry import METHODS
-from perfedrec.runs.training import read_config, read_summary
 from perfedrec.compare.tune import read_space
+from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.methods.registry import METHODS
+from perfedrec.runs import config
+from perfedrec.runs.training import read_config, read_summary
 
 
 @pytest.mark.parametrize("preset", config.presets())

@@ -13,9 +13,9 @@ from tests.runs.small import DATA, SMALL
 
 from perfedrec import configure, load, open_run, train
 from perfedrec.core.keys import Key
+from perfedrec.methods.registry import METHODS, centralised
 from perfedrec.runs.config import default_preset
 from perfedrec.runs.diagnostics import geometry, principal, read_diagnostics
-from perfedrec.methods.registry import METHODS, centralised
 from perfedrec.runs.engine import engine
 from perfedrec.runs.training import latest_checkpoint
 
@@ -128,10 +128,10 @@ def test_clusters_are_those_that_the_clients_contribute_to(privacy: str | None) 
     assert len(groups.unique()) > 1
     state = here.recommender().state
     if privacy is None:
-        assert torch.equal(groups, state.labels)
+        assert torch.equal(groups, state.clusters.labels)
     else:  # the coordinator does not know them: clients assign themselves to the centroids
-        assert state.labels is None
-        assert groups.max() < state.centroids.shape[0]
+        assert state.clusters.labels is None
+        assert groups.max() < state.clusters.centroids.shape[0]
 
 
 def test_a_resumed_run_has_the_notes_of_the_run_without_a_break(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from perfedrec import configure, train
 from perfedrec.cli import app
-from perfedrec.runs.training import latest_checkpoint, open_data, read_summary
 from perfedrec.runs.trackers import TRACKERS, TensorBoard, trackers
+from perfedrec.runs.training import latest_checkpoint, open_data, read_summary
 
 runner = CliRunner()
 SMALL = (

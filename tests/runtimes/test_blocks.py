@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def played(kind: str, **options: Any) -> World:
     here = world(**PROTECTED, **KINDS[kind])
     here.play(len(here.algorithm.phases) + 3, **options)
-    assert here.state.labels is not None
+    assert here.state.clusters.labels is not None
     return here
 
 

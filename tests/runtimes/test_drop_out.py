@@ -75,7 +75,7 @@ def test_who_drops_out_keeps_all_of_its_memory(kind: str) -> None:
     assert sorted(trained.tolist()) == sorted(stayed.tolist())
     others = torch.ones(30, dtype=torch.bool)
     others[stayed] = False
-    for name in ("vectors", "first", "second", "steps", "mix", "loss"):
+    for name in ("private", "first", "second", "steps", "mix", "loss"):
         assert torch.equal(getattr(after, name)[others], getattr(client_state, name)[others]), name
     owners = torch.repeat_interleave(torch.arange(30), here.population.offsets.diff())
     assert torch.equal(after.rows[others[owners]], client_state.rows[others[owners]])

@@ -95,7 +95,7 @@ def test_fedavg_with_everybody_is_one_centralised_step() -> None:
         own = rows.items[rows.segments == user]
         negatives = update.items[update.segments == user][own.numel() :]
         weights = (own.numel() * degrees[own]).rsqrt()
-        vector = (population.client_state.vectors[user] + weights @ start[own]) / 2
+        vector = (population.client_state.private[user] + weights @ start[own]) / 2
         loss = loss - torch.nn.functional.logsigmoid(start[own] @ vector - start[negatives] @ vector).sum()
     (gradient,) = torch.autograd.grad(loss / rows.n_users, start)
     expected = (start - 0.5 * gradient).detach()

@@ -48,7 +48,8 @@ def unflatten(cls: type[R], tensors: Mapping[str, Tensor], scalars: Mapping[str,
         )
         if inner is not None:
             present = any(key.startswith(name + ".") for key in (*tensors, *scalars))
-            values[field.name] = unflatten(typing.cast(type, inner), tensors, scalars, name + ".") if present else None
+            made = present or hints[field.name] is inner  # one that may not be None is made of what there is
+            values[field.name] = unflatten(typing.cast(type, inner), tensors, scalars, name + ".") if made else None
         else:
             values[field.name] = tensors.get(name, scalars.get(name))
     return cls(**values)

@@ -8,12 +8,12 @@ vectors: ``v``; the attribute embedding ``x = A a``; and its crosses ``y`` from 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
-from perfedrec.core.keys import Key, normal
+from perfedrec.core.keys import Key
+from perfedrec.nn.flat import Flat
 
 
 @dataclass(frozen=True)
@@ -28,35 +28,26 @@ class Crossing:
     n_layers: int = 2
 
     @property
-    def _shapes(self) -> list[tuple[int, ...]]:
-        cross = [(self.dim, self.dim), (self.dim,)] * self.n_layers
-        return [(self.dim, self.n_attributes), *cross, (self.dim,)]
+    def _flat(self) -> Flat:
+        cross = ((self.dim, self.dim), (self.dim,)) * self.n_layers
+        return Flat(((self.dim, self.n_attributes), *cross, (self.dim,)))
 
     @property
     def size(self) -> int:
         """D, the number of weights."""
-        return sum(prod(shape) for shape in self._shapes)
+        return self._flat.size
 
     def init(self, key: Key, scale: float) -> Tensor:
         """[D] weights: Gaussian embeddings of the given scale, small cross layers, even attention."""
-        parts = []
-        for number, shape in enumerate(self._shapes):
-            draws = normal(key.fold(number).spread(torch.zeros((), dtype=torch.int64)), prod(shape))
-            factor = scale if number == 0 else (self.dim**-0.5 * 0.1 if len(shape) == 2 else 0.0)
-            parts.append(draws * factor)
-        return torch.cat(parts)
+        cross = (self.dim**-0.5 * 0.1, 0.0) * self.n_layers
+        return self._flat.init(key, (scale, *cross, 0.0))
 
     def __call__(self, weights: Tensor, vectors: Tensor, attributes: Tensor) -> Tensor:
         """Layer-0 vectors [B, L, d] of L nodes for each of B clients with their own ``weights`` [B, D].
 
         ``vectors`` [B, L, d] and ``attributes`` [B, L, F] (or [1, L, F] where all clients see the same nodes).
         """
-        sizes = [prod(shape) for shape in self._shapes]
-        pieces = [
-            piece.view(weights.shape[0], *shape)
-            for piece, shape in zip(weights.split(sizes, dim=1), self._shapes, strict=True)
-        ]
-        embedding, *cross, query = pieces
+        embedding, *cross, query = self._flat.unpack(weights)
         x = attributes @ embedding.transpose(1, 2)
         y = x
         for matrix, bias in zip(cross[::2], cross[1::2], strict=True):

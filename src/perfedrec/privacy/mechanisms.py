@@ -2,18 +2,17 @@
 
 A guarantee is that of ONE release, to one user, when the user's data are added or removed. Where there is none, it says
 why; nothing is ever left blank. The functions that do the work are in :mod:`perfedrec.privacy.labels` and
-:mod:`perfedrec.privacy.uploads`.
+:mod:`perfedrec.privacy.protection`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, log
 from typing import Literal, Protocol
 
 from perfedrec.privacy.noise import Law
-from perfedrec.privacy.settings import PrivacySettings
 
 Norm = Literal["coordinate", "l1", "l2"]
 
@@ -240,58 +239,3 @@ def compose(mechanisms: Sequence[Mechanism]) -> Guarantee:
         best = max(accounted, key=lambda each: each.multiplier)
         return Guarantee(best.law, best.multiplier, narrower=narrower)
     return Guarantee(reason="; ".join(reasons) or Unprotected().guarantee.reason, narrower=narrower)
-
-
-def mechanisms_of(settings: PrivacySettings, phase: str) -> list[Mechanism]:
-    """The mechanisms that protect a release of the algorithm's ``phase`` ("train", "spectral", ...)."""
-    found: list[Mechanism] = []
-    sticky = settings.sticky
-    if settings.pseudo_items:
-        found.append(PseudoItems(settings.pseudo_items, sticky))
-    if settings.masking:
-        found.append(Masking(settings.masking, sticky))
-    if settings.randomised_response is not None:
-        found.append(ItemResponse(settings.randomised_response, sticky))
-    if settings.clip is not None and settings.norm == "coordinate":
-        found.append(CoordinateLaplace(settings.clip, settings.noise_scale))
-    bound = bound_of(settings, phase)
-    if bound is not None and settings.norm != "coordinate":
-        multiplier = settings.noise.of(phase) if settings.sums else 0.0
-        found.append(JointNoise(settings.norm, bound, multiplier, settings.aggregation == "dense"))
-    if not found:
-        found.append(Unprotected())
-    uploads: dict[str, Mechanism] = {"sparse": SparseUpload(), "dense": DenseUpload(), "secure": SecureAggregation()}
-    return [*found, uploads[settings.aggregation]]
-
-
-def bound_of(settings: PrivacySettings, phase: str) -> float | None:
-    """The bound on the norm of what one user has in a release; ``None`` where there is none.
-
-    Training is bounded by the clip. A part in a release of pre-training is brought to length 1 where noise is added,
-    whatever its length was, so that no clip has to be chosen from people's data.
-    """
-    if phase == "train":
-        return None if settings.norm == "coordinate" else settings.clip
-    return 1.0 if settings.sums and settings.noise.of(phase) else None
-
-
-def share_scale(settings: PrivacySettings, phase: str, asked: int) -> tuple[Law, float]:
-    """Law and scale (standard deviation, or Laplace scale) of the noise that each of ``asked`` clients adds.
-
-    Under secure aggregation each one adds a share such that the shares of all but the tolerated drop-outs make up the
-    noise of the sum; otherwise each one adds all of it.
-    """
-    bound = bound_of(settings, phase) or 0.0
-    scale = settings.noise.of(phase) * bound
-    if settings.aggregation == "secure":
-        scale /= sqrt(fewest(settings, asked))
-    return ("gaussian" if settings.norm == "l2" else "laplace"), scale
-
-
-def fewest(settings: PrivacySettings, asked: int) -> float:
-    """How many of ``asked`` clients have to answer, or a noisy sum is given up.
-
-    Not rounded: where all answer, the noise of a sum is the same whoever is in the cohort, so that its size says
-    nothing of who took part. Amplification by sampling rests on that.
-    """
-    return max(1.0, (1 - settings.dropout_tolerance) * asked)

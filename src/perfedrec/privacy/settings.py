@@ -18,10 +18,6 @@ class NoiseSettings(Settings):
     join: float = Field(0.0, ge=0, description="noise on the first neighbour sums")
     training: float = Field(0.0, ge=0, description="noise on each round of training")
 
-    def of(self, phase: str) -> float:
-        """The multiple in a phase of the algorithm."""
-        return float(getattr(self, "training" if phase == "train" else phase))
-
     @property
     def any(self) -> bool:
         """Whether there is noise on something."""

@@ -24,8 +24,8 @@ from perfedrec.core.types import block_rows
 from perfedrec.data import Dataset
 from perfedrec.data.interactions import id_series
 from perfedrec.evaluation import Recommender
-from perfedrec.runs.checkpoint import write_atomic
 from perfedrec.nn.losses import alignment, uniformity
+from perfedrec.runs.checkpoint import write_atomic
 
 SAMPLED = 2048  # users, and items, that alignment and uniformity are taken over
 MAPPED = 4096  # users on the map, at most

@@ -24,21 +24,20 @@ import numpy as np
 import polars as pl
 import torch
 
-from perfedrec.methods.centralised.method import Method
-from perfedrec.runs.engine import Central
-from perfedrec.methods.centralised.popularity import Popularity
 from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError, reason
 from perfedrec.core.types import RoundReport
 from perfedrec.data import Dataset, load, parse_columns
 from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, Recommender, Totals
+from perfedrec.evaluation.lists import check_length, explained
+from perfedrec.methods.centralised.method import Method
+from perfedrec.methods.centralised.popularity import Popularity
+from perfedrec.privacy.report import centralised_block, privacy_block, warnings
 from perfedrec.runs import checkpoint
 from perfedrec.runs.config import Config, DataSettings, RunSettings, check, config_of
 from perfedrec.runs.diagnostics import Diagnostics
-from perfedrec.evaluation.lists import check_length, explained
-from perfedrec.runs.engine import Engine, engine
+from perfedrec.runs.engine import Central, Engine, engine
 from perfedrec.runs.progress import Quiet, Reporter, Standing, Tracker
-from perfedrec.privacy.report import centralised_block, privacy_block, warnings
 
 CUTOFFS = (10, 20)
 

@@ -37,7 +37,7 @@ def compare(here: World) -> None:
             base.double(),
             broadcast.degrees,
             None if broadcast.neighbours is None else broadcast.neighbours.double(),
-            before.vectors[place],
+            before.private[place],
             own,
             negatives,
             broadcast.dense,
@@ -55,8 +55,8 @@ def compare(here: World) -> None:
         close = {"rtol": 1e-4, "atol": 2e-6}
         torch.testing.assert_close(mine["deltas"].double(), change[touched], **close)
         assert float(change[touched].abs().max()) > 1e-3
-        torch.testing.assert_close(after.vectors[place].double(), vector, rtol=1e-4, atol=1e-5)
-        assert float((after.vectors - before.vectors)[place].abs().max()) > 1e-3
+        torch.testing.assert_close(after.private[place].double(), vector, rtol=1e-4, atol=1e-5)
+        assert float((after.private - before.private)[place].abs().max()) > 1e-3
         torch.testing.assert_close(after.rows[rows.segments == place].double(), change[own], **close)
         assert float(after.loss[place]) == pytest.approx(loss / len(own), rel=1e-4, abs=1e-6)
         assert int(after.steps[place]) == settings.client.local_steps
@@ -130,9 +130,9 @@ def test_moments_of_the_private_vector_stay_from_round_to_round() -> None:
     _, expected = thrice.train(COHORT)
     for _ in range(3):
         _, client_state = here.algorithm.client("train", broadcast, rows, client_state, Key(SEED))
-    torch.testing.assert_close(client_state.vectors, expected.vectors, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(client_state.private, expected.private, rtol=1e-5, atol=1e-6)
     assert client_state.steps.tolist() == expected.steps.tolist() == [3] * len(COHORT)
-    assert float((client_state.vectors - here.block(COHORT)[2].vectors).abs().max()) > 0.05
+    assert float((client_state.private - here.block(COHORT)[2].private).abs().max()) > 0.05
 
 
 EVERYTHING = {
@@ -190,8 +190,8 @@ def test_what_one_user_does_changes_nothing_of_another() -> None:
     changed = rows.items.clone()
     mine = rows.segments == 1
     changed[mine] = torch.tensor(sorted({*range(24)} - {*rows.items[mine].tolist()})[: int(mine.sum())])
-    other = replace(client_state, vectors=client_state.vectors.clone(), rows=client_state.rows.clone())
-    other.vectors[1] += 1
+    other = replace(client_state, private=client_state.private.clone(), rows=client_state.rows.clone())
+    other.private[1] += 1
     other.rows[mine] += 1
     sent, remembered = here.algorithm.client("train", broadcast, replace(rows, items=changed), other, Key(SEED))
     for place in (0, 2):
@@ -264,7 +264,7 @@ def test_users_with_nearly_all_items_or_none(loss: str) -> None:
     here.population.init_clients(here.algorithm, SEED)
     sent, client_state = here.train([0, 1, 2, 3])
     assert bool(sent.deltas.isfinite().all())
-    assert bool(client_state.vectors.isfinite().all())
+    assert bool(client_state.private.isfinite().all())
     assert of_user(sent, 1)["items"].numel() == 0 or loss == "softmax"
     assert float(of_user(sent, 0)["deltas"].abs().max()) == 0.0  # nothing to rank its items against
     alone, _ = here.train([2])

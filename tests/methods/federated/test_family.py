@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods.federated.toys import protected
 from torch import Tensor
 
 from perfedrec import configure, load
@@ -13,9 +14,11 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied
 from perfedrec.core.types import block_rows
-from perfedrec.methods.federated.base import Federated, FederatedSettings
+from perfedrec.methods.federated.base import Federated
 from perfedrec.methods.federated.fastpfrec import averaged
 from perfedrec.methods.federated.perfedrec import PerFedRec
+from perfedrec.methods.federated.phases import JOIN
+from perfedrec.methods.federated.settings import FederatedSettings
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.runtimes.simulator import Simulator
 
@@ -69,9 +72,8 @@ def test_the_bound_holds_for_every_number_that_leaves(name: str) -> None:
     for _ in algorithm.phases:
         here.play()
     rows, positions = here.population.rows(users)
-    sent, _ = algorithm.client(
-        "train", algorithm.broadcast(here.state, users), rows, here.population.recall(users, positions), Key(1)
-    )
+    client_state = here.population.recall(users, positions)
+    sent, _ = protected(algorithm, "train", algorithm.broadcast(here.state, users), rows, client_state, Key(1))
     for each in (sent.deltas, sent.dense, sent.reports):
         assert each is None or 0 < float(each.abs().max()) <= float(torch.tensor(0.001))
     assert reduce(sent, 100, algorithm.n_groups(here.state)).clients == 40
@@ -109,7 +111,7 @@ def test_fedrap_keeps_shared_and_personal_vectors_apart() -> None:
     client_state = here.population.recall(users, positions)
     personal = torch.randn(client_state.rows.shape, generator=torch.Generator().manual_seed(1))
     personal[::2] *= 0.1  # less than 1 from the shared ones, and more
-    client_state = replace(client_state, rows=personal, taken=torch.tensor([3]))
+    client_state = replace(client_state, rows=personal, participations=torch.tensor([3]))
     sent, after = here.algorithm.client(
         "train", here.algorithm.broadcast(here.state, users), rows, client_state, Key(1)
     )
@@ -204,7 +206,7 @@ def test_fedmf_is_perfedrec_with_everything_off() -> None:
 
 
 def test_fedgnn_needs_its_neighbours() -> None:
-    assert simulator("fedgnn").algorithm.phases == ["join"]
+    assert simulator("fedgnn").algorithm.phases == (JOIN,)
     with pytest.raises(Exception, match="neighbours"):
         configure("fedgnn", overrides=["model.neighbours=false"])
     assert isinstance(simulator("fedncf").algorithm, Federated)
@@ -248,7 +250,8 @@ def test_a_poisoned_node_moves_nothing() -> None:
     )  # fmt: skip
     before, tables = copied(here.state), []
     for each in (poisoned, without, sent):
-        state = algorithm.server(copied(before), "train", reduce(each, 100, 8), Key(2))
+        total = algorithm.aggregator.combine("train", [reduce(each, 100, 8)], reduce(each, 100, 8))
+        state = algorithm.server(copied(before), "train", total, Key(2))
         tables.append(state.items)
     torch.testing.assert_close(tables[0], tables[1], rtol=0, atol=1e-6)
     assert not torch.allclose(tables[1], tables[2], atol=1e-3)

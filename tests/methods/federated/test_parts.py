@@ -7,8 +7,9 @@ from scipy import stats
 from sklearn.metrics import adjusted_rand_score
 
 from perfedrec.core.keys import Key
-from perfedrec.methods.federated.cohort import Average, Moments, cluster, select_proportional, sparse_step
+from perfedrec.methods.federated.cohort import cluster, select_proportional
 from perfedrec.methods.federated.settings import ServerSettings
+from perfedrec.methods.federated.tables import Average, Moments, sparse_step
 
 
 def planted(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,8 +10,10 @@ from tests.methods.federated.toys import World, settings, world
 from perfedrec.core.aggregate import reduce
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Rows, Spec, Update
-from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP, contrast, fill_clusters, gram_rows, orthonormal
+from perfedrec.methods.federated.contrastive import contrast
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PretrainingSettings
+from perfedrec.methods.federated.spectral import fill_clusters, gram_rows, orthonormal
 from perfedrec.nn.losses import info_nce
 from perfedrec.nn.propagation import Bipartite
 from perfedrec.nn.views import noisy_lightgcn
@@ -251,7 +253,7 @@ def test_pretrained_vectors_are_for_users_who_have_not_trained() -> None:
     broadcast, rows, client_state = here.block([0, 1])
     assert torch.equal(broadcast.start, start[:2])
     fresh = here.algorithm.scores(broadcast, rows, client_state)
-    own = replace(client_state, vectors=client_state.vectors + 1)
+    own = replace(client_state, private=client_state.private + 1)
     assert torch.equal(here.algorithm.scores(broadcast, rows, own), fresh)  # own random vectors do not count yet
     seasoned = replace(own, steps=torch.tensor([1, 0]))
     scores = here.algorithm.scores(broadcast, rows, seasoned)
@@ -261,7 +263,7 @@ def test_pretrained_vectors_are_for_users_who_have_not_trained() -> None:
 
 def test_phases_before_training() -> None:
     def phases(**changes: Any) -> list[str]:
-        return PerFedRecPP(settings(**changes)).phases
+        return [each.name for each in PerFedRecPP(settings(**changes)).phases]
 
     assert phases(pretraining__kind="none", model__neighbours=False) == []
     assert phases(pretraining__kind="none") == ["join"]

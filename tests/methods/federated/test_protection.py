@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.methods.federated.toys import SEED, settings, world
+from tests.methods.federated.toys import SEED, protected, settings, world
 
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Rows
-from perfedrec.methods.federated import perfedrec
 from perfedrec.methods.federated.gpfedrec import GPFedRecSettings
+from perfedrec.privacy import protection
 from perfedrec.privacy.labels import Labels
 from perfedrec.privacy.settings import PrivacySettings
 
@@ -43,14 +43,14 @@ def test_nothing_that_is_sent_knows_more_of_the_items_than_the_labels(
         drawn = (none, none) if n_negatives == 0 else (negatives, owners)
         return Labels(replace(said, attributes=rows.attributes), torch.full_like(said.items, -1), *drawn)
 
-    monkeypatch.setattr(perfedrec, "label", same_labels)
+    monkeypatch.setattr(protection, "label", same_labels)
     phases = set()
     for _ in range(9):
         sent = []
         for here in (one, two):
             here.state = replace(here.state, degrees=one.state.degrees)  # these are public
             phase = here.algorithm.phase(here.state)
-            sent.append(here.algorithm.client(phase, *here.block(here.population.everyone()), Key(SEED))[0])
+            sent.append(protected(here.algorithm, phase, *here.block(here.population.everyone()), Key(SEED))[0])
         phases.add(phase)
         for name in ("items", "deltas", "reports", "edges", "weights"):
             left, right = (getattr(each, name) for each in sent)
@@ -68,7 +68,7 @@ def test_passes_of_pre_training_are_clipped_and_noised_like_any_upload(passes: i
     for here in (plain, noisy, clipped):
         here.play(passes)
         here.state = replace(here.state, items=plain.state.items)
-        sent.append(here.algorithm.client("spectral", *here.block(here.population.everyone()), Key(SEED))[0])
+        sent.append(protected(here.algorithm, "spectral", *here.block(here.population.everyone()), Key(SEED))[0])
     assert torch.equal(sent[2].deltas, sent[0].deltas.clamp(-0.01, 0.01))
     # The largest number of each user is brought to the clip, and noise of the declared scale is on every one.
     largest = torch.zeros(30).scatter_reduce_(0, sent[0].segments, sent[0].deltas.abs().amax(1), "amax")

@@ -58,7 +58,7 @@ def test_scores_by_hand() -> None:
         cluster = here.state.items + here.state.offsets.view(3, 24, 6)[group]
 
         def user(table: torch.Tensor, place: int = place, weights: torch.Tensor = weights) -> torch.Tensor:
-            return (client_state.vectors[place] + weights @ table) / 2
+            return (client_state.private[place] + weights @ table) / 2
 
         local = user(cluster[own] + client_state.rows[rows.segments == place])
         expected = (
@@ -129,7 +129,7 @@ def naive_mix(here: World, users: list[int], client_state: Any, rows: Rows, star
                 (shares[1], cluster, {}),
                 (shares[2], broadcast.items, {}),
             ):
-                vector = client_state.vectors[place] / 2
+                vector = client_state.private[place] / 2
                 for each in own:
                     if each != item:
                         vector = vector + weights[each] * (table[each] + shift.get(each, 0))
@@ -160,7 +160,7 @@ def test_without_learning_the_weights_stay() -> None:
 def test_the_pretrained_model_recommends_alone_until_something_is_trained(encoder: str) -> None:
     here = world(model__encoder=encoder, pretraining__kind="spectral", pretraining__passes=2, personal__pretrained=0.25)
     here.play(2)
-    basis = here.state.pretrained
+    basis = here.state.pretrained.table
     broadcast, rows, client_state = here.block([5, 0, 22])
     degrees = broadcast.degrees
     alone = []
@@ -172,7 +172,7 @@ def test_the_pretrained_model_recommends_alone_until_something_is_trained(encode
         here.algorithm.scores(broadcast, rows, client_state), torch.stack(alone), rtol=1e-5, atol=1e-6
     )
     here.play(len(here.algorithm.phases) - 2 + 3)
-    torch.testing.assert_close(here.state.pretrained, basis, rtol=0, atol=0)
+    torch.testing.assert_close(here.state.pretrained.table, basis, rtol=0, atol=0)
     parts = here.algorithm.explain(*here.block([5, 0, 22]))
     shares = here.population.client_state.mix.softmax(1)[0]
     wide = parts["global"].std(dim=1, correction=0) * shares[3] / shares[2]

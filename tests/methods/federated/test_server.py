@@ -27,8 +27,8 @@ def clustered(**changes: Any) -> World:
     here = world(**PLAIN | changes)
     here.play(1)
     here.state = copied(here.state)
-    assert here.state.labels is not None
-    assert here.state.labels.unique().numel() == 3
+    assert here.state.clusters.labels is not None
+    assert here.state.clusters.labels.unique().numel() == 3
     return here
 
 
@@ -65,7 +65,7 @@ def test_a_cluster_without_members_in_a_round_keeps_its_model(optimizer: str) ->
     here = clustered(server__optimizer=optimizer)
     here.play(2)
     before = copied(here.state)
-    members = (here.state.labels != 1).nonzero().squeeze(1)
+    members = (here.state.clusters.labels != 1).nonzero().squeeze(1)
     broadcast, rows, client_state = here.block(members)
     update, _ = here.algorithm.client("train", broadcast, rows, client_state, Key(SEED))
     learn(here, update)
@@ -84,7 +84,7 @@ def test_a_clients_model_is_that_of_its_cluster() -> None:
     here.play(3)
     broadcast, rows, client_state = here.block([3, 8, 20])
     for place, group in enumerate(broadcast.groups.tolist()):
-        assert group == int(here.state.labels[rows.users[place]])
+        assert group == int(here.state.clusters.labels[rows.users[place]])
         table = here.state.items + here.state.offsets[group * 24 : (group + 1) * 24]
         assert torch.equal(cluster_table(broadcast, group), table)
     other = copied(here.state)
@@ -99,7 +99,7 @@ def test_every_user_has_a_cluster_and_only_its_taste_counts() -> None:
         clusters__n_clusters=2, clusters__start=1, selection__n_clients_per_round=2, pretraining__kind="spectral"
     )
     here.play(4 + 1)  # three passes, the joining, one round
-    assert here.state.labels.shape == (30,)
+    assert here.state.clusters.labels.shape == (30,)
     assert bool((here.state.service.reports.abs().sum((1, 2)) > 0).all())
 
 
@@ -120,7 +120,7 @@ def test_neighbour_sums_come_back_in_the_order_of_items() -> None:
     degrees = torch.bincount(rows.items, minlength=24).float()
     matrix = torch.zeros(30, 24)
     matrix[rows.segments, rows.items] = (rows.counts[rows.segments] * degrees[rows.items]).rsqrt()
-    vectors = here.population.client_state.vectors
+    vectors = here.population.client_state.private
     first, second = matrix.T @ vectors, matrix.T @ (matrix @ here.state.items)
     expected = torch.stack([first, first + second]) / 3
     torch.testing.assert_close(here.state.neighbours, expected, rtol=1e-5, atol=1e-6)
@@ -141,9 +141,9 @@ def test_clusters_are_made_when_they_are_due() -> None:
     here = world(clusters__start=2, clusters__stop=6, clusters__every=2, model__neighbours=False)
     made = []
     for _ in range(9):
-        before = here.state.centroids
+        before = here.state.clusters.centroids
         here.play(1)
-        made.append(here.state.centroids is not before)
+        made.append(here.state.clusters.centroids is not before)
     assert made == [False, True, False, True, False, True, False, False, False]
 
 
@@ -177,7 +177,7 @@ def test_fedavg_of_everybody_is_one_step_on_the_mean_loss(weighting: str) -> Non
         own = rows.items[rows.segments == user]
         mine = sent.items[sent.segments == user]
         negatives = [item for item in mine.tolist() if item not in own.tolist()]
-        vector = client_state.vectors[user].double() / 2
+        vector = client_state.private[user].double() / 2
         for item in own.tolist():
             vector = vector + items[item] / (own.numel() * float(degrees[item])) ** 0.5 / 2
         losses.append(

@@ -2,7 +2,7 @@
 
 import torch
 
-from perfedrec.methods.federated.perfedrec_pp import orthonormal
+from perfedrec.methods.federated.spectral import orthonormal
 
 
 def test_a_basis_keeps_its_width_with_fewer_items_than_dimensions() -> None:

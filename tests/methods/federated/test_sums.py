@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.methods.federated.toys import SEED, assert_same, settings, world
+from tests.methods.federated.toys import SEED, assert_same, protected, settings, world
 from torch import Tensor
 
-from perfedrec.core.aggregate import from_fixed, reduce
+from perfedrec.core.aggregate import Aggregate, from_fixed, reduce
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Spec
 from perfedrec.methods.federated import summing
-from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP, deflated, denoised, trusted
-from perfedrec.privacy.uploads import joint_norms
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.methods.federated.spectral import deflated, denoised, trusted
+from perfedrec.privacy.protection import joint_norms
 
 SECURE: dict[str, Any] = {"privacy__aggregation": "secure"}
 NOISE = {
@@ -68,21 +69,21 @@ def test_nothing_but_sums_reaches_the_server(changes: dict[str, Any]) -> None:
     for _ in range(12):
         phase = here.algorithm.phase(here.state)
         broadcast, rows, client_state = here.block(here.population.everyone())
-        sent, _ = here.algorithm.client(phase, broadcast, rows, client_state, Key(SEED))
+        sent, _ = protected(here.algorithm, phase, broadcast, rows, client_state, Key(SEED))
         assert sent.reports is None
         assert sent.edges is None
         total = reduce(sent, 24, here.algorithm.n_groups(here.state))
         total = here.algorithm.protection.add_noise(phase, total, 30, Key(SEED))
         assert not total.weights.any()
-        noisy = here.algorithm.settings.privacy.noise.of(phase) > 0
+        noisy = here.algorithm.protection.multiplier(phase) > 0
         assert total.keys.numel() == (24 * here.algorithm.n_groups(here.state) if noisy else total.keys.numel())
         seen.add(phase)
         here.play(1)
-        assert here.state.labels is None
+        assert here.state.clusters.labels is None
         assert here.state.service.graph is None
         assert here.state.service.reports.numel() == 0
     assert seen == {"degrees", "spectral", "join", "train"}
-    assert here.state.centroids is not None
+    assert here.state.clusters.centroids is not None
     assert bool(here.state.items.isfinite().all())
 
 
@@ -92,7 +93,7 @@ def test_every_upload_keeps_the_bound_on_its_norm(phase_round: int) -> None:
     here.play(phase_round)
     phase = here.algorithm.phase(here.state)
     broadcast, rows, client_state = here.block(here.population.everyone())
-    sent, _ = here.algorithm.client(phase, broadcast, rows, client_state, Key(SEED))
+    sent, _ = protected(here.algorithm, phase, broadcast, rows, client_state, Key(SEED))
     bound = 0.5 if phase == "train" else 1.0
     norms = joint_norms(sent, "l2")
     assert float(norms.max()) <= bound
@@ -108,9 +109,9 @@ def test_a_client_that_has_had_its_share_hands_over_zeros() -> None:
         sent, after = here.algorithm.client("train", broadcast, rows, client_state, Key(number))
         assert bool(sent.deltas.any()) == (number < 2)
         assert sent.dense is None or bool(sent.dense.any()) == (number < 2)
-        assert not torch.equal(after.vectors, client_state.vectors)  # at home it learns on
+        assert not torch.equal(after.private, client_state.private)  # at home it learns on
         here.play(1)
-    assert here.population.client_state.taken.tolist() == [4] * 30
+    assert here.population.client_state.participations.tolist() == [4] * 30
 
 
 def test_changing_a_user_changes_no_upload_of_another() -> None:
@@ -121,9 +122,9 @@ def test_changing_a_user_changes_no_upload_of_another() -> None:
     for each in (one, two):
         each.state = one.state
     broadcast, rows, client_state = one.block(one.population.everyone())
-    sent, _ = one.algorithm.client("train", broadcast, rows, client_state, Key(SEED))
+    sent, _ = protected(one.algorithm, "train", broadcast, rows, client_state, Key(SEED))
     broadcast, rows, client_state = two.block(two.population.everyone())
-    other, _ = two.algorithm.client("train", broadcast, rows, client_state, Key(SEED))
+    other, _ = protected(two.algorithm, "train", broadcast, rows, client_state, Key(SEED))
     for name in ("items", "deltas"):
         theirs = [getattr(each, name)[each.segments > 0] for each in (sent, other)]
         assert torch.equal(*theirs)
@@ -148,8 +149,6 @@ def test_noise_is_of_the_size_that_was_declared_whoever_drops_out() -> None:
 
 
 def reduce_nothing(n_items: int, n_groups: int, dim: int) -> Any:
-    from perfedrec.core.types import Aggregate
-
     return Aggregate.empty(n_items, n_groups, dim)
 
 
@@ -176,10 +175,10 @@ def test_clients_choose_their_own_cluster_and_its_mean_follows() -> None:
     centroids = torch.tensor([[1.0, 0.1], [0.0, 1.0], [0.7, -0.7]])
     groups = summing.assign(centroids, vectors)
     assert groups.tolist()[:4] == [0, 0, 1, 1]
-    parts = summing.tallies(vectors, groups, 3, 0.25)
+    parts = summing.cluster_stats(vectors, groups, 3, 0.25)
     assert torch.allclose(parts.norm(dim=1), torch.full((5,), 0.25))
-    tally = parts[:4].sum(0).view(3, 3)
-    means, shares = summing.recentre(centroids, tally)
+    stats = parts[:4].sum(0).view(3, 3)
+    means, shares = summing.recentre(centroids, stats)
     unit = torch.nn.functional.normalize(vectors, dim=1)
     close(means[0], unit[:2].mean(0))
     close(means[1], unit[2:4].mean(0))

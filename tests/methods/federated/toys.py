@@ -11,9 +11,10 @@ from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.types import RoundReport, Rows, Spec, Update
-from perfedrec.methods.federated.perfedrec import ClientState, PerFedRec, State
+from perfedrec.methods.federated.perfedrec import PerFedRec
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PerFedRecSettings
+from perfedrec.methods.federated.state import PerFedRecClient, PerFedRecState
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round
 
@@ -55,7 +56,7 @@ def population(n_users: int = 30, n_items: int = 24, seed: int = 0, attributes: 
 @dataclass
 class World:
     algorithm: PerFedRec
-    state: State
+    state: PerFedRecState
     population: Population
 
     def play(self, rounds: int, **options: Any) -> list[RoundReport]:
@@ -65,18 +66,24 @@ class World:
             reports.append(report)
         return reports
 
-    def block(self, users: list[int] | Tensor) -> tuple[Any, Rows, ClientState]:
+    def block(self, users: list[int] | Tensor) -> tuple[Any, Rows, PerFedRecClient]:
         """View, rows and memory of some users."""
         which = torch.as_tensor(users)
         rows, positions = self.population.rows(which)
         return self.algorithm.broadcast(self.state, which), rows, self.population.recall(which, positions)
 
-    def train(self, users: list[int] | Tensor) -> tuple[Update, ClientState]:
+    def train(self, users: list[int] | Tensor) -> tuple[Update, PerFedRecClient]:
         """One round's work of some users under ``Key(SEED)``, which changes nothing here."""
-        return self.algorithm.client("train", *self.block(users), Key(SEED))
+        return protected(self.algorithm, "train", *self.block(users), Key(SEED))
 
     def scores(self) -> Tensor:
         return self.algorithm.scores(*self.block(self.population.everyone()))
+
+
+def protected(algorithm: Any, phase: str, *given: Any) -> tuple[Update, Any]:
+    """What clients send, and what they keep: the method's work under a key, and then its protection."""
+    update, after = algorithm.client(phase, *given)
+    return algorithm.protection.upload(phase, update, given[-1]), after
 
 
 def cluster_table(broadcast: Any, group: int) -> Tensor:
@@ -131,9 +138,9 @@ def of_user(update: Update, place: int) -> dict[str, Tensor]:
     return sent
 
 
-def of_memory(client_state: ClientState, rows: Rows, place: int) -> dict[str, Tensor]:
+def of_memory(client_state: PerFedRecClient, rows: Rows, place: int) -> dict[str, Tensor]:
     """The memory of the user at a place of the block."""
-    names = ("vectors", "first", "second", "steps", "mix", "loss")
+    names = ("private", "first", "second", "steps", "mix", "loss")
     return {name: getattr(client_state, name)[place] for name in names} | {
         "rows": client_state.rows[rows.segments == place]
     }

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from perfedrec.cli import app
 from perfedrec.core.errors import DataError
 from perfedrec.data import Encoding
-from perfedrec.methods.federated.network import Broadcast
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PerFedRecSettings
+from perfedrec.methods.federated.state import PerFedRecBroadcast
 from perfedrec.runtimes.node import RoundError, Store, StoreError, database
 
 N_ITEMS, DIM = 600, 16
@@ -68,7 +68,7 @@ def built(path: Path) -> tuple[Store, dict[str, Traces]]:
         store.take(pl.DataFrame(pairs, schema=["user", "item"], orient="row"), identities=identities, attributes=told)
     store.join(ALGORITHM, "run")
     users = store.everyone()
-    broadcast = Broadcast(
+    broadcast = PerFedRecBroadcast(
         items=torch.randn(N_ITEMS, DIM),
         degrees=torch.ones(N_ITEMS),
         groups=torch.zeros(users.numel() + 1, dtype=torch.int64),
@@ -79,10 +79,10 @@ def built(path: Path) -> tuple[Store, dict[str, Traces]]:
 
     def work() -> bytes:
         client_state = store.recall(users, positions)
-        for name in ("vectors", "first", "second", "rows"):
+        for name in ("private", "first", "second", "rows"):
             getattr(client_state, name).normal_()
         store.remember(users, positions, client_state)
-        return client_state.vectors.numpy().tobytes()
+        return client_state.private.numpy().tobytes()
 
     for number in range(3):  # pages are freed and used again
         store.answer(number, b"tables", work)
@@ -99,7 +99,7 @@ def built(path: Path) -> tuple[Store, dict[str, Traces]]:
             identity=store.identity(name).to_bytes(4, "big"),
             rows=cells,
             items=items[name].tobytes(),
-            vector=client_state.vectors[place].numpy().tobytes(),
+            vector=client_state.private[place].numpy().tobytes(),
             moments=client_state.first[place].numpy().tobytes(),
             tuned=client_state.rows[rows.offsets[place] : rows.offsets[place + 1]].numpy().tobytes(),
             secret=client_state.secret[place].numpy().tobytes(),

@@ -90,7 +90,7 @@ def test_a_node_recommends_what_the_simulator_recommends(name: str, dataset: Dat
         others = torch.arange(scores.shape[1]) != best
         assert not torch.allclose(after[0, others], scores[0, others])
         kept = store.recall(SOME, torch.zeros(0))
-        assert torch.equal(kept.taken, before.taken)
+        assert torch.equal(kept.participations, before.participations)
         unchanged, _ = advisor.scores(SOME[[0, 1, 3, 4]])
         torch.testing.assert_close(unchanged, recommender.scores(SOME[[0, 1, 3, 4]]), rtol=1e-5, atol=1e-6)
 
@@ -98,7 +98,7 @@ def test_a_node_recommends_what_the_simulator_recommends(name: str, dataset: Dat
 def test_a_view_tells_of_its_own_users_and_of_nobody_else(dataset: Dataset) -> None:
     simulator = trained("contrastive start, learned mix", dataset, 3)
     broadcast = serving_broadcast(simulator.algorithm, simulator.state, SOME)
-    assert broadcast.groups.tolist() == [*simulator.state.labels[SOME].tolist(), -1]
+    assert broadcast.groups.tolist() == [*simulator.state.clusters.labels[SOME].tolist(), -1]
     assert torch.equal(broadcast.start[:-1], simulator.state.service.start[SOME])
     assert not broadcast.start[-1].any()  # the last user's vector is not a newcomer's
     assert broadcast.tokens is None

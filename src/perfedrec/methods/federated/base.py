@@ -1,159 +1,133 @@
-"""Federated methods with one shared item table: the whole protocol, to which a method adds its own score.
+"""The engine of all federated methods with one shared item table; a method says what is its own.
 
-A method of this kind is a subclass that says what a client keeps (:meth:`Federated.init_private`), what network all
-share (:meth:`Federated.init_dense`), and how a pair is scored (:meth:`Federated.logits` and
-:meth:`Federated.all_scores`). Protection, selection, secure sums, accounting and server steps are here.
+A method is a subclass that says what a client keeps (:meth:`Federated.init_private`), what network all share
+(:meth:`Federated.init_dense`), and how a pair is scored (:meth:`Federated.logits` and :meth:`Federated.all_scores`).
+Selection, local training, the server's step, accounting and serving are here; protection is
+:class:`perfedrec.privacy.protection.Protection`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from perfedrec.core.aggregate import Aggregate, Sum, from_fixed
-from perfedrec.core.algorithm import Phase
+from perfedrec.core.aggregate import Aggregate, Aggregator, Sum, from_fixed
+from perfedrec.core.algorithm import TRAIN, Phase
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.keys import Key, bits, fold_in, normal
+from perfedrec.core.keys import Key, bits, normal
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Plan, Rows, Spec, Update
 from perfedrec.methods.federated import cohort
-from perfedrec.methods.federated.cohort import Average, Moments, means, over_tables, sparse_step
-from perfedrec.methods.federated.settings import SelectionSettings, ServerSettings
+from perfedrec.methods.federated.local import LocalSteps, LocalTask, Parameters, autograd_steps
+from perfedrec.methods.federated.settings import FederatedSettings
+from perfedrec.methods.federated.state import Broadcast, ClientState, OptimizerState, ServerState
+from perfedrec.methods.federated.tables import Average, Moments, means, over_tables, sparse_step
 from perfedrec.nn.losses import softplus
-from perfedrec.nn.optim import adam
+from perfedrec.nn.propagation import Star
 from perfedrec.nn.segments import segment_sum
-from perfedrec.privacy import uploads
-from perfedrec.privacy.labels import label
+from perfedrec.privacy.labels import Labels
 from perfedrec.privacy.ledger import Release
 from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.settings import PrivacySettings
-from perfedrec.privacy.uploads import protect
 
-
-class Shim(Protection):
-    def upload(self, phase: str, update: Update, key: Key) -> Update:
-        return update
-
-
-class TableSettings(Settings):
-    """The shared table."""
-
-    embedding_dim: int = Field(64, ge=1, description="d, the length of item vectors")
-    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
-
-
-class LocalSettings(Settings):
-    """The clients' local training."""
-
-    learning_rate: float = Field(10.0, gt=0, description="step of the item rows (SGD on the sum over labels)")
-    user_learning_rate: float = Field(0.02, ge=0, description="step of what the client keeps (Adam, its state stays)")
-    dense_learning_rate: float = Field(
-        0.1, ge=0, description="step of a shared network (SGD on the mean over a client's labels)"
-    )
-    local_steps: int = Field(2, ge=1, description="E, local steps a round")
-
-
-class FederatedSettings(Settings):
-    """Options of every method of this kind."""
-
-    model: TableSettings = TableSettings()
-    client: LocalSettings = LocalSettings()
-    privacy: PrivacySettings = PrivacySettings()
-    server: ServerSettings = ServerSettings()
-    selection: SelectionSettings = SelectionSettings()
-
-    @model_validator(mode="after")
-    def _uncounted(self) -> Self:
-        if self.privacy.sums and self.server.weighting != "uniform":
-            raise ValueError("secure sums hide how many interactions a client has; expected server.weighting = uniform")
-        return self
+S = TypeVar("S", bound=ServerState)
+B = TypeVar("B", bound=Broadcast)
+C = TypeVar("C", bound=ClientState)
 
 
 @dataclass(frozen=True)
-class Shared:
-    """The server's state: ``round``, the table ``items`` [m, d], its running ``average``, the shared network's weights
-    ``dense`` [D], and the ``offsets`` [K m, d] of further tables from the shared one, with their optimisers' moments;
-    further fields belong to methods that need them."""
+class LocalBatch(Generic[B]):
+    """What a block of clients trains on: what they received, their ``labels``, and the ``star`` on which vectors are
+    propagated, where they are."""
 
-    round: int
-    n_users: int
-    items: Tensor
-    items_moments: Moments | None = None
-    dense: Tensor | None = None
-    dense_moments: Moments | None = None
-    average: Average | None = None
-    offsets: Tensor | None = None
-    offsets_moments: Moments | None = None
+    broadcast: B
+    labels: Labels
+    star: Star | None
 
 
-@dataclass(frozen=True)
-class Download:
-    """What clients receive: the table [m, d] and the shared network's weights [D]."""
+class Federated(ABC, Generic[S, B, C]):
+    """Federated training of private parameters, item rows and a shared network, over a server state S, a broadcast B
+    and a client state C. See :class:`perfedrec.core.algorithm.Algorithm` for the functions that it fulfils.
 
-    items: Tensor
-    dense: Tensor | None = None
+    Raises :class:`ConfigError` for options that do not go together, and for a phase that privacy cannot account for.
+    """
 
-    def download_bytes(self, together: bool = False) -> int:
-        """Bytes that one client receives, or all users of a node ``together``: as much."""
-        return 4 * (self.items.numel() + (0 if self.dense is None else self.dense.numel()))
+    Options: ClassVar[type[Settings]] = FederatedSettings
+    """The record of its options."""
 
+    broadcast_type: ClassVar[type[Any]] = Broadcast
+    aggregator: Aggregator = Sum()
+    local_steps: LocalSteps = staticmethod(autograd_steps)
+    """What trains on a client; another function of the same kind can take its place."""
 
-@dataclass(frozen=True)
-class Kept:
-    """What never leaves a client: its ``private`` parameters [B, p] with Adam's moments and ``steps`` [B], the offsets
-    ``rows`` [R, d] of its own item rows as it left them, the last ``loss`` [B], a ``secret`` word [B] that sticky
-    decoys follow from, and in how many rounds it was ``taken`` [B]."""
+    chooses_table: ClassVar[bool] = False
+    """Whether clients themselves choose to which of several tables they contribute, so that nobody has to know."""
 
-    private: Tensor
-    first: Tensor
-    second: Tensor
-    steps: Tensor
-    loss: Tensor
-    secret: Tensor
-    taken: Tensor
-    rows: Tensor = field(metadata={"per": "row"})
-
-
-class Federated(ABC):
-    """Local training of private parameters, item rows and a shared network on binary cross-entropy, one negative for
-    each label; averages of the protected changes are the server's steps."""
-
-    Options: ClassVar[type[FederatedSettings]] = FederatedSettings
-    broadcast_type: ClassVar[type[Any]] = Download
-
-    def __init__(self, settings: FederatedSettings | None = None) -> None:
-        self.settings: Any = settings or self.Options()
-        if self.sums and self.n_tables():
+    def __init__(self, settings: Settings | None = None) -> None:
+        chosen: Any = settings or self.Options()
+        self.settings = chosen
+        self.protection = Protection(chosen.privacy, (*self.phases, *self.questions))
+        if self.protection.sums and self.n_tables() and not self.chooses_table:
             raise ConfigError("several tables need to know who contributes to which; expected sparse aggregation")
+        if self.protection.secure and self.aggregator.separate:
+            raise ConfigError(
+                f"{type(self.aggregator).__name__} compares what single clients hand over, and secure aggregation shows "
+                "their sum alone; expected privacy.aggregation = sparse or dense"
+            )
 
     # --- what a method says ---
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases played before training, one round each, with all users in it."""
+        return ()
+
+    @property
+    def questions(self) -> tuple[Phase, ...]:
+        """Phases that a coordinator may ask for before the first round."""
+        return ()
 
     def n_private(self) -> int:
         """p, how many parameters a client keeps."""
         return int(self.settings.model.embedding_dim)
 
     def init_private(self, keys: Tensor) -> Tensor:
-        """[B, p] a client's first private parameters, by its own of the ``keys`` [B]."""
-        scale: float = self.settings.model.init_scale
-        return normal(keys, self.n_private()) * scale
+        """[B, p] a client's first private parameters, each by its own of the ``keys`` [B]."""
+        return normal(keys, self.n_private()) * float(self.settings.model.init_scale)
 
     def init_dense(self, key: Key) -> Tensor | None:
         """[D] first weights of the shared network, ``None`` where there is none."""
         return None
 
     def n_tables(self) -> int:
-        """K, tables beside the shared one, as offsets from it; a client's changes go to that of its
-        :meth:`contributes_to`, and to the shared one. 0: there are none."""
+        """K, tables beside the shared one, as offsets from it. A client's changes go to the shared table and to the one
+        that :meth:`contributes_to` names. 0: there are none."""
         return 0
 
-    def table_share(self, state: Any) -> float:
+    def table_share(self, state: S) -> float:
         """Step of those tables, as a share of the server's step; 0: none is taken."""
         return 0.0
+
+    def table_rows(self, broadcast: B, items: Tensor, segments: Tensor) -> Tensor:
+        """[T, d] the rows of ``items`` [T] that the clients ``segments`` [T] start from."""
+        return broadcast.items.index_select(0, items)
+
+    def star(self, broadcast: B, rows: Rows) -> Star | None:
+        """The propagation on the clients' star graphs, for methods that have one."""
+        return None
+
+    def begins(self, client_state: C, positions: Tensor, received: Tensor) -> Tensor | None:
+        """[T, d] offsets that clients add to the rows they ``received`` [T, d] before the first step; ``None`` for
+        zeros. ``positions`` [P] tell where the first rows stand among a client's own, -1 for decoys."""
+        return None
+
+    def keeps(self, begun: Tensor, delta: Tensor) -> Tensor:
+        """[T, d] what a client keeps of its rows' offsets, from those before (or one 0) and after local training."""
+        return delta
 
     @abstractmethod
     def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
@@ -162,230 +136,302 @@ class Federated(ABC):
 
     @abstractmethod
     def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
-        """[B, m] scores of all ``items`` [m, d], with the shared ``dense`` [D]."""
+        """[B, m] scores of all ``items`` [m, d] for clients with ``private`` [B, p] and the shared ``dense`` [D]."""
+
+    def local_loss(self, batch: LocalBatch[B], parameters: Parameters) -> Tensor:
+        """[B] each client's loss: unless a method says otherwise, binary cross-entropy of its :meth:`logits`, summed
+        over its labels and as many negatives."""
+        labels = batch.labels
+        segments, order = _by_client(labels)
+        rows = torch.cat([parameters.positives, parameters.negatives])
+        signs = torch.cat([-torch.ones_like(labels.rows.items), torch.ones_like(labels.negatives)]).to(rows.dtype)
+        scores = self.logits(parameters.private, rows, segments, parameters.dense)
+        return segment_sum(softplus(signs * scores)[order], segments[order], labels.rows.n_users)
 
     def penalty(
-        self, base: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: Kept
+        self, received: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: C
     ) -> Tensor | None:
-        """[B] what is added to a client's loss for its item rows, which it received as ``base`` [T, d]: they began with
-        the offsets ``begun`` [T, d], and have ``delta`` [T, d] now."""
+        """[B] what is added to a client's objective, and not to the loss that is reported, for its item rows: it
+        ``received`` them [T, d], began with offsets ``begun`` [T, d] (or one 0) and has offsets ``delta`` [T, d]
+        now."""
         return None
 
-    def table_rows(self, broadcast: Any, items: Tensor, segments: Tensor) -> Tensor:
-        """[T, d] the rows of ``items`` [T] that the clients ``segments`` [T] start from."""
-        rows: Tensor = broadcast.items.index_select(0, items)
-        return rows
+    def n_negatives(self) -> int | None:
+        """Negatives that a client draws; ``None``: one for each label."""
+        return None
 
-    def begins(self, client_state: Kept, positions: Tensor, delta: Tensor) -> Tensor:
-        """[T, d] offsets that local training starts with; ``positions`` [P] of the first rows among a client's own, -1
-        for those of others."""
-        return delta
+    def contributes_to(self, broadcast: B, rows: Rows, client_state: C) -> Tensor:
+        """[B] which of :meth:`n_tables` each client's changes are summed in."""
+        return broadcast.groups
 
-    def keeps(self, begun: Tensor, delta: Tensor) -> Tensor:
-        """[T, d] what a client keeps of its rows, from the offsets before and after local training."""
-        return delta
+    def report(self, broadcast: B, rows: Rows, client_state: C, key: Key) -> Tensor | None:
+        """[B, L, d] vectors that clients hand over, for methods that relate users to each other."""
+        return None
 
-    # --- the server's side ---
-
-    aggregator = Sum()
-    needs_service = False
-
-    @property
-    def protection(self) -> Protection:
-        return Shim(self.settings.privacy, self.phases)
+    # --- what is public of it ---
 
     @property
     def sums(self) -> bool:
+        """Whether clients contribute to sums alone."""
         return bool(self.settings.privacy.sums)
-
-    def embedding(self, broadcast: Any, rows: Rows, client_state: Any) -> Embedding | None:
-        return None
-
-    def user_vectors(self, broadcast: Any, rows: Rows, client_state: Any) -> Tensor | None:
-        return None
 
     @property
     def reports_vectors(self) -> bool:
-        """Whether clients hand over protected vectors of their own: where a method says how."""
         return type(self).report is not Federated.report
-
-    @property
-    def phases(self) -> list[Phase]:
-        return []
 
     @property
     def needs_degrees(self) -> bool:
         return False
 
-    def init(self, spec: Spec, key: Key) -> Any:
-        model, adaptive = self.settings.model, self.settings.server.optimizer != "fedavg"
+    @property
+    def needs_service(self) -> bool:
+        return False
+
+    @property
+    def finetune_rounds(self) -> int:
+        return 10
+
+    def without_privacy(self) -> Self:
+        return type(self)(self.settings.model_copy(update={"privacy": PrivacySettings()}))
+
+    def releases(self, rounds: int, n_users: int) -> list[Release]:
+        """All that a run of ``rounds`` rounds of training releases, for the ledger."""
+        selection = self.settings.selection
+        cap = rounds if selection.max_participations is None else min(rounds, selection.max_participations)
+        rate = min(1.0, selection.n_clients_per_round / n_users)
+        guarantee = self.protection.guarantee(TRAIN.name)
+        training = Release(TRAIN.release, rounds, guarantee, cap, selection.sampling, rate)
+        return [*self.protection.releases(self.phases), training]
+
+    # --- the server ---
+
+    def init(self, spec: Spec, key: Key) -> S:
+        return cast(S, self._init(spec, key))
+
+    def _init(self, spec: Spec, key: Key) -> ServerState:
+        """The fields that every method has."""
+        model, server = self.settings.model, self.settings.server
         every = torch.arange(spec.n_items, device=spec.item_degrees.device)
         items = normal(key.fold("items").spread(every), model.embedding_dim) * model.init_scale
-        dense, n_tables = self.init_dense(key.fold("dense")), self.n_tables()
+        dense, n_tables = self._init_dense(spec, key.fold("dense")), self.n_tables()
+        dense = None if dense is None else dense.to(items.device)
         offsets = items.new_zeros(n_tables * spec.n_items, model.embedding_dim) if n_tables else None
-        return Shared(
+        tables = (items, offsets, dense) if server.optimizer != "fedavg" else (None, None, None)
+        return ServerState(
             round=0,
             n_users=spec.n_users,
             items=items,
-            items_moments=Moments.zeros(items) if adaptive else None,
-            dense=None if dense is None else dense.to(items.device),
-            dense_moments=Moments.zeros(dense.to(items.device)) if adaptive and dense is not None else None,
-            average=Average.start(items) if self.settings.server.averaging else None,
+            dense=dense,
             offsets=offsets,
-            offsets_moments=Moments.zeros(offsets) if adaptive and offsets is not None else None,
+            optimizer=OptimizerState(*(None if each is None else Moments.zeros(each) for each in tables)),
+            average=Average.start(items) if server.averaging else None,
         )
 
-    def releases(self, rounds: int, n_users: int) -> list[Release]:
-        """Everything that a run of so many rounds lets out of the clients, for the ledger."""
-        return [cohort.training_release(self.settings.privacy, self.settings.selection, rounds, n_users)]
+    def _init_dense(self, spec: Spec, key: Key) -> Tensor | None:
+        return self.init_dense(key)
 
-    def n_groups(self, state: Any) -> int:
+    def phase(self, state: S) -> str:
+        """The phase of the next round."""
+        return (self.phases[state.round] if state.round < len(self.phases) else TRAIN).name
+
+    def trained(self, state: S) -> int:
+        """Rounds of training played (negative before the last phase before it)."""
+        return state.round - len(self.phases)
+
+    def n_models(self, state: S) -> int:
+        """Tables that changes of item rows are summed in."""
         return max(self.n_tables(), 1)
 
-    def groups(self, state: Any, users: Tensor) -> Tensor:
+    def n_groups(self, state: S) -> int:
+        return self.n_models(state)
+
+    def groups(self, state: S, users: Tensor) -> Tensor:
         return torch.zeros_like(users)
 
-    def plan(self, state: Any, key: Key) -> Plan:
-        return Plan("train", cohort.select(state.n_users, self.settings.selection, key, state.items.device))
+    def plan(self, state: S, key: Key) -> Plan:
+        phase = self.phase(state)
+        if phase != TRAIN.name:
+            return Plan(phase, torch.arange(state.n_users, device=state.items.device))
+        return Plan(phase, self.select(state, key))
 
-    def broadcast(self, state: Any, users: Tensor) -> Any:
-        return Download(state.items, state.dense)
+    def select(self, state: S, key: Key) -> Tensor:
+        """The cohort [c] of a round of training."""
+        return cohort.select(state.n_users, self.settings.selection, key, state.items.device)
 
-    def release(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
-        return uploads.released(aggregate, self.settings.privacy, phase, asked, key)
+    def broadcast(self, state: S, users: Tensor) -> B:
+        return cast(B, Broadcast(items=state.items, dense=state.dense, groups=self.groups(state, users)))
 
-    def aborted(self, phase: str, clients: int, asked: int) -> bool:
-        return uploads.aborted(clients, self.settings.privacy, phase, asked)
-
-    def server(self, state: Any, phase: str, aggregate: Aggregate, key: Key) -> Any:
-        if aggregate.clients:
-            settings, weight = self.settings, from_fixed(aggregate.weights).sum()
-            if self.sums:  # what is expected: counts are not released
-                weight = torch.tensor(float(min(settings.selection.n_clients_per_round, state.n_users)))
-            touched, change, share = aggregate.keys, from_fixed(aggregate.sums), self.table_share(state)
-            if state.offsets is not None:
-                mean = means(aggregate, from_fixed(aggregate.weights))
-                if share:
-                    sparse_step(settings.server, state.offsets, state.offsets_moments, touched, mean, share)
-                touched, change = over_tables(touched, change, aggregate.n_items)
-            if state.average is not None:
-                state.average.advance(state.items, touched, state.round, settings.server.averaging)
-            sparse_step(settings.server, state.items, state.items_moments, touched, change / weight)
-            if state.average is not None:
-                state.average.advance(state.items, touched, state.round + 1, settings.server.averaging)
-            if aggregate.dense is not None and state.dense is not None:
-                every = torch.arange(state.dense.numel(), device=state.dense.device)
-                mean = from_fixed(aggregate.dense) / weight
-                sparse_step(settings.server, state.dense, state.dense_moments, every, mean)
+    def server(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
+        if aggregate.clients and phase == TRAIN.name:
+            self.server_step(state, aggregate)
         return replace(state, round=state.round + 1)
 
-    # --- the client's side ---
+    def group_weights(self, state: S, aggregate: Aggregate) -> Tensor:
+        """[G] by what the sums of each group are divided: its clients' weights or, where these are not released, the
+        expected number of clients."""
+        if not self.sums:
+            return from_fixed(aggregate.weights)
+        return torch.tensor([float(min(self.settings.selection.n_clients_per_round, state.n_users))])
 
-    def init_clients(self, rows: Rows, key: Key) -> Kept:
-        private, n = self.init_private(key.fold("vectors").spread(rows.users)), rows.n_users
-        device, whole = rows.users.device, {"dtype": torch.int64, "device": rows.users.device}
-        return Kept(
+    def server_step(self, state: S, aggregate: Aggregate) -> None:
+        """Item table, further tables and shared network take their steps, in place (adaptive federated optimisation,
+        Reddi et al., ICLR 2021, algorithm 2). Only rows that clients touched are read or written."""
+        server, weights = self.settings.server, self.group_weights(state, aggregate)
+        touched, change, weight = aggregate.keys, from_fixed(aggregate.sums), weights.sum()
+        if state.offsets is not None and self.n_models(state) > 1:
+            mean, share = means(aggregate, weights), self.table_share(state)
+            if share:
+                sparse_step(server, state.offsets, state.optimizer.offsets, touched, mean, share)
+            touched, change = over_tables(touched, change, aggregate.n_items)
+        if state.average is not None:
+            state.average.advance(state.items, touched, state.round, server.averaging)
+        sparse_step(server, state.items, state.optimizer.items, touched, change / weight)
+        if state.average is not None:
+            state.average.advance(state.items, touched, state.round + 1, server.averaging)
+        if aggregate.dense is not None and state.dense is not None:
+            n_dense = state.dense.numel()
+            every = torch.arange(n_dense, device=state.dense.device)
+            mean = from_fixed(aggregate.dense[:n_dense]) / weight
+            sparse_step(server, state.dense, state.optimizer.dense, every, mean)
+
+    def serving(self, state: S) -> S:
+        items, average = state.items, state.average
+        if average is not None:
+            items = average.as_of(items, state.round, self.settings.server.averaging)
+        return replace(state, items=items, average=None, optimizer=OptimizerState())
+
+    # --- the clients ---
+
+    def init_clients(self, rows: Rows, key: Key) -> C:
+        return cast(C, self._init_clients(rows, key))
+
+    def _init_clients(self, rows: Rows, key: Key) -> ClientState:
+        """The fields that every method has."""
+        private, n, device = self.init_private(key.fold("vectors").spread(rows.users)), rows.n_users, rows.users.device
+        return ClientState(
             private=private,
             first=torch.zeros_like(private),
             second=torch.zeros_like(private),
-            steps=torch.zeros(n, **whole),  # type: ignore[call-overload]
+            steps=torch.zeros(n, dtype=torch.int64, device=device),
             loss=torch.zeros(n, device=device),
             secret=bits(key.fold("secret").spread(rows.users), 1).squeeze(1),
-            taken=torch.zeros(n, **whole),  # type: ignore[call-overload]
+            participations=torch.zeros(n, dtype=torch.int64, device=device),
             rows=torch.zeros(rows.items.numel(), self.settings.model.embedding_dim, device=device),
         )
 
-    def client(self, phase: str, broadcast: Any, rows: Rows, client_state: Kept, key: Key) -> tuple[Update, Kept]:
-        client, privacy, cap = self.settings.client, self.settings.privacy, self.settings.selection.max_participations
-        labels = label(rows, broadcast.items.shape[0], privacy, None, key.fold("labels"), client_state.secret)
-        labelled, n_labelled = labels.rows, labels.rows.items.numel()
-        items, segments = torch.cat([labelled.items, labels.negatives]), torch.cat([labelled.segments, labels.owners])
-        base = self.table_rows(broadcast, items, segments)
-        delta = begun = self.begins(client_state, labels.positions, torch.zeros_like(base))
-        dense = None if broadcast.dense is None else broadcast.dense.repeat(rows.n_users, 1)
-        signs = torch.cat([base.new_full((n_labelled,), -1.0), base.new_ones(items.numel() - n_labelled)])
-        loss = base.new_zeros(rows.n_users)
-        for _ in range(client.local_steps):
-            leaves = [
-                each.detach().requires_grad_()
-                for each in (client_state.private, base + delta, dense)
-                if each is not None
-            ]
-            scores = self.logits(leaves[0], leaves[1], segments, leaves[2] if dense is not None else None)
-            order = segments.argsort(stable=True)
-            loss = segment_sum(softplus(signs * scores)[order], segments[order], rows.n_users)
-            extra = self.penalty(base, begun, leaves[1] - base, segments, client_state)
-            gradients = torch.autograd.grad((loss if extra is None else loss + extra).sum(), leaves)
-            step, first, second, steps = adam(
-                gradients[0],
-                client_state.first,
-                client_state.second,
-                client_state.steps,
-                client.user_learning_rate,
-                (0.9, 0.999),
-                1e-8,
+    def client(self, phase: str, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
+        if phase != TRAIN.name:
+            raise ConfigError(
+                f"{type(self).__name__} has no work for clients in phase {phase}; expected its client() to do it"
             )
-            client_state = replace(
-                client_state, private=client_state.private + step, first=first, second=second, steps=steps
-            )
-            delta = delta - client.learning_rate * gradients[1]
-            if dense is not None:
-                dense = dense - client.dense_learning_rate * gradients[2] / labelled.counts.clamp(min=1)[:, None]
+        return self.train(broadcast, rows, client_state, key)
+
+    def train(self, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
+        """E local steps on what a client keeps, on its item rows and on its copy of the shared network; it hands over
+        the change of the last two."""
+        n_items = broadcast.items.shape[0]
+        labels = self.protection.label(rows, n_items, self.n_negatives(), key.fold("labels"), client_state.secret)
+        items = torch.cat([labels.rows.items, labels.negatives])
+        segments = torch.cat([labels.rows.segments, labels.owners])
+        received = self.table_rows(broadcast, items, segments)
+        begun = self.begins(client_state, labels.positions, received)
+        batch = LocalBatch(broadcast, labels, self.star(broadcast, labels.rows))
+        result = self.local_steps(self._task(batch, received, segments, begun, client_state))
         real = (labels.positions >= 0).nonzero().squeeze(1)
+        zero = received.new_zeros(()) if begun is None else begun
+        kept = self.keeps(zero, result.delta).index_select(0, real)
         client_state = replace(
             client_state,
-            loss=loss.detach() / labelled.counts.clamp(min=1),
-            rows=client_state.rows.index_copy(0, labels.positions[real], self.keeps(begun, delta)[real]),
-            taken=client_state.taken + 1,
+            private=result.private,
+            first=result.first,
+            second=result.second,
+            steps=result.steps,
+            loss=result.loss / labels.rows.counts.clamp(min=1),
+            participations=client_state.participations + 1,
+            rows=client_state.rows.index_copy(0, labels.positions[real], kept),
         )
-        change = None if dense is None or broadcast.dense is None else dense - broadcast.dense
-        delta = delta - begun
-        if cap is not None:  # a client that has had its share of rounds hands over zeros
-            active = (client_state.taken <= cap).to(delta.dtype)[:, None]
-            delta, change = delta * active[segments], None if change is None else change * active
-        noise, dense_noise = key.fold("noise").spread(rows.users), key.fold("dense noise").spread(rows.users)
         update = Update(
             users=rows.users,
             groups=self.contributes_to(broadcast, rows, client_state),
             weights=cohort.weights(rows, self.settings.server),
             segments=segments,
             items=items,
-            deltas=protect(delta, privacy, fold_in(noise[segments], items)),
-            dense=None if change is None else protect(change, privacy, dense_noise),
-            reports=self.report(broadcast, rows, client_state, key),
+            deltas=result.delta if begun is None else result.delta - begun,
+            dense=None if result.dense is None or broadcast.dense is None else result.dense - broadcast.dense,
         )
-        return uploads.bounded(update, privacy, "train"), client_state
+        return self.hand_over(self._capped(update, client_state), broadcast, rows, labels, client_state, key)
 
-    def contributes_to(self, broadcast: Any, rows: Rows, client_state: Kept) -> Tensor:
-        """[B] which of :meth:`n_tables` each client's changes are summed in."""
-        return torch.zeros_like(rows.users)
+    def _task(
+        self, batch: LocalBatch[B], received: Tensor, segments: Tensor, begun: Tensor | None, client_state: C
+    ) -> LocalTask:
+        """The local training of a block, for :attr:`local_steps`."""
+        client, n_labelled, shared = self.settings.client, batch.labels.rows.items.numel(), batch.broadcast.dense
+        dense = None if shared is None else shared.repeat(batch.labels.rows.n_users, 1)
+        private = self.private_of(batch.broadcast, client_state)
+        penalised = type(self).penalty is not Federated.penalty
 
-    def report(self, broadcast: Any, rows: Rows, client_state: Kept, key: Key) -> Tensor | None:
-        """[B, K, d] protected vectors that clients report, for methods that relate users to each other."""
-        return None
+        def objective(parameters: Parameters) -> tuple[Tensor, Tensor]:
+            loss = self.local_loss(batch, parameters)
+            if not penalised:
+                return loss, loss
+            delta = torch.cat([parameters.positives, parameters.negatives]) - received
+            first = received.new_zeros(()) if begun is None else begun
+            extra = self.penalty(received, first, delta, segments, client_state)
+            return loss, loss if extra is None else loss + extra
 
-    @property
-    def finetune_rounds(self) -> int:
-        return 10
+        return LocalTask(
+            labels=batch.labels,
+            start=Parameters(private, received[:n_labelled], received[n_labelled:], dense),
+            begun=begun,
+            client_state=client_state,
+            objective=objective,
+            star=batch.star,
+            learning_rate=client.learning_rate,
+            user_learning_rate=client.user_learning_rate,
+            dense_learning_rate=client.dense_learning_rate,
+            local_steps=client.local_steps,
+        )
 
-    def init_new_user(self, broadcast: Any, rows: Rows, client_state: Kept) -> Kept:
+    def private_of(self, broadcast: B, client_state: C) -> Tensor:
+        """[B, p] the private parameters that clients start a round from."""
+        return client_state.private
+
+    def _capped(self, update: Update, client_state: C) -> Update:
+        """Zeros from clients that have taken part in as many rounds as they may."""
+        cap = self.settings.selection.max_participations
+        if cap is None or update.deltas is None or update.segments is None:
+            return update
+        active = (client_state.participations <= cap).to(update.deltas.dtype)[:, None]
+        dense = None if update.dense is None else update.dense * active
+        return replace(update, deltas=update.deltas * active[update.segments], dense=dense)
+
+    def hand_over(
+        self, update: Update, broadcast: B, rows: Rows, labels: Labels, client_state: C, key: Key
+    ) -> tuple[Update, C]:
+        """What clients hand over after local training, with what goes beside the ``update``: their reports."""
+        return replace(update, reports=self.report(broadcast, rows, client_state, key)), client_state
+
+    def init_new_user(self, broadcast: B, rows: Rows, client_state: C) -> C:
         return client_state
 
-    def without_privacy(self) -> Self:
-        return type(self)(self.settings.model_copy(update={"privacy": PrivacySettings()}))
+    # --- recommending ---
 
-    # --- scoring ---
-
-    def serving(self, state: Any) -> Any:
-        items, average = state.items, state.average
-        if average is not None:
-            items = average.as_of(items, state.round, self.settings.server.averaging)
-        return replace(state, items=items, average=None, items_moments=None, dense_moments=None, offsets_moments=None)
-
-    def scores(self, broadcast: Any, rows: Rows, client_state: Kept) -> Tensor:
+    def scores(self, broadcast: B, rows: Rows, client_state: C) -> Tensor:
         """[B, m] scores of all items."""
         return self.all_scores(client_state.private, broadcast.items, broadcast.dense)
 
-    def explain(self, broadcast: Any, rows: Rows, client_state: Kept) -> dict[str, Tensor]:
+    def explain(self, broadcast: B, rows: Rows, client_state: C) -> dict[str, Tensor]:
         """The scores, as one part."""
         return {"global": self.scores(broadcast, rows, client_state)}
+
+    def embedding(self, broadcast: B, rows: Rows, client_state: C) -> Embedding | None:
+        return None
+
+    def user_vectors(self, broadcast: B, rows: Rows, client_state: C) -> Tensor | None:
+        return None
+
+
+def _by_client(labels: Labels) -> tuple[Tensor, Tensor]:
+    """[P + N] the client of each label and negative, and the order that puts each client's together."""
+    segments = torch.cat([labels.rows.segments, labels.owners])
+    return segments, segments.argsort(stable=True)

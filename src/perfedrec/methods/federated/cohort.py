@@ -1,9 +1,7 @@
-"""Parts that federated algorithms share: a cohort, its weights and its release, clusters of users, tables of groups,
-and the server's sparse step."""
+"""The clients of a round: who is selected, how much each one counts, and clusters of similar users."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
@@ -11,16 +9,11 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from perfedrec.core.aggregate import Aggregate, distinct, from_fixed
 from perfedrec.core.keys import Key, bits, uniform
 from perfedrec.core.sampling import choose
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows
 from perfedrec.methods.federated.settings import SelectionSettings, ServerSettings
-from perfedrec.nn.optim import server_step
-from perfedrec.privacy.ledger import Release
-from perfedrec.privacy.mechanisms import compose, mechanisms_of
-from perfedrec.privacy.settings import PrivacySettings
 
 STEPS = 15  # of k-means; most clusterings stand still after ten
 
@@ -75,81 +68,3 @@ def weights(rows: Rows, server: ServerSettings) -> Tensor:
     if server.weighting == "interactions":
         return rows.counts.to(torch.float32)
     return torch.ones(rows.n_users, device=rows.users.device)
-
-
-def training_release(privacy: PrivacySettings, selection: SelectionSettings, rounds: int, n_users: int) -> Release:
-    """What so many rounds of training let out of the clients, for the ledger."""
-    cap = rounds if selection.max_participations is None else min(rounds, selection.max_participations)
-    rate = min(1.0, selection.n_clients_per_round / n_users)
-    return Release("training", rounds, compose(mechanisms_of(privacy, "train")), cap, selection.sampling, rate)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Moments of a server optimiser, of the shape of what it optimises."""
-
-    first: Tensor
-    second: Tensor
-
-    @staticmethod
-    def zeros(like: Tensor) -> Moments:
-        return Moments(torch.zeros_like(like), torch.zeros_like(like))
-
-
-@dataclass(frozen=True)
-class Average:
-    """Running average of a table over rounds, brought up to date only where the table changes.
-
-    ``values`` [m, d] as of the end of round ``rounds`` [m] of each row; a row is constant between two touches, so that
-    its average follows in closed form.
-    """
-
-    values: Tensor
-    rounds: Tensor
-
-    @staticmethod
-    def start(table: Tensor) -> Average:
-        return Average(table.clone(), torch.zeros(table.shape[0], dtype=torch.int64, device=table.device))
-
-    def advance(self, table: Tensor, rows: Tensor, upto: int, decay: float) -> None:
-        """Average ``rows`` [r] of the ``table`` over the rounds up to ``upto``, in place."""
-        passed = (upto - self.rounds[rows]).to(torch.float32)[:, None]
-        current, values = table.index_select(0, rows), self.values.index_select(0, rows)
-        self.values.index_copy_(0, rows, current + decay**passed * (values - current))
-        self.rounds.index_fill_(0, rows, upto)
-
-    def as_of(self, table: Tensor, upto: int, decay: float) -> Tensor:
-        """[m, d] the average of all rows over the rounds up to ``upto``."""
-        copy = Average(self.values.clone(), self.rounds.clone())
-        copy.advance(table, torch.arange(table.shape[0], device=table.device), upto, decay)
-        return copy.values
-
-
-def means(aggregate: Aggregate, weights: Tensor) -> Tensor:
-    """[U, d] the summed rows of each table over the ``weights`` [G] of those who contributed to it."""
-    tables = torch.div(aggregate.keys, aggregate.n_items, rounding_mode="floor")
-    return from_fixed(aggregate.sums) / weights[tables, None]
-
-
-def over_tables(keys: Tensor, rows: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
-    """Items [r], ascending, and the sums [r, d] over all tables of their ``rows`` [U, d], which ``keys`` [U] name."""
-    items, inverse = distinct(keys % n_items, n_items)
-    return items, rows.new_zeros(items.numel(), rows.shape[1]).index_add_(0, inverse, rows)
-
-
-def sparse_step(
-    settings: ServerSettings, table: Tensor, moments: Moments | None, rows: Tensor, change: Tensor, share: float = 1.0
-) -> None:
-    """One step of the server's optimiser on the touched ``rows`` [r] of a ``table``, in place.
-
-    ``change`` [r, d] is the weighted mean of the clients' changes, ``share`` scales the server's learning rate.
-    """
-    first = None if moments is None else moments.first.index_select(0, rows)
-    second = None if moments is None else moments.second.index_select(0, rows)
-    betas = (settings.beta1, settings.beta2)
-    rate = settings.learning_rate * share
-    step, first, second = server_step(settings.optimizer, change, first, second, rate, betas, settings.epsilon)
-    table.index_add_(0, rows, step)
-    if moments is not None and first is not None and second is not None:
-        moments.first.index_copy_(0, rows, first)
-        moments.second.index_copy_(0, rows, second)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from perfedrec.core.aggregate import FIXED_POINT, Aggregate, from_fixed
+from perfedrec.core.aggregate import FIXED_POINT, Aggregate, Sum, from_fixed
+from perfedrec.core.algorithm import TRAIN
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Rows
-from perfedrec.methods.federated import cohort
-from perfedrec.methods.federated.fedgnn import NeighbourSettings
-from perfedrec.methods.federated.fedmf import FedMFSettings, alone
-from perfedrec.methods.federated.network import Broadcast, Network
-from perfedrec.methods.federated.perfedrec import State
-from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
-from perfedrec.methods.federated.settings import ModelSettings, PretrainingSettings
+from perfedrec.methods.federated.contrastive import Contrastive
+from perfedrec.methods.federated.settings import FedMFSettings, NeighbourSettings, PretrainingSettings
+from perfedrec.methods.federated.state import GraphBroadcast, GraphClient, GraphState
+from perfedrec.methods.federated.tables import means, over_tables
 from perfedrec.nn.propagation import Star
 
 
@@ -50,14 +50,20 @@ class FastPFRecSettings(FedMFSettings):
         return self
 
 
-class UserNetwork(Network):
-    """Users are propagated to, items keep their own vectors (the paper's FastGNN, between full propagations)."""
+@dataclass(frozen=True)
+class TrustedNodes:
+    """The mean over trusted nodes of the mean change that each hands over, without nodes that stand out."""
 
-    def star(self, broadcast: Broadcast, rows: Rows) -> Star:
-        return replace(super().star(broadcast, rows), scale=1.0, shift=None)
+    threshold: float
+    separate: ClassVar[bool] = False
+
+    def combine(self, phase: str, parts: Iterable[Aggregate], empty: Aggregate) -> Aggregate:
+        """See :class:`perfedrec.core.aggregate.Aggregator`; a group is a node."""
+        total = Sum().combine(phase, parts, empty)
+        return averaged(total, self.threshold) if phase == TRAIN.name and total.clients else total
 
 
-class FastPFRec(PerFedRecPP):
+class FastPFRec(Contrastive[GraphState, GraphBroadcast, GraphClient]):
     """Contrastive pre-training, then LightGCN whose item vectors are their own (FastGNN); a client's protected change
     goes to its trusted node, which averages those it is sent, and the server averages the nodes, without those whose
     mean change is much longer or shorter than the others' (robust z, from median and median deviation).
@@ -74,35 +80,37 @@ class FastPFRec(PerFedRecPP):
 
     Options = FastPFRecSettings
 
-    def __init__(self, settings: FastPFRecSettings | None = None) -> None:
-        self.options: FastPFRecSettings = settings or self.Options()
-        names = ("client", "privacy", "server", "selection", "pretraining")
-        shared = {name: getattr(self.options, name) for name in names}
-        super().__init__(alone(ModelSettings(**self.options.model.model_dump()), **shared))
-        self.network = UserNetwork(self.settings.model, self.settings.client)
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__(settings)
+        self.aggregator = TrustedNodes(self.settings.nodes.threshold)
 
-    def n_groups(self, state: State) -> int:
-        return self.options.nodes.n_nodes if self.phase(state) == "train" else 1
+    def n_groups(self, state: GraphState) -> int:
+        return int(self.settings.nodes.n_nodes) if self.phase(state) == TRAIN.name else 1
 
-    def groups(self, state: State, users: Tensor) -> Tensor:
+    def groups(self, state: GraphState, users: Tensor) -> Tensor:
         return users % self.n_groups(state)
 
-    def _learn(self, state: State, aggregate: Aggregate) -> None:
-        super()._learn(state, averaged(aggregate, self.options.nodes.threshold))
+    def star(self, broadcast: GraphBroadcast, rows: Rows) -> Star:
+        return to_users(super().star(broadcast, rows))
+
+
+def to_users(star: Star) -> Star:
+    """Users are propagated to, items keep their own vectors (the paper's FastGNN, between full propagations)."""
+    return replace(star, scale=1.0, shift=None)
 
 
 def averaged(aggregate: Aggregate, threshold: float) -> Aggregate:
     """The mean of the nodes' means, as the sum of one client, without nodes that stand out by their mean's length."""
     n_items, weights = aggregate.n_items, from_fixed(aggregate.weights)
     nodes = torch.div(aggregate.keys, n_items, rounding_mode="floor")
-    means = cohort.means(aggregate, weights)
-    lengths = torch.zeros_like(weights).index_add_(0, nodes, means.square().sum(1)).sqrt()
+    changes = means(aggregate, weights)
+    lengths = torch.zeros_like(weights).index_add_(0, nodes, changes.square().sum(1)).sqrt()
     heard = weights > 0
     median = lengths[heard].quantile(0.5)
     apart = (lengths - median).abs()
     usual = apart[heard].quantile(0.5).clamp(min=float(median) / 100)  # nodes that agree to 1 % are all the same
     kept = heard & (0.6745 * apart <= threshold * usual)
     rows = kept[nodes]
-    items, sums = cohort.over_tables(aggregate.keys[rows], means[rows] / kept.sum(), n_items)
+    items, sums = over_tables(aggregate.keys[rows], changes[rows] / kept.sum(), n_items)
     fixed = sums.to(torch.float64) * FIXED_POINT
     return replace(aggregate, keys=items, sums=fixed, weights=weights.new_full((1,), FIXED_POINT, dtype=torch.float64))

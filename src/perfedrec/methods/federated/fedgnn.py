@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
-
-from perfedrec.methods.federated.fedmf import FactorSettings, FedMF, FedMFSettings
+from perfedrec.methods.federated.graph import GraphMethod
+from perfedrec.methods.federated.settings import FedGNNSettings
+from perfedrec.methods.federated.state import GraphBroadcast, GraphClient, GraphState
 
 
-class NeighbourSettings(FactorSettings):
-    """Vectors and their propagation over the expanded graph."""
-
-    n_layers: int = Field(2, ge=1, description="K, propagation layers")
-    refresh_every: int = Field(5, ge=1, description="rounds between two expansions of the graph")
-    neighbours: Literal[True] = Field(True, description="neighbour expansion, which is the method")
-
-
-class FedGNNSettings(FedMFSettings):
-    """Options of FedGNN."""
-
-    model: NeighbourSettings = NeighbourSettings()
-
-
-class FedGNN(FedMF):
+class FedGNN(GraphMethod[GraphState, GraphBroadcast, GraphClient]):
     """Each client propagates on its star graph, expanded by its items' anonymous neighbours, which a third party
     matches by item tokens; changes are protected by decoys, clip and Laplace noise.
 

@@ -2,65 +2,50 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import ClassVar
+
+from torch import Tensor
 
 from perfedrec.core.settings import Settings
-from perfedrec.methods.federated.perfedrec import PerFedRec
-from perfedrec.methods.federated.settings import (
-    ClientSettings,
-    ClusterSettings,
-    ModelSettings,
-    PerFedRecSettings,
-    PersonalSettings,
-    PretrainingSettings,
-    SelectionSettings,
-    ServerSettings,
-)
-from perfedrec.privacy.settings import PrivacySettings
+from perfedrec.core.types import Embedding, Rows
+from perfedrec.methods.federated.base import B, C, Federated, LocalBatch, S
+from perfedrec.methods.federated.local import Parameters
+from perfedrec.methods.federated.network import finish, ranking_loss
+from perfedrec.methods.federated.settings import FedMFSettings
+from perfedrec.nn.segments import dot, expand
 
 
-class FactorSettings(Settings):
-    """User and item vectors."""
-
-    embedding_dim: int = Field(64, ge=1, description="d, the length of user and item vectors")
-    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
-
-
-class FedMFSettings(Settings):
-    """Options of FedMF."""
-
-    model: FactorSettings = FactorSettings()
-    client: ClientSettings = ClientSettings()
-    privacy: PrivacySettings = PrivacySettings()
-    server: ServerSettings = ServerSettings()
-    selection: SelectionSettings = SelectionSettings()
-
-
-class FedMF(PerFedRec):
-    """``s_ui = p_u . q_i``: user vectors stay on the clients, changes of item vectors are averaged. PerFedRec without
-    propagation, clusters, personal models or pre-training.
+class FedMF(Federated[S, B, C]):
+    """``s_ui = p_u . q_i``: user vectors stay on the clients, changes of item vectors are averaged.
 
     Departs from the paper: a ranking loss on implicit feedback instead of squared errors on ratings; cohorts and
     several local steps instead of every user's gradient in every round; the server's optimiser is an option, SGD in the
     paper; secure aggregation (``privacy.aggregation``) in place of homomorphic encryption.
     """
 
-    Options = FedMFSettings
+    Options: ClassVar[type[Settings]] = FedMFSettings
 
-    def __init__(self, settings: FedMFSettings | None = None) -> None:
-        self.options = settings or self.Options()
-        shared = {name: getattr(self.options, name) for name in ("client", "privacy", "server", "selection")}
-        model = self.options.model.model_dump()
-        neighbours = {"n_layers": 0, "neighbours": False}
-        super().__init__(alone(ModelSettings(**{**neighbours, **model}), **shared))
+    def n_negatives(self) -> int | None:
+        client = self.settings.client
+        return None if client.loss == "bpr" else int(client.n_negatives)
 
+    def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
+        return dot(self.finish(private)[segments], self.finish(rows))
 
-def alone(model: ModelSettings, **shared: Settings) -> PerFedRecSettings:
-    """PerFedRec with one global model and, unless ``shared`` says so, nothing before it."""
-    parts: dict[str, Settings] = {"pretraining": PretrainingSettings(kind="none"), **shared}
-    return PerFedRecSettings(
-        model=model,
-        clusters=ClusterSettings(n_clusters=0, proportional=False),
-        personal=PersonalSettings(local=0.0, cluster=0.0, **{"global": 1.0}),
-        **parts,
-    )
+    def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
+        return self.finish(private) @ self.finish(items).T
+
+    def finish(self, vectors: Tensor) -> Tensor:
+        """Vectors [..., d] in the form whose products are scores: of unit length where scores are cosines."""
+        return finish(vectors, self.settings.client.similarity)
+
+    def local_loss(self, batch: LocalBatch[B], parameters: Parameters) -> Tensor:
+        user, segments = parameters.private, batch.labels.rows.segments
+        context, up, down = expand(user, segments), parameters.positives, parameters.negatives
+        return ranking_loss(self.settings.client, batch.labels, self.finish, parameters, user, context, up, down)
+
+    def embedding(self, broadcast: B, rows: Rows, client_state: C) -> Embedding | None:
+        return Embedding(self.finish(client_state.private), self.finish(broadcast.items))
+
+    def user_vectors(self, broadcast: B, rows: Rows, client_state: C) -> Tensor | None:
+        return client_state.private

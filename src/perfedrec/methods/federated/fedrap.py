@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import tanh
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows
-from perfedrec.methods.federated.base import Federated, FederatedSettings, Kept
+from perfedrec.methods.federated.base import Federated
+from perfedrec.methods.federated.settings import FederatedSettings
+from perfedrec.methods.federated.state import Broadcast, ClientState, ServerState
 from perfedrec.nn.segments import dot
 
 
@@ -30,7 +31,7 @@ class FedRAPSettings(FederatedSettings):
     additive: AdditiveSettings = AdditiveSettings()
 
 
-class FedRAP(Federated):
+class FedRAP(Federated[ServerState, Broadcast, ClientState]):
     """``s_ui = p_u . (c_i + d_ui)``: shared item vectors ``c`` plus a client's own ``d_u``, which never leave it, with
     ``- lambda ||d_u - c||^2 + mu |c|_1`` (equation 4), both growing from 0 (section 3.3).
 
@@ -48,23 +49,23 @@ class FedRAP(Federated):
     def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
         return private @ items.T
 
-    def embedding(self, broadcast: Any, rows: Rows, client_state: Kept) -> Embedding:
+    def embedding(self, broadcast: Broadcast, rows: Rows, client_state: ClientState) -> Embedding | None:
         return Embedding(client_state.private, broadcast.items)
 
-    def begins(self, client_state: Kept, positions: Tensor, delta: Tensor) -> Tensor:
+    def begins(self, client_state: ClientState, positions: Tensor, received: Tensor) -> Tensor:
         own = (positions >= 0).nonzero().squeeze(1)
-        return delta.index_copy(0, own, client_state.rows[positions[own]])
+        return torch.zeros_like(received).index_copy(0, own, client_state.rows[positions[own]])
 
     def keeps(self, begun: Tensor, delta: Tensor) -> Tensor:
         kept: Tensor = begun + self.settings.additive.learning_rate * (delta - begun)
         return kept
 
-    def penalty(self, base: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: Kept) -> Tensor:
-        options, n = self.settings.additive, client_state.private.shape[0]
-        growth = torch.tensor(
-            [tanh(each / options.warm_up) for each in client_state.taken.tolist()], device=base.device
-        )
-        shared, personal = base + delta - begun, self.keeps(begun, delta)
+    def penalty(
+        self, received: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: ClientState
+    ) -> Tensor:
+        options, rounds = self.settings.additive, client_state.participations.tolist()
+        growth = torch.tensor([tanh(each / options.warm_up) for each in rounds], device=received.device)
+        shared, personal = received + delta - begun, self.keeps(begun, delta)
         distance = (personal - shared).square().sum(1).clamp(max=1.0)
         each = options.sparsity * shared.abs().sum(1) - options.apart * distance
-        return growth * base.new_zeros(n).index_add(0, segments, each)
+        return growth * received.new_zeros(len(rounds)).index_add(0, segments, each)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -11,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from perfedrec.core.aggregate import Aggregate
-from perfedrec.core.keys import Key, fold_in
+from perfedrec.core.keys import Key
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import NEWCOMER, Embedding, Rows, Spec
 from perfedrec.methods.federated import cohort
-from perfedrec.methods.federated.base import Download, FederatedSettings, Kept, Shared
 from perfedrec.methods.federated.pfedrec import PFedRec
+from perfedrec.methods.federated.settings import FederatedSettings
+from perfedrec.methods.federated.state import Broadcast, ClientState, ServerState
 from perfedrec.nn.segments import segment_sum
-from perfedrec.privacy.uploads import protect
 
 
 class GraphSettings(Settings):
@@ -46,30 +45,30 @@ class GPFedRecSettings(FederatedSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graphed(Shared):
-    """With ``reports`` [n, 1, d] the last of each user, and the ``landmarks`` [K, d], whose are the tables
-    beside the shared one."""
+class LandmarkState(ServerState):
+    """With ``reports`` [n, 1, d] the last of each user, and the ``landmarks`` [K, d], whose are the tables beside the
+    shared one."""
 
     reports: Tensor
     landmarks: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guided(Download):
+class LandmarkBroadcast(Broadcast):
     """With the tables' ``offsets`` [K m, d], from which each user's own is made, by its ``weights`` [B, K]."""
 
     weights: Tensor = field(metadata={"per": "user"})
     offsets: Tensor
 
     def download_bytes(self, together: bool = False) -> int:
-        """Bytes that one client receives: the table that was made for it, and the shared one; ``together`` the users of
-        a node receive the landmarks' tables and their weights."""
+        """Bytes that one client receives: the table that was made for it, and the shared one. The users of a node
+        receive the landmarks' tables and their weights ``together``."""
         if together:
             return 4 * (self.items.numel() + self.offsets.numel() + self.weights.numel())
         return 8 * self.items.numel()
 
 
-class GPFedRec(PFedRec):
+class GPFedRec(PFedRec[LandmarkState, LandmarkBroadcast, ClientState]):
     """The server relates users by the item vectors that they upload, and gives each one an item table of its own, the
     mean over its neighbours in that graph (equations 6 to 8); a client's rows are kept near it.
 
@@ -80,48 +79,51 @@ class GPFedRec(PFedRec):
     """
 
     Options = GPFedRecSettings
-    broadcast_type = Guided
+    broadcast_type = LandmarkBroadcast
 
     def n_tables(self) -> int:
         return int(self.settings.graph.n_landmarks)
 
-    def table_share(self, state: Graphed) -> float:
+    def table_share(self, state: LandmarkState) -> float:
         return 0.0 if state.landmarks is None else float(self.settings.graph.learning_rate)
 
-    def init(self, spec: Spec, key: Key) -> Graphed:
-        shared = super().init(spec, key)
-        return Graphed(**vars(shared), reports=shared.items.new_zeros(spec.n_users, 1, shared.items.shape[1]))
+    def init(self, spec: Spec, key: Key) -> LandmarkState:
+        common = self._init(spec, key)
+        reports = common.items.new_zeros(spec.n_users, 1, common.items.shape[1])
+        return LandmarkState(**vars(common), reports=reports)
 
-    def broadcast(self, state: Graphed, users: Tensor) -> Guided:
+    def broadcast(self, state: LandmarkState, users: Tensor) -> LandmarkBroadcast:
         assert state.offsets is not None
         weights = torch.full((users.numel(), self.n_tables()), 1 / self.n_tables(), device=users.device)
         if state.landmarks is not None:
             similar = functional.normalize(state.reports[users.clamp(min=0), 0], dim=1) @ state.landmarks.T
             weights = (self.settings.graph.sharpness * similar).softmax(1)
             weights[users == NEWCOMER] = 1 / self.n_tables()
-        return Guided(items=state.items, dense=state.dense, weights=weights, offsets=state.offsets)
+        groups, offsets = self.groups(state, users), state.offsets
+        return LandmarkBroadcast(items=state.items, dense=state.dense, groups=groups, weights=weights, offsets=offsets)
 
-    def table_rows(self, broadcast: Guided, items: Tensor, segments: Tensor) -> Tensor:
+    def table_rows(self, broadcast: LandmarkBroadcast, items: Tensor, segments: Tensor) -> Tensor:
         tables = torch.arange(broadcast.weights.shape[1], device=items.device) * broadcast.items.shape[0]
         own = functional.embedding_bag(
             items[:, None] + tables, broadcast.offsets, mode="sum", per_sample_weights=broadcast.weights[segments]
         )
         return super().table_rows(broadcast, items, segments) + own
 
-    def penalty(self, base: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: Kept) -> Tensor:
-        pulled = base.new_zeros(client_state.private.shape[0]).index_add(0, segments, delta.square().sum(1))
+    def penalty(
+        self, received: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: ClientState
+    ) -> Tensor:
+        pulled = received.new_zeros(client_state.private.shape[0]).index_add(0, segments, delta.square().sum(1))
         return pulled * float(self.settings.graph.guidance)
 
-    def contributes_to(self, broadcast: Guided, rows: Rows, client_state: Kept) -> Tensor:
+    def contributes_to(self, broadcast: LandmarkBroadcast, rows: Rows, client_state: ClientState) -> Tensor:
         return broadcast.weights.argmax(1)
 
-    def report(self, broadcast: Guided, rows: Rows, client_state: Kept, key: Key) -> Tensor:
+    def report(self, broadcast: LandmarkBroadcast, rows: Rows, client_state: ClientState, key: Key) -> Tensor:
         own = self.table_rows(broadcast, rows.items, rows.segments) + client_state.rows
         mean = segment_sum(own, rows.segments, rows.n_users) / rows.counts.clamp(min=1)[:, None]
-        keys = key.fold("report").spread(rows.users)
-        return protect(mean[:, None], self.settings.privacy, fold_in(keys[:, None], torch.zeros_like(keys[:1])))
+        return mean[:, None]
 
-    def server(self, state: Graphed, phase: str, aggregate: Aggregate, key: Key) -> Graphed:
+    def server(self, state: LandmarkState, phase: str, aggregate: Aggregate, key: Key) -> LandmarkState:
         graph = self.settings.graph
         if aggregate.reports is not None and aggregate.report_users is not None:
             state.reports[aggregate.report_users] = aggregate.reports
@@ -131,13 +133,12 @@ class GPFedRec(PFedRec):
         _, landmarks = cohort.cluster(state.reports[:, 0], graph.n_landmarks, state.landmarks, key.fold("graph"))
         return replace(state, landmarks=landmarks)
 
-    def scores(self, broadcast: Guided, rows: Rows, client_state: Kept) -> Tensor:
-        scores = super().scores(broadcast, rows, client_state)
-        for weights, offsets in zip(
-            broadcast.weights.T, broadcast.offsets.split(broadcast.items.shape[0]), strict=True
-        ):
-            scores.addcmul_(weights[:, None], client_state.private[:, :-1] @ offsets.T)
+    def scores(self, broadcast: LandmarkBroadcast, rows: Rows, client_state: ClientState) -> Tensor:
+        scores, own = super().scores(broadcast, rows, client_state), client_state.private[:, :-1]
+        tables = broadcast.offsets.split(broadcast.items.shape[0])
+        for weights, offsets in zip(broadcast.weights.T, tables, strict=True):
+            scores.addcmul_(weights[:, None], own @ offsets.T)
         return scores
 
-    def embedding(self, broadcast: Any, rows: Rows, client_state: Kept) -> Embedding:
-        return replace(super().embedding(broadcast, rows, client_state), groups=broadcast.weights.argmax(1))
+    def embedding(self, broadcast: LandmarkBroadcast, rows: Rows, client_state: ClientState) -> Embedding:
+        return Embedding(client_state.private[:, :-1], broadcast.items, broadcast.weights.argmax(1))

@@ -6,24 +6,12 @@ service does not hold. It publishes sums per token, which each client translates
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import choose
 from perfedrec.nn.propagation import Bipartite
-
-
-@dataclass(frozen=True)
-class Service:
-    """What the service holds: ``reports`` [n, L, d] the last protected vectors of each user, layers 0 and 1;
-    the ``graph`` of all users and tokens; ``start`` [n, d] pre-trained vectors on offer to the users."""
-
-    reports: Tensor
-    graph: Bipartite | None = None
-    start: Tensor | None = None
 
 
 def tokens(n_items: int, key: Key) -> Tensor:

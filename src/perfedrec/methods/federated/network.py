@@ -1,142 +1,131 @@
-"""The recommendation network on a client: attribute crossing, propagation on the star graph, and its final vectors."""
+"""The recommendation network on a client: attribute crossing, propagation on the star graph, and its ranking loss."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from perfedrec.core.keys import Key
+from perfedrec.core.sampling import paired, ranks
 from perfedrec.core.types import Rows, Spec
-from perfedrec.methods.federated.settings import ClientSettings, ModelSettings
+from perfedrec.methods.federated.local import Parameters
+from perfedrec.methods.federated.settings import ClientSettings
+from perfedrec.methods.federated.state import GraphBroadcast
+from perfedrec.nn import losses
 from perfedrec.nn.crossing import Crossing
+from perfedrec.nn.flat import apply_per_client
 from perfedrec.nn.propagation import Star, lightgcn_star, spectral_star
-from perfedrec.nn.segments import by_length
+from perfedrec.nn.segments import dot, expand, segment_sum
+from perfedrec.privacy.labels import Labels
+
+Finish = Callable[[Tensor], Tensor]
+"""Brings vectors [..., d] to the form whose products are scores."""
+
+
+def finish(vectors: Tensor, similarity: Literal["inner", "cosine"]) -> Tensor:
+    """Unit length where scores are cosines."""
+    return functional.normalize(vectors, dim=-1) if similarity == "cosine" else vectors
 
 
 @dataclass(frozen=True)
-class Broadcast:
-    """What clients receive.
-
-    ``items`` [m, d] the global table; ``degrees`` [m]; ``groups`` [B] the users' clusters, -1 for newcomers;
-    ``offsets`` [K m, d] the cluster models as differences from the global table (a client receives its own cluster's
-    alone); ``dense`` [D] shared weights of the attribute networks; ``item_attributes`` [m, F]; ``tokens`` [m] names
-    of the items towards the neighbourhood service; ``neighbours`` [2, m, d] neighbour sums for users and for items;
-    ``start`` [B, d] pre-trained user vectors for those who have not trained yet; ``lift`` how much longer than
-    ``sum_i c_ui q_i`` a user's vector starts, after spectral pre-training; ``pretrained`` [m, d] the singular vectors
-    that it ended with; ``trained`` whether anything has been trained since: until then the pre-trained model
-    recommends alone; ``centroids`` [K, d] to which newcomers assign themselves, and all clients where their vectors
-    stay with them, and ``tally`` whether they contribute to them.
-    """
-
-    items: Tensor
-    degrees: Tensor
-    groups: Tensor = field(metadata={"per": "user"})
-    offsets: Tensor | None = field(default=None, metadata={"per": "group"})
-    dense: Tensor | None = None
-    item_attributes: Tensor | None = None
-    tokens: Tensor | None = None
-    neighbours: Tensor | None = None
-    start: Tensor | None = field(default=None, metadata={"per": "user"})
-    lift: float | None = None
-    pretrained: Tensor | None = None
-    trained: bool = True
-    centroids: Tensor | None = None
-    tally: bool = False
-
-    def download_bytes(self, together: bool = False) -> int:
-        """Bytes that one client receives: whole tables, because asking for rows would tell which items it has; or those
-        that all users of the view receive ``together``, on one node."""
-        shared = (self.items, self.degrees, self.dense, self.item_attributes, self.neighbours, self.pretrained)
-        size = sum(4 * table.numel() for table in shared if table is not None)
-        if self.centroids is not None and self.offsets is not None:  # nobody may know which cluster a client has
-            size += 4 * (self.offsets.numel() + self.centroids.numel())
-        elif self.offsets is not None:
-            size += 4 * self.items.numel() * (self.groups.unique().numel() if together else 1)
-        if self.start is not None:
-            size += 4 * (self.start.numel() if together else self.start.shape[1])
-        return size
-
-    def table_rows(self, items: Tensor, groups: Tensor) -> Tensor:
-        """[T, d] rows of ``items`` [T] in the models of the clusters ``groups`` [T]."""
-        rows = self.items.index_select(0, items)
-        if self.offsets is None:
-            return rows
-        return rows.add_(self.offsets.index_select(0, groups * self.items.shape[0] + items))
-
-
 class Network:
-    """Layer 0 with attributes, propagation, and normalisation, for any number of clients at once."""
+    """Layer 0 with attributes and propagation over ``n_layers`` layers, for any number of clients at once.
 
-    def __init__(self, model: ModelSettings, client: ClientSettings) -> None:
-        self.model = model
-        self.cosine = client.similarity == "cosine"
+    ``crossing`` tells whether attributes are embedded and crossed (PerFedRec, section 3.2)."""
 
-    def init(self, spec: Spec, key: Key) -> Tensor | None:
+    embedding_dim: int
+    n_layers: int
+    encoder: Literal["lightgcn", "spectral"] = "lightgcn"
+    crossing: bool = False
+
+    def init(self, spec: Spec, key: Key, scale: float) -> Tensor | None:
         """[D] first weights of the attribute networks, ``None`` where there are no attributes."""
         nets = self._nets(spec.n_user_attributes, spec.item_attributes)
-        weights = [net.init(key.fold(side), self.model.init_scale) for side, net in enumerate(nets) if net is not None]
+        weights = [net.init(key.fold(side), scale) for side, net in enumerate(nets) if net is not None]
         return torch.cat(weights) if weights else None
 
     def _nets(self, n_user_attributes: int, item_attributes: Tensor | None) -> tuple[Crossing | None, Crossing | None]:
-        if not self.model.attributes:
+        if not self.crossing:
             return None, None
-        dim = self.model.embedding_dim
-        user = Crossing(n_user_attributes, dim) if n_user_attributes else None
-        item = Crossing(item_attributes.shape[1], dim) if item_attributes is not None else None
+        user = Crossing(n_user_attributes, self.embedding_dim) if n_user_attributes else None
+        item = Crossing(item_attributes.shape[1], self.embedding_dim) if item_attributes is not None else None
         return user, item
 
-    def layer0(
+    def users0(self, rows: Rows, vectors: Tensor, dense: Tensor | None) -> Tensor:
+        """[B, d] the users' layer-0 vectors. ``dense`` is [B, D] where each client has weights of its own, and [1, D]
+        where all share them."""
+        net, _ = self._nets(0 if rows.attributes is None else rows.attributes.shape[1], None)
+        if dense is None or net is None or rows.attributes is None:
+            return vectors
+        weights = dense[:, : net.size].expand(rows.n_users, -1)
+        return net(weights, vectors[:, None], rows.attributes[:, None]).squeeze(1)
+
+    def items0(
         self,
-        broadcast: Broadcast,
-        rows: Rows,
-        vectors: Tensor,
+        attributes: Tensor | None,
         table: Tensor,
         items: Tensor,
-        segments: Tensor | None,
         dense: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Layer-0 vectors of users [B, d] and of item rows [T, d].
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """[T, d] layer-0 vectors of item rows: ``table`` [T, d] holds the rows of ``items`` [T]. Where each client has
+        weights ``dense`` [B, D] of its own, ``segments`` [T] name the client of a row; else ``dense`` is [1, D]."""
+        _, net = self._nets(0, attributes)
+        if dense is None or net is None or attributes is None:
+            return table
+        weights, own = dense[:, -net.size :], attributes[items]
+        if segments is None:
+            return net(weights, table[None], own[None]).squeeze(0)
 
-        ``table`` [T, d] holds the rows of ``items`` [T]. ``dense`` is [B, D] where each client has weights of its own
-        (``segments`` [T] then names the client of a row) and [1, D] where all share them.
-        """
-        n_user_attributes = 0 if rows.attributes is None else rows.attributes.shape[1]
-        user_net, item_net = self._nets(n_user_attributes, broadcast.item_attributes)
-        if dense is None:
-            return vectors, table
-        if user_net is not None and rows.attributes is not None:
-            weights = dense[:, : user_net.size].expand(rows.n_users, -1)
-            vectors = user_net(weights, vectors[:, None], rows.attributes[:, None]).squeeze(1)
-        if item_net is not None and broadcast.item_attributes is not None:
-            weights, attributes = dense[:, -item_net.size :], broadcast.item_attributes[items]
-            if segments is None:
-                table = item_net(weights, table[None], attributes[None]).squeeze(0)
-            else:
-                table = _per_client(item_net, weights, table, attributes, segments)
-        return vectors, table
+        def cross(clients: Tensor, padded: Sequence[Tensor]) -> Tensor:
+            return net(weights[clients], padded[0], padded[1])
 
-    def star(self, broadcast: Broadcast, rows: Rows) -> Star:
-        """The propagation of the block's users, with what they were given."""
-        if self.model.encoder == "spectral":
+        return apply_per_client(cross, [table, own], segments, weights.shape[0]) if items.numel() else table
+
+    def star(self, broadcast: GraphBroadcast, rows: Rows) -> Star:
+        """The propagation of the block's users, with what they received."""
+        if self.encoder == "spectral":
             return spectral_star(rows, broadcast.degrees)
-        return lightgcn_star(rows, broadcast.degrees, broadcast.neighbours, self.model.n_layers)
-
-    def finish(self, vectors: Tensor) -> Tensor:
-        """Unit length where scores are cosines."""
-        return functional.normalize(vectors, dim=-1) if self.cosine else vectors
+        return lightgcn_star(rows, broadcast.degrees, broadcast.neighbours, self.n_layers)
 
 
-def _per_client(net: Crossing, weights: Tensor, table: Tensor, attributes: Tensor, segments: Tensor) -> Tensor:
-    """Apply each client's own network to its rows: jagged rows are padded to [C, L] and taken out again."""
-    results, places = [], []
-    for members, where, owner, slot in by_length(segments, weights.shape[0]):
-        size = (members.numel(), int(slot.max()) + 1)
-        padded = table.new_zeros(*size, table.shape[1]).index_put((owner, slot), table[where])
-        given = attributes.new_zeros(*size, attributes.shape[1])
-        given[owner, slot] = attributes[where]
-        results.append(net(weights[members], padded, given)[owner, slot])
-        places.append(where)
-    return torch.cat(results)[torch.cat(places).argsort()] if results else table
+def ranking_loss(
+    client: ClientSettings,
+    labels: Labels,
+    finish: Finish,
+    parameters: Parameters,
+    user: Tensor,
+    context: Tensor,
+    up: Tensor,
+    down: Tensor,
+) -> Tensor:
+    """[B] each client's ranking loss, by the vectors before ``finish``.
+
+    ``user`` [B, d]; ``context`` [P, d] the user's vector that each positive is scored against; ``up`` [P, d] and
+    ``down`` [N, d] of positive and negative items; ``parameters`` are what L2 is taken of.
+    """
+    rows, owners = labels.rows, labels.owners
+    up, down, context = finish(up), finish(down), finish(context)
+    positive = dot(context, up)
+    if client.loss == "bpr":
+        segments = rows.segments
+        if owners.numel() < rows.items.numel():  # somebody has nearly all items: fewer negatives than positives
+            pairs, others = paired(rows, owners)
+            context, positive, down = context[pairs], positive[pairs], expand(down, others)
+            segments = segments[pairs]
+        result = losses.bpr(positive, dot(context, down), segments, rows.n_users)
+    else:
+        flat, places = dot(expand(finish(user), owners), down), (owners, ranks(owners, rows.n_users))
+        shared = flat.new_full((rows.n_users, client.n_negatives), -torch.inf).index_put(places, flat)
+        result = losses.sampled_softmax(positive, shared, rows.segments, client.temperature)
+    if client.l2:
+        squares = segment_sum(parameters.positives.square().sum(1), rows.segments, rows.n_users)
+        squares = squares + parameters.private.square().sum(1)
+        squares = squares + segment_sum(parameters.negatives.square().sum(1), owners, rows.n_users)
+        result = result + 0.5 * client.l2 * squares
+    return result

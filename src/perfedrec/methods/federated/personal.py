@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import draw_outside, paired
 from perfedrec.core.types import Rows
-from perfedrec.methods.federated.network import Broadcast, Network
+from perfedrec.methods.federated.network import Finish, Network
+from perfedrec.methods.federated.state import PerFedRecBroadcast
 from perfedrec.nn import losses
 from perfedrec.nn.propagation import spectral_star
 from perfedrec.nn.segments import dot, expand
@@ -44,20 +45,28 @@ class Mixture:
     """
 
     def __init__(
-        self, network: Network, broadcast: Broadcast, rows: Rows, vectors: Tensor, fine_tuned: Tensor, mix: Tensor
+        self,
+        network: Network,
+        finish: Finish,
+        broadcast: PerFedRecBroadcast,
+        rows: Rows,
+        vectors: Tensor,
+        fine_tuned: Tensor,
+        mix: Tensor,
     ) -> None:
         self.broadcast, self.rows, self.mix = broadcast, rows, mix
         self.every = torch.arange(broadcast.items.shape[0], device=broadcast.items.device)
         star, one = network.star(broadcast, rows), vectors.new_ones(rows.n_users, 1)
-        bare, dense = replace(rows, attributes=None), None if broadcast.dense is None else broadcast.dense[None]
+        dense = None if broadcast.dense is None else broadcast.dense[None]
+        first = network.users0(rows, vectors, dense)
 
         def part(own: Tensor, table: Callable[[Tensor, Tensor], Tensor]) -> Part:
             def items(which: Tensor, groups: Tensor) -> Tensor:
-                _, layer0 = network.layer0(broadcast, bare, vectors, table(which, groups), which, None, dense)
-                return network.finish(star.items(layer0, which))
+                layer0 = network.items0(broadcast.item_attributes, table(which, groups), which, dense)
+                return finish(star.items(layer0, which))
 
-            first, crossed = network.layer0(broadcast, rows, vectors, own, rows.items, None, dense)
-            return Part(star.edge, crossed, star.users(first, crossed, rows.segments), network.finish, items, one)
+            crossed = network.items0(broadcast.item_attributes, own, rows.items, dense)
+            return Part(star.edge, crossed, star.users(first, crossed, rows.segments), finish, items, one)
 
         def everybodys(which: Tensor, groups: Tensor) -> Tensor:
             return broadcast.items.index_select(0, which)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from perfedrec.core.types import Embedding, Rows
-from perfedrec.methods.federated.base import Federated, Kept
+from perfedrec.methods.federated.base import B, C, Federated, S
 from perfedrec.nn.segments import dot
 
 
-class PFedRec(Federated):
+class PFedRec(Federated[S, B, C]):
     """No user vectors: each client has a score function of its own, ``s_ui = w_u . q_i + b_u``, and fine-tunes the
     shared item vectors with it; the server averages what becomes of them (section 4).
 
@@ -31,5 +29,5 @@ class PFedRec(Federated):
     def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
         return torch.addmm(private[:, -1:], private[:, :-1], items.T)
 
-    def embedding(self, broadcast: Any, rows: Rows, client_state: Kept) -> Embedding:
+    def embedding(self, broadcast: B, rows: Rows, client_state: C) -> Embedding | None:
         return Embedding(client_state.private[:, :-1], broadcast.items)

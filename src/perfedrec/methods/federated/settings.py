@@ -1,4 +1,4 @@
-"""Typed settings of PerFedRec and PerFedRec++, one record per part. Each option changes the result."""
+"""Typed settings of federated methods, one record per part. Each option changes the result."""
 
 from __future__ import annotations
 
@@ -100,6 +100,80 @@ class SelectionSettings(Settings):
     )
 
 
+class TableSettings(Settings):
+    """The shared table."""
+
+    embedding_dim: int = Field(64, ge=1, description="d, the length of item vectors")
+    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
+
+
+class LocalSettings(Settings):
+    """The clients' local training."""
+
+    learning_rate: float = Field(10.0, gt=0, description="step of the item rows (SGD on the sum over labels)")
+    user_learning_rate: float = Field(0.02, ge=0, description="step of what the client keeps (Adam, its state stays)")
+    dense_learning_rate: float = Field(
+        0.1, ge=0, description="step of a shared network (SGD on the mean over a client's labels)"
+    )
+    local_steps: int = Field(2, ge=1, description="E, local steps a round")
+
+
+class FederatedSettings(Settings):
+    """Options of every method of this kind."""
+
+    model: TableSettings = TableSettings()
+    client: LocalSettings = LocalSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    server: ServerSettings = ServerSettings()
+    selection: SelectionSettings = SelectionSettings()
+
+    @model_validator(mode="after")
+    def _uncounted(self) -> Self:
+        check_weights(self.privacy, self.server)
+        return self
+
+
+class FactorSettings(Settings):
+    """User and item vectors."""
+
+    embedding_dim: int = Field(64, ge=1, description="d, the length of user and item vectors")
+    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
+
+
+class FedMFSettings(Settings):
+    """Options of FedMF."""
+
+    model: FactorSettings = FactorSettings()
+    client: ClientSettings = ClientSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    server: ServerSettings = ServerSettings()
+    selection: SelectionSettings = SelectionSettings()
+
+    @model_validator(mode="after")
+    def _withheld(self) -> Self:
+        check_weights(self.privacy, self.server)
+        return self
+
+
+class NeighbourSettings(FactorSettings):
+    """Vectors and their propagation over the expanded graph."""
+
+    n_layers: int = Field(2, ge=1, description="K, propagation layers")
+    refresh_every: int = Field(5, ge=1, description="rounds between two expansions of the graph")
+    neighbours: Literal[True] = Field(True, description="neighbour expansion, which is the method")
+
+
+class FedGNNSettings(FedMFSettings):
+    """Options of FedGNN."""
+
+    model: NeighbourSettings = NeighbourSettings()
+
+    @model_validator(mode="after")
+    def _two_layers(self) -> Self:
+        check_layers(self.privacy, self.model.n_layers)
+        return self
+
+
 class PersonalSettings(Settings):
     """The personal model: a weighted mean of the scores of several models."""
 
@@ -154,8 +228,7 @@ class PerFedRecSettings(Settings):
 
     @model_validator(mode="after")
     def _withheld(self) -> Self:
-        if self.privacy.randomised_response and self.server.weighting != "uniform":
-            raise ValueError("privacy.randomised_response hides a client's items; expected server.weighting = uniform")
+        check_weights(self.privacy, self.server)
         if not self.privacy.sums:
             return self
         how = f"privacy.aggregation = {self.privacy.aggregation}"
@@ -165,8 +238,26 @@ class PerFedRecSettings(Settings):
             )
         if self.pretraining.cluster_passes:
             raise ValueError(f"{how} withholds the vectors that pretraining.cluster_passes needs; expected 0")
-        if self.model.neighbours and self.model.encoder == "lightgcn" and self.model.n_layers > 2:
-            raise ValueError(f"{how} gives neighbour sums for at most two layers; expected model.n_layers <= 2")
-        if self.server.weighting != "uniform":
-            raise ValueError(f"{how} hides how many interactions a client has; expected server.weighting = uniform")
+        if self.model.neighbours and self.model.encoder == "lightgcn":
+            check_layers(self.privacy, self.model.n_layers)
         return self
+
+
+def check_weights(privacy: PrivacySettings, server: ServerSettings) -> None:
+    """Refuse weights by numbers of interactions where privacy hides these."""
+    if privacy.randomised_response and server.weighting != "uniform":
+        raise ValueError("privacy.randomised_response hides a client's items; expected server.weighting = uniform")
+    if privacy.sums and server.weighting != "uniform":
+        raise ValueError(
+            f"privacy.aggregation = {privacy.aggregation} hides how many interactions a client has; expected "
+            "server.weighting = uniform"
+        )
+
+
+def check_layers(privacy: PrivacySettings, n_layers: int) -> None:
+    """Refuse more layers of neighbour sums than clients can contribute to."""
+    if privacy.sums and n_layers > 2:
+        raise ValueError(
+            f"privacy.aggregation = {privacy.aggregation} gives neighbour sums for at most two layers; expected "
+            "model.n_layers <= 2"
+        )

@@ -1,23 +1,137 @@
-"""What clients contribute to sums where their vectors do not leave them: clusters and neighbour sums.
+"""Clients that contribute to sums alone: no vector and no edge leaves them.
 
-Both are the computations of :mod:`perfedrec.methods.federated.cohort` and :mod:`perfedrec.methods.federated.neighbourhood`, written so
-that nobody but the client itself needs its vector or its items.
+They assign themselves to clusters, and add to their items' neighbour sums what has changed since they last did. These
+are the computations of :mod:`perfedrec.methods.federated.cohort` and
+:mod:`perfedrec.methods.federated.neighbourhood`, written so that nobody but the client itself needs its vector or its
+items. The counterpart is :mod:`perfedrec.methods.federated.reporting`.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from perfedrec.core.aggregate import Aggregate, from_fixed
+from perfedrec.core.algorithm import TRAIN, Phase
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Rows
-from perfedrec.methods.federated import cohort
+from perfedrec.core.types import Rows, Spec, Update
+from perfedrec.methods.federated import cohort, neighbourhood
+from perfedrec.methods.federated.phases import DEGREES, JOIN
+from perfedrec.methods.federated.state import GraphBroadcast, GraphClient, GraphState
 from perfedrec.nn.propagation import edge_weights
 from perfedrec.nn.segments import dot
+from perfedrec.privacy.labels import Labels
 
-SHARE = 0.25  # length of a client's part in the clusters' sums, as a share of the bound on all that it sends
-FEWEST = 0.01  # share of the clients; the sums of a cluster with less tell nothing, under noise
+if TYPE_CHECKING:
+    from perfedrec.methods.federated.graph import GraphMethod
+
+SHARE = 0.25  # length of a client's part in the clusters' sums, as a share of the bound on all that it hands over
+FEWEST = 0.01  # share of the clients; the sums of a cluster with fewer tell nothing, under noise
+
+
+class Summing:
+    """How the clients of ``method`` hand over what is not a change of the model: as parts of sums."""
+
+    phases: tuple[Phase, ...] = (DEGREES,)
+
+    def __init__(self, method: GraphMethod[Any, Any, Any]) -> None:
+        self.method = method
+
+    @property
+    def n_summed(self) -> int:
+        """L, user layers whose neighbour sums clients contribute to."""
+        return self.method.n_reported if self.method.neighbours else 0
+
+    def labelled(self, rows: Rows, n_items: int, client_state: GraphClient, key: Key) -> Rows:
+        """The items that clients contribute with: their own, for nobody sees which these are."""
+        return rows
+
+    def tokens(self, spec: Spec, key: Key) -> Tensor | None:
+        """There is no service, and so nothing to be named."""
+        return None
+
+    def join(
+        self, broadcast: GraphBroadcast, rows: Rows, client_state: GraphClient, key: Key
+    ) -> tuple[Update, GraphClient]:
+        """Once, before training: a first part in the neighbour sums."""
+        client_state = self.method.init_new_user(broadcast, rows, client_state)
+        layers = self.method.layers(broadcast, rows, client_state.private)
+        update = Update(
+            users=rows.users,
+            groups=broadcast.groups,
+            weights=cohort.weights(rows, self.method.settings.server),
+            segments=rows.segments.repeat(self.n_summed),
+            items=rows.items.repeat(self.n_summed),
+            deltas=neighbour_rows(rows, broadcast.degrees, layers),
+            tables=self._tables(broadcast, rows),
+        )
+        return update, replace(client_state, sent=layers)
+
+    def _tables(self, broadcast: GraphBroadcast, rows: Rows) -> Tensor:
+        """[R L] the tables of the rows of neighbour sums: those after the models' tables."""
+        first = self.method.n_models_of(broadcast)
+        numbers = torch.arange(first, first + self.n_summed, device=rows.items.device)
+        return numbers.repeat_interleave(rows.items.numel())
+
+    def hand_over(
+        self, update: Update, broadcast: GraphBroadcast, rows: Rows, labels: Labels, client_state: GraphClient
+    ) -> tuple[Update, GraphClient]:
+        """With parts in the clusters' sums and in the neighbour sums. A client that has taken part in as many rounds as
+        it may hands over zeros."""
+        centroids = self.method.clustering(broadcast)
+        if not self.n_summed and centroids is None:
+            return update, client_state
+        layers, cap = self.method.layers(broadcast, rows, client_state.private), self._cap(client_state)
+        if self.n_summed and cap is not None:  # the part of an idle client stays what it was
+            layers = torch.where(cap[:, None, None], layers, client_state.sent)
+        if centroids is not None:
+            length = SHARE * (self.method.settings.privacy.clip or 1.0)
+            part = cluster_stats(layers.mean(1), broadcast.groups, centroids.shape[0], length)
+            part = part if cap is None else part * cap[:, None].to(part.dtype)
+            update = replace(update, dense=part if update.dense is None else torch.cat([update.dense, part], dim=1))
+        if self.n_summed:
+            update = self._with_neighbours(update, broadcast, rows, layers - client_state.sent)
+            client_state = replace(client_state, sent=layers)
+        return update, client_state
+
+    def _cap(self, client_state: GraphClient) -> Tensor | None:
+        """[B] who may still take part."""
+        cap = self.method.settings.selection.max_participations
+        return None if cap is None else client_state.participations <= cap
+
+    def _with_neighbours(self, update: Update, broadcast: GraphBroadcast, rows: Rows, change: Tensor) -> Update:
+        """With what the users' layers, which ``change`` [B, L, d], add to neighbour sums."""
+        segments, items, deltas = update.segments, update.items, update.deltas
+        assert segments is not None
+        assert items is not None
+        assert deltas is not None
+        return replace(
+            update,
+            tables=torch.cat([update.groups[segments], self._tables(broadcast, rows)]),
+            segments=torch.cat([segments, rows.segments.repeat(self.n_summed)]),
+            items=torch.cat([items, rows.items.repeat(self.n_summed)]),
+            deltas=torch.cat([deltas, neighbour_rows(rows, broadcast.degrees, change)]),
+        )
+
+    def take_sums(self, state: GraphState, phase: str, aggregate: Aggregate) -> Aggregate:
+        """Take the neighbour sums out of the tables of an aggregate, into the state."""
+        if state.summed is None or phase not in (JOIN.name, TRAIN.name) or not aggregate.clients:
+            return aggregate
+        start = self.method.n_models(state) * aggregate.n_items
+        place = int(torch.searchsorted(aggregate.keys, start))
+        state.summed.flatten(0, 1).index_add_(0, aggregate.keys[place:] - start, from_fixed(aggregate.sums[place:]))
+        return replace(aggregate, keys=aggregate.keys[:place], sums=aggregate.sums[:place])
+
+    def publish(self, state: Any, key: Key) -> Any:
+        """What a service would give out every few rounds: neighbour sums and a clustering."""
+        trained = self.method.trained(state)
+        if state.summed is not None and self.method.refreshes(trained):
+            state = replace(state, neighbours=neighbourhood.published(list(state.summed.unbind(0))))
+        return self.method.cluster_by_sums(state, trained, key)
 
 
 def first_centroids(items: Tensor, n_clusters: int, key: Key) -> Tensor:
@@ -33,7 +147,7 @@ def assign(centroids: Tensor, vectors: Tensor) -> Tensor:
     return nearness.argmax(1)
 
 
-def tallies(vectors: Tensor, groups: Tensor, n_clusters: int, length: float) -> Tensor:
+def cluster_stats(vectors: Tensor, groups: Tensor, n_clusters: int, length: float) -> Tensor:
     """[B, K (d + 1)] each client's part in its cluster's sums: its direction and a count, together of that length."""
     own: Tensor = functional.pad(functional.normalize(vectors, dim=1), (0, 1), value=1.0) * (length * 0.5**0.5)
     table = own.new_zeros(own.shape[0], n_clusters, own.shape[1])
@@ -41,17 +155,17 @@ def tallies(vectors: Tensor, groups: Tensor, n_clusters: int, length: float) -> 
     return table.flatten(1)
 
 
-def recentre(centroids: Tensor, tally: Tensor) -> tuple[Tensor, Tensor]:
-    """The means [K, d] of the clusters' sums ``tally`` [K, d + 1], and the clusters' shares [K] of the clients.
+def recentre(centroids: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
+    """The means [K, d] of the clusters' sums ``stats`` [K, d + 1], and the clusters' shares [K] of the clients.
 
-    A cluster with hardly a member keeps its centroid (one step of Lloyd's algorithm on the clients heard since the
-    last one).
+    A cluster with hardly a member keeps its centroid. This is one step of Lloyd's algorithm on the clients that took
+    part since the last one.
     """
-    counts = tally[:, -1].clamp(min=0)
+    counts = stats[:, -1].clamp(min=0)
     shares = counts / counts.sum().clamp(min=1e-12)
-    heard = shares > FEWEST
-    means = tally[:, :-1] / torch.where(heard, counts, 1.0)[:, None]
-    return torch.where(heard[:, None], means, centroids), shares.clamp(min=FEWEST)
+    known = shares > FEWEST
+    means = stats[:, :-1] / torch.where(known, counts, 1.0)[:, None]
+    return torch.where(known[:, None], means, centroids), shares.clamp(min=FEWEST)
 
 
 def neighbour_rows(rows: Rows, degrees: Tensor, change: Tensor) -> Tensor:

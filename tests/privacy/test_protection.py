@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from perfedrec.core.aggregate import FIXED_POINT, from_fixed, reduce
+from perfedrec.core.algorithm import Phase
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Update
+from perfedrec.privacy.protection import Protection, joint_norms
 from perfedrec.privacy.settings import PrivacySettings
-from perfedrec.privacy.uploads import (
-    aborted,
-    as_seen,
-    bounded,
-    joint_norms,
-    protect,
-    released,
-)
+
+SPECTRAL = Phase("spectral", noise="spectral")
+
+
+def protection(options: PrivacySettings) -> Protection:
+    return Protection(options, [SPECTRAL])
 
 
 def privacy(**changes: Any) -> PrivacySettings:
@@ -52,7 +52,7 @@ def test_the_bound_holds_exactly_for_the_numbers_that_are_summed(
     norm: str, phase: str, scale: float, clip: float, dim: int, seed: int
 ) -> None:
     options = privacy(norm=norm, clip=clip, aggregation="dense", noise={"spectral": 1.0})
-    sent = bounded(update(3, 4, dim, scale, seed), options, phase)
+    sent = protection(options).clip_update(phase, update(3, 4, dim, scale, seed))
     assert sent.deltas is not None
     assert sent.dense is not None
     bound = Fraction(clip if phase == "train" else 1.0)
@@ -69,14 +69,16 @@ def test_the_bound_holds_exactly_for_the_numbers_that_are_summed(
 def test_short_uploads_are_left_alone_in_training_and_lengthened_before() -> None:
     before = update(3, 4, 2, 0.001, 0)
     options = privacy(noise={"spectral": 1.0})
-    after = bounded(before, options, "train")
+    after = protection(options).clip_update("train", before)
     assert after.deltas is not None
     assert torch.allclose(after.deltas, before.deltas, atol=1e-9)
-    lengthened = bounded(before, options, "spectral")
+    lengthened = protection(options).clip_update("spectral", before)
     assert torch.allclose(joint_norms(lengthened, "l2"), torch.ones(3, dtype=torch.float64), atol=1e-5)
-    nothing = bounded(replace(before, deltas=torch.zeros(12, 2), dense=torch.zeros(3, 3)), options, "spectral")
+    nothing = protection(options).clip_update(
+        "spectral", replace(before, deltas=torch.zeros(12, 2), dense=torch.zeros(3, 3))
+    )
     assert not nothing.deltas.any()
-    assert bounded(before, PrivacySettings(), "train") is before
+    assert protection(PrivacySettings()).clip_update("train", before) is before
 
 
 def test_noise_is_on_every_row_and_no_weight_is_told() -> None:
@@ -84,7 +86,7 @@ def test_noise_is_on_every_row_and_no_weight_is_told() -> None:
     sent = update(40, 3, 4, 0.01, 1)
     noise = []
     for seed in range(30):
-        total = released(reduce(sent, 20, 2), options, "train", 40, Key(seed))
+        total = protection(options).add_noise("train", reduce(sent, 20, 2), 40, Key(seed))
         assert total.keys.tolist() == list(range(40))
         assert not total.weights.any()
         noise.append(torch.cat([from_fixed(total.sums).reshape(-1), from_fixed(total.dense)]))
@@ -109,7 +111,7 @@ def test_shares_of_parts_of_a_cohort_make_up_the_noise_of_the_whole() -> None:
                 sent.items[mine],
                 sent.deltas[mine],
             )
-            parts.append(released(reduce(part, 20, 1), options, "train", 40, Key(seed).fold("part", start)))
+            parts.append(protection(options).add_noise("train", reduce(part, 20, 1), 40, Key(seed).fold("part", start)))
         errors.append(from_fixed((parts[0] + parts[1]).sums))
     assert stats.kstest(torch.stack(errors).double().numpy().reshape(-1), stats.norm(scale=0.5).cdf).pvalue > 1e-3
 
@@ -117,10 +119,10 @@ def test_shares_of_parts_of_a_cohort_make_up_the_noise_of_the_whole() -> None:
 def test_dense_uploads_carry_their_own_noise_on_every_row() -> None:
     options = privacy(aggregation="dense", norm="l1", noise={"training": 0.5})
     sent = replace(update(30, 3, 4, 0.0, 1), dense=None)
-    seen = as_seen(sent, options, "train", 20, Key(3))
+    seen = protection(options).as_seen("train", sent, 20, Key(3))
     assert seen.shape == (30, 20, 4)
     assert stats.kstest(seen.double().numpy().reshape(-1), stats.laplace(scale=0.5).cdf).pvalue > 1e-3
-    total = released(reduce(sent, 20, 1), options, "train", 30, Key(4))
+    total = protection(options).add_noise("train", reduce(sent, 20, 1), 30, Key(4))
     reference = seen.sum(0).double().numpy().reshape(-1)
     assert stats.ks_2samp(from_fixed(total.sums).double().numpy().reshape(-1), reference).pvalue > 1e-3
 
@@ -136,13 +138,13 @@ def test_dense_uploads_carry_their_own_noise_on_every_row() -> None:
     ],
 )
 def test_sums_of_too_few_are_given_up(options: dict[str, Any], clients: int, expected: bool) -> None:
-    assert aborted(clients, privacy(**options), "train", 100) == expected
+    assert protection(privacy(**options)).aborted("train", clients, 100) == expected
 
 
 def test_opendp_draws_for_single_uploads_as_well() -> None:
     values = torch.full((40, 50), 3.0)
     asked = privacy(clip=0.5, norm="coordinate", noise_scale=0.2, noise_source="opendp", aggregation="sparse")
-    one, two = (protect(values, asked, Key(0).spread(torch.arange(40))) for _ in range(2))
+    one, two = (protection(asked).protect(values, Key(0).spread(torch.arange(40))) for _ in range(2))
     assert not torch.equal(one, two)  # no key gives it away
     assert stats.kstest((one - 0.5).reshape(-1).double().numpy(), stats.laplace(scale=0.2).cdf).pvalue > 1e-3
-    assert protect(values[:0], asked, Key(0).spread(torch.arange(0))).shape == (0, 50)
+    assert protection(asked).protect(values[:0], Key(0).spread(torch.arange(0))).shape == (0, 50)

@@ -1,0 +1,357 @@
+"""What methods share whose clients propagate vectors: on their own star graph, and on sums of their neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from perfedrec.core.aggregate import Aggregate
+from perfedrec.core.algorithm import TRAIN, Phase
+from perfedrec.core.keys import Key
+from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update
+from perfedrec.methods.federated import neighbourhood
+from perfedrec.methods.federated.base import LocalBatch
+from perfedrec.methods.federated.fedmf import FedMF
+from perfedrec.methods.federated.local import Parameters
+from perfedrec.methods.federated.network import Network, ranking_loss
+from perfedrec.methods.federated.phases import DEGREES, JOIN, SPECTRAL
+from perfedrec.methods.federated.reporting import Reporting, with_degrees
+from perfedrec.methods.federated.state import GraphBroadcast, GraphClient, GraphState, Service
+from perfedrec.methods.federated.summing import Summing
+from perfedrec.methods.federated.tables import Average
+from perfedrec.nn.propagation import Star, edge_weights
+from perfedrec.nn.segments import expand, segment_sum
+from perfedrec.privacy.labels import Labels
+from perfedrec.privacy.ledger import Release
+from perfedrec.privacy.mechanisms import Guarantee
+
+S = TypeVar("S", bound=GraphState)
+B = TypeVar("B", bound=GraphBroadcast)
+C = TypeVar("C", bound=GraphClient)
+
+
+class GraphMethod(FedMF[S, B, C]):
+    """Factorisation with propagation: each client has its star graph and, by a neighbourhood service or by sums, its
+    items' neighbours. The coordinator's and the service's parts of a round are apart."""
+
+    broadcast_type = GraphBroadcast
+
+    # --- what is propagated, and who takes in what ---
+
+    @cached_property
+    def network(self) -> Network:
+        """Layer 0 and propagation."""
+        return Network(self.settings.model.embedding_dim, self.settings.model.n_layers)
+
+    @cached_property
+    def handover(self) -> Reporting | Summing:
+        """How clients hand over vectors and neighbours."""
+        return Summing(self) if self.settings.privacy.sums else Reporting(self)
+
+    @property
+    def neighbours(self) -> bool:
+        """Whether clients have the sums of their items' neighbours."""
+        return True
+
+    @property
+    def joins(self) -> bool:
+        """Whether clients hand protected edges to the neighbourhood service before training, or join its sums."""
+        return self.neighbours
+
+    @property
+    def n_reported(self) -> int:
+        """L, the user layers that neighbour sums are made of (higher ones follow from the item layers)."""
+        return min(self.settings.model.n_layers, 2) if self.neighbours else 1
+
+    @property
+    def n_views(self) -> int:
+        """Independently protected edge sets that each client hands over."""
+        return 1
+
+    @property
+    def pretraining_phases(self) -> tuple[Phase, ...]:
+        """The phases of pre-training, where there is one."""
+        return ()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (*self.handover.phases, *self.pretraining_phases, *((JOIN,) if self.joins else ()))
+
+    @property
+    def questions(self) -> tuple[Phase, ...]:
+        return (DEGREES,) if self.needs_degrees else ()
+
+    @property
+    def needs_degrees(self) -> bool:
+        return not self.sums
+
+    @property
+    def reports_vectors(self) -> bool:
+        return not self.sums and self.joins
+
+    @property
+    def needs_service(self) -> bool:
+        return self.reports_vectors
+
+    @property
+    def finetune_rounds(self) -> int:
+        """Propagation makes a vector of a new user's items at once; without it the vector has to be learned."""
+        return 1 if self.network.n_layers or self.network.encoder == "spectral" else super().finetune_rounds
+
+    def releases(self, rounds: int, n_users: int) -> list[Release]:
+        """What clients share with the neighbourhood service counts as released as well."""
+        found = super().releases(rounds, n_users)
+        if self.needs_degrees:
+            degrees = Release(DEGREES.release, 1, Guarantee(reason="item degrees are taken as public"), 1)
+            return [degrees, *found]
+        return found
+
+    # --- the server: coordinator and neighbourhood service ---
+
+    def init(self, spec: Spec, key: Key) -> S:
+        return cast(S, GraphState(**self._graph(spec, key)))
+
+    def _graph(self, spec: Spec, key: Key) -> dict[str, Any]:
+        """The fields of a :class:`GraphState`."""
+        common, degrees = self._init(spec, key), spec.item_degrees.to(torch.float32)
+        device, tokens, n_summed = common.items.device, self.handover.tokens(spec, key), self.handover.n_summed
+        return {
+            **vars(common),
+            "degrees": torch.ones_like(degrees) if self.sums else degrees,  # of people's data until they are released
+            "service": self.open_service(spec.n_users, device),
+            "tokens": None if tokens is None else tokens.to(device),
+            "summed": common.items.new_zeros(n_summed, *common.items.shape) if n_summed else None,
+        }
+
+    def n_models_of(self, broadcast: B) -> int:
+        """:meth:`n_models`, as a client knows it."""
+        return 1
+
+    def phase(self, state: S) -> str:
+        """The phase of the next round; before the first one, item degrees may be asked for."""
+        return DEGREES.name if state.round < 0 else super().phase(state)
+
+    def n_groups(self, state: S) -> int:
+        """One table per model, and one per layer of neighbour sums."""
+        if self.phase(state) in (DEGREES.name, SPECTRAL.name):
+            return 1
+        return self.n_models(state) + self.handover.n_summed
+
+    def broadcast(self, state: S, users: Tensor) -> B:
+        return cast(B, GraphBroadcast(**self._received(state, users)))
+
+    def _received(self, state: S, users: Tensor) -> dict[str, Any]:
+        """The fields of a :class:`GraphBroadcast`."""
+        start, new = state.service.start, users == NEWCOMER
+        return {
+            "items": state.items,
+            "dense": state.dense,
+            "groups": self.groups(state, users),
+            "degrees": state.degrees,
+            "tokens": state.tokens,
+            "neighbours": state.neighbours,
+            "start": None if start is None else start[users.clamp(min=0)].masked_fill(new[:, None], 0.0),
+        }
+
+    def server(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
+        if self.sums:
+            return self.coordinate(state, phase, aggregate, Published(), key)
+        played = state.round + 1
+        service, published = self.serve(state.service, phase, played, aggregate, self.centroids(state), key)
+        if state.tokens is not None:
+            published = published.named(state.tokens)
+        return self.coordinate(replace(state, service=service), phase, aggregate, published, key)
+
+    def open_service(self, n_users: int, device: Any = None) -> Service:
+        """What the neighbourhood service holds before the first round."""
+        layers = 0 if self.sums else self.n_reported
+        return Service(torch.zeros(n_users, layers, self.settings.model.embedding_dim, device=device))
+
+    def serve(
+        self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
+    ) -> tuple[Service, Published]:
+        """The neighbourhood service's part of a round, after which ``played`` rounds are played.
+
+        Takes reports and edges in, and publishes fresh neighbour sums every few rounds.
+        """
+        if aggregate.reports is not None and aggregate.report_users is not None:
+            service.reports[aggregate.report_users] = aggregate.reports
+        if aggregate.edges is not None:
+            graph = neighbourhood.graph(aggregate.edges, 0, service.reports.shape[0], aggregate.n_items)
+            service = replace(service, graph=graph)
+        service, table = self.pretrain(service, phase, aggregate, key)
+        sums = None
+        if self.neighbours and service.graph is not None and self.refreshes(played - len(self.phases)):
+            sums = neighbourhood.neighbour_sums(service.graph, service.reports, self.settings.model.n_layers)
+        return service, Published(sums, table)
+
+    def pretrain(self, service: Service, phase: str, aggregate: Aggregate, key: Key) -> tuple[Service, Tensor | None]:
+        """Pre-training at the service, and the table [m, d] by token that comes of it, if there is any."""
+        return service, None
+
+    def refreshes(self, trained: int) -> bool:
+        """Whether neighbour sums are published after ``trained`` rounds of training."""
+        return trained >= 0 and trained % int(self.settings.model.refresh_every) == 0
+
+    def coordinate(self, state: S, phase: str, aggregate: Aggregate, published: Published, key: Key) -> S:
+        """The coordinator's part of a round: it needs neither reports nor edges.
+
+        ``published`` has items by their places, what the coordinator is not to know left out.
+        """
+        aggregate = self.handover.take_sums(state, phase, aggregate)
+        if aggregate.clients and phase == TRAIN.name:
+            self.server_step(state, aggregate)
+        state = replace(state, round=state.round + 1)
+        if aggregate.clients and phase != TRAIN.name:
+            state = self.prepare(state, phase, aggregate, key)
+        if published.table is not None:
+            state = self.restart(state, published.table)
+        if published.labels is not None:
+            state = self.regroup(state, published)
+        if published.neighbours is not None:
+            state = replace(state, neighbours=published.neighbours)
+        return cast(S, self.handover.publish(state, key))
+
+    def prepare(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
+        """The state after a phase before training."""
+        if phase != DEGREES.name:
+            return state
+        noisy = self.protection.multiplier(phase) > 0
+        return replace(state, degrees=with_degrees(state, aggregate, noisy))
+
+    def restart(self, state: S, items: Tensor) -> S:
+        """The state with another global table; a running average starts again from it."""
+        average = Average.start(items) if state.average is not None else None
+        return replace(state, items=items, average=average)
+
+    def regroup(self, state: S, published: Published) -> S:
+        """The state after a clustering at the service."""
+        return state
+
+    def cluster_by_sums(self, state: S, trained: int, key: Key) -> S:
+        """The state after a clustering by sums, where one is due."""
+        return state
+
+    def centroids(self, state: S) -> Tensor | None:
+        return None
+
+    def without_tokens(self, state: S) -> S:
+        return replace(state, tokens=None)
+
+    def serving(self, state: S) -> S:
+        """Tables and vectors on offer alone; shares storage with ``state``."""
+        service = Service(state.service.reports[:, :0], start=state.service.start)
+        return replace(super().serving(state), tokens=None, summed=None, service=service)
+
+    # --- the clients ---
+
+    def init_private(self, keys: Tensor) -> Tensor:
+        first = super().init_private(keys)
+        return torch.zeros_like(first) if self.network.encoder == "spectral" else first
+
+    def init_clients(self, rows: Rows, key: Key) -> C:
+        return cast(C, GraphClient(**self._graph_client(rows, key)))
+
+    def _graph_client(self, rows: Rows, key: Key) -> dict[str, Any]:
+        """The fields of a :class:`GraphClient`."""
+        common = self._init_clients(rows, key)
+        size = (rows.n_users, self.handover.n_summed, self.settings.model.embedding_dim)
+        return {**vars(common), "sent": torch.zeros(*size, device=rows.users.device)}
+
+    def client(self, phase: str, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
+        if phase == DEGREES.name:
+            return self._degrees(broadcast, rows, client_state, key), client_state
+        broadcast = self.placed(broadcast, rows, client_state)
+        if phase == JOIN.name:
+            update, joined = self.handover.join(broadcast, rows, client_state, key)
+            return update, cast(C, joined)
+        return super().client(phase, broadcast, rows, client_state, key)
+
+    def placed(self, broadcast: B, rows: Rows, client_state: C) -> B:
+        """The broadcast as clients see it that assign themselves to a group."""
+        return broadcast
+
+    def clustering(self, broadcast: B) -> Tensor | None:
+        """[K, d] centroids, where clients contribute to the clusters' sums."""
+        return None
+
+    def _degrees(self, broadcast: B, rows: Rows, client_state: C, key: Key) -> Update:
+        """Each client's part in the item degrees: 1 for each of its items (of joint length 1 where noise is added).
+
+        Where uploads show items, of those that its uploads show: decoys are counted, and masked items are not.
+        """
+        rows = self.handover.labelled(rows, broadcast.items.shape[0], client_state, key.fold("degrees"))
+        ones = torch.ones(rows.items.numel(), 1, device=rows.items.device)
+        weights = torch.ones(rows.n_users, device=rows.items.device)
+        return Update(rows.users, broadcast.groups, weights, rows.segments, rows.items, ones)
+
+    def private_of(self, broadcast: B, client_state: C) -> Tensor:
+        """[B, d] the users' own vectors; those that have not trained yet take the pre-trained ones on offer."""
+        if broadcast.start is None:
+            return client_state.private
+        return torch.where(client_state.steps[:, None] > 0, client_state.private, broadcast.start)
+
+    def star(self, broadcast: B, rows: Rows) -> Star:
+        return self.network.star(broadcast, rows)
+
+    def local_loss(self, batch: LocalBatch[B], parameters: Parameters) -> Tensor:
+        """[B] each client's loss, with its vectors propagated on its star graph."""
+        rows, star, network, dense = batch.labels.rows, batch.star, self.network, parameters.dense
+        assert star is not None
+        attributes, negatives = self.item_attributes(batch.broadcast), batch.labels.negatives
+        up0 = network.items0(attributes, parameters.positives, rows.items, dense, rows.segments)
+        down0 = network.items0(attributes, parameters.negatives, negatives, dense, batch.labels.owners)
+        up, down = star.items(up0, rows.items), star.items(down0, negatives)
+        user = star.users(network.users0(rows, parameters.private, dense), up0, rows.segments)
+        context = expand(user, rows.segments)
+        if self.settings.client.leave_one_out:
+            context = context - star.edge[:, None] * up0
+        return ranking_loss(self.settings.client, batch.labels, self.finish, parameters, user, context, up, down)
+
+    def item_attributes(self, broadcast: B) -> Tensor | None:
+        """[m, F] attributes that layer 0 is made with."""
+        return None
+
+    def layers(self, broadcast: B, rows: Rows, vectors: Tensor) -> Tensor:
+        """[B, L, d] the users' layers 0 and 1 where neighbour sums are made of them, else their final vectors."""
+        table = broadcast.items.index_select(0, rows.items)
+        shared = None if broadcast.dense is None else broadcast.dense[None]
+        own = self.network.users0(rows, vectors, shared)
+        table = self.network.items0(self.item_attributes(broadcast), table, rows.items, shared)
+        if self.neighbours:
+            layers = [own]
+            if self.network.n_layers > 1:
+                below = edge_weights(rows, broadcast.degrees)[:, None] * table
+                layers.append(segment_sum(below, rows.segments, rows.n_users))
+        else:
+            layers = [self.star(broadcast, rows).users(own, table, rows.segments)]
+        return torch.stack(layers, dim=1)
+
+    def hand_over(
+        self, update: Update, broadcast: B, rows: Rows, labels: Labels, client_state: C, key: Key
+    ) -> tuple[Update, C]:
+        update, after = self.handover.hand_over(update, broadcast, rows, labels, client_state)
+        return update, cast(C, after)
+
+    # --- recommending ---
+
+    def final(self, broadcast: B, rows: Rows, client_state: C) -> tuple[Tensor, Tensor]:
+        """Final vectors of the users [B, d] and of all items [m, d], with which training scores."""
+        star = self.star(broadcast, rows)
+        own = broadcast.items.index_select(0, rows.items)
+        users = star.users(self.private_of(broadcast, client_state), own, rows.segments)
+        return self.finish(users), self.finish(star.items(broadcast.items))
+
+    def scores(self, broadcast: B, rows: Rows, client_state: C) -> Tensor:
+        users, items = self.final(broadcast, rows, client_state)
+        return users @ items.T
+
+    def embedding(self, broadcast: B, rows: Rows, client_state: C) -> Embedding | None:
+        return Embedding(*self.final(broadcast, rows, client_state))
+
+    def user_vectors(self, broadcast: B, rows: Rows, client_state: C) -> Tensor | None:
+        return self.final(broadcast, rows, client_state)[0]

@@ -1,0 +1,122 @@
+"""Local steps: what clients do with their parameters in a round of training, as one pure function.
+
+This is the seam for a compiled kernel: a :class:`LocalTask` holds all that the steps need, and whatever fulfils
+:data:`LocalSteps` can take the place of :func:`autograd_steps` (``Federated.local_steps``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from perfedrec.methods.federated.state import ClientState
+from perfedrec.nn.optim import adam
+from perfedrec.nn.propagation import Star
+from perfedrec.privacy.labels import Labels
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the local steps change, of B clients.
+
+    ``private`` [B, p] what each client keeps to itself; ``positives`` [P, d] and ``negatives`` [N, d] the item rows it
+    trains on; ``dense`` [B, D] each client's weights of the shared network, ``None`` where there is none.
+    """
+
+    private: Tensor
+    positives: Tensor
+    negatives: Tensor
+    dense: Tensor | None = None
+
+    def leaves(self) -> list[Tensor]:
+        """The tensors that there are."""
+        found = [self.private, self.positives, self.negatives]
+        return found if self.dense is None else [*found, self.dense]
+
+    def detached(self) -> Parameters:
+        """The same values as leaves of a new graph."""
+        made = [each.detach().requires_grad_() for each in self.leaves()]
+        return Parameters(*made)
+
+
+Objective = Callable[[Parameters], tuple[Tensor, Tensor]]
+"""[B] each client's loss as it is reported, and [B] what is minimised: the loss and penalties that are not reported."""
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """The local training of a block of B clients in one round.
+
+    ``labels`` say on which items they train, ``start`` with which parameters; ``begun`` [P + N, d] are offsets that the
+    clients add to their item rows before the first step, ``None`` for zeros. ``client_state`` holds Adam's moments.
+    ``star`` is the propagation of the block where the method has one. Rates and numbers of steps are those of
+    ``client`` settings (``learning_rate``, ``user_learning_rate``, ``dense_learning_rate``, ``local_steps``).
+    """
+
+    labels: Labels
+    start: Parameters
+    begun: Tensor | None
+    client_state: ClientState
+    objective: Objective
+    star: Star | None
+    learning_rate: float
+    user_learning_rate: float
+    dense_learning_rate: float
+    local_steps: int
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What the local steps end with: the ``private`` parameters [B, p] with Adam's moments, offsets ``delta``
+    [P + N, d] of the item rows from those received, the shared network's weights ``dense`` [B, D], and the ``loss`` [B]
+    of the last step, summed over a client's positives."""
+
+    private: Tensor
+    first: Tensor
+    second: Tensor
+    steps: Tensor
+    delta: Tensor
+    dense: Tensor | None
+    loss: Tensor
+
+
+LocalSteps = Callable[[LocalTask], LocalResult]
+
+
+def autograd_steps(task: LocalTask) -> LocalResult:
+    """E steps: Adam on what a client keeps, gradient descent on its item rows, and on the shared network's weights by
+    the mean over its positives.
+
+    The gradient of each client is its own: the sum of all clients' objectives separates.
+    """
+    received, n_positives = task.start, task.start.positives.shape[0]
+    counts, clients = task.labels.rows.counts.clamp(min=1)[:, None], task.client_state
+    private, dense, delta = received.private, received.dense, task.begun
+    first, second, steps = clients.first, clients.second, clients.steps
+    loss = torch.zeros(private.shape[0], device=private.device)
+    for _ in range(task.local_steps):
+        now = replace(received, private=private, dense=dense)
+        if delta is not None:
+            now = replace(
+                now,
+                positives=received.positives + delta[:n_positives],
+                negatives=received.negatives + delta[n_positives:],
+            )
+        parameters = now.detached()
+        loss, objective = task.objective(parameters)
+        gradients = torch.autograd.grad(objective.sum(), parameters.leaves())
+        step, first, second, steps = adam(
+            gradients[0], first, second, steps, task.user_learning_rate, (0.9, 0.999), 1e-8
+        )
+        private, change = private + step, torch.cat(gradients[1:3])
+        if delta is None:
+            delta = change.mul_(-task.learning_rate)
+        else:
+            delta = torch.add(delta, change, alpha=-task.learning_rate)
+        if dense is not None:
+            dense = torch.add(dense, gradients[3] / counts, alpha=-task.dense_learning_rate)
+    assert delta is not None
+    return LocalResult(private, first, second, steps, delta, dense, loss.detach())

@@ -1,0 +1,96 @@
+"""Clients that report: single uploads are seen, and a neighbourhood service takes in users' vectors and edges.
+
+The counterpart is :mod:`perfedrec.methods.federated.summing`: the same computation, with nobody's vector in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from perfedrec.core.aggregate import Aggregate, from_fixed
+from perfedrec.core.algorithm import Phase
+from perfedrec.core.keys import Key
+from perfedrec.core.types import Rows, Spec, Update
+from perfedrec.methods.federated import cohort, neighbourhood
+from perfedrec.methods.federated.state import GraphBroadcast, GraphClient, GraphState
+from perfedrec.privacy.labels import Labels
+
+if TYPE_CHECKING:
+    from perfedrec.methods.federated.graph import GraphMethod
+
+
+class Reporting:
+    """How the clients of ``method`` hand over what is not a change of the model: as reports and edges."""
+
+    phases: tuple[Phase, ...] = ()
+    n_summed = 0
+
+    def __init__(self, method: GraphMethod[Any, Any, Any]) -> None:
+        self.method = method
+
+    def labelled(self, rows: Rows, n_items: int, client_state: GraphClient, key: Key) -> Rows:
+        """The items that clients show: their own with decoys, without the masked ones."""
+        return self.method.protection.label(rows, n_items, 0, key, client_state.secret).rows
+
+    def tokens(self, spec: Spec, key: Key) -> Tensor | None:
+        """[m] names of the items towards the service, where clients hand edges to it."""
+        return neighbourhood.tokens(spec.n_items, key) if self.method.joins else None
+
+    def join(
+        self, broadcast: GraphBroadcast, rows: Rows, client_state: GraphClient, key: Key
+    ) -> tuple[Update, GraphClient]:
+        """Once, before training: protected edges for the neighbourhood service, and a first protected report."""
+        tokens, n_items = broadcast.tokens, broadcast.items.shape[0]
+        assert tokens is not None
+        views = [
+            self.labelled(rows, n_items, client_state, key.fold("edges", number))
+            for number in range(self.method.n_views)
+        ]
+        edges = [
+            torch.stack([torch.full_like(each.items, number), each.segments, tokens[each.items]], dim=1)
+            for number, each in enumerate(views)
+        ]
+        client_state = self.method.init_new_user(broadcast, views[0], client_state)
+        update = Update(
+            users=rows.users,
+            groups=broadcast.groups,
+            weights=cohort.weights(rows, self.method.settings.server),
+            reports=self.method.layers(broadcast, views[0], client_state.private),
+            edges=torch.cat(edges),
+        )
+        return update, client_state
+
+    def hand_over(
+        self, update: Update, broadcast: GraphBroadcast, rows: Rows, labels: Labels, client_state: GraphClient
+    ) -> tuple[Update, GraphClient]:
+        """With a report of the users' vectors, of the items that they trained on."""
+        if self.method.reports_vectors:
+            layers = self.method.layers(broadcast, labels.rows, client_state.private)
+            update = replace(update, reports=layers)
+        return update, client_state
+
+    def take_sums(self, state: GraphState, phase: str, aggregate: Aggregate) -> Aggregate:
+        """There are no neighbour sums in an aggregate."""
+        return aggregate
+
+    def publish(self, state: Any, key: Key) -> Any:
+        """Neighbour sums and clusters come from the service."""
+        return state
+
+
+def with_degrees(state: GraphState, aggregate: Aggregate, noisy: bool) -> Tensor:
+    """[m] item degrees from their sum.
+
+    Without noise these are counts. With noise a client's part in each of its items is ``1 / sqrt(|I_u|)``; the sums are
+    brought to the scale of counts by the mean of ``sqrt(|I_u|)``, which follows from them, and items below the mean
+    degree are given it, because little is known of them.
+    """
+    sums = torch.zeros_like(state.degrees).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums).squeeze(1))
+    if noisy:
+        sums = sums * (sums.sum() / state.n_users).clamp(min=1.0)
+        sums = sums.clamp(min=max(float(sums.mean()), 1.0))
+    return sums

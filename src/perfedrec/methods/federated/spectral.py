@@ -1,0 +1,111 @@
+"""Spectral pre-training (our extension): federated subspace iteration on the normalised interaction matrix.
+
+The spectral contrastive loss (HaoChen et al., NeurIPS 2021) has its optimum at the leading singular vectors of
+``N = D_u^-1/2 R D_i^-1/2``. One pass multiplies a basis of items by ``N^T N``, to which each client adds its own part;
+under noise it is the noisy power method (Hardt and Price, NeurIPS 2014).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from perfedrec.core.aggregate import Aggregate, from_fixed
+from perfedrec.core.threads import one_thread
+from perfedrec.core.types import Rows
+from perfedrec.nn.propagation import edge_weights
+from perfedrec.nn.segments import segment_sum
+
+TRUSTED = 2.0
+"""An item takes part in noisy passes if its released degree is so many standard deviations of the noise above 0."""
+
+
+def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
+    """[R, d] each client's part of ``N^T N Omega``: ``n_u (n_u^T Omega)`` on the rows of its own items.
+
+    ``N = D_u^-1/2 R D_i^-1/2`` and ``n_u`` its row; ``basis`` [m, d] is Omega. The Frobenius norm of a client's part is
+    at most ``||n_u||^2 <= 1`` for an orthonormal basis.
+    """
+    weights = edge_weights(rows, degrees)[:, None]
+    projection = segment_sum(weights * basis.index_select(0, rows.items), rows.segments, rows.n_users)
+    return weights * projection.index_select(0, rows.segments)
+
+
+def trusted(basis: Tensor) -> Tensor:
+    """[m] the items of a noisy pass: rows of the others are 0 in the basis [m, d], but for its first column."""
+    return basis[:, 1:].any(1)
+
+
+def deflated(matrix: Tensor, degrees: Tensor, known: Tensor) -> Tensor:
+    """[m, d] an orthonormal basis whose first column is ``sqrt(degrees)``, the first singular vector of ``N``.
+
+    The others span what the columns of ``matrix`` [m, d] but the first have besides it. All over the ``known`` [m]
+    items alone.
+    """
+    first = degrees.sqrt()[:, None]
+    return orthonormal(torch.cat([first, matrix[:, 1:]], dim=1) * known[:, None]) * known[:, None]
+
+
+def denoised(image: Tensor, degrees: Tensor, known: Tensor, variance: float) -> Tensor:
+    """[m, d] the basis that a last pass ends with whose sums ``image`` [m, d] hold noise of a ``variance``.
+
+    Wiener filters, which cost no privacy. Rows: the noise is the same on each, the signal grows with an item's degree;
+    each row of a ``known`` [m] item is multiplied by the share of signal in the mean energy of those of about its
+    degree. Directions: each one is weighted by the root of its singular value. The first column is ``sqrt(degrees)``,
+    of length 1.
+    """
+    result = torch.zeros_like(image)
+    result[:, 0] = functional.normalize(degrees.sqrt(), dim=0)
+    rows, own = image[known, 1:], degrees[known]
+    if not rows.numel():
+        return result
+    energy, order = rows.square().sum(1), own.argsort(stable=True)
+    width = max(rows.shape[0] // 40, 1)
+    ranked = functional.pad(energy[order][None, None], (width // 2, (width - 1) // 2), mode="replicate")
+    mean = functional.avg_pool1d(ranked, width, 1)[0, 0]
+    signal = torch.empty_like(mean)
+    signal[order] = (1 - rows.shape[1] * variance / mean.clamp(min=1e-30)).clamp(min=0)
+    first = functional.normalize(own.sqrt(), dim=0)[:, None]
+    rest = rows * signal[:, None]
+    rest = (rest - first * (first.T @ rest)).to(torch.float64)
+    with one_thread():
+        left, values, _ = torch.linalg.svd(rest, full_matrices=False)
+    weighted = left * (values / values[:1].clamp(min=1e-30)).sqrt()
+    result[known, 1:] = _widened(weighted, image.shape[1] - 1)
+    return result
+
+
+def orthonormal(matrix: Tensor) -> Tensor:
+    """[m, d] an orthonormal basis of the columns, by QR in float64; the last columns are zero where m < d."""
+    with one_thread():
+        basis: Tensor = torch.linalg.qr(matrix.to(torch.float64))[0]
+    return _widened(basis, matrix.shape[1])
+
+
+def _widened(columns: Tensor, dim: int) -> Tensor:
+    """[m, d] float32 of [m, min(m, d)]."""
+    return torch.nn.functional.pad(columns, (0, dim - columns.shape[1])).to(torch.float32).contiguous()
+
+
+def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
+    """Give each cluster the leading singular vectors of its own members' interactions, in place.
+
+    The sum over a cluster's members of their parts of ``N^T N V`` is ``N_k^T N_k V``, one step of subspace iteration on
+    the cluster's own matrix from the global basis ``V``. Its left singular vectors, scaled by the fourth root of their
+    relative singular values, become the cluster's table: a score, which takes the table twice, then weights a direction
+    by how much of the cluster's interactions it explains. Its right singular vectors turn the table to the coordinates
+    of the global one, whose length it takes: no score changes by that, but members train both tables with one change,
+    and score both with one user vector. ``offsets`` [K m, d], ``items`` [m, d].
+    """
+    n_items = items.shape[0]
+    image = torch.zeros_like(offsets).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
+    for group in range(offsets.shape[0] // n_items):
+        rows = slice(group * n_items, (group + 1) * n_items)
+        if not bool(image[rows].any()):
+            continue  # a cluster without members keeps the global model
+        with one_thread():
+            left, values, right = torch.linalg.svd(image[rows].to(torch.float64), full_matrices=False)
+            length = items.norm() / min(items.shape) ** 0.5
+            table = (left * (values / values[0]).clamp(min=0) ** 0.25) @ right * length
+        offsets[rows] = _widened(table, items.shape[1]) - items
