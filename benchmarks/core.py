@@ -1,8 +1,8 @@
-"""Speed, memory and accuracy of the core on a data set, one JSON line per figure.
+"""Measure speed, memory and accuracy of the core on a data set; print one JSON line per figure.
 
     python benchmarks/core.py --data FOLDER [--only speed|privacy|steps|accuracy] [--seeds 0 1 2] [--threads 2]
 
-Accuracy selects the best round on validation data and computes the test metrics of that round once.
+The accuracy runs select the best round on validation data and compute the test metrics of that round once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from perfedrec.evaluation import Held
 from perfedrec.runtimes.simulator import Simulator
 
 SPEED = ("client.local_steps=1", "server.averaging=0", "pretraining.kind=none", "personal.pretrained=0")
-"""On top of preset paper: one local step of BPR, all of its protections, clusters and neighbour sums."""
+"""Changes to preset paper: one local step of BPR. Its protection, clusters and neighbour sums stay on."""
 
 
 def show(figure: str, value: float, **details: object) -> None:
@@ -32,12 +32,12 @@ def show(figure: str, value: float, **details: object) -> None:
 
 
 def speed(data: str, threads: int) -> None:
-    """Rounds of 256 clients with paper noise, evaluation, and the memory that both take."""
+    """Measure rounds of 256 clients with the paper's noise, the evaluation, and the memory of both."""
     torch.set_num_threads(threads)
     config = configure("paper", overrides=SPEED)
     dataset = load(data)
     simulator = Simulator(config.build(), dataset, seed=0, device="cpu")
-    simulator.play()  # every client joins
+    simulator.play()  # the phase before training, in which every client joins
     valid = Held.of(dataset.valid.offsets, dataset.valid.items, simulator.device)
     rounds, evaluations, started = [], [], time.perf_counter()
     for number in range(1, 501):
@@ -55,7 +55,10 @@ def speed(data: str, threads: int) -> None:
 
 
 def privacy(data: str, threads: int) -> None:
-    """What the profiles add to a round of 256 clients: rounds of each in turn, so that all meet the same machine."""
+    """Measure what each profile adds to a round of 256 clients.
+
+    The profiles take turns round by round, so that other load on the machine affects all of them alike.
+    """
     torch.set_num_threads(threads)
     dataset, simulators = load(data), {}
     for profile in (None, "paper", "secure"):
@@ -76,7 +79,7 @@ def privacy(data: str, threads: int) -> None:
 
 
 def steps(data: str, seeds: Sequence[int], rounds: int) -> None:
-    """What each step from profile paper to profile secure costs in accuracy."""
+    """Measure the accuracy after each step from profile paper to profile secure."""
     dataset = load(data)
     secure = ("privacy.aggregation=secure",)
     poisson = (*secure, "selection.sampling=poisson")
@@ -101,7 +104,7 @@ def steps(data: str, seeds: Sequence[int], rounds: int) -> None:
 
 
 def accuracy(data: str, seeds: Sequence[int], rounds: int) -> None:
-    """Both presets, uploads to a target, and what contrastive pre-training saves."""
+    """Measure the accuracy of both presets, the uploads until a target, and what contrastive pre-training saves."""
     dataset, means = load(data), {}
     for preset, overrides, label in (
         ("recommended", (), "recommended"),
@@ -141,12 +144,13 @@ def accuracy(data: str, seeds: Sequence[int], rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with train.txt, valid.txt and test.txt")
-    parser.add_argument("--only", choices=("speed", "privacy", "steps", "accuracy"), help="measure one of them")
+    parts = ("speed", "privacy", "steps", "accuracy")
+    parser.add_argument("--only", choices=parts, help="what to measure (default: all but steps)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the accuracy runs")
     parser.add_argument("--rounds", type=int, default=500, help="rounds of training of the accuracy runs")
     parser.add_argument("--threads", type=int, default=2, help="threads of the numerical library")
     args = parser.parse_args()
-    if args.only is None:  # in a process of its own, so that the peak memory is that of the speed run alone
+    if args.only is None:  # in separate processes, so that the peak memory is that of the speed run only
         for part in ("speed", "privacy"):
             subprocess.run([sys.executable, __file__, "--data", args.data, "--only", part], check=True)
     if args.only == "speed":

@@ -1,11 +1,12 @@
-"""What correlated noise can gain over independent noise, and whether training after private pre-training pays then.
+"""Measure what correlated noise gains over independent noise, and whether training after pre-training then pays.
 
     python benchmarks/correlated.py [--data FOLDER] [--threads 1]
 
-First the analysis: root mean square error of the prefix sums of releases, which is what an optimiser's iterate adds up,
-at equal epsilon against the coordinator; banded Toeplitz square-root factors (Fichtenberger, Henzinger and Upadhyay,
-ICML 2023) with a user's participations kept as far apart as they can be. With ``--data`` also the experiment: rounds of
-training after private pre-training, with the gain given for free, as less noise. One JSON line each.
+The analysis computes the root mean square error of the prefix sums of releases, which an optimiser accumulates, at
+equal epsilon against the coordinator. It uses banded Toeplitz square-root factors (Fichtenberger, Henzinger and
+Upadhyay, ICML 2023), with a user's participations as far apart as possible. With ``--data`` the experiment follows:
+rounds of training after private pre-training, in which the gain is given for free, as less noise. Each result is one
+JSON line.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ TRAINING = (
 
 
 def error(releases: int, participations: int, band: int) -> float:
-    """Root mean square error of prefix sums per unit of noise; a factor of so many bands (1: independent noise)."""
+    """Root mean square error of prefix sums per unit of noise; a factor with ``band`` bands (1: independent noise)."""
     factor = np.ones(releases)
     for place in range(1, releases):
         factor[place] = factor[place - 1] * (2 * place - 1) / (2 * place)

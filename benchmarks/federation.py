@@ -1,9 +1,9 @@
-"""Seconds a round and bytes of a federation of real processes on this machine, TLS and keys on, as JSON lines.
+"""Measure a federation of real processes on this machine, with TLS and keys, and print JSON lines.
 
     python benchmarks/federation.py --data FOLDER --nodes 4 --users 256 --rounds 10
 
-Prints one line a round, and a summary: seconds a round (median of training), processor seconds of each role, bytes per
-node and round beside those that the simulator counts for the same nodes, and for one user on one node.
+It prints one line per round and a summary: seconds per round (median over training), processor seconds of each role,
+and bytes per node and round, beside the bytes that the simulator counts for the same nodes and for nodes of one user.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from perfedrec.runtimes.round import play_round
 
 
 class Clock(Quiet):
-    """Notes the processor seconds that this process and its children have used after each round."""
+    """Records the processor seconds that this process and its children have used after each round."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, float]] = []
@@ -53,7 +53,10 @@ class Clock(Quiet):
 def simulated(
     algorithm: Any, dataset: Dataset, users: int, rounds: int, nodes: torch.Tensor | None = None
 ) -> list[RoundReport]:
-    """The rounds of training that the simulator plays with the same users, alone or on ``nodes`` [n]."""
+    """Reports of the rounds of training that the simulator plays with the same users.
+
+    ``nodes`` [n] is the node of each user; without it every user is a node with one user.
+    """
     train = dataset.train
     offsets = torch.tensor(train.offsets[: users + 1])
     population = Population(offsets, torch.tensor(train.items[: int(offsets[-1])]), train.n_items)
@@ -68,14 +71,14 @@ def simulated(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", default="synthetic:users=256,items=2000")
-    parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--users", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--preset", default="recommended")
-    parser.add_argument("--privacy", default=None)
-    parser.add_argument("--set", action="append", default=[])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="synthetic:users=256,items=2000", help="as perfedrec train --data")
+    parser.add_argument("--nodes", type=int, default=4, help="number of nodes")
+    parser.add_argument("--users", type=int, default=256, help="number of users on all nodes together")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of training")
+    parser.add_argument("--preset", default="recommended", help="preset to start from")
+    parser.add_argument("--privacy", default=None, help="privacy profile (default: the preset's own protection)")
+    parser.add_argument("--set", action="append", default=[], help="section.key=value; may be repeated")
     given = parser.parse_args()
     os.environ |= local.environment()
     overrides = [f'data.path="{given.data}"', *given.set]

@@ -1,9 +1,10 @@
-"""What a node's file costs, and what newcomers are recommended there, one JSON line per figure.
+"""Measure what a node's file costs and how good its lists for new users are; print one JSON line per figure.
 
     python benchmarks/node.py --data FOLDER [--only speed|newcomers] [--algorithm fedmf] [--seeds 0 1 2]
 
-Newcomers are a tenth of the users, whom training never sees. A node takes some of their interactions, chosen at random,
-and its lists are compared with the others: ``found`` is the share of the 20 places that could be hits and are.
+New users ("newcomers") are a tenth of the users, which training never sees. A node receives some of their
+interactions, chosen at random, and its lists are compared with the other interactions: ``found`` is the number of hits
+among 20 places, as a share of the hits that are possible.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def show(figure: str, value: float, **details: object) -> None:
 
 
 def timed(work: Callable[[int], object], times: int = 15) -> float:
-    """Median milliseconds of ``work``, which is told how often it was done before."""
+    """Median milliseconds of ``work``, which is called with the number of calls before it."""
     taken = []
     for number in range(times):
         start = time.perf_counter()
@@ -47,7 +48,7 @@ def timed(work: Callable[[int], object], times: int = 15) -> float:
 
 
 def speed(data: str, folder: Path) -> None:
-    """A round of 64 users with memories in memory and in a file, and the commands of a node, on one thread."""
+    """Measure a round of 64 users, in memory and in a file, and the commands of a node, on one thread."""
     dataset, algorithm = load(data), configure("recommended").build()
     simulator = Simulator(algorithm, dataset, seed=0, device="cpu")
     for _ in range(simulator.n_phases + 3):
@@ -82,7 +83,7 @@ def speed(data: str, folder: Path) -> None:
 
 
 def newcomers(data: str, folder: Path, algorithm: str | None, seeds: Sequence[int], rounds: int) -> None:
-    """Lists for users who were never in training, after 1, 3, 5 and 10 interactions, beside popularity."""
+    """Measure lists for users who were never in training, after 1, 3, 5 and 10 interactions, beside popularity."""
     whole = load(data).train.frame()
     found: dict[int, list[tuple[float, float]]] = {1: [], 3: [], 5: [], 10: []}
     for seed in seeds:
@@ -121,18 +122,18 @@ def newcomers(data: str, folder: Path, algorithm: str | None, seeds: Sequence[in
 
 
 def hits(scores: Tensor, hidden: Sequence[set[int]]) -> float:
-    """The mean share of 20 places that could be hits and are, for ``scores`` [B, m]."""
+    """Mean over users of the hits among 20 places, as a share of the possible hits, for ``scores`` [B, m]."""
     lists = scores.topk(20, 1).indices.tolist()
     return float(np.mean([len(own & set(each)) / min(len(own), 20) for each, own in zip(lists, hidden, strict=True)]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--only", choices=("speed", "newcomers"))
-    parser.add_argument("--algorithm")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--data", required=True, help="as perfedrec train --data")
+    parser.add_argument("--only", choices=("speed", "newcomers"), help="what to measure (default: both)")
+    parser.add_argument("--algorithm", help="method of the lists for new users (default: preset recommended)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the lists for new users")
+    parser.add_argument("--rounds", type=int, default=200, help="rounds of training for the lists for new users")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

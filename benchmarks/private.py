@@ -1,10 +1,10 @@
-"""Accuracy under user-level differential privacy: profile private over epsilons and populations, one JSON line each.
+"""Measure the accuracy of profile private (user-level differential privacy) over epsilons and populations.
 
     python benchmarks/private.py --data FOLDER [--dim 8] [--epsilons 2 4 8] [--seeds 0 1 2] [--copies 10] [--threads 2]
 
-``--data`` also takes ``synthetic:users=50000,items=7000``. ``--copies`` makes a larger population of a data set by
-counting each of its users so many times. Every line has the test metrics of the round that validation chose, the same
-without noise (the ceiling), and popularity (the floor).
+``--data`` also accepts ``synthetic:users=50000,items=7000``. ``--copies N`` makes a larger population of a data set by
+counting each of its users N times. Each result is one JSON line: popularity (the lower bound), the test metrics of the
+round that validation chose without noise (the upper bound), the same for each epsilon, and the ratios to both bounds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOISELESS = ("privacy.epsilon=off", "privacy.noise.degrees=1e-9", "privacy.noise
 
 
 def repeated(part: Interactions, copies: int) -> Interactions:
-    """The same interactions of ``copies`` times as many users."""
+    """The same interactions with every user repeated ``copies`` times."""
     sizes = np.diff(part.offsets)
     return replace(
         part,
@@ -39,7 +39,7 @@ def repeated(part: Interactions, copies: int) -> Interactions:
 
 
 def measure(dataset: Dataset, label: str, seeds: Sequence[int], overrides: Sequence[str]) -> float:
-    """Mean test NDCG@20 of profile private with some overrides."""
+    """Print figures of profile private with ``overrides`` under ``label``; return the mean test NDCG@20."""
     tests, valids, start = [], [], time.perf_counter()
     for seed in seeds:
         config = private(*overrides, f"run.seed={seed}")
@@ -65,11 +65,11 @@ def private(*overrides: str) -> Config:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with train.txt, valid.txt and test.txt, or synthetic:...")
-    parser.add_argument("--copies", type=int, default=1, help="how often each user is counted")
-    parser.add_argument("--dim", type=int, default=8, help="length of the vectors")
+    parser.add_argument("--copies", type=int, default=1, help="how many times each user is counted")
+    parser.add_argument("--dim", type=int, default=8, help="embedding dimension")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[8.0], help="epsilons at delta 1e-5")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="further section.key=value")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs")
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="more options, as section.key=value")
     parser.add_argument("--threads", type=int, default=2, help="threads of the numerical library")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

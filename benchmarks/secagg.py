@@ -1,9 +1,9 @@
-"""CPU seconds of secure aggregation, one JSON line per figure: all in one process, without a network.
+"""Measure CPU seconds of secure aggregation, all in one process and without a network; print one JSON line per figure.
 
     python benchmarks/secagg.py [--nodes 4] [--items 7597] [--dim 64] [--tables 1] [--gone 0] [--repeat 5]
 
-``--tables`` is the number of item tables that a round sums (clusters, and layers of neighbour sums); ``--gone`` nodes
-drop out after they have shared their secrets, which is the dearest time to do so.
+``--tables`` is the number of item tables that a round sums (clusters, and layers of neighbour sums). ``--gone`` is the
+number of nodes that drop out after they have shared their secrets; a drop-out at this point costs the most.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ from perfedrec.runtimes.flower import secagg
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("nodes", 4), ("items", 7597), ("dim", 64), ("tables", 1), ("gone", 0), ("repeat", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default, text in (
+        ("nodes", 4, "number of nodes"),
+        ("items", 7597, "rows of a table"),
+        ("dim", 64, "columns of a table"),
+        ("tables", 1, "item tables that a round sums"),
+        ("gone", 0, "nodes that drop out after they have shared their secrets"),
+        ("repeat", 5, "number of sums, of which the median is printed"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=text)
     args = parser.parse_args()
     size = args.items * args.dim * args.tables
     drawn = np.random.default_rng(0).integers(-(2**45), 2**45, (args.nodes, size)).view(np.uint64)
     vectors = dict(enumerate(drawn))
-    spent: dict[str, float] = defaultdict(float)  # seconds of all nodes in a stage
+    spent: dict[str, float] = defaultdict(float)  # seconds in each stage, summed over all nodes
 
     class Timed(secagg.Participant):
         def __getattribute__(self, name: str) -> object:
