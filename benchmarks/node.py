@@ -64,18 +64,18 @@ def speed(data: str, folder: Path) -> None:
         return total.keys.numpy().tobytes() + total.sums.numpy().tobytes()
 
     show("round_ms_in_memory", timed(lambda number: work(simulator.population, number)), users=HOSTED)
-    with Store.make(folder / "speed.node", dataset.train.item_ids) as store:
+    with Store.create(folder / "speed.node", dataset.train.item_ids) as store:
         given = {str(name): number for name, number in zip(ids, users.tolist(), strict=True)}
-        store.take(frame, identities=given)
-        store.join(algorithm, "run")
+        store.import_interactions(frame, identities=given)
+        store.join_run(algorithm, "run")
         answer = len(work(store, -1))
-        show("round_ms_in_a_file", timed(lambda number: store.answer(number, b"", lambda: work(store, number))))
+        show("round_ms_in_a_file", timed(lambda number: store.answer_round(number, b"", lambda: work(store, number))))
         served, user = serving_broadcast(algorithm, simulator.state, users), users[:1]
         show("receive_ms", timed(lambda number: store.receive(served, users, "run", 20, ""), 5))
         advisor = LocalRecommender(store, algorithm)
         show("recommend_ms", timed(lambda number: advisor.scores(user)))
         item = str(dataset.train.item_ids[0])
-        show("add_ms", timed(lambda number: store.add(f"new {number}", item)))
+        show("add_ms", timed(lambda number: store.add_interactions(f"new {number}", item)))
         newcomer = torch.tensor([store.identity("new 0")])
         show("recommend_newcomer_ms", timed(lambda number: advisor.scores(newcomer)))
         show("file_mb", store.status()["bytes"] / 1e6, answer_mb=answer / 1e6, interactions=frame.height)
@@ -105,11 +105,11 @@ def newcomers(data: str, folder: Path, algorithm: str | None, seeds: Sequence[in
             for (user,), items in ((key, part["item"].to_list()) for key, part in rows.group_by("user"))
         }
         for count in found:
-            with Store.make(folder / f"{seed}-{count}.node", dataset.train.item_ids) as store:
+            with Store.create(folder / f"{seed}-{count}.node", dataset.train.item_ids) as store:
                 store.receive(broadcast, nobody, "run", rounds, "")
                 chosen = {user: items for user, items in histories.items() if len(items) >= count + 5}
                 pairs = [(user, item) for user, items in chosen.items() for item in items[:count]]
-                store.take(pl.DataFrame(pairs, schema=["user", "item"], orient="row"))
+                store.import_interactions(pl.DataFrame(pairs, schema=["user", "item"], orient="row"))
                 users = torch.tensor([store.identity(user) for user in chosen])
                 scores, _ = LocalRecommender(store, simulator.algorithm).scores(users)
                 hidden = [{index[item] for item in items[count:]} for items in chosen.values()]

@@ -123,7 +123,7 @@ def test_numbers_of_users_can_be_given(model: Path, tmp_path: Path) -> None:
         (("init", "--store", "{new}", "--model", "{file}"), "damaged model file"),
         (("init", "--store", "{new}", "--catalogue", "nowhere.txt"), "no such file"),
         (("status", "--store", "{new}"), "perfedrec node init"),
-        (("status", "--store", "{file}"), "no node's file"),
+        (("status", "--store", "{file}"), "not a node's file"),
         (("import", "{file}", "--store", "{home}"), "1 of 2 interactions are with items that are not in the catalogue"),
         (("import", "nowhere.csv", "--store", "{home}"), "no such file"),
         (("add", "ann", "gin", "--store", "{home}"), "unknown item 'gin'"),

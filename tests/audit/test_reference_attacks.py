@@ -82,7 +82,8 @@ def simulator(dataset: Dataset, *overrides: str) -> Simulator:
 def attacked(here: Simulator) -> Attacked:
     users = here.algorithm.plan(here.state, Key(9)).cohort
     rows, positions = here.population.rows(users)
-    broadcast, client_state = here.algorithm.broadcast(here.state, users), here.population.recall(users, positions)
+    broadcast = here.algorithm.broadcast(here.state, users)
+    client_state = here.population.load_client_states(users, positions)
     sent, _ = here.algorithm.client("train", broadcast, rows, client_state, Key(5))
     vectors = here.algorithm.user_vectors(broadcast, rows, client_state)
     own, degrees = list(rows.items.split(rows.counts.tolist())), here.state.degrees
@@ -121,7 +122,8 @@ def trained(yelp: Dataset) -> Trained:
         here.play()
     every = here.population.everyone()
     rows, positions = here.population.rows(every)
-    broadcast, client_state = here.algorithm.broadcast(here.state, every), here.population.recall(every, positions)
+    broadcast = here.algorithm.broadcast(here.state, every)
+    client_state = here.population.load_client_states(every, positions)
     vectors, own = (
         here.algorithm.user_vectors(broadcast, rows, client_state),
         list(rows.items.split(rows.counts.tolist())),

@@ -25,12 +25,12 @@ def test_a_node_serves_its_users_and_newcomers(name: str, tmp_path: Path) -> Non
         simulator.play()
     users, text = torch.tensor([2, 30, 200]), method_of(chosen)
     names = dataset.train.user_ids[users.numpy()].tolist()
-    with Store.make(tmp_path / "a.node", dataset.train.item_ids) as store:
+    with Store.create(tmp_path / "a.node", dataset.train.item_ids) as store:
         own = dataset.train.frame().filter(pl.col("user").is_in(names))
-        store.take(own, identities=dict(zip(map(str, names), users.tolist(), strict=True)))
-        store.join(simulator.algorithm, "run")
+        store.import_interactions(own, identities=dict(zip(map(str, names), users.tolist(), strict=True)))
+        store.join_run(simulator.algorithm, "run")
         _, positions = simulator.population.rows(users)
-        store.remember(users, positions, simulator.population.recall(users, positions))
+        store.save_client_states(users, positions, simulator.population.load_client_states(users, positions))
         store.receive(serving_broadcast(simulator.algorithm, simulator.state, users), users, "run", 4, text)
         expected = simulator.recommender().scores(users)
         scores, parts = LocalRecommender(store, build(text)).scores(users)
@@ -39,12 +39,12 @@ def test_a_node_serves_its_users_and_newcomers(name: str, tmp_path: Path) -> Non
         torch.testing.assert_close(total[scores > -torch.inf], scores[scores > -torch.inf], rtol=1e-4, atol=1e-5)
 
         items = [str(each) for each in dataset.train.item_ids[:4]]
-        store.add("new", items[0])
-        store.add("other", items[1], items[2])
+        store.add_interactions("new", items[0])
+        store.add_interactions("other", items[1], items[2])
         before, other = (recommend(store, user, 10) for user in ("new", "other"))
         assert before["score"].is_finite().all()
         assert before["score"].to_list() != other["score"].to_list()
-        store.add("new", items[3])
+        store.add_interactions("new", items[3])
         after = recommend(store, "new", dataset.n_items)
         assert after.height == dataset.n_items - 2
         assert after["score"][:10].to_list() != before["score"].to_list()

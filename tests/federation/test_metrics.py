@@ -76,9 +76,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def hosting(path: Path, own: dict[str, list[int]]) -> Store:
-    made = Store.make(path, np.arange(50))
+    made = Store.create(path, np.arange(50))
     rows = [(user, item) for user, items in own.items() for item in items]
-    made.take(pl.DataFrame(rows, schema=["user", "item"], orient="row"))
+    made.import_interactions(pl.DataFrame(rows, schema=["user", "item"], orient="row"))
     return made
 
 
@@ -224,7 +224,7 @@ def test_a_node_shows_nothing_of_what_its_users_have(store: Store, tmp_path: Pat
     with hosting(tmp_path / "b.db", {"somebody else": list(range(7, 50))}) as other:
         assert shown(lambda: of_node(work, store)) == shown(lambda: of_node(work, other))
         assert "ann" not in str(shown(lambda: of_node(work, store)))
-        other.take(pl.DataFrame({"user": ["a third"], "item": [1]}))
+        other.import_interactions(pl.DataFrame({"user": ["a third"], "item": [1]}))
         assert shown(lambda: of_node(work, other))["perfedrec_node_users"] == 2
 
 
@@ -237,8 +237,8 @@ def test_a_node_can_be_looked_at_while_it_works_on_a_round(store: Store) -> None
         looker.join(20)
         return b"done"
 
-    store.join(None, "a run")  # type: ignore[arg-type]
-    assert store.answer(0, b"", work) == b"done"
+    store.join_run(None, "a run")  # type: ignore[arg-type]
+    assert store.answer_round(0, b"", work) == b"done"
     assert [each["perfedrec_node_users"] for each in found] == [1]
     store.path.unlink()
     assert "perfedrec_node_users" not in shown(lambda: of_node(Work(), store))

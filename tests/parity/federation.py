@@ -120,7 +120,10 @@ class Twins:
         for users, node in ((self.hosts[name], each) for name, each in self.nodes.items()):
             _, places = self.population.rows(users)
             _, own = node.rows(users)
-            pairs += pair(flatten(self.population.recall(users, places))[0], flatten(node.recall(users, own))[0])
+            pairs += pair(
+                flatten(self.population.load_client_states(users, places))[0],
+                flatten(node.load_client_states(users, own))[0],
+            )
         return max(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())
 
 

@@ -50,7 +50,7 @@ def test_a_federation_laid_out_with_attributes_is_the_simulation(
     assert catalogue.item_attributes is not None
 
     stores = {100 + place: Store.open(folder / f"n{place}" / "store.db") for place in range(4)}
-    seed = next(iter(stores.values())).join(algorithm, "a run")
+    seed = next(iter(stores.values())).join_run(algorithm, "a run")
     stations = {node: NodeApp(each, build, "1").app() for node, each in stores.items()}
     grid = MemoryGrid({node: partial(answer, each) for node, each in stations.items()})  # type: ignore[misc]
     coordinator = Coordinator(
@@ -80,10 +80,10 @@ def test_a_federation_laid_out_with_attributes_is_the_simulation(
 
 def test_a_node_of_other_attributes_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     catalogue = Catalogue.of(dataset, attributes=True)
-    with Store.make(tmp_path / "a.node", catalogue.item_ids) as store:
+    with Store.create(tmp_path / "a.node", catalogue.item_ids) as store:
         with pytest.raises(StoreError, match=r"items and 0 user attributes, .*federation one of \d+ and 4, "):
-            store.expect(catalogue)
-        store.expect(Catalogue.of(dataset))
+            store.check_catalogue(catalogue)
+        store.check_catalogue(Catalogue.of(dataset))
 
 
 def imported(folder: Path, catalogue: Catalogue, attributes: str | None) -> Any:
@@ -93,8 +93,8 @@ def imported(folder: Path, catalogue: Catalogue, attributes: str | None) -> Any:
     (folder / "mine.csv").write_text(f"user,item\nb,{third}\na,{first}\na,{second}\n")
     if attributes is not None:
         (folder / "user_attributes.csv").write_text(attributes)
-    with Store.make(folder / "a.node", catalogue.item_ids, encoding=catalogue.encoding) as store:
-        store.add("c", str(third))
+    with Store.create(folder / "a.node", catalogue.item_ids, encoding=catalogue.encoding) as store:
+        store.add_interactions("c", str(third))
         counts = take_in(store, folder / "mine.csv", read(folder / "mine.csv"))
         store.register({"b": 1, "a": 2, "c": 3})
         return counts, store.rows(store.everyone())[0].attributes.numpy()

@@ -99,7 +99,7 @@ def secrets(twins: Twins) -> list[bytes]:
     """What the users' memories hold in exact numbers."""
     found = []
     for node in twins.nodes.values():
-        client_state = flatten(node.recall(node.users, node.rows(node.users)[1]))[0]
+        client_state = flatten(node.load_client_states(node.users, node.rows(node.users)[1]))[0]
         for name in ("private", "first", "rows"):
             found += [vector.numpy().tobytes() for vector in client_state[name] if vector.any()]
     return found

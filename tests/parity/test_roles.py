@@ -73,7 +73,7 @@ def test_apart_or_not_the_model_is_the_same(world: str, sizes: tuple[int, ...]) 
         for a, b in pair(flatten(twins.simulated.service)[0], flatten(twins.service.state)[0]):
             assert torch.equal(a, b)
         for users, node in ((twins.hosts[name], each) for name, each in twins.nodes.items()):
-            own, there = (each.recall(users, each.rows(users)[1]) for each in (node, twins.population))
+            own, there = (each.load_client_states(users, each.rows(users)[1]) for each in (node, twins.population))
             assert all(torch.equal(a, b) for a, b in pair(flatten(own)[0], flatten(there)[0]))
     assert twins.flower.tokens is None
     assert twins.flower.neighbours is None

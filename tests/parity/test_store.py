@@ -31,9 +31,9 @@ def stored(path: Path, users: torch.Tensor, attributes: bool = False) -> Store:
     if rows.attributes is not None:
         told = {f"u{each}": row.tolist() for each, row in zip(users.tolist(), rows.attributes, strict=True)}
         encoding = Encoding(("a", "b", "c"), ((0.0, 1.0),) * 3)
-    store = Store.make(path, np.arange(N_ITEMS), SECRET, encoding)
+    store = Store.create(path, np.arange(N_ITEMS), SECRET, encoding)
     identities = {f"u{each}": each for each in owners}
-    store.take(frame.sample(fraction=1.0, shuffle=True, seed=1), identities=identities, attributes=told)
+    store.import_interactions(frame.sample(fraction=1.0, shuffle=True, seed=1), identities=identities, attributes=told)
     return store
 
 
@@ -43,7 +43,7 @@ def twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: bool = Fa
     for number, users in enumerate(Twins(settings(), UNEQUAL).hosts.values()):
         stores[100 + number] = stored(tmp_path / f"{number}.node", users, attributes)
     algorithm = Twins(settings(**parts), UNEQUAL, attributes=attributes).algorithm
-    (seed,) = {each.join(algorithm, "a run") for each in stores.values()}
+    (seed,) = {each.join_run(algorithm, "a run") for each in stores.values()}
     monkeypatch.setattr(federation, "SEED", seed)
     found = Twins(settings(**parts), UNEQUAL, attributes=attributes)
     found.nodes = stores  # type: ignore[assignment]
@@ -75,10 +75,10 @@ def test_files_play_the_rounds_of_the_simulator(
         node.close()
     both.nodes = {node: Store.open(tmp_path / f"{node - 100}.node") for node in both.nodes}  # type: ignore[misc]
     for node in both.nodes.values():
-        node.join(both.algorithm, "a run")
+        node.join_run(both.algorithm, "a run")
     assert both.difference() == 0.0
     assert float(both.flower.items.abs().max()) > 0
-    assert any(float(node.recall(node.everyone(), None).participations.max()) > 1 for node in both.nodes.values())
+    assert any(float(node.load_client_states(node.everyone(), None).participations.max()) > 1 for node in both.nodes.values())
 
 
 def test_attributes_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def test_each_of_the_three_models_has_its_own_scores(name: str) -> None:
     whole = simulator.algorithm.scores(
         simulator.algorithm.broadcast(simulator.recommender().state, everyone),
         rows,
-        simulator.population.recall(everyone, positions),
+        simulator.population.load_client_states(everyone, positions),
     )
     torch.testing.assert_close(sum(parts.values()), whole, rtol=1e-4, atol=1e-5)
     for other in parts.keys() - {name}:

@@ -47,7 +47,7 @@ def node_init(
 
             given = read_model(model)
             common = given.catalogue
-        with Store.make(store, common.item_ids, encoding=common.encoding) as made:
+        with Store.create(store, common.item_ids, encoding=common.encoding) as made:
             if given is not None:
                 given.give(made)
             attributes = f", {made.n_user_attributes} user attributes" if made.encoding is not None else ""
@@ -100,7 +100,7 @@ def node_add(
         from perfedrec.runtimes.node import Store
 
         with Store.open(store) as opened:
-            new = opened.add(user, *items)
+            new = opened.add_interactions(user, *items)
         print(f"{new} new interaction{'' if new == 1 else 's'} of {user}", flush=True)
 
 

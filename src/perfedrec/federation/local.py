@@ -92,8 +92,9 @@ def deal_out(
             }
         )
         attributes = None if told is None else {names[each]: told.values[each].tolist() for each in part}
-        with Store.make(place / "store.db", train.item_ids, secret, catalogue.encoding) as store:
-            store.take(frame, identities={names[each]: int(each) for each in part}, attributes=attributes)
+        with Store.create(place / "store.db", train.item_ids, secret, catalogue.encoding) as store:
+            identities = {names[each]: int(each) for each in part}
+            store.import_interactions(frame, identities=identities, attributes=attributes)
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def of_node(work: Work, store: Store) -> Iterator[Metric]:
     """What is shown of a node; nothing about its users where the file cannot be read."""
     users, received = None, None
     with suppress(PerfedrecError):
-        users, received = store.glance()
+        users, received = store.summary()
     return _families("node", NODE, {**_of(work), "users": users, "model_timestamp_seconds": received})
 
 

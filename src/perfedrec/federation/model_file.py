@@ -73,14 +73,15 @@ def take_in(
     store: Store, file: Path, frame: pl.DataFrame, skip_unknown: bool = False, first_identity: int | None = None
 ) -> tuple[int, int, int, int]:
     """Take the interactions in that a ``file`` holds, and where users have attributes, those in the same folder, as
-    :func:`perfedrec.data.load` looks for them: what :meth:`Store.take` counts, and how many users have attributes now.
+    :func:`perfedrec.data.load` looks for them: what :meth:`Store.import_interactions` counts, and how many users have
+    attributes now.
     """
     told: dict[str, list[float]] = {}
     if store.encoding is not None:
         users = frame["user"].cast(pl.String).unique(maintain_order=True).to_list()
         found, _ = attributes_beside(file.parent, "user", np.array(users, dtype=object), store.encoding)
         told = {} if found is None else dict(zip(users, found.values.tolist(), strict=True))
-    counts = store.take(frame, skip_unknown=skip_unknown, first_identity=first_identity, attributes=told)
+    counts = store.import_interactions(frame, skip_unknown=skip_unknown, first_identity=first_identity, attributes=told)
     return *counts, len(told)
 
 
@@ -108,7 +109,7 @@ class Model:
 
     def give(self, store: Store) -> None:
         """Serve it on a node. Raises :class:`ConfigError` where its catalogue is another one."""
-        store.expect(self.catalogue)
+        store.check_catalogue(self.catalogue)
         store.receive(self.broadcast, NOBODY, self.run, self.round, self.configuration)
 
 

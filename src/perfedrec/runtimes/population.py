@@ -21,10 +21,10 @@ class Users(Protocol):
     def rows(self, users: Tensor) -> tuple[Rows, Tensor]:
         """The rows of ``users`` [B], and the positions [R] of these rows among all interactions."""
 
-    def recall(self, users: Tensor, positions: Tensor) -> Any:
+    def load_client_states(self, users: Tensor, positions: Tensor) -> Any:
         """The memories of ``users`` [B] as a record of their own."""
 
-    def remember(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
+    def save_client_states(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
         """Write the memories of ``users`` [B] back."""
 
 
@@ -55,7 +55,7 @@ class Population:
         rows, _ = self.rows(self.everyone())
         self.client_state = algorithm.init_clients(rows, Key(seed).fold("memory"))
 
-    def recall(self, users: Tensor, positions: Tensor) -> Any:
+    def load_client_states(self, users: Tensor, positions: Tensor) -> Any:
         """The memories of ``users`` [B] as a record of their own."""
         parts = {
             name: getattr(self.client_state, name).index_select(0, positions if per_row else users)
@@ -63,7 +63,7 @@ class Population:
         }
         return type(self.client_state)(**parts)
 
-    def remember(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
+    def save_client_states(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
         """Write the memories of ``users`` [B] back."""
         for name, per_row in self._layout():
             getattr(self.client_state, name).index_copy_(

@@ -38,8 +38,9 @@ def contribute(
     """
     rows, positions = population.rows(users)
     own = key.fold("client")
-    update, client_state = algorithm.client(phase, broadcast, rows, population.recall(users, positions), own)
-    population.remember(users, positions, client_state)
+    client_state = population.load_client_states(users, positions)
+    update, client_state = algorithm.client(phase, broadcast, rows, client_state, own)
+    population.save_client_states(users, positions, client_state)
     return algorithm.protection.upload(phase, update, own), client_state
 
 

@@ -46,7 +46,7 @@ class PersonalRecommender(Recommender):
 
     def _given(self, users: Tensor) -> tuple[Any, Rows, Any]:
         rows, positions = self.population.rows(users)
-        return self.algorithm.broadcast(self.state, users), rows, self.population.recall(users, positions)
+        return self.algorithm.broadcast(self.state, users), rows, self.population.load_client_states(users, positions)
 
     def everyone(self) -> Tensor:
         everyone = super().everyone()

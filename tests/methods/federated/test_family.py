@@ -48,7 +48,7 @@ def test_pairs_are_scored_as_in_the_ranking(name: str) -> None:
     algorithm, users = here.algorithm, torch.arange(80)
     broadcast = algorithm.broadcast(here.state, users)
     rows, positions = here.population.rows(users)
-    client_state = here.population.recall(users, positions)
+    client_state = here.population.load_client_states(users, positions)
     every = algorithm.scores(broadcast, rows, client_state)
     table = algorithm.table_rows(broadcast, rows.items, rows.segments)
     dense = None if broadcast.dense is None else broadcast.dense.repeat(80, 1)
@@ -72,7 +72,7 @@ def test_the_bound_holds_for_every_number_that_leaves(name: str) -> None:
     for _ in algorithm.phases:
         here.play()
     rows, positions = here.population.rows(users)
-    client_state = here.population.recall(users, positions)
+    client_state = here.population.load_client_states(users, positions)
     sent, _ = protected(algorithm, "train", algorithm.broadcast(here.state, users), rows, client_state, Key(1))
     for each in (sent.deltas, sent.dense, sent.reports):
         assert each is None or 0 < float(each.abs().max()) <= float(torch.tensor(0.001))
@@ -108,7 +108,7 @@ def test_fedrap_keeps_shared_and_personal_vectors_apart() -> None:
     here = simulator("fedrap", 0, "client.local_steps=1", "client.learning_rate=0.5", "model.embedding_dim=6", *given)
     users = here.population.offsets.diff().argmax()[None]
     rows, positions = here.population.rows(users)
-    client_state = here.population.recall(users, positions)
+    client_state = here.population.load_client_states(users, positions)
     personal = torch.randn(client_state.rows.shape, generator=torch.Generator().manual_seed(1))
     personal[::2] *= 0.1  # less than 1 from the shared ones, and more
     client_state = replace(client_state, rows=personal, participations=torch.tensor([3]))
@@ -155,7 +155,7 @@ def test_clients_can_count_by_their_interactions(name: str) -> None:
     here = simulator(name, 0, "server.weighting=interactions")
     rows, positions = here.population.rows(torch.arange(80))
     client_state, broadcast = (
-        here.population.recall(torch.arange(80), positions),
+        here.population.load_client_states(torch.arange(80), positions),
         here.algorithm.broadcast(here.state, rows.users),
     )
     sent, _ = here.algorithm.client("train", broadcast, rows, client_state, Key(1))
@@ -241,7 +241,7 @@ def test_a_poisoned_node_moves_nothing() -> None:
     algorithm, users = here.algorithm, torch.arange(80)
     broadcast = algorithm.broadcast(here.state, users)
     rows, positions = here.population.rows(users)
-    sent, _ = algorithm.client("train", broadcast, rows, here.population.recall(users, positions), Key(1))
+    sent, _ = algorithm.client("train", broadcast, rows, here.population.load_client_states(users, positions), Key(1))
     bad = users[sent.segments] % 8 == 5
     poisoned = replace(sent, deltas=torch.where(bad[:, None], 100 * sent.deltas, sent.deltas))
     without = replace(

@@ -217,7 +217,7 @@ def test_the_service_sees_tokens_and_not_items() -> None:
     rows, places = here.population.rows(here.population.everyone())
     broadcast, client_state = (
         here.algorithm.broadcast(here.state, rows.users),
-        here.population.recall(rows.users, places),
+        here.population.load_client_states(rows.users, places),
     )
     edges = here.algorithm.client("join", broadcast, rows, client_state, Key(0))[0].edges
     named = set(zip(rows.segments.tolist(), tokens[rows.items].tolist(), strict=True))

@@ -70,7 +70,7 @@ class World:
         """View, rows and memory of some users."""
         which = torch.as_tensor(users)
         rows, positions = self.population.rows(which)
-        return self.algorithm.broadcast(self.state, which), rows, self.population.recall(which, positions)
+        return self.algorithm.broadcast(self.state, which), rows, self.population.load_client_states(which, positions)
 
     def train(self, users: list[int] | Tensor) -> tuple[Update, PerFedRecClient]:
         """One round's work of some users under ``Key(SEED)``, which changes nothing here."""

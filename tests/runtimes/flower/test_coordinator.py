@@ -66,8 +66,8 @@ def store(path: Path, users: torch.Tensor, named: bool = True, items: int = N_IT
     rows, _ = whole.rows(users)
     owners = users[rows.segments].tolist()
     frame = pl.DataFrame({"user": [f"u{each}" for each in owners], "item": rows.items.numpy()})
-    made = Store.make(path, np.arange(items), bytes(32))
-    made.take(frame, identities={f"u{each}": each for each in owners} if named else None)
+    made = Store.create(path, np.arange(items), bytes(32))
+    made.import_interactions(frame, identities={f"u{each}": each for each in owners} if named else None)
     return made
 
 

@@ -41,7 +41,7 @@ SMALL = ["model.embedding_dim=8", "pretraining.passes=1", "clusters.n_clusters=2
 def draws(folder: Path, algorithm: Any) -> int:
     """The seed of all draws of nodes that share a secret, in a run of that name."""
     with Store.open(folder / "nodes" / "n0" / "store.db") as store:
-        return store.join(algorithm, NAME)
+        return store.join_run(algorithm, NAME)
 
 
 @pytest.mark.parametrize(("users", "nodes", "rounds"), [(3, 3, 2), (24, 2, 3)], ids=["one user a node", "many"])

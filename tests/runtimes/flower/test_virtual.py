@@ -78,11 +78,11 @@ def as_simulated(given: dict[str, Any], nodes: int, dataset: Dataset | None = No
     for place, part in enumerate(parts):
         with Store.open(output / "nodes" / f"n{place}" / "store.db") as store:
             assert torch.equal(store.everyone(), part)
-            store.consult(build(store.served().configuration))
+            store.use_served_run(build(store.served().configuration))
             rows, positions = store.rows(part)
             assert torch.equal(rows.items, population.rows(part)[0].items)
-            own, _ = flatten(store.recall(part, positions))
-            theirs, _ = flatten(population.recall(part, population.rows(part)[1]))
+            own, _ = flatten(store.load_client_states(part, positions))
+            theirs, _ = flatten(population.load_client_states(part, population.rows(part)[1]))
             assert others(theirs, own) == []
 
 

@@ -71,8 +71,8 @@ def whole(path: Path) -> None:
 @pytest.mark.parametrize("kind", ["add", "take", "play"])
 def test_what_was_promised_survives_a_kill(kind: str, killer: subprocess.Popen[str], tmp_path: Path) -> None:
     path = tmp_path / "a.node"
-    with Store.make(path, ITEMS) as store:
-        store.take(pl.DataFrame({"user": ["a", "b"], "item": [1, 2]}), first_identity=0)
+    with Store.create(path, ITEMS) as store:
+        store.import_interactions(pl.DataFrame({"user": ["a", "b"], "item": [1, 2]}), first_identity=0)
     rng, start = random.Random(3), 0
     for _ in range(8):
         promised = killed(killer, path, kind, start, rng.uniform(0, 0.03))
@@ -80,13 +80,13 @@ def test_what_was_promised_survives_a_kill(kind: str, killer: subprocess.Popen[s
         whole(path)
         with Store.open(path) as store:
             if kind == "play":
-                store.join(KEEPER, "run")
+                store.join_run(KEEPER, "run")
                 played = store.status()["last_round"]
                 assert played in (promised[-1], promised[-1] + 1)
                 everyone = store.everyone()
-                counts = store.recall(everyone, everyone).count
+                counts = store.load_client_states(everyone, everyone).count
                 assert counts.tolist() == [played + 1] * 2  # memories and the note of the round came together
-                assert store.answer(played, b"tables", lambda: b"again") == counts.numpy().tobytes()
+                assert store.answer_round(played, b"tables", lambda: b"again") == counts.numpy().tobytes()
                 start = played + 1
                 continue
             store.register({each: number for number, each in enumerate(store.unregistered(), store.n_users)})
@@ -116,8 +116,8 @@ def full(path: Path) -> Iterator[None]:
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     path, file = tmp_path / "a.node", tmp_path / "mine.csv"
-    with Store.make(path, ITEMS[:2000]) as store:
-        store.add("ann", "5")
+    with Store.create(path, ITEMS[:2000]) as store:
+        store.add_interactions("ann", "5")
     rows = pl.DataFrame({"user": np.arange(50).repeat(2000), "item": np.tile(ITEMS[:2000], 50)})
     rows.write_csv(file)
     with full(path):
@@ -136,16 +136,16 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_round_on_a_full_disk_was_not_played(tmp_path: Path) -> None:
     path = tmp_path / "a.node"
-    with Store.make(path, ITEMS[:50]) as store:
-        store.take(pl.DataFrame({"user": ["a", "b"], "item": [1, 2]}), first_identity=0)
-        store.join(KEEPER, "run")
+    with Store.create(path, ITEMS[:50]) as store:
+        store.import_interactions(pl.DataFrame({"user": ["a", "b"], "item": [1, 2]}), first_identity=0)
+        store.join_run(KEEPER, "run")
         everyone = store.everyone()
         large = bytes(3_000_000)
         with full(path), pytest.raises(StoreError, match="the disk is full"):
-            store.answer(0, b"tables", lambda: one_more(store, everyone) + large)
+            store.answer_round(0, b"tables", lambda: one_more(store, everyone) + large)
         assert store.status()["last_round"] is None
-        assert store.recall(everyone, everyone).count.tolist() == [0, 0]
-        answered = store.answer(0, b"tables", lambda: one_more(store, everyone) + large)
+        assert store.load_client_states(everyone, everyone).count.tolist() == [0, 0]
+        answered = store.answer_round(0, b"tables", lambda: one_more(store, everyone) + large)
         assert answered == np.array([1, 1]).tobytes() + large
 
 
@@ -165,28 +165,28 @@ def damaged(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["no database", "half of it", "empty", "pages overwritten"])
 def test_a_damaged_file_is_one_line(how: str, tmp_path: Path) -> None:
     path = tmp_path / "a.node"
-    with Store.make(path, ITEMS) as store:
-        store.add("ann", "5")
+    with Store.create(path, ITEMS) as store:
+        store.add_interactions("ann", "5")
     damaged(path, how)
     content = path.read_bytes()
     for command in (["status"], ["add", "ann", "6"], ["recommend", "--user", "ann"], ["forget", "--user", "ann"]):
         refused = CliRunner().invoke(app, ["node", *command, "--store", str(path)])
         assert refused.exit_code == 2, refused.output
         assert refused.stderr.count("\n") == 1
-        assert "is damaged" in refused.stderr or "no node's file" in refused.stderr
+        assert "is damaged" in refused.stderr or "not a node's file" in refused.stderr
     assert path.read_bytes() == content
 
 
 def test_damage_within_a_cell_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.node"
-    with Store.make(path, ITEMS[:50]) as store:
-        store.take(pl.DataFrame({"user": ["a"], "item": [1]}), first_identity=0)
-        store.join(KEEPER, "run")
-        store.answer(0, b"tables", lambda: one_more(store, store.everyone()))
+    with Store.create(path, ITEMS[:50]) as store:
+        store.import_interactions(pl.DataFrame({"user": ["a"], "item": [1]}), first_identity=0)
+        store.join_run(KEEPER, "run")
+        store.answer_round(0, b"tables", lambda: one_more(store, store.everyone()))
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("UPDATE memories SET content = zeroblob(20)")
         with pytest.raises(StoreError, match="is damaged"):
-            store.answer(1, b"tables", lambda: one_more(store, store.everyone()))
+            store.answer_round(1, b"tables", lambda: one_more(store, store.everyone()))
     refused = CliRunner().invoke(app, ["node", "status", "--store", str(path)])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
@@ -196,7 +196,7 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE users (name TEXT)")
     before = path.read_bytes()
-    with pytest.raises(StoreError, match="no node's file"):
+    with pytest.raises(StoreError, match="not a node's file"):
         Store.open(path)
     assert path.read_bytes() == before
 
@@ -211,7 +211,7 @@ def test_an_old_file_is_brought_up_to_date(tmp_path: Path) -> None:
         connection.execute("INSERT INTO users VALUES (4, 'ann', 17, NULL)")
         connection.execute("INSERT INTO interactions VALUES (4, 1)")
         connection.execute("INSERT INTO runs VALUES (1, 'run', 6, x'00', NULL)")
-        connection.execute(f"PRAGMA application_id = {database.APPLICATION}")
+        connection.execute(f"PRAGMA application_id = {database.APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 1")
         connection.commit()
     with Store.open(path) as store:
@@ -219,7 +219,7 @@ def test_an_old_file_is_brought_up_to_date(tmp_path: Path) -> None:
         assert (found["schema"], found["interactions"], found["last_round"]) == (len(MIGRATIONS), 1, 6)
         assert store.rows(store.everyone())[0].items.tolist() == [1]
         assert found["model"] is None
-        store.add("ann", "tea")
+        store.add_interactions("ann", "tea")
     with Store.open(path) as store:
         assert store.status()["interactions"] == 2
     with closing(sqlite3.connect(path)) as connection:
@@ -232,24 +232,24 @@ def test_an_old_file_is_brought_up_to_date(tmp_path: Path) -> None:
 
 def test_a_file_that_somebody_works_on_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.node"
-    monkeypatch.setattr(database, "PATIENCE", 0.3)
-    with Store.make(path, ITEMS[:50]) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.3)
+    with Store.create(path, ITEMS[:50]) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match=r"another process .* for 0\.3 s; nothing was changed"):
-            Store.open(path).add("ann", "5")
+            Store.open(path).add_interactions("ann", "5")
         assert store.status()["interactions"] == 0  # reading goes on
         other.execute("COMMIT")
-        assert store.add("ann", "5") == 1
+        assert store.add_interactions("ann", "5") == 1
 
 
 def test_many_writers_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a.node"
-    Store.make(path, ITEMS[:200]).close()
+    Store.create(path, ITEMS[:200]).close()
 
     def write(name: str) -> None:
         with Store.open(path) as store:
             for item in range(40):
-                store.add(name, str(item))
+                store.add_interactions(name, str(item))
 
     threads = [Thread(target=write, args=(f"u{number}",)) for number in range(4)]
     for thread in threads:

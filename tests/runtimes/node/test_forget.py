@@ -58,15 +58,17 @@ EVERYTHING |= {f"row {number}" for number in range(20)}
 def built(path: Path) -> tuple[Store, dict[str, Traces]]:
     """A node of 300 users who all have memories, with a served model and an answer to the last round."""
     rng = np.random.default_rng(1)
-    store = Store.make(path, np.arange(N_ITEMS), encoding=Encoding(("a", "b", "c"), ((0.0, 1.0),) * 3))
+    store = Store.create(path, np.arange(N_ITEMS), encoding=Encoding(("a", "b", "c"), ((0.0, 1.0),) * 3))
     names = [f"user {number}" for number in range(298)] + [WANTED, OTHER]
     items = {name: np.sort(rng.choice(np.arange(256, N_ITEMS), 20, replace=False)) for name in names}
     told = {name: rng.random(3).astype(np.float32) for name in names}
     identities = {name: 0x51525300 + 7 * number for number, name in enumerate(names)}
     for part in (names[:298], names[298:]):
         pairs = [(name, int(item)) for name in part for item in rng.permutation(items[name])]
-        store.take(pl.DataFrame(pairs, schema=["user", "item"], orient="row"), identities=identities, attributes=told)
-    store.join(ALGORITHM, "run")
+        store.import_interactions(
+            pl.DataFrame(pairs, schema=["user", "item"], orient="row"), identities=identities, attributes=told
+        )
+    store.join_run(ALGORITHM, "run")
     users = store.everyone()
     broadcast = PerFedRecBroadcast(
         items=torch.randn(N_ITEMS, DIM),
@@ -78,15 +80,15 @@ def built(path: Path) -> tuple[Store, dict[str, Traces]]:
     rows, positions = store.rows(users)
 
     def work() -> bytes:
-        client_state = store.recall(users, positions)
+        client_state = store.load_client_states(users, positions)
         for name in ("private", "first", "second", "rows"):
             getattr(client_state, name).normal_()
-        store.remember(users, positions, client_state)
+        store.save_client_states(users, positions, client_state)
         return client_state.private.numpy().tobytes()
 
     for number in range(3):  # pages are freed and used again
-        store.answer(number, b"tables", work)
-    client_state, traces = store.recall(users, positions), {}
+        store.answer_round(number, b"tables", work)
+    client_state, traces = store.load_client_states(users, positions), {}
     for name in (WANTED, OTHER):
         place = users.tolist().index(store.identity(name))
         with closing(sqlite3.connect(path)) as connection:
@@ -129,7 +131,7 @@ def test_no_byte_of_a_forgotten_user_is_left(path: Path) -> None:
     with pytest.raises(DataError, match="unknown user"):
         store.identity(WANTED)
     with pytest.raises(RoundError, match="answer was not kept"):  # there was a part of the user in it
-        store.answer(2, b"tables", lambda: b"")
+        store.answer_round(2, b"tables", lambda: b"")
     found = store.status()
     assert (found["users"], found["interactions"]) == (299, 299 * 20)
     with pytest.raises(DataError, match="unknown user"):
@@ -149,7 +151,7 @@ def test_deleting_alone_would_leave_traces(path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_reader_delays_it_and_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "PATIENCE", 0.2)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.2)
     first, traces = built(path)
     first.close()
     with closing(sqlite3.connect(path, isolation_level=None)) as reader, Store.open(path) as store:

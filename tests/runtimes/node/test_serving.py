@@ -55,12 +55,16 @@ def trained(name: str, dataset: Dataset, rounds: int) -> Simulator:
 
 def node_of(simulator: Simulator, dataset: Dataset, path: Path) -> Store:
     """A node of some users with what the simulator holds of them, and the model it serves."""
-    store = Store.make(path, dataset.train.item_ids)
+    store = Store.create(path, dataset.train.item_ids)
     ids = dataset.train.user_ids[SOME.numpy()]
     frame = dataset.train.frame().filter(pl.col("user").is_in(ids.tolist()))
-    store.take(frame, identities={str(name): place for name, place in zip(ids, SOME.tolist(), strict=True)})
-    store.join(simulator.algorithm, "simulated")
-    store.remember(SOME, torch.zeros(0), simulator.population.recall(SOME, simulator.population.rows(SOME)[1]))
+    store.import_interactions(
+        frame, identities={str(name): place for name, place in zip(ids, SOME.tolist(), strict=True)}
+    )
+    store.join_run(simulator.algorithm, "simulated")
+    store.save_client_states(
+        SOME, torch.zeros(0), simulator.population.load_client_states(SOME, simulator.population.rows(SOME)[1])
+    )
     broadcast = serving_broadcast(simulator.algorithm, simulator.state, SOME)
     store.receive(broadcast, SOME, "simulated", simulator.state.round, "algorithm = 'x'")
     return store
@@ -79,17 +83,17 @@ def test_a_node_recommends_what_the_simulator_recommends(name: str, dataset: Dat
             assert torch.equal(scores.argsort(1, descending=True)[:, :20], expected.argsort(1, descending=True)[:, :20])
             for key, part in recommender.explain(users).items():
                 torch.testing.assert_close(parts[key], part, rtol=1e-5, atol=1e-6)
-        before = store.recall(SOME, torch.zeros(0))
+        before = store.load_client_states(SOME, torch.zeros(0))
         served = store.served()
         assert (served.run, served.round) == ("simulated", simulator.state.round)
         # A new interaction: its item goes, the scores move, and what training goes on from stays.
         best = int(scores.argmax())
-        store.add(str(dataset.train.user_ids[int(SOME[2])]), str(dataset.train.item_ids[best]))
+        store.add_interactions(str(dataset.train.user_ids[int(SOME[2])]), str(dataset.train.item_ids[best]))
         after, _ = advisor.scores(SOME[2:3])
         assert after[0, best] == -torch.inf
         others = torch.arange(scores.shape[1]) != best
         assert not torch.allclose(after[0, others], scores[0, others])
-        kept = store.recall(SOME, torch.zeros(0))
+        kept = store.load_client_states(SOME, torch.zeros(0))
         assert torch.equal(kept.participations, before.participations)
         unchanged, _ = advisor.scores(SOME[[0, 1, 3, 4]])
         torch.testing.assert_close(unchanged, recommender.scores(SOME[[0, 1, 3, 4]]), rtol=1e-5, atol=1e-6)
@@ -105,8 +109,8 @@ def test_a_view_tells_of_its_own_users_and_of_nobody_else(dataset: Dataset) -> N
 
 
 def test_without_a_model_there_is_nothing_to_recommend_with(tmp_path: Path) -> None:
-    with Store.make(tmp_path / "a.node", np.arange(4)) as store:
-        store.add("u", "2")
+    with Store.create(tmp_path / "a.node", np.arange(4)) as store:
+        store.add_interactions("u", "2")
         with pytest.raises(StoreError, match="no model has come"):
             LocalRecommender(store, FedMF())
 
@@ -115,7 +119,7 @@ def test_memories_last_as_long_as_their_model_is_served(dataset: Dataset, tmp_pa
     simulator = trained("fedmf", dataset, 3)
     store = node_of(simulator, dataset, tmp_path / "a.node")
     expected = simulator.recommender().scores(SOME)
-    store.join(simulator.algorithm, "next")  # a new run has begun, and serves nothing yet
+    store.join_run(simulator.algorithm, "next")  # a new run has begun, and serves nothing yet
     torch.testing.assert_close(
         LocalRecommender(store, simulator.algorithm).scores(SOME)[0], expected, rtol=1e-5, atol=1e-6
     )
@@ -165,7 +169,7 @@ def test_newcomers_get_their_own_taste_after_one_and_five_interactions(
     popular = torch.tensor(planted.dataset.train.item_degrees).argsort(descending=True)
     ids = planted.dataset.train.item_ids
     shares: dict[str, list[float]] = {"popular": [], "1": [], "5": []}
-    with Store.make(tmp_path / "a.node", ids) as store:
+    with Store.create(tmp_path / "a.node", ids) as store:
         store.receive(broadcast, nobody, "simulated", simulator.state.round, "")
         advisor = LocalRecommender(store, simulator.algorithm)
         rng = np.random.default_rng(0)
@@ -175,7 +179,7 @@ def test_newcomers_get_their_own_taste_after_one_and_five_interactions(
             shares["popular"].append(float(own[popular[~torch.isin(popular, torch.tensor(shown))][:20]].float().mean()))
             for count in (1, 5):
                 for item in shown[:count]:
-                    store.add(f"new {number}", str(ids[item]))
+                    store.add_interactions(f"new {number}", str(ids[item]))
                 scores, _ = advisor.scores(torch.tensor([store.identity(f"new {number}")]))
                 shares[str(count)].append(float(own[scores[0].topk(20).indices].float().mean()))
     means = {name: float(np.mean(values)) for name, values in shares.items()}

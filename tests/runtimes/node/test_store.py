@@ -49,9 +49,9 @@ KEEPER: Any = Keeper()
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.make(tmp_path / "home.node", ITEMS) as made:
+    with Store.create(tmp_path / "home.node", ITEMS) as made:
         frame = pl.DataFrame({"user": ["ann", "bob", "ann", "bob", "ann"], "item": ["jam", "7", "tea", "007", "tea"]})
-        assert made.take(frame, identities={"bob": 9, "ann": 30}) == (2, 4, 0)
+        assert made.import_interactions(frame, identities={"bob": 9, "ann": 30}) == (2, 4, 0)
         yield made
 
 
@@ -75,26 +75,26 @@ def test_rows_are_those_of_the_users_asked_in_their_order(store: Store) -> None:
 def test_taking_in_is_all_or_nothing_and_can_be_repeated(store: Store) -> None:
     frame = pl.DataFrame({"user": ["bob", "eve", "bob"], "item": ["jam", "tea", "gin"]})
     with pytest.raises(DataError, match=r"1 of 3 interactions .*'gin'.*--skip-unknown"):
-        store.take(frame)
+        store.import_interactions(frame)
     assert store.rows(store.everyone())[0].items.tolist() == [2, 3, 0, 5]
-    assert store.take(frame, skip_unknown=True) == (1, 2, 1)
-    assert store.take(frame, skip_unknown=True) == (0, 0, 1)
+    assert store.import_interactions(frame, skip_unknown=True) == (1, 2, 1)
+    assert store.import_interactions(frame, skip_unknown=True) == (0, 0, 1)
     assert store.unregistered() == ["eve"]
     assert store.everyone().tolist() == [9, 30]
 
 
 def test_one_interaction_at_a_time(store: Store) -> None:
-    assert store.add("bob", "bread")
-    assert not store.add("bob", "bread")
+    assert store.add_interactions("bob", "bread")
+    assert not store.add_interactions("bob", "bread")
     assert again(store).rows(torch.tensor([9]))[0].items.tolist() == [2, 3, 4]
     with pytest.raises(DataError, match="unknown item 'gin'"):
-        Store.open(store.path).add("new", "gin")
+        Store.open(store.path).add_interactions("new", "gin")
     assert Store.open(store.path).unregistered() == []
 
 
 def test_identities_are_given_once_and_to_one_user(store: Store) -> None:
-    store.add("eve", "tea")
-    store.add("zoe", "tea")
+    store.add_interactions("eve", "tea")
+    store.add_interactions("zoe", "tea")
     for wrong, said in (
         ({"eve": 9}, "another user's"),
         ({"eve": -1}, "negative"),
@@ -109,35 +109,35 @@ def test_identities_are_given_once_and_to_one_user(store: Store) -> None:
 
 
 def test_integer_catalogues_keep_integers(tmp_path: Path) -> None:
-    with Store.make(tmp_path / "a.node", np.array([30, 10, 20])) as store:
+    with Store.create(tmp_path / "a.node", np.array([30, 10, 20])) as store:
         assert store.item_ids.tolist() == [30, 10, 20]
-        store.take(pl.DataFrame({"user": [1, 2], "item": [20, 30]}), identities={"1": 0, "2": 1})
-        assert store.add("1", "10")
+        store.import_interactions(pl.DataFrame({"user": [1, 2], "item": [20, 30]}), identities={"1": 0, "2": 1})
+        assert store.add_interactions("1", "10")
         assert store.rows(store.everyone())[0].items.tolist() == [1, 2, 0]
         first = store.catalogue
-    with Store.make(tmp_path / "b.node", np.array([10, 20, 30])) as other:
+    with Store.create(tmp_path / "b.node", np.array([10, 20, 30])) as other:
         assert other.catalogue != first  # the order counts
 
 
 def test_memories_are_kept_by_user_and_by_item(store: Store) -> None:
-    store.join(KEEPER, "run")
+    store.join_run(KEEPER, "run")
     both = torch.tensor([30, 9])
     rows, positions = store.rows(both)
-    start = store.recall(both, positions)
+    start = store.load_client_states(both, positions)
     assert start.each.tolist() == [[-1.0, -1.0]] * 4
-    store.remember(
+    store.save_client_states(
         both,
         positions,
         replace(
             start, count=torch.tensor([3, 4]), vector=start.vector + 1, each=rows.items[:, None].repeat(1, 2) * 1.0
         ),
     )
-    store.add("ann", "milk")  # between the two items that were there
-    store.add("bob", "tea")
+    store.add_interactions("ann", "milk")  # between the two items that were there
+    store.add_interactions("bob", "tea")
     store = again(store)
-    store.join(KEEPER, "run")
+    store.join_run(KEEPER, "run")
     rows, positions = store.rows(both.flip(0))
-    client_state = store.recall(both.flip(0), positions)
+    client_state = store.load_client_states(both.flip(0), positions)
     assert rows.items.tolist() == [0, 2, 3, 0, 1, 5]
     assert client_state.each[:, 0].tolist() == [-1.0, 2.0, 3.0, 0.0, -1.0, 5.0]
     assert client_state.count.tolist() == [4, 3]
@@ -151,75 +151,77 @@ def test_memories_of_another_method_are_refused(store: Store) -> None:
             return replace(super().init_clients(rows, key), vector=torch.zeros(rows.n_users, 4))
 
     everyone = store.everyone()
-    store.join(KEEPER, "run")
-    store.remember(everyone, store.rows(everyone)[1], store.recall(everyone, store.rows(everyone)[1]))
-    store.join(Other(), "run")  # type: ignore[arg-type]
+    store.join_run(KEEPER, "run")
+    store.save_client_states(
+        everyone, store.rows(everyone)[1], store.load_client_states(everyone, store.rows(everyone)[1])
+    )
+    store.join_run(Other(), "run")  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="another method or configuration; vector does not fit"):
-        store.recall(everyone, store.rows(everyone)[1])
+        store.load_client_states(everyone, store.rows(everyone)[1])
 
 
 def counted(store: Store, times: int = 1) -> bytes:
     """Work: everybody's count goes up; the answer is the new counts."""
     everyone = store.everyone()
     _, positions = store.rows(everyone)
-    client_state = store.recall(everyone, positions)
-    store.remember(everyone, positions, replace(client_state, count=client_state.count + times))
-    return bytes(store.recall(everyone, positions).count.tolist())
+    client_state = store.load_client_states(everyone, positions)
+    store.save_client_states(everyone, positions, replace(client_state, count=client_state.count + times))
+    return bytes(store.load_client_states(everyone, positions).count.tolist())
 
 
 def test_a_round_is_answered_once(store: Store) -> None:
-    store.join(KEEPER, "run")
-    assert store.answer(0, b"tables", lambda: counted(store)) == bytes([1, 1])
-    assert store.answer(3, b"tables", lambda: counted(store)) == bytes([2, 2])
+    store.join_run(KEEPER, "run")
+    assert store.answer_round(0, b"tables", lambda: counted(store)) == bytes([1, 1])
+    assert store.answer_round(3, b"tables", lambda: counted(store)) == bytes([2, 2])
     store = again(store)
-    store.join(KEEPER, "run")
-    assert store.answer(3, b"tables", lambda: counted(store)) == bytes([2, 2])  # the stored one: nobody worked
+    store.join_run(KEEPER, "run")
+    assert store.answer_round(3, b"tables", lambda: counted(store)) == bytes([2, 2])  # the stored one: nobody worked
     for number, request, said in ((3, b"others", "with other content"), (2, b"tables", "is past")):
         with pytest.raises(RoundError, match=said):
-            store.answer(number, request, lambda: counted(store))
-    assert store.answer(4, b"tables", lambda: counted(store) and None) is None
+            store.answer_round(number, request, lambda: counted(store))
+    assert store.answer_round(4, b"tables", lambda: counted(store) and None) is None
     with pytest.raises(RoundError, match="not kept"):
-        store.answer(4, b"tables", lambda: counted(store))
+        store.answer_round(4, b"tables", lambda: counted(store))
     assert counted(store, 0) == bytes([3, 3])
 
 
 def test_a_round_that_fails_leaves_nothing(store: Store) -> None:
-    store.join(KEEPER, "run")
+    store.join_run(KEEPER, "run")
 
     def broken() -> bytes:
         counted(store)
         raise ValueError("half way")
 
     with pytest.raises(ValueError, match="half way"):
-        store.answer(0, b"tables", broken)
+        store.answer_round(0, b"tables", broken)
     assert counted(store, 0) == bytes([0, 0])
-    assert store.answer(0, b"other tables", lambda: counted(store)) == bytes([1, 1])
+    assert store.answer_round(0, b"other tables", lambda: counted(store)) == bytes([1, 1])
 
 
 def test_each_run_and_each_node_draws_its_own(store: Store, tmp_path: Path) -> None:
-    first = store.join(KEEPER, "first")
+    first = store.join_run(KEEPER, "first")
     counted(store)
-    assert again(store).join(KEEPER, "first") == first
+    assert again(store).join_run(KEEPER, "first") == first
     store = Store.open(store.path)
-    assert store.join(KEEPER, "second") != first
+    assert store.join_run(KEEPER, "second") != first
     assert counted(store, 0) == bytes([0, 0])  # memories are a run's
     with pytest.raises(RoundError, match="left the run first"):
-        store.join(KEEPER, "first")
-    with Store.make(tmp_path / "other.node", ITEMS) as other:
-        assert other.join(KEEPER, "first") != first
+        store.join_run(KEEPER, "first")
+    with Store.create(tmp_path / "other.node", ITEMS) as other:
+        assert other.join_run(KEEPER, "first") != first
 
 
 def test_a_run_has_one_configuration(store: Store) -> None:
-    store.join(KEEPER, "first", configuration="epsilon = 8")
+    store.join_run(KEEPER, "first", configuration="epsilon = 8")
     with again(store) as opened:
-        opened.join(KEEPER, "first", configuration="epsilon = 8")
+        opened.join_run(KEEPER, "first", configuration="epsilon = 8")
         with pytest.raises(RoundError, match="run first began with another configuration"):
-            opened.join(KEEPER, "first", configuration="epsilon = 9")
-        opened.join(KEEPER, "second", configuration="epsilon = 9")
+            opened.join_run(KEEPER, "first", configuration="epsilon = 9")
+        opened.join_run(KEEPER, "second", configuration="epsilon = 9")
 
 
 def test_the_file_is_its_owners_alone(store: Store) -> None:
-    store.add("ann", "bread")
+    store.add_interactions("ann", "bread")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in store.path.parent.iterdir()}
     assert modes == {"home.node": 0o600, "home.node-wal": 0o600, "home.node-shm": 0o600}
 
@@ -227,13 +229,13 @@ def test_the_file_is_its_owners_alone(store: Store) -> None:
 def test_a_file_is_never_overwritten(store: Store) -> None:
     before = store.path.read_bytes()
     with pytest.raises(StoreError, match="exists already"):
-        Store.make(store.path, ITEMS)
+        Store.create(store.path, ITEMS)
     assert store.path.read_bytes() == before
     assert len(list(store.path.parent.iterdir())) == 3
 
 
 def test_a_sum_is_opened_with_the_same_nodes_or_not_at_all(store: Store) -> None:
-    store.join(KEEPER, "first")
+    store.join_run(KEEPER, "first")
     for number in (-1, 0, 1):
         store.open_sum(number, b"all", [7, 3, 5])
     store.open_sum(0, b"all", [3, 5, 7])  # in whatever order
@@ -241,8 +243,8 @@ def test_a_sum_is_opened_with_the_same_nodes_or_not_at_all(store: Store) -> None
         with pytest.raises(RoundError, match="round 0 of run first was opened with other nodes"):
             store.open_sum(0, request, others)
     with again(store) as opened:
-        opened.join(KEEPER, "first")
+        opened.join_run(KEEPER, "first")
         with pytest.raises(RoundError, match="round -1"):
             opened.open_sum(-1, b"all", [3, 5])
-        opened.join(KEEPER, "second")
+        opened.join_run(KEEPER, "second")
         opened.open_sum(-1, b"all", [3, 5])  # of another run

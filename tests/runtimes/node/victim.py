@@ -25,29 +25,29 @@ def say(*words: object) -> None:
 
 def add(store: Store, start: int) -> None:
     for number in count(start):
-        store.add(f"u{number % 5}", str(number))
+        store.add_interactions(f"u{number % 5}", str(number))
         say("ack", number)
 
 
 def take(store: Store, start: int) -> None:
     for number in count(start):
         items = [str(number * BATCH + each) for each in range(BATCH)]
-        store.take(pl.DataFrame({"user": [f"u{number % 5}"] * BATCH, "item": items}))
+        store.import_interactions(pl.DataFrame({"user": [f"u{number % 5}"] * BATCH, "item": items}))
         say("ack", number)
 
 
 def play(store: Store, start: int) -> None:
-    store.join(KEEPER, "run")
+    store.join_run(KEEPER, "run")
     everyone = store.everyone()
     for number in count(start):
-        store.answer(number, b"tables", lambda: one_more(store, everyone))
+        store.answer_round(number, b"tables", lambda: one_more(store, everyone))
         say("ack", number)
 
 
 def one_more(store: Store, everyone: object) -> bytes:
-    client_state = store.recall(everyone, None)  # type: ignore[arg-type]
+    client_state = store.load_client_states(everyone, None)  # type: ignore[arg-type]
     client_state = replace(client_state, count=client_state.count + 1)
-    store.remember(everyone, None, client_state)  # type: ignore[arg-type]
+    store.save_client_states(everyone, None, client_state)  # type: ignore[arg-type]
     return bytes(client_state.count.numpy().tobytes())
 
 

@@ -50,11 +50,11 @@ class Hosted(Population):
         rows, positions = super().rows(self._places(users))
         return replace(rows, users=users), positions
 
-    def recall(self, users: Tensor, positions: Tensor) -> Any:
-        return super().recall(self._places(users), positions)
+    def load_client_states(self, users: Tensor, positions: Tensor) -> Any:
+        return super().load_client_states(self._places(users), positions)
 
-    def remember(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
-        super().remember(self._places(users), positions, client_state)
+    def save_client_states(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
+        super().save_client_states(self._places(users), positions, client_state)
 
     def _places(self, users: Tensor) -> Tensor:
         if not bool(torch.isin(users, self.users).all()):

@@ -200,7 +200,7 @@ class NodeApp:
         """The method of a setup that this node agrees to, and the seed of its users' draws."""
         if self._joined is None or self._joined[0] != setup:
             algorithm = self._method(setup)
-            seed = self.store.join(algorithm, setup.run, configuration=setup.configuration)
+            seed = self.store.join_run(algorithm, setup.run, configuration=setup.configuration)
             self._joined = setup, algorithm, seed
         return self._joined[1:]
 
@@ -235,7 +235,7 @@ def once(store: Store, algorithm: Algorithm[Any, Any, Any], task: Task, request:
     when the same is asked for again."""
     if task.round < 0:  # before the first round, where nothing is noised or remembered
         return work(algorithm, store, task, seed)
-    made = store.answer(task.round, request, lambda: dump(work(algorithm, store, task, seed)))
+    made = store.answer_round(task.round, request, lambda: dump(work(algorithm, store, task, seed)))
     assert made is not None
     return load(made)
 

@@ -45,7 +45,7 @@ def virtual_client(
         algorithm = build(setup.configuration)
         store, seed = hosted(context.run_config, int(context.node_config["partition-id"]))
         with store:
-            store.join(algorithm, setup.run, seed)
+            store.join_run(algorithm, setup.run, seed)
             task = Task.read(message.content, BroadcastLayout.of(algorithm), store.device)
             return once(store, algorithm, task, digest(message.content, without=RECORD), seed)
 

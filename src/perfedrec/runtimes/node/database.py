@@ -1,7 +1,7 @@
-"""The SQLite file under a store: its schema, how it is opened, and one line for everything that can go wrong.
+"""The SQLite file of a node: its schema, its transactions, and a one-line message for each error.
 
-What is committed survives ``kill -9`` and a power cut: the write-ahead log is flushed at every commit. What is deleted
-is overwritten. The file and its companions ``-wal`` and ``-shm`` can be read by their owner alone.
+Committed data survive ``kill -9`` and a power cut: the write-ahead log is flushed at every commit. Deleted data are
+overwritten. Only the owner can read the file and the files ``-wal`` and ``-shm`` that SQLite puts beside it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from perfedrec.core.errors import PerfedrecError
 
-APPLICATION = 0x50464E31  # "PFN1", which tells a node's store from other SQLite files
-PATIENCE = 5.0  # seconds that a command waits for another process to finish its transaction
+APPLICATION_ID = 0x50464E31
+"""``PFN1``: marks a node's file, so that other SQLite files are refused."""
+
+LOCK_TIMEOUT = 5.0
+"""Seconds that a command waits for another process to finish its transaction."""
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -84,16 +92,16 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE runs ADD COLUMN configuration BLOB;
     """,
 )
-"""What makes version ``i + 1`` of the schema out of version ``i``. A line that was released is never changed."""
+"""Entry ``i`` turns version ``i`` of the schema into version ``i + 1``. An entry that was released is never changed."""
 
 
 class StoreError(PerfedrecError):
-    """A node's file is missing, damaged, foreign, in use, or cannot be written."""
+    """A node's file is missing, damaged, of another program, in use, or cannot be written."""
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """SQLite's errors in words."""
+    """Turn errors of SQLite into :class:`StoreError` with a message that says what to do."""
     try:
         yield
     except sqlite3.Error as error:
@@ -101,9 +109,9 @@ def explained(path: Path) -> Iterator[None]:
         if name.startswith("SQLITE_FULL") or name in ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"):
             why = "the disk is full or the file may not grow; nothing was changed"
         elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            why = f"another process has been working on it for {PATIENCE:g} s; nothing was changed, try again"
+            why = f"another process has kept it locked for {LOCK_TIMEOUT:g} s; nothing was changed, try again"
         elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            why = f"is damaged or no node's file ({error}); expected one that perfedrec node init made, or its backup"
+            why = f"is damaged or not a node's file ({error}); expected a file of perfedrec node init, or its backup"
         elif name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
             why = f"cannot be opened for writing ({error})"
         elif name.startswith("SQLITE_IOERR"):
@@ -114,39 +122,46 @@ def explained(path: Path) -> Iterator[None]:
 
 
 class Database:
-    """A node's file. One process may use it from several threads, and several processes may use it at once."""
+    """The connection to a node's file. Several threads of a process, and several processes, may use a file at once.
 
-    def __init__(self, path: Path, make: bool = False) -> None:
+    Raises :class:`StoreError` if the file is missing, damaged, not a node's file or of a newer version; and, with
+    ``create``, if it exists or cannot be written.
+    """
+
+    def __init__(self, path: Path, create: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
-        self._open: str | None = None  # the kind of the transaction at work
-        if make:
-            try:  # made with this mode, which SQLite gives to its companions as well
+        self._open: str | None = None  # the kind of the open transaction
+        if create:
+            try:  # SQLite gives the mode of this file to the files beside it
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             except OSError as error:
                 raise StoreError(f"{path}: cannot be made ({error.strerror})") from None
         elif not path.is_file():
             raise StoreError(f"{path}: no such file; make one with perfedrec node init")
         with explained(path):
-            self.connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+            self.connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
         try:
             with explained(path):
-                self._prepare(make)
+                self._prepare(create)
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self, make: bool) -> None:
+    def _prepare(self, create: bool) -> None:
+        """Check the file, set SQLite up, and bring the schema to the newest version."""
+
         def pragma(name: str) -> int:
             (value,) = self.connection.execute(f"PRAGMA {name}").fetchone()
             return int(value)
 
-        if not make and pragma("application_id") != APPLICATION:
-            raise StoreError(f"{self.path}: no node's file; expected one that perfedrec node init made")
+        if not create and pragma("application_id") != APPLICATION_ID:
+            raise StoreError(f"{self.path}: not a node's file; expected a file of perfedrec node init")
         version, newest = pragma("user_version"), len(MIGRATIONS)
         if version > newest:
             raise StoreError(
-                f"{self.path}: has schema {version}, from a newer perfedrec; this one knows up to {newest}"
+                f"{self.path}: has schema {version}, from a newer perfedrec; this one knows up to {newest}; "
+                "update perfedrec"
             )
         for setting in (
             "journal_mode = WAL",
@@ -156,28 +171,28 @@ class Database:
             "temp_store = MEMORY",
         ):
             self.connection.execute(f"PRAGMA {setting}")
-        if not make:
+        if not create:
             (verdict,) = self.connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
-                raise StoreError(f"{self.path}: is damaged ({verdict}); expected a whole file: restore its backup")
+                raise self._damaged(verdict)
         if version < newest:
             with self.writing():
-                version = pragma("user_version")  # another process may have been quicker
+                version = pragma("user_version")  # another process may have done this meanwhile
                 for step, script in enumerate(MIGRATIONS[version:], version + 1):
                     for statement in script.split(";"):
                         self.connection.execute(statement)
                     self.connection.execute(f"PRAGMA user_version = {step}")
-                self.connection.execute(f"PRAGMA application_id = {APPLICATION}")
+                self.connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, which nobody else can write beside; inside another one it is a part of it."""
+        """One transaction in which only this thread can write. Inside another transaction it is a part of that one."""
         with self._lock, explained(self.path), self._transaction("IMMEDIATE"):
             yield self.connection
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Several queries that see the same moment."""
+        """One transaction of queries, which all see the file as it is at one moment."""
         with self._lock, explained(self.path), self._transaction("DEFERRED"):
             yield self.connection
 
@@ -185,7 +200,7 @@ class Database:
     def _transaction(self, kind: str) -> Iterator[None]:
         if self._open is not None:
             if kind > self._open:  # IMMEDIATE after DEFERRED
-                raise RuntimeError("a transaction that only reads cannot write")
+                raise RuntimeError("a transaction for reading cannot write; expected writing() as the outer one")
             yield
             return
         self.connection.execute(f"BEGIN {kind}")
@@ -201,33 +216,46 @@ class Database:
             self._open = None
 
     @contextmanager
-    def beside(self) -> Iterator[sqlite3.Connection]:
-        """Queries beside whatever is going on, which see what was stored last: nobody waits for them."""
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Queries on a connection of their own, which see what was committed last. They neither wait for a transaction
+        nor delay one."""
         with explained(self.path), closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             yield db
 
     def scrub(self) -> None:
-        """Leave no byte of what was deleted, in the file or in its write-ahead log.
+        """Remove every byte of deleted data from the file and from its write-ahead log.
 
-        Raises :class:`StoreError` where another process reads the file: its log has to stay as long as it does.
+        Raises :class:`StoreError` if another process is reading the file, because the log must stay until it has
+        finished.
         """
         with self._lock, explained(self.path):
             self.connection.execute("VACUUM")
-            for _ in range(2):  # the second time for the note that all is done
+            for _ in range(2):  # the second time for the mark `scrubbing`, which is taken off below
                 (busy, _, _) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 if busy:
                     raise StoreError(
-                        f"{self.path}: what was forgotten is deleted, but another process is reading the file, and so "
-                        "its log cannot be emptied; that is done when the file is next opened without another reader"
+                        f"{self.path}: the data are deleted, but another process is reading the file, so that the log "
+                        "cannot be emptied; that is done when the file is next opened without another reader"
                     )
                 self.connection.execute("UPDATE node SET scrubbing = 0 WHERE scrubbing")
 
+    def load_arrays(self, content: bytes) -> dict[str, NDArray[Any]]:
+        """The arrays in a cell of the file. Raises :class:`StoreError` if the cell is damaged."""
+        try:
+            return load(content)
+        except SafetensorError as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, why: object) -> StoreError:
+        return StoreError(f"{self.path}: is damaged ({why}); expected a whole file: restore its backup")
+
     def close(self) -> None:
+        """Close the connection."""
         with self._lock:
             self.connection.close()
 
 
 def remove(path: Path) -> None:
-    """Remove a file that was begun, with its companions."""
+    """Delete a file and the files that SQLite puts beside it, where they exist."""
     for suffix in ("", "-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)

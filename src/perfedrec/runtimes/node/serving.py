@@ -1,68 +1,77 @@
-"""Recommending on a node, without anybody else: the served model, and what the node's users keep to themselves."""
+"""Recommending on a node, without a network: from the served model, and from the client states of the node's users."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from dataclasses import replace
+from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor
 
-from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Rows
+from perfedrec.runtimes.node.rounds import fields_per, tensors_of
 from perfedrec.runtimes.node.store import Store
 
 
-def serving_broadcast(algorithm: Algorithm[Any, Any, Any], state: Any, users: Tensor) -> Any:
-    """What a node of ``users`` [B] needs to recommend, for :meth:`Store.receive`: their view of the state that is
-    served, with one more row, for newcomers."""
+def serving_broadcast(algorithm: Algorithm[S, B, C], state: S, users: Tensor) -> B:
+    """What a node of ``users`` [B] needs in order to recommend, for :meth:`Store.receive`: their broadcast of the
+    served state, with one more row, for new users."""
     return algorithm.broadcast(algorithm.serving(state), torch.cat([users, users.new_tensor([NEWCOMER])]))
 
 
-class LocalRecommender:
-    """Recommends to the users of a store, with the same scores as the simulator for the same state.
+class LocalRecommender(Generic[B, C]):
+    """Recommends to the users of a store, with the scores that the simulator computes for the same state.
 
-    Who has interactions that no round of training has worked on is trained for a few rounds here (see
-    :attr:`perfedrec.core.types.Algorithm.catching_up`); nothing of that is stored or handed over.
+    A user with interactions that no round of training has used is fine-tuned on the node for a few rounds (see
+    :attr:`perfedrec.core.algorithm.Algorithm.finetune_rounds`). The result is neither stored nor sent.
+
+    Raises :class:`StoreError` if the node has received no model.
     """
 
-    def __init__(self, store: Store, algorithm: Any) -> None:
+    def __init__(self, store: Store, algorithm: Algorithm[Any, B, C]) -> None:
         self.store, self.algorithm = store, algorithm
-        store.consult(algorithm)
+        store.use_served_run(algorithm)
 
     def scores(self, users: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """[B, m] scores of all items for ``users`` [B], minus infinity for their own items; and their parts [B, m]."""
-        broadcast, rows, client_state = self._given(users)
+        """[B, m] scores of all items for ``users`` [B], minus infinity for the items that a user already has; and the
+        named parts [B, m] that the scores are the sum of."""
+        broadcast, rows, client_state = self._prepare(users)
         scores = self.algorithm.scores(broadcast, rows, client_state)
         scores[rows.segments, rows.items] = -torch.inf
         return scores, self.algorithm.explain(broadcast, rows, client_state)
 
-    def _given(self, users: Tensor) -> tuple[Any, Rows, Any]:
+    def _prepare(self, users: Tensor) -> tuple[B, Rows, C]:
+        """What ``users`` [B] received, their rows, and the client states to recommend by."""
         rows, _ = self.store.rows(users)
         broadcast = self.store.broadcast(self.algorithm.broadcast_type, users)
-        client_state, known, changed = self.store.recall_all(users)
-        if not bool(known.all()):
-            client_state = chosen(
-                known, rows, client_state, self.algorithm.init_new_user(broadcast, rows, client_state)
-            )
-        if bool((changed | ~known).any()):
-            client_state = chosen(known & ~changed, rows, client_state, self._caught_up(broadcast, rows, client_state))
+        found = self.store.find_client_states(users)
+        client_state: C = found.client_state
+        if not bool(found.stored.all()):
+            started = self.algorithm.init_new_user(broadcast, rows, client_state)
+            client_state = select_states(found.stored, rows, client_state, started)
+        if bool((found.outdated | ~found.stored).any()):
+            tuned = self._finetune(broadcast, rows, client_state)
+            client_state = select_states(found.stored & ~found.outdated, rows, client_state, tuned)
         return broadcast, rows, client_state
 
-    def _caught_up(self, broadcast: Any, rows: Rows, client_state: Any) -> Any:
-        alone, key = self.algorithm.without_privacy(), Key(self.store.seed).fold("alone")
+    def _finetune(self, broadcast: B, rows: Rows, client_state: C) -> C:
+        """The client states after local training, without decoys, masking and noise: no update leaves the node."""
+        local, key = self.algorithm.without_privacy(), Key(self.store.seed).fold("alone")
         for number in range(self.algorithm.finetune_rounds):
-            _, client_state = alone.client("train", broadcast, rows, client_state, key.fold(number))
+            _, client_state = local.client("train", broadcast, rows, client_state, key.fold(number))
         return client_state
 
 
-def chosen(first: Tensor, rows: Rows, a: Any, b: Any) -> Any:
-    """The memories ``a`` of those users for whom ``first`` [B] holds, and ``b`` of the others."""
+def select_states(first: Tensor, rows: Rows, a: C, b: C) -> C:
+    """The client states ``a`` of the users for whom ``first`` [B] is true, and ``b`` of the others."""
+    per_row = fields_per(a, "row")
 
-    def pick(name: str, per_row: bool) -> Tensor:
-        left, right = getattr(a, name), getattr(b, name)
-        which = first[rows.segments] if per_row else first
+    def select(name: str, left: Tensor, right: Tensor) -> Tensor:
+        which = first[rows.segments] if name in per_row else first
         return torch.where(which.view(-1, *[1] * (left.dim() - 1)), left, right)
 
-    return type(a)(**{field.name: pick(field.name, field.metadata.get("per") == "row") for field in fields(a)})
+    others = tensors_of(b)
+    chosen = {name: select(name, tensor, others[name]) for name, tensor in tensors_of(a).items()}
+    return cast(C, replace(cast(Any, a), **chosen))

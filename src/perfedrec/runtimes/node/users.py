@@ -1,0 +1,309 @@
+"""The users of a node in its file: ids, identities, attributes and interactions, and the catalogue of items.
+
+A user has two names. The external id is the text that the node's owner uses; it never leaves the node. The identity is
+the integer by which the federation knows the user. A user who has no identity yet is addressed on the node itself by a
+negative number.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from perfedrec.core.errors import DataError, PerfedrecError
+from perfedrec.core.types import Rows
+from perfedrec.data import Catalogue, Encoding
+from perfedrec.data.interactions import Ids, encode
+from perfedrec.runtimes.node.database import Database, StoreError
+
+_NO_ITEMS = np.zeros(0, dtype=np.int64)
+
+
+class Imported(NamedTuple):
+    """What an import changed: numbers of new users and of new interactions, and of rows that were ``skipped`` because
+    their item is unknown."""
+
+    users: int
+    interactions: int
+    skipped: int
+
+
+class UserStore:
+    """The part of a :class:`~perfedrec.runtimes.node.store.Store` that holds users, interactions and the catalogue."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        with database.reading() as db:
+            row = db.execute("SELECT secret, catalogue, integers, scrubbing, encoding FROM node").fetchone()
+            self.n_items: int = db.execute("SELECT count(*) FROM items").fetchone()[0]
+        if row is None:
+            raise StoreError(f"{database.path}: was not completed; make it again with perfedrec node init")
+        self._secret: bytes = row[0]
+        self.catalogue: str = row[1]
+        """The fingerprint of the catalogue."""
+        self._integers = bool(row[2])
+        names, ranges = zip(*json.loads(row[4]), strict=True) if row[4] != "[]" else ((), ())
+        self.encoding = Encoding(names, tuple((low, high) for low, high in ranges)) if names else None
+        """How the users' attributes become numbers; ``None`` where the federation uses no attributes."""
+
+        self._items: Ids | None = None
+        if row[3]:  # a user was deleted, but the process was killed, or a reader was active, before the overwriting
+            with suppress(StoreError):
+                database.scrub()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._database.path
+
+    # --- catalogue ---
+
+    @property
+    def item_ids(self) -> Ids:
+        """[m] external ids of the catalogue, int64 or objects of str."""
+        if self._items is None:
+            with self._database.reading() as db:
+                found = [each for (each,) in db.execute("SELECT id FROM items ORDER BY item")]
+            self._items = np.array([int(each) for each in found]) if self._integers else np.array(found, dtype=object)
+        return self._items
+
+    @property
+    def n_user_attributes(self) -> int:
+        """Numbers that describe a user; 0 where the federation uses no attributes."""
+        return 0 if self.encoding is None else len(self.encoding.names)
+
+    def check_catalogue(self, catalogue: Catalogue) -> None:
+        """Raises :class:`StoreError` if ``catalogue`` is not the catalogue of this node."""
+        if catalogue.fingerprint == self.catalogue:
+            return
+        raise StoreError(
+            f"{self.path}: has a catalogue of {self.n_items} items and {self.n_user_attributes} user attributes, "
+            f"{self.catalogue}, and the federation one of {len(catalogue.item_ids)} and {catalogue.n_user_attributes}, "
+            f"{catalogue.fingerprint}; expected the same items in the same order, and the same attributes"
+        )
+
+    # --- interactions and attributes ---
+
+    def import_interactions(
+        self,
+        frame: pl.DataFrame,
+        *,
+        skip_unknown: bool = False,
+        identities: Mapping[str, int] | None = None,
+        first_identity: int | None = None,
+        attributes: Mapping[str, Sequence[float]] | None = None,
+    ) -> Imported:
+        """Add the interactions of ``frame``, columns ``user`` and ``item`` in external ids: all of them or none.
+
+        Interactions that are already stored stay as they are. A new user gets an identity from ``identities``, by
+        external id; or, with ``first_identity``, the next number from there, in the order of the frame; or none yet.
+        ``attributes`` gives F numbers for an external id; they replace those that are stored, and entries of users who
+        are not on this node are ignored.
+
+        Raises :class:`DataError` for an unknown item, unless ``skip_unknown`` leaves such rows out; for an identity
+        that is negative, belongs to another user or differs from the stored one; and for attributes that are not F
+        numbers.
+        """
+        items = encode(frame["item"], self.item_ids)
+        unknown = items < 0
+        if unknown.any() and not skip_unknown:
+            first = frame["item"][int(np.argmax(unknown))]
+            raise DataError(
+                f"{int(unknown.sum())} of {items.size} interactions are with items that are not in the catalogue of "
+                f"{self.path}, the first with {first!r}; expected known items, or --skip-unknown"
+            )
+        users: list[str] = frame["user"].cast(pl.String).to_numpy()[~unknown].tolist()
+        with self._database.writing() as db:
+            before = counts(db)
+            given = dict(identities or {})
+            if first_identity is not None:
+                new = [each for each in dict.fromkeys(users) if not _exists(db, each)]
+                given |= {user: number for number, user in enumerate(new, first_identity)}
+            _insert_users(db, [(user, given.get(user)) for user in dict.fromkeys(users)])
+            _insert_interactions(db, zip(items[~unknown].tolist(), users, strict=True))
+            self._set_attributes(db, attributes or {})
+            after = counts(db)
+        return Imported(after[0] - before[0], after[1] - before[1], int(unknown.sum()))
+
+    def add_interactions(self, user_id: str, *item_ids: str) -> int:
+        """Add interactions of one user, who may be new, and return how many of them are new.
+
+        They are on the disk when this returns. Raises :class:`DataError` for an unknown item; then nothing is added.
+        """
+        items = encode(pl.Series(item_ids), self.item_ids).tolist()
+        for item, given in zip(items, item_ids, strict=True):
+            if item < 0:
+                raise DataError(f"unknown item {given!r}; expected one of the {self.n_items} in the catalogue")
+        with self._database.writing() as db:
+            before = counts(db)
+            _insert_users(db, [(user_id, None)])
+            _insert_interactions(db, [(item, user_id) for item in items])
+            return counts(db)[1] - before[1]
+
+    def _set_attributes(self, db: sqlite3.Connection, attributes: Mapping[str, Sequence[float]]) -> None:
+        """Store the attributes [F] of users, by external id."""
+        for user, values in attributes.items():
+            if len(values) != self.n_user_attributes:
+                raise DataError(
+                    f"user {user!r} has {len(values)} attributes; expected the {self.n_user_attributes} of {self.path}"
+                )
+            content = np.asarray(values, dtype=np.float32).tobytes()
+            db.execute("UPDATE users SET attributes = ? WHERE id = ?", (content, user))
+
+    # --- identities ---
+
+    def unregistered(self) -> list[str]:
+        """External ids of the users who have no identity, in the order in which they were added."""
+        with self._database.reading() as db:
+            return [each for (each,) in db.execute("SELECT id FROM users WHERE identity IS NULL ORDER BY user")]
+
+    def register(self, identities: Mapping[str, int]) -> None:
+        """Give users, by external id, their identities in the federation: all of them or none.
+
+        Raises :class:`DataError` for an unknown user, and for an identity that is negative, belongs to another user or
+        differs from the one that the user already has.
+        """
+        with self._database.writing() as db:
+            for user in identities:
+                if not _exists(db, user):
+                    raise DataError(f"unknown user {user!r}; expected a user with interactions on this node")
+            _insert_users(db, identities.items())
+
+    def identity(self, user_id: str) -> int:
+        """The identity of a user; for a user who has none yet, a negative number that is valid on this node only.
+
+        Raises :class:`DataError` for an unknown user.
+        """
+        with self._database.reading() as db:
+            row = db.execute("SELECT coalesce(identity, -user) FROM users WHERE id = ?", (user_id,)).fetchone()
+            if row is None:
+                raise DataError(
+                    f"unknown user {user_id!r}; expected one of the {counts(db)[0]} users who are in {self.path}"
+                )
+        return int(row[0])
+
+    def forget(self, user_id: str) -> None:
+        """Delete everything that is stored about a user, and overwrite the places on the disk.
+
+        The stored answer to the last round is deleted as well, because it contains the user's part. What the user
+        handed over in earlier rounds is in the federation's sums and cannot be removed from here. Raises
+        :class:`DataError` for an unknown user, and :class:`StoreError` if another process is reading the file: then the
+        user is deleted, and the overwriting is done when the file is next opened without another reader.
+        """
+        self.identity(user_id)
+        with self._database.writing() as db:
+            db.execute("DELETE FROM users WHERE id = ?", (user_id,))
+            db.execute("UPDATE runs SET reply = NULL")
+            db.execute("UPDATE node SET scrubbing = 1")
+        self._database.scrub()
+
+    # --- the users as a population ---
+
+    @property
+    def device(self) -> torch.device:
+        """Where all tensors are: on the CPU."""
+        return torch.device("cpu")
+
+    @property
+    def n_users(self) -> int:
+        """Users who have an identity."""
+        return self.everyone().numel()
+
+    def everyone(self) -> Tensor:
+        """[h] the identities of all users who have one, ascending."""
+        with self._database.reading() as db:
+            found = db.execute("SELECT identity FROM users WHERE identity IS NOT NULL ORDER BY identity").fetchall()
+        return torch.tensor([each for (each,) in found], dtype=torch.int64)
+
+    @property
+    def offsets(self) -> Tensor:
+        """[h + 1] limits of the rows of each user of :meth:`everyone`."""
+        query = """
+            SELECT count(item) FROM users LEFT JOIN interactions USING (user)
+            WHERE identity IS NOT NULL GROUP BY user ORDER BY identity
+        """
+        with self._database.reading() as db:
+            sizes = [0, *(each for (each,) in db.execute(query))]
+        return torch.tensor(sizes, dtype=torch.int64).cumsum(0)
+
+    def rows(self, users: Tensor) -> tuple[Rows, Tensor]:
+        """The rows of ``users`` [B], identities or negative numbers of :meth:`identity`, and the numbers [R] of the
+        rows. A user whose attributes are not known has zeros.
+
+        Raises :class:`PerfedrecError` for users who are not on this node.
+        """
+        with self._database.reading() as db:
+            found = self._find_users(db, users)
+            own = _items_of(db, [key for key, _ in found])
+        items, sizes = np.concatenate([*own, _NO_ITEMS]), torch.tensor([each.size for each in own], dtype=torch.int64)
+        limits = torch.zeros(len(found) + 1, dtype=torch.int64)
+        torch.cumsum(sizes, 0, out=limits[1:])
+        segments = torch.repeat_interleave(torch.arange(len(found)), sizes)
+        attributes = None
+        if self.encoding is not None:
+            attributes = torch.zeros(len(found), self.n_user_attributes)
+            for place, (_, content) in enumerate(found):
+                if content is not None:
+                    attributes[place] = torch.frombuffer(bytearray(content), dtype=torch.float32)
+        return Rows(users, limits, torch.from_numpy(items), segments, attributes), torch.arange(items.size)
+
+    def _find_users(self, db: sqlite3.Connection, users: Tensor) -> list[tuple[int, bytes | None]]:
+        """The keys of ``users`` [B] in the file, with their attributes as bytes."""
+        wanted = users.tolist()
+        query = """
+            SELECT identity, user, attributes FROM users WHERE identity IN (SELECT value FROM json_each(:all))
+            UNION ALL
+            SELECT -user, user, attributes FROM users
+            WHERE identity IS NULL AND user IN (SELECT -value FROM json_each(:all))
+        """
+        found = {each[0]: each[1:] for each in db.execute(query, {"all": json.dumps(wanted)})}
+        if len(found) < len(wanted):
+            hosted = db.execute("SELECT count(identity) FROM users").fetchone()[0]
+            raise PerfedrecError(f"this node was asked for users it does not host; it hosts {hosted}")
+        return [found[each] for each in wanted]
+
+
+def counts(db: sqlite3.Connection) -> tuple[int, int]:
+    """Numbers of users and of interactions in the file."""
+    (users,) = db.execute("SELECT count(*) FROM users").fetchone()
+    (interactions,) = db.execute("SELECT count(*) FROM interactions").fetchone()
+    return users, interactions
+
+
+def _exists(db: sqlite3.Connection, user_id: str) -> bool:
+    return db.execute("SELECT user FROM users WHERE id = ?", (user_id,)).fetchone() is not None
+
+
+def _insert_users(db: sqlite3.Connection, users: Iterable[tuple[str, int | None]]) -> None:
+    """Insert the users, external id and identity, who are not in the file; give an identity to those without one."""
+    for user, identity in users:
+        try:
+            db.execute("INSERT INTO users (id, identity) VALUES (?, ?) ON CONFLICT (id) DO NOTHING", (user, identity))
+            if identity is not None:
+                db.execute("UPDATE users SET identity = ? WHERE id = ? AND identity IS NULL", (identity, user))
+                (found,) = db.execute("SELECT identity FROM users WHERE id = ?", (user,)).fetchone()
+                if found != identity:
+                    raise DataError(f"user {user!r} has the identity {found}; it cannot become {identity}")
+        except sqlite3.IntegrityError:
+            raise DataError(f"identity {identity} of user {user!r} is another user's, or negative") from None
+
+
+def _insert_interactions(db: sqlite3.Connection, pairs: Iterable[tuple[int, str]]) -> None:
+    """Insert interactions, each one an item and the external id of a user."""
+    db.executemany("INSERT OR IGNORE INTO interactions SELECT user, ? FROM users WHERE id = ?", pairs)
+
+
+def _items_of(db: sqlite3.Connection, keys: list[int]) -> list[NDArray[np.int64]]:
+    """The items of each user, ascending."""
+    query = "SELECT item FROM interactions WHERE user = ? ORDER BY item"
+    return [np.array(db.execute(query, (key,)).fetchall(), dtype=np.int64).reshape(-1) for key in keys]
