@@ -1,10 +1,10 @@
-"""Measure what a node's file costs and how good its lists for new users are; print one JSON line per figure.
+"""The cost of a node's file, and the quality of lists for new users, one JSON line per figure.
 
     python benchmarks/node.py --data FOLDER [--only speed|newcomers] [--algorithm fedmf] [--seeds 0 1 2]
 
-New users ("newcomers") are a tenth of the users, which training never sees. A node receives some of their
-interactions, chosen at random, and its lists are compared with the other interactions: ``found`` is the number of hits
-among 20 places, as a share of the hits that are possible.
+The new users are a tenth of all users, and are not used in training. A node gets some of their interactions, chosen at
+random, and its lists are compared with the rest: ``found`` is the number of hits among 20 places, divided by the number
+of hits that were possible.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -26,6 +25,7 @@ from torch import Tensor
 from perfedrec import Interactions, configure, load, split
 from perfedrec.core.aggregate import reduce
 from perfedrec.runtimes.node import LocalRecommender, Store, serving_broadcast
+from perfedrec.runtimes.population import Users
 from perfedrec.runtimes.round import contribute, round_key
 from perfedrec.runtimes.simulator import Simulator
 
@@ -38,17 +38,17 @@ def show(figure: str, value: float, **details: object) -> None:
 
 
 def timed(work: Callable[[int], object], times: int = 15) -> float:
-    """Median milliseconds of ``work``, which is called with the number of calls before it."""
-    taken = []
+    """Median milliseconds of ``work``, which is called with 0, 1, 2, ...."""
+    milliseconds = []
     for number in range(times):
         start = time.perf_counter()
         work(number)
-        taken.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(taken)
+        milliseconds.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(milliseconds)
 
 
 def speed(data: str, folder: Path) -> None:
-    """Measure a round of 64 users, in memory and in a file, and the commands of a node, on one thread."""
+    """Times of a round of 64 users, in memory and in a file, and of the commands of a node, on one thread."""
     dataset, algorithm = load(data), configure("recommended").build()
     simulator = Simulator(algorithm, dataset, seed=0, device="cpu")
     for _ in range(simulator.n_phases + 3):
@@ -58,7 +58,7 @@ def speed(data: str, folder: Path) -> None:
     frame = dataset.train.frame().filter(pl.col("user").is_in(ids))
     broadcast, groups = algorithm.broadcast(simulator.state, users), algorithm.n_groups(simulator.state)
 
-    def work(population: Any, number: int) -> bytes:
+    def work(population: Users, number: int) -> bytes:
         update, _ = contribute(algorithm, "train", broadcast, population, users, round_key(0, number))
         total = reduce(update, dataset.n_items, groups)
         return total.keys.numpy().tobytes() + total.sums.numpy().tobytes()
@@ -72,18 +72,18 @@ def speed(data: str, folder: Path) -> None:
         show("round_ms_in_a_file", timed(lambda number: store.answer_round(number, b"", lambda: work(store, number))))
         served, user = serving_broadcast(algorithm, simulator.state, users), users[:1]
         show("receive_ms", timed(lambda number: store.receive(served, users, "run", 20, ""), 5))
-        advisor = LocalRecommender(store, algorithm)
-        show("recommend_ms", timed(lambda number: advisor.scores(user)))
+        recommender = LocalRecommender(store, algorithm)
+        show("recommend_ms", timed(lambda number: recommender.scores(user)))
         item = str(dataset.train.item_ids[0])
         show("add_ms", timed(lambda number: store.add_interactions(f"new {number}", item)))
-        newcomer = torch.tensor([store.identity("new 0")])
-        show("recommend_newcomer_ms", timed(lambda number: advisor.scores(newcomer)))
+        new_user = torch.tensor([store.identity("new 0")])
+        show("recommend_newcomer_ms", timed(lambda number: recommender.scores(new_user)))
         show("file_mb", store.status()["bytes"] / 1e6, answer_mb=answer / 1e6, interactions=frame.height)
         show("forget_ms", timed(lambda number: store.forget(f"new {number}"), 5))
 
 
 def newcomers(data: str, folder: Path, algorithm: str | None, seeds: Sequence[int], rounds: int) -> None:
-    """Measure lists for users who were never in training, after 1, 3, 5 and 10 interactions, beside popularity."""
+    """Hits in the lists of new users after 1, 3, 5 and 10 interactions, beside lists by popularity."""
     whole = load(data).train.frame()
     found: dict[int, list[tuple[float, float]]] = {1: [], 3: [], 5: [], 10: []}
     for seed in seeds:
@@ -122,18 +122,18 @@ def newcomers(data: str, folder: Path, algorithm: str | None, seeds: Sequence[in
 
 
 def hits(scores: Tensor, hidden: Sequence[set[int]]) -> float:
-    """Mean over users of the hits among 20 places, as a share of the possible hits, for ``scores`` [B, m]."""
+    """The hits among the 20 best ``scores`` [B, m] as a share of the possible hits, mean over users."""
     lists = scores.topk(20, 1).indices.tolist()
     return float(np.mean([len(own & set(each)) / min(len(own), 20) for each, own in zip(lists, hidden, strict=True)]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="as perfedrec train --data")
-    parser.add_argument("--only", choices=("speed", "newcomers"), help="what to measure (default: both)")
-    parser.add_argument("--algorithm", help="method of the lists for new users (default: preset recommended)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the lists for new users")
-    parser.add_argument("--rounds", type=int, default=200, help="rounds of training for the lists for new users")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--only", choices=("speed", "newcomers"))
+    parser.add_argument("--algorithm")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=200)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

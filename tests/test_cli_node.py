@@ -93,7 +93,7 @@ def test_catalogue_from_a_file_and_a_model_later(model: Path, tmp_path: Path) ->
     (tmp_path / "items.txt").write_text("\n".join(map(str, train.item_ids)) + "\n")
     cli("node", "init", "--store", home, "--catalogue", tmp_path / "items.txt")
     cli("node", "add", "u", *train.item_ids[:3], "--store", home)
-    assert "no model has come" in cli("node", "recommend", "--store", home, "--user", "u", code=2).stderr
+    assert "has received no model yet" in cli("node", "recommend", "--store", home, "--user", "u", code=2).stderr
     cli("node", "receive", "--store", home, "--model", model)
     assert len(json.loads(cli("node", "recommend", "--store", home, "--user", "u", "--json").stdout)["items"]) == 20
     (tmp_path / "other.txt").write_text("\n".join(map(str, np.flip(train.item_ids))) + "\n")

@@ -1,4 +1,4 @@
-"""Users in a file play the rounds of users in memory: the same tables and memories, bit for bit."""
+"""Rounds with users in files give the same tables and client states, bit for bit, as rounds with users in memory."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ SECRET = bytes(range(32))
 
 
 def stored(path: Path, users: torch.Tensor, attributes: bool = False) -> Store:
-    """The node of ``users`` [h] of the small world, in a file; user 7 is called "u7"."""
+    """A store with the ``users`` [h] of the small population; the external id of user 7 is "u7"."""
     whole = population(attributes)
     rows, _ = whole.rows(users)
     owners = users[rows.segments].tolist()
     frame = pl.DataFrame({"user": [f"u{each}" for each in owners], "item": rows.items.numpy()})
-    told, encoding = None, None
+    given, encoding = None, None
     if rows.attributes is not None:
-        told = {f"u{each}": row.tolist() for each, row in zip(users.tolist(), rows.attributes, strict=True)}
+        given = {f"u{each}": row.tolist() for each, row in zip(users.tolist(), rows.attributes, strict=True)}
         encoding = Encoding(("a", "b", "c"), ((0.0, 1.0),) * 3)
     store = Store.create(path, np.arange(N_ITEMS), SECRET, encoding)
     identities = {f"u{each}": each for each in owners}
-    store.import_interactions(frame.sample(fraction=1.0, shuffle=True, seed=1), identities=identities, attributes=told)
+    store.import_interactions(frame.sample(fraction=1.0, shuffle=True, seed=1), identities=identities, attributes=given)
     return store
 
 
 def twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: bool = False, **parts: Any) -> Twins:
-    """The simulator beside nodes with files."""
+    """The simulator beside nodes whose users are in files."""
     stores = {}
     for number, users in enumerate(Twins(settings(), UNEQUAL).hosts.values()):
         stores[100 + number] = stored(tmp_path / f"{number}.node", users, attributes)
@@ -63,7 +63,7 @@ def twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: bool = Fa
     ],
     ids=["protected, learned mix", "spectral", "sums"],
 )
-def test_files_play_the_rounds_of_the_simulator(
+def test_nodes_with_files_compute_what_the_simulator_computes(
     parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = twins(tmp_path, monkeypatch, **parts)
@@ -71,7 +71,7 @@ def test_files_play_the_rounds_of_the_simulator(
         both.simulate()
         both.play()
         assert both.difference() == 0.0
-    for node in both.nodes.values():  # and from the file alone
+    for node in both.nodes.values():  # and after the files are opened again
         node.close()
     both.nodes = {node: Store.open(tmp_path / f"{node - 100}.node") for node in both.nodes}  # type: ignore[misc]
     for node in both.nodes.values():
@@ -81,15 +81,17 @@ def test_files_play_the_rounds_of_the_simulator(
     assert any(float(node.load_client_states(node.everyone(), None).participations.max()) > 1 for node in both.nodes.values())
 
 
-def test_attributes_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_item_attributes_are_used_and_user_attributes_are_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     both = twins(tmp_path, monkeypatch, attributes=True, model={"attributes": True})
     for _ in range(4):
         both.simulate()
-        told = both.flower.items[3].numpy().tobytes()
+        item = both.flower.items[3].numpy().tobytes()
         both.play()
         assert both.difference() < 1e-5
     assert both.flower.dense is not None
-    said = b"".join(each for sent in both.grid.sent for each in sent.objects.values())
-    assert told in said
-    for row in both.population.attributes.numpy():  # which users keep to themselves
-        assert row.tobytes() not in said
+    sent = b"".join(each for message in both.grid.sent for each in message.objects.values())
+    assert item in sent
+    for row in both.population.attributes.numpy():  # no user's attributes leave the node
+        assert row.tobytes() not in sent

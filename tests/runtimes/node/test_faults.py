@@ -1,4 +1,5 @@
-"""Files that are killed over, full, damaged, old, foreign, or shared: nothing promised is lost, and each says why."""
+"""Killed processes, full disks, and files that are damaged, old, of another program or shared: no confirmed change is
+lost, and each error is one line that says why."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from threading import Thread
 import numpy as np
 import polars as pl
 import pytest
-from tests.runtimes.node.test_store import KEEPER
-from tests.runtimes.node.victim import BATCH, one_more
+from tests.runtimes.node.test_store import ALGORITHM
+from tests.runtimes.node.victim import BATCH, count_up
 from typer.testing import CliRunner
 
 from perfedrec.cli import app
@@ -32,7 +33,7 @@ ITEMS = np.arange(200 * BATCH)
 
 @pytest.fixture(scope="module")
 def killer() -> Iterator[subprocess.Popen[str]]:
-    """A process that forks children to be killed."""
+    """A process that forks the children that are killed."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "tests.runtimes.node.victim"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -42,50 +43,50 @@ def killer() -> Iterator[subprocess.Popen[str]]:
 
 
 def killed(killer: subprocess.Popen[str], path: Path, kind: str, start: int, delay: float) -> list[int]:
-    """What a child was promised before it was killed, ``delay`` seconds after the first promise."""
+    """The changes that were confirmed to a child before it was killed, ``delay`` seconds after the first of them."""
     assert killer.stdin is not None
     assert killer.stdout is not None
     killer.stdin.write(f"{path} {kind} {start}\n")
-    promised, child, alive = list[int](), 0, True
+    confirmed, child, alive = list[int](), 0, True
     for line in killer.stdout:
         word, *rest = line.split()
         if word == "pid":
             child = int(rest[0])
         if word == "ack":
-            promised.append(int(rest[0]))
-        if child and promised and alive:
+            confirmed.append(int(rest[0]))
+        if child and confirmed and alive:
             time.sleep(delay)
             os.kill(child, signal.SIGKILL)
             alive = False
-        if word == "gone":
-            return promised
+        if word == "ended":
+            return confirmed
     raise AssertionError("the process ended")
 
 
-def whole(path: Path) -> None:
+def check_intact(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
-@pytest.mark.parametrize("kind", ["add", "take", "play"])
-def test_what_was_promised_survives_a_kill(kind: str, killer: subprocess.Popen[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["add", "import", "play"])
+def test_confirmed_changes_survive_a_kill(kind: str, killer: subprocess.Popen[str], tmp_path: Path) -> None:
     path = tmp_path / "a.node"
     with Store.create(path, ITEMS) as store:
         store.import_interactions(pl.DataFrame({"user": ["a", "b"], "item": [1, 2]}), first_identity=0)
     rng, start = random.Random(3), 0
     for _ in range(8):
-        promised = killed(killer, path, kind, start, rng.uniform(0, 0.03))
-        assert promised == list(range(start, promised[-1] + 1))
-        whole(path)
+        confirmed = killed(killer, path, kind, start, rng.uniform(0, 0.03))
+        assert confirmed == list(range(start, confirmed[-1] + 1))
+        check_intact(path)
         with Store.open(path) as store:
             if kind == "play":
-                store.join_run(KEEPER, "run")
+                store.join_run(ALGORITHM, "run")
                 played = store.status()["last_round"]
-                assert played in (promised[-1], promised[-1] + 1)
+                assert played in (confirmed[-1], confirmed[-1] + 1)
                 everyone = store.everyone()
                 counts = store.load_client_states(everyone, everyone).count
-                assert counts.tolist() == [played + 1] * 2  # memories and the note of the round came together
+                assert counts.tolist() == [played + 1] * 2  # client states and round were stored together
                 assert store.answer_round(played, b"tables", lambda: b"again") == counts.numpy().tobytes()
                 start = played + 1
                 continue
@@ -93,16 +94,17 @@ def test_what_was_promised_survives_a_kill(kind: str, killer: subprocess.Popen[s
             there = set(store.rows(store.everyone())[0].items.tolist()) - {1, 2}
             size = 1 if kind == "add" else BATCH
             expected = {
-                item for number in range(promised[-1] + 1) for item in range(number * size, (number + 1) * size)
+                item for number in range(confirmed[-1] + 1) for item in range(number * size, (number + 1) * size)
             }
-            more = set(range((promised[-1] + 1) * size, (promised[-1] + 2) * size))
-            assert there in (expected - {1, 2}, (expected | more) - {1, 2})  # the next one, whole, or not
-            start = promised[-1] + 1
+            more = set(range((confirmed[-1] + 1) * size, (confirmed[-1] + 2) * size))
+            # The change after the last confirmed one is there completely or not at all.
+            assert there in (expected - {1, 2}, (expected | more) - {1, 2})
+            start = confirmed[-1] + 1
 
 
 @contextmanager
-def full(path: Path) -> Iterator[None]:
-    """No file can grow beyond what the largest of the node's has now, plus a little."""
+def full_disk(path: Path) -> Iterator[None]:
+    """No file can become larger than the largest file of the node is now, plus 8 kB."""
     size = max(each.stat().st_size for each in path.parent.iterdir() if each.name.startswith(path.name))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -114,18 +116,18 @@ def full(path: Path) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, before)
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_line_and_loses_nothing(tmp_path: Path) -> None:
     path, file = tmp_path / "a.node", tmp_path / "mine.csv"
     with Store.create(path, ITEMS[:2000]) as store:
         store.add_interactions("ann", "5")
     rows = pl.DataFrame({"user": np.arange(50).repeat(2000), "item": np.tile(ITEMS[:2000], 50)})
     rows.write_csv(file)
-    with full(path):
+    with full_disk(path):
         refused = CliRunner().invoke(app, ["node", "import", str(file), "--store", str(path)])
     assert refused.exit_code == 2
     assert refused.stderr.count("\n") == 1
     assert "the disk is full" in refused.stderr
-    whole(path)
+    check_intact(path)
     with Store.open(path) as store:
         assert store.status()["interactions"] == 1
     accepted = CliRunner().invoke(app, ["node", "import", str(file), "--store", str(path)])
@@ -134,22 +136,22 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
         assert store.status()["interactions"] == rows.height + 1
 
 
-def test_a_round_on_a_full_disk_was_not_played(tmp_path: Path) -> None:
+def test_a_round_on_a_full_disk_is_not_played(tmp_path: Path) -> None:
     path = tmp_path / "a.node"
     with Store.create(path, ITEMS[:50]) as store:
         store.import_interactions(pl.DataFrame({"user": ["a", "b"], "item": [1, 2]}), first_identity=0)
-        store.join_run(KEEPER, "run")
+        store.join_run(ALGORITHM, "run")
         everyone = store.everyone()
         large = bytes(3_000_000)
-        with full(path), pytest.raises(StoreError, match="the disk is full"):
-            store.answer_round(0, b"tables", lambda: one_more(store, everyone) + large)
+        with full_disk(path), pytest.raises(StoreError, match="the disk is full"):
+            store.answer_round(0, b"tables", lambda: count_up(store, everyone) + large)
         assert store.status()["last_round"] is None
         assert store.load_client_states(everyone, everyone).count.tolist() == [0, 0]
-        answered = store.answer_round(0, b"tables", lambda: one_more(store, everyone) + large)
+        answered = store.answer_round(0, b"tables", lambda: count_up(store, everyone) + large)
         assert answered == np.array([1, 1]).tobytes() + large
 
 
-def damaged(path: Path, how: str) -> None:
+def damage(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "no database":
         content = bytearray(b"user,item\n1,2\n" * 100)
@@ -163,11 +165,11 @@ def damaged(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["no database", "half of it", "empty", "pages overwritten"])
-def test_a_damaged_file_is_one_line(how: str, tmp_path: Path) -> None:
+def test_a_damaged_file_gives_one_line(how: str, tmp_path: Path) -> None:
     path = tmp_path / "a.node"
     with Store.create(path, ITEMS) as store:
         store.add_interactions("ann", "5")
-    damaged(path, how)
+    damage(path, how)
     content = path.read_bytes()
     for command in (["status"], ["add", "ann", "6"], ["recommend", "--user", "ann"], ["forget", "--user", "ann"]):
         refused = CliRunner().invoke(app, ["node", *command, "--store", str(path)])
@@ -177,21 +179,21 @@ def test_a_damaged_file_is_one_line(how: str, tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
-def test_damage_within_a_cell_is_one_line(tmp_path: Path) -> None:
+def test_damage_within_a_cell_gives_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.node"
     with Store.create(path, ITEMS[:50]) as store:
         store.import_interactions(pl.DataFrame({"user": ["a"], "item": [1]}), first_identity=0)
-        store.join_run(KEEPER, "run")
-        store.answer_round(0, b"tables", lambda: one_more(store, store.everyone()))
+        store.join_run(ALGORITHM, "run")
+        store.answer_round(0, b"tables", lambda: count_up(store, store.everyone()))
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("UPDATE memories SET content = zeroblob(20)")
         with pytest.raises(StoreError, match="is damaged"):
-            store.answer_round(1, b"tables", lambda: one_more(store, store.everyone()))
+            store.answer_round(1, b"tables", lambda: count_up(store, store.everyone()))
     refused = CliRunner().invoke(app, ["node", "status", "--store", str(path)])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
 
-def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+def test_a_database_of_another_program_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "b.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE users (name TEXT)")
@@ -201,7 +203,7 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_an_old_file_is_brought_up_to_date(tmp_path: Path) -> None:
+def test_an_old_file_gets_the_newest_schema(tmp_path: Path) -> None:
     """With the tables that version 1 of the schema had."""
     path = tmp_path / "a.node"
     with closing(sqlite3.connect(path)) as connection:
@@ -230,14 +232,14 @@ def test_an_old_file_is_brought_up_to_date(tmp_path: Path) -> None:
         Store.open(path)
 
 
-def test_a_file_that_somebody_works_on_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_waits_for_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.node"
     monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.3)
     with Store.create(path, ITEMS[:50]) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match=r"another process .* for 0\.3 s; nothing was changed"):
             Store.open(path).add_interactions("ann", "5")
-        assert store.status()["interactions"] == 0  # reading goes on
+        assert store.status()["interactions"] == 0  # reading is possible meanwhile
         other.execute("COMMIT")
         assert store.add_interactions("ann", "5") == 1
 
@@ -258,4 +260,4 @@ def test_many_writers_at_once(tmp_path: Path) -> None:
         thread.join()
     with Store.open(path) as store:
         assert store.status()["interactions"] == 160
-    whole(path)
+    check_intact(path)

@@ -1,4 +1,4 @@
-"""Nothing of a forgotten user is left in the bytes of the file and its companions."""
+"""No byte of a forgotten user is left in the file, or in the log and the index beside it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WANTED, OTHER = "Wanda Wanted", "Otto Other"
 
 @dataclass(frozen=True)
 class Traces:
-    """Bytes that are there while a user is."""
+    """Bytes that are in the file as long as a user is."""
 
     name: bytes
     identity: bytes
@@ -55,18 +55,18 @@ EVERYTHING = {"name", "identity", "items", "vector", "moments", "tuned", "secret
 EVERYTHING |= {f"row {number}" for number in range(20)}
 
 
-def built(path: Path) -> tuple[Store, dict[str, Traces]]:
-    """A node of 300 users who all have memories, with a served model and an answer to the last round."""
+def build(path: Path) -> tuple[Store, dict[str, Traces]]:
+    """A node of 300 users who all have client states, with a served model and an answer to the last round."""
     rng = np.random.default_rng(1)
     store = Store.create(path, np.arange(N_ITEMS), encoding=Encoding(("a", "b", "c"), ((0.0, 1.0),) * 3))
     names = [f"user {number}" for number in range(298)] + [WANTED, OTHER]
     items = {name: np.sort(rng.choice(np.arange(256, N_ITEMS), 20, replace=False)) for name in names}
-    told = {name: rng.random(3).astype(np.float32) for name in names}
+    attributes = {name: rng.random(3).astype(np.float32) for name in names}
     identities = {name: 0x51525300 + 7 * number for number, name in enumerate(names)}
     for part in (names[:298], names[298:]):
         pairs = [(name, int(item)) for name in part for item in rng.permutation(items[name])]
         store.import_interactions(
-            pl.DataFrame(pairs, schema=["user", "item"], orient="row"), identities=identities, attributes=told
+            pl.DataFrame(pairs, schema=["user", "item"], orient="row"), identities=identities, attributes=attributes
         )
     store.join_run(ALGORITHM, "run")
     users = store.everyone()
@@ -105,7 +105,7 @@ def built(path: Path) -> tuple[Store, dict[str, Traces]]:
             moments=client_state.first[place].numpy().tobytes(),
             tuned=client_state.rows[rows.offsets[place] : rows.offsets[place + 1]].numpy().tobytes(),
             secret=client_state.secret[place].numpy().tobytes(),
-            attributes=told[name].tobytes(),
+            attributes=attributes[name].tobytes(),
             start=broadcast.start[place].numpy().tobytes(),  # type: ignore[index]
         )
     return store, traces
@@ -122,15 +122,15 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_no_byte_of_a_forgotten_user_is_left(path: Path) -> None:
-    store, traces = built(path)
+    store, traces = build(path)
     wanted, other = traces[WANTED], traces[OTHER]
-    assert wanted.found(content(path)) == EVERYTHING  # the search finds what is there
+    assert wanted.found(content(path)) == EVERYTHING  # the search works
     store.forget(WANTED)
     assert wanted.found(content(path)) == set()
     assert other.found(content(path)) == EVERYTHING
     with pytest.raises(DataError, match="unknown user"):
         store.identity(WANTED)
-    with pytest.raises(RoundError, match="answer was not kept"):  # there was a part of the user in it
+    with pytest.raises(RoundError, match="answer was not kept"):  # it contained a part of the user
         store.answer_round(2, b"tables", lambda: b"")
     found = store.status()
     assert (found["users"], found["interactions"]) == (299, 299 * 20)
@@ -142,17 +142,17 @@ def test_no_byte_of_a_forgotten_user_is_left(path: Path) -> None:
 
 def test_deleting_alone_would_leave_traces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database.Database, "scrub", lambda self: None)
-    store, traces = built(path)
+    store, traces = build(path)
     store.forget(WANTED)
     assert {"name", "vector", "row 3"} <= traces[WANTED].found(content(path))
     monkeypatch.undo()
-    with Store.open(path):  # as after a kill: what was begun is brought to an end
+    with Store.open(path):  # opening completes the overwriting, as after a kill
         assert traces[WANTED].found(content(path)) == set()
 
 
-def test_a_reader_delays_it_and_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_reader_delays_the_overwriting(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.2)
-    first, traces = built(path)
+    first, traces = build(path)
     first.close()
     with closing(sqlite3.connect(path, isolation_level=None)) as reader, Store.open(path) as store:
         reader.execute("BEGIN")
@@ -160,7 +160,7 @@ def test_a_reader_delays_it_and_is_named(path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(StoreError, match="deleted, but another process is reading"):
             store.forget(WANTED)
         assert store.unregistered() == []
-        with Store.open(path) as second:  # nobody is kept out meanwhile
+        with Store.open(path) as second:  # other processes can open the file meanwhile
             assert second.status()["users"] == 299
         reader.execute("COMMIT")
     with Store.open(path):
@@ -168,7 +168,7 @@ def test_a_reader_delays_it_and_is_named(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_command(path: Path) -> None:
-    store, traces = built(path)
+    store, traces = build(path)
     store.close()
     forgotten = CliRunner().invoke(app, ["node", "forget", "--store", str(path), "--user", WANTED])
     assert forgotten.exit_code == 0, forgotten.output

@@ -1,4 +1,4 @@
-"""Recommending from a node's file: the simulator's lists for the same state, and lists for those it never saw."""
+"""Recommending from a node's file: the lists of the simulator for the same state, and lists for new users."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def trained(name: str, dataset: Dataset, rounds: int) -> Simulator:
 
 
 def node_of(simulator: Simulator, dataset: Dataset, path: Path) -> Store:
-    """A node of some users with what the simulator holds of them, and the model it serves."""
+    """A node of the users ``SOME`` with the simulator's data, client states and served model."""
     store = Store.create(path, dataset.train.item_ids)
     ids = dataset.train.user_ids[SOME.numpy()]
     frame = dataset.train.frame().filter(pl.col("user").is_in(ids.tolist()))
@@ -75,9 +75,9 @@ def test_a_node_recommends_what_the_simulator_recommends(name: str, dataset: Dat
     simulator = trained(name, dataset, 6)
     node_of(simulator, dataset, tmp_path / "a.node").close()
     with Store.open(tmp_path / "a.node") as store:
-        advisor, recommender = LocalRecommender(store, simulator.algorithm), simulator.recommender()
+        local, recommender = LocalRecommender(store, simulator.algorithm), simulator.recommender()
         for users in (SOME, SOME[2:3]):
-            scores, parts = advisor.scores(users)
+            scores, parts = local.scores(users)
             expected = recommender.scores(users)
             torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
             assert torch.equal(scores.argsort(1, descending=True)[:, :20], expected.argsort(1, descending=True)[:, :20])
@@ -86,10 +86,10 @@ def test_a_node_recommends_what_the_simulator_recommends(name: str, dataset: Dat
         before = store.load_client_states(SOME, torch.zeros(0))
         served = store.served()
         assert (served.run, served.round) == ("simulated", simulator.state.round)
-        # A new interaction: its item goes, the scores move, and what training goes on from stays.
+        # A new interaction: its item leaves the list and the scores change, but the stored client states do not.
         best = int(scores.argmax())
         store.add_interactions(str(dataset.train.user_ids[int(SOME[2])]), str(dataset.train.item_ids[best]))
-        after, _ = advisor.scores(SOME[2:3])
+        after, _ = local.scores(SOME[2:3])
         assert after[0, best] == -torch.inf
         others = torch.arange(scores.shape[1]) != best
         assert not torch.allclose(after[0, others], scores[0, others])
@@ -99,27 +99,27 @@ def test_a_node_recommends_what_the_simulator_recommends(name: str, dataset: Dat
         torch.testing.assert_close(unchanged, recommender.scores(SOME[[0, 1, 3, 4]]), rtol=1e-5, atol=1e-6)
 
 
-def test_a_view_tells_of_its_own_users_and_of_nobody_else(dataset: Dataset) -> None:
+def test_a_served_broadcast_contains_only_its_own_users(dataset: Dataset) -> None:
     simulator = trained("contrastive start, learned mix", dataset, 3)
     broadcast = serving_broadcast(simulator.algorithm, simulator.state, SOME)
     assert broadcast.groups.tolist() == [*simulator.state.clusters.labels[SOME].tolist(), -1]
     assert torch.equal(broadcast.start[:-1], simulator.state.service.start[SOME])
-    assert not broadcast.start[-1].any()  # the last user's vector is not a newcomer's
+    assert not broadcast.start[-1].any()  # a new user does not get the vector of the last user
     assert broadcast.tokens is None
 
 
-def test_without_a_model_there_is_nothing_to_recommend_with(tmp_path: Path) -> None:
+def test_recommending_requires_a_model(tmp_path: Path) -> None:
     with Store.create(tmp_path / "a.node", np.arange(4)) as store:
         store.add_interactions("u", "2")
-        with pytest.raises(StoreError, match="no model has come"):
+        with pytest.raises(StoreError, match="has received no model yet"):
             LocalRecommender(store, FedMF())
 
 
-def test_memories_last_as_long_as_their_model_is_served(dataset: Dataset, tmp_path: Path) -> None:
+def test_client_states_are_kept_while_their_model_is_served(dataset: Dataset, tmp_path: Path) -> None:
     simulator = trained("fedmf", dataset, 3)
     store = node_of(simulator, dataset, tmp_path / "a.node")
     expected = simulator.recommender().scores(SOME)
-    store.join_run(simulator.algorithm, "next")  # a new run has begun, and serves nothing yet
+    store.join_run(simulator.algorithm, "next")  # a new run without a served model
     torch.testing.assert_close(
         LocalRecommender(store, simulator.algorithm).scores(SOME)[0], expected, rtol=1e-5, atol=1e-6
     )
@@ -160,7 +160,7 @@ def planted() -> Planted:
 @pytest.mark.parametrize(
     ("name", "expected"), [("spectral start", (0.75, 0.9)), ("sums", (0.75, 0.9)), ("fedmf", (0.4, 0.55))]
 )
-def test_newcomers_get_their_own_taste_after_one_and_five_interactions(
+def test_new_users_get_items_of_their_taste_after_one_and_five_interactions(
     name: str, expected: tuple[float, float], planted: Planted, tmp_path: Path
 ) -> None:
     simulator = trained(name, planted.dataset, 80)
@@ -171,7 +171,7 @@ def test_newcomers_get_their_own_taste_after_one_and_five_interactions(
     shares: dict[str, list[float]] = {"popular": [], "1": [], "5": []}
     with Store.create(tmp_path / "a.node", ids) as store:
         store.receive(broadcast, nobody, "simulated", simulator.state.round, "")
-        advisor = LocalRecommender(store, simulator.algorithm)
+        local = LocalRecommender(store, simulator.algorithm)
         rng = np.random.default_rng(0)
         for number, (history, cluster) in enumerate(zip(planted.histories, planted.clusters, strict=True)):
             own = torch.tensor(planted.truth.item_clusters == cluster)
@@ -180,7 +180,7 @@ def test_newcomers_get_their_own_taste_after_one_and_five_interactions(
             for count in (1, 5):
                 for item in shown[:count]:
                     store.add_interactions(f"new {number}", str(ids[item]))
-                scores, _ = advisor.scores(torch.tensor([store.identity(f"new {number}")]))
+                scores, _ = local.scores(torch.tensor([store.identity(f"new {number}")]))
                 shares[str(count)].append(float(own[scores[0].topk(20).indices].float().mean()))
     means = {name: float(np.mean(values)) for name, values in shares.items()}
     assert len(planted.histories) > 50

@@ -1,4 +1,4 @@
-"""What a node's file takes in, gives back, and refuses."""
+"""What a node's store accepts, returns and refuses."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ITEMS = np.array(["tea", "milk", "007", "7", "bread", "jam"], dtype=object)
 
 
 @dataclass(frozen=True)
-class Notes:
-    """A memory with all layouts: numbers, vectors, an empty tensor, and a vector for each interaction."""
+class ExampleState:
+    """A client state with all layouts: a number, a vector, an empty tensor, and a vector for each interaction."""
 
     count: Tensor
     vector: Tensor
@@ -32,11 +32,11 @@ class Notes:
     each: Tensor = field(metadata={"per": "row"})
 
 
-class Keeper:
-    """The one part of an algorithm that a store needs."""
+class ExampleAlgorithm:
+    """The only method of an algorithm that a store calls."""
 
-    def init_clients(self, rows: Rows, key: Key) -> Notes:
-        return Notes(
+    def init_clients(self, rows: Rows, key: Key) -> ExampleState:
+        return ExampleState(
             count=torch.zeros(rows.n_users, dtype=torch.int64),
             vector=uniform(key.spread(rows.users), 3),
             nothing=torch.zeros(rows.n_users, 0, 3),
@@ -44,7 +44,7 @@ class Keeper:
         )
 
 
-KEEPER: Any = Keeper()
+ALGORITHM: Any = ExampleAlgorithm()
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield made
 
 
-def again(store: Store) -> Store:
+def reopened(store: Store) -> Store:
     store.close()
     return Store.open(store.path)
 
 
-def test_rows_are_those_of_the_users_asked_in_their_order(store: Store) -> None:
+def test_rows_follow_the_order_of_the_users_that_are_asked_for(store: Store) -> None:
     assert store.everyone().tolist() == [9, 30]
     rows, _ = store.rows(torch.tensor([30, 9]))
     assert rows.users.tolist() == [30, 9]
@@ -72,7 +72,7 @@ def test_rows_are_those_of_the_users_asked_in_their_order(store: Store) -> None:
         store.rows(torch.tensor([9, 10]))
 
 
-def test_taking_in_is_all_or_nothing_and_can_be_repeated(store: Store) -> None:
+def test_an_import_is_all_or_nothing_and_can_be_repeated(store: Store) -> None:
     frame = pl.DataFrame({"user": ["bob", "eve", "bob"], "item": ["jam", "tea", "gin"]})
     with pytest.raises(DataError, match=r"1 of 3 interactions .*'gin'.*--skip-unknown"):
         store.import_interactions(frame)
@@ -83,10 +83,10 @@ def test_taking_in_is_all_or_nothing_and_can_be_repeated(store: Store) -> None:
     assert store.everyone().tolist() == [9, 30]
 
 
-def test_one_interaction_at_a_time(store: Store) -> None:
+def test_interactions_are_added_one_at_a_time(store: Store) -> None:
     assert store.add_interactions("bob", "bread")
     assert not store.add_interactions("bob", "bread")
-    assert again(store).rows(torch.tensor([9]))[0].items.tolist() == [2, 3, 4]
+    assert reopened(store).rows(torch.tensor([9]))[0].items.tolist() == [2, 3, 4]
     with pytest.raises(DataError, match="unknown item 'gin'"):
         Store.open(store.path).add_interactions("new", "gin")
     assert Store.open(store.path).unregistered() == []
@@ -119,8 +119,8 @@ def test_integer_catalogues_keep_integers(tmp_path: Path) -> None:
         assert other.catalogue != first  # the order counts
 
 
-def test_memories_are_kept_by_user_and_by_item(store: Store) -> None:
-    store.join_run(KEEPER, "run")
+def test_client_states_are_stored_by_user_and_by_item(store: Store) -> None:
+    store.join_run(ALGORITHM, "run")
     both = torch.tensor([30, 9])
     rows, positions = store.rows(both)
     start = store.load_client_states(both, positions)
@@ -132,10 +132,10 @@ def test_memories_are_kept_by_user_and_by_item(store: Store) -> None:
             start, count=torch.tensor([3, 4]), vector=start.vector + 1, each=rows.items[:, None].repeat(1, 2) * 1.0
         ),
     )
-    store.add_interactions("ann", "milk")  # between the two items that were there
+    store.add_interactions("ann", "milk")  # its row is between the rows of the two items that were there
     store.add_interactions("bob", "tea")
-    store = again(store)
-    store.join_run(KEEPER, "run")
+    store = reopened(store)
+    store.join_run(ALGORITHM, "run")
     rows, positions = store.rows(both.flip(0))
     client_state = store.load_client_states(both.flip(0), positions)
     assert rows.items.tolist() == [0, 2, 3, 0, 1, 5]
@@ -145,13 +145,13 @@ def test_memories_are_kept_by_user_and_by_item(store: Store) -> None:
     assert client_state.nothing.shape == (2, 0, 3)
 
 
-def test_memories_of_another_method_are_refused(store: Store) -> None:
-    class Other(Keeper):
-        def init_clients(self, rows: Rows, key: Key) -> Notes:
+def test_client_states_of_another_method_are_refused(store: Store) -> None:
+    class Other(ExampleAlgorithm):
+        def init_clients(self, rows: Rows, key: Key) -> ExampleState:
             return replace(super().init_clients(rows, key), vector=torch.zeros(rows.n_users, 4))
 
     everyone = store.everyone()
-    store.join_run(KEEPER, "run")
+    store.join_run(ALGORITHM, "run")
     store.save_client_states(
         everyone, store.rows(everyone)[1], store.load_client_states(everyone, store.rows(everyone)[1])
     )
@@ -160,8 +160,8 @@ def test_memories_of_another_method_are_refused(store: Store) -> None:
         store.load_client_states(everyone, store.rows(everyone)[1])
 
 
-def counted(store: Store, times: int = 1) -> bytes:
-    """Work: everybody's count goes up; the answer is the new counts."""
+def count_up(store: Store, times: int = 1) -> bytes:
+    """The work of a round: the count of every user goes up by ``times``, and the new counts are the answer."""
     everyone = store.everyone()
     _, positions = store.rows(everyone)
     client_state = store.load_client_states(everyone, positions)
@@ -170,57 +170,57 @@ def counted(store: Store, times: int = 1) -> bytes:
 
 
 def test_a_round_is_answered_once(store: Store) -> None:
-    store.join_run(KEEPER, "run")
-    assert store.answer_round(0, b"tables", lambda: counted(store)) == bytes([1, 1])
-    assert store.answer_round(3, b"tables", lambda: counted(store)) == bytes([2, 2])
-    store = again(store)
-    store.join_run(KEEPER, "run")
-    assert store.answer_round(3, b"tables", lambda: counted(store)) == bytes([2, 2])  # the stored one: nobody worked
+    store.join_run(ALGORITHM, "run")
+    assert store.answer_round(0, b"tables", lambda: count_up(store)) == bytes([1, 1])
+    assert store.answer_round(3, b"tables", lambda: count_up(store)) == bytes([2, 2])
+    store = reopened(store)
+    store.join_run(ALGORITHM, "run")
+    assert store.answer_round(3, b"tables", lambda: count_up(store)) == bytes([2, 2])  # the stored answer
     for number, request, said in ((3, b"others", "with other content"), (2, b"tables", "is past")):
         with pytest.raises(RoundError, match=said):
-            store.answer_round(number, request, lambda: counted(store))
-    assert store.answer_round(4, b"tables", lambda: counted(store) and None) is None
+            store.answer_round(number, request, lambda: count_up(store))
+    assert store.answer_round(4, b"tables", lambda: count_up(store) and None) is None
     with pytest.raises(RoundError, match="not kept"):
-        store.answer_round(4, b"tables", lambda: counted(store))
-    assert counted(store, 0) == bytes([3, 3])
+        store.answer_round(4, b"tables", lambda: count_up(store))
+    assert count_up(store, 0) == bytes([3, 3])
 
 
 def test_a_round_that_fails_leaves_nothing(store: Store) -> None:
-    store.join_run(KEEPER, "run")
+    store.join_run(ALGORITHM, "run")
 
     def broken() -> bytes:
-        counted(store)
-        raise ValueError("half way")
+        count_up(store)
+        raise ValueError("in the middle")
 
-    with pytest.raises(ValueError, match="half way"):
+    with pytest.raises(ValueError, match="in the middle"):
         store.answer_round(0, b"tables", broken)
-    assert counted(store, 0) == bytes([0, 0])
-    assert store.answer_round(0, b"other tables", lambda: counted(store)) == bytes([1, 1])
+    assert count_up(store, 0) == bytes([0, 0])
+    assert store.answer_round(0, b"other tables", lambda: count_up(store)) == bytes([1, 1])
 
 
-def test_each_run_and_each_node_draws_its_own(store: Store, tmp_path: Path) -> None:
-    first = store.join_run(KEEPER, "first")
-    counted(store)
-    assert again(store).join_run(KEEPER, "first") == first
+def test_each_run_and_each_node_has_its_own_seed(store: Store, tmp_path: Path) -> None:
+    first = store.join_run(ALGORITHM, "first")
+    count_up(store)
+    assert reopened(store).join_run(ALGORITHM, "first") == first
     store = Store.open(store.path)
-    assert store.join_run(KEEPER, "second") != first
-    assert counted(store, 0) == bytes([0, 0])  # memories are a run's
+    assert store.join_run(ALGORITHM, "second") != first
+    assert count_up(store, 0) == bytes([0, 0])  # client states belong to a run
     with pytest.raises(RoundError, match="left the run first"):
-        store.join_run(KEEPER, "first")
+        store.join_run(ALGORITHM, "first")
     with Store.create(tmp_path / "other.node", ITEMS) as other:
-        assert other.join_run(KEEPER, "first") != first
+        assert other.join_run(ALGORITHM, "first") != first
 
 
 def test_a_run_has_one_configuration(store: Store) -> None:
-    store.join_run(KEEPER, "first", configuration="epsilon = 8")
-    with again(store) as opened:
-        opened.join_run(KEEPER, "first", configuration="epsilon = 8")
+    store.join_run(ALGORITHM, "first", configuration="epsilon = 8")
+    with reopened(store) as opened:
+        opened.join_run(ALGORITHM, "first", configuration="epsilon = 8")
         with pytest.raises(RoundError, match="run first began with another configuration"):
-            opened.join_run(KEEPER, "first", configuration="epsilon = 9")
-        opened.join_run(KEEPER, "second", configuration="epsilon = 9")
+            opened.join_run(ALGORITHM, "first", configuration="epsilon = 9")
+        opened.join_run(ALGORITHM, "second", configuration="epsilon = 9")
 
 
-def test_the_file_is_its_owners_alone(store: Store) -> None:
+def test_only_the_owner_can_read_the_file(store: Store) -> None:
     store.add_interactions("ann", "bread")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in store.path.parent.iterdir()}
     assert modes == {"home.node": 0o600, "home.node-wal": 0o600, "home.node-shm": 0o600}
@@ -234,17 +234,17 @@ def test_a_file_is_never_overwritten(store: Store) -> None:
     assert len(list(store.path.parent.iterdir())) == 3
 
 
-def test_a_sum_is_opened_with_the_same_nodes_or_not_at_all(store: Store) -> None:
-    store.join_run(KEEPER, "first")
+def test_a_sum_is_opened_only_with_the_same_nodes(store: Store) -> None:
+    store.join_run(ALGORITHM, "first")
     for number in (-1, 0, 1):
         store.open_sum(number, b"all", [7, 3, 5])
-    store.open_sum(0, b"all", [3, 5, 7])  # in whatever order
+    store.open_sum(0, b"all", [3, 5, 7])  # the order does not matter
     for request, others in ((b"all", [3, 5]), (b"all", [3, 5, 7, 9]), (b"all", []), (b"all but one", [3, 5, 7])):
         with pytest.raises(RoundError, match="round 0 of run first was opened with other nodes"):
             store.open_sum(0, request, others)
-    with again(store) as opened:
-        opened.join_run(KEEPER, "first")
+    with reopened(store) as opened:
+        opened.join_run(ALGORITHM, "first")
         with pytest.raises(RoundError, match="round -1"):
             opened.open_sum(-1, b"all", [3, 5])
-        opened.join_run(KEEPER, "second")
-        opened.open_sum(-1, b"all", [3, 5])  # of another run
+        opened.join_run(ALGORITHM, "second")
+        opened.open_sum(-1, b"all", [3, 5])  # a sum of another run

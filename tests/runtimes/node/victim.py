@@ -1,6 +1,7 @@
-"""A process to be killed: works on a node's file without end and says aloud what it has been promised.
+"""A process to be killed: it changes a node's file without end, and prints each change that the store has confirmed.
 
-For every line ``PATH KIND`` on standard input a child is forked from this process, which has all its imports behind it.
+For every line ``PATH KIND START`` on standard input it forks a child that does the work. Forking is fast, because all
+imports are already done.
 """
 
 from __future__ import annotations
@@ -12,39 +13,39 @@ from itertools import count
 from pathlib import Path
 
 import polars as pl
-from tests.runtimes.node.test_store import KEEPER
+from tests.runtimes.node.test_store import ALGORITHM
 
 from perfedrec.runtimes.node import Store
 
 BATCH = 150
 
 
-def say(*words: object) -> None:
+def write(*words: object) -> None:
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
 def add(store: Store, start: int) -> None:
     for number in count(start):
         store.add_interactions(f"u{number % 5}", str(number))
-        say("ack", number)
+        write("ack", number)
 
 
-def take(store: Store, start: int) -> None:
+def import_rows(store: Store, start: int) -> None:
     for number in count(start):
         items = [str(number * BATCH + each) for each in range(BATCH)]
         store.import_interactions(pl.DataFrame({"user": [f"u{number % 5}"] * BATCH, "item": items}))
-        say("ack", number)
+        write("ack", number)
 
 
 def play(store: Store, start: int) -> None:
-    store.join_run(KEEPER, "run")
+    store.join_run(ALGORITHM, "run")
     everyone = store.everyone()
     for number in count(start):
-        store.answer_round(number, b"tables", lambda: one_more(store, everyone))
-        say("ack", number)
+        store.answer_round(number, b"tables", lambda: count_up(store, everyone))
+        write("ack", number)
 
 
-def one_more(store: Store, everyone: object) -> bytes:
+def count_up(store: Store, everyone: object) -> bytes:
     client_state = store.load_client_states(everyone, None)  # type: ignore[arg-type]
     client_state = replace(client_state, count=client_state.count + 1)
     store.save_client_states(everyone, None, client_state)  # type: ignore[arg-type]
@@ -57,7 +58,7 @@ if __name__ == "__main__":
         child = os.fork()
         if not child:
             with Store.open(Path(path)) as opened:
-                {"add": add, "take": take, "play": play}[kind](opened, int(start))
-        say("pid", child)
+                {"add": add, "import": import_rows, "play": play}[kind](opened, int(start))
+        write("pid", child)
         os.waitpid(child, 0)
-        say("gone")
+        write("ended")

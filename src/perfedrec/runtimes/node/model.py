@@ -60,7 +60,9 @@ class ModelStore(RoundStore):
         with self._database.reading() as db:
             row = db.execute("SELECT run, round, received, configuration FROM served").fetchone()
         if row is None:
-            raise StoreError(f"{self.path}: no model has come from the federation yet; expected one to recommend with")
+            raise StoreError(
+                f"{self.path}: has received no model yet; get one with perfedrec node receive, or take part in a run"
+            )
         return Served(*row)
 
     def use_served_run(self, algorithm: Algorithm[Any, Any, Any]) -> None:
