@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from perfedrec.runs.config import load as configure
     from perfedrec.runs.training import Result, open_run, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Batch",

@@ -38,21 +38,33 @@ def flatten(record: Any, prefix: str = "") -> tuple[dict[str, Tensor], dict[str,
 
 
 def unflatten(cls: type[R], tensors: Mapping[str, Tensor], scalars: Mapping[str, Scalar], prefix: str = "") -> R:
-    """The record that :func:`flatten` took apart; a field with no entry becomes ``None``."""
+    """The record that :func:`flatten` took apart; a field with no entry becomes ``None``.
+
+    Records that an older version stored are read as well: the metadata of a field name what it ``was`` called, from the
+    root of the stored record on, and what it is where it is ``missing``, a function of the stored tensors.
+    """
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for field in fields(typing.cast(Any, cls)):
-        name = prefix + field.name
-        inner = next(
-            (kind for kind in (hints[field.name], *typing.get_args(hints[field.name])) if is_dataclass(kind)), None
-        )
+        kinds = (hints[field.name], *typing.get_args(hints[field.name]))
+        inner = next((kind for kind in kinds if is_dataclass(kind)), None)
+        names = [prefix + field.name, *([field.metadata["was"]] if "was" in field.metadata else [])]
         if inner is not None:
-            present = any(key.startswith(name + ".") for key in (*tensors, *scalars))
-            made = present or hints[field.name] is inner  # one that may not be None is made of what there is
-            values[field.name] = unflatten(typing.cast(type, inner), tensors, scalars, name + ".") if made else None
-        else:
-            values[field.name] = tensors.get(name, scalars.get(name))
+            present = [name for name in names if any(key.startswith(name + ".") for key in (*tensors, *scalars))]
+            made = present or ([names[0]] if hints[field.name] is inner else [])  # one that may not be None is made
+            values[field.name] = unflatten(typing.cast(type, inner), tensors, scalars, made[0] + ".") if made else None
+            continue
+        entries = (tensors.get(name, scalars.get(name)) for name in names)
+        value = next((each for each in entries if each is not None), None)
+        if value is None and "missing" in field.metadata:
+            value = field.metadata["missing"](tensors)
+        values[field.name] = value
     return cls(**values)
+
+
+def old_names(cls: type[Any]) -> dict[str, str]:
+    """What fields of a record ``cls`` were called by an older version, with their names of today."""
+    return {field.metadata["was"]: field.name for field in fields(cls) if "was" in field.metadata}
 
 
 def nbytes(record: Any) -> int:

@@ -31,7 +31,8 @@ from perfedrec.runs.training import open_run
 from perfedrec.runtimes.node import LocalRecommender, Store, serving_broadcast
 from perfedrec.runtimes.simulator import PersonalRecommender
 
-FORMAT = "perfedrec model 1"
+FORMAT = "perfedrec model 2"
+FORMATS = ("perfedrec model 1", FORMAT)
 NOBODY = torch.zeros(0, dtype=torch.int64)
 
 
@@ -144,7 +145,7 @@ def read_model(path: Path) -> Model:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if metadata.get("format") not in FORMATS:
                 raise CheckpointError(f"{path}: no model file; expected one that perfedrec node export wrote")
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         ids = json.loads(metadata["catalogue"])

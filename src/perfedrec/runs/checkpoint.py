@@ -24,7 +24,8 @@ from safetensors.torch import save as dump_tensors
 from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.core.records import flatten
 
-FORMAT = 2
+FORMAT = 3
+"""Up to format 2 some fields of records had other names, by which they are read as well."""
 KEPT = 2
 _MANIFEST = "checkpoint.json"
 
@@ -68,8 +69,8 @@ def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
         extra = manifest["extra"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: damaged checkpoint: {_MANIFEST} cannot be read ({reason(error)})") from None
-    if form != FORMAT:
-        raise CheckpointError(f"{folder}: written in format {form}; expected format {FORMAT}")
+    if form not in (2, FORMAT):
+        raise CheckpointError(f"{folder}: written in format {form}; expected format 2 or {FORMAT}")
     for what, expected in (belongs or {}).items():
         if theirs.get(what) != expected:
             raise CheckpointError(f"{folder}: foreign checkpoint: it was made with another {what} than this run's")

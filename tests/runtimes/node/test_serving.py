@@ -95,7 +95,7 @@ def test_a_node_recommends_what_the_simulator_recommends(name: str, dataset: Dat
         assert not torch.allclose(after[0, others], scores[0, others])
         kept = store.load_client_states(SOME, torch.zeros(0))
         assert torch.equal(kept.participations, before.participations)
-        unchanged, _ = advisor.scores(SOME[[0, 1, 3, 4]])
+        unchanged, _ = local.scores(SOME[[0, 1, 3, 4]])
         torch.testing.assert_close(unchanged, recommender.scores(SOME[[0, 1, 3, 4]]), rtol=1e-5, atol=1e-6)
 
 

@@ -15,9 +15,9 @@ class OptimizerState:
     """Moments of the server's optimiser for each of its tables; ``None`` where the rule has none (FedAvg) or there is
     no such table."""
 
-    items: Moments | None = None
-    offsets: Moments | None = None
-    dense: Moments | None = None
+    items: Moments | None = field(default=None, metadata={"was": "items_moments"})
+    offsets: Moments | None = field(default=None, metadata={"was": "offsets_moments"})
+    dense: Moments | None = field(default=None, metadata={"was": "dense_moments"})
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ServerState:
     """
 
     round: int
-    n_users: int
+    n_users: int = field(metadata={"missing": lambda tensors: tensors["service.reports"].shape[0]})
     items: Tensor
     dense: Tensor | None = None
     offsets: Tensor | None = None
@@ -58,13 +58,13 @@ class ClientState:
     ``loss`` [B] per positive; a ``secret`` word [B] from which sticky decoys follow; ``participations`` [B] in rounds of
     training; and offsets ``rows`` [R, d] of its own item rows as local training left them."""
 
-    private: Tensor
+    private: Tensor = field(metadata={"was": "vectors"})
     first: Tensor
     second: Tensor
     steps: Tensor
     loss: Tensor
     secret: Tensor
-    participations: Tensor
+    participations: Tensor = field(metadata={"was": "taken"})
     rows: Tensor = field(metadata={"per": "row"})
 
 
@@ -94,7 +94,7 @@ class GraphState(ServerState):
     service: Service
     neighbours: Tensor | None = None
     tokens: Tensor | None = None
-    summed: Tensor | None = None
+    summed: Tensor | None = field(default=None, metadata={"was": "gathered"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +133,10 @@ class Clusters:
     Where clients contribute to sums alone there are no labels; ``stats`` [K, d + 1] are the clusters' sums of unit
     vectors and counts since the last clustering, and ``shares`` [K] the clusters' shares of the clients."""
 
-    centroids: Tensor | None = None
-    labels: Tensor | None = None
-    stats: Tensor | None = None
-    shares: Tensor | None = None
+    centroids: Tensor | None = field(default=None, metadata={"was": "centroids"})
+    labels: Tensor | None = field(default=None, metadata={"was": "labels"})
+    stats: Tensor | None = field(default=None, metadata={"was": "tally"})
+    shares: Tensor | None = field(default=None, metadata={"was": "shares"})
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ class Pretrained:
     """What spectral pre-training ended with: its ``table`` [m, d] of singular vectors, where that recommends as well,
     and ``user_init_scale``, how much longer than ``sum_i c_ui q_i`` a user's vector starts."""
 
-    table: Tensor | None = None
-    user_init_scale: float | None = None
+    table: Tensor | None = field(default=None, metadata={"was": "pretrained"})
+    user_init_scale: float | None = field(default=None, metadata={"was": "lift"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +169,10 @@ class PerFedRecBroadcast(GraphBroadcast):
     offsets: Tensor | None = field(default=None, metadata={"per": "group"})
     item_attributes: Tensor | None = None
     pretrained: Tensor | None = None
-    user_init_scale: float | None = None
+    user_init_scale: float | None = field(default=None, metadata={"was": "lift"})
     trained: bool = True
     centroids: Tensor | None = None
-    cluster_stats: bool = False
+    cluster_stats: bool = field(default=False, metadata={"was": "tally"})
 
     def download_bytes(self, together: bool = False) -> int:
         """Whole tables; those of all clusters where nobody may know which one a client has."""

@@ -91,6 +91,10 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE runs ADD COLUMN configuration BLOB;
     """,
+    """
+    -- Fields of client states and of the served model have other names from here on. Those that are stored keep theirs,
+    -- and are read by either name; a version that knows one name alone refuses the file.
+    """,
 )
 """Entry ``i`` turns version ``i`` of the schema into version ``i + 1``. An entry that was released is never changed."""
 

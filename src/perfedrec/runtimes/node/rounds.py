@@ -24,6 +24,7 @@ from torch import Tensor
 from perfedrec.core.algorithm import Algorithm, ClientRecord
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
+from perfedrec.core.records import old_names
 from perfedrec.runtimes.node.database import Database, StoreError
 from perfedrec.runtimes.node.users import UserStore
 
@@ -149,7 +150,7 @@ class RoundStore(UserStore):
             initial = joined.algorithm.init_clients(rows, Key(joined.seed).fold("memory"))
             found = [db.execute(query, (joined.number, key)).fetchone() for key, _ in self._find_users(db, users)]
         arrays = {name: tensor.numpy().copy() for name, tensor in tensors_of(initial).items()}
-        per_row = fields_per(initial, "row")
+        per_row, before = fields_per(initial, "row"), old_names(type(initial))
         items, limits = rows.items.numpy(), rows.offsets.tolist()
         stored = torch.tensor([content is not None for content in found], dtype=torch.bool)
         outdated = torch.zeros_like(stored)
@@ -157,6 +158,7 @@ class RoundStore(UserStore):
             if content is None:
                 continue
             saved, own = self._database.load_arrays(content[0]), slice(limits[place], limits[place + 1])
+            saved = {before.get(name, name): array for name, array in saved.items()}
             source: slice | NDArray[np.int64] = slice(None)
             target: slice | NDArray[np.int64] = slice(None)
             saved_items = saved.pop(OWN_ITEMS)
@@ -208,7 +210,8 @@ class RoundStore(UserStore):
         """In how many rounds of the latest run each user has taken part, for users with a stored client state."""
         query = "SELECT content FROM memories WHERE run = (SELECT max(number) FROM runs)"
         saved = [self._database.load_arrays(content) for (content,) in db.execute(query)]
-        return [int(each["taken"][0]) for each in saved if "taken" in each]  # the stored name of `participations`
+        names = ("participations", "taken")  # the second one was its name up to schema 5
+        return [int(each[name][0]) for each in saved for name in names if name in each]
 
     # --- rounds ---
 
