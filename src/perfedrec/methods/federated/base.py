@@ -278,10 +278,11 @@ class Federated(ABC, Generic[S, B, C]):
         Reddi et al., ICLR 2021, algorithm 2). Only rows that clients touched are read or written."""
         server, weights = self.settings.server, self.group_weights(state, aggregate)
         touched, change, weight = aggregate.keys, from_fixed(aggregate.sums), weights.sum()
-        if state.offsets is not None and self.n_models(state) > 1:
-            mean, share = means(aggregate, weights), self.table_share(state)
-            if share:
-                sparse_step(server, state.offsets, state.optimizer.offsets, touched, mean, share)
+        share = self.table_share(state)
+        if state.offsets is not None and share:
+            mean = means(aggregate, weights)
+            sparse_step(server, state.offsets, state.optimizer.offsets, touched, mean, share)
+        if touched.numel() and int(touched[-1]) >= aggregate.n_items:
             touched, change = over_tables(touched, change, aggregate.n_items)
         if state.average is not None:
             state.average.advance(state.items, touched, state.round, server.averaging)

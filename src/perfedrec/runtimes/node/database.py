@@ -92,8 +92,8 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE runs ADD COLUMN configuration BLOB;
     """,
     """
-    -- Fields of client states and of the served model have other names from here on. Those that are stored keep theirs,
-    -- and are read by either name; a version that knows one name alone refuses the file.
+    -- Fields of client states and of the served model have other names from here on. What is stored keeps its names and
+    -- is read by either one. A version that knows the old names alone refuses the file.
     """,
 )
 """Entry ``i`` turns version ``i`` of the schema into version ``i + 1``. An entry that was released is never changed."""
