@@ -227,7 +227,7 @@ def test_ctrl_c_ends_all_runs_with_a_checkpoint_and_the_same_command_goes_on(tmp
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert said.splitlines()[0] == f"1 run in {output}, 0 finished already"
-    assert "the same command goes on" in said.splitlines()[-1]
+    assert "run the same command again to continue" in said.splitlines()[-1]
     begun = [folder for folder in output.glob("runs/fedmf/toy/seed-*") if not (folder / "result.json").exists()]
     assert begun
     assert not (output / "results.json").exists()

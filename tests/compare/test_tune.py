@@ -196,7 +196,7 @@ def test_two_processes_share_a_study_and_a_signal_loses_no_trial(tmp_path: Path)
         os.kill(process.pid, number)
     said = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [130, -signal.SIGKILL], said
-    assert "the same command goes on" in said[0].splitlines()[-1]
+    assert "run the same command again to continue" in said[0].splitlines()[-1]
     before = trials(output)
     finished = sum(each.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in before)
     broken = [each for each in before if each.state in (TrialState.FAIL, TrialState.RUNNING)]

@@ -13,7 +13,7 @@ from tests.report.tab import AXIS, MARKS, Tab, rows_of, same_up_to_scale, text_o
 
 from perfedrec.core.errors import CheckpointError
 from perfedrec.report import write_report
-from perfedrec.report.bench_charts import sweep_charts
+from perfedrec.report.bench_sweep import sweep_charts
 from perfedrec.report.statistics import mean_of
 from perfedrec.runs.training import read_history
 

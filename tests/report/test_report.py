@@ -55,7 +55,7 @@ def test_configuration_and_machine_are_told(run_folder: Path, report: Path) -> N
 
 def test_single_users_are_said_to_be_there_and_their_ids_are_not(run_folder: Path, tmp_path: Path) -> None:
     text = text_of(write_report(run_folder, tmp_path / "report.html"))
-    assert "This map shows single users: 240 of 240, without their ids, from a simulation" in text
+    assert "This map shows single users: 240 of 240, without their ids. It comes from a simulation" in text
     assert "privacy profile paper" in text
     assert "personal data" in text
 
@@ -86,7 +86,7 @@ def test_a_centralised_method_has_a_map_without_clusters_and_sampled_negatives_a
     folder = train_with(tmp_path / "run", "mf", "run.rounds=2", "run.sampled_negatives=30")
     written = write_report(folder)
     text, sampled = text_of(written), read_summary(folder)["test_sampled"]
-    rows = rows_of(written, "Test metrics among 30 sampled negatives, for comparison with papers")
+    rows = rows_of(written, "Test metrics among 30 sampled negatives, for comparison with papers that use this protocol")
     assert rows["NDCG@10"]["this run"] == f"{sampled['ndcg@10']:.4f}"
     assert "There were no clusters in that round" in text
     assert "user vectors: a centralised method has them in one place" in text

@@ -17,22 +17,25 @@ from rich.text import Text
 from perfedrec.cli.common import AsJson, console, one_line
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from perfedrec.compare.bench import Cell
+    from perfedrec.compare.schema import Results
 
 
 def bench(
     file: Annotated[Path, typer.Argument(help="TOML file: methods, data sets and seeds (see docs/bench.md)")],
-    output: Annotated[Path, typer.Option(help="folder for runs and tables; the same one goes on where it stopped")],
+    output: Annotated[Path, typer.Option(help="folder for runs and tables; the same folder continues a comparison")],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="NAME or NAME=PATH: take these data sets of the file, from there (default: all)"),
+        typer.Option(help="use only this data set of the file; NAME=PATH gives its path; repeatable (default: all)"),
     ] = None,
-    processes: Annotated[int, typer.Option(min=0, help="runs at a time (0: one a processor)")] = 0,
+    processes: Annotated[int, typer.Option(min=0, help="number of parallel runs (0: one per processor)")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare methods on data sets over seeds; write tables with significance.
+    """Compare methods on data sets over seeds, and write tables with significance.
 
-    FILE is TOML and names methods, data sets and seeds: see docs/bench.md, and benchmarks/ for ready-made ones.
+    FILE is a TOML file that names methods, data sets and seeds. See docs/bench.md; benchmarks/ has examples.
 
     [bold]perfedrec bench benchmarks/comparison.toml --data yelp=FOLDER --output bench/yelp[/bold]
     """
@@ -60,12 +63,14 @@ def bench(
             console.print(f"written to {output}: results.json, table.md, table.csv, table.tex", soft_wrap=True)
         if failed:
             print(
-                f"error: {len(failed)} of {len(cells)} runs failed; the same command tries them again", file=sys.stderr
+                f"error: {len(failed)} of {len(cells)} runs failed; run the same command again to retry them",
+                file=sys.stderr,
             )
             raise typer.Exit(1)
 
 
-def print_results(results: dict[str, Any]) -> None:
+def print_results(results: Results) -> None:
+    """Print a table for each data set, with the columns that fit on the terminal."""
     from perfedrec.compare.tables import cells, columns, fitting, rows
 
     for name in results["data"]:
@@ -85,7 +90,7 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 class _Show:
-    """One line for each run that is going on, and one for each that has ended."""
+    """Shows the progress of a comparison: a bar for each run that is playing, and a line for each that has ended."""
 
     def __init__(self, cells: list[Cell], output: Path, as_json: bool) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -104,10 +109,10 @@ class _Show:
             transient=True,
             disable=not self.bars,
         )
-        self.tasks: dict[str, Any] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.last: dict[str, dict[str, Any]] = {}
         start = {"event": "start", "runs": self.total, "finished": self.ended, "output": str(output)}
-        self._say(start, f"{counted(self.total, 'run')} in {output}, {self.ended} finished already")
+        self._print(start, f"{counted(self.total, 'run')} in {output}, {self.ended} finished already")
 
     def __enter__(self) -> _Show:
         self.progress.start()
@@ -120,30 +125,30 @@ class _Show:
         with self.lock:
             self.tasks[cell.name] = self.progress.add_task(cell.name, total=None, detail="starting")
 
-    def round(self, cell: Cell, standing: dict[str, Any]) -> None:
-        self.last[cell.name] = standing
-        detail = f"{standing['done']}/{standing['total']} {standing['metric']} " + _figure(standing["best"])
-        self.progress.update(self.tasks[cell.name], total=standing["total"], completed=standing["done"], detail=detail)
+    def round(self, cell: Cell, progress: dict[str, Any]) -> None:
+        self.last[cell.name] = progress
+        detail = f"{progress['done']}/{progress['total']} {progress['metric']} " + _figure(progress["best"])
+        self.progress.update(self.tasks[cell.name], total=progress["total"], completed=progress["done"], detail=detail)
 
     def end(self, cell: Cell, error: str | None) -> None:
         with self.lock:
             self.progress.remove_task(self.tasks.pop(cell.name))
             last = self.last.pop(cell.name, {})
             if error is None and not cell.finished:
-                self._say(
-                    {"event": "stopped", "run": cell.name}, f"stopped  {cell.name} after round {last.get('done', 0)}"
-                )
+                stopped = f"stopped  {cell.name} after round {last.get('done', 0)}"
+                self._print({"event": "stopped", "run": cell.name}, stopped)
                 return
             self.ended += 1
             done = {"event": "failed" if error else "finished", "run": cell.name, "done": self.ended, "of": self.total}
             where = f"{self.ended}/{self.total}"
             if error:
-                self._say(done | {"error": error}, f"{where} failed  {cell.name}: {error}")
+                self._print(done | {"error": error}, f"{where} failed  {cell.name}: {error}")
             else:
                 figure = f"validation {last['metric']} {_figure(last['best'])}" if last else ""
-                self._say(done | {"best": last.get("best")}, f"{where} {cell.name}: {figure}")
+                self._print(done | {"best": last.get("best")}, f"{where} {cell.name}: {figure}")
 
-    def _say(self, event: dict[str, Any], line: str) -> None:
+    def _print(self, event: dict[str, Any], line: str) -> None:
+        """Print ``event`` as JSON or ``line`` as text, as the user asked."""
         if self.as_json:
             print(json.dumps(event), file=sys.stderr, flush=True)
         else:

@@ -1,1 +1,1 @@
-"""Comparisons of many runs: benchmarks, and searches for options."""
+"""Many runs at once: comparisons of methods, and searches for the best options."""

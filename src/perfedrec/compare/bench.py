@@ -1,4 +1,7 @@
-"""Comparisons: methods x data sets x seeds from one TOML file, as cells: ordinary runs in folders of their own."""
+"""Comparisons: methods x data sets x seeds, described by one TOML file.
+
+Each combination is a cell: an ordinary run in a folder of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,41 +26,43 @@ _NAME = re.compile(r"[\w@(+][\w .,@=()+-]*")
 
 
 class MethodEntry(Settings):
-    """A method to compare, in the words of ``perfedrec train``."""
+    """A method to compare; the options are those of ``perfedrec train``."""
 
     algorithm: str | None = Field(None, description="a method; default: the entry's label")
-    preset: str | None = Field(None, description="default: the method's own")
+    preset: str | None = Field(None, description="a preset; default: the preset of the method")
     privacy: str | None = Field(None, description="privacy profile")
-    config: Path | None = Field(None, description="TOML file on top, relative to the file of the comparison")
+    config: Path | None = Field(
+        None, description="TOML file that is applied after the preset; the path is relative to the comparison's file"
+    )
     set: tuple[str, ...] = Field((), description="section.key=value")
     without: tuple[str, ...] = Field((), description="parts to switch off")
 
 
 class Target(Settings):
-    """A validation figure, to count rounds, bytes and seconds until it is reached."""
+    """A validation figure: rounds, bytes and seconds are counted until a run reaches it."""
 
     metric: str = Field(pattern=METRIC)
     value: float = Field(gt=0)
 
 
 class Sweep(Settings):
-    """One option in several values: each of ``methods`` becomes one method a value."""
+    """One option with several values: each of ``methods`` becomes one method for each value."""
 
     key: str
     values: tuple[bool | int | float | str, ...] = Field(min_length=1)
-    methods: tuple[str, ...] = Field((), description="labels; default: all")
+    methods: tuple[str, ...] = Field((), description="labels; default: all methods")
 
 
 class BenchFile(Settings):
-    """What the file of a comparison says."""
+    """The content of a comparison's file."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    metric: str = Field("ndcg@20", pattern=METRIC, description="what methods are compared by")
-    reference: str | None = Field(None, description="label that all others are compared with")
+    metric: str = Field("ndcg@20", pattern=METRIC, description="the metric by which methods are compared")
+    reference: str | None = Field(None, description="label of the method that all others are compared with")
     target: Target | None = None
     data: dict[str, DataSettings] = Field(min_length=1)
     methods: dict[str, MethodEntry] = Field(min_length=1)
-    common: MethodEntry = Field(MethodEntry(), description="what holds for all methods that do not say otherwise")
+    common: MethodEntry = Field(MethodEntry(), description="options of all methods that do not set their own")
     sweep: Sweep | None = None
 
     @field_validator("seeds")
@@ -88,13 +93,17 @@ class Cell:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether the run has a checkpoint from which it can be resumed."""
         return bool(folders(self.folder / "checkpoints"))
 
 
 @dataclass
 class Bench:
-    """A comparison with all configurations resolved: ``configs`` by label and data, privacy ``profiles`` by label."""
+    """A comparison with all its configurations resolved.
+
+    ``configs`` are by label and data set, privacy ``profiles`` by label, and ``datasets`` by name, once
+    :meth:`prepare` has opened them. ``output`` is the folder of the comparison.
+    """
 
     file: BenchFile
     configs: dict[tuple[str, str], Config]
@@ -107,7 +116,7 @@ class Bench:
         return list(dict.fromkeys(label for label, _ in self.configs))
 
     def cells(self) -> Iterator[Cell]:
-        """All runs: a data set after the other, and there all methods with the first seed first."""
+        """All runs in the order in which they start: by data set, then by seed, then by method."""
         for data in self.file.data:
             for seed in self.file.seeds:
                 for label in self.labels:
@@ -116,15 +125,16 @@ class Bench:
                     yield Cell(label, data, seed, config, self.output / "runs" / label / data / f"seed-{seed}")
 
     def prepare(self) -> None:
-        """Open all data, and make sure that what is in the folder already belongs to this comparison.
+        """Open all data sets, check the runs that the folder already holds, and write ``bench.toml``.
 
-        Raises :class:`ConfigError` with what has changed.
+        Raises :class:`ConfigError` where a run in the folder has another configuration or other data than this
+        comparison; the message says what has changed.
         """
         self.datasets = {name: open_data(settings) for name, settings in self.file.data.items()}
         for cell in self.cells():
             if not (cell.folder / "config.toml").exists():
                 continue
-            hint = f"expected what {cell.folder} was made with, another --output, or that folder removed"
+            hint = f"expected the same as in {cell.folder}; restore it, choose another --output, or remove that folder"
             changed = differences(read_config(cell.folder), cell.config)
             if changed:
                 raise ConfigError(f"{cell.label} on {cell.data} has changed: {'; '.join(changed)}; {hint}")
@@ -142,18 +152,19 @@ class Bench:
 
 
 def read(path: Path, output: Path, moved: Mapping[str, str | None] | None = None) -> Bench:
-    """A comparison from its file, with every configuration checked.
+    """Read a comparison from its file and check every configuration in it.
 
-    ``moved`` names the data sets to compare on, and where they lie where that is not as in the file; ``None``: all.
+    ``moved`` names the data sets to compare on, each with its path (``None``: the path in the file). Without ``moved``,
+    all data sets of the file are compared on.
 
-    Raises :class:`ConfigError` naming file, entry and mistake.
+    Raises :class:`ConfigError`, which names the file, the entry and the mistake.
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({reason(error)}); expected the TOML file of a comparison") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        raise ConfigError(f"{path}: this is not valid TOML: {error}") from None
     try:
         file = BenchFile.model_validate(tree)
     except ValidationError as error:
@@ -163,7 +174,9 @@ def read(path: Path, output: Path, moved: Mapping[str, str | None] | None = None
     methods = _swept(file, path)
     for name in (*methods, *file.data):
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{path}: the name {name!r} has to become a folder; expected letters, digits and - _ = @")
+            raise ConfigError(
+                f"{path}: the name {name!r} cannot be the name of a folder; expected letters, digits and - _ = @"
+            )
     if file.reference is not None and file.reference not in methods:
         raise ConfigError(
             f"{path}: reference: there is no method {file.reference!r}{nearest(file.reference, methods)}; "
@@ -183,7 +196,7 @@ def read(path: Path, output: Path, moved: Mapping[str, str | None] | None = None
 def _placed(file: BenchFile, path: Path, name: str, where: str | None) -> DataSettings:
     if name not in file.data:
         raise ConfigError(
-            f"{path}: there are no data {name!r}{nearest(name, file.data)}; expected one of: {', '.join(file.data)}"
+            f"{path}: there is no data set {name!r}{nearest(name, file.data)}; expected one of: {', '.join(file.data)}"
         )
     given = {"path": where, "train": None, "valid": None, "test": None}
     return file.data[name] if where is None else file.data[name].model_copy(update=given)
@@ -193,7 +206,9 @@ def _config(label: str, entry: MethodEntry, common: MethodEntry, path: Path) -> 
     overrides = (*common.set, *entry.set)
     for each in overrides:
         if each.startswith(("data.", "run.seed")):
-            raise ConfigError(f"{each}: expected under [data.NAME] or seeds, which are the same for all methods")
+            raise ConfigError(
+                f"{each}: data and seeds are the same for all methods; expected this under [data.NAME] or in seeds"
+            )
     config, preset = entry.config or common.config, entry.preset or common.preset
     algorithm = entry.algorithm or common.algorithm or (None if config or preset else label)
     resolved = resolve(
@@ -204,12 +219,12 @@ def _config(label: str, entry: MethodEntry, common: MethodEntry, path: Path) -> 
         privacy=entry.privacy or common.privacy,
         algorithm=algorithm,
     )
-    resolved.build()  # solves noise, and says so where it cannot
+    resolved.build()  # computes the noise of the profile, and raises where that is not possible
     return resolved
 
 
 def _swept(file: BenchFile, path: Path) -> dict[str, MethodEntry]:
-    """The methods, with those of a sweep in each of its values."""
+    """The methods; those of the sweep once for each of its values."""
     sweep = file.sweep
     if sweep is None:
         return file.methods
@@ -231,7 +246,7 @@ def _swept(file: BenchFile, path: Path) -> dict[str, MethodEntry]:
 
 
 def _fingerprint(folder: Path) -> str | None:
-    """The fingerprint of the data that a run was made with, where it has stored any."""
+    """The fingerprint of the data that a run was made with; ``None`` where the run has stored none."""
     for stored in (folder / "model", *folders(folder / "checkpoints")):
         try:
             return str(json.loads((stored / "checkpoint.json").read_bytes())["belongs"]["data"])

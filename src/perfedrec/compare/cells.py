@@ -1,4 +1,4 @@
-"""The runs of a comparison, several at a time, each ``perfedrec train`` in a process of its own."""
+"""Plays the runs of a comparison, several at a time: each is ``perfedrec train`` in a process of its own."""
 
 from __future__ import annotations
 
@@ -28,36 +28,39 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 
 
 class Watcher(Protocol):
-    """Shows how a comparison goes on. Called from several threads."""
+    """Shows the progress of a comparison. Called from several threads."""
 
     def begin(self, cell: Cell) -> None: ...
 
-    def round(self, cell: Cell, standing: dict[str, Any]) -> None: ...
+    def round(self, cell: Cell, progress: dict[str, Any]) -> None:
+        """``progress`` is a line of ``perfedrec train --json``, one for each round."""
 
     def end(self, cell: Cell, error: str | None) -> None: ...
 
 
 def processors() -> int:
-    """Processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def alone(output: Path) -> Iterator[None]:
-    """Keep other comparisons out of a folder that exists; :class:`ConfigError` where one is at work."""
+    """Lock the folder of a comparison. Raises :class:`ConfigError` where another process uses it."""
     with open(output / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{output}: another perfedrec bench is at work in this folder") from None
+            raise ConfigError(
+                f"{output}: another perfedrec bench is running in this folder; wait for its end or use another --output"
+            ) from None
         yield
 
 
 def play(cells: Sequence[Cell], processes: int, watcher: Watcher) -> dict[str, str]:
-    """Run what is not finished, ``processes`` at a time; names of cells that failed, with their error.
+    """Play all cells that are not finished, ``processes`` at a time, and return the error of each failed cell by name.
 
-    What has a checkpoint goes on from it. SIGINT and SIGTERM reach every run once: it ends after its round with a
-    checkpoint, and then :class:`InterruptedRunError` is raised.
+    A run that has a checkpoint is resumed from it. SIGINT and SIGTERM are passed on to every run once: each run ends
+    after its current round with a checkpoint, and then :class:`InterruptedRunError` is raised.
     """
     todo = [cell for cell in cells if not cell.finished]
     failed: dict[str, str] = {}
@@ -75,24 +78,29 @@ def play(cells: Sequence[Cell], processes: int, watcher: Watcher) -> dict[str, s
             children.stop(signal.SIGKILL)
             raise
     if caught and any(not cell.finished for cell in cells):
-        kept = sum(cell.finished for cell in cells)
+        finished = sum(cell.finished for cell in cells)
         raise InterruptedRunError(
-            f"stopped by {signal.Signals(caught[0]).name}: {kept} of {len(cells)} runs are finished, "
+            f"stopped by {signal.Signals(caught[0]).name}: {finished} of {len(cells)} runs are finished, "
             f"{sum(cell.begun and not cell.finished for cell in cells)} more have a checkpoint; "
-            "the same command goes on",
+            "run the same command again to continue",
             caught[0],
         )
     return failed
 
 
 class _Children:
-    """The processes that are running. A signal reaches each at most once, and none that has been reaped."""
+    """The processes that are running.
+
+    Each signal is sent to a process at most once, and never to a process that has been reaped: its number may already
+    belong to another process.
+    """
 
     def __init__(self) -> None:
         self.lock, self.running = threading.Lock(), set[int]()
         self.stopped: signal.Signals | None = None
 
     def start(self, command: Sequence[str]) -> subprocess.Popen[str] | None:
+        """Start a process; ``None`` where :meth:`stop` has been called already."""
         with self.lock:
             if self.stopped is not None:
                 return None
@@ -104,12 +112,13 @@ class _Children:
                 text=True,
                 errors="replace",
                 env=os.environ | _ONE_THREAD,
-                start_new_session=True,  # a terminal's Ctrl-C is passed on by us, once
+                start_new_session=True,  # a terminal sends Ctrl-C to its whole session; here we pass it on, once
             )
             self.running.add(process.pid)
             return process
 
     def stop(self, number: signal.Signals) -> None:
+        """Send a signal to all running processes."""
         with self.lock:
             if self.stopped != number:
                 self.stopped = number
@@ -117,7 +126,7 @@ class _Children:
                     os.kill(pid, number)
 
     def reap(self, process: subprocess.Popen[str]) -> float:
-        """Wait for the end of a process; its processor time in seconds."""
+        """Wait until a process has ended, and return its processor time in seconds."""
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self.lock:
             self.running.remove(process.pid)
@@ -127,34 +136,23 @@ class _Children:
 
 
 def _run(cell: Cell, scratch: Path, children: _Children, watcher: Watcher) -> str | None:
-    """One run, from its beginning or its checkpoint; what went wrong, or ``None``."""
+    """Play one run from its start or its checkpoint, and return its error, or ``None``."""
     if children.stopped is not None:
         return None
-    command = [sys.executable, "-m", "perfedrec", "train", "--json", "--output", str(cell.folder)]
-    before = {"seconds": 0.0, "cpu_seconds": 0.0}
-    if cell.begun:
-        write_atomic(cell.folder / "config.toml", cell.config.to_toml().encode())  # data may have moved
-        before |= cost(cell.folder)
-        command += ["--resume", "--previous"]
-    else:
-        shutil.rmtree(cell.folder, ignore_errors=True)  # broken off before its first checkpoint
-        cell.folder.parent.mkdir(parents=True, exist_ok=True)
-        file = scratch / f"{threading.get_ident()}.toml"
-        file.write_text(cell.config.to_toml(), encoding="utf-8")
-        command += ["--config", str(file)]
-    start = time.perf_counter()
+    before = {"seconds": 0.0, "cpu_seconds": 0.0} | (cost(cell.folder) if cell.begun else {})
+    command, start = _command(cell, scratch), time.perf_counter()
     process = children.start(command)
     if process is None:
         return None
     watcher.begin(cell)
-    said = []
+    output = []  # the lines that are not progress: warnings, an error, a traceback
     assert process.stderr is not None
     with process.stderr as stream:
         for line in stream:
             try:
                 watcher.round(cell, json.loads(line))
             except ValueError:
-                said.append(line)
+                output.append(line)
     cpu = children.reap(process)
     if cell.folder.exists():
         spent = {
@@ -165,15 +163,28 @@ def _run(cell: Cell, scratch: Path, children: _Children, watcher: Watcher) -> st
     error, log = None, cell.folder.with_suffix(".log")
     log.unlink(missing_ok=True)
     if process.returncode and children.stopped is None:
-        write_atomic(log, "".join(said).encode())
-        last = said[-1].strip().removeprefix("error: ") if said else f"exit code {process.returncode}"
+        write_atomic(log, "".join(output).encode())
+        last = output[-1].strip().removeprefix("error: ") if output else f"exit code {process.returncode}"
         error = last if process.returncode == 2 else f"{last} (see {log})"
     watcher.end(cell, error)
     return error
 
 
+def _command(cell: Cell, scratch: Path) -> list[str]:
+    """The command that starts or resumes a run. Writes the configuration that it reads, and clears its folder."""
+    command = [sys.executable, "-m", "perfedrec", "train", "--json", "--output", str(cell.folder)]
+    if cell.begun:
+        write_atomic(cell.folder / "config.toml", cell.config.to_toml().encode())  # the data may have moved since
+        return [*command, "--resume", "--previous"]
+    shutil.rmtree(cell.folder, ignore_errors=True)  # left by a run that stopped before its first checkpoint
+    cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    file = scratch / f"{threading.get_ident()}.toml"
+    file.write_text(cell.config.to_toml(), encoding="utf-8")
+    return [*command, "--config", str(file)]
+
+
 def cost(folder: Path) -> dict[str, float]:
-    """Seconds and processor seconds of a run's processes, from their start to their end."""
+    """``seconds`` and ``cpu_seconds`` of a run's processes, from their start to their end; empty where not recorded."""
     try:
         found: dict[str, float] = json.loads((folder / COST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

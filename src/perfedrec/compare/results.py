@@ -1,27 +1,40 @@
-"""What came out of a comparison: every run's figures, means and deviations over seeds, and significance over users."""
+"""The results of a comparison: the figures of every run, means and deviations over seeds, significance over users."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Literal
 
 import polars as pl
 
 from perfedrec.compare.bench import Bench, Cell, Target
 from perfedrec.compare.cells import cost
+from perfedrec.compare.schema import (
+    CellEntry,
+    ComparisonEntry,
+    ParametersEntry,
+    PrivacySummary,
+    ReachedEntry,
+    Results,
+    Spread,
+    SummaryEntry,
+    TargetSummary,
+)
 from perfedrec.evaluation.significance import adjusted, compare
 from perfedrec.runs.training import FULL, SAMPLED, Entry, popularity, read_history, read_summary
 
 FORMAT = 1
 
 
-def collect(bench: Bench, failed: Mapping[str, str]) -> dict[str, Any]:
-    """The content of ``results.json`` (see docs/bench.md), from all runs that are finished."""
+def collect(bench: Bench, failed: Mapping[str, str]) -> Results:
+    """The content of ``results.json`` (see docs/bench.md), from all finished runs.
+
+    ``failed`` holds the error of each run that failed, by the name of its cell.
+    """
     file = bench.file
     cells = [_cell(bench, cell, failed) for cell in bench.cells()]
     return {
@@ -30,7 +43,7 @@ def collect(bench: Bench, failed: Mapping[str, str]) -> dict[str, Any]:
         "metric": file.metric,
         "reference": file.reference,
         "protocol": FULL,
-        "target": file.target and file.target.model_dump(),
+        "target": None if file.target is None else {"metric": file.target.metric, "value": file.target.value},
         "data": {
             name: {
                 "users": dataset.n_users,
@@ -46,8 +59,8 @@ def collect(bench: Bench, failed: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _cell(bench: Bench, cell: Cell, failed: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {
+def _cell(bench: Bench, cell: Cell, failed: Mapping[str, str]) -> CellEntry:
+    found: CellEntry = {
         "label": cell.label,
         "data": cell.data,
         "seed": cell.seed,
@@ -59,28 +72,29 @@ def _cell(bench: Bench, cell: Cell, failed: Mapping[str, str]) -> dict[str, Any]
     if not cell.finished:
         return found
     summary, history = read_summary(cell.folder), read_history(cell.folder)
-    negatives = cell.config.run.sampled_negatives
-    return found | {
-        "protocol": FULL,
-        "test": summary["test"],
-        "protocol_sampled": SAMPLED.format(negatives) if negatives else None,
-        "test_sampled": summary["test_sampled"],
-        "valid": summary["valid"],
-        "best_round": summary["best_round"],
-        "prelude": summary["prelude"],
-        "rounds": len(history),
-        "communication": summary["communication"],
-        "target": bench.file.target and reached(history, bench.file.target),
-        "parameters": parameters(cell.folder / "model"),
-        "privacy": {"profile": bench.profiles[cell.label], **summary["privacy"]},
-        **({"seconds": None, "cpu_seconds": None} | cost(cell.folder)),
-    }
+    negatives, target, seconds = cell.config.run.sampled_negatives, bench.file.target, cost(cell.folder)
+    found["protocol"] = FULL
+    found["test"] = summary["test"]
+    found["protocol_sampled"] = SAMPLED.format(negatives) if negatives else None
+    found["test_sampled"] = summary["test_sampled"]
+    found["valid"] = summary["valid"]
+    found["best_round"] = summary["best_round"]
+    found["prelude"] = summary["prelude"]
+    found["rounds"] = len(history)
+    found["communication"] = summary["communication"]
+    found["target"] = None if target is None else reached(history, target)
+    found["parameters"] = parameters(cell.folder / "model")
+    found["privacy"] = {"profile": bench.profiles[cell.label], **summary["privacy"]}
+    found["seconds"], found["cpu_seconds"] = seconds.get("seconds"), seconds.get("cpu_seconds")
+    return found
 
 
-def reached(history: Iterable[Entry], target: Target) -> dict[str, float] | None:
-    """Rounds (pre-training included), bytes up and down, uploads and seconds of computation until a validation figure
-    was reached; ``None`` where it never was."""
-    spent = {"rounds": 0.0, "bytes_up": 0.0, "bytes_down": 0.0, "uploads": 0.0, "seconds": 0.0}
+def reached(history: Iterable[Entry], target: Target) -> ReachedEntry | None:
+    """What a run had spent when its validation figure reached the target; ``None`` where it never did.
+
+    These are rounds (pre-training included), bytes up and down, uploads, and seconds of computation.
+    """
+    spent: ReachedEntry = {"rounds": 0.0, "bytes_up": 0.0, "bytes_down": 0.0, "uploads": 0.0, "seconds": 0.0}
     for entry in history:
         spent["rounds"] += 1
         spent["bytes_up"] += entry.report.bytes_up
@@ -92,91 +106,127 @@ def reached(history: Iterable[Entry], target: Target) -> dict[str, float] | None
     return None
 
 
-def parameters(model: Path) -> dict[str, int]:
-    """Floating-point numbers of a stored model: those that the server (or the centralised method) holds, and those that
-    stay with the clients, their optimisers' moments included."""
+def parameters(model: Path) -> ParametersEntry:
+    """How many floating-point numbers a stored model has.
+
+    Counted apart: those of the server (or of the centralised method), and those that stay with the clients, the moments
+    of their optimisers included.
+    """
     return {"server": _floats(model / "state.safetensors"), "clients": _floats(model / "memory.safetensors")}
 
 
 def _floats(path: Path) -> int:
     if not path.exists():
         return 0
-    with open(path, "rb") as file:  # a header of JSON after its length in 8 bytes
+    with open(path, "rb") as file:  # safetensors: 8 bytes with the length of a JSON header, then the header
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(math.prod(each["shape"]) for name, each in header.items() if each.get("dtype", "").startswith("F"))
 
 
-def _summaries(bench: Bench, data: str, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a method on a data set, with its comparison to the reference."""
-    entries, reference, metric = [], bench.file.reference, bench.file.metric
+def _summaries(bench: Bench, data: str, cells: Sequence[CellEntry]) -> list[SummaryEntry]:
+    """One entry for each method on a data set, with its comparison to the reference."""
     runs = {
         label: {each["seed"]: each for each in cells if (each["label"], each["data"]) == (label, data)}
         for label in bench.labels
     }
+    entries: list[SummaryEntry] = []
     for label, of_label in runs.items():
         finished = [each for each in of_label.values() if each["finished"]]
-        entry: dict[str, Any] = {
+        entry: SummaryEntry = {
             "label": label,
             "data": data,
             "n": len(finished),
             "missing": len(of_label) - len(finished),
+            "algorithm": bench.configs[label, data].algorithm,
         }
-        entry["algorithm"] = bench.configs[label, data].algorithm
         if finished:
-            entry |= _means(finished)
-            entry["comparison"] = None
-            if reference is not None and label != reference:
-                shared = [seed for seed in of_label if of_label[seed]["finished"] and runs[reference][seed]["finished"]]
-                ours, theirs = (
-                    by_user([bench.output / runs[name][seed]["folder"] for seed in shared], metric)
-                    for name in (label, reference)
-                )
-                if shared and ours.height > 1:
-                    joined = ours.join(theirs, on="user", how="inner", suffix=" of reference", maintain_order="left")
-                    found = compare(joined[metric].to_numpy(), joined[f"{metric} of reference"].to_numpy())
-                    entry["comparison"] = {"metric": metric, "reference": reference, **asdict(found)}
+            _add_means(entry, finished)
+            entry["comparison"] = _comparison(bench, label, runs)
         entries.append(entry)
-    compared = [entry["comparison"] for entry in entries if entry.get("comparison")]
+    compared = [found for entry in entries if (found := entry.get("comparison")) is not None]
     for comparison, p in zip(compared, adjusted([each["p"] for each in compared]), strict=True):
         comparison["p_adjusted"] = p
     return entries
 
 
-def _means(finished: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means and standard deviations over seeds of all that is a number."""
-    first = finished[0]
-    found: dict[str, Any] = {
-        part: {name: spread(each[part][name] for each in finished) for name in first[part] if name != "users"}
-        for part in ("test", "test_sampled", "valid")
-        if first[part]
-    }
-    found |= {name: first[name] for name in ("protocol", "protocol_sampled", "parameters")}
-    sent = [each["communication"] for each in finished]
-    found["uploads_per_client"] = spread(each["uploads_per_client"] if each["bytes_up"] else 0.0 for each in sent)
-    found["bytes"] = spread(
-        each["communication"]["bytes_up"] + each["communication"]["bytes_down"] for each in finished
+def _comparison(bench: Bench, label: str, runs: Mapping[str, Mapping[int, CellEntry]]) -> ComparisonEntry | None:
+    """A method against the reference, over the seeds that both have finished."""
+    reference, metric = bench.file.reference, bench.file.metric
+    if reference is None or label == reference:
+        return None
+    shared = [seed for seed, run in runs[label].items() if run["finished"] and runs[reference][seed]["finished"]]
+    ours, theirs = (
+        by_user([bench.output / runs[name][seed]["folder"] for seed in shared], metric) for name in (label, reference)
     )
-    for name in ("seconds", "cpu_seconds"):
-        known = [each[name] for each in finished if each[name] is not None]
-        found[name] = spread(known) if known else None
-    targets = [each["target"] for each in finished if each["target"]]
-    found["target"] = {"reached": len(targets), "of": len(finished)}
-    if targets:
-        found["target"] |= {name: spread(each[name] for each in targets) for name in targets[0]}
-    found["privacy"] = {
-        name: first["privacy"].get(name) for name in ("profile", "claim", "epsilon_coordinator", "delta")
+    if not shared or ours.height < 2:
+        return None
+    joined = ours.join(theirs, on="user", how="inner", suffix=" of reference", maintain_order="left")
+    found = compare(joined[metric].to_numpy(), joined[f"{metric} of reference"].to_numpy())
+    return {
+        "metric": metric,
+        "reference": reference,
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "users": found.users,
     }
-    return found
 
 
-def spread(values: Iterable[float]) -> dict[str, float | None]:
+def _add_means(entry: SummaryEntry, finished: Sequence[CellEntry]) -> None:
+    """Add the means and standard deviations over seeds of all figures of the finished runs."""
+    first = finished[0]
+    for part in ("test", "test_sampled", "valid"):
+        if first[part]:
+            entry[part] = _metrics(finished, part)
+    entry["protocol"], entry["protocol_sampled"] = first["protocol"], first["protocol_sampled"]
+    entry["parameters"] = first["parameters"]
+    sent = [each["communication"] for each in finished]
+    entry["uploads_per_client"] = spread(each["uploads_per_client"] if each["bytes_up"] else 0.0 for each in sent)
+    entry["bytes"] = spread(each["bytes_up"] + each["bytes_down"] for each in sent)
+    entry["seconds"] = _known(each["seconds"] for each in finished)
+    entry["cpu_seconds"] = _known(each["cpu_seconds"] for each in finished)
+    entry["target"] = _target(finished)
+    entry["privacy"] = _privacy(first)
+
+
+def _metrics(finished: Sequence[CellEntry], part: Literal["test", "test_sampled", "valid"]) -> dict[str, Spread]:
+    values = [found for each in finished if (found := each[part]) is not None]
+    return {name: spread(each[name] for each in values) for name in values[0] if name != "users"}
+
+
+def _known(values: Iterable[float | None]) -> Spread | None:
+    known = [each for each in values if each is not None]
+    return spread(known) if known else None
+
+
+def _target(finished: Sequence[CellEntry]) -> TargetSummary:
+    spent = [found for each in finished if (found := each["target"])]
+    summary: TargetSummary = {"reached": len(spent), "of": len(finished)}
+    if spent:
+        for name in ("rounds", "bytes_up", "bytes_down", "uploads", "seconds"):
+            summary[name] = spread(each[name] for each in spent)
+    return summary
+
+
+def _privacy(cell: CellEntry) -> PrivacySummary:
+    found = cell["privacy"]
+    return {
+        "profile": found.get("profile"),
+        "claim": found["claim"],
+        "epsilon_coordinator": found.get("epsilon_coordinator"),
+        "delta": found.get("delta"),
+    }
+
+
+def spread(values: Iterable[float]) -> Spread:
     """Mean and standard deviation (of a sample; ``None`` for a single value)."""
     known = list(values)
     return {"mean": fmean(known), "sd": stdev(known) if len(known) > 1 else None}
 
 
 def by_user(folders: Sequence[Path], metric: str) -> pl.DataFrame:
-    """Columns ``user`` and ``metric``, its mean over runs, users ascending."""
+    """Columns ``user`` and ``metric`` (each user's mean over the runs in ``folders``), users in ascending order."""
     frames = [
         pl.read_parquet(folder / "test_users.parquet", columns=["user", metric])
         for folder in folders

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+from perfedrec.compare.schema import Results, Spread, SummaryEntry
 from perfedrec.runs.config import flat
 from perfedrec.runs.progress import size
 
@@ -19,67 +20,92 @@ FLOOR = "popularity (floor)"
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its head, what it shows of a summary, what is best in it, and its head on a terminal (none: left
-    out there)."""
+    """A column of the table.
+
+    ``head`` is its name, ``show`` gives the text of a cell, ``brief`` is the name on a terminal (empty: the terminal
+    leaves the column out), and ``rank`` gives the number that is compared to find the best cell (``None``: no best).
+    """
 
     head: str
-    show: Callable[[Mapping[str, Any]], str]
+    show: Callable[[SummaryEntry], str]
     brief: str = ""
-    rank: Callable[[Mapping[str, Any]], float | None] | None = None
+    rank: Callable[[SummaryEntry], float | None] | None = None
 
 
-def columns(results: Mapping[str, Any]) -> list[Column]:
-    """The columns that the results have something for."""
-    lines, metric = results["summary"], results["metric"]
-    found = [Column("method", lambda line: str(line["label"]), "method")]
-    names = dict.fromkeys((*METRICS, metric))
-    protocols = {"test": results["protocol"]}
-    for each in lines:
-        if each.get("test_sampled"):
-            protocols["test_sampled"] = each["protocol_sampled"]
-    for part, protocol in protocols.items():
-        for name in names if part == "test" else SAMPLED:
-            found.append(
-                Column(
-                    f"{name}, {protocol}",
-                    lambda line, part=part, name=name: with_deviation(line.get(part, {}).get(name)),  # type: ignore[misc]
-                    name if part == "test" and name in (metric, "recall@20") else "",
-                    lambda line, part=part, name=name: line.get(part, {}).get(name, {}).get("mean"),  # type: ignore[misc]
-                )
-            )
-    if results["reference"] is not None:
-        head = f"{metric} over {results['reference']}"
-        found += [Column(head, _difference, "difference"), Column("p, adjusted", _p, "adj. p")]
-        found.append(Column(f"{head}, 95 % interval over users", _interval, "95 % interval"))
-    if results["target"] is not None:
-        target = f"validation {results['target']['metric']} {results['target']['value']:g}"
-        found += [
-            Column(f"rounds until {target}", lambda line: _target(line, "rounds", "{:.1f}".format)),
-            Column(f"bytes up until {target}", lambda line: _target(line, "bytes_up", size)),
-            Column(f"bytes down until {target}", lambda line: _target(line, "bytes_down", size)),
-            Column(f"seconds until {target}", lambda line: _target(line, "seconds", "{:.1f}".format)),
-        ]
-    found += [
+def columns(results: Results) -> list[Column]:
+    """All columns for which the results have figures."""
+    return [
+        Column("method", lambda line: line["label"], "method"),
+        *_metric_columns(results),
+        *_comparison_columns(results),
+        *_target_columns(results),
         Column("uploads a client", _uploads),
         Column("seconds", lambda line: _plain(line.get("seconds"), "{:.1f}"), "seconds"),
         Column("parameters (server + clients)", _parameters),
         Column("privacy", _privacy),
         Column("seeds", _seeds),
     ]
+
+
+def _metric_columns(results: Results) -> list[Column]:
+    """Test metrics by full ranking and, where a run has them, among sampled negatives."""
+    found, metric = [], results["metric"]
+    for name in dict.fromkeys((*METRICS, metric)):
+        brief = name if name in (metric, "recall@20") else ""
+        found.append(_metric_column("test", name, results["protocol"], brief))
+    sampled = [each.get("protocol_sampled") for each in results["summary"] if each.get("test_sampled")]
+    if sampled:
+        found += [_metric_column("test_sampled", name, str(sampled[-1])) for name in SAMPLED]
     return found
 
 
-def rows(results: Mapping[str, Any], data: str) -> list[dict[str, Any]]:
-    """The summaries of a data set, with popularity where it is no method of its own."""
+def _metric_column(part: Literal["test", "test_sampled"], name: str, protocol: str, brief: str = "") -> Column:
+    def value(line: SummaryEntry) -> Spread | None:
+        return line.get(part, {}).get(name)
+
+    def mean(line: SummaryEntry) -> float | None:
+        found = value(line)
+        return None if found is None else found["mean"]
+
+    return Column(f"{name}, {protocol}", lambda line: with_deviation(value(line)), brief, mean)
+
+
+def _comparison_columns(results: Results) -> list[Column]:
+    if results["reference"] is None:
+        return []
+    head = f"{results['metric']} over {results['reference']}"
+    return [
+        Column(head, _difference, "difference"),
+        Column("p, adjusted", _p, "adj. p"),
+        Column(f"{head}, 95 % interval over users", _interval, "95 % interval"),
+    ]
+
+
+def _target_columns(results: Results) -> list[Column]:
+    if results["target"] is None:
+        return []
+    target = f"validation {results['target']['metric']} {results['target']['value']:g}"
+    return [
+        Column(f"rounds until {target}", lambda line: _target(line, "rounds", "{:.1f}".format)),
+        Column(f"bytes up until {target}", lambda line: _target(line, "bytes_up", size)),
+        Column(f"bytes down until {target}", lambda line: _target(line, "bytes_down", size)),
+        Column(f"seconds until {target}", lambda line: _target(line, "seconds", "{:.1f}".format)),
+    ]
+
+
+def rows(results: Results, data: str) -> list[SummaryEntry]:
+    """The summaries of a data set, and a row for popularity unless popularity is one of the methods."""
     lines = [line for line in results["summary"] if line["data"] == data]
     if any(line["algorithm"] == "popularity" for line in lines):
         return lines
-    test = {name: {"mean": value, "sd": None} for name, value in results["data"][data]["popularity"].items()}
+    test: dict[str, Spread] = {
+        name: {"mean": value, "sd": None} for name, value in results["data"][data]["popularity"].items()
+    }
     return [*lines, {"label": FLOOR, "data": data, "algorithm": "popularity", "test": test}]
 
 
-def cells(shown: Sequence[Column], lines: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, bool]]]:
-    """Texts row by row, each with whether it is the best of its column."""
+def cells(shown: Sequence[Column], lines: Sequence[SummaryEntry]) -> list[list[tuple[str, bool]]]:
+    """The texts of the cells row by row, each with whether it is the best of its column."""
     best = {}
     for column in shown:
         values = [value for line in lines if column.rank and (value := column.rank(line)) is not None]
@@ -96,10 +122,11 @@ def cells(shown: Sequence[Column], lines: Sequence[Mapping[str, Any]]) -> list[l
     ]
 
 
-def fitting(shown: Sequence[Column], lines: Sequence[Mapping[str, Any]], width: int) -> list[Column]:
-    """The columns, from the left, that a terminal of so many characters has room for, without those that are too wide.
+def fitting(shown: Sequence[Column], lines: Sequence[SummaryEntry], width: int) -> list[Column]:
+    """The columns that fit on a terminal of ``width`` characters, taken from the left.
 
-    The first one is always there. Two characters are after each column, and one is before all.
+    A column that is too wide is left out, and narrower ones after it may still be taken. The first column is always
+    there. Each column takes two characters of space after it, and the table takes one before the first column.
     """
     kept: list[Column] = []
     left = width - 1
@@ -111,7 +138,7 @@ def fitting(shown: Sequence[Column], lines: Sequence[Mapping[str, Any]], width: 
     return kept
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: Results) -> str:
     """A table for each data set."""
     shown, parts = columns(results), []
     for data in results["data"]:
@@ -126,8 +153,11 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n".join([*parts, _note(results), ""])
 
 
-def latex(results: Mapping[str, Any]) -> str:
-    """Metrics, difference and p-values as tabulars of the package booktabs; a page has no room for the rest."""
+def latex(results: Results) -> str:
+    """Metrics, differences and p-values as tables of the LaTeX package booktabs.
+
+    The other columns are left out, because they do not fit on a page.
+    """
     shown, parts = [column for column in columns(results) if column.rank or column.brief], []
     for data in results["data"]:
         parts += [
@@ -143,8 +173,8 @@ def latex(results: Mapping[str, Any]) -> str:
     return "\n".join([*parts, f"% {_note(results)}", ""])
 
 
-def comma_separated(results: Mapping[str, Any]) -> str:
-    """One line a method and data set, every figure in a column of its own and unrounded."""
+def comma_separated(results: Results) -> str:
+    """One line for each method and data set; every figure in a column of its own and not rounded."""
     lines = [
         flat({key: value for key, value in line.items() if key not in ("comparison", "target") or value})
         for data in results["data"]
@@ -158,68 +188,71 @@ def comma_separated(results: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _about(results: Mapping[str, Any], data: str) -> str:
+def _about(results: Results, data: str) -> str:
     about = results["data"][data]
     return f"{about['users']} users, {about['items']} items, {about['interactions']} training interactions."
 
 
-def _note(results: Mapping[str, Any]) -> str:
+def _note(results: Results) -> str:
     note = "Mean and standard deviation over seeds, test users with held-out items."
     if results["reference"] is not None:
         note += (
-            f" Differences to {results['reference']}: mean over users of their means over seeds; paired permutation "
-            "test, p-values adjusted after Benjamini and Yekutieli within a data set."
+            f" Differences to {results['reference']}: each user's metric is averaged over seeds, then the differences "
+            "are averaged over users. Paired permutation test; p-values are adjusted after Benjamini and Yekutieli "
+            "within a data set."
         )
     return note
 
 
-def with_deviation(value: Mapping[str, Any] | None) -> str:
-    """A mean with its standard deviation, where there is one."""
+def with_deviation(value: Spread | None) -> str:
+    """A mean with its standard deviation, if it has one."""
     if value is None:
         return "-"
     return f"{value['mean']:.4f}" + ("" if value["sd"] is None else f" ± {value['sd']:.4f}")
 
 
-def _uploads(line: Mapping[str, Any]) -> str:
+def _uploads(line: SummaryEntry) -> str:
     found = line.get("uploads_per_client")
     return _plain(found, "{:.1f}") if found and found["mean"] else "-"
 
 
-def _plain(value: Mapping[str, Any] | None, form: str) -> str:
+def _plain(value: Spread | None, form: str) -> str:
     return "-" if value is None else form.format(value["mean"])
 
 
-def _difference(line: Mapping[str, Any]) -> str:
+def _difference(line: SummaryEntry) -> str:
     found = line.get("comparison")
     return "-" if not found else f"{found['difference']:+.4f}"
 
 
-def _interval(line: Mapping[str, Any]) -> str:
+def _interval(line: SummaryEntry) -> str:
     found = line.get("comparison")
     return "-" if not found else f"{found['low']:+.4f}, {found['high']:+.4f}"
 
 
-def _p(line: Mapping[str, Any]) -> str:
+def _p(line: SummaryEntry) -> str:
     found = line.get("comparison")
     return "-" if not found else f"{found['p_adjusted']:.4f}"
 
 
-def _target(line: Mapping[str, Any], name: str, form: Callable[[float], str]) -> str:
+def _target(
+    line: SummaryEntry, name: Literal["rounds", "bytes_up", "bytes_down", "seconds"], form: Callable[[float], str]
+) -> str:
     found = line.get("target")
     if not found or not found["reached"]:
         return "-" if not found else "never"
     if name.startswith("bytes") and not found[name]["mean"]:
-        return "-"  # nothing is sent to a centralised method
+        return "-"  # a centralised method sends nothing
     some = "" if found["reached"] == found["of"] else f" ({found['reached']} of {found['of']} seeds)"
     return form(found[name]["mean"]) + some
 
 
-def _parameters(line: Mapping[str, Any]) -> str:
+def _parameters(line: SummaryEntry) -> str:
     found = line.get("parameters")
     return "-" if not found else f"{found['server']:,} + {found['clients']:,}"
 
 
-def _privacy(line: Mapping[str, Any]) -> str:
+def _privacy(line: SummaryEntry) -> str:
     found = line.get("privacy")
     if not found:
         return "-"
@@ -232,7 +265,7 @@ def _privacy(line: Mapping[str, Any]) -> str:
     return guarantee if found["profile"] is None else f"{found['profile']}: {guarantee}"
 
 
-def _seeds(line: Mapping[str, Any]) -> str:
+def _seeds(line: SummaryEntry) -> str:
     if "n" not in line:
         return "-"
     return str(line["n"]) + (f" ({line['missing']} missing)" if line["missing"] else "")

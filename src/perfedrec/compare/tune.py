@@ -1,7 +1,8 @@
 """Tuning: an Optuna study of a method's options on validation data, in an SQLite file that several processes may share.
 
-The data of a study have no test part, so that no trial can look at one. Trials that fall behind the median of others at
-the same round are broken off. What a trial tries is drawn by a key of the seed and its number.
+The test part of the data is removed, so that no trial can use it. A trial is stopped early (pruned) when its best
+validation figure falls below the median of the other trials at the same round. The values that a trial tries depend on
+the seed and on the number of the trial.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import os
 import platform
 import signal
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -32,20 +33,28 @@ from perfedrec.runs.training import Entry, InterruptedRunError, Result, signals,
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.samplers import TPESampler
     from optuna.trial import FrozenTrial
+
+Value = bool | int | float | str
+"""A value of an option that can be searched."""
 
 BEST = "best.toml"
 STARTUP = 5
-"""Trials that are not pruned, because there is too little to compare them with."""
+"""The number of complete trials that are needed before a trial may be pruned: there must be some to compare with."""
 
 
 class Dimension(Settings):
-    """The values of one option: a range (whole numbers where both ends are), or a choice."""
+    """The values that one option may take.
+
+    Either a range from ``low`` to ``high`` (of whole numbers where both ends are whole numbers), or a list of
+    ``choices``.
+    """
 
     low: int | float | None = None
     high: int | float | None = None
     log: bool = False
-    choices: tuple[bool | int | float | str, ...] = ()
+    choices: tuple[Value, ...] = ()
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -59,12 +68,12 @@ class Dimension(Settings):
             raise ValueError("a logarithmic range needs low > 0")
         return self
 
-    def ends(self) -> tuple[Any, ...]:
-        """Values that stand for all: if these are valid, the rest is."""
+    def ends(self) -> tuple[Value | None, ...]:
+        """The values to check: if these are valid, all others are."""
         return self.choices or (self.low, self.high)
 
-    def suggest(self, trial: Trial, key: str) -> Any:
-        """The value that a trial tries."""
+    def suggest(self, trial: Trial, key: str) -> Value | None:
+        """The value that a trial tries for the option ``key``."""
         if self.choices:
             return trial.suggest_categorical(key, self.choices)
         assert self.low is not None and self.high is not None
@@ -74,7 +83,7 @@ class Dimension(Settings):
 
 
 class Space(Settings):
-    """What is searched; ``methods`` are those it is meant for."""
+    """The options to search, by name; ``methods`` are the methods that a space of this package is meant for."""
 
     methods: tuple[str, ...] = ()
     space: dict[str, Dimension] = Field(min_length=1)
@@ -82,13 +91,19 @@ class Space(Settings):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: its ``state`` (complete, pruned or infeasible), best validation value so far, and rounds."""
+    """How a trial ended.
+
+    ``state`` is complete, pruned or infeasible (its options are not possible together, or training diverged; then
+    ``remark`` says why). ``value`` is the trial's best validation figure, ``rounds`` the number of rounds it played,
+    ``changes`` the options that it tried. ``best_value`` and ``best_number`` are those of the best trial so far, and
+    ``finished`` is the number of finished trials of the study.
+    """
 
     number: int
     state: str
     value: float | None
     rounds: int
-    changes: dict[str, Any]
+    changes: dict[str, Value | None]
     best_value: float | None
     best_number: int | None
     finished: int
@@ -96,19 +111,19 @@ class Outcome:
 
 
 def ready_made(algorithm: str) -> Space:
-    """The search space that comes with the package for a method."""
+    """The search space of a method that comes with the package. Raises :class:`ConfigError` where there is none."""
     known: dict[str, Space] = {}
     for entry in sorted((resources.files("perfedrec.compare") / "spaces").iterdir(), key=lambda each: each.name):
         if entry.name.endswith(".toml"):
             space = _space(entry.read_text(encoding="utf-8"), f"space {entry.name}")
             known |= dict.fromkeys(space.methods, space)
     if algorithm not in known:
-        raise ConfigError(f"there is no search space for {algorithm}; expected --space FILE (see docs/tune.md)")
+        raise ConfigError(f"perfedrec has no search space for {algorithm}; expected --space FILE (see docs/tune.md)")
     return known[algorithm]
 
 
 def read_space(path: Path) -> Space:
-    """A search space from a TOML file."""
+    """A search space from a TOML file. Raises :class:`ConfigError`, which names the file and the mistake."""
     try:
         return _space(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -121,20 +136,26 @@ def _space(text: str, where: str) -> Space:
     try:
         return Space.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+        raise ConfigError(f"{where}: this is not valid TOML: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{where}: " + explain(error.errors(), Space)) from None
 
 
 class Tuning:
-    """A study in a folder: ``study.db``, ``base.toml`` (the configuration that trials change) and ``best.toml``."""
+    """A study in a folder: ``study.db``, ``base.toml`` (the configuration that trials change) and ``best.toml``.
+
+    Raises :class:`ConfigError` where the data have no validation part, or where the space names an option that the
+    method does not have or a value that the option does not take.
+    """
 
     def __init__(self, config: Config, space: Space, dataset: Dataset, output: Path) -> None:
         self.config, self.space, self.output = config, space, output
         self.dataset = dataset.without_test()
         self.base = config.model_dump(mode="json", by_alias=True)
         if not self.dataset.valid.n_interactions:
-            raise ConfigError("tuning needs validation data, and there is none")
+            raise ConfigError(
+                f"{dataset.name}: tuning needs validation data; expected a data set with a validation part"
+            )
         known = keys_of(type(config))
         for key, dimension in space.space.items():
             if key not in known or key.startswith(("data.", "run.seed")):
@@ -142,18 +163,19 @@ class Tuning:
             for value in dimension.ends():
                 self.with_changes({key: value}, f"space, {key} = {value}")
 
-    def with_changes(self, changes: dict[str, Any], where: str = "") -> Config:
-        """The configuration of a trial."""
+    def with_changes(self, changes: Mapping[str, Value | None], where: str = "") -> Config:
+        """The configuration of a trial: the base with ``changes``. ``where`` names it in an error message."""
         tree = json.loads(json.dumps(self.base))
         for key, value in changes.items():
             put(tree, key, value)
         return check(tree, where)
 
     def play(self, n_trials: int, tell: Callable[[Outcome], None], reporter: Callable[[], Reporter] = Quiet) -> Study:
-        """Try until the study has so many finished trials, pruned and infeasible ones included.
+        """Play trials until the study has ``n_trials`` finished ones, pruned and infeasible trials included.
 
-        ``tell`` hears of each; ``reporter`` shows its rounds. SIGINT and SIGTERM break a trial off after its round; it
-        is tried again when the study goes on.
+        ``tell`` is called after each trial, and ``reporter`` makes what shows the rounds of a trial. On SIGINT or
+        SIGTERM the current trial stops after its current round, and :class:`InterruptedRunError` is raised; the trial
+        is played again when the study is continued.
         """
         study = self._open()
         with signals() as caught:
@@ -172,18 +194,18 @@ class Tuning:
                 if outcome.best_number == trial.number:
                     self._write_best(study)
                 tell(outcome)
-        if _best(study) is not None:  # once more: a process may have ended between its trial and this
+        if _best(study) is not None:  # again: another process may have ended after its trial and before writing this
             self._write_best(study)
         return study
 
     def _interrupted(self, study: Study, n_trials: int, number: int) -> InterruptedRunError:
         return InterruptedRunError(
             f"stopped by {signal.Signals(number).name}: {len(_finished(study))} of {n_trials} trials are finished; "
-            "the same command goes on",
+            "run the same command again to continue",
             number,
         )
 
-    def _try(self, study: Study, trial: Trial, changes: dict[str, Any], reporter: Reporter) -> Outcome:
+    def _try(self, study: Study, trial: Trial, changes: dict[str, Value | None], reporter: Reporter) -> Outcome:
         from optuna import TrialPruned
         from optuna.trial import TrialState
 
@@ -196,7 +218,7 @@ class Tuning:
         except TrialPruned:
             state = "pruned"
             study.tell(trial, state=TrialState.PRUNED)
-        except (ConfigError, DivergedError) as error:  # options that are valid one by one and not together
+        except (ConfigError, DivergedError) as error:  # each option is valid, but not all of them together
             state, remark = "infeasible", str(error)
             trial.set_user_attr("infeasible", remark)
             study.tell(trial, state=TrialState.PRUNED)
@@ -219,28 +241,36 @@ class Tuning:
         )
 
     def _open(self) -> Study:
-        """The study in the folder, which must be of the same configuration, space and data."""
+        """The study in the folder; it must have the same configuration, space and data.
+
+        Trials whose process has ended without a result are put back, to be played again.
+        """
         try:
             import optuna
         except ImportError:
-            raise ConfigError("perfedrec tune needs Optuna; expected the extra: pip install perfedrec[tune]") from None
+            raise ConfigError(
+                "perfedrec tune needs Optuna, which is not installed; expected perfedrec with the extra tune: "
+                "pip install 'perfedrec[tune]'"
+            ) from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.output.mkdir(parents=True, exist_ok=True)
         with open(self.output / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes may make the study at the same time
-            study = self._create(optuna)
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes may start at the same time, and only one makes the study
+            study = self._create()
         for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
             if _dead(stale.user_attrs.get("process", "")):
                 study.tell(stale.number, state=optuna.trial.TrialState.FAIL)
                 study.enqueue_trial(stale.params)
         return study
 
-    def _create(self, optuna: Any) -> Study:
+    def _create(self) -> Study:
+        import optuna
+
         base, path = self.output / "base.toml", self.output / "study.db"
         new = not base.exists()
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
         pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=self.config.run.rounds // 5)
-        study: Study = optuna.create_study(
+        study = optuna.create_study(
             study_name="perfedrec", storage=storage, direction="maximize", load_if_exists=True, pruner=pruner
         )
         mark = {
@@ -253,16 +283,17 @@ class Tuning:
                 study.set_user_attr(name, value)
         else:
             changed = differences(check(tomllib.loads(base.read_text(encoding="utf-8")), str(base)), self.config)
-            changed += [f"the {name} is another" for name, value in mark.items() if study.user_attrs.get(name) != value]
+            changed += [f"the {name} differs" for name, value in mark.items() if study.user_attrs.get(name) != value]
             if changed:
                 what = "; ".join(changed)
                 raise ConfigError(
-                    f"{self.output} holds another study: {what}; expected the same command, or another --output"
+                    f"{self.output} holds a study that differs from this one: {what}; expected the same command as "
+                    "before, or another --output"
                 )
         return study
 
     def _write_best(self, study: Study) -> None:
-        """The best configuration as a file for ``--config``."""
+        """Write the best configuration as a file for ``--config``."""
         import tomli_w
 
         best = study.best_trial
@@ -278,7 +309,7 @@ class Tuning:
 
 
 class _Watch:
-    """Reports a trial's validation curve, and ends it where it is behind."""
+    """Sends the validation curve of a trial to Optuna, and stops the trial where Optuna prunes it."""
 
     def __init__(self, trial: Trial, metric: str) -> None:
         self.trial, self.metric, self.rounds, self.trained = trial, metric, 0, 0
@@ -305,7 +336,7 @@ class _Watch:
         pass
 
 
-def _sampler(seed: int, number: int) -> Any:
+def _sampler(seed: int, number: int) -> TPESampler:
     from optuna.samplers import TPESampler
 
     return TPESampler(seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
@@ -324,7 +355,7 @@ def _best(study: Study) -> FrozenTrial | None:
 
 
 def _dead(process: str) -> bool:
-    """Whether a process of this machine has ended; of other machines nothing is known."""
+    """Whether a process (``host:pid``) has ended; False for a process of another machine, which cannot be checked."""
     node, _, pid = process.rpartition(":")
     if node != platform.node():
         return False

@@ -1,4 +1,4 @@
-"""Reports: one HTML file about a run or a benchmark, to be opened in a browser, without any network."""
+"""Reports: one HTML file about a run or a comparison, which a browser can open without a network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from perfedrec.runs.checkpoint import write_atomic
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of a finished run or a comparison, and return its path: ``output``, or ``report.html`` in its
-    folder.
+    """Write the report of a finished run or a comparison, and return its path.
 
-    Raises :class:`CheckpointError` for a folder that holds neither, and :class:`ConfigError` where the extra
-    ``report`` is not installed or the file cannot be written.
+    ``folder`` is that of the run or the comparison. The report is written to ``output`` (default: ``report.html`` in
+    that folder).
+
+    Raises :class:`CheckpointError` where the folder holds neither a run nor a comparison, and :class:`ConfigError`
+    where the extra ``report`` is not installed or the file cannot be written.
     """
     try:
         from perfedrec.report.bench import bench_page
@@ -25,7 +27,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
             "report: pip install 'perfedrec[report]'"
         ) from None
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such folder; expected that of a finished run or a comparison")
+        raise CheckpointError(f"{folder}: there is no such folder; expected the folder of a finished run or comparison")
     output = output or folder / "report.html"
     if output.is_dir():
         raise ConfigError(f"{output} is a folder; expected the name of a file to write")

@@ -1,7 +1,8 @@
 """A page: sections of prose, figures, tables and charts, rendered into one HTML file that needs nothing else.
 
-The file forbids the browser every request (``default-src 'none'``), and lets those scripts run that are in it, by their
-digests, and no other: what a data set or a configuration holds cannot become one.
+The file's content security policy forbids the browser to request anything (``default-src 'none'``). It allows only the
+two scripts of the file, which it names by their digests, so that text from a data set or a configuration can never run
+as a script.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from plotly.offline import get_plotlyjs
 
 import perfedrec
 
+Change = dict[str, Any]
+"""A part of a plotly trace or layout, as JSON: what an option of a switch changes."""
+
 
 @dataclass(frozen=True)
 class Prose:
-    """A paragraph; ``aside`` for what qualifies the rest."""
+    """A paragraph; an ``aside`` is a remark on the rest, and set apart from it."""
 
     kind: ClassVar[str] = "prose"
     text: str
@@ -34,7 +38,7 @@ class Prose:
 
 @dataclass(frozen=True)
 class Tile:
-    """A key figure with its name and what puts it into proportion."""
+    """A key figure with its name, and a note that helps to judge it."""
 
     name: str
     value: str
@@ -51,8 +55,10 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a ``header``; the first ``text`` columns hold words, the others numbers. ``folded`` away
-    under its caption, where it is long."""
+    """Rows of cells under a ``header``; the first ``text`` columns hold words, the others numbers.
+
+    A ``folded`` table is hidden until the reader opens it by its caption.
+    """
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -73,7 +79,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Code:
-    """A text as it is, folded away under a ``summary``."""
+    """A text shown as it is, hidden until the reader opens it by its ``summary``."""
 
     kind: ClassVar[str] = "code"
     summary: str
@@ -82,16 +88,16 @@ class Code:
 
 @dataclass(frozen=True)
 class Option:
-    """A way to look at a chart: what it changes in each of the traces, and in the layout."""
+    """One choice of a switch: what it changes in each of the traces (``data``), and in the ``layout``."""
 
     label: str
-    data: Sequence[dict[str, Any]]
-    layout: dict[str, Any] = field(default_factory=dict)
+    data: Sequence[Change]
+    layout: Change = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Switch:
-    """A choice between options, the first of which is shown first."""
+    """A choice between options; the first one is shown at the start."""
 
     label: str
     options: Sequence[Option]
@@ -102,9 +108,10 @@ Height = Literal["short", "normal", "tall", "huge"]
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its ``title``, what is to be seen in it (``text``), its numbers as a table, and switches.
+    """A figure with a ``title``, a ``text`` that says what it shows, its numbers as a table, and switches.
 
-    Colours are names of the page's own, ``var(--c1)``, so that the chart follows light, dark and print.
+    Colours are given as CSS variables of the page, such as ``var(--c1)``, so that they change with light mode, dark
+    mode and print.
     """
 
     kind: ClassVar[str] = "chart"
@@ -117,7 +124,7 @@ class Chart:
     height: Height = "normal"
 
     def plain(self) -> dict[str, Any]:
-        """As the page's script reads it."""
+        """The chart as the script of the page reads it."""
         drawn = json.loads(self.figure.to_json())
         options = [[{"data": each.data, "layout": each.layout} for each in switch.options] for switch in self.switches]
         return {"data": drawn["data"], "layout": drawn["layout"], "switches": options}
@@ -137,7 +144,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report: ``over`` tells its kind, ``lead`` sums it up."""
+    """A whole report: ``over`` is the line above the title, which names the kind of report; ``lead`` is the summary."""
 
     over: str
     title: str
@@ -162,14 +169,14 @@ def render(page: Page) -> str:
     digests = " ".join(
         f"'sha256-{b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in (library, script)
     )
-    # In a block of data nothing may look like markup.
+    # The data stand inside a script element: without "<" they cannot end it.
     charts = json.dumps({chart.name: chart.plain() for chart in page.charts()}, allow_nan=False).replace("<", "\\u003c")
     return environment.get_template("page.html.j2").render(
         page=page,
         policy=f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'",
         style=Markup(_asset("page.css")),
-        library=b64encode(gzip.compress(library.encode(), mtime=0)).decode(),  # a third of its size
+        library=b64encode(gzip.compress(library.encode(), mtime=0)).decode(),  # packed, a third of the size
         script=Markup(script),
         charts=Markup(charts),
         version=perfedrec.__version__,

@@ -24,7 +24,7 @@ METRICS = tuple(f"{name}@{k}" for k in (10, 20) for name in ("recall", "ndcg", "
 
 
 class Run:
-    """What a run folder has recorded."""
+    """The content of a run folder. Raises :class:`CheckpointError` where the folder cannot be read."""
 
     def __init__(self, folder: Path) -> None:
         self.config = read_config(folder)
@@ -44,20 +44,20 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The data set's name."""
+        """The name of the data set."""
         name: str = self.notes.get("data", {}).get("name") or Path(self.config.data.path).name
         return name
 
     @property
     def clients(self) -> int:
-        """How many users there are."""
+        """The number of users, each of them a client."""
         sent = self.summary["communication"]
         found = self.notes.get("data", {}).get("users")
         return int(found or round(sent["uploads"] / max(sent["uploads_per_client"], 1e-9)) or 1)
 
 
 def run_page(folder: Path) -> Page:
-    """The report of a finished run. Raises :class:`CheckpointError` for a folder that holds none."""
+    """The report of a finished run. Raises :class:`CheckpointError` where the folder holds no finished run."""
     run = Run(folder)
     sections = [
         Section("summary", "Summary", _summary(run)),
@@ -74,14 +74,14 @@ def run_page(folder: Path) -> Page:
 
 def _lead(run: Run) -> str:
     if not run.tested:
-        return f"{run.config.algorithm} was trained on {run.data}, which holds no test interactions."
+        return f"{run.config.algorithm} was trained on {run.data}, which has no test interactions."
     metric, popular = "ndcg@20", run.summary["popularity"]
     mean, floor = run.means[metric], popular[metric]
-    beside = f", {mean.value / floor:.2g} times what popularity reaches ({floor:.4f})" if floor else ""
+    beside = f", {mean.value / floor:.2g} times as much as ranking by popularity ({floor:.4f})" if floor else ""
     return (
         f"{run.config.algorithm} reaches {metric_name(metric)} {mean.value:.4f} on the {mean.n:,} test users of "
-        f"{run.data}{beside}. Each held-out item was ranked among all items that its user had not met in "
-        "training or validation."
+        f"{run.data}{beside}. Each held-out item was ranked among all items that are not in the training or validation "
+        "data of its user."
     )
 
 
@@ -92,22 +92,22 @@ def _summary(run: Run) -> list[Block]:
             mean = run.means[metric]
             note = f"95 % interval {mean.interval()}; popularity {run.summary['popularity'][metric]:.4f}"
             tiles.append(Tile(f"{metric_name(metric)}, test", f"{mean.value:.4f}", note))
-    chosen = f"chosen by validation {metric_name(run.config.run.select_by)}"
-    last = f"of {len(run.history) - run.n_phases} rounds of training"
-    before = f"; {run.n_phases} before it" if run.n_phases else ""
-    tiles.append(Tile("Best round", str(run.best), f"{last}{before}; {chosen if run.summary['valid'] else 'the last'}"))
+    chosen = f"chosen by validation {metric_name(run.config.run.select_by)}" if run.summary["valid"] else "the last one"
+    rounds = f"of {len(run.history) - run.n_phases} rounds of training"
+    before = f" (and {run.n_phases} before training)" if run.n_phases else ""
+    tiles.append(Tile("Best round", str(run.best), f"{rounds}{before}; {chosen}"))
     sent = run.summary["communication"]
     if sent["bytes_up"]:
         up, down = sent["bytes_up"] / run.clients, sent["bytes_down"] / run.clients
-        note = f"{size(up)} up and {size(down)} down a client in all"
-        tiles.append(Tile("Uploads a client", f"{sent['uploads_per_client']:.1f}", note))
+        note = f"{size(up)} sent and {size(down)} received by a client in total"
+        tiles.append(Tile("Uploads per client", f"{sent['uploads_per_client']:.1f}", note))
     blocks: list[Block] = [Tiles(tiles)]
     sizes = run.notes.get("data")
     if sizes:
         blocks.append(
             Prose(
                 f"Data: {run.data}, {sizes['users']:,} users, {sizes['items']:,} items; {sizes['train']:,} "
-                f"interactions to train on, {sizes['valid']:,} to validate and {sizes['test']:,} to test. "
+                f"interactions for training, {sizes['valid']:,} for validation and {sizes['test']:,} for testing. "
                 f"Seed {run.config.run.seed}. Privacy: {run.summary['privacy']['claim']}."
             )
         )
@@ -138,15 +138,16 @@ def _test(run: Run) -> list[Block]:
             "Test metrics of the best round; full ranking of all items unseen in training",
             ("metric", "this run", "95 % interval", "popularity", "times popularity"),
             rows,
-            note=f"Means over {run.means[METRICS[0]].n:,} test users, with t intervals over users: they tell what "
-            "other users of this kind would change, not what another seed would. Coverage is the share of all items "
-            "that stand in somebody's list.",
+            note=f"Means over {run.means[METRICS[0]].n:,} test users, with t intervals over users. The intervals say "
+            "how much the figures would change with other users of this kind, not with another seed. Coverage is the "
+            "share of all items that are in the list of at least one user.",
         )
     ]
     sampled = run.summary.get("test_sampled")
     if sampled:
         shown = [[metric_name(name), f"{sampled[name]:.4f}"] for name in METRICS if name in sampled]
-        title = f"Test metrics among {run.config.run.sampled_negatives} sampled negatives, for comparison with papers"
+        negatives = run.config.run.sampled_negatives
+        title = f"Test metrics among {negatives} sampled negatives, for comparison with papers that use this protocol"
         blocks.append(Table(title, ("metric", "this run"), shown))
     return blocks
 
@@ -162,13 +163,13 @@ def _users(run: Run) -> list[Block]:
 def _vectors(run: Run) -> list[Block]:
     blocks: list[Block] = []
     if run.map is not None and run.notes.get("map"):
-        whose = run.summary["privacy"].get("user_vectors", "a centralised method has them in one place")
+        vectors = run.summary["privacy"].get("user_vectors", "a centralised method has them in one place")
         blocks.append(charts.cluster_map(run.map, run.notes["map"]["explained"]))
         blocks.append(
             Prose(
-                f"This map shows single users: {run.map.height:,} of {run.clients:,}, without their ids, from a "
-                f"simulation that holds everybody's vector ({_profile(run.config)}; user vectors: {whose}). The "
-                "coordinator of a real federation could not draw it. Where the users are real people, this file is "
+                f"This map shows single users: {run.map.height:,} of {run.clients:,}, without their ids. It comes from "
+                f"a simulation, which has the vectors of all users ({_profile(run.config)}; user vectors: {vectors}). "
+                "The coordinator of a real federation could not draw it. If the users are real people, this file is "
                 "personal data.",
                 aside=True,
             )
@@ -177,21 +178,19 @@ def _vectors(run: Run) -> list[Block]:
         blocks.append(charts.geometry_chart(run.notes["geometry"]))
         blocks.append(
             Prose(
-                "Computed over up to 2,048 sampled users and items from the vectors that scores are products of, with "
-                "everybody's in one place, which exists in a simulation alone.",
+                "Computed from the vectors whose products are the scores, for at most 2,048 sampled users and items. "
+                "This is possible only in a simulation, which has the vectors of all users in one place.",
                 aside=True,
             )
         )
     if not blocks:
         reason = "has no user and item vectors whose products are its scores" if run.notes else "recorded no vectors"
-        blocks.append(
-            Prose(f"{run.config.algorithm} {reason}, so that there is no map to draw and no alignment to measure.")
-        )
+        blocks.append(Prose(f"{run.config.algorithm} {reason}. There is no map and no alignment."))
     return blocks
 
 
 def _profile(config: Config) -> str:
-    """Which privacy profile a run has, by its settings."""
+    """The privacy profile of a run, found by its settings."""
     privacy = getattr(config, "privacy", None)
     if privacy is None:
         return "a centralised method"
@@ -204,12 +203,12 @@ def _profile(config: Config) -> str:
 def _communication(run: Run) -> list[Block]:
     chart = charts.communication_chart(run.history, run.clients)
     if chart is None:
-        return [Prose("Nothing was sent: a centralised method has everybody's interactions in one place.")]
+        return [Prose("Nothing was sent: a centralised method has the interactions of all users in one place.")]
     sent = run.summary["communication"]
     tiles = [
-        Tile("Uploads", f"{sent['uploads']:,}", f"{sent['uploads_per_client']:.1f} a client"),
-        Tile("Sent up", size(sent["bytes_up"]), f"{size(sent['bytes_up_per_upload'])} an upload"),
-        Tile("Sent down", size(sent["bytes_down"]), f"{size(sent['bytes_down_per_upload'])} for each upload"),
+        Tile("Uploads", f"{sent['uploads']:,}", f"{sent['uploads_per_client']:.1f} per client"),
+        Tile("Sent by clients", size(sent["bytes_up"]), f"{size(sent['bytes_up_per_upload'])} per upload"),
+        Tile("Received by clients", size(sent["bytes_down"]), f"{size(sent['bytes_down_per_upload'])} per upload"),
     ]
     return [Tiles(tiles), chart]
 
@@ -233,11 +232,11 @@ def _privacy(run: Run) -> list[Block]:
         header = (
             "release",
             "sampling",
-            "noise, in parts of a user's bound, or why there is no guarantee",
+            "noise (as a multiple of a user's bound), or why there is no guarantee",
             "times",
-            "a user in",
+            "participations of a user",
         )
-        blocks.append(Table("What was released, how often", header, rows, text=3))
+        blocks.append(Table("What was released, and how often", header, rows, text=3))
     if run.audit is not None:
         blocks += _audit(run.audit)
     return blocks

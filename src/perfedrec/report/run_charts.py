@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
 from plotly.graph_objects import Bar, Scatter
 
-from perfedrec.report.page import Chart, Option, Switch, Table
+from perfedrec.core.types import RoundReport
+from perfedrec.report.page import Change, Chart, Option, Switch, Table
 from perfedrec.report.statistics import Group
 from perfedrec.report.style import (
     COLOURS,
@@ -25,79 +25,98 @@ from perfedrec.report.style import (
 from perfedrec.runs.progress import size
 from perfedrec.runs.training import Entry
 
+Axes = Mapping[str, tuple[str, list[float]]]
+"""The axes that a chart can be drawn along: by name a title and the value of each round. See ``style.axes_of``."""
 
-def learning_curve(
-    history: Sequence[Entry], axes: Mapping[str, tuple[str, list[float]]], best: int, n_phases: int
-) -> Chart | None:
-    """Validation metrics over the run."""
+
+def learning_curve(history: Sequence[Entry], axes: Axes, best: int, n_phases: int) -> Chart | None:
+    """Validation metrics over the run, with a mark at round ``best``.
+
+    ``n_phases`` is the number of rounds before training. ``None`` where no round was evaluated.
+    """
     seen = [place for place, entry in enumerate(history) if entry.valid and PLOTTED[0] in entry.valid]
     if not seen:
         return None
     rounds = [history[place].report.round + 1 - n_phases for place in seen]
     top = [place for place, number in zip(seen, rounds, strict=True) if number == best]
-    values = {name: [(history[place].valid or {})[name] for place in seen] for name in PLOTTED}
-
-    def follow(values: Sequence[float]) -> list[dict[str, Any]]:
-        return [{"x": rounded([values[place] for place in places])} for places in (seen, top)]
-
-    def up(name: str) -> list[dict[str, Any]]:
-        chosen = [(history[place].valid or {})[name] for place in top]
-        return [{"y": rounded(values[name])}, {"y": rounded(chosen)}]
-
-    first_x, first_y = follow(axes["round"][1]), up(PLOTTED[0])
-    hover = "%{y:.4f}<extra>round %{customdata}</extra>"
-    traces = [
-        Scatter(
-            **first_x[0],
-            **first_y[0],
-            customdata=rounds,
-            hovertemplate=hover,
-            mode="lines+markers",
-            name="validation",
-            line={"color": COLOURS[0], "width": 2},
-            marker={"size": 5},
-        ),
-        Scatter(
-            **first_x[1],
-            **first_y[1],
-            customdata=[best],
-            hovertemplate=hover,
-            mode="markers",
-            name=f"best, round {best}",
-            marker={
-                "color": COLOURS[1],
-                "size": 11,
-                "symbol": "diamond",
-                "line": {"color": "var(--paper)", "width": 1.5},
-            },
-        ),
+    across = [
+        Option(
+            label, [{"x": rounded([values[place] for place in places])} for places in (seen, top)], along(title, values)
+        )
+        for label, (title, values) in axes.items()
     ]
-    shown = figure(traces, axes["round"][0], f"validation {metric_name(PLOTTED[0])}", yaxis_rangemode="tozero")
-    across = [Option(label, follow(each), along(title, each)) for label, (title, each) in axes.items()]
     upwards = [
-        Option(metric_name(name), up(name), titled("yaxis", f"validation {metric_name(name)}")) for name in PLOTTED
+        Option(
+            metric_name(name),
+            [{"y": rounded(_metric(history, places, name))} for places in (seen, top)],
+            titled("yaxis", f"validation {metric_name(name)}"),
+        )
+        for name in PLOTTED
     ]
-    rows = [
-        [
-            str(number),
-            *(f"{axes[label][1][place]:.4g}" for label in axes if label != "round"),
-            *(f"{values[name][at]:.4f}" for name in PLOTTED),
-        ]
-        for at, (place, number) in enumerate(zip(seen, rounds, strict=True))
-    ]
-    header = ["round", *(title for label, (title, _) in axes.items() if label != "round"), *map(metric_name, PLOTTED)]
+    traces = _learning_traces(across[0].data, upwards[0].data, rounds, best)
     return Chart(
         "curve",
         "Accuracy on validation data",
-        f"{len(seen)} of {len(history)} rounds were evaluated. The best one, by validation, is what is tested.",
-        shown,
-        Table("Validation metrics of the rounds that were evaluated", header, rows),
+        f"{len(seen)} of {len(history)} rounds were evaluated. The round with the best validation figure is the one "
+        "that is tested.",
+        figure(traces, axes["round"][0], f"validation {metric_name(PLOTTED[0])}", yaxis_rangemode="tozero"),
+        _learning_table(history, axes, seen, rounds),
         (Switch("Against", across), Switch("Metric", upwards)),
     )
 
 
-def loss_curve(history: Sequence[Entry], axes: Mapping[str, tuple[str, list[float]]]) -> Chart | None:
-    """The clients' training loss over the run."""
+def _metric(history: Sequence[Entry], places: Sequence[int], name: str) -> list[float]:
+    """A validation metric of the entries at ``places``, which were evaluated."""
+    return [(history[place].valid or {})[name] for place in places]
+
+
+def _learning_traces(x: Sequence[Change], y: Sequence[Change], rounds: Sequence[int], best: int) -> list[Scatter]:
+    """The curve, and a mark at the best round."""
+    hover = "%{y:.4f}<extra>round %{customdata}</extra>"
+    curve = Scatter(
+        **x[0],
+        **y[0],
+        customdata=rounds,
+        hovertemplate=hover,
+        mode="lines+markers",
+        name="validation",
+        line={"color": COLOURS[0], "width": 2},
+        marker={"size": 5},
+    )
+    mark = Scatter(
+        **x[1],
+        **y[1],
+        customdata=[best],
+        hovertemplate=hover,
+        mode="markers",
+        name=f"best, round {best}",
+        marker={
+            "color": COLOURS[1],
+            "size": 11,
+            "symbol": "diamond",
+            "line": {"color": "var(--paper)", "width": 1.5},
+        },
+    )
+    return [curve, mark]
+
+
+def _learning_table(history: Sequence[Entry], axes: Axes, seen: Sequence[int], rounds: Sequence[int]) -> Table:
+    costs = {title: values for label, (title, values) in axes.items() if label != "round"}
+    metrics = {name: _metric(history, seen, name) for name in PLOTTED}
+    rows = [
+        [
+            str(number),
+            *(f"{values[place]:.4g}" for values in costs.values()),
+            *(f"{values[at]:.4f}" for values in metrics.values()),
+        ]
+        for at, (place, number) in enumerate(zip(seen, rounds, strict=True))
+    ]
+    header = ["round", *costs, *map(metric_name, PLOTTED)]
+    return Table("Validation metrics of the rounds that were evaluated", header, rows)
+
+
+def loss_curve(history: Sequence[Entry], axes: Axes) -> Chart | None:
+    """The clients' training loss over the run; ``None`` where fewer than two rounds have a loss."""
     seen = [place for place, entry in enumerate(history) if entry.report.loss is not None]
     if len(seen) < 2:
         return None
@@ -116,53 +135,31 @@ def loss_curve(history: Sequence[Entry], axes: Mapping[str, tuple[str, list[floa
     return Chart(
         "loss",
         "Training loss",
-        "Mean over the clients of a round and their interactions: how training goes, not how well it recommends.",
+        "The mean over the clients of a round and their interactions. It shows whether training works, not how good "
+        "the recommendations are.",
         figure([trace], axes["round"][0], "loss", yaxis_rangemode="tozero"),
         Table("Training loss by round", ("round", "loss"), rows),
         (Switch("Against", across),),
     )
 
 
-def activity_chart(groups: Sequence[Group], everybody: dict[str, float]) -> Chart:
-    """Accuracy by how many training interactions users have."""
+def activity_chart(groups: Sequence[Group], everybody: Mapping[str, float]) -> Chart:
+    """Test accuracy by the number of training interactions of a user.
+
+    ``everybody`` holds the mean of each metric over all test users.
+    """
     names = [name for name in PLOTTED if name in groups[0].means]
-    labels = [f"{group.label}<br>({group.users} users)" for group in groups]
-
-    def values(name: str) -> list[dict[str, Any]]:
-        means = [group.means[name] for group in groups]
-        reach = [0.0 if each.high is None else each.high - each.value for each in means]
-        own = {"y": rounded([each.value for each in means]), "error_y": {"array": rounded(reach)}}
-        return [own, {"y": [everybody[name]] * len(groups)}]
-
-    first = values(names[0])
-    bars = {"type": "data", "color": COLOURS[0], "thickness": 1.75, "width": 7}
-    traces = [
-        Scatter(
-            x=labels,
-            y=first[0]["y"],
-            error_y={**first[0]["error_y"], **bars},
-            mode="markers",
-            name="group",
-            marker={"color": COLOURS[0], "size": 10},
-            hovertemplate="%{y:.4f} ± %{error_y.array:.4f}<extra></extra>",
-        ),
-        Scatter(
-            x=labels,
-            y=first[1]["y"],
-            mode="lines",
-            name="all test users",
-            hovertemplate="%{y:.4f}<extra></extra>",
-            line={"color": COLOURS[5], "width": 1.5, "dash": "dash"},
-        ),
+    upwards = [
+        Option(metric_name(name), _group_values(groups, everybody, name), titled("yaxis", metric_name(name)))
+        for name in names
     ]
     shown = figure(
-        traces,
+        _group_traces(groups, upwards[0].data),
         "training interactions of a user",
         metric_name(names[0]),
         yaxis_rangemode="tozero",
         xaxis_type="category",
     )
-    upwards = [Option(metric_name(name), values(name), titled("yaxis", metric_name(name))) for name in names]
     header = ["training interactions", "users"]
     for name in names:
         header += [metric_name(name), "95 % interval"]
@@ -175,15 +172,51 @@ def activity_chart(groups: Sequence[Group], everybody: dict[str, float]) -> Char
     return Chart(
         "activity",
         "Accuracy by activity",
-        "Test users in quartiles of their training interactions, with 95 % t intervals over the users of a group.",
+        "Test users in quartiles of the number of their training interactions, with 95 % t intervals over the users of "
+        "a group.",
         shown,
         Table("Test metrics by number of training interactions", header, rows),
         (Switch("Metric", upwards),),
     )
 
 
+def _group_values(groups: Sequence[Group], everybody: Mapping[str, float], name: str) -> list[Change]:
+    means = [group.means[name] for group in groups]
+    reach = [0.0 if each.high is None else each.high - each.value for each in means]
+    own: Change = {"y": rounded([each.value for each in means]), "error_y": {"array": rounded(reach)}}
+    return [own, {"y": [everybody[name]] * len(groups)}]
+
+
+def _group_traces(groups: Sequence[Group], y: Sequence[Change]) -> list[Scatter]:
+    """A mark with its interval for each group, and a line for all test users."""
+    labels = [f"{group.label}<br>({group.users} users)" for group in groups]
+    bars = {"type": "data", "color": COLOURS[0], "thickness": 1.75, "width": 7}
+    marks = Scatter(
+        x=labels,
+        y=y[0]["y"],
+        error_y={**y[0]["error_y"], **bars},
+        mode="markers",
+        name="group",
+        marker={"color": COLOURS[0], "size": 10},
+        hovertemplate="%{y:.4f} ± %{error_y.array:.4f}<extra></extra>",
+    )
+    line = Scatter(
+        x=labels,
+        y=y[1]["y"],
+        mode="lines",
+        name="all test users",
+        hovertemplate="%{y:.4f}<extra></extra>",
+        line={"color": COLOURS[5], "width": 1.5, "dash": "dash"},
+    )
+    return [marks, line]
+
+
 def cluster_map(users: pl.DataFrame, explained: Sequence[float]) -> Chart:
-    """Users by the first two principal components of their vectors, by cluster."""
+    """Users by the first two principal components of their vectors, in the colour of their cluster.
+
+    ``users`` has the columns ``x``, ``y``, ``cluster`` and ``interactions``; ``explained`` [2] are the shares of
+    variance of the two components.
+    """
     known = users["cluster"].null_count() == 0
     groups = sorted(users["cluster"].unique().to_list()) if known else [None]
     traces, rows = [], []
@@ -214,8 +247,8 @@ def cluster_map(users: pl.DataFrame, explained: Sequence[float]) -> Chart:
     return Chart(
         "map",
         "Users by taste",
-        "Directions of the users' vectors in the best round, by their first two principal components"
-        + (", in the colour of their cluster." if known else ". There were no clusters in that round."),
+        "The directions of the users' vectors in the best round, by their first two principal components"
+        + (". The colour shows the cluster." if known else ". There were no clusters in that round."),
         shown,
         Table("Clusters on the map", ("", "users", "median interactions", "mean x", "mean y"), rows),
         height="tall",
@@ -223,18 +256,19 @@ def cluster_map(users: pl.DataFrame, explained: Sequence[float]) -> Chart:
 
 
 MOMENTS = {"start": "start", "pretrained": "pre-trained", "best": "best"}
+"""The moments at which a run records its geometry, by key of diagnostics.json, with their names in the chart."""
 
 
 def geometry_chart(notes: dict[str, dict[str, float]]) -> Chart:
-    """Alignment and uniformity at the moments of a run that were noted."""
+    """Alignment and uniformity at the moments of a run that ``notes`` holds: see :data:`MOMENTS`."""
     moments = [moment for moment in MOMENTS if moment in notes]
-    x, labels = [round(notes[each]["alignment"], 4) for each in moments], [MOMENTS[each] for each in moments]
-    for place in range(len(moments) - 1, 0, -1):  # moments at one place have one label
+    labels = [MOMENTS[each] for each in moments]
+    for place in range(len(moments) - 1, 0, -1):  # moments in the same round share one label
         if notes[moments[place]]["round"] == notes[moments[place - 1]]["round"]:
             labels[place - 1], labels[place] = f"{labels[place - 1]}, {labels[place]}", ""
     traces = [
         Scatter(
-            x=x,
+            x=[round(notes[each]["alignment"], 4) for each in moments],
             y=[round(notes[each][f"uniformity_{side}"], 4) for each in moments],
             text=labels,
             customdata=[MOMENTS[each] for each in moments],
@@ -261,8 +295,8 @@ def geometry_chart(notes: dict[str, dict[str, float]]) -> Chart:
         "geometry",
         "Alignment and uniformity",
         "Alignment: how far apart a user and an item of its training data are. Uniformity: how evenly vectors are "
-        "spread over the sphere. Lower is better in both; neither says much alone, because vectors that all coincide "
-        "are perfectly aligned.",
+        "spread over the sphere. Lower is better for both. Look at both together: if all vectors were equal, alignment "
+        "would be perfect.",
         figure(
             traces,
             "alignment (2: unrelated)",
@@ -279,34 +313,16 @@ def geometry_chart(notes: dict[str, dict[str, float]]) -> Chart:
 
 
 def communication_chart(history: Sequence[Entry], users: int) -> Chart | None:
-    """Bytes sent in each phase, per client."""
+    """Bytes sent in each phase, as means over all ``users`` clients. ``None`` where nothing was sent."""
     phases = list(dict.fromkeys(entry.report.phase for entry in history))
-    rows, columns = [], {"bytes_up": [0.0] * len(phases), "bytes_down": [0.0] * len(phases)}
-    for place, phase in enumerate(phases):
-        reports = [entry.report for entry in history if entry.report.phase == phase]
-        up, down = sum(each.bytes_up for each in reports), sum(each.bytes_down for each in reports)
-        uploads = sum(each.clients for each in reports)
-        columns["bytes_up"][place], columns["bytes_down"][place] = up / users, down / users
-        largest = max(each.bytes_up_max for each in reports)
-        rows.append(
-            [
-                phase,
-                str(len(reports)),
-                f"{uploads / users:.1f}",
-                size(up / users),
-                size(down / users),
-                size(up / max(uploads, 1)),
-                size(largest),
-            ]
-        )
-    if not any(columns["bytes_up"]):
+    reports = {phase: [entry.report for entry in history if entry.report.phase == phase] for phase in phases}
+    sent = {
+        "up": [sum(each.bytes_up for each in reports[phase]) / users for phase in phases],
+        "down": [sum(each.bytes_down for each in reports[phase]) / users for phase in phases],
+    }
+    if not any(sent["up"]):
         return None
-
-    def option(name: str, label: str) -> Option:
-        divisor, title = scale_of(f"bytes {label}", max(columns[name]))
-        return Option(label, [{"x": rounded([each / divisor for each in columns[name]])}], titled("xaxis", title))
-
-    options = [option("bytes_up", "up"), option("bytes_down", "down")]
+    options = [_direction(label, values) for label, values in sent.items()]
     bars = Bar(
         x=options[0].data[0]["x"],
         y=phases,
@@ -315,20 +331,48 @@ def communication_chart(history: Sequence[Entry], users: int) -> Chart | None:
         marker={"color": COLOURS[0]},
         width=0.45,
         texttemplate="%{x:.3g}",
-        textposition="auto",  # in a bar that has room for it: outside, a phone cuts the longest one's off
+        textposition="auto",  # inside a bar where it fits: outside, a narrow screen cuts off the longest one's text
         textangle=0,
         insidetextfont={"color": "var(--paper)"},
         cliponaxis=False,
         hovertemplate="%{x:.4g}<extra>%{y}</extra>",
     )
     shown = figure([bars], options[0].layout["xaxis"]["title"]["text"], "phase", yaxis_autorange="reversed")
-    header = ("phase", "rounds", "uploads a client", "up a client", "down a client", "up an upload", "largest upload")
+    rows = [_phase_row(phase, each, users) for phase, each in reports.items()]
+    header = (
+        "phase",
+        "rounds",
+        "uploads per client",
+        "sent per client",
+        "received per client",
+        "bytes per upload",
+        "largest upload",
+    )
     return Chart(
         "bytes",
         "Communication by phase",
-        "Bytes of the numbers in the messages, as means over all clients, whether they took part or not.",
+        "Bytes of the tensors in the messages: means over all clients, whether they took part or not.",
         shown,
         Table("Uploads and bytes by phase", header, rows),
         (Switch("Direction", options),),
         height="short" if len(phases) < 4 else "normal",
     )
+
+
+def _direction(label: str, values: Sequence[float]) -> Option:
+    divisor, title = scale_of(f"bytes {label}", max(values))
+    return Option(label, [{"x": rounded([each / divisor for each in values])}], titled("xaxis", title))
+
+
+def _phase_row(phase: str, reports: Sequence[RoundReport], users: int) -> list[str]:
+    up, down = sum(each.bytes_up for each in reports), sum(each.bytes_down for each in reports)
+    uploads = sum(each.clients for each in reports)
+    return [
+        phase,
+        str(len(reports)),
+        f"{uploads / users:.1f}",
+        size(up / users),
+        size(down / users),
+        size(up / max(uploads, 1)),
+        size(max(each.bytes_up_max for each in reports)),
+    ]

@@ -1,4 +1,4 @@
-"""What is computed for a report alone: intervals of means, and groups of users by activity."""
+"""Statistics that only reports need: confidence intervals of means, and groups of users by activity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over ``n`` cases with its interval; ``low`` and ``high`` are ``None`` where nothing varies."""
+    """A mean over ``n`` cases with its 95 % interval from ``low`` to ``high``.
+
+    Both are ``None`` where all cases are equal.
+    """
 
     value: float
     low: float | None
@@ -23,12 +26,12 @@ class Mean:
     n: int
 
     def interval(self) -> str:
-        """For people: ``0.0233 to 0.0262``."""
+        """The interval as text: ``0.0233 to 0.0262``, or ``none``."""
         return "none" if self.low is None or self.high is None else f"{self.low:.4f} to {self.high:.4f}"
 
 
 def mean_of(values: NDArray[np.float64]) -> Mean:
-    """Mean of ``values`` [n], 1 or more, with its 95 % t interval."""
+    """The mean of ``values`` [n] (n at least 1) with its 95 % interval by Student's t distribution."""
     n, value = values.size, float(values.mean())
     error = float(stats.sem(values)) if n > 1 else 0.0
     if error == 0.0:
@@ -55,7 +58,11 @@ class Group:
 
 
 def by_activity(users: pl.DataFrame, metrics: Sequence[str]) -> list[Group]:
-    """Test users in quartiles of their training ``interactions``; fewer groups where many users have equally many."""
+    """Test users in four groups (quartiles) by their number of training interactions.
+
+    ``users`` has a column ``interactions`` and one column for each of ``metrics``. Users with the same number of
+    interactions are in the same group, so that there may be fewer than four groups.
+    """
     activity = users["interactions"].to_numpy()
     edges = np.unique(np.quantile(activity, (0.25, 0.5, 0.75)))
     place = np.searchsorted(edges, activity)

@@ -1,12 +1,17 @@
-"""What all charts share: colours, symbols, axes and units. Colours are names of the page: see ``assets/page.css``."""
+"""What all charts share: colours, symbols, axes and units.
+
+Colours are CSS variables, which ``assets/page.css`` defines.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from plotly.basedatatypes import BaseTraceType
 from plotly.graph_objects import Figure
 
+from perfedrec.report.page import Change
 from perfedrec.runs.training import Entry
 
 COLOURS = tuple(f"var(--c{number})" for number in range(1, 7))
@@ -15,18 +20,18 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 NAMES = {"recall": "Recall", "ndcg": "NDCG", "hr": "Hit rate", "mrr": "MRR", "precision": "Precision"}
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-FEW = 12  # rounds that an axis can number one by one
+FEW = 12  # up to this number of rounds, an axis has a mark for each
 PLOTTED = ("ndcg@20", "recall@20", "ndcg@10", "recall@10")
 
 
 def metric_name(metric: str) -> str:
-    """``NDCG@20`` of ``ndcg@20``."""
+    """The name of a metric as a reader sees it: ``NDCG@20`` for ``ndcg@20``."""
     name, _, k = metric.partition("@")
     return f"{NAMES.get(name, name.capitalize())}@{k}"
 
 
-def figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> Figure:
-    """A figure with titled axes in the page's style."""
+def figure(traces: Sequence[BaseTraceType], x: str, y: str, **layout: Any) -> Figure:
+    """A figure in the style of the page, with axes titled ``x`` and ``y``; ``layout`` goes to plotly as it is."""
     axis = {
         "gridcolor": "var(--grid)",
         "linecolor": "var(--rule)",
@@ -55,25 +60,31 @@ def figure(traces: Sequence[Any], x: str, y: str, **layout: Any) -> Figure:
     return drawn
 
 
-def titled(axis: str, text: str) -> dict[str, Any]:
+def titled(axis: str, text: str) -> Change:
     """The change of a layout that gives an axis another title."""
     return {axis: {"title": {"text": text}}}
 
 
-def along(text: str, values: Sequence[float]) -> dict[str, Any]:
-    """The change of a layout whose x axis has ``values``; a few rounds are numbered one by one."""
+def along(text: str, values: Sequence[float]) -> Change:
+    """The change of a layout whose x axis has ``values`` and the title ``text``.
+
+    An axis of few rounds gets a mark for each round.
+    """
     few = text.startswith("round") and max(values) - min(values) <= FEW
     return {"xaxis": {"title": {"text": text}, **({"dtick": 1} if few else {})}}
 
 
 def rounded(values: Sequence[float]) -> list[float]:
-    """Values with as many digits as a chart can show."""
+    """Values with the 5 digits that a chart can show, which keeps the file small."""
     return [float(f"{each:.5g}") for each in values]
 
 
 def spent(history: Sequence[Entry], n_phases: int, users: int) -> dict[str, list[float]]:
-    """What a run can be followed along, after each of its rounds: the number of the round (0 and below lie before
-    training), mean bytes up and down a client, and seconds."""
+    """What a run had spent after each of its rounds, summed over the rounds so far.
+
+    Columns: ``round`` (its number; 0 and below are before training), ``bytes up`` and ``bytes down`` (means over all
+    ``users`` clients), and ``seconds`` of computation. ``n_phases`` is the number of rounds before training.
+    """
     found: dict[str, list[float]] = {"round": [], "bytes up": [], "bytes down": [], "seconds": []}
     up = down = seconds = 0.0
     for entry in history:
@@ -85,15 +96,18 @@ def spent(history: Sequence[Entry], n_phases: int, users: int) -> dict[str, list
 
 
 def scale_of(name: str, largest: float) -> tuple[float, str]:
-    """What to divide a column of :func:`spent` by, and the title that its axis then has."""
+    """The number to divide a column of :func:`spent` by, and the title of its axis after that.
+
+    ``largest`` is the largest value of the column; it decides between kB, MB and GB.
+    """
     if not name.startswith("bytes"):
-        return 1.0, {"round": "round of training", "seconds": "seconds of computing, without evaluation"}[name]
+        return 1.0, {"round": "round of training", "seconds": "seconds of computation, without evaluation"}[name]
     divisor, unit = next(((size, unit) for size, unit in UNITS if largest >= size), (1.0, "bytes"))
     return divisor, f"{unit} {'sent' if name == 'bytes up' else 'received'} by a client, on average"
 
 
 def axes_of(columns: dict[str, list[float]]) -> dict[str, tuple[str, list[float]]]:
-    """The columns of :func:`spent` as titles and scaled values, without bytes where none were sent."""
+    """The title and the scaled values of each column of :func:`spent`; columns of bytes only where bytes were sent."""
     axes = {}
     for name, values in columns.items():
         if values and (values[-1] or not name.startswith("bytes")):

@@ -1,6 +1,6 @@
 "use strict";
-// Draws every chart of the page in the page's own colours, and draws it again when these change: when the system turns
-// dark or light, when a switch is pressed, and for print, which is always light.
+// Draws every chart of the page in the colours of the page. Draws it again when the system turns dark or light, when the
+// reader presses a switch, and before printing, which is always light.
 (async () => {
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const root = document.documentElement;
@@ -10,7 +10,7 @@
   const PRINTED = 660; // pixels; fits A4 and Letter within the page's margins
   const PRINTED_HEIGHTS = { short: 200, normal: 270, tall: 430, huge: 640 };
 
-  // The charting library lies packed in the page; the browser runs it because the page's policy names its digest.
+  // The charting library is in the page, compressed. The browser runs it because the page's policy names its digest.
   async function unpacked(id) {
     const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (each) => each.charCodeAt(0));
     return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -38,7 +38,7 @@
     return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, coloured(each, style)]));
   }
 
-  // A title that is too long for its axis takes several lines.
+  // Break a title that is too long for its axis into several lines.
   function wrapped(layout, name, pixels) {
     const text = layout[name].title.text;
     const longest = Math.max(Math.floor(pixels / 7), 12);
@@ -62,7 +62,7 @@
     });
     const printing = root.classList.contains("printing");
     layout = merged(layout, {
-      uirevision: chosen.join(" "), // zoom and hidden traces outlast a change of colours
+      uirevision: chosen.join(" "), // keeps zoom and hidden traces when only the colours change
       dragmode: coarse.matches ? false : "zoom", // a finger scrolls the page
       font: { size: narrow.matches && !printing ? 11 : 13 },
       autosize: !printing,
