@@ -220,7 +220,7 @@ def test_data_where_nobody_can_be_evaluated_say_so(tmp_path: Path) -> None:
     few.write_text("user,item\n" + "".join(f"u{user},i{item}\n" for user in range(1200) for item in (0, 1 + user % 2)))
     told = cli("train", "--data", few, "--algorithm", "popularity", "--output", run).stdout
     assert "few: 1,200 users, 3 items, 2,400 interactions" in told
-    assert "nobody can be evaluated: nothing is held out for validation or test" in told
+    assert "no user can be evaluated: no interactions are held out for validation or test" in told
     assert "nobody could be evaluated" in told
     assert "recall@20" not in told
     few.write_text("user,item\nu1,i1\n")

@@ -88,7 +88,7 @@ def test_times_become_seconds(path: Path, column: list[str], expected: list[int]
 
 def test_columns_by_name_and_by_position(path: Path) -> None:
     path.write_text("who,what,when,how\n1,2,1700000000,4\n")
-    with pytest.raises(DataError, match="what, when, how; say which with --columns user=NAME,item=NAME"):
+    with pytest.raises(DataError, match="what, when, how; name them with --columns user=NAME,item=NAME"):
         read(path)
     frame = read(path, columns={"user": "who", "item": 2, "rating": "how"})
     assert frame.to_dicts() == [{"user": 1, "item": 2, "rating": 4.0}]
@@ -150,7 +150,7 @@ def test_a_header_alone_holds_nothing(path: Path) -> None:
 def test_triples_or_adjacency(path: Path, text: str, expected: str | None) -> None:
     path.write_text(text)
     if expected is None:
-        with pytest.raises(DataError, match=r"data: may be triples .* say --format triples or --format adjacency"):
+        with pytest.raises(DataError, match=r"data: may be triples .* expected --format triples or --format adjacency"):
             read(path)
     else:
         assert detect(path) == expected
@@ -201,7 +201,7 @@ def test_auto_reads_the_same_or_asks(path: Path, format: str, wanted: Pairs) -> 
     got, problem = attempt(path)
     if got is None:
         assert format in ("triples", "adjacency")
-        assert "say --format triples or --format adjacency" in problem
+        assert "expected --format triples or --format adjacency" in problem
     else:
         assert pairs(got) == wanted
 

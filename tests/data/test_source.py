@@ -66,7 +66,7 @@ def test_a_single_file_is_split_by_time_where_it_can_be(ratings: Path) -> None:
     without = ratings.with_name("pairs.csv")
     without.write_text("\n".join(",".join(line.split(",")[:2]) for line in RATINGS.splitlines()))
     assert load(without, seed=4).notes.lines()[0] == "split: leave-one-out in random order (seed 4)"
-    with pytest.raises(DataError, match="use order random"):
+    with pytest.raises(DataError, match="expected order random"):
         load(without, order="time")
 
 
@@ -82,6 +82,11 @@ def test_every_option_matters(ratings: Path) -> None:
     }
     assert len(set(prints.values())) == len(prints)
     assert load(ratings, format="csv").fingerprint == prints["as it is"]
+
+
+def test_an_unknown_option_is_an_error_that_names_the_nearest_one(ratings: Path) -> None:
+    with pytest.raises(TypeError, match=r"load\(\) has no option 'k_cor': expected format, .*; did you mean 'k_core'\?"):
+        load(ratings, k_cor=2)  # type: ignore[call-arg]
 
 
 def test_a_folder_of_one_file_with_attributes(ratings: Path) -> None:
@@ -111,14 +116,14 @@ def test_given_parts_as_a_folder_and_as_files(tmp_path: Path) -> None:
     assert (data.train.n_interactions, data.valid.n_interactions, data.test.n_interactions) == (3, 1, 0)
     assert data.notes.test.unknown_items == 1
     for options in ({"min_rating": 3}, {"k_core": 2}):
-        with pytest.raises(DataError, match=r"taken as it is; min_rating and k_core need a single file"):
+        with pytest.raises(DataError, match=r"not prepared again; expected min_rating and k_core with a single file"):
             load(tmp_path, **options)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"either where the data are, or all of train, valid and test"):
+    with pytest.raises(DataError, match=r"either a file, a folder .* or all of train, valid and test"):
         load(train=paths["train"], test=paths["test"])
-    with pytest.raises(DataError, match=r"either where the data are, or all of train, valid and test"):
+    with pytest.raises(DataError, match=r"either a file, a folder .* or all of train, valid and test"):
         load(tmp_path, **paths)  # type: ignore[arg-type]
     (tmp_path / "valid.txt").write_text("1 2\n")
-    with pytest.raises(DataError, match=r"holds valid.txt and valid.csv; expected one of them"):
+    with pytest.raises(DataError, match=r"holds valid.txt and valid.csv; expected only one of them"):
         load(tmp_path)
     (tmp_path / "valid.txt").unlink()
     (tmp_path / "valid.csv").unlink()
@@ -136,7 +141,7 @@ def test_folders_that_hold_nothing_known(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(DataError, match=r"nowhere: no such file"):
         load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"no data: name a file"):
+    with pytest.raises(DataError, match=r"no data are named; expected a file"):
         load()
 
 

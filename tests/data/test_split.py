@@ -72,7 +72,7 @@ def test_random_order_depends_on_the_seed_alone_and_needs_no_times() -> None:
     assert first.fingerprint == again.fingerprint != other.fingerprint
     timed = split(interactions, order="random", seed=0)
     assert external(timed.test) == external(first.test)
-    with pytest.raises(DataError, match="no timestamps to split by: use order random"):
+    with pytest.raises(DataError, match="no timestamps to split by; expected order random"):
         split(untimed)
 
 

@@ -86,7 +86,9 @@ def test_a_centralised_method_has_a_map_without_clusters_and_sampled_negatives_a
     folder = train_with(tmp_path / "run", "mf", "run.rounds=2", "run.sampled_negatives=30")
     written = write_report(folder)
     text, sampled = text_of(written), read_summary(folder)["test_sampled"]
-    rows = rows_of(written, "Test metrics among 30 sampled negatives, for comparison with papers that use this protocol")
+    rows = rows_of(
+        written, "Test metrics among 30 sampled negatives, for comparison with papers that use this protocol"
+    )
     assert rows["NDCG@10"]["this run"] == f"{sampled['ndcg@10']:.4f}"
     assert "There were no clusters in that round" in text
     assert "user vectors: a centralised method has them in one place" in text

@@ -1,4 +1,4 @@
-"""Immutable interactions with id maps, file formats, splits, attributes and synthetic data."""
+"""Data: immutable interactions with id maps, file formats, splits, attributes and synthetic data."""
 
 from perfedrec.data.attributes import read_attributes
 from perfedrec.data.catalogue import Catalogue, read_catalogue
@@ -9,7 +9,7 @@ from perfedrec.data.fetch import SOURCES, Source, fetch
 from perfedrec.data.formats import FORMATS, parse_columns, read
 from perfedrec.data.interactions import Interactions
 from perfedrec.data.prepare import PrepareReport, prepare
-from perfedrec.data.source import attributes_beside, load
+from perfedrec.data.source import LoadOptions, attributes_beside, load
 from perfedrec.data.split import from_files, split
 from perfedrec.data.synthetic import synthetic
 from perfedrec.data.write import write
@@ -23,6 +23,7 @@ __all__ = [
     "Encoding",
     "HeldOut",
     "Interactions",
+    "LoadOptions",
     "PrepareReport",
     "Source",
     "SplitReport",

@@ -14,20 +14,23 @@ from perfedrec.data.interactions import Ids, encode
 from perfedrec.data.text import Layout, clean, complain_about_width, fail, read_bytes, records
 
 MOST_CATEGORIES = 1000
-AGES = (18, 25, 35, 45, 50, 56)  # the brackets of MovieLens 1M
+AGES = (18, 25, 35, 45, 50, 56)  # the lower bounds of the age groups of MovieLens 1M
 AGE_NAMES = ("under 18", "18-24", "25-34", "35-44", "45-49", "50-55", "56 or over")
 
 
 def read_attributes(
     path: str | Path, ids: Ids, kind: str = "id", encoding: Encoding | None = None
 ) -> tuple[Attributes, tuple[str, ...]]:
-    """Attributes for ``ids`` [n] from a CSV file: first column id, then numbers or categories; and remarks.
+    """Read the attributes of ``ids`` [n] from a CSV file. Returns the attributes and remarks in sentences.
 
-    A column of numbers is one attribute, scaled to [0, 1] unless it lies there already; a column of categories becomes
-    one attribute ``column=category`` for each. An ``encoding`` says what the attributes are instead, and other columns
-    are left out. Empty cells and ids without a line are zeros. The remarks say how many ids the file does not have and
-    how many of its ids are not among ``ids``. Raises :class:`DataError` for a broken line, a repeated id, a column with
-    more than 1000 categories, and for a column that an encoding misses or does not fit.
+    The first column of the file is the id; the others are numbers or categories. A column of numbers becomes one
+    attribute, scaled to [0, 1] unless all its values are in that range. A column of categories becomes one attribute
+    ``column=category`` for each category. With an ``encoding``, the attributes are those of the encoding, and columns
+    that it does not name are ignored. Empty cells, and ids that the file does not have, are zeros.
+
+    The remarks say how many ids the file does not have, and how many of its ids are not among ``ids``; ``kind`` ("user"
+    or "item") names the ids in messages. Raises :class:`DataError` for a broken line, a repeated id, a column with more
+    than 1000 categories, and a column that the encoding needs but that is missing or has other values.
     """
     path = Path(path)
     text = clean(path, read_bytes(path))
@@ -39,9 +42,10 @@ def read_attributes(
 
 
 def read_encoding(path: Path) -> Encoding:
-    """The encoding in a CSV file: columns ``attribute``, ``low`` and ``high``; 0 and 1 where both are empty.
+    """Read an encoding from a CSV file with columns ``attribute``, ``low`` and ``high``.
 
-    Raises :class:`DataError` for a broken line, a repeated name, or a range that is none.
+    Where both numbers of an attribute are empty, they are 0 and 1. Raises :class:`DataError` for a broken line, a
+    repeated name, and a range that is not two ascending numbers.
     """
     text = clean(path, read_bytes(path))
     if text.split(b"\n", 1)[0].strip() != b"attribute,low,high":
@@ -63,7 +67,7 @@ def read_encoding(path: Path) -> Encoding:
 
 
 def write_encoding(path: Path, encoding: Encoding) -> None:
-    """Write what :func:`read_encoding` reads."""
+    """Write a file that :func:`read_encoding` can read."""
     low, high = zip(*encoding.ranges, strict=True)
     pl.DataFrame({"attribute": encoding.names, "low": low, "high": high}).write_csv(path)
 
@@ -71,7 +75,10 @@ def write_encoding(path: Path, encoding: Encoding) -> None:
 def read_movielens_users(
     folder: Path, ids: Ids, encoding: Encoding | None = None
 ) -> tuple[Attributes, tuple[str, ...]]:
-    """Age bracket, gender and occupation, one-hot, of MovieLens 100K (u.user) or 1M (users.dat)."""
+    """Age group, gender and occupation of users, one-hot, from MovieLens 100K (u.user) or 1M (users.dat).
+
+    Arguments, result and errors are those of :func:`read_attributes`.
+    """
     if (folder / "u.user").is_file():
         path, separator, names = folder / "u.user", "|", ["id", "age", "gender", "occupation", "zip"]
     else:
@@ -84,7 +91,7 @@ def read_movielens_users(
     bracket = np.array(AGE_NAMES)[np.searchsorted(AGES, age.to_numpy(), side="right")]
     occupation = (
         pl.col("occupation") if separator == "|" else ("group " + pl.col("occupation")).alias("occupation")
-    )  # 1M numbers them
+    )  # MovieLens 1M has numbers instead of names
     cells = cells.select("id", "gender", occupation, age=pl.Series(bracket.tolist()))
     return _finish(path, cells, ids, "user", encoding)
 
@@ -92,7 +99,10 @@ def read_movielens_users(
 def read_movielens_items(
     folder: Path, ids: Ids, encoding: Encoding | None = None
 ) -> tuple[Attributes, tuple[str, ...]]:
-    """Genres, multi-hot, of MovieLens 100K (u.item, u.genre) or 1M (movies.dat)."""
+    """Genres of items, multi-hot, from MovieLens 100K (u.item and u.genre) or 1M (movies.dat).
+
+    Arguments, result and errors are those of :func:`read_attributes`.
+    """
     if (folder / "u.item").is_file():
         path = folder / "u.item"
         listed = _cells(folder / "u.genre", _latin(folder / "u.genre"), "|", ["genre", "number"])
@@ -108,7 +118,7 @@ def read_movielens_items(
 
 
 def _latin(path: Path) -> bytes:
-    """Text that MovieLens wrote in latin-1, as UTF-8."""
+    """The text of a file in latin-1, the encoding of MovieLens, as UTF-8."""
     return clean(path, read_bytes(path).decode("latin-1").encode())
 
 
@@ -138,12 +148,13 @@ def _cells(path: Path, text: bytes, separator: str, names: list[str], skip: int 
 def _finish(
     path: Path, cells: pl.DataFrame, ids: Ids, kind: str, encoding: Encoding | None
 ) -> tuple[Attributes, tuple[str, ...]]:
-    """Encode the columns after the first, and put the rows in the order of ``ids``."""
+    """Encode all columns but the first, which is the id, and put the rows in the order of ``ids``."""
     own = cells.to_series(0)
     if own.null_count():
         raise DataError(f"{path}: a line has no id")
     if own.n_unique() < own.len():
-        raise DataError(f"{path}: {kind} {own.filter(own.is_duplicated())[0]} occurs twice; expected one line for each")
+        twice = own.filter(own.is_duplicated())[0]
+        raise DataError(f"{path}: {kind} {twice} occurs twice; expected one line for each {kind}")
     cells = cells.drop(own.name)
     columns = _encoded(path, cells, encoding := encoding or _encoding(path, cells))
     place = encode(own, ids)
@@ -160,7 +171,7 @@ def _finish(
 
 
 def _encoding(path: Path, cells: pl.DataFrame) -> Encoding:
-    """The encoding that follows from what is in the columns."""
+    """The encoding that fits the values of the columns."""
     names: list[str] = []
     ranges: list[tuple[float, float]] = []
     for column in cells.iter_columns():
@@ -185,24 +196,26 @@ def _encoding(path: Path, cells: pl.DataFrame) -> Encoding:
 
 
 def _encoded(path: Path, cells: pl.DataFrame, encoding: Encoding) -> list[NDArray[np.float64]]:
-    """The values [rows] of each attribute."""
+    """The values [rows] of each attribute of the encoding."""
     found = []
     for name, (low, high) in zip(encoding.names, encoding.ranges, strict=True):
         if name in cells.columns:
             column = cells[name]
             numbers = column.cast(pl.Float64, strict=False)
             if numbers.null_count() > column.null_count() or not numbers.drop_nulls().is_finite().all():
-                raise DataError(f"{path}: column {name!r} holds something else than finite numbers; expected numbers")
+                raise DataError(f"{path}: column {name!r} holds values that are not finite numbers; expected numbers")
             found.append(np.clip((numbers.fill_null(0.0).to_numpy() - low) / ((high - low) or 1.0), 0.0, 1.0))
             continue
         of = next((each for each in cells.iter_columns() if name.startswith(f"{each.name}=")), None)
         if of is None:
-            raise DataError(f"{path}: has no column for the attribute {name!r}; expected all of the federation's")
+            raise DataError(
+                f"{path}: has no column for the attribute {name!r}; expected all attributes of the federation"
+            )
         prefix = f"{of.name}="
         known = {each.removeprefix(prefix) for each in encoding.names if each.startswith(prefix)}
         if strange := set(of.drop_nulls()) - known:
             raise DataError(
-                f"{path}: column {of.name!r} holds {min(strange)!r}; expected one of the federation's categories, "
+                f"{path}: column {of.name!r} holds {min(strange)!r}; expected one of the categories of the federation, "
                 f"{', '.join(sorted(known))}"
             )
         found.append((of == name.removeprefix(prefix)).fill_null(False).to_numpy().astype(np.float64))

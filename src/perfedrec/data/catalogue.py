@@ -1,5 +1,8 @@
-"""What all parties of a federation have in common: its items, in the order that everybody numbers them by, their
-attributes, and how users' attributes become numbers."""
+"""The catalogue of a federation, which all parties share.
+
+It holds the items in the order by which all parties number them, the attributes of the items, and the encoding by which
+the attributes of users become numbers.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,10 @@ ENCODING = "user_encoding.csv"
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """``item_ids`` [m], int64 or objects of str, with the items' attributes, and the ``encoding`` of users' attributes,
-    where there are any."""
+    """``item_ids`` [m] (int64, or objects of str), the attributes of items, and the ``encoding`` of users' attributes.
+
+    Attributes and encoding are ``None`` where the federation does not use any.
+    """
 
     item_ids: Ids
     item_attributes: Attributes | None = None
@@ -36,14 +41,17 @@ class Catalogue:
 
     @staticmethod
     def of(dataset: Dataset, attributes: bool = False) -> Catalogue:
-        """That of a data set, with its ``attributes`` or without. Raises :class:`DataError` where it has none."""
+        """The catalogue of a data set, with ``attributes`` or without.
+
+        Raises :class:`DataError` where attributes are wanted and the data set has none.
+        """
         users, items, item_ids = dataset.user_attributes, dataset.item_attributes, dataset.train.item_ids
         if not attributes:
             return Catalogue(item_ids)
         if users is None and items is None:
             raise DataError(
                 "model.attributes is true, but the data set has no attributes; expected user_attributes.csv or "
-                "item_attributes.csv beside the data"
+                "item_attributes.csv in the folder of the data"
             )
         return Catalogue(item_ids, items, None if users is None else users.encoding)
 
@@ -53,13 +61,13 @@ class Catalogue:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any id and their order, and with the encoding of users' attributes."""
+        """16 hexadecimal digits that depend on the ids, their order, and the encoding of users' attributes."""
         text = "\0".join(map(str, self.item_ids.tolist()))
         text += "" if self.encoding is None else f"\0\0{self.encoding}"
         return hashlib.sha256(f"{len(self.item_ids)};{text}".encode()).hexdigest()[:16]
 
     def write(self, path: Path) -> None:
-        """Write what :func:`read_catalogue` reads."""
+        """Write files that :func:`read_catalogue` can read."""
         path.write_text("".join(f"{each}\n" for each in self.item_ids.tolist()), encoding="utf-8")
         write_attributes(path.parent, "item", self.item_ids, self.item_attributes)
         if self.encoding is not None:
@@ -67,11 +75,11 @@ class Catalogue:
 
 
 def read_catalogue(path: str | Path) -> Catalogue:
-    """The catalogue in a file, with what lies beside it: ``item_attributes.csv`` and ``user_encoding.csv``.
+    """Read a catalogue from a file, and from ``item_attributes.csv`` and ``user_encoding.csv`` in the same folder.
 
-    The file has one id a line, after a header ``item`` if it likes, or is a parquet file with a column of that name;
-    ids are int64 if all are plain integers, else objects of str. Raises :class:`DataError` with the line for an id that
-    is missing or repeated.
+    The file has one id on each line, and may start with a header ``item``; or it is a parquet file with a column of
+    that name. Ids are int64 if all are plain integers, otherwise objects of str. Raises :class:`DataError`, which names
+    the line, for an id that is missing or repeated.
     """
     path = Path(path)
     item_ids, encoding = _read_ids(path), path.parent / ENCODING

@@ -1,4 +1,4 @@
-"""A data set: training, validation and test interactions over one id map, with what the split left out."""
+"""A data set: training, validation and test interactions with common ids, and a report of what was left out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from perfedrec.data.interactions import Ids, Interactions, Ints
 
 @dataclass(frozen=True)
 class Encoding:
-    """How attributes become numbers: ``names`` [F], each a column of numbers or ``column=category``, and the
-    ``ranges`` [F] of these numbers, which become [0, 1]."""
+    """How attributes become numbers.
+
+    ``names`` [F] are columns of numbers, or ``column=category``. ``ranges`` [F] are the lowest and the highest number
+    of each; this range is scaled to [0, 1].
+    """
 
     names: tuple[str, ...]
     ranges: tuple[tuple[float, float], ...]
@@ -26,8 +29,12 @@ class Encoding:
 
 @dataclass(frozen=True, eq=False)
 class Attributes:
-    """Attributes of users or items: ``values`` float32 [rows, len(names)], one-hot, multi-hot or scaled to [0, 1] from
-    the ``ranges`` of the numbers (none given: they were there)."""
+    """Attributes of users or items.
+
+    ``values`` are float32 [rows, len(names)]: one-hot, multi-hot, or numbers scaled to [0, 1]. ``ranges`` are the
+    ranges before scaling; empty where the values were in [0, 1] from the start. Raises :class:`DataError` where the
+    shape does not fit the names, or a value is not finite.
+    """
 
     names: tuple[str, ...]
     values: NDArray[np.float32]
@@ -49,10 +56,10 @@ class Attributes:
 
 @dataclass(frozen=True, eq=False)
 class SyntheticTruth:
-    """What was planted in synthetic data.
+    """The truth that synthetic data were drawn from.
 
-    ``user_clusters`` int64 [n] and ``item_clusters`` int64 [m]: the taste cluster of each; ``popularity`` float64 [m]:
-    the weight of each item within its cluster.
+    ``user_clusters`` int64 [n] and ``item_clusters`` int64 [m] are the taste clusters of users and items.
+    ``popularity`` float64 [m] is the weight of each item within its cluster.
     """
 
     user_clusters: Ints
@@ -65,17 +72,17 @@ class SyntheticTruth:
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 user``, ``5,224 users``."""
+    """A number with its noun: ``1 user``, ``5,224 users``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What happened to one held-out part: ``interactions`` were given, ``left_out`` of them cannot be evaluated.
+    """Counts of one held-out part: of ``interactions`` given, ``left_out`` cannot be evaluated.
 
-    Left out are interactions of ``unknown_users`` and with ``unknown_items``, which never occur in training, and
-    ``known_pairs``, which an earlier part holds as well: training items are never recommended, and validation items are
-    left out of the lists that are tested.
+    Left out are the interactions of ``unknown_users`` users and ``unknown_items`` items that never occur in training,
+    and ``known_pairs`` pairs of a user and an item that an earlier part has as well. Such a pair could not be found:
+    training items are never recommended, and validation items are removed from the lists that are tested.
     """
 
     interactions: int = 0
@@ -87,10 +94,11 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """How a data set came about and what it leaves out.
+    """How a data set was made, and what it leaves out.
 
-    ``duplicates``: rows that repeat a pair within their part; ``short_users``: users with too few interactions for
-    one to be held out; ``remarks``: further sentences, on preparation and attributes.
+    ``how`` describes the split. ``duplicates`` is the number of rows that repeat a pair within their part.
+    ``short_users`` is the number of users with too few interactions to hold one out. ``remarks`` are further sentences,
+    about preparation and attributes.
     """
 
     how: str
@@ -101,7 +109,7 @@ class SplitReport:
     remarks: tuple[str, ...] = field(default=())
 
     def lines(self) -> list[str]:
-        """The report in sentences, one for each count that is not zero."""
+        """The report as sentences: one for each count that is not zero."""
         lines = [f"split: {self.how}"]
         if self.duplicates:
             verb = "was" if self.duplicates == 1 else "were"
@@ -117,16 +125,17 @@ class SplitReport:
                     f"{part.known_pairs:,} interactions occur in an earlier part too)"
                 )
         if not any(part.interactions - part.left_out for part in (self.valid, self.test)):
-            lines.append("nobody can be evaluated: nothing is held out for validation or test")
+            lines.append("no user can be evaluated: no interactions are held out for validation or test")
         return lines + list(self.remarks)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training, validation and test interactions over the users and items that occur in training.
+    """Training, validation and test interactions of the users and items that occur in training.
 
-    ``user_attributes`` has one row per user and ``item_attributes`` one per item; ``truth`` is known for synthetic
-    data only; ``notes`` tells what was left out and why.
+    ``notes`` says what was left out and why. ``user_attributes`` has one row per user and ``item_attributes`` one per
+    item. ``truth`` is known for synthetic data only. Raises :class:`DataError` where the parts have different ids, or
+    where attributes have another number of rows.
     """
 
     name: str
@@ -156,14 +165,14 @@ class Dataset:
         return self.train.n_items
 
     def without_test(self) -> Dataset:
-        """The same data with an empty test part: for selection, which has no use for one."""
+        """The same data with an empty test part, for the selection of options, which must not use the test part."""
         nothing = np.empty(0, dtype=np.int64)
         empty = Interactions.from_rows(self.train.user_ids, self.train.item_ids, nothing, nothing, None)
         return replace(self, test=empty)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any id, interaction or attribute, and with nothing else."""
+        """16 hexadecimal digits that depend on all ids, interactions and attributes, and on nothing else."""
         digest = hashlib.sha256()
 
         def add(array: NDArray[Any]) -> None:
@@ -185,7 +194,7 @@ class Dataset:
 
 
 class Rows(NamedTuple):
-    """Interactions of one part, before the universe is known: indices into a joint id map."""
+    """Interactions of one part, by index into the id maps of all parts together (see :func:`assemble`)."""
 
     users: Ints
     items: Ints
@@ -193,10 +202,10 @@ class Rows(NamedTuple):
 
 
 def assemble(name: str, user_ids: Ids, item_ids: Ids, parts: Sequence[Rows], how: str, short_users: int = 0) -> Dataset:
-    """A data set over the users and items of the first of the three ``parts`` (train, valid, test).
+    """Make a data set of three ``parts``: train, valid and test. Its users and items are those of train.
 
-    ``user_ids`` and ``item_ids`` are the joint id maps that the rows of all parts index. Raises :class:`DataError` when
-    there is nothing to train on.
+    ``user_ids`` and ``item_ids`` are the ids of all parts together, which the rows of the parts index. ``how`` and
+    ``short_users`` are for the report. Raises :class:`DataError` where the training part has no interactions.
     """
     train, *held_out = parts
     if not train.users.size:
@@ -205,7 +214,7 @@ def assemble(name: str, user_ids: Ids, item_ids: Ids, parts: Sequence[Rows], how
     new_user, new_item = _renumbering(users, user_ids.size), _renumbering(items, item_ids.size)
     ids = user_ids[users], item_ids[items]
     fitted = Interactions.from_rows(*ids, new_user[train.users], new_item[train.items], train.timestamps)
-    ids = fitted.user_ids, fitted.item_ids  # shared, so that equality is cheap to see
+    ids = fitted.user_ids, fitted.item_ids  # the same arrays in all parts, so that comparing them costs nothing
     duplicates = train.users.size - fitted.n_interactions
     pairs = fitted.users_of_rows() * fitted.n_items + fitted.items
     evaluated: list[Interactions] = []
@@ -233,17 +242,18 @@ def assemble(name: str, user_ids: Ids, item_ids: Ids, parts: Sequence[Rows], how
 
 
 def _occurring(indices: Ints, size: int) -> Ints:
-    """The distinct ones of ``indices``, all below ``size``, ascending."""
+    """The distinct values of ``indices``, which are below ``size``, in ascending order."""
     return np.flatnonzero(np.bincount(indices, minlength=size))
 
 
 def _among(values: Ints, ascending: Ints) -> NDArray[np.bool_]:
+    """Whether each of ``values`` occurs in ``ascending``, which is sorted and not empty."""
     found: NDArray[np.bool_] = ascending[np.minimum(np.searchsorted(ascending, values), ascending.size - 1)] == values
     return found
 
 
 def _renumbering(kept: Ints, size: int) -> Ints:
-    """New index of each old one, -1 for those that are not kept."""
+    """int64 [size] the new index of each old one: its place in ``kept``, or -1 where it is not kept."""
     numbers = np.full(size, -1, dtype=np.int64)
     numbers[kept] = np.arange(kept.size)
     return numbers

@@ -1,4 +1,4 @@
-"""Interactions in a few numbers."""
+"""A summary of interactions in a few numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from perfedrec.data.interactions import Interactions, Ints
 
 
 def describe(interactions: Interactions | pl.DataFrame) -> dict[str, Any]:
-    """Numbers, strings and nested dicts of them, ready for JSON, about interactions or a frame of them as read.
+    """Describe interactions, or a frame of them as :func:`perfedrec.data.formats.read` returns it.
 
-    ``users``, ``items``, ``interactions``, ``duplicates`` (rows of a frame that repeat a pair), ``density`` (the share
-    of all pairs that occur), ``user_degrees`` and ``item_degrees`` (min, q1, median, q3, mean, max, gini), and
-    ``first`` and ``last``: UTC times, None where times are unknown.
+    The result is ready for JSON: ``users``, ``items``, ``interactions``, ``duplicates`` (rows of a frame that repeat a
+    pair), ``density`` (the share of all pairs of user and item that occur), ``user_degrees`` and ``item_degrees`` (each
+    with min, q1, median, q3, mean, max and gini), and ``first`` and ``last`` (times in UTC; None where unknown).
     """
     rows = interactions.n_interactions if isinstance(interactions, Interactions) else interactions.height
     if isinstance(interactions, pl.DataFrame):
@@ -38,7 +38,10 @@ def describe(interactions: Interactions | pl.DataFrame) -> dict[str, Any]:
 
 
 def gini(values: Ints) -> float:
-    """Gini coefficient of counts, ``sum_i (2 i - n - 1) x_(i) / (n sum x)``: 0 all equal, towards 1 all in one."""
+    """The Gini coefficient of counts [n], ``sum_i (2 i - n - 1) x_(i) / (n sum x)`` with ``x_(i)`` ascending.
+
+    It is 0 where all counts are equal, and close to 1 where one count is much larger than all others.
+    """
     ordered = np.sort(values)
     n, total = ordered.size, float(ordered.sum())
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered) / (n * total) if total else 0.0

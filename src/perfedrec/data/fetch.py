@@ -1,4 +1,4 @@
-"""Downloading public data sets, checked against the checksums that their publishers state."""
+"""Downloading public data sets, and checking them against the checksums of their publishers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOVIELENS_LICENCE = (
 
 @dataclass(frozen=True)
 class Source:
-    """A zip archive: its file name, the folder it is published in, its MD5 checksum, and its licence in a sentence."""
+    """A zip archive: its file name, the address of its folder, its MD5 checksum, and its licence in a sentence."""
 
     archive: str
     base_url: str
@@ -40,13 +40,14 @@ SOURCES = {
 def fetch(
     name: str, directory: str | Path, *, base_url: str | None = None, sources: dict[str, Source] = SOURCES
 ) -> Path:
-    """Download and unpack a data set into ``directory / name``, and return that folder; see ``SOURCES[name].licence``.
+    """Download a data set, unpack it into ``directory / name``, and return that folder.
 
-    A folder that is there already is returned as it is. ``base_url`` names a mirror. The folder appears only when it is
-    complete: raises :class:`DataError`, and leaves nothing behind, when the download fails, the checksum is not the
-    published one, or the archive holds a path that leads out of the folder.
+    ``SOURCES[name].licence`` has its licence. A folder that exists and is not empty is returned as it is. ``base_url``
+    is the address of a mirror. The folder appears only when it is complete. Raises :class:`DataError`, and leaves no
+    files behind, where the download fails, the checksum differs from the published one, or the archive has a path that
+    leads out of the folder.
     """
-    import pooch  # imported here because only this function goes to the network
+    import pooch  # imported here because only this function uses the network
     import requests
 
     check_name(name, tuple(sources), "data set")
@@ -77,7 +78,10 @@ def fetch(
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip file. An entry that would leave ``folder`` is a :class:`DataError` before anything is written."""
+    """Unpack a zip file into ``folder``.
+
+    Raises :class:`DataError` before anything is written, where the path of an entry leads out of the folder.
+    """
     try:
         with zipfile.ZipFile(archive) as opened:
             for entry in opened.infolist():

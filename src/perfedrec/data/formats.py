@@ -1,7 +1,7 @@
-"""Reading interaction files: one function, several formats, one line of explanation for a file that is broken.
+"""Reading interaction files of several formats by one function.
 
-The fast path hands the whole file to polars. Only when something is wrong is the file read a second time, record by
-record, to name the line.
+polars reads the whole file at once, which is fast. Only where something is wrong, the file is read a second time,
+record by record, to find the line for the error message.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ FORMATS = ("auto", *LAYOUTS, "parquet")
 
 
 def read(path: str | Path, format: str = "auto", columns: Columns | None = None) -> pl.DataFrame:
-    """Read interactions: columns user, item and, where present, rating (Float64) and timestamp (Int64, seconds).
+    """Read interactions. Returns a frame with columns user, item and, where the file has them, rating and timestamp.
 
-    ``format`` is one of :data:`FORMATS`; "auto" looks at the content. ``columns`` says where user, item, rating and
-    timestamp are, by name or by position counted from 1, where header names are unusual or there is no header. Ids are
-    Int64 when all of a column are plain integers, otherwise String ("007" stays what it is). Times may be seconds,
-    milliseconds or finer, or ISO dates. Repeated rows are kept. A header without rows gives an empty frame.
+    ``format`` is one of :data:`FORMATS`; "auto" detects it from the content. ``columns`` gives the columns of user,
+    item, rating and timestamp, by name or by position counted from 1; it is needed where the header has unusual names
+    or is missing. Ids are Int64 if all ids of a column are plain integers, otherwise String ("007" stays "007").
+    Ratings are Float64. Timestamps are Int64, in seconds since 1970; the file may have seconds, milliseconds or finer,
+    or ISO dates. Repeated rows are kept. A header without rows gives an empty frame.
 
-    Raises :class:`DataError` with file, line (counted from 1) and what was expected.
+    Raises :class:`DataError`, which names the file, the line (counted from 1) and what was expected.
     """
     path = Path(path)
     check_name(format, FORMATS, "format")
@@ -65,25 +66,27 @@ def read(path: str | Path, format: str = "auto", columns: Columns | None = None)
     text = clean(path, data)
     layout = LAYOUTS[detect_text(path, text) if format == "auto" else format]
     if layout.adjacency and format == "auto":
-        layout = replace(layout, integers=True)  # without that, any prose would pass for an adjacency list
+        layout = replace(layout, integers=True)  # otherwise any text could be read as an adjacency list
     return _read_adjacency(path, text, layout) if layout.adjacency else _read_table(path, text, layout, columns)
 
 
 def parse_columns(text: str) -> dict[str, str | int] | None:
-    """Where columns are, as a person writes it: ``user=customer,item=2`` (a name, or a position counted from 1);
-    ``None`` where nothing is said."""
+    """Read the places of columns from a text such as ``user=customer,item=2``; ``None`` for an empty text.
+
+    A place is a name, or a position counted from 1. Raises :class:`DataError` for any other text.
+    """
     found: dict[str, str | int] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         role, equals, place = (piece.strip() for piece in part.partition("="))
         if not equals or not place:
-            raise DataError(f"columns: {part!r} says nothing; expected role=column, for example user=customer,item=2")
+            raise DataError(f"columns: {part!r} names no column; expected role=column, as in user=customer,item=2")
         check_name(role, ROLES, "column role")
         found[role] = int(place) if place.isdecimal() else place
     return found or None
 
 
 def check_name(name: str, known: tuple[str, ...], kind: str) -> None:
-    """Refuse a name that is not known, with the nearest one that is."""
+    """Raise :class:`DataError` for a name that is not among ``known``; the message names the nearest one that is."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -98,7 +101,7 @@ def _read_adjacency(path: Path, text: bytes, layout: Layout) -> pl.DataFrame:
     if again.height:
         number, user = again.row(0)[:2]
         problem = f"user {user} occurs a second time; an adjacency list names each user once, followed by all items"
-        fail(path, number, f"{problem} (for lines of user item weight say --format triples)")
+        fail(path, number, f"{problem} (for lines of user, item and weight use --format triples)")
     rows = table.filter(pl.col("item").list.len() > 0).explode("item")  # users without items are allowed
     if not rows.height:
         raise DataError(f"{path}: holds users but no items; expected lines of user item item ...")
@@ -106,7 +109,7 @@ def _read_adjacency(path: Path, text: bytes, layout: Layout) -> pl.DataFrame:
     def line_of(row: int) -> int:
         return int(rows["number"][row])
 
-    # The ids of users without items are checked too: they are ids of the file as well.
+    # Check all users, also those without items.
     users, bad = parse_ids(table["user"], layout.integers)
     if bad is not None:
         fail(path, int(table["number"][bad[0]]), f"user {bad[1]}")
@@ -158,7 +161,7 @@ def _read_table(path: Path, text: bytes, layout: Layout, columns: Columns | None
 
 
 def _arrange(text: bytes, layout: Layout) -> tuple[bytes, Layout]:
-    """The text with a separator of one byte, as polars wants it."""
+    """The text with a separator of one byte, which is what polars can read, and the layout with that separator."""
     if layout.separator == "":
         first = text[: text.find(b"\n") % (len(text) + 1)].decode()
         layout = replace(layout, separator=max("\t,; ", key=lambda sign: (sign != " ") * first.count(sign)))
@@ -171,7 +174,7 @@ def _arrange(text: bytes, layout: Layout) -> tuple[bytes, Layout]:
 
 
 def _has_header(path: Path, text: bytes, layout: Layout) -> bool:
-    """Known names, or words above numbers."""
+    """Whether the first line is a header: it has known names, or words in a column that has numbers further down."""
     head = [fields for _, fields in islice(records(path, text, layout), 20) if fields]
     if is_header(head[0]):
         return True
@@ -195,14 +198,14 @@ def _locate_roles(path: Path, names: list[str], header: bool, columns: Columns |
             if len(matching) > 1 and role not in (columns or {}):
                 twins = " and ".join(names[i] for i in matching)
                 raise DataError(
-                    f"{path}: columns {twins} could both be the {role}; say which with --columns user=NAME,item=NAME"
+                    f"{path}: columns {twins} could both be the {role}; choose with --columns user=NAME,item=NAME"
                 )
             if matching:
                 where[role] = matching[0]
     elif columns is None:
         if not 2 <= len(names) <= 4:
             expected = "user item [rating [timestamp]]"
-            fail(path, 1, f"has {counted(len(names))}; expected {expected}, a header, or columns that say what is what")
+            fail(path, 1, f"has {counted(len(names))}; expected {expected}, a header, or --columns user=1,item=2")
         where = {role: i for i, role in enumerate(ROLES[: len(names)])}
     for role, wanted in (columns or {}).items():
         if wanted in names:
@@ -215,7 +218,7 @@ def _locate_roles(path: Path, names: list[str], header: bool, columns: Columns |
     if missing:
         raise DataError(
             f"{path}: no {' and no '.join(missing)} column; the columns are {', '.join(names)}; "
-            "say which with --columns user=NAME,item=NAME"
+            "name them with --columns user=NAME,item=NAME"
         )
     return where
 

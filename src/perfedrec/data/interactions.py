@@ -1,4 +1,4 @@
-"""Implicit feedback as immutable CSR arrays with external ids."""
+"""Implicit feedback as immutable CSR arrays, with the ids of the data."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ Ints = NDArray[np.int64]
 class Interactions:
     """Implicit feedback as CSR rows: user ``u`` took ``items[offsets[u]:offsets[u + 1]]``, ascending and unique.
 
-    ``user_ids`` [n] and ``item_ids`` [m] are external ids (int64, or objects of str): the position is the internal
-    index. ``offsets`` int64 [n + 1], ``items`` int64 [nnz], ``timestamps`` int64 [nnz] in seconds, aligned with
-    ``items``, or None. The arrays are read-only. Raises :class:`DataError` when they contradict each other.
+    ``user_ids`` [n] and ``item_ids`` [m] are the ids of the data (int64, or objects of str); the position of an id is
+    its internal index. ``offsets`` int64 [n + 1], ``items`` int64 [nnz], ``timestamps`` int64 [nnz] in seconds since
+    1970, aligned with ``items``, or None. The arrays are read-only. Raises :class:`DataError` where the arrays do not
+    fit together.
     """
 
     user_ids: Ids
@@ -68,12 +69,12 @@ class Interactions:
 
     @property
     def degrees(self) -> Ints:
-        """int64 [n] interactions of each user."""
+        """int64 [n] the number of interactions of each user."""
         return np.diff(self.offsets)
 
     @cached_property
     def item_degrees(self) -> Ints:
-        """int64 [m] interactions of each item, read-only."""
+        """int64 [m] the number of interactions of each item; read-only."""
         return _frozen_ints(np.bincount(self.items, minlength=self.n_items), "item_degrees")
 
     def users_of_rows(self) -> Ints:
@@ -81,15 +82,15 @@ class Interactions:
         return np.repeat(np.arange(self.n_users), self.degrees)
 
     def user_index(self, external_id: int | str) -> int:
-        """Internal index of a user id, given as int or str. Raises :class:`DataError` for an id that is not known."""
+        """The internal index of a user id, given as int or str. Raises :class:`DataError` for an unknown id."""
         return _index_of(self.user_ids, external_id, "user")
 
     def item_index(self, external_id: int | str) -> int:
-        """Internal index of an item id, given as int or str. Raises :class:`DataError` for an id that is not known."""
+        """The internal index of an item id, given as int or str. Raises :class:`DataError` for an unknown id."""
         return _index_of(self.item_ids, external_id, "item")
 
     def frame(self) -> pl.DataFrame:
-        """Columns user, item and, where known, timestamp, in external ids; one row per interaction."""
+        """A frame with columns user, item and, where known, timestamp: external ids, one row per interaction."""
         columns = {"user": id_series(self.user_ids).gather(self.users_of_rows())}
         columns["item"] = id_series(self.item_ids).gather(self.items)
         if self.timestamps is not None:
@@ -102,7 +103,7 @@ class Interactions:
     ) -> Interactions:
         """Build from rows in any order: ``users`` and ``items`` int64 [rows] are internal indices.
 
-        Of rows that repeat a (user, item) pair the earliest is kept.
+        Of the rows that repeat a pair of user and item, the earliest is kept.
         """
         keys = users.astype(np.int64) * max(len(item_ids), 1) + items
         if not np.all(keys[1:] > keys[:-1]):
@@ -117,10 +118,11 @@ class Interactions:
     def from_frame(
         cls, frame: pl.DataFrame, *, user_ids: Ids | None = None, item_ids: Ids | None = None
     ) -> Interactions:
-        """Build from a frame with columns user, item and optionally timestamp; further columns are ignored.
+        """Build from a frame with columns user, item and optionally timestamp; other columns are ignored.
 
-        ``user_ids`` and ``item_ids`` fix the id maps; without them the ids that occur are taken in ascending order.
-        Of rows that repeat a pair the earliest is kept. Raises :class:`DataError` for an id outside the given maps.
+        ``user_ids`` and ``item_ids`` give the ids and their order; without them, the ids are those of the frame in
+        ascending order. Of the rows that repeat a pair, the earliest is kept. Raises :class:`DataError` where a column
+        is missing, or an id is not among the given ones.
         """
         for name in ("user", "item"):
             if name not in frame.columns:
@@ -141,30 +143,30 @@ class Interactions:
     def from_file(
         cls, path: str | Path, format: str = "auto", columns: Mapping[str, str | int] | None = None
     ) -> Interactions:
-        """Read a file in any format that :func:`perfedrec.data.formats.read` knows."""
+        """Read a file in any known format; arguments and errors are those of :func:`perfedrec.data.formats.read`."""
         from perfedrec.data.formats import read
 
         return cls.from_frame(read(path, format, columns))
 
     @classmethod
     def from_csv(cls, path: str | Path, columns: Mapping[str, str | int] | None = None) -> Interactions:
-        """Read a comma, semicolon or tab separated file; see :func:`perfedrec.data.formats.read`."""
+        """Read a file separated by commas, semicolons or tabs: see :func:`perfedrec.data.formats.read`."""
         return cls.from_file(path, "csv", columns)
 
 
 def ordering(*keys: NDArray[Any]) -> Ints:
-    """int64 [rows] the rows in ascending order of the first key, then of the second, and so on."""
+    """int64 [rows] the order that sorts rows by the first of ``keys`` [rows], then by the second, and so on."""
     table = pl.DataFrame({str(i): key for i, key in enumerate(keys)})
     return table.select(pl.arg_sort_by(table.columns).cast(pl.Int64)).to_series().to_numpy()
 
 
 def id_series(ids: Ids) -> pl.Series:
-    """Ids as a polars column: Int64 or String."""
+    """Ids as a polars series: Int64 or String."""
     return pl.Series(ids) if ids.dtype.kind == "i" else pl.Series(ids.tolist(), dtype=pl.String)
 
 
 def unique_ids(column: pl.Series) -> Ids:
-    """The distinct ids of a column, ascending: int64 [k], or objects of str."""
+    """The distinct ids of a column in ascending order: int64 [k], or objects of str."""
     distinct = column.unique().sort()
     if distinct.dtype.is_integer():
         return distinct.cast(pl.Int64).to_numpy()
@@ -172,7 +174,7 @@ def unique_ids(column: pl.Series) -> Ids:
 
 
 def encode(column: pl.Series, ids: Ids) -> Ints:
-    """int64 [rows] the position of each value in ``ids``, -1 where it does not occur there."""
+    """int64 [rows] the position of each value of ``column`` in ``ids``, or -1 where it does not occur there."""
     known = id_series(ids)
     left = pl.DataFrame({"id": column.cast(known.dtype, strict=False)})
     right = pl.DataFrame({"id": known, "index": np.arange(len(ids))})

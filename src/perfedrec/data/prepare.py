@@ -1,4 +1,4 @@
-"""From ratings as logged to implicit feedback: threshold, repetitions, k-core."""
+"""Preparing data: from logged ratings to implicit feedback, by a rating threshold, removed repetitions and a k-core."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perfedrec.data.interactions import encode, unique_ids
 
 @dataclass(frozen=True)
 class Step:
-    """Counts after one step of preparation."""
+    """The counts after one step of preparation."""
 
     what: str
     users: int
@@ -23,13 +23,13 @@ class Step:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """Counts as read and after each step that was taken; ``duplicates`` rows repeated a (user, item) pair."""
+    """The counts at the start and after each step. ``duplicates`` is the number of rows that repeated a pair."""
 
     steps: tuple[Step, ...]
     duplicates: int
 
     def lines(self) -> list[str]:
-        """One sentence per step."""
+        """The report as lines, one for each step."""
         return [
             f"{step.what}: {step.users:,} users, {step.items:,} items, {step.interactions:,} interactions"
             for step in self.steps
@@ -39,12 +39,13 @@ class PrepareReport:
 def prepare(
     frame: pl.DataFrame, *, min_rating: float | None = None, k_core: int = 0
 ) -> tuple[pl.DataFrame, PrepareReport]:
-    """Turn rows of user, item[, rating][, timestamp] into implicit feedback, sorted by user and time.
+    """Turn rows of user, item and optionally rating and timestamp into implicit feedback, sorted by user and time.
 
-    In this order: rows rated below ``min_rating`` are removed (None: every row counts, whatever its rating), of rows
-    that repeat a (user, item) pair the earliest is kept, and users and items with fewer than ``k_core`` interactions
-    are removed until none is left (the k-core of the bipartite graph). Ratings are gone from the result.
-    Raises :class:`DataError` when there are no ratings to compare or nothing is left.
+    The steps, in this order: rows rated below ``min_rating`` are removed (None: all rows count, whatever their rating);
+    of the rows that repeat a pair of user and item, the earliest is kept; users and items with fewer than ``k_core``
+    interactions are removed, again and again until there are none (the k-core of the bipartite graph). The result has
+    no ratings. Raises :class:`DataError` where ``k_core`` is negative, where there are no ratings to compare with
+    ``min_rating``, and where no interaction is left.
     """
     if k_core < 0:
         raise DataError(f"k_core must be at least 0, got {k_core}")
@@ -68,7 +69,7 @@ def prepare(
 
 
 def _core(frame: pl.DataFrame, k: int) -> np.ndarray:
-    """bool [rows] the rows of the k-core."""
+    """bool [rows] whether each row is in the k-core."""
     codes = [encode(frame[name], unique_ids(frame[name])) for name in ("user", "item")]
     rows = np.arange(frame.height)
     while True:

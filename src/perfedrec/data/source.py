@@ -1,11 +1,12 @@
-"""One entrance to all data: a specification becomes a data set."""
+"""Loading data sets: one function for files, folders and synthetic data."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import polars as pl
 
@@ -20,7 +21,7 @@ from perfedrec.data.synthetic import synthetic
 
 PARTS = ("train", "valid", "test")
 SUFFIXES = (".txt", ".csv", ".tsv", ".parquet", ".inter")
-WHOLE = {"u.data": "ml-100k", "ratings.dat": "ml-1m", "ratings.csv": "ml-csv"}  # file: format
+WHOLE = {"u.data": "ml-100k", "ratings.dat": "ml-1m", "ratings.csv": "ml-csv"}  # known files and their formats
 MOVIELENS = {
     "user": (("u.user", "users.dat"), read_movielens_users),
     "item": (("u.item", "movies.dat"), read_movielens_items),
@@ -35,95 +36,135 @@ SYNTHETIC: dict[str, type[int] | type[float]] = {
 }
 
 
-def load(
-    spec: str | Path | None = None,
-    *,
-    format: str = "auto",
-    columns: Columns | None = None,
-    train: str | Path | None = None,
-    valid: str | Path | None = None,
-    test: str | Path | None = None,
-    min_rating: float | None = None,
-    k_core: int = 0,
-    split_how: str = "leave-one-out",
-    order: str = "auto",
-    seed: int = 0,
-) -> Dataset:
-    """The data set that ``spec`` names, or that ``train``, ``valid`` and ``test`` hold.
+class LoadOptions(TypedDict, total=False):
+    """The options of :func:`load`, which are keyword arguments."""
+
+    format: str
+    columns: Columns | None
+    train: str | Path | None
+    valid: str | Path | None
+    test: str | Path | None
+    min_rating: float | None
+    k_core: int
+    split_how: str
+    order: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Options:
+    """All options of :func:`load`, with their defaults."""
+
+    format: str = "auto"
+    columns: Columns | None = None
+    train: str | Path | None = None
+    valid: str | Path | None = None
+    test: str | Path | None = None
+    min_rating: float | None = None
+    k_core: int = 0
+    split_how: str = "leave-one-out"
+    order: str = "auto"
+    seed: int = 0
+
+    @staticmethod
+    def of(given: LoadOptions) -> _Options:
+        known = [field.name for field in fields(_Options)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"load() has no option {name!r}: expected {', '.join(known)}{hint}")
+        return _Options(**given)
+
+
+def load(spec: str | Path | None = None, **options: Unpack[LoadOptions]) -> Dataset:
+    """Load a data set: the one that ``spec`` names, or the one in the three files ``train``, ``valid`` and ``test``.
 
     ``spec`` is one of
 
     - ``synthetic`` or ``synthetic:users=5000,items=7000,...``: see :func:`perfedrec.data.synthetic.synthetic`;
-    - a folder with train, valid and test (.txt, .csv, .tsv, .parquet or .inter), which is taken as it is;
-    - a folder of MovieLens, or a single file, which is prepared (``min_rating``, ``k_core``) and split (``split_how``,
-      ``order``, ``seed``). Order "auto" is by time where there are timestamps and random elsewhere.
+    - a folder with train, valid and test (.txt, .csv, .tsv, .parquet or .inter): this split is used as it is;
+    - a folder of MovieLens, or a single file: its interactions are prepared and split.
 
-    Beside the data may lie ``user_attributes.csv`` and ``item_attributes.csv``; MovieLens 100K and 1M have their own.
-    ``format`` and ``columns`` are those of :func:`perfedrec.data.formats.read`.
-    Raises :class:`DataError`, also for ``min_rating`` or ``k_core`` on a split that is given.
+    The folder of the data may also hold ``user_attributes.csv`` and ``item_attributes.csv``. MovieLens 100K and 1M have
+    attributes of their own.
+
+    Options, all of them keyword arguments (see :class:`LoadOptions`):
+
+    - ``format`` ("auto") and ``columns`` (None): the format of the files and the places of their columns, as in
+      :func:`perfedrec.data.formats.read`;
+    - ``train``, ``valid``, ``test`` (None): the files of a split, instead of ``spec``;
+    - ``min_rating`` (None): interactions with a lower rating are removed;
+    - ``k_core`` (0): users and items with fewer interactions are removed, repeatedly;
+    - ``split_how`` ("leave-one-out") or "ratio": see :func:`perfedrec.data.split.split`;
+    - ``order`` ("auto"): the order of a user's interactions for the split, "time" or "random"; "auto" is by time where
+      the data have timestamps, and random otherwise;
+    - ``seed`` (0): the seed of a random order, at least 0.
+
+    Raises :class:`DataError` for data that cannot be read, and for ``min_rating`` or ``k_core`` with a split that is
+    given. Raises :class:`TypeError` for an option that does not exist.
     """
-    check_name(order, ("auto", *ORDERS), "order")
-    if given := {name: path for name, path in zip(PARTS, (train, valid, test), strict=True) if path is not None}:
+    chosen = _Options.of(options)
+    check_name(chosen.order, ("auto", *ORDERS), "order")
+    files = {"train": chosen.train, "valid": chosen.valid, "test": chosen.test}
+    if given := {part: path for part, path in files.items() if path is not None}:
         if spec is not None or len(given) < 3:
-            raise DataError("say either where the data are, or all of train, valid and test")
-        return _given(given, Path(given["train"]).parent, format, columns, min_rating, k_core)
+            raise DataError(
+                "the data are named twice or in part; expected either a file, a folder or synthetic:..., or all of "
+                "train, valid and test"
+            )
+        return _given(given, Path(given["train"]).parent, chosen)
     if spec is None:
-        raise DataError("no data: name a file, a folder, synthetic:..., or train, valid and test")
+        raise DataError("no data are named; expected a file, a folder, synthetic:..., or train, valid and test")
 
     text = str(spec)
     if text.partition(":")[0] == "synthetic":
         interactions, truth = synthetic(**_settings(text))
-        data = _split(interactions.frame(), text, min_rating, k_core, split_how, order, seed)
+        data = _split(interactions.frame(), text, chosen)
         return replace(data, truth=truth.take(data.train.user_ids, data.train.item_ids))
     path = Path(spec)
     if not path.is_dir():
-        data = _split(read(path, format, columns), path.stem, min_rating, k_core, split_how, order, seed)
-        return _with_attributes(data, path.parent)
+        return _with_attributes(_split(read(path, chosen.format, chosen.columns), path.stem, chosen), path.parent)
     parts = {part: found for part in PARTS if (found := _find(path, part)) is not None}
     if parts:
-        return _given(parts, path, format, columns, min_rating, k_core)
-    whole = _whole(path)
-    chosen = WHOLE.get(whole.name, "auto") if format == "auto" else format
-    name = path.resolve().name
-    data = _split(read(whole, chosen, columns), name, min_rating, k_core, split_how, order, seed)
-    return _with_attributes(data, path)
+        return _given(parts, path, chosen)
+    file = _single_file(path)
+    format = WHOLE.get(file.name, "auto") if chosen.format == "auto" else chosen.format
+    return _with_attributes(_split(read(file, format, chosen.columns), path.resolve().name, chosen), path)
 
 
-def _split(
-    frame: pl.DataFrame, name: str, min_rating: float | None, k_core: int, how: str, order: str, seed: int
-) -> Dataset:
-    frame, report = prepare(frame, min_rating=min_rating, k_core=k_core)
+def _split(frame: pl.DataFrame, name: str, options: _Options) -> Dataset:
+    """Prepare and split the interactions of one file."""
+    frame, report = prepare(frame, min_rating=options.min_rating, k_core=options.k_core)
+    order = options.order
     if order == "auto":
         order = "time" if "timestamp" in frame.columns else "random"
-    data = split(Interactions.from_frame(frame), how, order, seed=seed, name=name)
+    data = split(Interactions.from_frame(frame), options.split_how, order, seed=options.seed, name=name)
     return replace(data, notes=replace(data.notes, duplicates=report.duplicates, remarks=tuple(report.lines())))
 
 
-def _given(
-    parts: Mapping[str, str | Path],
-    folder: Path,
-    format: str,
-    columns: Columns | None,
-    min_rating: float | None,
-    k_core: int,
-) -> Dataset:
+def _given(parts: Mapping[str, str | Path], folder: Path, options: _Options) -> Dataset:
+    """The data set of a split that is given as files."""
     if missing := [part for part in PARTS if part not in parts]:
         raise DataError(f"{folder}: a split that is given needs train, valid and test; missing: {', '.join(missing)}")
-    if min_rating is not None or k_core:
-        raise DataError(f"{folder}: a split that is given is taken as it is; min_rating and k_core need a single file")
-    data = from_files(parts["train"], parts["valid"], parts["test"], format, columns)
+    if options.min_rating is not None or options.k_core:
+        raise DataError(
+            f"{folder}: a split that is given is not prepared again; expected min_rating and k_core with a single file "
+            "only"
+        )
+    data = from_files(parts["train"], parts["valid"], parts["test"], options.format, options.columns)
     return _with_attributes(data, folder)
 
 
 def _find(folder: Path, part: str) -> Path | None:
     found = [folder / (part + suffix) for suffix in SUFFIXES if (folder / (part + suffix)).is_file()]
     if len(found) > 1:
-        raise DataError(f"{folder}: holds {' and '.join(path.name for path in found)}; expected one of them")
+        raise DataError(f"{folder}: holds {' and '.join(path.name for path in found)}; expected only one of them")
     return found[0] if found else None
 
 
-def _whole(folder: Path) -> Path:
-    """The one file of interactions in a folder."""
+def _single_file(folder: Path) -> Path:
+    """The only file of interactions in a folder."""
     found = [folder / name for name in WHOLE if (folder / name).is_file()] or sorted(folder.glob("*.inter"))
     if len(found) != 1:
         raise DataError(
@@ -134,7 +175,7 @@ def _whole(folder: Path) -> Path:
 
 
 def _with_attributes(data: Dataset, folder: Path) -> Dataset:
-    """The data set with the attributes that lie beside it, and remarks on them."""
+    """The data set with the attributes in its folder, and remarks about them."""
     users, of_users = attributes_beside(folder, "user", data.train.user_ids)
     items, of_items = attributes_beside(folder, "item", data.train.item_ids)
     notes = replace(data.notes, remarks=data.notes.remarks + of_users + of_items)
@@ -144,8 +185,11 @@ def _with_attributes(data: Dataset, folder: Path) -> Dataset:
 def attributes_beside(
     folder: Path, kind: Literal["user", "item"], ids: Ids, encoding: Encoding | None = None
 ) -> tuple[Attributes | None, tuple[str, ...]]:
-    """The attributes of ``ids`` [n], users or items, that lie in a folder (``None`` where there are none), and
-    remarks; as in :func:`perfedrec.data.attributes.read_attributes`."""
+    """The attributes of the users or items ``ids`` [n] that a folder holds, and remarks; ``None`` where it holds none.
+
+    ``kind`` says which, and ``encoding`` how the attributes become numbers: see
+    :func:`perfedrec.data.attributes.read_attributes`.
+    """
     movielens, reader = MOVIELENS[kind]
     if (folder / f"{kind}_attributes.csv").is_file():
         return read_attributes(folder / f"{kind}_attributes.csv", ids, kind, encoding)
@@ -155,7 +199,7 @@ def attributes_beside(
 
 
 def _settings(spec: str) -> dict[str, Any]:
-    """The keyword arguments that ``synthetic:key=value,...`` stands for."""
+    """The arguments of :func:`synthetic` in a specification ``synthetic:key=value,...``."""
     chosen: dict[str, Any] = {}
     for setting in filter(None, spec.partition(":")[2].split(",")):
         key, _, value = (part.strip() for part in setting.partition("="))

@@ -1,4 +1,4 @@
-"""From interactions to a data set: splits, and parts that are given."""
+"""Making a data set of interactions: by a split, or from three files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,17 @@ def split(
     seed: int = 0,
     name: str = "data",
 ) -> Dataset:
-    """Split each user's interactions, put in order by time or at random, into training, validation and test.
+    """Split the interactions of each user into training, validation and test.
 
-    "leave-one-out": the last one is for testing, the one before for validation. "ratio": the first ``ratio[0]`` of
-    them train and the last ``ratio[2]`` test, with the limits between the parts rounded. Users with fewer than 3
-    interactions stay in training and are counted in ``notes``. Interactions at the same second are put in random
-    order, so that ids have no say.
-    Raises :class:`DataError` when ``order`` is "time" and there are no timestamps.
+    The interactions of a user are first put in ``order``: by "time", or "random". Interactions of the same second are
+    in random order, so that ids have no influence. Then, with ``how`` "leave-one-out", the last one is for testing and
+    the one before for validation. With "ratio", the first ``ratio[0]`` of them are for training and the last
+    ``ratio[2]`` for testing; the limits between the parts are rounded. Users with fewer than 3 interactions stay in
+    training and are counted in the ``notes`` of the data set. ``seed`` (at least 0) decides the random order, and
+    ``name`` is the name of the data set.
+
+    Raises :class:`DataError` for an unknown ``how`` or ``order``, a ``ratio`` that does not add up to 1, a negative
+    seed, and where ``order`` is "time" and there are no timestamps.
     """
     check_name(how, SPLITS, "split")
     check_name(order, ORDERS, "order")
@@ -45,7 +49,7 @@ def split(
     if order == "random":
         sequence = ordering(users, chance)
     elif interactions.timestamps is None:
-        raise DataError("the data have no timestamps to split by: use order random")
+        raise DataError("the data have no timestamps to split by; expected order random")
     else:
         sequence = ordering(users, interactions.timestamps, chance)
     place = np.empty_like(sequence)
@@ -65,8 +69,8 @@ def split(
         for p in range(3)
     ]
     shares = "" if how == "leave-one-out" else " " + ":".join(f"{share:g}" for share in ratio)
-    told = f"{how}{shares} by time" if order == "time" else f"{how}{shares} in random order (seed {seed})"
-    return assemble(name, interactions.user_ids, interactions.item_ids, rows, told, int(short.sum()))
+    made = f"{how}{shares} by time" if order == "time" else f"{how}{shares} in random order (seed {seed})"
+    return assemble(name, interactions.user_ids, interactions.item_ids, rows, made, int(short.sum()))
 
 
 def from_files(
@@ -77,18 +81,19 @@ def from_files(
     columns: Columns | None = None,
     name: str | None = None,
 ) -> Dataset:
-    """A data set whose three parts are given as files. Ratings are ignored: each line is an interaction.
+    """Make a data set of three files. Ratings are ignored: each line is an interaction.
 
-    With format "auto", what looks like triples or an adjacency list in the training file is taken for the same in the
-    other two.
+    ``format`` and ``columns`` are those of :func:`perfedrec.data.formats.read`, which also raises. With format "auto",
+    if the training file is detected as triples or an adjacency list, the other two are read as the same format.
+    ``name`` is the name of the data set (default: the name of the folder of the training file).
     """
     paths = [Path(train), Path(valid), Path(test)]
     if format == "auto" and (found := detect(paths[0])) in ("triples", "adjacency"):
-        format = found  # held-out files are small, and the smaller a file the more alike the two look
+        format = found  # held-out files are small, and in a small file the two formats are harder to tell apart
     frames = [read(path, format, columns) for path in paths]
     for column in ("user", "item"):
         kinds = {frame[column].dtype for frame in frames if frame.height} or {pl.Int64()}
-        kind = kinds.pop() if len(kinds) == 1 else pl.String()  # integers in one part, names in another: all are names
+        kind = kinds.pop() if len(kinds) == 1 else pl.String()  # integers in one part, names in another: names in all
         frames = [frame.with_columns(pl.col(column).cast(kind)) for frame in frames]
     user_ids = unique_ids(pl.concat([frame["user"] for frame in frames]))
     item_ids = unique_ids(pl.concat([frame["item"] for frame in frames]))

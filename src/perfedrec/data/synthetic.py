@@ -1,10 +1,11 @@
-"""Synthetic interactions with planted taste clusters.
+"""Synthetic interactions with known taste clusters.
 
-The law. Items are dealt to ``clusters`` taste clusters of equal size, users to equally likely ones. Item popularity
-follows a power law: the item of rank r (ranks are dealt at random) has weight r^-0.8. Activity is log-normal: user u
-takes n_u items, with mean about ``interactions_per_user`` and sigma 0.7. A user draws items one after the other, each
-time with probability ``strength`` among the items of their own cluster and otherwise among all items, in both cases in
-proportion to the weights; a repeat is drawn again. Times are uniform over one year, independent of everything else.
+How they are drawn. Each item belongs to one of ``clusters`` taste clusters of equal size, and each user to one of them
+with equal probability. Item popularity follows a power law: the item of rank r (ranks are random) has weight r^-0.8.
+The number of items of a user is log-normal, with a mean of about ``interactions_per_user`` and sigma 0.7. A user draws
+these items one after the other: with probability ``strength`` from the items of the user's own cluster, otherwise from
+all items, in both cases in proportion to the weights. An item that the user already has is drawn again. Times are
+uniform over one year and independent of everything else.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ def synthetic(
     seed: int = 0,
     strength: float = 0.8,
 ) -> tuple[Interactions, SyntheticTruth]:
-    """Draw interactions of ``users`` x ``items`` by the law at the top of this module; ids are 0, 1, 2, ...
+    """Draw interactions of ``users`` users and ``items`` items as this module describes; ids are 0, 1, 2, ...
 
-    A user takes at least 3 items and at most half of the items of their cluster. Raises :class:`DataError` for sizes
-    that leave no room for that.
+    A user has at least 3 items, and at most as many as half of a cluster. Returns the interactions and the truth behind
+    them. Raises :class:`DataError` for sizes that make this impossible, for a ``strength`` outside 0 to 1, and for a
+    negative ``seed``.
     """
     if min(users, items, clusters) < 1 or seed < 0:
         raise DataError("synthetic data need users, items and clusters of at least 1, and a seed of at least 0")
@@ -66,7 +68,7 @@ def _draw_distinct(truth: SyntheticTruth, wanted: Ints, strength: float, rng: np
     by_cluster = np.argsort(truth.item_clusters, kind="stable")
     limits = np.concatenate([[0.0], np.cumsum(truth.popularity[by_cluster])])
     first = np.searchsorted(truth.item_clusters[by_cluster], np.arange(truth.item_clusters.max() + 2))
-    low, high = limits[first[:-1]], limits[first[1:]]  # the stretch of the cumulative weights that is a cluster's
+    low, high = limits[first[:-1]], limits[first[1:]]  # the range of cumulative weights that belongs to each cluster
 
     def draw(rows: Ints) -> Ints:
         own = rng.random(rows.size) < strength

@@ -1,4 +1,4 @@
-"""The text of data files: bytes that are read, cleaned, and cut into lines, fields and records."""
+"""The text of data files: reading bytes, cleaning them, and cutting them into lines, fields and records."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ CONTROL = bytes(code for code in range(32) if chr(code) not in "\t\n")
 
 @dataclass(frozen=True)
 class Layout:
-    """How the text of a file is arranged. ``separator`` " " stands for any white space, "" for "find out"."""
+    """How the text of a file is arranged.
+
+    The ``separator`` " " stands for any white space, and "" means that it is to be detected.
+    """
 
     separator: str
-    header: bool | None = None  # None: find out
+    header: bool | None = None  # None: to be detected
     adjacency: bool = False
     integers: bool = False  # ids must be integers
 
 
 def fail(path: Path, line: int, problem: str) -> NoReturn:
-    """Say what is wrong in a line, counted from 1."""
+    """Raise :class:`DataError` for a problem in a line, counted from 1."""
     raise DataError(f"{path}, line {line}: {problem}")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file that exists and is not empty."""
+    """The bytes of a file. Raises :class:`DataError` where it does not exist, is empty or cannot be read."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; expected a file")
     try:
@@ -48,7 +51,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def clean(path: Path, data: bytes) -> bytes:
-    """UTF-8 text with plain line ends and none at the end; line numbers stay as they are."""
+    """The text of a file as UTF-8, with line ends ``\\n`` and none at the end. Line numbers do not change.
+
+    Raises :class:`DataError` for an empty text, a control character, and text that is not UTF-8.
+    """
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n ")
     if not data.strip():
         raise DataError(f"{path}: is empty")
@@ -72,7 +78,7 @@ def _parts(data: bytes) -> Iterator[bytes]:
 
 
 def single_spaces(data: bytes) -> bytes:
-    """Any run of spaces and tabs as one space, none at either end of a line."""
+    """The text with each run of spaces and tabs replaced by one space, and without spaces at the ends of lines."""
     if b"\t" in data:
         data = data.replace(b"\t", b" ")
     if b"  " in data:
@@ -88,14 +94,18 @@ def filled_lines(text: bytes) -> pl.Series:
 
 
 def all_lines(text: bytes) -> pl.DataFrame:
-    """One row per line, null where it is blank; row i is line i + 1."""
+    """A column ``line`` with one row per line, null where the line is blank; row i is line i + 1."""
     return pl.read_csv(
         text, has_header=False, new_columns=["line"], separator="\x1f", quote_char=None, infer_schema=False
     )
 
 
 def records(path: Path, text: bytes, layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    """Line number, counted from 1, and fields of each record; a blank line has none. Slow: for heads and errors."""
+    """The line number (counted from 1) and the fields of each record; a blank line has no fields.
+
+    This is slow: it is meant for the first lines of a file and for error messages. Raises :class:`DataError` where a
+    line cannot be split.
+    """
     stream = io.TextIOWrapper(io.BytesIO(text), newline="")
     if layout.separator in (",", ";", "\t"):
         reader, line = csv.reader(stream, delimiter=layout.separator), 1
@@ -112,12 +122,12 @@ def records(path: Path, text: bytes, layout: Layout) -> Iterator[tuple[int, list
 
 
 def complain_about_width(path: Path, text: bytes, layout: Layout, width: int) -> None:
-    """Say which record has not ``width`` fields, where there is one."""
+    """Raise :class:`DataError` for the first record that does not have ``width`` fields; do nothing if all have."""
     for line, fields in records(path, text, layout):
         if fields and len(fields) != width:
             fail(path, line, f"has {counted(len(fields))}; expected {width} as in the first line")
 
 
 def counted(n: int) -> str:
-    """So many columns, in words."""
+    """A number of columns as text: ``1 column``, ``3 columns``."""
     return "1 column" if n == 1 else f"{n} columns"

@@ -1,4 +1,4 @@
-"""From cells of text to ids, ratings and times, or the first cell that is none."""
+"""Converting cells of text to ids, ratings and times, and finding the first cell that cannot be converted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "timestamp": pl.Int64,
 }
 ROLES = tuple(SCHEMA)
-Bad = tuple[int, str] | None  # row and problem
+Bad = tuple[int, str] | None
+"""The first cell that cannot be converted: its row and the problem. ``None`` where there is no such cell."""
 
 
 def convert(table: pl.DataFrame, integers: bool, complain: Callable[[int, str], NoReturn]) -> pl.DataFrame:
-    """A table of cells by role as ids, ratings and times; ``complain`` gets the row and the problem of a bad one."""
+    """Convert a table with columns by role to ids, ratings and times.
+
+    ``integers`` requires all ids to be integers. ``complain`` is called with the row and the problem of the first cell
+    that cannot be converted; it must raise.
+    """
     done: dict[str, pl.Series] = {}
     for role in ROLES:
         if role in table.columns:
@@ -32,7 +37,10 @@ def convert(table: pl.DataFrame, integers: bool, complain: Callable[[int, str], 
 
 
 def parse_ids(values: pl.Series, integers: bool = False) -> tuple[pl.Series, Bad]:
-    """Ids as Int64 if all are plain integers, else as String; and the first that is none, with what was expected."""
+    """Ids as Int64 if all are plain integers, otherwise as String; and the first cell that is not an id.
+
+    With ``integers``, only integers are ids.
+    """
     if values.dtype == pl.String:
         numbers = values.cast(pl.Int64, strict=False)
         if numbers.null_count():
@@ -57,12 +65,12 @@ def parse_ids(values: pl.Series, integers: bool = False) -> tuple[pl.Series, Bad
 
 
 def _canonical(values: pl.Series, numbers: pl.Series) -> bool:
-    """Whether no number was written with a sign or leading zeros: "007" and "7" may be two items.
+    """Whether all numbers are written without a plus sign and leading zeros: "007" and "7" may be different items.
 
-    What is parsed is never shorter than the number written plainly, so it is enough to compare total lengths.
+    A text is never shorter than its number in plain form, so it is enough to compare the total lengths.
     """
     if (numbers < 0).any():
-        return True  # refused as such later
+        return True  # the caller refuses negative numbers with another message
     plain = len(numbers)
     for digits in range(1, 19):
         longer = int((numbers >= 10**digits).sum())
@@ -80,7 +88,7 @@ def _ratings(values: pl.Series) -> tuple[pl.Series, Bad]:
 
 
 def _times(values: pl.Series) -> tuple[pl.Series, Bad]:
-    """Seconds since 1970 as Int64; a column is numbers or dates, whichever more of it can be read as."""
+    """Seconds since 1970 as Int64. A column is read as numbers or as dates, whichever fits more of its cells."""
     expected = "seconds since 1970 or an ISO date"
     if values.dtype.is_temporal():
         numbers = values.cast(pl.Datetime("ms")).dt.epoch("s").cast(pl.Float64)
@@ -105,7 +113,7 @@ def _times(values: pl.Series) -> tuple[pl.Series, Bad]:
 
 
 def _dates(values: pl.Series) -> pl.Series:
-    """ISO dates, with or without time, as seconds; null where that fails."""
+    """ISO dates, with or without time, as seconds since 1970; null where a value is not such a date."""
     for dtype in (pl.Datetime("ms"), pl.Date):
         try:
             return values.str.strptime(dtype, strict=False).cast(pl.Datetime("ms")).dt.epoch("s").cast(pl.Float64)

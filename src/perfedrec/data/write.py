@@ -1,4 +1,4 @@
-"""Writing a data set as files that :func:`perfedrec.data.load` reads back."""
+"""Writing a data set as files that :func:`perfedrec.data.load` can read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ WRITABLE = ("csv", "parquet")
 
 
 def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
-    """Write train, valid and test with external ids to ``folder``, as csv or parquet (``format``); attributes as CSV.
+    """Write train, valid and test to ``folder`` as "csv" or "parquet" (``format``), and attributes as CSV.
 
-    Reading the folder gives a data set of the same fingerprint. What the split left out is not written. The folder
-    appears only when it is complete. Raises :class:`DataError` when it exists and is not empty, or cannot be written.
+    The files have the ids of the data. Interactions that the split left out are not written. A data set that is loaded
+    from the folder has the same fingerprint. The folder appears only when it is complete. Raises :class:`DataError`
+    where the folder exists and is not empty, and where it cannot be written. Returns the folder.
     """
     check_name(format, WRITABLE, "format to write")
     folder = Path(folder)
@@ -41,7 +42,7 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
                 frame.write_parquet(scratch / f"{name}.parquet")
         write_attributes(scratch, "user", dataset.train.user_ids, dataset.user_attributes)
         write_attributes(scratch, "item", dataset.train.item_ids, dataset.item_attributes)
-        scratch.chmod(0o755)  # mkdtemp makes it private
+        scratch.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
         if folder.exists():
             folder.rmdir()
         os.replace(scratch, folder)
@@ -53,7 +54,7 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
 
 
 def write_attributes(folder: Path, kind: str, ids: Ids, attributes: Attributes | None) -> None:
-    """Write the attributes of ``ids`` [n], where there are any, as the numbers that they became."""
+    """Write the encoded ``attributes`` of ``ids`` [n] to ``KIND_attributes.csv``; nothing where they are ``None``."""
     if attributes is not None:
         columns = {name: attributes.values[:, i] for i, name in enumerate(attributes.names)}
         pl.DataFrame({kind: id_series(ids), **columns}).write_csv(folder / f"{kind}_attributes.csv")

@@ -1,4 +1,4 @@
-"""Full ranking in chunks, additive ranking metrics, and what every recommender can do."""
+"""Evaluation: full ranking block by block, ranking metrics that can be added up, and the base of all recommenders."""
 
 from perfedrec.evaluation.ranking import Held, Totals, mask_seen, rank_block
 from perfedrec.evaluation.recommender import Recommender, Stored

@@ -1,9 +1,9 @@
 """Ranking metrics over all items that a user has not seen in training.
 
-With ``L`` the held-out items of a user, ``r_1 < r_2 < ...`` the ranks at which they stand in the list and ``k`` the
-cut-off: ``Recall = hits / |L|``; ``Precision = hits / k``; ``HR = [hits > 0]``; ``MRR = 1 / r_1`` if ``r_1 <= k``;
-``NDCG = sum_j 1 / log2(1 + r_j) / sum_{j <= min(k, |L|)} 1 / log2(1 + j)``. Means are over users with held-out items;
-coverage is the share of all items that stand in somebody's list.
+With ``L`` the held-out items of a user, ``r_1 < r_2 < ...`` their ranks in the list and ``k`` the cut-off:
+``Recall = hits / |L|``; ``Precision = hits / k``; ``HR = [hits > 0]``; ``MRR = 1 / r_1`` if ``r_1 <= k``;
+``NDCG = sum_j 1 / log2(1 + r_j) / sum_{j <= min(k, |L|)} 1 / log2(1 + j)``. Means are over users with held-out items.
+Coverage is the share of all items that are in the list of at least one user.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ METRICS = ("recall", "ndcg", "hr", "mrr", "precision")
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out items in CSR form: ``offsets`` [n + 1], ``items`` ascending within a user."""
+    """Held-out items of n users in CSR form: ``offsets`` [n + 1], and ``items``, which ascend within a user."""
 
     offsets: Tensor
     items: Tensor
 
     @staticmethod
     def of(offsets: NDArray[np.int64], items: NDArray[np.int64], device: torch.device) -> Held:
-        """From arrays."""
+        """From the arrays of a CSR matrix."""
         return Held(torch.tensor(offsets, device=device), torch.tensor(items, device=device))
 
     def counts(self, users: Tensor) -> Tensor:
+        """[B] the number of held-out items of each of ``users`` [B]."""
         return self.offsets[users + 1] - self.offsets[users]
 
     def rows(self, users: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs of segments [T] and items [T] for ``users`` [B]."""
+        """The held-out items [T] of ``users`` [B], with the position of their user among ``users``: segments, items."""
         rows, _ = block_rows(self.offsets, self.items, users)
         return rows.segments, rows.items
 
     def hits(self, users: Tensor, lists: Tensor, n_items: int) -> Tensor:
-        """[B, k] whether each recommended item of ``lists`` [B, k] is held out for its user."""
+        """[B, k] whether each item of the ``lists`` [B, k] is held out for its user of ``users`` [B]."""
         if not self.items.numel():
             return torch.zeros_like(lists, dtype=torch.bool)
         owners = torch.repeat_interleave(
@@ -54,7 +55,11 @@ class Held:
 
 
 def metrics(hits: Tensor, counts: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
-    """[B] float64 values of each metric, ``{"recall@10": ...}``, for ``hits`` [B, k] and ``counts`` [B], 1 or more."""
+    """The value of each metric for each user: ``{"recall@10": float64 [B], ...}``.
+
+    ``hits`` [B, max(ks)] says which places of a list hold a held-out item, ``counts`` [B] (at least 1) is the number of
+    held-out items, and ``ks`` are the cut-offs.
+    """
     hits, counts = hits.to(torch.float64), counts.to(torch.float64)
     ranks = torch.arange(1, max(ks) + 1, dtype=torch.float64, device=hits.device)
     discounts = (ranks + 1).log2().reciprocal()
@@ -72,8 +77,12 @@ def metrics(hits: Tensor, counts: Tensor, ks: tuple[int, ...]) -> dict[str, Tens
 
 @dataclass
 class Totals:
-    """The metrics of users, closed under ``+``: their sums, from which ``means`` gives the figures to report, and, by
-    user, what they are sums of: ``cases`` are users [B] and values [B] of each metric, block by block."""
+    """Sums of metrics over users; two of them can be added with ``+``. :meth:`means` gives the figures to report.
+
+    ``users`` is the number of users counted, ``sums`` holds the sum of each metric, and ``shown`` flags the items [m]
+    that were in at least one list, by cut-off. ``cases`` holds the values that were summed, block by block: users [B]
+    and the values [B] of each metric.
+    """
 
     ks: tuple[int, ...]
     n_items: int
@@ -83,8 +92,13 @@ class Totals:
     cases: list[tuple[Tensor, dict[str, Tensor]]] = field(default_factory=list)
 
     def add(self, hits: Tensor, counts: Tensor, lists: Tensor | None, users: Tensor) -> None:
-        """Count a block: ``hits`` and ``lists`` [B, max(ks)] (or as many as there are items; -1 where a list has ended;
-        ``None``: no lists, and no coverage), ``counts`` [B] held-out items (0: left out), ``users`` [B]."""
+        """Count a block of users.
+
+        ``hits`` [B, l] says which places of a list hold a held-out item; l is max(ks), or the number of items where
+        there are fewer. ``counts`` [B] are the numbers of held-out items; users with 0 are left out. ``lists`` [B, l]
+        holds the items, -1 after the end of a list; ``None`` where there are no lists, so that coverage is not
+        computed. ``users`` [B] are their indices.
+        """
         tested = counts > 0
         hits, counts, users = hits[tested], counts[tested], users[tested]
         self.users += users.numel()
@@ -99,7 +113,7 @@ class Totals:
                 flags[shown[shown >= 0]] = True
 
     def by_user(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Tested users [t], ascending, and the values [t] of each metric."""
+        """The counted users [t], ascending, and the values [t] of each metric."""
         users = torch.cat([users for users, _ in self.cases])
         order = users.argsort(stable=True)
         values = {name: torch.cat([each[name] for _, each in self.cases])[order] for name in self.cases[0][1]}
@@ -114,7 +128,10 @@ class Totals:
         return total
 
     def means(self) -> dict[str, float]:
-        """``{"recall@10": ..., "coverage@20": ..., "users": ...}``; no metrics where no user has held-out items."""
+        """Means over users: ``{"recall@10": ..., "coverage@20": ..., "users": ...}``.
+
+        Without users with held-out items, there is only ``users``, which is 0.
+        """
         result = {name: value / self.users for name, value in sorted(self.sums.items())} if self.users else {}
         if self.users:
             result |= {f"coverage@{k}": float(flags.sum()) / self.n_items for k, flags in sorted(self.shown.items())}
@@ -122,7 +139,10 @@ class Totals:
 
 
 def mask_seen(scores: Tensor, segments: Tensor, items: Tensor) -> Tensor:
-    """Take items out of the ranking, in place: ``scores`` [B, m], pairs of ``segments`` [R] and ``items`` [R]."""
+    """Remove items from the ranking: set their scores to minus infinity, in place.
+
+    ``scores`` [B, m]; the items are pairs of ``segments`` [R], which are rows of ``scores``, and ``items`` [R].
+    """
     scores[segments, items] = -torch.inf
     return scores
 

@@ -1,4 +1,4 @@
-"""What every recommender can do, whatever its scores come from: rank, recommend, be evaluated, be stored."""
+"""The base class of all recommenders: ranking, recommending, evaluation and storing work alike for all scores."""
 
 from __future__ import annotations
 
@@ -10,63 +10,66 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.keys import Key
-from perfedrec.core.records import copied, unflatten
+from perfedrec.core.records import Scalar, copied, unflatten
 from perfedrec.core.types import Embedding, block_rows
 from perfedrec.evaluation.ranking import Held, Totals, mask_seen, rank_block
 from perfedrec.evaluation.sampled import rank_among
 
-RANKED_AT_ONCE = 512  # users; a score for each item takes memory
+RANKED_AT_ONCE = 512  # users per block: each takes memory for the scores of all items
 
-Stored = Mapping[str, tuple[dict[str, Any], dict[str, Any]]]
-"""Flat records by name, as a checkpoint holds them."""
+Stored = Mapping[str, tuple[dict[str, Tensor], dict[str, Scalar]]]
+"""Flat records by name, as a checkpoint holds them: for each record its tensors and its scalars."""
 
 
 class Recommender(ABC):
-    """Scores for the users of the training data, CSR arrays ``offsets`` [n + 1] and ``items`` of ``n_items``."""
+    """Scores of all items for the users of the training data.
+
+    The training data are given as CSR arrays, ``offsets`` [n + 1] and ``items``; there are ``n_items`` items (m).
+    """
 
     def __init__(self, offsets: Tensor, items: Tensor, n_items: int) -> None:
         self.offsets, self.items, self.n_items = offsets, items, n_items
 
     @abstractmethod
     def explain(self, users: Tensor) -> dict[str, Tensor]:
-        """Named parts [B, m] whose sum is the score."""
+        """The parts [B, m] of the scores of ``users`` [B], by name; their sum is the score."""
 
     @abstractmethod
     def raw_scores(self, users: Tensor) -> Tensor:
-        """[B, m] scores of all items, in storage that may be written to."""
+        """[B, m] scores of all items for ``users`` [B]. The caller may overwrite the tensor."""
 
     def embedding(self, users: Tensor) -> Embedding | None:
-        """Where the model puts ``users`` [B] and all items; ``None`` for a method without such vectors."""
+        """The vectors of ``users`` [B] and of all items; ``None`` for a method without such vectors."""
         return None
 
     @abstractmethod
     def records(self) -> dict[str, Any]:
-        """The records that it consists of, by name."""
+        """The records that hold the model, by name."""
 
     @abstractmethod
     def with_records(self, records: Mapping[str, Any]) -> Self:
-        """A recommender of the same kind for the same users, with other records."""
+        """A recommender of the same kind for the same users, with these records."""
 
     @property
     def device(self) -> torch.device:
         return self.offsets.device
 
     def everyone(self) -> Tensor:
-        """[n] all users, in an order that is quick to rank."""
+        """[n] all users, in the order in which they are ranked fastest."""
         return torch.arange(self.offsets.numel() - 1, device=self.device)
 
     def frozen(self) -> Self:
-        """A copy that later rounds leave alone."""
+        """A copy that does not change when training continues."""
         return self.with_records({name: copied(record) for name, record in self.records().items()})
 
     def restored(self, stored: Stored) -> Self:
-        """The recommender whose records were stored."""
+        """The recommender with the records that a checkpoint has ``stored``."""
         kinds = {name: type(record) for name, record in self.records().items()}
         records = {name: unflatten(kind, *stored[name]) for name, kind in kinds.items()}
         return self.with_records({name: copied(record, self.device) for name, record in records.items()})
 
     def scores(self, users: Tensor, *, hide: Held | None = None) -> Tensor:
-        """[B, m] scores; training items, and the items of ``hide``, are minus infinity."""
+        """[B, m] scores; minus infinity for the training items of ``users`` [B] and for their items in ``hide``."""
         rows, _ = block_rows(self.offsets, self.items, users)
         scores = mask_seen(self.raw_scores(users), rows.segments, rows.items)
         if hide is not None:
@@ -74,14 +77,20 @@ class Recommender(ABC):
         return scores
 
     def recommend(self, users: Tensor, k: int, block_size: int = RANKED_AT_ONCE) -> tuple[Tensor, Tensor]:
-        """Items [B, k] not seen in training, best first, and their scores [B, k]."""
+        """For ``users`` [B]: the k best items that they have not seen in training, best first, and their scores.
+
+        Both are [B, min(k, m)]. Users are ranked in blocks of ``block_size``, which bounds the memory.
+        """
         ranked = [rank_block(self.scores(block), k) for block in users.split(block_size)]
         return torch.cat([items for _, items in ranked]), torch.cat([values for values, _ in ranked])
 
     def rank(
         self, held: Held, ks: tuple[int, ...] = (10, 20), hide: Held | None = None, block_size: int = RANKED_AT_ONCE
     ) -> Totals:
-        """Full ranking over all items unseen in training (and not in ``hide``), user by user."""
+        """Rank, for all users, all items that a user has not seen in training and that are not in ``hide``.
+
+        ``held`` are the held-out items to find, and ``ks`` are the cut-offs.
+        """
         totals = Totals(ks, self.n_items)
         for users in self.everyone().split(block_size):
             values, lists = rank_block(self.scores(users, hide=hide), max(ks))
@@ -92,13 +101,16 @@ class Recommender(ABC):
     def evaluate(
         self, held: Held, ks: tuple[int, ...] = (10, 20), hide: Held | None = None, block_size: int = RANKED_AT_ONCE
     ) -> dict[str, float]:
-        """Means of :meth:`rank` over users."""
+        """The means of :meth:`rank` over users."""
         return self.rank(held, ks, hide, block_size).means()
 
     def rank_sampled(
         self, held: Held, ks: tuple[int, ...] = (10, 20), hide: Held | None = None, n_negatives: int = 99, seed: int = 0
     ) -> Totals:
-        """Each held-out item against ``n_negatives`` drawn at random for it: see :mod:`.sampled`."""
+        """Rank each held-out item among ``n_negatives`` random unseen items of its user: see :mod:`.sampled`.
+
+        The draws depend on ``seed`` and the user only.
+        """
         totals, key = Totals(ks, self.n_items), Key(seed).fold("sampled negatives")
         for users in self.everyone().split(RANKED_AT_ONCE):
             rank_among(self.scores(users, hide=hide), users, held, n_negatives, key, totals)

@@ -1,8 +1,8 @@
 """The protocol of "99 sampled negatives", for comparison with papers that use it.
 
-Each held-out item is ranked among a few random items that its user has not seen, which flatters every method and can
-change their order (Krichene and Rendle, KDD 2020). Only the evaluation draws them: held-out items are left out of the
-draw because they would be no negatives, and training cannot know of it.
+Each held-out item is ranked among a few random items that its user has not seen. This makes every method look better
+than full ranking does, and it can change the order of methods (Krichene and Rendle, KDD 2020). The draw leaves out the
+held-out items, because they are not negatives. That is no leak: only the evaluation makes this draw, never training.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from perfedrec.evaluation.ranking import Held, Totals
 
 
 def rank_among(scores: Tensor, users: Tensor, held: Held, n_negatives: int, key: Key, totals: Totals) -> None:
-    """Rank each held-out item of ``users`` [B] by ``scores`` [B, m], where what may not be drawn is minus infinity.
+    """Rank each held-out item of ``users`` [B] among negatives by ``scores`` [B, m], and add the result to ``totals``.
 
-    Every held-out item counts as a case of its own, with one right answer. Equal scores count as half a rank lost each,
-    so that a scorer that learns nothing is placed in the middle.
+    ``scores`` are minus infinity for items that must not be drawn. ``key`` decides the draws: up to ``n_negatives`` for
+    each user. Each held-out item is a case of its own, with one right answer. Each negative with an equal score counts
+    as half a rank, so that a model that gives all items the same score ends in the middle.
     """
     segments, items = held.rows(users)
     if not items.numel():

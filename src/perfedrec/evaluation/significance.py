@@ -1,12 +1,13 @@
-"""Whether one method is ahead of another: paired comparison over users.
+"""Whether one method is better than another: a paired comparison over users.
 
-The test is a paired permutation (sign-flip) test of the mean difference, not Wilcoxon's signed-rank test: it tests the
-figure that tables show. Most users have equal values under both methods (nothing found by either), which Wilcoxon's
-test drops before it asks about a median; its answer can have another sign than the difference of the means.
+The test is a paired permutation (sign-flip) test of the mean difference, because that is the figure in the tables.
+Wilcoxon's signed-rank test would answer another question. Most users have equal values under both methods (neither
+found anything); Wilcoxon's test drops these users and then tests a median. Its result can have another sign than the
+difference of the means.
 
-Several comparisons with one reference share its values and are not independent, so that p-values are adjusted after
-Benjamini and Yekutieli (2001), which holds under any dependence: among the differences that are called significant at
-0.05, at most 5 % are expected to be false.
+Several comparisons with one reference use the same values of the reference, so they are not independent. Therefore
+p-values are adjusted after Benjamini and Yekutieli (2001), which is valid under any dependence: of the differences that
+are called significant at 0.05, at most 5 % are expected to be false.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Comparison:
-    """The mean of paired differences over ``users``, its 95 % interval [``low``, ``high``] (Student's t) and the
-    two-sided ``p`` that it is 0; no smaller than 2 / 10,000, what so many permutations can show of both sides."""
+    """The mean of the paired differences over ``users`` users.
+
+    ``low`` and ``high`` are its 95 % interval by Student's t distribution. ``p`` is the two-sided p-value of a mean of
+    0; with 9,999 permutations it is never below 2 / 10,000.
+    """
 
     difference: float
     low: float
@@ -35,12 +39,15 @@ class Comparison:
 
 
 def compare(values: NDArray[np.float64], reference: NDArray[np.float64], seed: int = 0) -> Comparison:
-    """Compare ``values`` [n] with ``reference`` [n], the same users in the same order, 2 or more."""
+    """Compare ``values`` [n] with ``reference`` [n]: one value for each user, in the same order, n at least 2.
+
+    ``seed`` decides the permutations.
+    """
     differences = values - reference
     mean, users = float(differences.mean()), differences.size
     spread = float(stats.sem(differences))
     low, high = stats.t.interval(CONFIDENCE, users - 1, mean, spread) if spread else (mean, mean)
-    unequal = differences[differences != 0]  # a zero is the same under either sign
+    unequal = differences[differences != 0]  # flipping the sign of a zero changes nothing
     if unequal.size < 2:
         return Comparison(mean, float(low), float(high), 1.0, users)
     test = stats.permutation_test(
@@ -56,5 +63,5 @@ def compare(values: NDArray[np.float64], reference: NDArray[np.float64], seed: i
 
 
 def adjusted(p: Sequence[float]) -> list[float]:
-    """p-values after Benjamini and Yekutieli, in the order given."""
+    """The p-values ``p`` adjusted after Benjamini and Yekutieli, in the same order."""
     return [float(each) for each in stats.false_discovery_control(p, method="by")] if p else []

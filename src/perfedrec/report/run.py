@@ -147,7 +147,7 @@ def _test(run: Run) -> list[Block]:
     if sampled:
         shown = [[metric_name(name), f"{sampled[name]:.4f}"] for name in METRICS if name in sampled]
         negatives = run.config.run.sampled_negatives
-        title = f"Test metrics among {negatives} sampled negatives, for comparison with papers that use this protocol"
+        title = f"Test metrics among {negatives} sampled negatives, for comparison with papers that use them"
         blocks.append(Table(title, ("metric", "this run"), shown))
     return blocks
 
