@@ -85,7 +85,9 @@ def test_every_option_matters(ratings: Path) -> None:
 
 
 def test_an_unknown_option_is_an_error_that_names_the_nearest_one(ratings: Path) -> None:
-    with pytest.raises(TypeError, match=r"load\(\) has no option 'k_cor': expected format, .*; did you mean 'k_core'\?"):
+    with pytest.raises(
+        TypeError, match=r"load\(\) has no option 'k_cor': expected format, .*; did you mean 'k_core'\?"
+    ):
         load(ratings, k_cor=2)  # type: ignore[call-arg]
 
 

@@ -1,35 +1,36 @@
-"""Errors that a person can act on.
+"""Errors that a user can fix.
 
-Each carries one line that says what is wrong, where, and what was expected. The command line prints that line and
-exits with :attr:`PerfedrecError.exit_code`; anything else that escapes is a bug and keeps its traceback.
+The message of each is one line that says what is wrong, where, and what was expected. The command line prints this
+line and exits with :attr:`PerfedrecError.exit_code`. Any other exception that reaches the command line is a bug in
+perfedrec, and is shown with its traceback.
 """
 
 
 class PerfedrecError(Exception):
-    """Base of all errors caused by input, configuration or stored state."""
+    """The base of all errors that are caused by input, configuration or stored files."""
 
     exit_code = 2
 
 
 class DataError(PerfedrecError):
-    """A data file or data specification cannot be understood."""
+    """A data file or a data specification cannot be read."""
 
 
 class ConfigError(PerfedrecError):
-    """A configuration value or key is not valid."""
+    """A key or a value of the configuration is not valid."""
 
 
 class CheckpointError(PerfedrecError):
-    """A stored run or checkpoint is damaged, foreign or of another version."""
+    """A stored run or checkpoint is damaged, belongs to other data or options, or has another format version."""
 
 
 class DivergedError(PerfedrecError):
-    """Training has left the numbers that can be computed with; options decide whether it does."""
+    """Training has diverged: its numbers are no longer finite. Whether this happens depends on the options."""
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be read or written, for a message that names the file: without its number and path."""
+    """The reason why a file could not be read or written, for a message that already names the file."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return said[:1].lower() + said[1:]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text[:1].lower() + text[1:]

@@ -1,8 +1,8 @@
 """Records: frozen dataclasses of tensors, scalars and other records, and their flat form.
 
-States, views, memories and contributions are all records. Their flat form, a mapping from dotted names to tensors and
-one from dotted names to scalars, is what a checkpoint stores, what a message carries and what byte counts are read
-from, so that the three can never disagree.
+Server states, broadcasts, client states and updates are records. The flat form of a record is two mappings, from dotted
+names to tensors and from dotted names to scalars. Checkpoints store it, messages carry it, and bytes are counted from
+it, so that the three always agree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ R = TypeVar("R")
 
 
 def flatten(record: Any, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Scalar]]:
-    """Dotted names to tensors and to scalars. A field that is ``None`` is left out."""
+    """The flat form of a record: its tensors and its scalars, each by dotted name.
+
+    Fields that are ``None`` are left out. ``prefix`` is put in front of all names.
+    """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Scalar] = {}
     for field in fields(record):
@@ -38,10 +41,11 @@ def flatten(record: Any, prefix: str = "") -> tuple[dict[str, Tensor], dict[str,
 
 
 def unflatten(cls: type[R], tensors: Mapping[str, Tensor], scalars: Mapping[str, Scalar], prefix: str = "") -> R:
-    """The record that :func:`flatten` took apart; a field with no entry becomes ``None``.
+    """The record of type ``cls`` with this flat form: the reverse of :func:`flatten`.
 
-    Records that an older version stored are read as well: the metadata of a field name what it ``was`` called, from the
-    root of the stored record on, and what it is where it is ``missing``, a function of the stored tensors.
+    A field without an entry becomes ``None``. Records that an older version has stored can be read too. For this, the
+    metadata of a field have its old name (``was``, counted from the root of the stored record), and a function of the
+    stored tensors that gives its value where there is no entry (``missing``).
     """
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
@@ -63,17 +67,17 @@ def unflatten(cls: type[R], tensors: Mapping[str, Tensor], scalars: Mapping[str,
 
 
 def old_names(cls: type[Any]) -> dict[str, str]:
-    """What fields of a record ``cls`` were called by an older version, with their names of today."""
+    """The fields of a record ``cls`` that an older version named differently: old names to present names."""
     return {field.metadata["was"]: field.name for field in fields(cls) if "was" in field.metadata}
 
 
 def nbytes(record: Any) -> int:
-    """Bytes of all tensors of a record, as a message would carry them (scalars are not counted)."""
+    """The number of bytes of all tensors of a record, as in a message (scalars are not counted)."""
     return sum(tensor.numel() * tensor.element_size() for tensor in flatten(record)[0].values())
 
 
 def copied(record: R, device: Any = None) -> R:
-    """A copy of the record with storage of its own, on ``device`` (``None``: where it is)."""
+    """A copy of the record that shares no memory with it, on ``device`` (``None``: on the same device)."""
     changes: dict[str, Any] = {}
     for field in fields(typing.cast(Any, record)):
         value = getattr(record, field.name)

@@ -1,4 +1,4 @@
-"""Keyed samples without repetition: cohorts, negatives and decoys."""
+"""Random samples without repetition, drawn by keys: for cohorts, negatives and decoys."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from perfedrec.core.types import Rows
 
 
 def choose(size: int, n: int, key: Key) -> Tensor:
-    """``n`` distinct numbers below ``size`` (all of them, shuffled, where there are fewer); costs what ``n`` costs."""
+    """int64 [min(n, size)] distinct random numbers below ``size``, in random order.
+
+    The cost depends on ``n`` and not on ``size``.
+    """
     positions = torch.arange(min(n + domain(size) - size, domain(size)))
     images = shuffle(key.spread(torch.zeros_like(positions)), positions, size)
     return images[images < size][:n]
 
 
 def draw_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct items outside each user's own, uniformly: ``counts`` [B] of them with the users' ``keys`` [B].
+    """For each user of ``rows``, draw distinct items that the user does not have, uniformly.
 
-    Returns ``items`` [T] and their ``segments`` [T], user by user: the first images of the user's own shuffle that are
-    not among its items. A user that asks for more items than there are gets those there are. The sampler knows nothing
-    but the rows given here: held-out data can neither be avoided by it nor leak through it.
+    ``counts`` [B] are the numbers of items to draw, and ``keys`` [B] decide the draws. Returns ``items`` [T] and their
+    ``segments`` [T], user by user: the first items of the user's random permutation that are not in the user's rows. A
+    user with fewer such items than asked for gets all of them.
+
+    The sampler knows only the rows that are given here. It cannot avoid held-out items, and so cannot leak them.
     """
     counts = torch.minimum(counts, n_items - rows.counts)
     owned = rows.segments * n_items + rows.items  # ascending, because rows are
     expected = (counts + 1).to(torch.float32) * n_items / (n_items - rows.counts).clamp(min=1)
-    tried = expected.mul_(1.05).add_(4.0).to(torch.int64)  # enough nearly always; a user who runs short doubles it
+    tried = expected.mul_(1.05).add_(4.0).to(torch.int64)  # nearly always enough; else doubled for that user
     while True:
         tried.clamp_(max=domain(n_items))
         ends = tried.cumsum(0)
@@ -45,13 +50,15 @@ def draw_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tupl
 
 
 def paired(rows: Rows, owners: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with a negative each: positions [P] of the rows, and [P] of their negatives, which ascend, among those of
-    ``owners`` [T].
+    """Give each row a negative of the same user.
 
-    A user who has more than half of all items has fewer negatives than rows: they are used again, in turn. The rows of
-    a user without any are left out.
+    ``owners`` [T] are the users of the negatives, user by user. Returns the positions [P] of the rows, and the
+    positions [P] of their negatives, which ascend.
+
+    A user who has more than half of all items has fewer negatives than rows; these negatives are then used several
+    times, in turn. The rows of a user without negatives are left out.
     """
-    if owners.numel() == rows.items.numel():  # as many as were asked for: the k-th row of a user has its k-th negative
+    if owners.numel() == rows.items.numel():  # no user has too few: the k-th row of a user gets the k-th negative
         every = torch.arange(owners.numel(), device=owners.device)
         return every, every
     available = torch.bincount(owners, minlength=rows.n_users)
@@ -70,6 +77,6 @@ def _member(values: Tensor, ascending: Tensor) -> Tensor:
 
 
 def ranks(segments: Tensor, n: int) -> Tensor:
-    """[T] position of each row within its segment, for ``segments`` [T] that ascend."""
+    """[T] the position of each row within its segment; ``segments`` [T] must ascend."""
     counts = torch.bincount(segments, minlength=n)
     return torch.arange(segments.numel(), device=segments.device) - (counts.cumsum(0) - counts)[segments]

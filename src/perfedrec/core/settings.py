@@ -1,10 +1,12 @@
-"""The base of every configuration record: typed, frozen, and strict about names."""
+"""The base class of all configuration records."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """A frozen component configuration. Unknown keys and numbers that are not finite are refused; defaults are written
-    once, in the subclass."""
+    """A configuration record. It cannot be changed; unknown keys and numbers that are not finite are errors.
+
+    Defaults are written in the subclass only, and are validated like given values.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)

@@ -1,4 +1,4 @@
-"""One thread where linear-algebra libraries would otherwise round differently for each number of threads."""
+"""Running code on one thread, so that its result does not depend on the number of threads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,11 @@ from threadpoolctl import threadpool_limits
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run a block on one thread: factorisations, k-means and dense products split their sums by thread."""
+    """Run the block on one thread.
+
+    Linear-algebra libraries split the sums of factorisations, k-means and dense products between threads, so that the
+    rounding depends on the number of threads.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,1 +1,1 @@
-"""Building blocks of the models: propagation, losses, feature crossing, graph views, functional optimisers."""
+"""Building blocks of the models: propagation, losses, feature crossing, graph views and functional optimisers."""

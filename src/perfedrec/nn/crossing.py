@@ -1,8 +1,9 @@
 """Attribute embedding with feature crossing and attention (PerFedRec, Luo, Xiao and Song, CIKM 2022, section 3.2).
 
-The layer-0 vector of a node with attributes ``a`` and identity vector ``v`` is an attention-weighted mean of three
-vectors: ``v``; the attribute embedding ``x = A a``; and its crosses ``y`` from a DCN-V2 network (Wang et al., WWW
-2021): ``y_0 = x, y_{l+1} = x * (W_l y_l + b_l) + y_l``. Attention weights are ``softmax_k(h . tanh(z_k))``.
+The layer-0 vector of a node with attributes ``a`` and identity vector ``v`` is the mean of three vectors ``z_k``,
+weighted by attention: ``v``; the attribute embedding ``x = A a``; and the crossed features ``y`` of a DCN-V2 network
+(Wang et al., WWW 2021), ``y_0 = x, y_{l+1} = x * (W_l y_l + b_l) + y_l``. The attention weights are
+``softmax_k(h . tanh(z_k))``.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from perfedrec.nn.flat import Flat
 
 @dataclass(frozen=True)
 class Crossing:
-    """The shape of one such network; its weights live in flat vectors [D], one per client.
+    """The shape of such a network. The weights of each client are a flat vector [D].
 
-    ``n_attributes`` F inputs, ``dim`` d outputs, ``n_layers`` cross layers.
+    ``n_attributes`` is the number F of inputs, ``dim`` the number d of outputs, and ``n_layers`` the number of cross
+    layers.
     """
 
     n_attributes: int
@@ -38,14 +40,15 @@ class Crossing:
         return self._flat.size
 
     def init(self, key: Key, scale: float) -> Tensor:
-        """[D] weights: Gaussian embeddings of the given scale, small cross layers, even attention."""
+        """[D] initial weights: Gaussian embeddings of the given ``scale``, small cross layers, equal attention."""
         cross = (self.dim**-0.5 * 0.1, 0.0) * self.n_layers
         return self._flat.init(key, (scale, *cross, 0.0))
 
     def __call__(self, weights: Tensor, vectors: Tensor, attributes: Tensor) -> Tensor:
-        """Layer-0 vectors [B, L, d] of L nodes for each of B clients with their own ``weights`` [B, D].
+        """Layer-0 vectors [B, L, d] of L nodes for each of B clients, each client with its own ``weights`` [B, D].
 
-        ``vectors`` [B, L, d] and ``attributes`` [B, L, F] (or [1, L, F] where all clients see the same nodes).
+        ``vectors`` [B, L, d] are the identity vectors of the nodes. ``attributes`` are [B, L, F], or [1, L, F] where
+        all clients have the same nodes.
         """
         embedding, *cross, query = self._flat.unpack(weights)
         x = attributes @ embedding.transpose(1, 2)

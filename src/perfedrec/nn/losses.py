@@ -1,7 +1,7 @@
 """Ranking losses per client, and the contrastive loss of pre-training.
 
-Ranking losses are sums over a client's positives, one number per client, so that the gradient of a row has the same
-scale whether its owner has five interactions or five hundred.
+A ranking loss is the sum over the positives of a client, one number per client. The gradient of a row then has the same
+scale whether the client has five interactions or five hundred.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from perfedrec.nn.segments import segment_sum
 
 
 class _Softplus(torch.autograd.Function):
-    """``log(1 + exp(x))`` from operations that round alike at every place of a tensor.
+    """``log(1 + exp(x))`` from operations that round in the same way at every place of a tensor.
 
-    torch's own softplus and sigmoid take another path for the last few elements, so that the last bit of a client's
-    loss would depend on who else is in the block.
+    The softplus and the sigmoid of torch compute the last few elements of a tensor in another way. With these, the last
+    bit of a client's loss would depend on which other clients are in the block.
     """
 
     @staticmethod
@@ -35,23 +35,24 @@ class _Softplus(torch.autograd.Function):
 
 
 def softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))``, elementwise."""
+    """``log(1 + exp(x))`` of each element."""
     return cast(Tensor, _Softplus.apply(x))  # type: ignore[no-untyped-call]
 
 
 def bpr(positive: Tensor, negative: Tensor, segments: Tensor, n: int) -> Tensor:
     """[n] Bayesian personalised ranking (Rendle et al., UAI 2009): ``- sum log sigmoid(s_pos - s_neg)`` per client.
 
-    ``positive`` [P] and ``negative`` [P] are scores of pairs, ``segments`` [P] their clients.
+    ``positive`` [P] and ``negative`` [P] are the scores of pairs, ``segments`` [P] (ascending) are their clients.
     """
     return segment_sum(softplus(negative - positive), segments, n)
 
 
 def sampled_softmax(positive: Tensor, negative: Tensor, segments: Tensor, temperature: float) -> Tensor:
-    """[n] ``- sum_i log( exp(s_i / t) / (exp(s_i / t) + sum_j exp(s_j / t)) )`` with shared negatives.
+    """[n] ``- sum_i log( exp(s_i / t) / (exp(s_i / t) + sum_j exp(s_j / t)) )`` per client, with shared negatives.
 
-    ``positive`` [P] with ``segments`` [P]; ``negative`` [n, N] scores of the N negatives that all positives of a
-    client share, ``-inf`` where a client has fewer.
+    ``positive`` [P] are the scores of the positives ``i``, and ``segments`` [P] (ascending) their clients. ``negative``
+    [n, N] are the scores of the N negatives ``j`` of each client, which all its positives share; ``-inf`` where a
+    client has fewer. ``t`` is the ``temperature``.
     """
     shared = torch.logsumexp(negative / temperature, dim=1)
     losses = softplus(shared.index_select(0, segments) - positive / temperature)
@@ -59,22 +60,27 @@ def sampled_softmax(positive: Tensor, negative: Tensor, segments: Tensor, temper
 
 
 def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """InfoNCE between two views [b, d] of the same nodes, by cosine (SGL, Wu et al., SIGIR 2021, eq. 10).
+    """InfoNCE with cosine similarity between two views [b, d] of the same nodes (SGL, Wu et al., SIGIR 2021, eq. 10).
 
-    The negatives of a node are the other nodes of the batch. Returns the mean over the batch.
+    The negatives of a node are the other nodes of the batch. Returns the mean over the batch, a scalar.
     """
     first, second = functional.normalize(first, dim=1), functional.normalize(second, dim=1)
     return functional.cross_entropy(first @ second.T / temperature, torch.arange(first.shape[0], device=first.device))
 
 
 def alignment(users: Tensor, items: Tensor) -> Tensor:
-    """Mean squared distance of unit vectors [b, d] of pairs (Wang and Isola, ICML 2020)."""
+    """The mean squared distance of pairs of unit vectors, ``users`` [b, d] and ``items`` [b, d], a scalar.
+
+    Wang and Isola, ICML 2020. 0 at best; 2 for vectors that are orthogonal.
+    """
     return (users - items).square().sum(1).mean()
 
 
 def uniformity(vectors: Tensor) -> Tensor:
-    """``log mean exp(-2 ||x - y||^2)`` over pairs of unit ``vectors`` [b, d] (Wang and Isola, 2020); -4 at best, and 0
-    where there is no pair."""
+    """``log mean exp(-2 ||x - y||^2)`` over all pairs of unit ``vectors`` [b, d], a scalar.
+
+    Wang and Isola, ICML 2020. About -4 for vectors that are spread evenly, 0 where all are equal or there is no pair.
+    """
     n = vectors.shape[0]
     if n < 2:
         return vectors.new_zeros(())

@@ -1,7 +1,7 @@
-"""Functional optimisers over explicit moments, for clients (Adam on private vectors) and for the server.
+"""Optimisers as functions of explicit moments, for clients (Adam on private vectors) and for the server.
 
-The server's rules are those of adaptive federated optimisation (Reddi et al., ICLR 2021, algorithm 2): the averaged
-change of the clients takes the place of the negative gradient.
+The rules of the server are those of adaptive federated optimisation (Reddi et al., ICLR 2021, algorithm 2): the mean
+change of the clients is used in place of the negative gradient.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def adam(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One Adam step (Kingma and Ba, 2015) for each of B independent vectors.
 
-    ``gradient``, ``first``, ``second`` [B, d]; ``steps`` [B] steps taken before. Returns the change to add and the new
-    moments and step counts.
+    ``gradient``, and the moments ``first`` and ``second``, are [B, d]; ``steps`` [B] are the steps taken before.
+    Returns the change to add [B, d], the new moments, and the new numbers of steps.
     """
     steps = steps + 1
     first = torch.lerp(gradient, first, betas[0])
@@ -39,7 +39,7 @@ def adam(
 
 
 def _power(base: float, exponents: Tensor) -> Tensor:
-    """``base ** exponents`` as an exponential, which rounds alike at every place of a tensor."""
+    """``base ** exponents``, computed by exp, which rounds in the same way at every place of a tensor."""
     return torch.exp(exponents * math.log(base)) if base else torch.zeros_like(exponents)
 
 
@@ -52,10 +52,13 @@ def server_step(
     betas: tuple[float, float],
     epsilon: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The server's step for the rows that were touched: the step to add, and the new moments of these rows.
+    """The server's step for the r rows that the clients have changed.
 
-    ``change`` [r, d] is the weighted mean of the clients' changes. Rows that nobody touched keep their moments, so that
-    a round costs what its cohort touches and not what the table holds. The moments given are overwritten.
+    ``change`` [r, d] is the weighted mean of the clients' changes; ``first`` and ``second`` [r, d] are the moments of
+    these rows, which are overwritten (``None`` for ``fedavg``). Returns the step to add [r, d] and the new moments.
+
+    Rows that no client has changed keep their moments. The cost of a round therefore depends on the rows that its
+    cohort changes, not on the size of the table.
     """
     if rule == "fedavg":
         return change * learning_rate, first, second

@@ -1,7 +1,7 @@
-"""Graph propagation: LightGCN on the whole graph, and the same seen from one client's star graph.
+"""Graph propagation: LightGCN on the whole graph, and LightGCN as one client computes it on its star graph.
 
-Symbols: ``p_u`` and ``q_i`` are the layer-0 vectors of users and items, ``I_u`` the items of user u, ``N_i`` the users
-of item i, ``c_ui = 1 / sqrt(|I_u| |N_i|)``.
+Symbols: ``p_u`` and ``q_i`` are the layer-0 vectors of users and items, ``I_u`` are the items of user u, ``N_i`` are
+the users of item i, and ``c_ui = 1 / sqrt(|I_u| |N_i|)``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from perfedrec.nn.segments import segment_sum
 
 @dataclass(frozen=True)
 class Star:
-    """Propagation on star graphs, which is affine in what the client can change.
+    """Propagation on star graphs: an affine function of what the client can change.
 
-    User vector ``e_u = own p_u + sum_i edge_ui q_i + user_shift_u`` and item vector ``e_i = scale_i q_i + shift_i``.
+    The final user vector is ``e_u = own p_u + sum_i edge_ui q_i + user_shift_u``, and the final item vector is
+    ``e_i = scale_i q_i + shift_i``.
 
-    ``edge`` [R] for the block's rows; ``user_shift`` [B, d]; ``scale`` a number or [m, 1], ``shift`` [m, d] for items.
+    ``edge`` [R] is for the rows of the block, ``user_shift`` [B, d] for its users. ``scale`` (a number, or [m, 1]) and
+    ``shift`` [m, d] are for all items.
     """
 
     own: float
@@ -33,12 +35,16 @@ class Star:
     shift: Tensor | None = None
 
     def users(self, vectors: Tensor, rows: Tensor, segments: Tensor) -> Tensor:
-        """[B, d] final user vectors from layer-0 vectors [B, d] and the rows [R, d] of the users' own items."""
+        """[B, d] final user vectors.
+
+        ``vectors`` [B, d] are the layer-0 vectors of the users, ``rows`` [R, d] those of their items, and ``segments``
+        [R] (ascending) say which user a row belongs to.
+        """
         result = self.own * vectors + segment_sum(self.edge[:, None] * rows, segments, vectors.shape[0])
         return result if self.user_shift is None else result + self.user_shift
 
     def items(self, rows: Tensor, items: Tensor | None = None) -> Tensor:
-        """[T, d] final item vectors of the layer-0 ``rows`` of ``items`` [T] (all items when ``None``)."""
+        """[T, d] final item vectors from the layer-0 ``rows`` [T, d] of ``items`` [T] (``None``: of all items)."""
         scale, shift = self.scale, self.shift
         if items is not None:
             scale = scale.index_select(0, items) if isinstance(scale, Tensor) else scale
@@ -56,12 +62,13 @@ def edge_weights(rows: Rows, item_degrees: Tensor) -> Tensor:
 def lightgcn_star(rows: Rows, item_degrees: Tensor, sums: Tensor | None, n_layers: int) -> Star:
     """LightGCN (He et al., SIGIR 2020, eq. 3 and 4) as a client computes it.
 
-    ``u^(k+1) = sum_i c_ui i^(k)`` is local; ``i^(k+1) = sum_v c_vi v^(k)`` comes as neighbour sums from the
-    neighbourhood service and is constant to the client. The final vectors are the means of layers 0 to K.
+    The client itself computes ``u^(k+1) = sum_i c_ui i^(k)``. The neighbour sums ``i^(k+1) = sum_v c_vi v^(k)`` come
+    from the neighbourhood service and are constants for the client. The final vectors are the means of layers 0 to K.
 
-    ``sums`` [2, m, d] are ``sum_{k=1}^{K-1} i^(k) / (K + 1)`` and ``sum_{k=1}^{K} i^(k) / (K + 1)``: what a user's and
-    what an item's final vector takes from them. Without them (``None``) an item keeps layer 0 alone, and a user the
-    mean of layers 0 and 1.
+    ``sums`` [2, m, d] are ``sum_{k=1}^{K-1} i^(k) / (K + 1)``, the part that enters the final vector of a user, and
+    ``sum_{k=1}^{K} i^(k) / (K + 1)``, the part that enters the final vector of an item. Without them (``None``), the
+    final vector of an item is its layer 0, and that of a user is the mean of layers 0 and 1. ``item_degrees`` [m] are
+    the numbers of users of all items, and ``n_layers`` is K.
     """
     weights = edge_weights(rows, item_degrees)
     if n_layers == 0:
@@ -74,10 +81,11 @@ def lightgcn_star(rows: Rows, item_degrees: Tensor, sums: Tensor | None, n_layer
 
 
 def spectral_star(rows: Rows, item_degrees: Tensor) -> Star:
-    """The scoring form of spectral pre-training: ``e_u = p_u + sum_i q_i / sqrt(d_u d_i)``, ``e_i = sqrt(d_i) q_i``.
+    """The propagation that goes with spectral pre-training.
 
-    With ``q`` the leading right singular vectors of ``D_u^-1/2 R D_i^-1/2`` and ``p = 0`` these are the scores of the
-    truncated spectral filter.
+    ``e_u = p_u + sum_i q_i / sqrt(d_u d_i)`` and ``e_i = sqrt(d_i) q_i``, where ``d_u`` and ``d_i`` are the degrees of
+    users and items. If ``q`` are the leading right singular vectors of ``D_u^-1/2 R D_i^-1/2`` and ``p`` is 0, the
+    scores are those of the truncated spectral filter.
     """
     return Star(
         1.0, edge_weights(rows, item_degrees), scale=item_degrees.clamp(min=1).to(torch.float32).sqrt()[:, None]
@@ -86,8 +94,11 @@ def spectral_star(rows: Rows, item_degrees: Tensor) -> Star:
 
 @dataclass(frozen=True)
 class Adjacency:
-    """A sparse matrix [n, m] by rows: where each one's entries start, ``starts`` [n], their ``columns`` [E] and
-    ``values`` [E]."""
+    """A sparse matrix [n, m], stored by rows.
+
+    ``starts`` [n] are the places where the entries of each row start; ``columns`` [E] and ``values`` [E] are the
+    entries.
+    """
 
     starts: Tensor
     columns: Tensor
@@ -95,13 +106,16 @@ class Adjacency:
 
     @staticmethod
     def of(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Adjacency:
-        """From entries in any order, each place at most once."""
+        """From entries in any order; each pair of row and column occurs at most once."""
         order = (rows * shape[1] + columns).argsort()
         counts = torch.bincount(rows, minlength=shape[0])
         return Adjacency(counts.cumsum(0) - counts, columns[order], values[order])
 
     def times(self, vectors: Tensor) -> Tensor:
-        """[n, d] the product with ``vectors`` [m, d]; a row's sum is one thread's, so that all machines round alike."""
+        """[n, d] the product with ``vectors`` [m, d].
+
+        One thread computes the whole sum of a row, so that the result does not depend on the number of threads.
+        """
         return functional.embedding_bag(
             self.columns, vectors, self.starts, mode="sum", per_sample_weights=self.values.to(vectors.dtype)
         )
@@ -109,14 +123,14 @@ class Adjacency:
 
 @dataclass(frozen=True)
 class Bipartite:
-    """The normalised adjacency ``N`` [n, m] of a user-item graph, ``by_user``, and its transpose, ``by_item``."""
+    """The normalised adjacency ``N`` [n, m] of a user-item graph (``by_user``), and its transpose (``by_item``)."""
 
     by_user: Adjacency
     by_item: Adjacency
 
     @staticmethod
     def of(users: Tensor, items: Tensor, n_users: int, n_items: int) -> Bipartite:
-        """From edges, ``users`` [E] and ``items`` [E], each at most once and in any order; degrees are theirs."""
+        """From edges ``users`` [E] and ``items`` [E] in any order, each at most once; these edges give the degrees."""
         degrees = torch.bincount(users, minlength=n_users)[users] * torch.bincount(items, minlength=n_items)[items]
         weights = degrees.to(torch.float32).rsqrt()
         shape = (n_users, n_items)
@@ -132,7 +146,7 @@ class Bipartite:
 
 
 class _Product(torch.autograd.Function):
-    """``A X`` with its transpose at hand, so that the gradient is a sparse product as well."""
+    """``A X``. The transpose of ``A`` is given too, so that the gradient is also a sparse product."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Adjacency, transpose: Adjacency, vectors: Tensor) -> Tensor:
@@ -145,7 +159,10 @@ class _Product(torch.autograd.Function):
 
 
 def lightgcn(graph: Bipartite, users: Tensor, items: Tensor, n_layers: int) -> tuple[Tensor, Tensor]:
-    """LightGCN on a whole graph: final vectors [n, d] and [m, d], the means of layers 0 to ``n_layers``."""
+    """LightGCN on the whole graph (He et al., SIGIR 2020): final vectors of users [n, d] and of items [m, d].
+
+    They are the means of layers 0 to ``n_layers``; ``users`` [n, d] and ``items`` [m, d] are layer 0.
+    """
     total_users, total_items = users, items
     for _ in range(n_layers):
         users, items = graph.to_users(items), graph.to_items(users)

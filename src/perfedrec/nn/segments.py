@@ -1,4 +1,4 @@
-"""Sums over the rows of each user and their mirror, differentiable and with the same result in any block."""
+"""Sums over the rows of each user, and the reverse: differentiable, and with the same result in any block of users."""
 
 from __future__ import annotations
 
@@ -38,26 +38,29 @@ class _Expand(torch.autograd.Function):
 def _sum(values: Tensor, segments: Tensor, n: int) -> Tensor:
     if values.dim() != 2 or not values.numel():
         return values.new_zeros(n, *values.shape[1:]).index_add_(0, segments, values)
-    # Summing bags of consecutive rows is several times faster than scattering them.
+    # Summing bags of consecutive rows is several times faster than adding the rows one by one.
     numbers = torch.arange(max(n, segments.numel()), device=values.device)
     starts = torch.searchsorted(segments, numbers[:n])
     return functional.embedding_bag(numbers[: segments.numel()], values, starts, mode="sum")
 
 
 def segment_sum(values: Tensor, segments: Tensor, n: int) -> Tensor:
-    """[n, ...] sums of ``values`` [R, ...] by ``segments`` [R], which ascend."""
+    """[n, ...] the sums of ``values`` [R, ...] over the rows of each segment; ``segments`` [R] must ascend."""
     return cast(Tensor, _SegmentSum.apply(values, segments, n))  # type: ignore[no-untyped-call]
 
 
 def expand(values: Tensor, segments: Tensor) -> Tensor:
-    """[R, ...] the row of ``values`` [n, ...] that each of ``segments`` [R], which ascend, names."""
+    """[R, ...] the row of ``values`` [n, ...] for each of ``segments`` [R], which must ascend."""
     return cast(Tensor, _Expand.apply(values, segments))  # type: ignore[no-untyped-call]
 
 
 def by_length(segments: Tensor, n: int, size: int = 16) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The rows of ``segments`` [R] (any order) in groups of ``size`` segments of about one length, which waste little
-    when each is padded to its longest: the ``members`` [C] of a group, its ``rows`` [T], and for each of these the
-    ``owner`` [T] among the members and the ``slot`` [T] within the owner. Segments without rows are left out."""
+    """Rows in groups of ``size`` segments of similar length, so that padding a group to its longest wastes little.
+
+    ``segments`` [R], in any order, says which of the ``n`` segments a row belongs to. For each group, yields the
+    ``members`` [C] (its segments), its ``rows`` [T], and for each row its ``owner`` [T] (a place among the members) and
+    its ``slot`` [T] (its number within the owner). Segments without rows are left out.
+    """
     order, counts = segments.argsort(stable=True), torch.bincount(segments, minlength=n)
     starts, longest = counts.cumsum(0) - counts, counts.argsort(descending=True, stable=True)
     for members in longest[: int((counts > 0).sum())].split(size) if segments.numel() else ():
@@ -68,9 +71,9 @@ def by_length(segments: Tensor, n: int, size: int = 16) -> Iterator[tuple[Tensor
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products over the last axis, broadcasting the others.
+    """Inner products over the last axis; the other axes are broadcast.
 
-    Not a matrix product on purpose: those pick their kernels by shape, and the last bit of a client's result would
-    depend on who else is in the block.
+    This is not a matrix product on purpose. A matrix product chooses its algorithm by shape, so that the last bit of a
+    client's result would depend on which other clients are in the block.
     """
     return (a * b).sum(-1)
