@@ -1,6 +1,6 @@
-"""The command line: one module for each group of commands, put together here.
+"""The command line. There is one module for each group of commands; this module puts them together.
 
-Heavy imports are made inside the commands, so that help and completion answer at once.
+Commands import large modules only when they run, so that help and completion are fast.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from perfedrec.cli import bench, config, data, federation, node, node_run, priva
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """A mistake in a command line is one line, as every other mistake is."""
+    """Print an error in the command line as one line, like all other errors."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
-        said = " ".join(error.format_message().split()).rstrip(".")
-        said = re.sub(r"( Did you mean [^?]+\?)\1", r"\1", said)  # which typer and newer click both add
+        message = " ".join(error.format_message().split()).rstrip(".")
+        message = re.sub(r"( Did you mean [^?]+\?)\1", r"\1", message)  # both typer and newer versions of click add it
         command = error.ctx.command_path if error.ctx else "perfedrec"
-        print(f"error: {said[:1].lower()}{said[1:]}; see {command} --help", file=sys.stderr)
+        print(f"error: {message[:1].lower()}{message[1:]}; see {command} --help", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: the console, options, one line for an error, and tables."""
+"""What the commands share: the console, options, error messages on one line, and tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,56 +19,71 @@ from rich.text import Text
 
 from perfedrec.core.errors import PerfedrecError
 
+if TYPE_CHECKING:
+    import polars as pl
+
+    from perfedrec.data import Dataset
+    from perfedrec.runs.progress import Reporter
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # which :func:`one_line` waits for; rich would end with 1
+        raise BrokenPipeError  # for :func:`one_line`; rich itself would exit with code 1
 
 
-console = _Console(markup=False, emoji=False)  # ids, names and paths are shown as they are
+console = _Console(markup=False, emoji=False)  # ids, names and paths are printed as they are
 
 Profile = Annotated[
     str | None, typer.Option("--privacy", help="privacy profile: none, paper, secure or private (see docs/privacy.md)")
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(help="recommended (the default), paper (the published hyper-parameters), or a method's (its default)"),
+    typer.Option(help="recommended, paper (the published options), or a method (default: the one for the method)"),
 ]
 Algorithm = Annotated[
-    str | None, typer.Option("--algorithm", help="a method (see perfedrec config list), or file.py:Class for your own")
+    str | None,
+    typer.Option("--algorithm", help="method: a name in perfedrec config list, or file.py:Class for your own"),
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="file, folder, or synthetic:users=..,items=.. (default: the configuration's; else synthetic)"),
+    typer.Option(help="file, folder, or synthetic:users=..,items=.. (default: as configured, or else synthetic)"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 RunFolder = Annotated[Path, typer.Option("--run", help="folder of a finished run")]
-Moved = Annotated[str | None, typer.Option("--data", help="where the data lies now, if it has moved since")]
+Moved = Annotated[str | None, typer.Option("--data", help="path of the data, if they have moved since the run")]
 Format = Annotated[str, typer.Option(help="format of the files; auto detects it from their content")]
 MetricsPort = Annotated[
-    int | None, typer.Option(help="answer Prometheus on this port of 127.0.0.1 (default: do not)", show_default=False)
+    int | None,
+    typer.Option(help="port on 127.0.0.1 that serves metrics to Prometheus (default: none)", show_default=False),
 ]
-Columns = Annotated[str, typer.Option(help="where columns are, as user=customer,item=2,rating=stars,timestamp=4")]
+Columns = Annotated[
+    str, typer.Option(help="columns by name or position (from 1), as in user=customer,item=2,rating=stars")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file that is applied after the preset")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
 
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Errors that a person can act on become one line and an exit code; so does nobody reading on, without a line."""
+    """End the command with one line and an exit code for errors that a user can fix.
+
+    Where nobody reads the output any more (``| head``), the command ends with exit code 141 and without a line.
+    """
     try:
-        with _told():
+        with _errors_as_one_line():
             yield
             sys.stdout.flush()
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):  # what is left in them has no reader
+        for stream in (sys.stdout, sys.stderr):  # they may hold text that Python would try to write at exit
             os.dup2(nowhere, stream.fileno())
         raise typer.Exit(128 + signal.SIGPIPE) from None
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _errors_as_one_line() -> Iterator[None]:
     try:
         yield
     except PerfedrecError as error:
@@ -76,21 +91,22 @@ def _told() -> Iterator[None]:
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         if error.filename is None and error.errno not in _FULL:
-            raise  # a closed pipe, a socket: nothing that a path or a disk explains
+            raise  # for example a broken connection: neither a path nor a full disk is the reason
         where = "" if error.filename is None else f"{error.filename}: cannot be read or written: "
         print(f"error: {where}{error.strerror}", file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
     except Exception as error:
         from perfedrec.methods.registry import in_own_file
 
-        said = in_own_file(error)
-        if said is None:
-            raise  # a mistake of ours
-        print("error: " + " ".join(said.split()), file=sys.stderr)
+        message = in_own_file(error)
+        if message is None:
+            raise  # a bug in perfedrec
+        print("error: " + " ".join(message.split()), file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
 
 
-def reporter(quiet: bool, as_json: bool) -> Any:
+def reporter(quiet: bool, as_json: bool) -> Reporter:
+    """What shows the progress of a run: a bar on a terminal, plain lines elsewhere."""
     from perfedrec.runs import progress
 
     if quiet:
@@ -100,7 +116,8 @@ def reporter(quiet: bool, as_json: bool) -> Any:
     return progress.Bar() if sys.stderr.isatty() else progress.Lines()
 
 
-def print_data(dataset: Any) -> None:
+def print_data(dataset: Dataset) -> None:
+    """Print the sizes of a data set and what was left out of it."""
     from perfedrec.data import counted
 
     train = dataset.train
@@ -111,12 +128,14 @@ def print_data(dataset: Any) -> None:
         console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
-def print_list(explained: Any, user: str) -> None:
-    """A list of recommendations, columns item, rank, score, those of the mixed models, and moved; of a method that
-    mixes nothing the first three."""
-    models = [
-        name for name in explained.columns[3:-1] if (explained[name].abs() > 1e-9).any()
-    ]  # without those of weight 0
+def print_list(explained: pl.DataFrame, user: str) -> None:
+    """Print a list of recommendations.
+
+    ``explained`` has the columns item, rank and score, one for each mixed model, and moved. For a method that mixes no
+    models, only the first three are printed.
+    """
+    # Models of weight 0 are left out: their column is 0.
+    models = [name for name in explained.columns[3:-1] if (explained[name].abs() > 1e-9).any()]
     mixed = models != ["global"]
     table = Table("rank", "item", "score", *((*models, "moved") if mixed else ()), title=f"for user {user}")
     for row in explained.iter_rows(named=True):
@@ -124,10 +143,11 @@ def print_list(explained: Any, user: str) -> None:
         table.add_row(str(row["rank"]), str(row["item"]), f"{row['score']:.3f}", *parts)
     console.print(table)
     if mixed:
-        console.print(f"score = {' + '.join(models)}; moved: places gained over the global model alone")
+        console.print(f"score = {' + '.join(models)}; moved: places gained over the global model")
 
 
 def print_privacy(block: dict[str, Any]) -> None:
+    """Print the privacy block of a run."""
     from perfedrec.privacy.report import lines
 
     table = Table("privacy", "", show_header=False, title="privacy", title_justify="left", box=None)

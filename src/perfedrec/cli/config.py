@@ -15,7 +15,7 @@ app = typer.Typer(help="Show presets, options and configurations.", no_args_is_h
 
 @app.command("list")
 def config_list() -> None:
-    """Methods, presets, privacy profiles, and the parts that --without switches off."""
+    """List methods, presets, privacy profiles, and the parts that --without switches off."""
     from perfedrec.methods.registry import METHODS
     from perfedrec.runs import config as configuration
 
@@ -30,7 +30,7 @@ def config_list() -> None:
 
 @app.command("keys")
 def config_keys(algorithm: Algorithm = None) -> None:
-    """Every option of a method with its default and what it does.
+    """List all options of a method, each with its default and a description.
 
     [bold]perfedrec config keys --algorithm lightgcn[/bold]
     """
@@ -46,7 +46,7 @@ def config_keys(algorithm: Algorithm = None) -> None:
 
 @app.command("show")
 def config_show(what: Annotated[str, typer.Argument(help="a preset, a run folder or a TOML file")]) -> None:
-    """A whole configuration as TOML.
+    """Print a complete configuration as TOML.
 
     [bold]perfedrec config show paper > mine.toml[/bold]
     """

@@ -1,4 +1,4 @@
-"""perfedrec data: look at, prepare and download interaction data."""
+"""perfedrec data: inspect, prepare and download interaction data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from perfedrec.cli.common import AsJson, Columns, Format, console, one_line, print_data
 
-app = typer.Typer(help="Look at, prepare and download interaction data.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, prepare and download interaction data.", no_args_is_help=True)
 
 
 @app.command("info")
@@ -22,7 +22,7 @@ def data_info(
     columns: Columns = "",
     as_json: AsJson = False,
 ) -> None:
-    """Users, items, density, degree distribution and time range of a file, or of a data set's training part.
+    """Show users, items, density, degrees and time range of a file, or of the training part of a data set.
 
     [bold]perfedrec data info ratings.csv[/bold]
     """
@@ -47,16 +47,16 @@ def data_info(
 @app.command("prepare")
 def data_prepare(
     source: Annotated[str, typer.Argument(help="file, folder, or synthetic:users=..,items=..")],
-    output: Annotated[Path, typer.Option(help="new folder for train, valid and test")],
+    output: Annotated[Path, typer.Option(help="folder to write train, valid and test to; must be new or empty")],
     format: Format = "auto",
     columns: Columns = "",
-    min_rating: Annotated[float | None, typer.Option(help="ratings below this are no interaction")] = None,
-    k_core: Annotated[int, typer.Option(help="drop users and items with fewer interactions, repeatedly")] = 0,
+    min_rating: Annotated[float | None, typer.Option(help="remove interactions with a lower rating")] = None,
+    k_core: Annotated[int, typer.Option(help="remove users and items with fewer interactions, repeatedly")] = 0,
     split: Annotated[str, typer.Option(help="leave-one-out or ratio")] = "leave-one-out",
-    order: Annotated[str, typer.Option(help="auto, time or random")] = "auto",
-    seed: Annotated[int, typer.Option(help="seed of a random split")] = 0,
+    order: Annotated[str, typer.Option(help="order of a user's interactions: auto, time or random")] = "auto",
+    seed: Annotated[int, typer.Option(help="seed of a random order")] = 0,
 ) -> None:
-    """Filter and split interactions, and write them as a data set of their own.
+    """Filter and split interactions, and write them as a data set.
 
     [bold]perfedrec data prepare ratings.csv --min-rating 4 --k-core 5 --output prepared[/bold]
     """
@@ -83,7 +83,7 @@ def data_fetch(
     name: Annotated[str, typer.Argument(help="ml-100k, ml-1m, ...")],
     output: Annotated[Path, typer.Option(help="folder to unpack into")] = Path("data"),
 ) -> None:
-    """Download a public data set, check it, and show its licence.
+    """Download a public data set, verify its checksum, and show its licence.
 
     [bold]perfedrec data fetch ml-100k --output data[/bold]
     """
@@ -96,6 +96,7 @@ def data_fetch(
 
 
 def flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The figures of nested dicts, each with the names on its way."""
     for name, value in facts.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name} ")

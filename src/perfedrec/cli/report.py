@@ -1,4 +1,4 @@
-"""perfedrec report."""
+"""perfedrec report: charts and tables in one HTML file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from perfedrec.cli.common import console, one_line
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN|BENCH", help="folder of a finished run, or of a comparison")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN|BENCH", help="folder of a finished run or a comparison")],
     output: Annotated[Path | None, typer.Option(help="file to write (default: report.html in the folder)")] = None,
 ) -> None:
-    """Write one HTML file with charts and tables about a run or a comparison, which needs no network to be read.
+    """Write one HTML file with charts and tables about a run or a comparison. The file needs no network.
 
     [bold]perfedrec report runs/a[/bold]
 

@@ -1,8 +1,9 @@
-"""train, demo, evaluate and recommend."""
+"""perfedrec train, demo, evaluate and recommend."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +15,12 @@ from perfedrec.cli.common import (
     Algorithm,
     AsJson,
     Columns,
+    ConfigFile,
     Data,
     Moved,
     Preset,
     Profile,
+    Quiet,
     RunFolder,
     console,
     one_line,
@@ -29,7 +32,19 @@ from perfedrec.cli.common import (
 from perfedrec.core.errors import ConfigError, reason
 
 if TYPE_CHECKING:
+    from perfedrec.runs.config import Config
+    from perfedrec.runs.progress import Reporter, Tracker
     from perfedrec.runs.training import Result
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value (see perfedrec config keys); repeatable")
+]
+Without = Annotated[list[str] | None, typer.Option(help="part to switch off (see perfedrec config list); repeatable")]
+Output = Annotated[Path | None, typer.Option(help="folder to write the run to (default: runs/TIME)")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue the run in --output with its own configuration")]
+Previous = Annotated[bool, typer.Option("--previous", help="with --resume: skip damaged checkpoints")]
+Track = Annotated[list[str] | None, typer.Option(help="log to tensorboard or mlflow (extras); repeatable")]
 
 
 def train(
@@ -42,22 +57,18 @@ def train(
     algorithm: Algorithm = None,
     preset: Preset = None,
     privacy: Profile = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")
-    ] = None,
-    without: Annotated[list[str] | None, typer.Option(help="a part to switch off; see perfedrec config list")] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    without: Without = None,
     rounds: Annotated[int | None, typer.Option(help="rounds of training")] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of all random numbers")] = None,
     dropout_rate: Annotated[float | None, typer.Option(help="share of a cohort that drops out")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
-    output: Annotated[Path | None, typer.Option(help="folder to write the run to (default: runs/TIME)")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the run in --output, with its own configuration")
-    ] = False,
-    previous: Annotated[bool, typer.Option("--previous", help="with --resume: skip damaged checkpoints")] = False,
-    track: Annotated[list[str] | None, typer.Option(help="log to tensorboard or mlflow (extras)")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    output: Output = None,
+    resume: Resume = False,
+    previous: Previous = False,
+    track: Track = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train on interactions, evaluate, and write a run folder.
@@ -69,78 +80,110 @@ def train(
     [bold]perfedrec train --resume --output runs/a[/bold]
     """
     with one_line():
-        from perfedrec.runs import config as configuration
+        from perfedrec.runs.config import resolve
         from perfedrec.runs.trackers import trackers
-        from perfedrec.runs.training import latest_checkpoint, open_data, read_config
-        from perfedrec.runs.training import train as run_training
 
         output = output or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
-        told = trackers(track or (), output)
-        checkpoint = None
+        logs = trackers(track or (), output)
+        source = _source(data, train_file, valid, test, format, columns)
+        run: dict[str, Any] = {"run__rounds": rounds, "run__seed": seed, "run__device": device}
+        run["run__dropout_rate"] = dropout_rate
         if resume:
-            others = (data, train_file, valid, test, format, columns or None, algorithm, preset, privacy, config)
-            if set_ or without or any(each is not None for each in (*others, seed, dropout_rate)):
-                raise ConfigError(
-                    "--resume goes on with the run's own configuration; only --rounds and --device may change"
-                )
-            resolved, checkpoint = read_config(output), latest_checkpoint(output, skip_damaged=previous)
-            changes = {key: value for key, value in (("rounds", rounds), ("device", device)) if value is not None}
-            tree = resolved.model_dump(by_alias=True)
-            tree["run"] |= changes
-            resolved = configuration.check(tree)
+            fixed = (*source.values(), algorithm, preset, privacy, config, set_ or None, without or None)
+            _check_resume([*fixed, seed, dropout_rate])
+            resolved, checkpoint = _resumed(output, rounds, device, previous)
         else:
-            if previous:
-                raise ConfigError("--previous tells --resume to skip damaged checkpoints; expected both or neither")
-            if data and (train_file or valid or test):
-                raise ConfigError("expected either --data or the three files --train, --valid and --test")
-            given: dict[str, Any] = {"data__train": train_file, "data__valid": valid, "data__test": test}
-            given |= {"data__path": data, "data__format": format, "data__columns": columns or None}
-            given |= {"run__rounds": rounds, "run__seed": seed, "run__dropout_rate": dropout_rate}
-            given |= {"run__device": device}
-            resolved = configuration.resolve(
-                preset, config, set_ or (), without or (), privacy=privacy, algorithm=algorithm, **given
-            )
-        dataset = open_data(resolved.data)
-        if not (quiet or as_json):
-            print_data(dataset)
-        result = run_training(
-            resolved.build(),
-            dataset,
-            resolved.run,
-            reporter=reporter(quiet, as_json),
-            trackers=told,
-            output=output,
-            config=resolved,
-            resume=checkpoint,
-        )
+            _check_start(data, (train_file, valid, test), previous)
+            given = {"privacy": privacy, "algorithm": algorithm, **source, **run}
+            resolved, checkpoint = resolve(preset, config, set_ or (), without or (), **given), None
+        show = reporter(quiet, as_json)
+        result = _play(resolved, output, show, data=not (quiet or as_json), trackers=logs, resume=checkpoint)
         print_result(result, as_json)
-        for each in told if not as_json else ():
+        for each in logs if not as_json else ():
             console.print(f"logged: {each.hint()}", soft_wrap=True)
+
+
+def _source(
+    data: str | None, train: str | None, valid: str | None, test: str | None, format: str | None, columns: str
+) -> dict[str, str | None]:
+    """The options of the section [data] that are given on the command line."""
+    return {
+        "data__train": train,
+        "data__valid": valid,
+        "data__test": test,
+        "data__path": data,
+        "data__format": format,
+        "data__columns": columns or None,
+    }
+
+
+def _check_start(data: str | None, files: Sequence[str | None], previous: bool) -> None:
+    if previous:
+        raise ConfigError("--previous makes --resume skip damaged checkpoints; expected both options or neither")
+    if data and any(files):
+        raise ConfigError("the data are given twice; expected either --data, or --train, --valid and --test")
+
+
+def _check_resume(fixed: Sequence[object]) -> None:
+    if any(each is not None for each in fixed):
+        raise ConfigError("--resume continues with the configuration of the run; only --rounds and --device may change")
+
+
+def _resumed(output: Path, rounds: int | None, device: str | None, previous: bool) -> tuple[Config, Path]:
+    """The configuration of the run in a folder, with ``rounds`` and ``device`` as now, and its newest checkpoint."""
+    from perfedrec.runs.config import check
+    from perfedrec.runs.training import latest_checkpoint, read_config
+
+    resolved, checkpoint = read_config(output), latest_checkpoint(output, skip_damaged=previous)
+    tree = resolved.model_dump(by_alias=True)
+    tree["run"] |= {key: value for key, value in (("rounds", rounds), ("device", device)) if value is not None}
+    return check(tree), checkpoint
+
+
+def _play(
+    config: Config,
+    output: Path,
+    reporter: Reporter,
+    *,
+    data: bool,
+    trackers: Sequence[Tracker] = (),
+    resume: Path | None = None,
+) -> Result:
+    """Open the data, print their sizes if ``data``, and train."""
+    from perfedrec.runs.training import open_data
+    from perfedrec.runs.training import train as run_training
+
+    dataset = open_data(config.data)
+    if data:
+        print_data(dataset)
+    return run_training(
+        config.build(),
+        dataset,
+        config.run,
+        reporter=reporter,
+        trackers=trackers,
+        output=output,
+        config=config,
+        resume=resume,
+    )
 
 
 def demo(
     output: Annotated[Path | None, typer.Option(help="folder to write the run to (default: runs/demo-TIME)")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Train PerFedRec++ on the embedded synthetic data and show what comes out.
+    """Train PerFedRec++ on synthetic data, and show the results and one list of recommendations.
 
     [bold]perfedrec demo --output runs/demo[/bold]
     """
     with one_line():
-        from perfedrec.runs import config as configuration
-        from perfedrec.runs.training import open_data
-        from perfedrec.runs.training import train as run_training
+        from perfedrec.runs.config import load
 
         overrides = ("run.rounds=100", "clusters.start=5", "clusters.every=20", "selection.n_clients_per_round=128")
-        resolved = configuration.load("recommended", None, overrides)
-        dataset = open_data(resolved.data)
-        print_data(dataset)
         output = output or Path("runs") / datetime.now().strftime("demo-%Y-%m-%d-%H%M%S")
-        result = run_training(
-            resolved.build(), dataset, resolved.run, reporter=reporter(quiet, False), output=output, config=resolved
-        )
+        result = _play(load("recommended", None, overrides), output, reporter(quiet, False), data=True)
         print_result(result, False)
-        user = dataset.train.user_ids[0]
+        user = result.dataset.train.user_ids[0]
         print_explained(result, str(user), 5)
         console.print(f"Next: perfedrec recommend --run {output} --user {user}", soft_wrap=True)
         console.print("      perfedrec train --data YOUR_FILE", soft_wrap=True)
@@ -152,7 +195,7 @@ def evaluate(
     data: Moved = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute the metrics of a stored run again.
+    """Compute the metrics of a finished run again, from its stored model.
 
     [bold]perfedrec evaluate --run runs/a --json[/bold]
     """
@@ -171,12 +214,12 @@ def recommend(
     run: RunFolder,
     user: Annotated[str | None, typer.Option(help="id of a user, as in the data")] = None,
     k: Annotated[int, typer.Option(help="length of the list")] = 20,
-    all_users: Annotated[bool, typer.Option("--all-users", help="lists of all users, written to --output")] = False,
+    all_users: Annotated[bool, typer.Option("--all-users", help="write the lists of all users to --output")] = False,
     output: Annotated[Path | None, typer.Option(help="file for --all-users: .parquet or .csv")] = None,
     data: Moved = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend unseen items, and tell which of the mixed models moved them.
+    """Recommend unseen items, and show how much each of the mixed models adds to their scores.
 
     [bold]perfedrec recommend --run runs/a --user 42 --k 20[/bold]
 
@@ -186,7 +229,7 @@ def recommend(
         from perfedrec.runs.training import open_run
 
         if all_users == (user is not None) or all_users == (output is None):
-            raise ConfigError("expected either --user ID or --all-users --output FILE")
+            raise ConfigError("the users are not clear; expected either --user ID, or --all-users and --output FILE")
         if output is not None and output.suffix not in (".parquet", ".csv"):
             raise ConfigError(f"--output is {output}; expected a name that ends in .parquet or .csv")
         result, _ = open_run(run, data)
@@ -209,6 +252,7 @@ def recommend(
 
 
 def print_result(result: Result, as_json: bool) -> None:
+    """Print what a run has recorded: metrics, the best round, communication and privacy."""
     from perfedrec.runs.training import read_summary
 
     assert result.output is not None
@@ -222,16 +266,13 @@ def print_result(result: Result, as_json: bool) -> None:
     if any(values.get("users") for values in columns.values()):
         console.print(metric_table(columns))
     else:
-        console.print("nobody could be evaluated: nothing is held out for validation or test", soft_wrap=True)
+        console.print("no user was evaluated: no interactions are held out for validation or test", soft_wrap=True)
     sent = summary["communication"]
-    console.print(
-        which_round(summary),
-        soft_wrap=True,
-    )
+    console.print(which_round(summary), soft_wrap=True)
     if sent["bytes_up"]:
         console.print(
-            f"sent: {sent['uploads_per_client']:.1f} uploads a client of {sent['bytes_up_per_upload'] / 1000:.1f} kB, "
-            f"and {sent['bytes_down_per_upload'] / 1e6:.2f} MB down for each",
+            f"a client sent {sent['uploads_per_client']:.1f} uploads of {sent['bytes_up_per_upload'] / 1000:.1f} kB on "
+            f"average, and received {sent['bytes_down_per_upload'] / 1e6:.2f} MB for each",
             soft_wrap=True,
         )
     print_privacy(summary["privacy"])
@@ -239,15 +280,19 @@ def print_result(result: Result, as_json: bool) -> None:
 
 
 def which_round(summary: dict[str, Any]) -> str:
+    """The round whose model is used, as text."""
     best, n_phases = summary["best_round"], summary["prelude"]
     name = f"round {best}" if best > 0 or not n_phases else f"round {best + n_phases} of {n_phases} before training"
-    return f"chosen by validation: {name}" if summary["valid"].get("users") else f"no validation data: {name}, the last"
+    if summary["valid"].get("users"):
+        return f"best round by validation: {name}"
+    return f"no validation data, so the last round is used: {name}"
 
 
 def metric_table(columns: dict[str, dict[str, float]]) -> Table:
+    """A table of metrics with one column for each of ``columns``."""
     caption = "full ranking of all items unseen in training"
     if any("sampled" in name for name in columns):
-        caption += "; each held-out item among sampled negatives where it says so, which flatters every method"
+        caption += "; columns with sampled negatives rank each held-out item among these, which favours every method"
     table = Table("metric", *columns, caption=caption, caption_justify="left")
     table.min_width = 50
     names = [f"{name}@{k}" for k in (10, 20) for name in ("recall", "ndcg", "hr", "mrr", "precision", "coverage")]
@@ -258,4 +303,5 @@ def metric_table(columns: dict[str, dict[str, float]]) -> Table:
 
 
 def print_explained(result: Result, user: str, k: int) -> None:
+    """Print the ``k`` best items of a user, with the part of each model in their scores."""
     print_list(result.explain(user, k).drop("user"), user)

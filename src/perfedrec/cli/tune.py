@@ -1,4 +1,4 @@
-"""perfedrec tune: search for options."""
+"""perfedrec tune: search for the best options of a method."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from perfedrec.cli.common import Algorithm, AsJson, Data, Preset, Profile, console, one_line
+from perfedrec.cli.common import Algorithm, AsJson, ConfigFile, Data, Preset, Profile, console, one_line
 
 if TYPE_CHECKING:
     from perfedrec.compare.tune import Outcome
 
 
 def tune(
-    output: Annotated[Path, typer.Option(help="folder of the study; the same command goes on with it")],
+    output: Annotated[Path, typer.Option(help="folder of the study; the same command continues it")],
     data: Data = None,
     algorithm: Algorithm = None,
     preset: Preset = None,
     privacy: Profile = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, the same in all trials")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="a part to switch off")] = None,
-    space: Annotated[
-        Path | None, typer.Option(help="TOML file with the options to search (default: the method's own)")
+    config: ConfigFile = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value for all trials; repeatable")
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="trials of the whole study")] = 30,
-    rounds: Annotated[int | None, typer.Option(help="rounds of training of a trial")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="part to switch off; repeatable")] = None,
+    space: Annotated[
+        Path | None, typer.Option(help="TOML file with the options to search (default: those for the method)")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="number of trials of the whole study")] = 30,
+    rounds: Annotated[int | None, typer.Option(help="rounds of training in each trial")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the search and of every trial")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search for a method's best options on validation data; write them as a file for --config.
+    """Search for the best options of a method on validation data, and write them as a file for --config.
 
     [bold]perfedrec tune --data FOLDER --algorithm perfedrec_pp --trials 30 --output study[/bold]
 
@@ -54,7 +56,7 @@ def tune(
         study = tuning.play(trials, _Lines(trials, resolved.run.select_by, as_json), shown)
         finished = {"trials": len(study.get_trials(deepcopy=False)), "output": str(output)}
         if not (output / BEST).exists():
-            console.print("no trial was completed; there is no best configuration")
+            console.print("no trial was completed, so there is no best configuration")
             raise typer.Exit(1)
         best = study.best_trial
         if as_json:
@@ -68,7 +70,7 @@ def tune(
 
 
 class _Lines:
-    """One line for each trial."""
+    """Prints one line for each trial."""
 
     def __init__(self, trials: int, metric: str, as_json: bool) -> None:
         self.trials, self.metric, self.as_json, self.since = trials, metric, as_json, time.monotonic()
@@ -80,14 +82,14 @@ class _Lines:
             print(json.dumps({"event": "trial", **vars(outcome), "seconds": seconds}), file=sys.stderr, flush=True)
             return
         value = "" if outcome.value is None else f"{self.metric} {outcome.value:.4f}"
-        how = {
+        ending = {
             "complete": value,
             "pruned": f"pruned at {value} after {outcome.rounds} rounds",
             "infeasible": f"not possible: {outcome.remark}",
         }[outcome.state]
         best = "" if outcome.best_value is None else f", best {outcome.best_value:.4f} (trial {outcome.best_number})"
         options = " ".join(f"{key}={_short(value)}" for key, value in outcome.changes.items())
-        line = f"{outcome.finished}/{self.trials} trial {outcome.number}: {how}{best}, {seconds:.0f} s: {options}"
+        line = f"{outcome.finished}/{self.trials} trial {outcome.number}: {ending}{best}, {seconds:.0f} s: {options}"
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
