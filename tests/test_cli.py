@@ -1,4 +1,4 @@
-"""The command line as people use it: real files in, tables and files out, one line for each mistake."""
+"""The command line with real files: its tables, its files, and one line for each error."""
 
 import errno
 import fcntl
@@ -28,7 +28,7 @@ FEW = ["--rounds", "3", "--set", "model.embedding_dim=8", "--set", "selection.n_
 
 @pytest.fixture
 def ratings(tmp_path: Path) -> Path:
-    """String ids, two groups of users that like two groups of items."""
+    """Ratings with string ids, in which two groups of users like two groups of items."""
     lines = ["user,item,rating,timestamp"]
     for user in range(30):
         for step in range(8):
@@ -60,7 +60,7 @@ def test_train_evaluate_and_recommend_on_a_file_with_string_ids(ratings: Path, t
     assert one["items"][0]["item"] in shown
 
 
-def test_a_list_tells_of_mixing_only_where_models_are_mixed(ratings: Path, tmp_path: Path) -> None:
+def test_a_list_shows_models_only_where_models_are_mixed(ratings: Path, tmp_path: Path) -> None:
     for method, mixed in (("popularity", False), ("perfedrec_pp", True)):
         run, few = tmp_path / method, FEW if mixed else ["--rounds", "0", "--quiet"]
         cli("train", "--data", ratings, "--algorithm", method, "--output", run, *few)
@@ -73,7 +73,7 @@ def test_help_describes_arguments_as_well_as_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train", "--data", "missing.csv"], "missing.csv"),
         (["train", "--data", "{ratings}", "--set", "run.round=3"], "did you mean run.rounds"),
@@ -102,8 +102,8 @@ def test_help_describes_arguments_as_well_as_options() -> None:
         (["config", "show", "nothing"], "nothing"),
     ],
 )
-def test_a_mistake_is_one_line_exit_2_and_nothing_written(
-    arguments: list[str], said: str, ratings: Path, tmp_path: Path
+def test_an_error_is_one_line_with_exit_code_2_and_nothing_is_written(
+    arguments: list[str], message: str, ratings: Path, tmp_path: Path
 ) -> None:
     names = {"ratings": ratings, "binary": tmp_path / "binary.csv", "empty": tmp_path / "empty.csv"}
     names["binary"].write_bytes(b"\x00\xff\xfe\x01" * 50)
@@ -118,11 +118,11 @@ def test_a_mistake_is_one_line_exit_2_and_nothing_written(
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
-    assert said.format(**names) in result.stderr
+    assert message.format(**names) in result.stderr
     assert not output.exists()
 
 
-def test_a_split_in_three_files_anywhere(ratings: Path, tmp_path: Path) -> None:
+def test_a_split_in_three_files_with_any_names(ratings: Path, tmp_path: Path) -> None:
     assert runner.invoke(app, ["data", "prepare", str(ratings), "--output", str(tmp_path / "prepared")]).exit_code == 0
     files: list[str] = []
     for part in ("train", "valid", "test"):
@@ -138,7 +138,7 @@ def test_a_split_in_three_files_anywhere(ratings: Path, tmp_path: Path) -> None:
     assert "needs all three" in some.stderr
 
 
-def test_attributes_that_are_not_there_are_missed_in_one_line(ratings: Path, tmp_path: Path) -> None:
+def test_missing_attributes_are_an_error_of_one_line(ratings: Path, tmp_path: Path) -> None:
     wanted = ["train", "--data", str(ratings), "--set", "model.attributes=true", "--output", str(tmp_path / "run")]
     refused = runner.invoke(app, [*wanted, *FEW])
     assert refused.exit_code == 2
@@ -150,7 +150,7 @@ def test_attributes_that_are_not_there_are_missed_in_one_line(ratings: Path, tmp
     assert accepted.exit_code == 0, accepted.output
 
 
-def test_a_terminal_of_80_columns_shows_all_figures_and_a_pipe_gets_plain_lines(ratings: Path, tmp_path: Path) -> None:
+def test_80_columns_show_all_figures_and_a_pipe_gets_plain_lines(ratings: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "perfedrec", "train", "--data", str(ratings), *FEW[:-1], "--rounds", "60"]
     controller, terminal = pty.openpty()
     size = struct.pack("HHHH", 40, 80, 0, 0)
@@ -161,7 +161,7 @@ def test_a_terminal_of_80_columns_shows_all_figures_and_a_pipe_gets_plain_lines(
     )
     os.close(terminal)
     shown = b""
-    with suppress(OSError):  # how a terminal says that its last writer has gone
+    with suppress(OSError):  # a terminal answers so when its last writer has ended
         while part := os.read(controller, 4096):
             shown += part
     os.close(controller)
@@ -195,8 +195,8 @@ def test_data_of_two_users(preset: str, lines: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_run_that_nobody_reads_on_ends_quietly_and_can_be_resumed(stream: str, ratings: Path, tmp_path: Path) -> None:
-    """Figures have no reader at the end; rounds have none after the first."""
+def test_a_run_with_a_closed_pipe_ends_quietly_and_can_be_resumed(stream: str, ratings: Path, tmp_path: Path) -> None:
+    """stdout is closed before the final figures; stderr is closed after the first round."""
     run, rounds = tmp_path / "run", 4000 if stream == "stderr" else 3
     command = [sys.executable, "-m", "perfedrec", "train", "--data", str(ratings), "--output", str(run), "--json"]
     command += [*FEW[2:-1], "--rounds", str(rounds), "--set", "run.evaluate_every=50"]
@@ -204,48 +204,48 @@ def test_a_run_that_nobody_reads_on_ends_quietly_and_can_be_resumed(stream: str,
         out, err = process.stdout, process.stderr
         assert out is not None
         assert err is not None
-        said = err.readline()
+        printed = err.readline()
         (err if stream == "stderr" else out).close()
-        said += (out if stream == "stderr" else err).read()
+        printed += (out if stream == "stderr" else err).read()
         assert process.wait(timeout=120) == 141
-    assert all(json.loads(line)["event"] == "round" for line in said.splitlines()), said
+    assert all(json.loads(line)["event"] == "round" for line in printed.splitlines()), printed
     newest = max((run / "checkpoints").iterdir())
     assert (run / "result.json").exists() == (stream == "stdout")
     cli("train", "--resume", "--output", run, "--rounds", int(newest.name.removeprefix("round-")), "--quiet")
     assert (run / "result.json").exists()
 
 
-def test_data_where_nobody_can_be_evaluated_say_so(tmp_path: Path) -> None:
+def test_data_without_held_out_interactions_are_reported(tmp_path: Path) -> None:
     few, run = tmp_path / "few.csv", tmp_path / "run"
     few.write_text("user,item\n" + "".join(f"u{user},i{item}\n" for user in range(1200) for item in (0, 1 + user % 2)))
-    told = cli("train", "--data", few, "--algorithm", "popularity", "--output", run).stdout
-    assert "few: 1,200 users, 3 items, 2,400 interactions" in told
-    assert "no user can be evaluated: no interactions are held out for validation or test" in told
-    assert "no user was evaluated" in told
-    assert "recall@20" not in told
+    printed = cli("train", "--data", few, "--algorithm", "popularity", "--output", run).stdout
+    assert "few: 1,200 users, 3 items, 2,400 interactions" in printed
+    assert "no user can be evaluated: no interactions are held out for validation or test" in printed
+    assert "no user was evaluated" in printed
+    assert "recall@20" not in printed
     few.write_text("user,item\nu1,i1\n")
     assert (
         "few: 1 user, 1 item, 1 interaction\n" in cli("train", "--data", few, "--output", run / "a", *FEW[:-1]).stdout
     )
 
 
-def test_a_disk_that_is_full_is_one_line_and_other_errors_keep_their_traceback(
+def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(
     ratings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = OSError(errno.ENOSPC, "No space left on device")
+    error = OSError(errno.ENOSPC, "No space left on device")
 
     def full(*arguments: object) -> None:
-        raise told
+        raise error
 
     monkeypatch.setattr("perfedrec.runs.checkpoint.write_atomic", full)
     command = ["train", "--data", str(ratings), "--algorithm", "item_knn", "--quiet", "--output"]
     failed = cli(*command, tmp_path / "a", code=2)
     assert failed.stderr == "error: No space left on device\n"
-    told = ConnectionResetError(errno.ECONNRESET, "reset")
-    assert runner.invoke(app, [*command, str(tmp_path / "b")]).exception is told
+    error = ConnectionResetError(errno.ECONNRESET, "reset")
+    assert runner.invoke(app, [*command, str(tmp_path / "b")]).exception is error
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(ratings: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_changed(ratings: Path, tmp_path: Path) -> None:
     before = ratings.read_bytes()
     result = runner.invoke(app, ["train", "--data", str(ratings), "--output", str(tmp_path), *FEW])
     assert result.exit_code == 2
@@ -254,18 +254,18 @@ def test_a_folder_that_is_not_empty_is_left_alone(ratings: Path, tmp_path: Path)
     assert ratings.read_bytes() == before
 
 
-def test_figures_among_sampled_negatives_say_so(ratings: Path, tmp_path: Path) -> None:
-    """The name of the protocol stands with the figures of it, on the terminal and in the file."""
+def test_figures_of_sampled_negatives_are_labelled(ratings: Path, tmp_path: Path) -> None:
+    """The name of the protocol is with its figures, on the terminal and in the file."""
     knn, run = ["--algorithm", "item_knn", "--set", "run.sampled_negatives=7"], tmp_path / "run"
     shown = runner.invoke(app, ["train", "--data", str(ratings), "--output", str(run), "--quiet", *knn]).stdout
     assert re.search(r"test, 7 sampled\b", shown)
     assert "columns with sampled negatives rank each held-out item among these" in " ".join(shown.split())
     summary = json.loads((run / "result.json").read_text())
     assert summary["protocols"] == {"test": "full ranking", "test_sampled": "7 sampled negatives"}
-    assert summary["test_sampled"]["recall@10"] > summary["test"]["recall@10"]  # as it does, which is why
+    assert summary["test_sampled"]["recall@10"] > summary["test"]["recall@10"]  # which is why they are labelled
 
 
-def test_ids_that_look_like_markup_are_shown_as_they_are(ratings: Path, tmp_path: Path) -> None:
+def test_ids_that_look_like_markup_are_printed_unchanged(ratings: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd [b].csv"
     odd.write_text(ratings.read_text().replace(",i", ",[/i]:ring:").replace("\nu", "\n[red]u"))
     run = tmp_path / "run [i]"
@@ -277,7 +277,7 @@ def test_ids_that_look_like_markup_are_shown_as_they_are(ratings: Path, tmp_path
     assert shown.count("[/i]:ring:") == 4
 
 
-def test_data_named_takes_the_place_of_a_split_in_the_configuration(ratings: Path, tmp_path: Path) -> None:
+def test_data_replaces_a_split_of_the_configuration(ratings: Path, tmp_path: Path) -> None:
     few, file = tmp_path / "few.csv", tmp_path / "run.toml"
     few.write_text("user,item\n" + "".join(f"u{user},i{item}\n" for user in range(5) for item in range(4)))
     file.write_text(f'[data]\ntrain = "{ratings}"\nvalid = "{ratings}"\ntest = "{ratings}"\n')
@@ -289,7 +289,7 @@ def test_data_named_takes_the_place_of_a_split_in_the_configuration(ratings: Pat
 def test_data_info_and_prepare(ratings: Path, tmp_path: Path) -> None:
     facts = json.loads(runner.invoke(app, ["data", "info", str(ratings), "--json"]).stdout)
     assert (facts["users"], facts["interactions"] + facts["duplicates"]) == (30, 30 * 8)
-    ratings.write_text(ratings.read_text() + "u0,i0,5,1001\n")  # which u0 had before
+    ratings.write_text(ratings.read_text() + "u0,i0,5,1001\n")  # which u0 already had
     again = json.loads(cli("data", "info", ratings, "--json").stdout)
     assert again == facts | {"duplicates": facts["duplicates"] + 1}
     assert "training part" in cli("data", "info", "synthetic").stdout
@@ -298,7 +298,7 @@ def test_data_info_and_prepare(ratings: Path, tmp_path: Path) -> None:
     assert runner.invoke(app, ["train", "--data", str(folder), "--output", str(tmp_path / "r"), *FEW]).exit_code == 0
 
 
-def test_columns_with_names_of_their_own(ratings: Path, tmp_path: Path) -> None:
+def test_columns_with_unusual_names(ratings: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd.csv"
     odd.write_text(ratings.read_text().replace("user,item,rating,timestamp", "buyer,thing,stars,when"))
     asked = runner.invoke(app, ["data", "info", str(odd)])
@@ -353,7 +353,7 @@ def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("privacy", "plan", "--epsilon", "0", "--users", "10"), "--epsilon is 0; expected more than 0"),
         (("privacy", "plan", "--epsilon", "1", "--users", "10", "--rounds", "5"), "a cohort of 256 is larger"),
@@ -365,26 +365,26 @@ def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
         (("train", "--privacy", "privat"), "did you mean private?"),
     ],
 )
-def test_privacy_commands_answer_mistakes_in_one_line(arguments: tuple[str, ...], said: str) -> None:
+def test_errors_of_privacy_commands_are_one_line(arguments: tuple[str, ...], message: str) -> None:
     failed = cli(*arguments, code=2)
-    assert said in failed.stderr
+    assert message in failed.stderr
     assert failed.stderr.count("\n") == 1
 
 
-def test_a_plan_with_a_delta_that_shows_somebody_whole_is_warned_of() -> None:
+def test_a_plan_warns_of_a_delta_that_permits_disclosing_one_user() -> None:
     plan = ("privacy", "plan", "--epsilon", "8", "--users", "500", "--delta")
     assert "delta 0.1 is above 1 / 500 users" in cli(*plan, "0.1").stderr
     assert cli(*plan, "0.0019").stderr == ""
 
 
-def test_who_needs_a_neighbourhood_service_says_so_before_anything_starts(tmp_path: Path) -> None:
+def test_a_missing_neighbourhood_service_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     dealt, keys = tmp_path / "dealt", tmp_path / "keys"
     assert "none to the coordinator" in cli("federation", "bundles", dealt, "--node", "n0").stdout
     cli("federation", "certificates", tmp_path / "certificates")
     cli("federation", "key", keys / "n0")
     (tmp_path / "items.txt").write_text("a\nb\n")
     serve = ("serve", "--output", tmp_path / "run", "--catalogue", tmp_path / "items.txt", "--nodes", keys)
-    for arguments, said in (
+    for arguments, message in (
         (("federation", "bundles", dealt, "--node", "n0"), "n0 is taken already"),
         (
             ("service", "run", "--state", keys, "--coordinator", "h:1", "--ca", "c", "--key", "k"),
@@ -396,12 +396,12 @@ def test_who_needs_a_neighbourhood_service_says_so_before_anything_starts(tmp_pa
         ),
     ):
         failed = cli(*arguments, code=2)
-        assert said in failed.stderr
+        assert message in failed.stderr
         assert failed.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_a_renewed_certificate_is_for_the_same_names_and_from_the_same_authority(tmp_path: Path) -> None:
+def test_a_renewed_certificate_has_the_same_names_and_the_same_authority(tmp_path: Path) -> None:
     def names(folder: Path) -> list[str]:
         found = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes()).extensions
         return [str(each.value) for each in found.get_extension_for_class(x509.SubjectAlternativeName).value]
@@ -419,10 +419,10 @@ def test_a_renewed_certificate_is_for_the_same_names_and_from_the_same_authority
     assert names(certs) == ["::1"]
 
 
-def test_who_interrupts_a_coordinator_is_told_the_command_that_goes_on(
+def test_an_interrupted_coordinator_prints_the_command_that_resumes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is printed goes on with the same files, rounds and terms; SIGINT and a second one differ in a word."""
+    """The command resumes with the same files, rounds and terms. A first and a second SIGINT differ in one word."""
     from perfedrec.federation import coordinator
     from perfedrec.runs.training import InterruptedRunError, write_settings
 
@@ -440,15 +440,15 @@ def test_who_interrupts_a_coordinator_is_told_the_command_that_goes_on(
     files = ("--output", tmp_path / "a run", "--catalogue", tmp_path / "items.txt", "--nodes", tmp_path / "keys")
     terms = ("--certificates", tmp_path / "certs", "--rounds", "7", "--min-nodes", "4", "--enough", "0.5")
     first = cli("serve", *files, *terms, "--privacy", "none", "--set", "model.embedding_dim=8", code=143)
-    said, _, command = first.stderr.strip().partition("; go on with perfedrec ")
-    assert said == "error: stopped after round 4"
+    message, _, command = first.stderr.strip().partition("; go on with perfedrec ")
+    assert message == "error: stopped after round 4"
     second = cli(*shlex.split(command), code=130)
     assert second.stderr.strip() == f"error: broken off; go on with perfedrec {command}"
     assert seen[0] == seen[1]
     assert (seen[0][0], seen[0][4].min_nodes, seen[0][4].enough) == (7, 4, 0.5)
 
 
-def test_real_nodes_are_asked_under_profile_secure_unless_something_says_otherwise(tmp_path: Path) -> None:
+def test_real_nodes_get_profile_secure_unless_an_option_says_otherwise(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text("[privacy]\nclip = 0.5\n")
     cases: list[tuple[list[Any], str]] = [
@@ -465,7 +465,7 @@ def test_real_nodes_are_asked_under_profile_secure_unless_something_says_otherwi
 
 
 def _asked(options: list[Any]) -> Any:
-    """The configuration that serve asks nodes with."""
+    """The configuration that serve sends to nodes."""
     from perfedrec.cli.federation import _resolved
 
     named = dict(zip(options[::2], options[1::2], strict=True))
@@ -474,7 +474,7 @@ def _asked(options: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("command", "options", "said"),
+    ("command", "options", "message"),
     [
         ("up", ("--preset", "gpfedrec"), "gpfedrec relates users by what they upload; expected privacy.aggregation"),
         ("up", ("--preset", "gpfedrec"), "or --privacy paper or none, which protect less"),
@@ -494,13 +494,13 @@ def _asked(options: list[Any]) -> Any:
         ("up", ("--privacy", "private", "--set", "privacy.noise_source=opendp"), "pip install 'perfedrec[opendp]'"),
     ],
 )
-def test_what_a_federation_cannot_do_is_said_before_anything_starts(
-    command: str, options: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_impossible_federation_is_an_error_before_anything_starts(
+    command: str, options: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from perfedrec.runs.config import load
 
     run, files = tmp_path / "run", ("--catalogue", "c", "--certificates", "c", "--nodes", "k")
-    if "opendp" in said:
+    if "opendp" in message:
         monkeypatch.setitem(sys.modules, "opendp", None)
     if "--resume" in options:
         run.mkdir()
@@ -512,6 +512,6 @@ def test_what_a_federation_cannot_do_is_said_before_anything_starts(
         "node": ("node", "run", "--store", "s", "--coordinator", "h:1", "--ca", "c", "--key", "k"),
     }
     failed = cli(*arguments[command], *options, code=2)
-    assert said in failed.stderr
+    assert message in failed.stderr
     assert failed.stderr.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == ([run] if "--resume" in options else [])

@@ -1,4 +1,4 @@
-"""Comparisons: the file, real runs in processes of their own, interruption, and figures against the runs themselves."""
+"""Comparisons: the file, real runs in separate processes, interruption, and the figures against those of the runs."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from perfedrec.cli import app
 from perfedrec.cli import bench as commands
 from perfedrec.compare import tables
 from perfedrec.compare.bench import Target, read
-from perfedrec.compare.cells import alone
+from perfedrec.compare.cells import locked
 from perfedrec.compare.results import reached, spread
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
@@ -49,14 +49,14 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("file", READY, ids=lambda file: file.stem)
-def test_a_ready_made_file_resolves(file: Path, tmp_path: Path) -> None:
+def test_a_file_of_the_package_can_be_read(file: Path, tmp_path: Path) -> None:
     bench = read(file, tmp_path / "out")
     configs = {config.model_dump_json() for config in bench.configs.values()}
     assert len(configs) == len(bench.configs) > 1, "two methods of the file are the same"
     assert not (tmp_path / "out").exists()
 
 
-def test_the_ready_made_files_compare_all_methods_and_switch_off_every_part() -> None:
+def test_the_files_of_the_package_compare_all_methods_and_switch_off_every_part() -> None:
     files = {file.stem: read(file, Path("out")) for file in READY}
     assert {config.algorithm for config in files["comparison"].configs.values()} == set(METHODS)
     off = {f"without {part}" for part in ABLATIONS}
@@ -71,7 +71,7 @@ def test_the_ready_made_files_compare_all_methods_and_switch_off_every_part() ->
     assert len(sweep) == 15
 
 
-def test_what_is_common_gives_way_to_what_a_method_says(tmp_path: Path) -> None:
+def test_options_of_a_method_override_common_options(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('algorithm = "lightgcn"\n[method]\nembedding_dim = 5\n')
     text = """
     seeds = [4, 2]
@@ -106,7 +106,7 @@ def test_what_is_common_gives_way_to_what_a_method_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after", "message"),
     [
         ("seeds", "seed", "did you mean seeds"),
         ("seeds = [0, 3]", "seeds = []", "seeds: expected whole numbers from 0, each once"),
@@ -132,14 +132,16 @@ def test_what_is_common_gives_way_to_what_a_method_says(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_started(before: str, after: str, said: str, tmp_path: Path) -> None:
+def test_an_error_in_the_file_is_one_line_and_nothing_is_started(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
     assert before in TOY
     file, output = written(tmp_path, TOY.replace(before, after, 1)), tmp_path / "out"
     result = runner.invoke(app, ["bench", str(file), "--output", str(output)])
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
-    assert said in result.stderr
+    assert message in result.stderr
     assert not output.exists()
 
 
@@ -195,11 +197,11 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     assert figure.replace("±", r"$\pm$") in (output / "table.tex").read_text()
     rows = {row["label"]: row for row in csv.DictReader((output / "table.csv").open())}
     assert float(rows["fedmf"]["test.recall@20.mean"]) == line["test"]["recall@20"]["mean"]
-    assert "comparison" not in rows["fedmf"]  # the figures of it have columns, and a method without them no other
+    assert "comparison" not in rows["fedmf"]  # each of its figures has a column
     line["comparison"] |= {"difference": -0.02, "low": -0.03, "high": 0.01}
     assert "$-$0.0200" in tables.latex(results)  # a minus, not a hyphen
 
-    with alone(output):
+    with locked(output):
         second = bench(written(tmp_path, TOY), output)
     assert (second.exit_code, second.stderr.count("\n")) == (2, 1)
     assert "another perfedrec bench" in second.stderr
@@ -213,7 +215,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     assert other.stderr.count("\n") == changed.stderr.count("\n") == 1
 
 
-def test_ctrl_c_ends_all_runs_with_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_stops_all_runs_with_a_checkpoint_and_the_same_command_continues(tmp_path: Path) -> None:
     text = TOY.replace("run.rounds=3", "run.rounds=600").replace("[0, 3]", "[3]")
     text = text.replace("[methods.popularity]\n", "").replace('reference = "popularity"\n', "")
     text = text.replace('set = ["', 'set = ["run.checkpoint_every=20", "run.evaluate_every=200", "')
@@ -223,11 +225,11 @@ def test_ctrl_c_ends_all_runs_with_a_checkpoint_and_the_same_command_goes_on(tmp
     deadline = time.monotonic() + 90
     while not list(output.glob("runs/fedmf/toy/*/checkpoints/round-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert said.splitlines()[0] == f"1 run in {output}, 0 finished already"
-    assert "run the same command again to continue" in said.splitlines()[-1]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert printed.splitlines()[0] == f"1 run in {output}, 0 finished already"
+    assert "run the same command again to continue" in printed.splitlines()[-1]
     begun = [folder for folder in output.glob("runs/fedmf/toy/seed-*") if not (folder / "result.json").exists()]
     assert begun
     assert not (output / "results.json").exists()
@@ -253,7 +255,7 @@ def test_ctrl_c_ends_all_runs_with_a_checkpoint_and_the_same_command_goes_on(tmp
         (40, ["method", "recall@20"]),
     ],
 )
-def test_a_terminal_shows_the_columns_that_it_has_room_for_and_breaks_none(
+def test_a_terminal_shows_only_columns_that_fit_and_breaks_no_line(
     width: int, heads: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def line(label: str, comparison: dict[str, float] | None) -> dict[str, Any]:
@@ -267,15 +269,15 @@ def test_a_terminal_shows_the_columns_that_it_has_room_for_and_breaks_none(
     results = {"reference": "perfedrec_pp", "target": None, "metric": "ndcg@20", "protocol": "full ranking"}
     monkeypatch.setattr(commands, "console", Console(width=width))
     commands.print_results(results | {"data": {"toy": {"popularity": floor}}, "summary": lines})
-    said = capsys.readouterr().out.splitlines()
-    assert max(map(len, said)) <= width
-    assert re.split(r"\s{2,}", said[2].strip()) == heads
-    paper = next(text for text in said if text.startswith(" perfedrec_pp paper "))
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= width
+    assert re.split(r"\s{2,}", printed[2].strip()) == heads
+    paper = next(text for text in printed if text.startswith(" perfedrec_pp paper "))
     every = ["perfedrec_pp paper", *["0.0732 ± 0.0018"] * 2, "-0.0043", "0.0014", "-0.0061, -0.0022", "123.4"]
     assert re.split(r"\s{2,}", paper.strip()) == every[: len(heads)]
 
 
-def test_the_way_to_a_target_is_added_up_round_by_round() -> None:
+def test_the_cost_of_a_target_is_summed_over_rounds() -> None:
     def entry(number: int, recall: float | None, sent: int) -> Entry:
         report = RoundReport(number, "train", 5, 4, 0.5, sent, sent, 10 * sent)
         return Entry(report, 0.5, None if recall is None else {"recall@20": recall})

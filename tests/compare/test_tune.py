@@ -1,4 +1,4 @@
-"""Tuning: validation alone counts, what is behind is broken off, studies go on, and the best is a configuration."""
+"""Tuning: only validation data count, weak trials stop early, studies continue, and the best is a configuration."""
 
 import json
 import os
@@ -55,14 +55,14 @@ def tune(output: Path, *more: str, n: int = 6, algorithm: str = "item_knn") -> A
     return runner.invoke(app, command)
 
 
-def test_a_study_goes_on_and_writes_its_best_as_a_configuration(tmp_path: Path) -> None:
+def test_a_study_continues_and_writes_its_best_as_a_configuration(tmp_path: Path) -> None:
     output = tmp_path / "study"
     first = tune(output, n=3)
     assert first.exit_code == 0, first.output
     assert [line.split(":")[0] for line in first.stderr.splitlines()] == [f"{i + 1}/3 trial {i}" for i in range(3)]
     more = tune(output, "--json", n=5)
-    told = [json.loads(line) for line in more.stderr.splitlines()]
-    assert [each["number"] for each in told] == [3, 4]
+    events = [json.loads(line) for line in more.stderr.splitlines()]
+    assert [each["number"] for each in events] == [3, 4]
     best = json.loads(more.stdout)
     values = [each.value for each in trials(output)]
     assert best["value"] == max(values)
@@ -81,13 +81,13 @@ def test_a_study_goes_on_and_writes_its_best_as_a_configuration(tmp_path: Path) 
     tune(tmp_path / "other", "--seed", "1", n=1)
     assert trials(tmp_path / "other")[0].params != trials(output)[0].params
 
-    for change, said in (
+    for change, message in (
         ("run.select_by=ndcg@20", "run.select_by is ndcg@20, was recall@20"),
         ("data.seed=3", "data.seed"),
     ):
         refused = tune(output, "--set", change, n=9)
         assert refused.exit_code == 2
-        assert said in refused.stderr
+        assert message in refused.stderr
         assert refused.stderr.count("\n") == 1
 
 
@@ -95,25 +95,25 @@ def test_the_test_split_changes_nothing(toy: Any, tmp_path: Path) -> None:
     other = np.arange(toy.n_users) % toy.n_items
     ids = toy.train.user_ids, toy.train.item_ids
     foreign = replace(toy, test=Interactions.from_rows(*ids, np.arange(toy.n_users), other, None))
-    config, told = resolve(algorithm="fedmf", overrides=FEW), []
+    config, outcomes = resolve(algorithm="fedmf", overrides=FEW), []
     for name, dataset in (("a", toy), ("b", foreign)):
         tuning = Tuning(config, ready_made("fedmf"), dataset, tmp_path / name)
         assert tuning.dataset.test.n_interactions == 0
         of_this: list[Outcome] = []
         tuning.play(2, of_this.append)
-        told.append(of_this)
-    assert told[0] == told[1]
+        outcomes.append(of_this)
+    assert outcomes[0] == outcomes[1]
 
 
-def test_a_trial_that_is_behind_the_median_is_broken_off(toy: Any, tmp_path: Path) -> None:
+def test_a_trial_below_the_median_is_stopped_early(toy: Any, tmp_path: Path) -> None:
     space = Space.model_validate({"space": {"method.learning_rate": {"low": 1e-5, "high": 0.05, "log": True}}})
     config = resolve(algorithm="lightgcn", overrides=["run.rounds=10", "method.embedding_dim=8"])
-    told: list[Outcome] = []
-    Tuning(config, space, toy, tmp_path / "study").play(9, told.append)
-    assert {each.state for each in told} == {"complete", "pruned"}
-    assert all(each.state == "complete" for each in told[:5])
+    outcomes: list[Outcome] = []
+    Tuning(config, space, toy, tmp_path / "study").play(9, outcomes.append)
+    assert {each.state for each in outcomes} == {"complete", "pruned"}
+    assert all(each.state == "complete" for each in outcomes[:5])
     stored = trials(tmp_path / "study")
-    for each in told[5:]:
+    for each in outcomes[5:]:
         others = [other.intermediate_values for other in stored[: each.number] if other.state == TrialState.COMPLETE]
         curve = stored[each.number].intermediate_values
         behind = [step for step in curve if step >= 2 and curve[step] < np.median([other[step] for other in others])]
@@ -121,7 +121,7 @@ def test_a_trial_that_is_behind_the_median_is_broken_off(toy: Any, tmp_path: Pat
         assert each.rounds == (behind[0] if behind else 10)
 
 
-def test_options_that_do_not_go_together_are_told_and_the_study_goes_on(toy: Any, tmp_path: Path) -> None:
+def test_options_that_are_impossible_together_are_reported_and_the_study_continues(toy: Any, tmp_path: Path) -> None:
     space = Space.model_validate(
         {
             "space": {
@@ -131,27 +131,27 @@ def test_options_that_do_not_go_together_are_told_and_the_study_goes_on(toy: Any
         }
     )
     base = resolve("paper", overrides=[*FEW, "run.rounds=0", "pretraining.kind=spectral"])
-    told: list[Outcome] = []
-    Tuning(base, space, toy, tmp_path / "study").play(8, told.append)
-    for each in told:
+    outcomes: list[Outcome] = []
+    Tuning(base, space, toy, tmp_path / "study").play(8, outcomes.append)
+    for each in outcomes:
         impossible = each.changes == {"personal.pretrained": 0.2, "pretraining.kind": "none"}
         assert (each.state == "infeasible") == impossible
         assert not impossible or "needs pretraining.kind" in each.remark
-    assert {each.state for each in told} == {"infeasible", "complete"}
+    assert {each.state for each in outcomes} == {"infeasible", "complete"}
 
 
-def test_a_trial_that_diverges_is_told_and_the_study_goes_on(toy: Any, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_is_reported_and_the_study_continues(toy: Any, tmp_path: Path) -> None:
     for name, key in (("fedmf", "client.learning_rate"), ("mf", "method.learning_rate")):
         space = Space.model_validate({"space": {key: {"choices": [0.01, 1e30]}}})
         few = FEW if name == "fedmf" else ("run.rounds=2", "method.embedding_dim=8")
-        told: list[Outcome] = []
-        Tuning(resolve(algorithm=name, overrides=few), space, toy, tmp_path / name).play(5, told.append)
-        assert {(each.changes[key], each.state) for each in told} == {(0.01, "complete"), (1e30, "infeasible")}
-        assert all("finite" in each.remark for each in told if each.state == "infeasible")
+        outcomes: list[Outcome] = []
+        Tuning(resolve(algorithm=name, overrides=few), space, toy, tmp_path / name).play(5, outcomes.append)
+        assert {(each.changes[key], each.state) for each in outcomes} == {(0.01, "complete"), (1e30, "infeasible")}
+        assert all("finite" in each.remark for each in outcomes if each.state == "infeasible")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[space]\n", "space"),
         ('[space]\n"method.shrnk" = {low = 1, high = 2}', "did you mean method.shrink"),
@@ -164,17 +164,17 @@ def test_a_trial_that_diverges_is_told_and_the_study_goes_on(toy: Any, tmp_path:
         ("[space\n", "not valid TOML"),
     ],
 )
-def test_a_mistake_in_a_space_is_one_line(text: str, said: str, tmp_path: Path) -> None:
+def test_an_error_in_a_space_is_one_line(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text(text)
     refused = tune(tmp_path / "study", "--space", str(file))
     assert refused.exit_code == 2
-    assert said in refused.stderr
+    assert message in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert not (tmp_path / "study").exists()
 
 
-def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+def test_without_optuna_the_error_names_the_extra(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     refused = tune(tmp_path / "study")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
@@ -194,9 +194,9 @@ def test_two_processes_share_a_study_and_a_signal_loses_no_trial(tmp_path: Path)
             break
     for process, number in zip(both, (signal.SIGINT, signal.SIGKILL), strict=True):
         os.kill(process.pid, number)
-    said = [process.communicate(timeout=60)[1] for process in both]
-    assert [process.returncode for process in both] == [130, -signal.SIGKILL], said
-    assert "run the same command again to continue" in said[0].splitlines()[-1]
+    printed = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [130, -signal.SIGKILL], printed
+    assert "run the same command again to continue" in printed[0].splitlines()[-1]
     before = trials(output)
     finished = sum(each.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in before)
     broken = [each for each in before if each.state in (TrialState.FAIL, TrialState.RUNNING)]
@@ -210,7 +210,7 @@ def test_two_processes_share_a_study_and_a_signal_loses_no_trial(tmp_path: Path)
     assert all(each.params in again for each in broken)
 
 
-def test_the_space_of_a_file_is_searched(tmp_path: Path) -> None:
+def test_a_space_from_a_file_is_searched(tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text(
         '[space]\n"method.shrink" = { choices = [1.5, 2.5] }\n"method.n_neighbours" = { low = 7, high = 9 }\n'
@@ -222,7 +222,7 @@ def test_the_space_of_a_file_is_searched(tmp_path: Path) -> None:
     assert {each.params["method.n_neighbours"] for each in trials(tmp_path / "study")} <= {7, 8, 9}
 
 
-def test_a_method_without_a_space_asks_for_one() -> None:
+def test_a_method_without_a_space_gives_an_error() -> None:
     with pytest.raises(ConfigError, match="--space"):
         ready_made("popularity")
     assert differences(resolve(algorithm="mf"), resolve(algorithm="mf", run__seed=5)) == ["run.seed is 5, was 0"]

@@ -15,7 +15,7 @@ SAMPLES = [(uniform, "uniform", ()), (laplace, "laplace", ()), (normal, "norm", 
 
 
 def splitmix(value: int) -> int:
-    """The finaliser of SplitMix64 in plain integers."""
+    """The finaliser of SplitMix64, computed with Python integers."""
     mask = (1 << 64) - 1
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
@@ -23,14 +23,14 @@ def splitmix(value: int) -> int:
 
 
 @given(st.integers(min_value=-(2**63), max_value=2**63 - 1))
-def test_words_are_those_of_splitmix64(key: int) -> None:
+def test_words_equal_those_of_splitmix64(key: int) -> None:
     golden = 0x9E3779B97F4A7C15
     words = bits(torch.tensor([key]), 3)[0].tolist()
     assert [word % 2**64 for word in words] == [splitmix((key + n * golden) % 2**64) for n in (1, 2, 3)]
 
 
 def test_published_first_words_of_splitmix64() -> None:
-    """Reference output of the public implementation (Vigna, splitmix64.c) for seed 1234567."""
+    """The output of the public implementation (Vigna, splitmix64.c) for seed 1234567."""
     words = bits(torch.tensor([1234567]), 5)[0].tolist()
     expected = [
         6457827717110365317,
@@ -68,7 +68,9 @@ def test_draws_do_not_depend_on_block_order_or_number(
 
 
 @pytest.mark.parametrize(("draw", "name", "args"), SAMPLES)
-def test_draws_follow_their_law(draw: Callable[[Tensor, int], Tensor], name: str, args: tuple[int, ...]) -> None:
+def test_draws_follow_their_distribution(
+    draw: Callable[[Tensor, int], Tensor], name: str, args: tuple[int, ...]
+) -> None:
     law = getattr(stats, name)(*args)
     values = draw(Key(11).spread(torch.arange(40_000)), 5).to(torch.float64).numpy()
     n = values.size
@@ -81,7 +83,7 @@ def test_draws_follow_their_law(draw: Callable[[Tensor, int], Tensor], name: str
     assert abs(np.corrcoef(values[:-1, 0], values[1:, 0])[0, 1]) < 4 / len(values) ** 0.5  # of neighbouring users
 
 
-def test_no_draw_is_infinite_or_on_the_edge() -> None:
+def test_no_draw_is_infinite_or_at_the_limit() -> None:
     keys = Key(5).spread(torch.arange(2_000_000))
     u, s = uniform(keys, 1), symmetric(keys, 1)
     assert float(u.min()) > 0
@@ -100,7 +102,7 @@ def test_no_keys_give_no_numbers() -> None:
 
 
 def test_the_extreme_words_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest and smallest 24-bit halves, which a sample of millions meets only by chance."""
+    """The largest and the smallest 24-bit halves, which are rare even in a sample of millions."""
     extremes = torch.tensor([[0x7FFFFFFF_7FFFFFFF, -0x7FFFFFFF_80000000 - 1 + 0, 0, -1]])
     monkeypatch.setattr("perfedrec.core.keys.bits", lambda keys, n: extremes[:, :n].clone())
     keys = torch.zeros(1, dtype=torch.int64)
@@ -123,7 +125,7 @@ def test_shuffle_is_a_bijection(size: int, key: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
-def test_every_permutation_of_a_few_is_equally_likely(size: int) -> None:
+def test_all_permutations_of_a_small_set_are_equally_likely(size: int) -> None:
     n = 6000
     keys = Key(21).spread(torch.arange(n)).repeat_interleave(domain(size))
     images = shuffle(keys, torch.arange(domain(size)).repeat(n), size).view(n, -1).tolist()

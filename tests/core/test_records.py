@@ -36,7 +36,7 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b) and type(a) is type(b)
 
 
-def test_names_and_values_of_the_flat_form() -> None:
+def test_the_flat_form_has_names_and_values() -> None:
     record = Outer(3, torch.ones(2, 2), Inner(torch.arange(3)), maybe=Inner(torch.zeros(1), torch.ones(1)))
     tensors, scalars = flatten(record)
     assert sorted(tensors) == ["inner.weights", "maybe.bias", "maybe.weights", "table"]
@@ -63,12 +63,12 @@ def test_round_trip_of_an_algorithms_state() -> None:
     assert same(unflatten(kind, *flatten(state)), state)
 
 
-def test_bytes_are_those_of_the_tensors() -> None:
+def test_bytes_are_counted_from_the_tensors() -> None:
     record = Outer(3, torch.ones(2, 2), Inner(torch.arange(3), torch.ones(5, dtype=torch.bool)))
     assert nbytes(record) == 4 * 4 + 3 * 8 + 5
 
 
-def test_a_copy_shares_no_storage_and_can_move() -> None:
+def test_a_copy_shares_no_memory_and_can_change_device() -> None:
     record = Outer(3, torch.ones(2, 2), Inner(torch.arange(3)), maybe=Inner(torch.zeros(1), torch.ones(1)))
     twin = copied(record)
     assert same(twin, record)

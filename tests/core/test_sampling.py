@@ -49,11 +49,13 @@ def test_ranks_count_within_a_segment() -> None:
     ("lists", "expected"),
     [
         ([[0, 1], [2]], [(0, 0), (1, 1), (2, 2)]),
-        # of five items the first user has three, and two negatives; the second all; the third one
+        # of five items, the first user has three (so two negatives), the second all, and the third one
         ([[0, 1, 2], [0, 1, 2, 3, 4], [3]], [(0, 0), (2, 0), (1, 1), (8, 2)]),
     ],
 )
-def test_rows_take_turns_at_too_few_negatives(lists: list[list[int]], expected: list[tuple[int, int]]) -> None:
+def test_rows_share_negatives_in_turn_where_there_are_too_few(
+    lists: list[list[int]], expected: list[tuple[int, int]]
+) -> None:
     rows = rows_of(lists)
     _, owners = draw_outside(rows, 5, rows.counts, Key(0).spread(rows.users))
     pairs, negatives = paired(rows, owners)
@@ -70,7 +72,7 @@ def populations(draw: st.DrawFn) -> tuple[int, list[list[int]], list[int]]:
 
 @settings(deadline=None, max_examples=200)
 @given(population=populations(), seed=st.integers(0, 1000))
-def test_draws_are_distinct_foreign_and_as_many_as_asked(
+def test_draws_are_distinct_not_owned_and_as_many_as_asked_for(
     population: tuple[int, list[list[int]], list[int]], seed: int
 ) -> None:
     n_items, lists, counts = population
@@ -81,7 +83,7 @@ def test_draws_are_distinct_foreign_and_as_many_as_asked(
         assert set(got) <= set(range(n_items))
 
 
-def test_a_user_with_nearly_all_items_gets_the_one_that_is_left() -> None:
+def test_a_user_with_all_items_but_one_gets_that_one() -> None:
     lists = [[item for item in range(1000) if item != 617], list(range(1000)), [5]]
     got = drawn(lists, 1000, [3, 3, 3])
     assert got[0] == [617]
@@ -89,7 +91,7 @@ def test_a_user_with_nearly_all_items_gets_the_one_that_is_left() -> None:
     assert len(got[2]) == 3
 
 
-def test_one_user_alone_draws_what_it_draws_in_a_block() -> None:
+def test_a_user_draws_the_same_alone_and_in_a_block() -> None:
     generator = np.random.default_rng(0)
     lists = [generator.choice(90, size, replace=False).tolist() for size in (3, 85, 0, 40, 90, 88, 10)]
     counts = torch.tensor([5, 4, 9, 30, 2, 2, 1])
@@ -116,7 +118,7 @@ def test_draws_outside_are_uniform(own: list[int]) -> None:
 
 
 def test_users_draw_independently_of_each_other() -> None:
-    """The number of common items of two users' draws has the mean of independent draws, k^2 / m."""
+    """The number of items that two users both draw has the mean of independent draws, k^2 / m."""
     n, n_items, k = 300, 6000, 60
     got = drawn([[]] * n, n_items, [k] * n, seed=5)
     seen = np.bincount(np.concatenate(got), minlength=n_items)

@@ -52,7 +52,7 @@ def test_an_encoding_is_kept_and_applied_to_others(tmp_path: Path) -> None:
         ("attribute,low,high\nage,0,nan\n", "'age' has the range 0, nan"),
     ],
 )
-def test_an_encoding_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+def test_a_broken_encoding_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_encoding(write(tmp_path / "encoding.csv", text))
 

@@ -1,4 +1,4 @@
-"""The list of items that all parties number alike."""
+"""Reading the catalogue, by which all parties number the items in the same way."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from perfedrec.data import read_catalogue
         ('"two words"\nx', ["two words", "x"]),
     ],
 )
-def test_one_id_a_line_in_the_order_of_the_file(text: str, expected: list[object], tmp_path: Path) -> None:
+def test_ids_are_read_line_by_line_in_the_order_of_the_file(text: str, expected: list[object], tmp_path: Path) -> None:
     file = tmp_path / "items.txt"
     file.write_bytes(text.encode())
     assert read_catalogue(file).item_ids.tolist() == expected
@@ -35,15 +35,15 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("item\na\nb\na\n", "line 4: item 'a' occurs a second time"),
         ("a\n\nb\n", "line 2: item is missing"),
         ("", "empty"),
     ],
 )
-def test_what_is_wrong_is_named(text: str, said: str, tmp_path: Path) -> None:
+def test_an_error_names_the_line_and_the_problem(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "items.txt"
     file.write_text(text)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read_catalogue(file)

@@ -11,9 +11,9 @@ def test_describe_a_frame() -> None:
     frame = pl.DataFrame(
         {"user": [1, 1, 1, 2, 2, 3, 3], "item": [1, 2, 3, 1, 1, 1, 2], "timestamp": [0, 86_400, 5, 6, 7, 8, 9]}
     )
-    told = describe(frame)
-    assert json.loads(json.dumps(told)) == told
-    assert {name: told[name] for name in ("users", "items", "interactions", "duplicates", "first", "last")} == {
+    facts = describe(frame)
+    assert json.loads(json.dumps(facts)) == facts
+    assert {name: facts[name] for name in ("users", "items", "interactions", "duplicates", "first", "last")} == {
         "users": 3,
         "items": 3,
         "interactions": 6,
@@ -21,16 +21,16 @@ def test_describe_a_frame() -> None:
         "first": "1970-01-01T00:00:00+00:00",
         "last": "1970-01-02T00:00:00+00:00",
     }
-    assert told["density"] == pytest.approx(6 / 9)
+    assert facts["density"] == pytest.approx(6 / 9)
     # degrees 3, 1, 2: sum of |x_i - x_j| over ordered pairs is 8, so gini is 8 / (2 * 3 * 6)
     expected = {"min": 1, "q1": 1.5, "median": 2, "q3": 2.5, "max": 3, "mean": 2, "gini": 8 / 36}
-    assert told["user_degrees"] == pytest.approx(expected)
-    assert told["item_degrees"] == pytest.approx(expected)
+    assert facts["user_degrees"] == pytest.approx(expected)
+    assert facts["item_degrees"] == pytest.approx(expected)
 
 
 def test_describe_interactions_without_times() -> None:
-    told = describe(Interactions(np.array([5]), np.array([7, 8]), np.array([0, 1]), np.array([1])))
-    assert (told["duplicates"], told["first"], told["last"], told["density"]) == (0, None, None, 0.5)
+    facts = describe(Interactions(np.array([5]), np.array([7, 8]), np.array([0, 1]), np.array([1])))
+    assert (facts["duplicates"], facts["first"], facts["last"], facts["density"]) == (0, None, None, 0.5)
 
 
 def test_gini_against_its_definition() -> None:

@@ -28,7 +28,7 @@ def source(content: bytes) -> dict[str, Source]:
 
 
 class Server:
-    """What the local server serves: ``content``, under a Content-Length of ``length`` where that is given."""
+    """The answer of the local server: ``content``, with the Content-Length ``length`` if that is given."""
 
     content, length, url, requests = GOOD, None, "", 0
 
@@ -100,7 +100,7 @@ def test_a_truncated_archive(server: Server, tmp_path: Path, length: int | None)
     refused(server, tmp_path, source(GOOD), message)
 
 
-def test_a_page_that_is_not_there(server: Server, tmp_path: Path) -> None:
+def test_a_page_that_does_not_exist(server: Server, tmp_path: Path) -> None:
     server.url += "elsewhere/"
     refused(server, tmp_path, source(GOOD), "the download failed .*404")
 
@@ -124,7 +124,7 @@ def test_an_archive_with_a_link(server: Server, tmp_path: Path) -> None:
     refused(server, tmp_path, source(server.content), "leads out of the folder")
 
 
-def test_what_is_not_an_archive(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive(server: Server, tmp_path: Path) -> None:
     server.content = b"<html>sorry</html>"
     refused(server, tmp_path, source(server.content), "tiny.zip: is not a readable zip archive")
 

@@ -25,7 +25,7 @@ def pairs(frame: pl.DataFrame) -> set[tuple[object, object]]:
 
 
 def attempt(path: Path) -> tuple[pl.DataFrame | None, str]:
-    """What a file holds, or the refusal to read it."""
+    """The content of a file, or the error."""
     try:
         return read(path), ""
     except DataError as error:
@@ -55,7 +55,7 @@ def attempt(path: Path) -> tuple[pl.DataFrame | None, str]:
         ('user,item\n"a,b","c ""d"""\n', "csv", "user item", [("a,b", 'c "d"')]),
     ],
 )  # fmt: skip
-def test_reads_and_finds_the_format(
+def test_the_format_is_detected_and_read(
     path: Path, text: str, found: str, columns: str, expected: list[tuple[object, ...]]
 ) -> None:
     path.write_bytes(text.encode())
@@ -120,7 +120,7 @@ def test_parquet(path: Path) -> None:
         read(path)
 
 
-def test_a_header_alone_holds_nothing(path: Path) -> None:
+def test_a_header_without_rows_gives_an_empty_frame(path: Path) -> None:
     path.write_text("user,item,timestamp\n")
     frame = read(path)
     assert frame.height == 0
@@ -134,12 +134,12 @@ def test_a_header_alone_holds_nothing(path: Path) -> None:
     ("text", "expected"),
     [
         ("".join(f"{u} {u + 50} 1\n" for u in range(8)), "triples"),  # the weight of implicit feedback
-        ("".join(f"{u % 3} {u + 50} {u % 5 + 1}\n" for u in range(30)), "triples"),  # users come back
-        ("".join(f"{u} {u + 50} {u % 5}.5\n" for u in range(8)), "triples"),  # an item is no fraction
-        ("".join(f"{u} {u + 50} 3 {u + 10**9}\n" for u in range(8)), "triples"),  # no item id looks like a time
+        ("".join(f"{u % 3} {u + 50} {u % 5 + 1}\n" for u in range(30)), "triples"),  # users are repeated
+        ("".join(f"{u} {u + 50} {u % 5}.5\n" for u in range(8)), "triples"),  # an item id is not a fraction
+        ("".join(f"{u} {u + 50} 3 {u + 10**9}\n" for u in range(8)), "triples"),  # item ids do not look like times
         ("".join(f"u{u} i{u} {u % 5}\n" for u in range(8)), "triples"),
         ("".join(f"{u} {u + 50} {u + 60} {u + 1}\n" for u in range(8)), None),
-        ("".join(f"{u} {u + 50} {u % 5 + 1}\n" for u in range(8)), None),  # could be two items each
+        ("".join(f"{u} {u + 50} {u % 5 + 1}\n" for u in range(8)), None),  # each line could have two items
         ("0 5 1\n1 7 1\n", None),  # too few lines to trust a constant
         ("".join(f"{u} {u + 50} {u + 60}\n" for u in [0, 0, *range(1, 20)]), None),
         ("".join(f"{u} 1 2 3 4 5\n" for u in range(8)), "adjacency"),
@@ -156,7 +156,7 @@ def test_triples_or_adjacency(path: Path, text: str, expected: str | None) -> No
         assert detect(path) == expected
 
 
-def test_the_two_readings_of_an_ambiguous_file(path: Path) -> None:
+def test_an_ambiguous_file_can_be_read_in_both_formats(path: Path) -> None:
     path.write_text("0 5 3\n1 7 4\n")
     assert rows(read(path, "triples")) == [(0, 5, 3.0), (1, 7, 4.0)]
     assert rows(read(path, "adjacency")) == [(0, 5), (0, 3), (1, 7), (1, 4)]
@@ -186,7 +186,7 @@ WRITERS = {
 @pytest.mark.parametrize("format", WRITERS)
 @RELAXED
 @given(wanted=some_pairs)
-def test_what_is_written_is_read(path: Path, format: str, wanted: Pairs) -> None:
+def test_a_written_file_is_read_back(path: Path, format: str, wanted: Pairs) -> None:
     path.write_text(WRITERS[format](wanted))
     frame = read(path, format)
     assert frame.height == len(wanted)
@@ -196,7 +196,7 @@ def test_what_is_written_is_read(path: Path, format: str, wanted: Pairs) -> None
 @pytest.mark.parametrize("format", WRITERS)
 @RELAXED
 @given(wanted=some_pairs)
-def test_auto_reads_the_same_or_asks(path: Path, format: str, wanted: Pairs) -> None:
+def test_auto_reads_the_same_or_refuses(path: Path, format: str, wanted: Pairs) -> None:
     path.write_text(WRITERS[format](wanted))
     got, problem = attempt(path)
     if got is None:
@@ -310,7 +310,7 @@ def test_no_near_miss_escapes_as_another_error(path: Path, text: str) -> None:
         ([f"{u} {u + 50} {u % 5 + 1}" for u in range(20)], [f"{u} {u + 80} 5" for u in range(20)], "triples"),
     ],
 )
-def test_what_the_first_lines_leave_open_the_rest_decides(
+def test_the_whole_file_is_examined_where_its_first_lines_do_not_decide(
     path: Path, monkeypatch: pytest.MonkeyPatch, head: list[str], tail: list[str], expected: str
 ) -> None:
     path.write_text("\n".join(head + tail))

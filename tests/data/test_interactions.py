@@ -28,17 +28,17 @@ def test_from_frame_sorts_and_keeps_the_earliest_of_repeated_rows(toy: Interacti
     assert toy.users_of_rows().tolist() == [0, 1, 1, 2]
 
 
-def test_frame_gives_the_external_ids_back(toy: Interactions) -> None:
+def test_frame_has_the_external_ids(toy: Interactions) -> None:
     assert toy.frame().rows() == [(3, 9, 100), (10, 5, 200), (10, 7, 250), (42, 5, 400)]
 
 
-def test_arrays_are_read_only_and_leave_the_callers_alone() -> None:
+def test_arrays_are_read_only_and_those_of_the_caller_do_not_change() -> None:
     items = np.array([0, 1])
     data = Interactions(np.array([1]), np.array([1, 2]), np.array([0, 2]), items)
     for array in (data.user_ids, data.item_ids, data.offsets, data.items, data.item_degrees):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 5
-    items[0] = 0  # still the caller's
+    items[0] = 0  # the caller may still write
 
 
 def test_string_ids() -> None:
@@ -59,7 +59,7 @@ def test_index_of_an_external_id(toy: Interactions) -> None:
         toy.item_index("abc")
 
 
-def test_given_ids_fix_the_maps() -> None:
+def test_given_ids_are_used_in_their_order() -> None:
     frame = pl.DataFrame({"user": [1], "item": [5]})
     data = Interactions.from_frame(frame, user_ids=np.array([4, 1]), item_ids=np.array([6, 5, 2]))
     assert data.offsets.tolist() == [0, 0, 1]
@@ -83,7 +83,7 @@ def test_given_ids_fix_the_maps() -> None:
         ({"timestamps": [1, 2]}, "for each of the 3 interactions"),
     ],
 )
-def test_contradictions_are_refused(changes: dict[str, list[float]], message: str) -> None:
+def test_arrays_that_do_not_fit_together_are_refused(changes: dict[str, list[float]], message: str) -> None:
     fields = {"user_ids": [5, 6], "item_ids": [7, 8], "offsets": [0, 2, 3], "items": [0, 1, 1], "timestamps": None}
     Interactions(**{name: None if value is None else np.array(value) for name, value in fields.items()})
     fields |= changes

@@ -32,7 +32,7 @@ def test_threshold_then_repetitions_earliest_kept() -> None:
 
 
 def test_k_core_is_iterated() -> None:
-    # A 2 x 2 block, and a chain hanging on it that falls apart link by link from its end.
+    # A 2 x 2 block, and a chain attached to it that is removed link by link from its end.
     pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 2), (2, 3), (3, 3)]
     frame = pl.DataFrame(pairs, schema=["user", "item"], orient="row")
     done, report = prepare(frame, k_core=2)
@@ -54,7 +54,7 @@ def test_k_core_against_a_graph_library(k: int) -> None:
             prepare(frame, k_core=k)
 
 
-def test_refusals() -> None:
+def test_impossible_preparations_are_refused() -> None:
     frame = pl.DataFrame({"user": [1], "item": [2]})
     with pytest.raises(DataError, match="no ratings to compare with min_rating"):
         prepare(frame, min_rating=3)

@@ -49,7 +49,7 @@ def test_movielens_100k(real_data: Callable[[str], Path]) -> None:
     assert data.item_attributes.values.shape == (1679, 19)
     liked = load(real_data("ml-100k"), min_rating=4, k_core=10)
     assert "rated 4 or more: 942 users, 1,447 items, 55,375 interactions" in liked.notes.lines()
-    # the last one of a user is never earlier than what they train on
+    # the test interaction of a user is never earlier than the training interactions
     times = data.train.timestamps
     assert times is not None
     assert data.test.timestamps is not None
@@ -57,11 +57,11 @@ def test_movielens_100k(real_data: Callable[[str], Path]) -> None:
     assert (data.test.timestamps >= latest[data.test.users_of_rows()]).all()
 
 
-def test_a_single_file_is_split_by_time_where_it_can_be(ratings: Path) -> None:
+def test_a_single_file_is_split_by_time_where_it_has_timestamps(ratings: Path) -> None:
     data = load(ratings)
     assert data.name == "ratings"
     assert data.notes.lines()[0] == "split: leave-one-out by time"
-    assert data.train.item_ids.tolist() == list(range(18))  # everybody took items in the order 0 .. 19
+    assert data.train.item_ids.tolist() == list(range(18))  # all users took items in the order 0 .. 19
     assert data.notes.test.unknown_items == 1
     without = ratings.with_name("pairs.csv")
     without.write_text("\n".join(",".join(line.split(",")[:2]) for line in RATINGS.splitlines()))
@@ -133,7 +133,7 @@ def test_given_parts_as_a_folder_and_as_files(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_folders_that_hold_nothing_known(tmp_path: Path) -> None:
+def test_folders_without_a_known_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected train, valid and test files, one of u.data.*; found nothing"):
         load(tmp_path)
     (tmp_path / "a.inter").write_text("user_id:token\titem_id:token\n" + "".join(f"u\ti{i}\n" for i in range(5)))
@@ -162,7 +162,7 @@ def test_synthetic_settings() -> None:
         load("synthetic:users=5.5")
 
 
-def test_the_fingerprint_tells_any_change_and_nothing_else(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_data_and_nothing_else(tmp_path: Path) -> None:
     given_split(tmp_path)
     first = load(tmp_path)
 

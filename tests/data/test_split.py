@@ -133,7 +133,7 @@ def test_the_training_file_decides_how_small_files_are_read(tmp_path: Path) -> N
     assert external(data.test) == [(2, 2)]
 
 
-def test_numbers_in_one_file_and_names_in_another(tmp_path: Path) -> None:
+def test_integer_ids_in_one_file_and_names_in_another(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv")]
     for path, rows in zip(files, ("1,2\nx,2\n1,3\n", "x,3\n", ""), strict=True):
         path.write_text("user,item\n" + rows)

@@ -11,7 +11,7 @@ def same_cluster(strength: float) -> float:
     return float(np.mean(truth.user_clusters[interactions.users_of_rows()] == truth.item_clusters[interactions.items]))
 
 
-def test_strength_is_the_share_drawn_from_the_own_cluster() -> None:
+def test_strength_is_the_share_of_items_from_the_own_cluster() -> None:
     assert same_cluster(1.0) == 1.0
     # s + (1 - s) / clusters, a little less because repeats, which are drawn again, are more frequent among few items
     assert 0.83 < same_cluster(0.8) < 0.86
@@ -32,7 +32,7 @@ def test_popularity_follows_the_planted_power_law() -> None:
     interactions, truth = synthetic(users=20_000, items=2000, clusters=2, strength=0.5)
     counts = interactions.item_degrees
     ranks = np.argsort(np.argsort(-truth.popularity))
-    tail = (ranks >= 50) & (ranks < 1500)  # the head is flattened: nobody takes an item twice
+    tail = (ranks >= 50) & (ranks < 1500)  # the most popular items fall short: a user takes each of them once at most
     slope = np.polyfit(np.log(ranks[tail] + 1.0), np.log(counts[tail]), 1)[0]
     assert slope == pytest.approx(-POPULARITY_EXPONENT, abs=0.06)
     assert 0.45 < describe(interactions)["item_degrees"]["gini"] < 0.7
@@ -45,7 +45,7 @@ def test_activity_is_log_normal() -> None:
     assert np.log(degrees).std() == pytest.approx(0.7, abs=0.02)
 
 
-def test_times_lie_in_one_year_and_tell_nothing_about_popularity() -> None:
+def test_times_are_within_one_year_and_independent_of_popularity() -> None:
     interactions, truth = synthetic(users=5000)
     times = interactions.timestamps
     assert times is not None
@@ -54,7 +54,7 @@ def test_times_lie_in_one_year_and_tell_nothing_about_popularity() -> None:
     assert abs(correlation) < 0.02
 
 
-def test_the_seed_decides_and_zero_is_a_seed() -> None:
+def test_the_seed_decides_the_draws_and_zero_is_a_seed() -> None:
     first, again, other = (synthetic(users=100, seed=seed)[0] for seed in (0, 0, 1))
     assert np.array_equal(first.items, again.items)
     assert not np.array_equal(first.items[:50], other.items[:50])

@@ -17,7 +17,7 @@ def data() -> Dataset:
 
 
 @pytest.mark.parametrize("format", ["csv", "parquet"])
-def test_what_is_written_is_read(data: Dataset, tmp_path: Path, format: str) -> None:
+def test_a_written_data_set_is_read_back(data: Dataset, tmp_path: Path, format: str) -> None:
     folder = write(data, tmp_path / "deep" / "set", format)
     names = {f"{part}.{format}" for part in ("train", "valid", "test")} | {"user_attributes.csv"}
     assert {path.name for path in folder.iterdir()} == names
@@ -30,7 +30,7 @@ def test_what_is_written_is_read(data: Dataset, tmp_path: Path, format: str) -> 
         assert np.array_equal(getattr(again, part).timestamps, getattr(data, part).timestamps)
 
 
-def test_awkward_names_survive(tmp_path: Path) -> None:
+def test_unusual_names_are_read_back(tmp_path: Path) -> None:
     users = np.array(['a,"b"', "c d", "Zoë"], dtype=object)
     rows = Interactions.from_rows(users, np.arange(4), np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3))
     data = split(rows, order="random")
@@ -49,7 +49,7 @@ def test_an_empty_folder_is_used_and_a_full_one_is_not(data: Dataset, tmp_path: 
         write(data, tmp_path / "new", "xlsx")
 
 
-def test_nothing_is_left_of_a_write_that_fails(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_no_files(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""Our ranking metrics equal those of ir-measures (trec_eval), on random rankings and on a real one."""
+"""The ranking metrics equal those of ir-measures (trec_eval), on random rankings and on a real one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +44,7 @@ def by_us(lists: list[list[int]], wanted: list[set[int]], n_items: int) -> Total
 
 @st.composite
 def rankings(draw: st.DrawFn) -> tuple[list[list[int]], list[set[int]], int]:
-    """Lists of 20 items or more, and sets of held-out items: none, one, some, or more than are listed."""
+    """Lists of at least 20 items, and sets of held-out items: none, one, some, or more than a list has."""
     n_items, n_users = draw(st.integers(20, 60)), draw(st.integers(1, 8))
     length = draw(st.integers(20, n_items))
     lists = [draw(st.permutations(range(n_items)))[:length] for _ in range(n_users)]

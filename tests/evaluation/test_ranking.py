@@ -15,7 +15,7 @@ N, M, KS = 60, 40, (3, 10, 20)
 
 
 def world(seed: int = 0) -> tuple[torch.Tensor, list[set[int]], list[set[int]], Held]:
-    """Scores without ties, seen and held-out items of N users; some have none held out, some more than k."""
+    """Scores without ties, and seen and held-out items of N users; some users have none held out, some more than k."""
     generator = np.random.default_rng(seed)
     scores = torch.from_numpy(generator.permutation(N * M).reshape(N, M).astype(np.float32))
     seen, wanted = [], []
@@ -35,7 +35,7 @@ def ranked(scores: torch.Tensor, seen: list[set[int]], users: list[int], k: int)
 
 
 def brute(scores: torch.Tensor, seen: list[set[int]], wanted: list[set[int]], k: int) -> dict[str, float]:
-    """The definitions, one user after the other."""
+    """The metrics by their definitions, one user after the other."""
     sums = dict.fromkeys(("recall", "ndcg", "hr", "mrr", "precision"), 0.0)
     shown: set[int] = set()
     tested = 0
@@ -65,7 +65,7 @@ def totals(users: list[int]) -> Totals:
     return result
 
 
-def test_all_metrics_against_their_definitions() -> None:
+def test_all_metrics_equal_their_definitions() -> None:
     scores, seen, wanted, _ = world()
     expected: dict[str, float] = {}
     for k in KS:
@@ -74,7 +74,7 @@ def test_all_metrics_against_their_definitions() -> None:
     assert expected["users"] == 48
 
 
-def test_by_hand() -> None:
+def test_metrics_of_a_small_case_computed_by_hand() -> None:
     held = Held(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 4, 0]))
     users, lists = torch.tensor([2, 0, 1]), torch.tensor([[3, 2], [0, 4], [1, 2]])
     hits = held.hits(users, lists, 5)
@@ -94,8 +94,8 @@ def test_by_hand() -> None:
     assert result.means() == pytest.approx(expected)
 
 
-def test_ndcg_is_that_of_scikit_learn() -> None:
-    """Where the list is at least as long as the held-out set, or cut off, the ideal of both is the same."""
+def test_ndcg_equals_that_of_scikit_learn() -> None:
+    """Both have the same ideal ranking where the list is at least as long as the held-out set, or cut off."""
     scores, seen, wanted, _ = world()
     for k in KS:
         values = []
@@ -108,7 +108,7 @@ def test_ndcg_is_that_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 59])
-def test_sums_of_blocks_are_the_whole(size: int) -> None:
+def test_adding_blocks_gives_the_metrics_of_all_users(size: int) -> None:
     blocks = [totals(list(range(start, min(start + size, N)))) for start in range(0, N, size)]
     total = Totals(KS, M)
     for block in reversed(blocks):
@@ -147,13 +147,13 @@ def test_a_list_that_is_longer_than_the_catalogue() -> None:
     )
 
 
-def test_seen_items_are_never_recommended_while_others_are_left() -> None:
+def test_seen_items_are_not_recommended_while_there_are_others() -> None:
     scores, seen, _, _ = world()
     for row, own in zip(ranked(scores, seen, list(range(N)), M - 4).tolist(), seen, strict=True):
         assert set(row) == set(range(M)) - own
 
 
-def test_seen_items_fill_no_list_up_and_cover_nothing() -> None:
+def test_a_short_list_is_not_filled_with_seen_items_and_they_are_not_covered() -> None:
     counts = Counts(torch.tensor([3.0, 2.0, 1.0, 1.0]))
     rows, _ = block_rows(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([0]))
     recommender = CentralRecommender(Popularity(), counts, Training(rows, 4))

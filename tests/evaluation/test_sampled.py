@@ -1,4 +1,4 @@
-"""The protocol of sampled negatives: what is drawn, what is not, and that it gives nothing to who knows nothing."""
+"""The protocol of sampled negatives: which items are drawn, and that a model without knowledge gains nothing."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ USERS = torch.arange(N)
 
 
 def held(generator: torch.Generator, per_user: int = 2) -> tuple[Held, torch.Tensor]:
-    """Held-out items and a mask [N, M] of seen ones, disjoint, at random."""
+    """Random held-out items, and a mask [N, M] of seen items; no item is both."""
     order = torch.rand(N, M, generator=generator).argsort(1)
     items, seen = order[:, :per_user].sort(1).values, torch.zeros(N, M, dtype=torch.bool)
     seen.scatter_(1, order[:, per_user : per_user + 20], True)
@@ -26,8 +26,8 @@ def hits(scores: torch.Tensor, wanted: Held, negatives: int = 99, seed: int = 0)
 
 
 @pytest.mark.parametrize("kind", ["one score for all", "by position", "by number of users", "at random"])
-def test_a_scorer_that_learns_nothing_is_placed_at_random(kind: str) -> None:
-    """One right answer among 100: HR@10 is .1 for all that do not know it. 800 cases; a standard error is .0106."""
+def test_a_model_that_learns_nothing_gets_a_random_rank(kind: str) -> None:
+    """There is one right answer among 100, so HR@10 of such a model is 0.1. 800 cases: the standard error is 0.0106."""
     generator = torch.Generator().manual_seed(1)
     wanted, seen = held(generator)
     scores = {
@@ -37,15 +37,17 @@ def test_a_scorer_that_learns_nothing_is_placed_at_random(kind: str) -> None:
         "at random": torch.rand(N, M, generator=generator),
     }[kind]
     value = hits(scores.masked_fill(seen, -torch.inf), wanted)["hr@10"]
-    if kind == "one score for all":  # equal scores lose half a rank each: the middle, which is not among the first ten
+    if kind == "one score for all":  # each equal score costs half a rank: the middle, which is not among the first ten
         assert value == 0
     else:
         assert value == pytest.approx(0.1, abs=0.032)
 
 
 def drawn(wanted: Held, seen: torch.Tensor, negatives: int, seed: int) -> torch.Tensor:
-    """[FEW, M] which items stood against a user's held-out item: those that take the first rank from it when they
-    alone have a higher score."""
+    """[FEW, M] which items were drawn as negatives for a user's held-out item.
+
+    An item was drawn if the held-out item loses the first rank when this item alone has a higher score.
+    """
     users, few = USERS[:FEW], Held(wanted.offsets[: FEW + 1], wanted.items[:FEW])
     found = torch.zeros(FEW, M, dtype=torch.bool)
     for item in range(M):
@@ -60,14 +62,14 @@ def drawn(wanted: Held, seen: torch.Tensor, negatives: int, seed: int) -> torch.
 
 
 def others(wanted: Held, seen: torch.Tensor) -> torch.Tensor:
-    """[FEW, M] what is neither seen nor held out."""
+    """[FEW, M] the items that are neither seen nor held out."""
     allowed = ~seen[:FEW]
     allowed[USERS[:FEW], wanted.items[:FEW]] = False
     return allowed
 
 
-def test_negatives_are_uniform_over_all_that_is_neither_seen_nor_held_out() -> None:
-    """Nothing else is known of the held-out item: its neighbours by number and by popularity are drawn like others."""
+def test_negatives_are_uniform_over_items_that_are_neither_seen_nor_held_out() -> None:
+    """The draw does not depend on the held-out item: items next to it in number or popularity are drawn like others."""
     wanted, seen = held(torch.Generator().manual_seed(2), per_user=1)
     allowed, counts = others(wanted, seen), drawn(wanted, seen, 99, 0)
     assert torch.equal(counts & allowed, counts)
@@ -79,12 +81,12 @@ def test_negatives_are_uniform_over_all_that_is_neither_seen_nor_held_out() -> N
         assert share == pytest.approx(99 / 279, abs=4 * (0.355 * 0.645 / float(among)) ** 0.5)
 
 
-def test_all_others_are_drawn_where_there_are_not_enough() -> None:
+def test_all_other_items_are_drawn_where_there_are_too_few() -> None:
     wanted, seen = held(torch.Generator().manual_seed(3), per_user=1)
     assert torch.equal(drawn(wanted, seen, 1000, 0), others(wanted, seen))
 
 
-def test_other_seeds_draw_others() -> None:
+def test_another_seed_draws_other_negatives() -> None:
     wanted, seen = held(torch.Generator().manual_seed(4), per_user=1)
     scores = torch.rand(N, M, generator=torch.Generator().manual_seed(5)).masked_fill(seen, -torch.inf)
     assert hits(scores, wanted, seed=0) == hits(scores, wanted, seed=0) != hits(scores, wanted, seed=1)

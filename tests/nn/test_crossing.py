@@ -16,7 +16,7 @@ def inputs(seed: int = 0) -> tuple[Crossing, torch.Tensor, torch.Tensor, torch.T
 
 
 def naive(weights: list[float], vector: list[float], attributes: list[float]) -> list[float]:
-    """One node of one client, number by number: DCN-V2 crosses and attention over {id, attribute, cross}."""
+    """One node of one client in plain Python: DCN-V2 crosses, and attention over {id, attribute, cross}."""
     numbers = iter(weights)
     take = lambda n: [next(numbers) for _ in range(n)]  # noqa: E731
     embedding = [take(F) for _ in range(D)]
@@ -60,6 +60,6 @@ def test_first_weights() -> None:
     assert weights.shape == (300 * 16 + 2 * (16 * 16 + 16) + 16,)
     assert float(weights[: 300 * 16].std()) == pytest.approx(0.1, rel=0.05)
     assert float(weights[300 * 16 :][: 16 * 16].std()) == pytest.approx(0.1 / 4, rel=0.2)
-    assert weights[-16:].tolist() == [0.0] * 16  # even attention: the mean of the three
+    assert weights[-16:].tolist() == [0.0] * 16  # equal attention: the mean of the three vectors
     assert torch.equal(weights, net.init(Key(0), 0.1))
     assert not torch.equal(weights, net.init(Key(1), 0.1))

@@ -5,7 +5,7 @@ from perfedrec.nn.optim import ServerOptimizer, adam, server_step
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.8), (0.1, 0.9)])
-def test_adam_is_that_of_torch(betas: tuple[float, float]) -> None:
+def test_adam_equals_that_of_torch(betas: tuple[float, float]) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(3, 4, generator=generator)
     twin = torch.nn.Parameter(vectors.clone())
@@ -22,7 +22,7 @@ def test_adam_is_that_of_torch(betas: tuple[float, float]) -> None:
 
 
 def test_adam_of_users_with_different_numbers_of_steps() -> None:
-    """A user who joins late takes the corrected first step, whatever the others in the block have behind them."""
+    """A user who joins late takes the corrected first step, whatever steps the others in the block have taken."""
     gradient = torch.tensor([[2.0], [2.0]])
     first, second = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [4.0]])
     change, *_, steps = adam(gradient, first, second, torch.tensor([0, 1]), 0.1, (0.5, 0.75), 0.0)
@@ -51,7 +51,7 @@ def reddi(rule: str, changes: list[float], rate: float, beta1: float, beta2: flo
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "fedadam", "fedadagrad", "fedyogi"])
-def test_server_rules_are_those_of_the_paper(rule: ServerOptimizer) -> None:
+def test_server_rules_equal_those_of_the_paper(rule: ServerOptimizer) -> None:
     changes = [0.5, -0.25, 0.01, 2.0, -0.001, 0.3]
     expected = reddi(rule, changes, 0.1, 0.9, 0.99, 1e-3)
     x, first, second = torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, 1)

@@ -12,7 +12,7 @@ N, M, D = 9, 12, 5
 
 @pytest.fixture
 def graph() -> tuple[Tensor, Rows]:
-    """A random matrix R [n, m], with an item that nobody has, and the rows of all users."""
+    """A random matrix R [n, m], in which one item has no users, and the rows of all users."""
     dense = (torch.rand(N, M, generator=torch.Generator().manual_seed(3)) < 0.35).float()
     dense[:, 4] = 0
     dense[torch.arange(N), torch.arange(N) % 4] = 1
@@ -38,12 +38,13 @@ def normalised(dense: Tensor) -> Tensor:
 def test_edge_weights_by_hand() -> None:
     rows, _ = block_rows(torch.tensor([0, 4, 5]), torch.tensor([0, 1, 2, 3, 0]), torch.arange(2))
     degrees = torch.tensor([9.0, 1.0, 4.0, 0.0])
-    expected = [1 / 6, 1 / 2, 1 / 4, 1 / 2, 1 / 3]  # a degree of 0 counts as 1: protected degrees may miss an item
+    # A degree of 0 counts as 1: with noise, the degree of an item that a user has may be 0.
+    expected = [1 / 6, 1 / 2, 1 / 4, 1 / 2, 1 / 3]
     torch.testing.assert_close(edge_weights(rows, degrees), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("n_layers", [0, 1, 2, 3])
-def test_whole_graph_is_that_of_the_dense_matrix(graph: tuple[Tensor, Rows], n_layers: int) -> None:
+def test_whole_graph_equals_the_dense_matrix(graph: tuple[Tensor, Rows], n_layers: int) -> None:
     dense, rows = graph
     matrix, users, items = normalised(dense), vectors(N, D), vectors(M, D)
     layers = [(users, items)]
@@ -55,7 +56,7 @@ def test_whole_graph_is_that_of_the_dense_matrix(graph: tuple[Tensor, Rows], n_l
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
-def test_whole_graph_is_that_of_torch_geometric(graph: tuple[Tensor, Rows], n_layers: int) -> None:
+def test_whole_graph_equals_torch_geometric(graph: tuple[Tensor, Rows], n_layers: int) -> None:
     _, rows = graph
     model = LightGCN(N + M, D, n_layers)
     users, items = vectors(N, D), vectors(M, D)
@@ -80,7 +81,7 @@ def test_gradient_of_the_sparse_products(graph: tuple[Tensor, Rows]) -> None:
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
 @pytest.mark.parametrize("block", [[0, 1, 2, 3, 4, 5, 6, 7, 8], [5], [7, 2]])
-def test_star_with_fresh_neighbour_sums_is_the_whole_graph(
+def test_star_with_current_neighbour_sums_equals_the_whole_graph(
     graph: tuple[Tensor, Rows], n_layers: int, block: list[int]
 ) -> None:
     _, rows = graph
@@ -111,7 +112,7 @@ def test_star_without_neighbours_by_hand() -> None:
     assert torch.equal(flat.users(torch.ones(2, 2), items[rows.items], rows.segments), torch.ones(2, 2))
 
 
-def test_spectral_scores_are_those_of_the_dense_filter(graph: tuple[Tensor, Rows]) -> None:
+def test_spectral_scores_equal_those_of_the_dense_filter(graph: tuple[Tensor, Rows]) -> None:
     dense, rows = graph
     user_degrees, item_degrees = dense.sum(1), dense.sum(0)
     basis = torch.linalg.qr(vectors(M, D))[0]

@@ -37,7 +37,7 @@ def test_a_sum_has_the_same_bits_in_any_block(dim: int) -> None:
         assert torch.equal(dot(values[mine], values[mine]), twice[mine])
 
 
-def test_groups_of_one_length_hold_every_row_once_in_its_place() -> None:
+def test_groups_by_length_hold_every_row_once_at_its_place() -> None:
     segments = torch.tensor([4, 0, 2, 4, 4, 2, 0, 4, 6])
     groups = list(by_length(segments, 8, size=2))
     assert [members.tolist() for members, *_ in groups] == [[4, 0], [2, 6]]

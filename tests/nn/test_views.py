@@ -20,7 +20,7 @@ def test_noise_has_the_given_length_and_the_signs_of_the_vector(vectors: torch.T
     torch.testing.assert_close(lengths[others], torch.full((199,), 0.3), rtol=1e-5, atol=1e-6)
     assert float(added[3, 5]) == 0.0  # sign(0) = 0
     assert torch.equal(torch.sign(added), torch.sign(vectors))
-    assert added.abs().unique(dim=0).shape[0] == 200  # each node has noise of its own
+    assert added.abs().unique(dim=0).shape[0] == 200  # each node has its own noise
 
 
 def test_noise_is_keyed_by_node_and_grows_with_its_setting(vectors: torch.Tensor) -> None:
@@ -30,7 +30,7 @@ def test_noise_is_keyed_by_node_and_grows_with_its_setting(vectors: torch.Tensor
     torch.testing.assert_close(2 * small, large, rtol=1e-4, atol=1e-6)
 
 
-def test_noise_is_constant_to_the_gradient(vectors: torch.Tensor) -> None:
+def test_noise_is_a_constant_for_the_gradient(vectors: torch.Tensor) -> None:
     leaf = vectors.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(perturb(leaf, 0.3, Key(1)).sum(), leaf)
     assert torch.equal(gradient, torch.ones_like(vectors))

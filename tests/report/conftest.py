@@ -1,4 +1,4 @@
-"""A small run with everything that a report shows, its report, and a real browser to look at it."""
+"""A small run with everything that a report can show, a small comparison, their reports, and a real browser."""
 
 import json
 import os
@@ -43,7 +43,7 @@ methods = ["mf"]
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the paper's preset that has clusters in its best round, audited."""
+    """An audited run of preset paper that has clusters in its best round."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     options = ("data.path=synthetic:users=240,items=160,clusters=4", "run.rounds=12", "run.evaluate_every=2")
     more = ("selection.n_clients_per_round=80", "clusters.start=2", "clusters.every=2", "run.threads=1")
@@ -64,7 +64,7 @@ def report(run_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison with a reference, a sweep, and a run that is not finished. Its runs are played here, in turn."""
+    """A comparison with a reference, a sweep and an unfinished run. Its runs are played here, one after the other."""
     folder = tmp_path_factory.mktemp("benches") / "bench"
     file = folder.parent / "comparison.toml"
     file.write_text(COMPARISON)
@@ -93,10 +93,10 @@ def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         if os.environ.get("CI"):
-            pytest.fail("there is no Chromium; expected .ci/run to have installed it")
+            pytest.fail("there is no Chromium; expected .ci/run to install it")
         pytest.skip("there is no Chromium: install it to test reports in a browser (see CONTRIBUTING.md)")
     with sync_playwright() as driver:
-        # Its sandbox does not work for root, and it opens nothing here but files of these tests.
+        # The sandbox does not work for root. It is not needed: the browser only opens files of these tests.
         browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -104,7 +104,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Any]:
-    """Open a file in a tab of its own."""
+    """A function that opens a file in a new tab."""
     tabs: list[Tab] = []
 
     def open_tab(file: Path, **options: Any) -> Tab:

@@ -1,4 +1,4 @@
-"""A report in the browser."""
+"""Helpers that open a report in a browser and read its text and tables."""
 
 import html
 import re
@@ -9,25 +9,25 @@ import numpy as np
 from playwright.sync_api import Browser, Page
 
 NAME = "</script><script>window.stolen = true</script>"
-"""What a hostile data set might be called."""
+"""The name of a data set that tries to inject a script."""
 
 
 class Tab:
-    """A page in the browser that notes what goes wrong and what it asks of the network."""
+    """A page in the browser that records its errors (``errors``) and its requests (``requests``)."""
 
     def __init__(self, browser: Browser, file: Path, **options: Any) -> None:
         self.context = browser.new_context(**options)
         self.page: Page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(file.as_uri())
         self.page.wait_for_selector("html[data-drawn]", state="attached")
 
     def look(self, script: str, *arguments: Any) -> Any:
-        """What a function of the page's own language answers."""
+        """The result of a JavaScript function in the page."""
         return self.page.evaluate(script, *arguments)
 
 
@@ -40,21 +40,21 @@ AXIS = "([name, axis]) => document.querySelector(`#${name} .${axis}title`).textC
 
 
 def same_up_to_scale(pixels: list[float], values: list[float], *, falling: bool = False) -> bool:
-    """Whether places on the screen are values under one scale, to half a pixel."""
+    """Whether positions on the screen are a linear function of the values, to half a pixel."""
     slope, start = np.polyfit(values, pixels, 1)
     assert (slope < 0) == falling
     return bool(np.abs(np.array(pixels) - (slope * np.array(values) + start)).max() < 0.5)
 
 
 def text_of(report: Path) -> str:
-    """What a person reads: without markup and scripts."""
+    """The text that a reader sees, without markup and scripts."""
     page = report.read_text(encoding="utf-8")
     body = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
 def rows_of(report: Path, caption: str) -> dict[str, dict[str, str]]:
-    """A table of a report: its rows by their first cell, each by the names of the columns."""
+    """A table of a report: for each row, by its first cell, the cells by the names of the columns."""
     page = report.read_text(encoding="utf-8")
     after = page[page.index(f'aria-label="{html.escape(caption)}"') :]
     table = after[: after.index("</table>")]

@@ -37,7 +37,7 @@ def mean(results: Any, label: str, metric: str = "recall@20") -> float:
     return float(found["test"][metric]["mean"])
 
 
-def test_every_method_stands_with_mean_deviation_intervals_and_verdict(
+def test_the_table_has_mean_deviation_interval_and_verdict_of_every_method(
     bench_folder: Path, bench_report: Path, results: Any
 ) -> None:
     rows = rows_of(bench_report, "Test metrics on planted")
@@ -70,18 +70,18 @@ def test_every_method_stands_with_mean_deviation_intervals_and_verdict(
             f"{found[key]:+.4f}" for key in ("difference", "low", "high")
         ]
     verdicts = {row["against lightgcn"] for row in rows.values()}
-    assert len(verdicts - {"none", "the reference"}) > 1  # both kinds are there to be told apart
+    assert len(verdicts - {"none", "the reference"}) > 1  # at least two different verdicts occur
 
 
-def test_what_is_missing_is_told(bench_report: Path) -> None:
+def test_runs_that_have_not_finished_are_listed(bench_report: Path) -> None:
     text = text_of(bench_report)
     assert "11 of 12" in text
     assert "fedmf planted 1 stopped by a test" in text
 
 
-def test_nothing_goes_wrong_and_every_chart_is_drawn(bench_report: Path, tab: Tab) -> None:
-    assert tab.said == []
-    assert tab.asked == [bench_report.as_uri()]
+def test_every_chart_is_drawn_without_errors(bench_report: Path, tab: Tab) -> None:
+    assert tab.errors == []
+    assert tab.requests == [bench_report.as_uri()]
     names = tab.look("() => [...document.querySelectorAll('.chart')].map(chart => chart.id)")
     assert names == [f"data-0-{name}" for name in ("accuracy", "difference", "curves", "cost", "sweep-0")]
     for name in names:
@@ -91,7 +91,7 @@ def test_nothing_goes_wrong_and_every_chart_is_drawn(bench_report: Path, tab: Ta
     assert tab.look("() => [...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
 
 
-def test_means_and_differences_are_drawn_where_they_are(tab: Tab, results: Any) -> None:
+def test_means_and_differences_are_drawn_at_their_values(tab: Tab, results: Any) -> None:
     ranked = sorted(LABELS, key=lambda label: mean(results, label))
     floor = results["data"]["planted"]["popularity"]["recall@20"]
     seeds, means = tab.look(MARKS, "data-0-accuracy")
@@ -100,7 +100,7 @@ def test_means_and_differences_are_drawn_where_they_are(tab: Tab, results: Any) 
     values = [floor if label.startswith("popularity") else mean(results, label) for label in drawn["y"]]
     assert [label for label in drawn["y"] if not label.startswith("popularity")] == ranked
     assert same_up_to_scale([x for x, _ in means], values)
-    assert [y for _, y in means] == sorted((y for _, y in means), reverse=True)  # the best is on top
+    assert [y for _, y in means] == sorted((y for _, y in means), reverse=True)  # the best method is at the top
 
     compared = {each["label"]: each["comparison"] for each in results["summary"] if each["comparison"]}
     traces = tab.look("() => document.getElementById('data-0-difference').data.map(trace => trace.y)")
@@ -118,7 +118,7 @@ def test_curves_are_means_over_seeds(bench_folder: Path, tab: Tab, results: Any)
         for trace in tab.look("() => document.getElementById('data-0-curves').data")
         if trace.get("showlegend") is not False
     }
-    followed = [label for label in LABELS if label != "item_knn"]  # which is fitted at once
+    followed = [label for label in LABELS if label != "item_knn"]  # which is fitted in one step and has no curve
     assert list(lines) == sorted(followed, key=lambda label: -mean(results, label))
     for label in ("lightgcn", "fedmf"):
         histories = [
@@ -133,7 +133,7 @@ def test_curves_are_means_over_seeds(bench_folder: Path, tab: Tab, results: Any)
     assert len(set(strokes)) >= 5
 
 
-def test_cost_and_sweep_are_the_runs(tab: Tab, results: Any) -> None:
+def test_cost_and_sweep_charts_show_the_values_of_the_runs(tab: Tab, results: Any) -> None:
     tab.page.locator("#data-0-cost").locator("xpath=ancestor::figure").get_by_label("seconds").check()
     title = "() => document.querySelector('#data-0-cost .xtitle').textContent.startsWith('processor seconds')"
     tab.page.wait_for_function(title)
@@ -153,19 +153,19 @@ def test_cost_and_sweep_are_the_runs(tab: Tab, results: Any) -> None:
 def test_a_comparison_fits_a_phone(bench_report: Path, visit: Any) -> None:
     tab = visit(bench_report, viewport={"width": 375, "height": 800}, is_mobile=True, has_touch=True)
     assert tab.look("() => document.documentElement.scrollWidth") == 375
-    assert tab.said == []
+    assert tab.errors == []
 
 
-def test_one_method_alone_makes_no_sweep() -> None:
+def test_without_methods_there_is_no_sweep_chart() -> None:
     assert sweep_charts("data-0", [], ("recall@20",), "full ranking") == []
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [("{", "damaged comparison"), ('{"format": 9}', "written in format 9; expected format 1")],
 )
-def test_a_comparison_that_cannot_be_read_is_one_line(content: str, said: str, tmp_path: Path) -> None:
+def test_a_comparison_that_cannot_be_read_gives_one_line(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(content)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()

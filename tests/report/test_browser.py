@@ -1,5 +1,5 @@
-"""Reports in a real browser: every chart drawn from the run's values, nothing asked of the network, and readable in
-dark, on a phone and on paper."""
+"""Reports in a real browser: every chart shows the values of the run, the page requests nothing from the network, and
+it is readable in dark mode, on a phone and on paper."""
 
 import json
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ from perfedrec.runs.training import read_history, read_summary
 
 @pytest.fixture(scope="module")
 def tab(browser: Browser, report: Path) -> Iterator[Tab]:
-    """The report, for looking alone."""
+    """The report, opened once for all tests that do not change it."""
     opened = Tab(browser, report, viewport={"width": 1100, "height": 900}, offline=True)
     yield opened
     opened.context.close()
 
 
-def test_nothing_goes_wrong_and_nothing_leaves_the_file(report: Path, tab: Tab) -> None:
-    assert tab.said == []
-    assert tab.asked == [report.as_uri()]
+def test_the_page_has_no_errors_and_loads_nothing_but_its_file(report: Path, tab: Tab) -> None:
+    assert tab.errors == []
+    assert tab.requests == [report.as_uri()]
     assert tab.look("() => window.stolen") is None
     assert tab.page.text_content("h1") == f"perfedrec_pp on {NAME}"
     assert report.stat().st_size < 3e6
@@ -54,7 +54,7 @@ def server() -> Iterator[Any]:
     listener.server_close()
 
 
-def test_the_browser_refuses_what_the_file_might_ask(report: Path, visit: Any, server: Any) -> None:
+def test_the_browser_blocks_all_requests_and_foreign_scripts(report: Path, visit: Any, server: Any) -> None:
     port, asked = server
     tab = visit(report)
     refused = tab.look(
@@ -93,7 +93,7 @@ def test_every_chart_is_drawn(tab: Tab) -> None:
             assert tab.look(AXIS, [name, axis]), name
 
 
-def test_curves_are_the_runs_and_switches_switch_them(run_folder: Path, report: Path, visit: Any) -> None:
+def test_curves_show_the_values_of_the_run_and_switches_change_them(run_folder: Path, report: Path, visit: Any) -> None:
     tab, history, summary = visit(report), read_history(run_folder), read_summary(run_folder)
     seen = [entry for entry in history if entry.valid is not None]
     rounds = [entry.report.round + 1 - summary["prelude"] for entry in seen]
@@ -118,7 +118,7 @@ def test_curves_are_the_runs_and_switches_switch_them(run_folder: Path, report: 
     assert tab.look("() => document.getElementById('loss').data[0].y") == pytest.approx(losses, rel=1e-4)
 
 
-def test_map_geometry_groups_and_bytes_are_the_runs(run_folder: Path, tab: Tab) -> None:
+def test_map_geometry_groups_and_bytes_show_the_values_of_the_run(run_folder: Path, tab: Tab) -> None:
     users = pl.read_parquet(run_folder / "user_map.parquet")
     traces = tab.look(MARKS, "map")
     groups = sorted(users["cluster"].unique().to_list())
@@ -148,7 +148,7 @@ def test_map_geometry_groups_and_bytes_are_the_runs(run_folder: Path, tab: Tab) 
     assert np.array(widths) / max(widths) == pytest.approx(np.array(sent) / max(sent), abs=0.005)
 
 
-def test_a_page_turns_dark_and_light_again_while_it_is_open(report: Path, visit: Any) -> None:
+def test_an_open_page_follows_the_system_to_dark_and_back_to_light(report: Path, visit: Any) -> None:
     tab = visit(report, color_scheme="light")
     colours = """() => [getComputedStyle(document.documentElement).backgroundColor,
       getComputedStyle(document.querySelector('#curve .xtick text')).fill,
@@ -168,10 +168,10 @@ def test_a_page_turns_dark_and_light_again_while_it_is_open(report: Path, visit:
     tab.page.emulate_media(color_scheme="light")
     tab.page.wait_for_function(turned, arg=dark[1])
     assert tab.look(colours) == light
-    assert tab.said == []
+    assert tab.errors == []
 
 
-def test_a_phone_scrolls_up_and_down_alone(report: Path, visit: Any) -> None:
+def test_a_phone_needs_no_horizontal_scrolling(report: Path, visit: Any) -> None:
     tab = visit(report, viewport={"width": 375, "height": 800}, is_mobile=True, has_touch=True)
     assert tab.look("() => document.documentElement.scrollWidth") == 375
     wide = tab.look(
@@ -187,10 +187,10 @@ def test_a_phone_scrolls_up_and_down_alone(report: Path, visit: Any) -> None:
         || inner.top < outer.top || inner.bottom > outer.bottom;
     }).map(title => title.textContent)"""
     assert tab.look(cut) == []
-    assert tab.said == []
+    assert tab.errors == []
 
 
-def test_paper_is_light_and_holds_whole_charts(report: Path, visit: Any) -> None:
+def test_print_is_light_and_charts_are_not_cut(report: Path, visit: Any) -> None:
     tab = visit(report, color_scheme="dark")
     tab.look(
         """() => addEventListener('beforeprint', () => {
@@ -208,4 +208,4 @@ def test_paper_is_light_and_holds_whole_charts(report: Path, visit: Any) -> None
         assert ink == "rgb(32, 36, 42)"
     tab.page.wait_for_function("() => !document.documentElement.classList.contains('printing')")
     assert tab.look("() => getComputedStyle(document.querySelector('#curve .xtick text')).fill") != "rgb(32, 36, 42)"
-    assert tab.said == []
+    assert tab.errors == []

@@ -1,4 +1,4 @@
-"""What a report says, and what it does without."""
+"""The content of a report, also for runs that lack something that a report can show."""
 
 import json
 import sys
@@ -20,19 +20,19 @@ from perfedrec.runs.training import read_summary
 runner = CliRunner()
 
 
-def test_the_privacy_block_and_the_audit_stand_there_word_for_word(run_folder: Path, report: Path) -> None:
+def test_the_report_has_the_privacy_block_and_the_audit_word_for_word(run_folder: Path, report: Path) -> None:
     text, block = text_of(report), read_summary(run_folder)["privacy"]
     found = json.loads((run_folder / "audit.json").read_text())
     block["audit"] = audited(found)
-    for name, said in lines(block):
-        assert f"{name} {said}" in text
+    for name, content in lines(block):
+        assert f"{name} {content}" in text
     for each in found["findings"]:
         assert each["attack"] in text
         assert f"{each['value']:.3f} {each['guessing']:.3f}" in text
     assert f"{found['bounds'][0]['claim']:.2f} {found['bounds'][0]['lower']:.2f}" in text
 
 
-def test_test_metrics_stand_beside_popularity_with_their_intervals(run_folder: Path, report: Path) -> None:
+def test_the_table_of_test_metrics_has_popularity_and_intervals(run_folder: Path, report: Path) -> None:
     rows = rows_of(report, "Test metrics of the best round; full ranking of all items unseen in training")
     summary, users = read_summary(run_folder), pl.read_parquet(run_folder / "test_users.parquet")
     for name, shown in (("ndcg@20", "NDCG@20"), ("recall@10", "Recall@10")):
@@ -45,7 +45,7 @@ def test_test_metrics_stand_beside_popularity_with_their_intervals(run_folder: P
         assert row["times popularity"] == f"{value / popular:.2f}"
 
 
-def test_configuration_and_machine_are_told(run_folder: Path, report: Path) -> None:
+def test_the_report_has_the_configuration_and_the_machine(run_folder: Path, report: Path) -> None:
     text = text_of(report)
     assert " ".join((run_folder / "config.toml").read_text().split()) in text
     environment = json.loads((run_folder / "environment.json").read_text())
@@ -53,7 +53,7 @@ def test_configuration_and_machine_are_told(run_folder: Path, report: Path) -> N
     assert environment["platform"] in text
 
 
-def test_single_users_are_said_to_be_there_and_their_ids_are_not(run_folder: Path, tmp_path: Path) -> None:
+def test_the_report_says_that_it_shows_single_users_without_ids(run_folder: Path, tmp_path: Path) -> None:
     text = text_of(write_report(run_folder, tmp_path / "report.html"))
     assert "This map shows single users: 240 of 240, without their ids. It comes from a simulation" in text
     assert "privacy profile paper" in text
@@ -71,30 +71,28 @@ def train_with(folder: Path, algorithm: str, *options: str) -> Path:
     return folder
 
 
-def test_a_method_without_vectors_and_messages_has_a_report_without_them(tmp_path: Path, visit: Any) -> None:
+def test_a_method_without_vectors_and_messages_has_a_report_without_their_charts(tmp_path: Path, visit: Any) -> None:
     written = write_report(train_with(tmp_path / "run", "popularity", "run.rounds=0"))
     text = text_of(written)
     assert "popularity has no user and item vectors" in text
     assert "Nothing was sent" in text
     assert "NONE: a centralised method has everybody's interactions in one place" in text
     tab = visit(written)
-    assert tab.said == []
+    assert tab.errors == []
     assert tab.look("() => document.querySelectorAll('#map, #geometry, #bytes').length") == 0
 
 
-def test_a_centralised_method_has_a_map_without_clusters_and_sampled_negatives_are_called_so(tmp_path: Path) -> None:
+def test_a_centralised_method_has_a_map_without_clusters_and_a_table_of_sampled_negatives(tmp_path: Path) -> None:
     folder = train_with(tmp_path / "run", "mf", "run.rounds=2", "run.sampled_negatives=30")
     written = write_report(folder)
     text, sampled = text_of(written), read_summary(folder)["test_sampled"]
-    rows = rows_of(
-        written, "Test metrics among 30 sampled negatives, for comparison with papers that use this protocol"
-    )
+    rows = rows_of(written, "Test metrics among 30 sampled negatives, for comparison with papers that use them")
     assert rows["NDCG@10"]["this run"] == f"{sampled['ndcg@10']:.4f}"
     assert "There were no clusters in that round" in text
     assert "user vectors: a centralised method has them in one place" in text
 
 
-def test_runs_from_before_there_were_diagnostics_have_a_report(tmp_path: Path) -> None:
+def test_an_old_run_without_diagnostics_has_a_report(tmp_path: Path) -> None:
     folder = train_with(tmp_path / "run", "mf", "run.rounds=1")
     for name in ("diagnostics.json", "user_map.parquet", "test_users.parquet"):
         (folder / name).unlink()
@@ -114,7 +112,7 @@ def test_a_run_without_held_out_interactions_has_a_report(tmp_path: Path) -> Non
     assert "There are no test interactions" in text_of(write_report(tmp_path / "run"))
 
 
-def test_moments_at_one_place_have_one_label() -> None:
+def test_moments_in_the_same_round_share_one_label() -> None:
     start = {"round": -2, "alignment": 1.9, "uniformity_users": -3.9, "uniformity_items": -3.8}
     after = {"round": 0, "alignment": 0.5, "uniformity_users": -2.0, "uniformity_items": -2.5}
     later = {"round": 7, "alignment": 0.4, "uniformity_users": -2.1, "uniformity_items": -2.6}
@@ -125,7 +123,7 @@ def test_moments_at_one_place_have_one_label() -> None:
     assert list(apart.text) == ["start", "pre-trained", "best"]
 
 
-def test_the_command_writes_where_it_is_told(run_folder: Path, tmp_path: Path) -> None:
+def test_the_command_writes_to_the_file_of_output(run_folder: Path, tmp_path: Path) -> None:
     done = runner.invoke(app, ["report", str(run_folder), "--output", str(tmp_path / "a.html")])
     assert done.exit_code == 0, done.output
     assert f"written to {tmp_path / 'a.html'} (" in done.output
@@ -133,7 +131,7 @@ def test_the_command_writes_where_it_is_told(run_folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("folder", "output", "said"),
+    ("folder", "output", "message"),
     [
         ("nowhere", None, "there is no such folder"),
         ("empty", None, "not a run folder"),
@@ -143,7 +141,7 @@ def test_the_command_writes_where_it_is_told(run_folder: Path, tmp_path: Path) -
         ("run", "nowhere/report.html", "cannot be written"),
     ],
 )
-def test_a_mistake_is_one_line(folder: str, output: str | None, said: str, run_folder: Path, tmp_path: Path) -> None:
+def test_an_error_is_one_line(folder: str, output: str | None, message: str, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     names = ("config.toml", "environment.json", "metrics.jsonl", "result.json")
     for name, kept in (("unfinished", names[:3]), ("damaged", names)):
@@ -157,11 +155,11 @@ def test_a_mistake_is_one_line(folder: str, output: str | None, said: str, run_f
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
-    assert said in result.stderr
+    assert message in result.stderr
     assert not list(tmp_path.rglob(".report*")) + list(tmp_path.rglob("report.html"))
 
 
-def test_without_the_extra_one_line_names_it(run_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_without_the_extra_the_error_names_it(run_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "plotly", None)
     for name in [name for name in sys.modules if name.startswith(("plotly.", "perfedrec.report."))]:
         monkeypatch.delitem(sys.modules, name)

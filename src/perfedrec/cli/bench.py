@@ -41,7 +41,7 @@ def bench(
     """
     with one_line():
         from perfedrec.compare.bench import read
-        from perfedrec.compare.cells import alone, play, processors
+        from perfedrec.compare.cells import locked, play, processors
         from perfedrec.compare.results import collect
         from perfedrec.compare.tables import comma_separated, latex, markdown
         from perfedrec.runs.checkpoint import write_atomic
@@ -50,7 +50,7 @@ def bench(
         comparison = read(file, output, moved)
         comparison.prepare()
         cells = list(comparison.cells())
-        with alone(output), _Show(cells, output, as_json) as show:
+        with locked(output), _Show(cells, output, as_json) as show:
             failed = play(cells, processes or processors(), show)
         results = collect(comparison, failed)
         write_atomic(output / "results.json", (json.dumps(results, indent=1) + "\n").encode())

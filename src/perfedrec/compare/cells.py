@@ -44,7 +44,7 @@ def processors() -> int:
 
 
 @contextmanager
-def alone(output: Path) -> Iterator[None]:
+def locked(output: Path) -> Iterator[None]:
     """Lock the folder of a comparison. Raises :class:`ConfigError` where another process uses it."""
     with open(output / ".lock", "w") as lock:
         try:

@@ -170,12 +170,14 @@ class Tuning:
             put(tree, key, value)
         return check(tree, where)
 
-    def play(self, n_trials: int, tell: Callable[[Outcome], None], reporter: Callable[[], Reporter] = Quiet) -> Study:
+    def play(
+        self, n_trials: int, after_trial: Callable[[Outcome], None], reporter: Callable[[], Reporter] = Quiet
+    ) -> Study:
         """Play trials until the study has ``n_trials`` finished ones, pruned and infeasible trials included.
 
-        ``tell`` is called after each trial, and ``reporter`` makes what shows the rounds of a trial. On SIGINT or
-        SIGTERM the current trial stops after its current round, and :class:`InterruptedRunError` is raised; the trial
-        is played again when the study is continued.
+        ``after_trial`` is called after each trial, and ``reporter`` makes what shows the rounds of a trial. On SIGINT
+        or SIGTERM the current trial stops after its current round, and :class:`InterruptedRunError` is raised; the
+        trial is played again when the study is continued.
         """
         study = self._open()
         with signals() as caught:
@@ -193,7 +195,7 @@ class Tuning:
                     raise self._interrupted(study, n_trials, error.exit_code - 128) from None
                 if outcome.best_number == trial.number:
                     self._write_best(study)
-                tell(outcome)
+                after_trial(outcome)
         if _best(study) is not None:  # again: another process may have ended after its trial and before writing this
             self._write_best(study)
         return study

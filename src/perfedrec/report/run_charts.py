@@ -143,14 +143,14 @@ def loss_curve(history: Sequence[Entry], axes: Axes) -> Chart | None:
     )
 
 
-def activity_chart(groups: Sequence[Group], everybody: Mapping[str, float]) -> Chart:
+def activity_chart(groups: Sequence[Group], overall: Mapping[str, float]) -> Chart:
     """Test accuracy by the number of training interactions of a user.
 
-    ``everybody`` holds the mean of each metric over all test users.
+    ``overall`` holds the mean of each metric over all test users.
     """
     names = [name for name in PLOTTED if name in groups[0].means]
     upwards = [
-        Option(metric_name(name), _group_values(groups, everybody, name), titled("yaxis", metric_name(name)))
+        Option(metric_name(name), _group_values(groups, overall, name), titled("yaxis", metric_name(name)))
         for name in names
     ]
     shown = figure(
@@ -180,11 +180,11 @@ def activity_chart(groups: Sequence[Group], everybody: Mapping[str, float]) -> C
     )
 
 
-def _group_values(groups: Sequence[Group], everybody: Mapping[str, float], name: str) -> list[Change]:
+def _group_values(groups: Sequence[Group], overall: Mapping[str, float], name: str) -> list[Change]:
     means = [group.means[name] for group in groups]
     reach = [0.0 if each.high is None else each.high - each.value for each in means]
     own: Change = {"y": rounded([each.value for each in means]), "error_y": {"array": rounded(reach)}}
-    return [own, {"y": [everybody[name]] * len(groups)}]
+    return [own, {"y": [overall[name]] * len(groups)}]
 
 
 def _group_traces(groups: Sequence[Group], y: Sequence[Change]) -> list[Scatter]:
