@@ -116,7 +116,7 @@ def test_a_node_encodes_as_the_federation_does_and_not_by_its_own_users(dataset:
     ("attributes", "message"),
     [
         ("user,age\na,30\n", "no column for the attribute 'plan=a'"),
-        ("user,age,plan\na,30,gold\n", "column 'plan' holds 'gold'; expected one of the categories of the federation, a, b, c"),
+        ("user,age,plan\na,30,gold\n", "column 'plan' holds 'gold'; expected one of the categories .*a, b, c"),
         ("user,age,plan\na,old,a\n", "column 'age' holds values that are not finite numbers"),
     ],
 )
