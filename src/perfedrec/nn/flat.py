@@ -1,4 +1,4 @@
-"""Networks whose weights lie flat in one vector, so that each client of a block can have weights of its own."""
+"""Networks whose weights are stored in one flat vector, so that each client of a block can have its own weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perfedrec.nn.segments import by_length
 
 @dataclass(frozen=True)
 class Flat:
-    """The ``shapes`` of a network's weight matrices and vectors, in the order in which they lie in a flat vector."""
+    """The ``shapes`` of the weight matrices and vectors of a network, in their order in the flat vector."""
 
     shapes: tuple[tuple[int, ...], ...]
 
@@ -25,7 +25,7 @@ class Flat:
         return sum(prod(shape) for shape in self.shapes)
 
     def init(self, key: Key, scales: Sequence[float]) -> Tensor:
-        """[D] normal draws for one network, each shape's times its scale."""
+        """[D] initial weights of one network: normal draws, multiplied by the scale of their shape."""
         point = torch.zeros((), dtype=torch.int64)
         return torch.cat(
             [
@@ -35,7 +35,7 @@ class Flat:
         )
 
     def init_each(self, keys: Tensor, scales: Sequence[float]) -> Tensor:
-        """[B, D] the same for B networks, one for each of the ``keys`` [B]."""
+        """[B, D] initial weights of B networks, one for each of the ``keys`` [B]; as in :meth:`init`."""
         return torch.cat(
             [
                 normal(fold_in(keys, torch.full_like(keys, number)), prod(shape)) * scale
@@ -45,7 +45,7 @@ class Flat:
         )
 
     def unpack(self, weights: Tensor) -> list[Tensor]:
-        """The weights [..., *shape] of each shape, out of flat ones [..., D]."""
+        """Split flat weights [..., D] into the weights [..., *shape] of each shape."""
         sizes = [prod(shape) for shape in self.shapes]
         parts = zip(weights.split(sizes, dim=-1), self.shapes, strict=True)
         return [part.unflatten(-1, shape) for part, shape in parts]
@@ -54,10 +54,11 @@ class Flat:
 def apply_per_client(
     network: Callable[[Tensor, Sequence[Tensor]], Tensor], rows: Sequence[Tensor], segments: Tensor, n: int
 ) -> Tensor:
-    """Apply each client's own network to its rows: [T, ...] what ``network`` makes of each row.
+    """Apply the network of each client to the rows of this client. Returns the results of all rows [T, ...].
 
-    ``rows`` are tensors [T, ...] of which ``segments`` [T] (any order) name the client, below ``n``. ``network`` is
-    called for groups of C clients with these clients [C] and the rows padded to [C, L, ...], and returns [C, L, ...].
+    ``rows`` are tensors [T, ...], and ``segments`` [T], in any order, are the clients of the rows, numbers below ``n``.
+    ``network`` is called for groups of C clients. It gets these clients [C] and their rows, padded to [C, L, ...], and
+    returns [C, L, ...].
     """
     results, places = [], []
     for members, where, owner, slot in by_length(segments, n):
