@@ -24,11 +24,13 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import RoundReport, Spec
 from perfedrec.data import Dataset, read_catalogue
 from perfedrec.federation import local
-from perfedrec.federation.coordinator import Terms, serve
+from perfedrec.federation.agreement import federated
+from perfedrec.federation.coordinator import Deployment, Terms, serve
 from perfedrec.federation.local import parted
 from perfedrec.runs import config
-from perfedrec.runs.progress import Quiet, Standing
-from perfedrec.runs.training import open_data, read_history
+from perfedrec.runs.config import open_data
+from perfedrec.runs.folder import RunFolder
+from perfedrec.runs.progress import Progress, Quiet
 from perfedrec.runtimes.flower import needs_service
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round
@@ -40,7 +42,7 @@ class Clock(Quiet):
     def __init__(self) -> None:
         self.seen: list[dict[str, float]] = []
 
-    def round(self, standing: Standing) -> None:
+    def round(self, progress: Progress) -> None:
         used = {"coordinator": sum(psutil.Process().cpu_times()[:2])}
         for child in psutil.Process().children():
             command = child.cmdline()
@@ -88,11 +90,11 @@ def main() -> None:
         folder, clock, port = Path(scratch) / "federation", Clock(), local.free_port()
         os.environ["FLWR_HOME"] = scratch
         local.lay_out(folder, dataset, given.nodes, given.users)
-        with local.nodes(folder, port, needs_service(resolved.build())):
+        with local.nodes(folder, port, needs_service(federated(resolved))):
             ids, terms = read_catalogue(folder / local.CATALOGUE), Terms(port=port, min_nodes=given.nodes)
             files, keys = folder / "certificates", folder / "keys"
-            serve(resolved, ids, Path(scratch) / "run", files, keys, terms, clock, lambda line: None)
-        history = read_history(Path(scratch) / "run")
+            serve(Deployment(resolved, ids, Path(scratch) / "run", files, keys, terms), clock, lambda line: None)
+        history = RunFolder(Path(scratch) / "run").history()
     for entry in history:
         print(json.dumps({"round": entry.report.round, "phase": entry.report.phase, "seconds": entry.seconds}))
     training = [entry for entry in history if entry.report.phase == "train"]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from perfedrec import Config, Dataset, Interactions, configure, load, train
-from perfedrec.runs.training import popularity
+from perfedrec.runs.result import popularity
 
 NOISELESS = ("privacy.epsilon=off", "privacy.noise.degrees=1e-9", "privacy.noise.spectral=1e-9")
 """The same computation, with noise that is too small to matter."""

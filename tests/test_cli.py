@@ -45,8 +45,8 @@ def test_train_evaluate_and_recommend_on_a_file_with_string_ids(ratings: Path, t
     assert trained.exit_code == 0, trained.output
     summary = json.loads(trained.stdout)
     evaluated = json.loads(runner.invoke(app, ["evaluate", "--run", str(run), "--json"]).stdout)
-    assert evaluated["metrics"] == summary["test"]
-    assert summary["communication"]["uploads"] == sum(
+    assert evaluated["metrics"] == summary.test
+    assert summary.communication["uploads"] == sum(
         json.loads(line)["clients"] for line in (run / "metrics.jsonl").read_text().splitlines()
     )
     one = json.loads(runner.invoke(app, ["recommend", "--run", str(run), "--user", "u3", "--k", "4", "--json"]).stdout)
@@ -261,8 +261,8 @@ def test_figures_of_sampled_negatives_are_labelled(ratings: Path, tmp_path: Path
     assert re.search(r"test, 7 sampled\b", shown)
     assert "columns with sampled negatives rank each held-out item among these" in " ".join(shown.split())
     summary = json.loads((run / "result.json").read_text())
-    assert summary["protocols"] == {"test": "full ranking", "test_sampled": "7 sampled negatives"}
-    assert summary["test_sampled"]["recall@10"] > summary["test"]["recall@10"]  # which is why they are labelled
+    assert summary.protocols == {"test": "full ranking", "test_sampled": "7 sampled negatives"}
+    assert summary.test_sampled["recall@10"] > summary.test["recall@10"]  # which is why they are labelled
 
 
 def test_ids_that_look_like_markup_are_printed_unchanged(ratings: Path, tmp_path: Path) -> None:
@@ -424,15 +424,16 @@ def test_an_interrupted_coordinator_prints_the_command_that_resumes_it(
 ) -> None:
     """The command resumes with the same files, rounds and terms. A first and a second SIGINT differ in one word."""
     from perfedrec.federation import coordinator
-    from perfedrec.runs.training import InterruptedRunError, write_settings
+    from perfedrec.runs.folder import RunFolder
+    from perfedrec.runs.signals import InterruptedRunError
 
     seen, ends = list[Any](), [InterruptedRunError("stopped after round 4", 15), KeyboardInterrupt()]
 
-    def stopped(config: Any, ids: Any, output: Path, files: Path, keys: Path, terms: Any, *rest: Any, **_: Any) -> None:
-        seen.append((config.run.rounds, output, files, keys, terms))
-        output.mkdir(exist_ok=True)
-        write_settings(output, config)
-        assert rest[2] is (len(seen) > 1)  # resume
+    def stopped(given: coordinator.Deployment, *_: Any) -> None:
+        seen.append((given.config.run.rounds, given.output, given.certificates, given.keys, given.terms))
+        given.output.mkdir(exist_ok=True)
+        RunFolder(given.output).write_settings(given.config)
+        assert given.resume is (len(seen) > 1)
         raise ends[len(seen) - 1]
 
     monkeypatch.setattr(coordinator, "serve", stopped)
@@ -443,7 +444,7 @@ def test_an_interrupted_coordinator_prints_the_command_that_resumes_it(
     message, _, command = first.stderr.strip().partition("; go on with perfedrec ")
     assert message == "error: stopped after round 4"
     second = cli(*shlex.split(command), code=130)
-    assert second.stderr.strip() == f"error: broken off; go on with perfedrec {command}"
+    assert second.stderr.strip() == f"error: interrupted; resume with perfedrec {command}"
     assert seen[0] == seen[1]
     assert (seen[0][0], seen[0][4].min_nodes, seen[0][4].enough) == (7, 4, 0.5)
 
@@ -480,7 +481,7 @@ def _asked(options: list[Any]) -> Any:
         ("up", ("--preset", "gpfedrec"), "or --privacy paper or none, which protect less"),
         ("up", ("--preset", "fedmf", "--privacy", "private"), "profile private with fedmf: there is no option"),
         ("node", ("--require", "secur"), "there is no privacy profile 'secur'; did you mean secure?"),
-        ("up", ("--nodes", "2", "--resume"), "--resume goes on with the nodes and users in --output"),
+        ("up", ("--nodes", "2", "--resume"), "--resume continues with the nodes and users in --output"),
         ("up", ("--data", "d.csv", "--columns", "user=a,thing=b"), "thing"),
         ("node", ("--coordinator", "host"), "--coordinator host: expected HOST:PORT, as in fed.example.org:18000"),
         ("node", ("--threads", "0"), "--threads 0: expected at least 1"),

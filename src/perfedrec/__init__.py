@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from perfedrec.methods.federated.settings import FederatedSettings, PerFedRecSettings
     from perfedrec.runs.config import Config, RunSettings
     from perfedrec.runs.config import load as configure
-    from perfedrec.runs.training import Result, open_run, train
+    from perfedrec.runs.result import Result, open_run
+    from perfedrec.runs.training import train
 
 __version__ = "0.2.0"
 
@@ -62,7 +63,8 @@ _HOMES = {
     "perfedrec.core.settings": ("Settings",),
     "perfedrec.data": ("Dataset", "Interactions", "load", "split", "synthetic"),
     "perfedrec.runs.config": ("Config", "RunSettings", "configure"),
-    "perfedrec.runs.training": ("Result", "open_run", "train"),
+    "perfedrec.runs.result": ("Result", "open_run"),
+    "perfedrec.runs.training": ("train",),
 }
 
 

@@ -12,13 +12,14 @@ from perfedrec.audit.audit import audit, read_audit
 from perfedrec.audit.canary import bounds
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.keys import Key
-from perfedrec.federation.coordinator import with_real_noise
+from perfedrec.federation.agreement import with_real_noise
 from perfedrec.privacy import protection
 from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.report import audited, lines, warnings
 from perfedrec.privacy.settings import NoiseSettings, PrivacySettings
-from perfedrec.runs.config import presets
-from perfedrec.runs.training import Result, read_summary
+from perfedrec.runs.folder import RunFolder
+from perfedrec.runs.preset_files import presets
+from perfedrec.runs.result import Result
 
 SMALL = (
     "data.path=synthetic:users=300,items=250",
@@ -33,7 +34,7 @@ SMALL = (
 def run(folder: Path, privacy: str | None, *more: str, preset: str = "recommended") -> tuple[Result, dict[str, Any]]:
     config = configure(preset, overrides=[*SMALL, *more], privacy=privacy)
     result = train(config.build(), load(config.data.path), config.run, output=folder, config=config)
-    return result, read_summary(folder)["privacy"]
+    return result, RunFolder(folder).summary().privacy
 
 
 def figure(found: Any, attack: str, metric: str, which: int | None = None) -> float:
@@ -183,7 +184,7 @@ def test_every_federated_method_can_be_audited(tmp_path: Path, name: str) -> Non
     overrides = [*SMALL[:2], "run.rounds=4", "run.threads=1"]
     config = configure(None, overrides=overrides, algorithm=name)
     train(config.build(), load(config.data.path), config.run, output=tmp_path / "run", config=config)
-    block = read_summary(tmp_path / "run")["privacy"]
+    block = RunFolder(tmp_path / "run").summary().privacy
     found = audit(tmp_path / "run")
     assert figure(found, "items from one sparse upload, without the", "precision at |I_u|") > 0.5
     reported = any(each.attack.startswith("linkage") for each in found.findings)

@@ -25,8 +25,9 @@ from perfedrec.compare.results import reached, spread
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
 from perfedrec.methods.registry import METHODS
-from perfedrec.runs.config import ABLATIONS, resolve
-from perfedrec.runs.training import Entry
+from perfedrec.runs.config import resolve
+from perfedrec.runs.folder import Entry
+from perfedrec.runs.preset_files import ABLATIONS
 
 runner = CliRunner()
 READY = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.toml"))

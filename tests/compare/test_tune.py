@@ -21,8 +21,7 @@ from perfedrec.compare.tune import Outcome, Space, Tuning, read_space, ready_mad
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import Interactions
 from perfedrec.methods.registry import METHODS
-from perfedrec.runs.config import DataSettings, differences, resolve
-from perfedrec.runs.training import open_data
+from perfedrec.runs.config import DataSettings, differences, open_data, resolve
 
 runner = CliRunner()
 DATA = "synthetic:users=120,items=200"

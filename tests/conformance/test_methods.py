@@ -11,8 +11,8 @@ import torch
 
 from perfedrec import Dataset, configure, load, open_run, train
 from perfedrec.methods.registry import METHODS, centralised
-from perfedrec.runs.config import default_preset
 from perfedrec.runs.engine import engine
+from perfedrec.runs.preset_files import default_preset
 
 NAMES = list(METHODS)
 TRAINED = [name for name in NAMES if not centralised(METHODS[name]) or METHODS[name].trained]
@@ -120,11 +120,11 @@ def test_a_stored_run_recommends_the_same_and_nothing_that_was_seen(name: str, t
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_resumed_run_is_the_run_without_a_break(name: str, tmp_path: Path) -> None:
-    from perfedrec.runs.training import latest_checkpoint
+    from perfedrec.runs.folder import RunFolder
 
     short, long = (config(name, rounds, "run.evaluate_every=1") for rounds in (2, 4))
     train(short.build(), data(), short.run, config=short, output=tmp_path / "run")
-    checkpoint = latest_checkpoint(tmp_path / "run")
+    checkpoint = RunFolder(tmp_path / "run").latest_checkpoint()
     resumed = train(long.build(), data(), long.run, config=long, output=tmp_path / "run", resume=checkpoint)
     assert lists(resumed) == lists(train(long.build(), data(), long.run, config=long))
 

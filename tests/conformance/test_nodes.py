@@ -9,7 +9,8 @@ import pytest
 import torch
 from tests.conformance.test_methods import config, data
 
-from perfedrec.federation.model_file import build, method_of, recommend
+from perfedrec.federation.agreement import build, method_of
+from perfedrec.federation.offline import recommend
 from perfedrec.methods.registry import METHODS, centralised
 from perfedrec.runtimes.node import LocalRecommender, Store, serving_broadcast
 from perfedrec.runtimes.simulator import Simulator

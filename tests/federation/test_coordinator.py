@@ -1,9 +1,10 @@
-"""What a coordinator looks at before it starts anything, and what it goes on from."""
+"""What a coordinator checks before it starts anything, and what it resumes from."""
 
 from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
 from perfedrec.data.catalogue import Catalogue
+from perfedrec.federation.agreement import federated
 from perfedrec.federation.certificates import make_certificates, make_key
-from perfedrec.federation.coordinator import Run, Terms, serve
+from perfedrec.federation.coordinator import Deployment, Terms, serve
+from perfedrec.federation.run import FederatedRun
 from perfedrec.runs import checkpoint, config
+from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.progress import Quiet
-from perfedrec.runs.training import Entry
 
 
 def test_a_port_that_is_taken_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -25,15 +28,21 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_written(tmp_path: Pa
     (tmp_path / "keys").mkdir()
     for name in ("a", "b", "c"):
         make_key(tmp_path / "keys" / name)
-    given, files, keys = config.load("fedmf", None, [], privacy="secure"), tmp_path / "certificates", tmp_path / "keys"
+    given = Deployment(
+        config.load("fedmf", None, [], privacy="secure"),
+        Catalogue(np.arange(5)),
+        tmp_path / "run",
+        tmp_path / "certificates",
+        tmp_path / "keys",
+    )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         terms = Terms(port=taken.getsockname()[1])
         with pytest.raises(
             ConfigError, match=r"^127.0.0.1:\d+: address already in use; expected .* free port \(--port\)"
         ):
-            serve(given, Catalogue(np.arange(5)), tmp_path / "run", files, keys, terms, Quiet(), print)
+            serve(replace(given, terms=terms), Quiet(), print)
     with pytest.raises(ConfigError, match=r"^192.0.2.1:18000: cannot assign .*; expected an address of this machine"):
-        serve(given, Catalogue(np.arange(5)), tmp_path / "run", files, keys, Terms("192.0.2.1"), Quiet(), print)
+        serve(replace(given, terms=Terms("192.0.2.1")), Quiet(), print)
     assert not (tmp_path / "run").exists()
 
 
@@ -45,17 +54,9 @@ def test_a_coordinator_computes_in_one_thread_unless_told_otherwise(tmp_path: Pa
     (tmp_path / "keys").mkdir()
     given = config.load("recommended", None, [f"run.threads={asked}"], privacy="secure")
     try:
+        places = (tmp_path / "run", tmp_path / "certificates", tmp_path / "keys")
         with pytest.raises(ConfigError, match="no public keys"):
-            serve(
-                given,
-                Catalogue(np.arange(5)),
-                tmp_path / "run",
-                tmp_path / "certificates",
-                tmp_path / "keys",
-                Terms(),
-                Quiet(),
-                lambda line: None,
-            )
+            serve(Deployment(given, Catalogue(np.arange(5)), *places), Quiet(), lambda line: None)
         assert torch.get_num_threads() == threads
         assert not (tmp_path / "run").exists()  # the next attempt finds a new folder
     finally:
@@ -63,14 +64,15 @@ def test_a_coordinator_computes_in_one_thread_unless_told_otherwise(tmp_path: Pa
 
 
 def test_what_was_written_of_a_round_that_is_played_again_is_forgotten(tmp_path: Path) -> None:
-    """Here of the first one, before there was a checkpoint, and of who was refused in it."""
+    """Here of the first round, before there was a checkpoint, and of the nodes that were refused in it."""
     given, items = config.load("recommended", None, [], privacy="secure"), Catalogue(np.arange(5))
-    name = Run(given, given.build(), items, tmp_path / "run", None, False).setup.run
+    folder, algorithm = RunFolder(tmp_path / "run"), federated(given)
+    assert FederatedRun(given, algorithm, items, folder, "mine", False).setup.run == folder.name() == "mine"
     report = RoundReport(0, "degrees", 4, 4, None, 1, 1, 1)
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(Entry(report, 1.0).line()) + "\n")
     rejections = tmp_path / "run" / "rejections.jsonl"
     rejections.write_text('{"node": "n1", "round": -1}\n{"node": "n2", "round": 0}\n{"node": "n3", "rou')
-    assert Run(given, given.build(), items, tmp_path / "run", None, True).setup.run == name
+    assert FederatedRun(given, algorithm, items, folder, "another", True).setup.run == "mine"
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
     assert rejections.read_text() == '{"node": "n1", "round": -1}\n'
 

@@ -9,7 +9,7 @@ import pytest
 
 from perfedrec.federation import local
 from perfedrec.runs import config
-from perfedrec.runs.training import open_data
+from perfedrec.runs.config import open_data
 
 pytest.importorskip("flwr")
 
@@ -33,6 +33,8 @@ def test_a_node_that_ends_by_itself_is_told_of_and_others_end_in_order(tmp_path:
         while "cannot be reached" not in log.read_text():
             assert processes[0].poll() is None
             ended.wait(0.1)
-    assert told == [f"n1 has ended with code 2; expected it to stay, {folder / 'nodes' / 'n1' / local.LOG} says why"]
+    assert told == [
+        f"n1 has ended with code 2; expected it to run to the end, see {folder / 'nodes' / 'n1' / local.LOG}"
+    ]
     assert processes[0].returncode == 0
     assert "Fatal" not in log.read_text()

@@ -30,7 +30,7 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
 from perfedrec.federation.local import free_port
 from perfedrec.federation.metrics import COORDINATOR, NODE, SERVICE, Source, Watch, exposed, of_node, of_service
-from perfedrec.runs.training import Entry
+from perfedrec.runs.folder import Entry
 from perfedrec.runtimes.flower import REASONS, Work
 from perfedrec.runtimes.node import Store
 

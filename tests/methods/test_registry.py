@@ -78,7 +78,7 @@ def test_an_installed_package_offers_a_method(here: Path, monkeypatch: pytest.Mo
     assert open_run(here / "run")[1].algorithm == "shallow_ease"
     with pytest.raises(ConfigError, match=r"broken cannot be loaded: ModuleNotFoundError: .*shallow\.nothing"):
         method("broken")
-    with pytest.raises(ConfigError, match="wrong is no method"):
+    with pytest.raises(ConfigError, match="wrong is not a method"):
         method("wrong")
 
 
@@ -88,7 +88,7 @@ def test_an_installed_package_offers_a_method(here: Path, monkeypatch: pytest.Mo
     ("raise ValueError('too early')", "ValueError: too early"),
     ("x = 1", "own.py has no class 'Own'; expected a method's"),
     ("class Mine: pass\nOwn2 = Mine", "own.py has no class 'Own'; did you mean Own2?"),
-    ("class Own: pass", "is no method; expected a subclass of perfedrec.Method"),
+    ("class Own: pass", "is not a method; expected a subclass of perfedrec.Method"),
 ])  # fmt: skip
 def test_a_file_that_is_no_method_is_one_line(text: str, said: str, here: Path) -> None:
     (here / "own.py").write_text(text)
@@ -99,7 +99,7 @@ def test_a_file_that_is_no_method_is_one_line(text: str, said: str, here: Path) 
 
 
 @pytest.mark.parametrize(("before", "after", "said"), [
-    ("def scores(", "def score(", "ease.py:EASE lacks scores; expected a method of that name"),
+    ("def scores(", "def score(", "ease.py:EASE lacks scores; expected a definition of each"),
     ("def init(", "def fit(", "ease.py:EASE lacks init; expected"),
     ("Options = EASESettings", "trained = True", "ease.py:EASE lacks epoch; expected"),
     ("l2: float = ", "l2: float = 1 / 0 + ", "ease.py, line {line}, in EASESettings: ZeroDivisionError: division"),
@@ -132,7 +132,7 @@ def test_a_federated_method_without_a_score_is_refused(here: Path) -> None:
 def test_unknown_names_and_files() -> None:
     with pytest.raises(ConfigError, match="did you mean lightgcn"):
         method("lightgnc")
-    with pytest.raises(ConfigError, match=r"^missing\.py: no such file; expected that of a method"):
+    with pytest.raises(ConfigError, match=r"^missing\.py: no such file; expected the file of a method"):
         method("missing.py:Own")
 
 
@@ -152,7 +152,7 @@ def test_every_method_is_in_the_document_under_its_kind(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_preset_that_builds_it(name: str) -> None:
-    from perfedrec.runs.config import default_preset
+    from perfedrec.runs.preset_files import default_preset
 
     preset = default_preset(name)
     assert preset is not None

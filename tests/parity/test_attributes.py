@@ -15,7 +15,8 @@ from perfedrec.core.errors import DataError
 from perfedrec.core.records import flatten
 from perfedrec.data import Catalogue, Dataset, load, read, read_catalogue
 from perfedrec.federation import local
-from perfedrec.federation.model_file import build, method_of, take_in
+from perfedrec.federation.agreement import build, method_of
+from perfedrec.federation.offline import import_file
 from perfedrec.runs import config
 from perfedrec.runs.engine import engine
 from perfedrec.runtimes.flower import Coordinator, NodeApp, Setup
@@ -95,7 +96,7 @@ def imported(folder: Path, catalogue: Catalogue, attributes: str | None) -> Any:
         (folder / "user_attributes.csv").write_text(attributes)
     with Store.create(folder / "a.node", catalogue.item_ids, encoding=catalogue.encoding) as store:
         store.add_interactions("c", str(third))
-        counts = take_in(store, folder / "mine.csv", read(folder / "mine.csv"))
+        counts = import_file(store, folder / "mine.csv", read(folder / "mine.csv"))
         store.register({"b": 1, "a": 2, "c": 3})
         return counts, store.rows(store.everyone())[0].attributes.numpy()
 

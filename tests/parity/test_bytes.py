@@ -11,7 +11,8 @@ from tests.parity.federation import N_USERS, PROTECTED, SEED, SINGLE, UNEQUAL, T
 from tests.parity.test_rounds import SPECTRAL, SUMS
 
 from perfedrec.runs import config
-from perfedrec.runs.training import open_data, train
+from perfedrec.runs.config import open_data
+from perfedrec.runs.training import train
 from perfedrec.runtimes.flower import secagg
 from perfedrec.runtimes.flower.codec import array_bytes, unpack
 from perfedrec.runtimes.round import play_round

@@ -78,7 +78,9 @@ def test_nodes_with_files_compute_what_the_simulator_computes(
         node.join_run(both.algorithm, "a run")
     assert both.difference() == 0.0
     assert float(both.flower.items.abs().max()) > 0
-    assert any(float(node.load_client_states(node.everyone(), None).participations.max()) > 1 for node in both.nodes.values())
+    assert any(
+        float(node.load_client_states(node.everyone(), None).participations.max()) > 1 for node in both.nodes.values()
+    )
 
 
 def test_item_attributes_are_used_and_user_attributes_are_not_sent(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perfedrec.federation.coordinator import with_real_noise
+from perfedrec.federation.agreement import with_real_noise
 from perfedrec.federation.node import policy_of
 from perfedrec.privacy.policy import Policy
 from perfedrec.runs.config import load, resolve

@@ -15,7 +15,7 @@ from perfedrec.core.errors import CheckpointError
 from perfedrec.report import write_report
 from perfedrec.report.bench_sweep import sweep_charts
 from perfedrec.report.statistics import mean_of
-from perfedrec.runs.training import read_history
+from perfedrec.runs.folder import RunFolder
 
 LABELS = ("lightgcn", "fedmf", "mf embedding_dim=4", "mf embedding_dim=8", "mf embedding_dim=64", "item_knn")
 
@@ -122,7 +122,7 @@ def test_curves_are_means_over_seeds(bench_folder: Path, tab: Tab, results: Any)
     assert list(lines) == sorted(followed, key=lambda label: -mean(results, label))
     for label in ("lightgcn", "fedmf"):
         histories = [
-            [entry for entry in read_history(bench_folder / cell["folder"]) if entry.valid is not None]
+            [entry for entry in RunFolder(bench_folder / cell["folder"]).history() if entry.valid is not None]
             for cell in results["cells"]
             if cell["label"] == label and cell["finished"]
         ]

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser
 from tests.report.tab import AXIS, MARKS, NAME, Tab, same_up_to_scale
 
-from perfedrec.runs.training import read_history, read_summary
+from perfedrec.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +94,13 @@ def test_every_chart_is_drawn(tab: Tab) -> None:
 
 
 def test_curves_show_the_values_of_the_run_and_switches_change_them(run_folder: Path, report: Path, visit: Any) -> None:
-    tab, history, summary = visit(report), read_history(run_folder), read_summary(run_folder)
+    tab, history, summary = visit(report), RunFolder(run_folder).history(), RunFolder(run_folder).summary()
     seen = [entry for entry in history if entry.valid is not None]
-    rounds = [entry.report.round + 1 - summary["prelude"] for entry in seen]
+    rounds = [entry.report.round + 1 - summary.n_phases for entry in seen]
     line, best = tab.look(MARKS, "curve")
     assert same_up_to_scale([x for x, _ in line], rounds)
     assert same_up_to_scale([y for _, y in line], [each.valid["ndcg@20"] for each in seen], falling=True)
-    assert best == [line[rounds.index(summary["best_round"])]]
+    assert best == [line[rounds.index(summary.best_round)]]
     assert "round" in tab.look(AXIS, ["curve", "x"])
 
     tab.page.get_by_label("bytes up").first.check()
@@ -141,7 +141,7 @@ def test_map_geometry_groups_and_bytes_show_the_values_of_the_run(run_folder: Pa
     weighted = np.dot(counts, activity["y"]) / tested.height
     assert weighted == pytest.approx(tested["ndcg@20"].mean(), rel=1e-4)
 
-    history = read_history(run_folder)
+    history = RunFolder(run_folder).history()
     phases = list(dict.fromkeys(entry.report.phase for entry in history))
     widths = tab.look("() => [...document.querySelectorAll('#bytes .point path')].map(bar => bar.getBBox().width)")
     sent = [sum(each.report.bytes_up for each in history if each.report.phase == phase) for phase in phases]

@@ -15,13 +15,13 @@ from perfedrec.cli import app
 from perfedrec.privacy.report import audited, lines
 from perfedrec.report import write_report
 from perfedrec.report.run_charts import geometry_chart
-from perfedrec.runs.training import read_summary
+from perfedrec.runs.folder import RunFolder
 
 runner = CliRunner()
 
 
 def test_the_report_has_the_privacy_block_and_the_audit_word_for_word(run_folder: Path, report: Path) -> None:
-    text, block = text_of(report), read_summary(run_folder)["privacy"]
+    text, block = text_of(report), RunFolder(run_folder).summary().privacy
     found = json.loads((run_folder / "audit.json").read_text())
     block["audit"] = audited(found)
     for name, content in lines(block):
@@ -34,9 +34,9 @@ def test_the_report_has_the_privacy_block_and_the_audit_word_for_word(run_folder
 
 def test_the_table_of_test_metrics_has_popularity_and_intervals(run_folder: Path, report: Path) -> None:
     rows = rows_of(report, "Test metrics of the best round; full ranking of all items unseen in training")
-    summary, users = read_summary(run_folder), pl.read_parquet(run_folder / "test_users.parquet")
+    summary, users = RunFolder(run_folder).summary(), pl.read_parquet(run_folder / "test_users.parquet")
     for name, shown in (("ndcg@20", "NDCG@20"), ("recall@10", "Recall@10")):
-        value, popular, row = summary["test"][name], summary["popularity"][name], rows[shown]
+        value, popular, row = summary.test[name], summary.popularity[name], rows[shown]
         error = users[name].std() / users.height**0.5  # type: ignore[operator]
         low, high = map(float, row["95 % interval"].split(" to "))
         # Student's t at 97.5 % for 239 degrees of freedom is 1.97.
@@ -85,7 +85,7 @@ def test_a_method_without_vectors_and_messages_has_a_report_without_their_charts
 def test_a_centralised_method_has_a_map_without_clusters_and_a_table_of_sampled_negatives(tmp_path: Path) -> None:
     folder = train_with(tmp_path / "run", "mf", "run.rounds=2", "run.sampled_negatives=30")
     written = write_report(folder)
-    text, sampled = text_of(written), read_summary(folder)["test_sampled"]
+    text, sampled = text_of(written), RunFolder(folder).summary().test_sampled
     rows = rows_of(written, "Test metrics among 30 sampled negatives, for comparison with papers that use them")
     assert rows["NDCG@10"]["this run"] == f"{sampled['ndcg@10']:.4f}"
     assert "There were no clusters in that round" in text

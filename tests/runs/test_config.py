@@ -10,11 +10,13 @@ from perfedrec.compare.bench import read
 from perfedrec.compare.tune import read_space
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.methods.registry import METHODS
-from perfedrec.runs import config
-from perfedrec.runs.training import read_config, read_summary
+from perfedrec.runs import config, preset_files
+from perfedrec.runs.config_errors import explain
+from perfedrec.runs.dotted import keys, put
+from perfedrec.runs.folder import RunFolder
 
 
-@pytest.mark.parametrize("preset", config.presets())
+@pytest.mark.parametrize("preset", preset_files.presets())
 def test_a_preset_survives_the_way_through_toml(preset: str, tmp_path: Path) -> None:
     first = config.load(preset)
     file = tmp_path / "all.toml"
@@ -75,15 +77,15 @@ def test_mistakes_are_named(override: str, said: str) -> None:
 def test_whatever_is_wrong_is_said_in_our_words(name: str) -> None:
     """Every option of every method with values of many kinds: the option is named, and no word is pydantic's."""
     kind, told = config.config_type(name), 0
-    for key in set(config.keys(kind)) - {"algorithm"}:  # which names the kind
+    for key in set(keys(kind)) - {"algorithm"}:  # which names the kind
         for value in ("x", -1e9, 1e12, 0.5, [1], {"a": 1}, float("nan")):
             tree: dict[str, Any] = {"algorithm": name}
-            config.put(tree, key, value)
+            put(tree, key, value)
             try:
                 kind.model_validate(tree)
             except ValidationError as error:
                 if error.errors()[0]["type"] != "value_error":
-                    said, told = config.explain(error.errors(), kind), told + 1
+                    said, told = explain(error.errors(), kind), told + 1
                     assert said.startswith(f"{key}: expected "), said
                     assert "Input should" not in said
     assert told > 100
@@ -106,11 +108,11 @@ def test_an_unreadable_file_is_told_without_numbers_of_errors(tmp_path: Path) ->
     with pytest.raises(
         CheckpointError, match=r"config\.toml cannot be read \(no such file or directory\); expected the"
     ):
-        read_config(tmp_path)
+        RunFolder(tmp_path).config()
     with pytest.raises(
         CheckpointError, match=r"result\.json cannot be read \(no such file or directory\); expected the"
     ):
-        read_summary(tmp_path)
+        RunFolder(tmp_path).summary()
 
 
 def test_an_unknown_preset_and_an_unknown_part_are_refused() -> None:
@@ -120,7 +122,7 @@ def test_an_unknown_preset_and_an_unknown_part_are_refused() -> None:
         config.load("paper", without=["cluster"])
 
 
-@pytest.mark.parametrize("part", config.ABLATIONS)
+@pytest.mark.parametrize("part", preset_files.ABLATIONS)
 def test_each_ablation_changes_a_preset(part: str) -> None:
     changed = [config.load(preset, without=[part]) != config.load(preset) for preset in ("recommended", "paper")]
     assert any(changed)

@@ -14,10 +14,10 @@ from tests.runs.small import DATA, SMALL
 from perfedrec import configure, load, open_run, train
 from perfedrec.core.keys import Key
 from perfedrec.methods.registry import METHODS, centralised
-from perfedrec.runs.config import default_preset
 from perfedrec.runs.diagnostics import geometry, principal, read_diagnostics
 from perfedrec.runs.engine import engine
-from perfedrec.runs.training import latest_checkpoint
+from perfedrec.runs.folder import RunFolder
+from perfedrec.runs.preset_files import default_preset
 
 PRODUCTS = ("mf", "lightgcn", "direct_au", "spectral_filter", "fedmf", "fedgnn", "pfedrec", "fedrap")
 
@@ -137,6 +137,6 @@ def test_clusters_are_those_that_the_clients_contribute_to(privacy: str | None) 
 def test_a_resumed_run_has_the_notes_of_the_run_without_a_break(tmp_path: Path) -> None:
     run(tmp_path / "whole", 4)
     run(tmp_path / "broken", 2)
-    run(tmp_path / "broken", 4, resume=latest_checkpoint(tmp_path / "broken"))
+    run(tmp_path / "broken", 4, resume=RunFolder(tmp_path / "broken").latest_checkpoint())
     for name in ("diagnostics.json", "user_map.parquet"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()

@@ -17,7 +17,8 @@ from tests.runs.small import DATA, SMALL
 from perfedrec import configure, open_run, train
 from perfedrec.core.errors import CheckpointError, DivergedError
 from perfedrec.evaluation import Recommender
-from perfedrec.runs.training import latest_checkpoint, open_data, read_history
+from perfedrec.runs.config import open_data
+from perfedrec.runs.folder import RunFolder
 
 PRESETS = ("paper", "recommended")
 
@@ -36,11 +37,11 @@ def test_resuming_gives_bit_for_bit_the_run_without_a_break(preset: str, tmp_pat
     run(small(preset, "run.rounds=8"), output=whole)
     run(small(preset, "run.rounds=4"), output=broken)
     longer = small(preset, "run.rounds=8")
-    run(longer, output=broken, resume=latest_checkpoint(broken))
+    run(longer, output=broken, resume=RunFolder(broken).latest_checkpoint())
     for name in ("state", "memory"):
         file = f"model/{name}.safetensors"
         assert (whole / file).read_bytes() == (broken / file).read_bytes()
-    histories = [[(e.report, e.valid) for e in read_history(folder)] for folder in (whole, broken)]
+    histories = [[(e.report, e.valid) for e in RunFolder(folder).history()] for folder in (whole, broken)]
     assert histories[0] == histories[1]
     assert json.loads((whole / "result.json").read_text()) == json.loads((broken / "result.json").read_text())
 
@@ -109,10 +110,10 @@ def test_patience_ends_a_run_so_many_rounds_after_its_best_one_and_changes_none_
     assert [entry.report for entry in early.history] == [entry.report for entry in whole.history[: phases + 4]]
     assert (early.best_round, early.valid) == (whole.best_round, whole.valid)
     run(small("recommended", "run.rounds=3", *options), output=tmp_path / "broken")  # ends between two evaluations
-    last = latest_checkpoint(tmp_path / "broken")
+    last = RunFolder(tmp_path / "broken").latest_checkpoint()
     broken = run(short, output=tmp_path / "broken", resume=last)
     assert len(broken.history) == len(early.history)
-    newest = latest_checkpoint(tmp_path / "early")
+    newest = RunFolder(tmp_path / "early").latest_checkpoint()
     assert len(run(short, resume=newest, output=tmp_path / "early").history) == len(early.history)
     patient = small("recommended", "run.rounds=9", "run.patience=9", *options)
     assert len(run(patient, resume=newest, output=tmp_path / "early").history) == phases + 9
@@ -121,19 +122,19 @@ def test_patience_ends_a_run_so_many_rounds_after_its_best_one_and_changes_none_
 @pytest.mark.parametrize("damage", ["flip", "truncate", "manifest"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(damage: str, tmp_path: Path) -> None:
     run(small("paper", "run.rounds=4"), output=tmp_path)
-    newest = latest_checkpoint(tmp_path)
+    newest = RunFolder(tmp_path).latest_checkpoint()
     target = newest / ("checkpoint.json" if damage == "manifest" else "state.safetensors")
     content = bytearray(target.read_bytes())
     content[len(content) // 2] ^= 1
     target.write_bytes(bytes(content) if damage == "flip" else bytes(content[:100]))
     with pytest.raises(CheckpointError, match="--previous"):
-        latest_checkpoint(tmp_path)
-    assert latest_checkpoint(tmp_path, skip_damaged=True).name < newest.name
+        RunFolder(tmp_path).latest_checkpoint()
+    assert RunFolder(tmp_path).latest_checkpoint(skip_damaged=True).name < newest.name
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     run(small("paper", "run.rounds=2"), output=tmp_path)
-    newest = latest_checkpoint(tmp_path)
+    newest = RunFolder(tmp_path).latest_checkpoint()
     for other in ("client.learning_rate=0.5", f"data.path={DATA},seed=5"):
         with pytest.raises(CheckpointError, match="foreign"):
             run(small("paper", "run.rounds=2", other), resume=newest)
@@ -145,7 +146,7 @@ def test_a_run_that_broke_off_before_its_first_checkpoint_says_what_to_do(tmp_pa
     with pytest.raises(
         CheckpointError, match="no checkpoint to resume from; expected another --output, or this folder"
     ):
-        latest_checkpoint(tmp_path / "run")
+        RunFolder(tmp_path / "run").latest_checkpoint()
 
 
 def test_a_run_that_fails_in_its_first_round_can_be_started_there_again(
@@ -168,10 +169,10 @@ def test_a_line_that_was_cut_off_is_left_out_and_one_of_another_kind_refused(tmp
     file = tmp_path / "metrics.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([*lines, lines[0][:40]]))
-    assert len(read_history(tmp_path)) == len(lines)
+    assert len(RunFolder(tmp_path).history()) == len(lines)
     file.write_text("\n".join([lines[0], '{"round": 1}', *lines[1:]]))
-    with pytest.raises(CheckpointError, match="line 2: is no round of this version"):
-        read_history(tmp_path)
+    with pytest.raises(CheckpointError, match="line 2: not a round that this version can read"):
+        RunFolder(tmp_path).history()
 
 
 def test_rounds_where_all_clients_drop_out_change_no_table() -> None:
@@ -196,7 +197,7 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path: Path)
     subprocess.run([*command, "--resume"], check=True, capture_output=True)
     for name in ("model/state.safetensors", "model/memory.safetensors", "result.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
-    histories = [[(e.report, e.valid) for e in read_history(tmp_path / name)] for name in ("whole", "killed")]
+    histories = [[(e.report, e.valid) for e in RunFolder(tmp_path / name).history()] for name in ("whole", "killed")]
     assert histories[0] == histories[1]
 
 
@@ -213,6 +214,6 @@ def test_a_signal_ends_the_run_with_a_checkpoint_that_resumes(number: signal.Sig
     assert process.returncode == 128 + number
     assert said.count("\n") == 1
     assert "--resume" in said
-    done = int(latest_checkpoint(tmp_path / "run").name.removeprefix("round-"))
+    done = int(RunFolder(tmp_path / "run").latest_checkpoint().name.removeprefix("round-"))
     again = subprocess.run([*command, "--resume", "--rounds", str(done)], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from perfedrec import configure, train
 from perfedrec.cli import app
+from perfedrec.runs.config import open_data
+from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.trackers import TRACKERS, TensorBoard, trackers
-from perfedrec.runs.training import latest_checkpoint, open_data, read_summary
 
 runner = CliRunner()
 SMALL = (
@@ -36,8 +37,8 @@ def test_both_record_each_round_once_and_go_on_with_a_resumed_run(tmp_path: Path
     output = tmp_path / "run"
     run(output, 3, trackers(["mlflow", "tensorboard", "mlflow"], output))
     first = json.loads((output / "mlflow.json").read_text())["run_id"]
-    result = run(output, 6, trackers(list(TRACKERS), output), resume=latest_checkpoint(output))
-    summary, history = read_summary(output), result.history
+    result = run(output, 6, trackers(list(TRACKERS), output), resume=RunFolder(output).latest_checkpoint())
+    summary, history = RunFolder(output).summary(), result.history
     steps = range(1, len(history) + 1)
     numbered = list(zip(steps, history, strict=True))
     expected = {
@@ -47,14 +48,14 @@ def test_both_record_each_round_once_and_go_on_with_a_resumed_run(tmp_path: Path
         "valid/recall_at_20": [(step, e.valid["recall@20"]) for step, e in numbered if e.valid],
         "sent/bytes_up": [(step, sum(e.report.bytes_up for e in history[:step])) for step in steps],
     }
-    assert expected["sent/bytes_up"][-1][1] == summary["communication"]["bytes_up"] > 0
+    assert expected["sent/bytes_up"][-1][1] == summary.communication["bytes_up"] > 0
     assert len(expected["valid/recall_at_20"]) < len(history)
 
     events = EventAccumulator(str(output / "tensorboard")).Reload()
     for name, values in expected.items():
         found = [(each.step, each.value) for each in events.Scalars(name)]
         assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in values]
-    assert events.Scalars("test/ndcg_at_20")[-1].value == pytest.approx(summary["test"]["ndcg@20"])
+    assert events.Scalars("test/ndcg_at_20")[-1].value == pytest.approx(summary.test["ndcg@20"])
     assert "n_clients_per_round = 40" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
 
     client = MlflowClient(tracking_uri=f"sqlite:///{output / 'mlflow.db'}")
@@ -62,8 +63,8 @@ def test_both_record_each_round_once_and_go_on_with_a_resumed_run(tmp_path: Path
     stored = client.get_run(first)
     assert stored.info.status == "FINISHED"
     assert stored.data.params["selection.n_clients_per_round"] == "40"
-    assert stored.data.metrics["test/ndcg_at_20"] == summary["test"]["ndcg@20"]
-    assert stored.data.tags["privacy"] == summary["privacy"]["claim"]
+    assert stored.data.metrics["test/ndcg_at_20"] == summary.test["ndcg@20"]
+    assert stored.data.tags["privacy"] == summary.privacy["claim"]
     for name, values in expected.items():
         assert (
             dict(values).items() <= {each.step: each.value for each in client.get_metric_history(first, name)}.items()

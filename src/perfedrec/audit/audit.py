@@ -22,9 +22,9 @@ from perfedrec.core.types import Rows, Update, block_rows
 from perfedrec.evaluation import Held
 from perfedrec.methods.centralised.method import Method
 from perfedrec.privacy.protection import Protection
-from perfedrec.runs.checkpoint import write_atomic
 from perfedrec.runs.config import RunSettings
-from perfedrec.runs.training import CUTOFFS, Entry, Result, open_run, read_history
+from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.result import CUTOFFS, Result, open_run
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
 
@@ -162,7 +162,7 @@ def audit(
     if trials < 1000:
         raise ConfigError(f"{trials} canaries are too few for a bound; expected at least 1000")
     result, config = open_run(folder, data, "cpu")
-    algorithm, history = config.build(), read_history(folder)
+    algorithm, history = config.build(), RunFolder(folder).history()
     if isinstance(algorithm, Method):
         raise ConfigError(
             f"{folder}: {config.algorithm} is centralised: no client sends anything that could be attacked"
@@ -192,7 +192,7 @@ def audit(
     if any(each.vectors is None for each in tap.captured.values()):
         found.notes.append(f"items from uploads by the user's vector: {config.algorithm} does not score by one")
     found.findings.append(_membership(result, degrees))
-    write_atomic(folder / "audit.json", json.dumps(found.plain(), indent=1).encode())
+    RunFolder(folder).write("audit.json", json.dumps(found.plain(), indent=1).encode())
     return found
 
 

@@ -15,7 +15,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from perfedrec.cli import bench, config, data, federation, node, node_run, privacy, report, training, tune
+from perfedrec.cli import bench, config, data, federation, node, privacy, processes, report, training, tune
 
 
 @contextmanager
@@ -63,13 +63,13 @@ for command in (
 ):
     app.command()(command)
 app.command()(federation.serve)
-node.app.command("run")(node_run.run)
+node.app.command("run")(processes.run)
 for name, group in (
     ("data", data.app),
     ("privacy", privacy.app),
     ("node", node.app),
     ("federation", federation.app),
-    ("service", node_run.service),
+    ("service", processes.service),
     ("config", config.app),
 ):
     app.add_typer(group, name=name)

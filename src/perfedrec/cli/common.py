@@ -51,7 +51,7 @@ Data = Annotated[
     typer.Option(help="file, folder, or synthetic:users=..,items=.. (default: as configured, or else synthetic)"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
-RunFolder = Annotated[Path, typer.Option("--run", help="folder of a finished run")]
+FinishedRun = Annotated[Path, typer.Option("--run", help="folder of a finished run")]
 Moved = Annotated[str | None, typer.Option("--data", help="path of the data, if they have moved since the run")]
 Format = Annotated[str, typer.Option(help="format of the files; auto detects it from their content")]
 MetricsPort = Annotated[

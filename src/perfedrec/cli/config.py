@@ -17,13 +17,13 @@ app = typer.Typer(help="Show presets, options and configurations.", no_args_is_h
 def config_list() -> None:
     """List methods, presets, privacy profiles, and the parts that --without switches off."""
     from perfedrec.methods.registry import METHODS
-    from perfedrec.runs import config as configuration
+    from perfedrec.runs.preset_files import ABLATIONS, presets
 
     console.print("methods: " + ", ".join(METHODS))
-    console.print("presets: " + ", ".join(configuration.presets()))
-    console.print("privacy profiles: " + ", ".join(configuration.presets("profiles")))
+    console.print("presets: " + ", ".join(presets()))
+    console.print("privacy profiles: " + ", ".join(presets("profiles")))
     table = Table("--without", "sets")
-    for part, changes in configuration.ABLATIONS.items():
+    for part, changes in ABLATIONS.items():
         table.add_row(part, ", ".join(f"{key}={'off' if value is None else value}" for key, value in changes.items()))
     console.print(table)
 
@@ -35,11 +35,13 @@ def config_keys(algorithm: Algorithm = None) -> None:
     [bold]perfedrec config keys --algorithm lightgcn[/bold]
     """
     with one_line():
-        from perfedrec.runs import config as configuration
+        from perfedrec.runs.config import config_type
+        from perfedrec.runs.dotted import keys
+        from perfedrec.runs.preset_files import DEFAULT
 
-        kind = configuration.config_type(algorithm or configuration.DEFAULT)
+        kind = config_type(algorithm or DEFAULT)
         table = Table("key", "default", "description")
-        for key, field in configuration.keys(kind).items():
+        for key, field in keys(kind).items():
             table.add_row(key, str(field.default), field.description)
         console.print(table)
 
@@ -52,12 +54,13 @@ def config_show(what: Annotated[str, typer.Argument(help="a preset, a run folder
     """
     with one_line():
         from perfedrec.runs import config as configuration
-        from perfedrec.runs.training import read_config
+        from perfedrec.runs.folder import RunFolder
+        from perfedrec.runs.preset_files import presets
 
         path = Path(what)
-        if what not in configuration.presets() and path.is_dir():
-            resolved = read_config(path)
-        elif what not in configuration.presets() and path.is_file():
+        if what not in presets() and path.is_dir():
+            resolved = RunFolder(path).config()
+        elif what not in presets() and path.is_file():
             resolved = configuration.load(None, path)
         else:
             resolved = configuration.load(what)

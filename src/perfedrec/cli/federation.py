@@ -1,4 +1,4 @@
-"""serve, and perfedrec federation: up, certificates and keys."""
+"""perfedrec serve, and perfedrec federation: up, certificates, key and bundles."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from perfedrec.cli.common import AsJson, Columns, MetricsPort, Preset, console, one_line, print_privacy, reporter
 
-app = typer.Typer(help="Set a federation up: certificates, keys, or a whole one on this machine.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from perfedrec.runs.config import Config
+    from perfedrec.runs.summary import Summary
+
+app = typer.Typer(help="Set up a federation: certificates, keys, or a whole one on this machine.", no_args_is_help=True)
 
 DEFAULT_PROFILE = "secure"
-"""The privacy profile where real nodes take part."""
+"""The privacy profile of a run with real nodes, where nothing else is chosen."""
 
 NodeProfile = Annotated[
     str | None, typer.Option("--privacy", help="privacy profile: secure (the default), private, paper or none")
 ]
 NODES, DATA = 4, "synthetic:users=256,items=500"
-"""What ``up`` makes where nobody says."""
+"""Number of nodes and data of ``up``, where they are not given."""
 
-Deadline = Annotated[float, typer.Option(help="seconds after which a round goes on with those who answered")]
+Deadline = Annotated[float, typer.Option(help="seconds after which a round is closed with the answers that have come")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")]
 Rounds = Annotated[int | None, typer.Option(help="rounds of training")]
 
@@ -40,7 +44,7 @@ def serve(
     output: Annotated[Path, typer.Option(help="folder to write the run to")],
     certificates: Annotated[Path, typer.Option(help="folder with ca.crt, server.pem and server.key")],
     nodes: Annotated[Path, typer.Option(help="folder with the nodes' public keys (*.pub)")],
-    catalogue: Annotated[Path, typer.Option(help="file with the items' ids, one a line, as the nodes have it")],
+    catalogue: Annotated[Path, typer.Option(help="file with the items' ids, one per line, the same as on the nodes")],
     config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
     preset: Preset = None,
     privacy: NodeProfile = None,
@@ -55,14 +59,14 @@ def serve(
     wait: Annotated[float, typer.Option(help="seconds to wait for them")] = 600.0,
     deadline: Deadline = 60.0,
     enough: Annotated[
-        float, typer.Option(help="share of the clients asked after whose answers a round is closed")
+        float, typer.Option(help="share of the clients asked whose answers are enough to close a round")
     ] = 1.0,
     metrics_port: MetricsPort = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --output")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train with nodes that hold their users' data: the coordinator, with its SuperLink.
+    """Be the coordinator: train with nodes that hold their users' data, over a SuperLink of its own.
 
     [bold]perfedrec serve --config run.toml --catalogue items.txt --certificates certs --nodes keys --output f[/bold]
 
@@ -71,7 +75,7 @@ def serve(
     with one_line():
         from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
-        from perfedrec.federation.coordinator import Terms
+        from perfedrec.federation.coordinator import Deployment, Terms
         from perfedrec.federation.coordinator import serve as run
         from perfedrec.federation.local import environment
         from perfedrec.federation.metrics import exposed
@@ -82,20 +86,10 @@ def serve(
             raise ConfigError(f"--port and --metrics-port are both {port}; expected two ports")
         resolved = _resolved(output, resume, preset, config, set_, privacy, rounds)
         files = {"catalogue": catalogue, "certificates": certificates, "nodes": nodes, "output": output}
-        again = ["serve", "--resume", *_options(**files, rounds=rounds, metrics_port=metrics_port, **_changed(terms))]
-        with _going_on(again), exposed(metrics_port) as expose:
-            summary = run(
-                resolved,
-                read_catalogue(catalogue),
-                output,
-                certificates,
-                nodes,
-                terms,
-                reporter(quiet, as_json),
-                _tell,
-                resume,
-                expose=expose,
-            )
+        again = ["serve", "--resume", *_options(**files, rounds=rounds, metrics_port=metrics_port, **terms.changed())]
+        with _hint_to_resume(again), exposed(metrics_port) as expose:
+            given = Deployment(resolved, read_catalogue(catalogue), output, certificates, nodes, terms, resume)
+            summary = run(given, reporter(quiet, as_json), _tell, expose)
         _show(summary, output, as_json)
 
 
@@ -107,7 +101,7 @@ def up(
     ] = None,
     format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
     columns: Columns = "",
-    users: Annotated[int | None, typer.Option(help="users to take of the data (default: all)")] = None,
+    users: Annotated[int | None, typer.Option(help="number of users of the data (default: all)")] = None,
     preset: Preset = None,
     privacy: NodeProfile = None,
     set_: Set = None,
@@ -115,11 +109,11 @@ def up(
     output: Annotated[Path, typer.Option(help="folder of the federation")] = Path("federation"),
     deadline: Deadline = 60.0,
     metrics_port: MetricsPort = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the federation in --output")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the federation in --output")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """A whole federation on this machine, for trying it out: TLS, keys, a process and a file for each node.
+    """Run a whole federation on this machine, for trying it out: TLS, keys, a process and a file for each node.
 
     [bold]perfedrec federation up --nodes 4 --data ratings.csv --rounds 20 --output federation[/bold]
     """
@@ -127,41 +121,33 @@ def up(
         from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
         from perfedrec.federation import local
-        from perfedrec.federation.coordinator import Terms
+        from perfedrec.federation.agreement import federated
+        from perfedrec.federation.coordinator import Deployment, Terms
         from perfedrec.federation.coordinator import serve as run
         from perfedrec.federation.metrics import exposed
-        from perfedrec.runs.training import open_data
+        from perfedrec.runs.config import open_data
         from perfedrec.runtimes.flower import needs_service
 
         os.environ |= local.environment()
         if resume and any(each is not None for each in (nodes, data, format, columns or None, users)):
-            raise ConfigError("--resume goes on with the nodes and users in --output; expected no others")
+            raise ConfigError("--resume continues with the nodes and users in --output; expected no others")
         given = {"data__path": data or DATA, "data__format": format, "data__columns": columns or None}
         resolved = _resolved(output / "run", resume, preset, None, set_, privacy, rounds, **given)
-        service = needs_service(resolved.build())
+        service, changed = needs_service(federated(resolved)), Terms(deadline=deadline).changed()
         again = ["federation", "up", "--resume"]
-        again += _options(output=output, rounds=rounds, metrics_port=metrics_port, **_changed(Terms(deadline=deadline)))
+        again += _options(output=output, rounds=rounds, metrics_port=metrics_port, **changed)
         with exposed(metrics_port) as expose:
             dataset = None if resume else open_data(resolved.data)
             if dataset is not None:
                 local.lay_out(output, dataset, NODES if nodes is None else nodes, users)
             port = local.free_port()
-            waited = sum(1 for _ in (output / "nodes").iterdir())
-            terms = Terms(port=port, min_nodes=waited, deadline=deadline)
-            with _going_on(again):
-                summary = run(
-                    resolved,
-                    read_catalogue(output / local.CATALOGUE),
-                    output / "run",
-                    output / "certificates",
-                    output / "keys",
-                    terms,
-                    reporter(quiet, as_json),
-                    _tell if not quiet else lambda line: None,
-                    resume,
-                    expose=expose,
-                    beside=local.nodes(output, port, service, _tell),
-                )
+            terms = Terms(port=port, min_nodes=sum(1 for _ in (output / "nodes").iterdir()), deadline=deadline)
+            catalogue, places = read_catalogue(output / local.CATALOGUE), (output / "certificates", output / "keys")
+            with _hint_to_resume(again):
+                deployment = Deployment(resolved, catalogue, output / "run", *places, terms, resume)
+                tell = _tell if not quiet else lambda line: None
+                beside = local.nodes(output, port, service, _tell)
+                summary = run(deployment, reporter(quiet, as_json), tell, expose, beside)
         _show(summary, output / "run", as_json)
         if dataset is not None and not as_json:
             mine = _options(store=output / "nodes" / "n0" / "store.db", user=dataset.train.user_ids[0])
@@ -173,11 +159,11 @@ def certificates(
     folder: Annotated[Path, typer.Argument(help="folder to write to")],
     name: Annotated[
         list[str] | None,
-        typer.Option(help="host name or address that nodes use, may be repeated (default: as before, or this machine)"),
+        typer.Option(help="host or address that nodes use, may be repeated (default: as before, else this machine)"),
     ] = None,
     days: Annotated[int, typer.Option(help="days until the server's certificate expires")] = 365,
 ) -> None:
-    """Make an authority and a server's certificate; a second time, renew the server's certificate.
+    """Make an authority and a server's certificate. If there is an authority already, renew the server's certificate.
 
     [bold]perfedrec federation certificates certs --name fed.example.org[/bold]
     """
@@ -186,13 +172,16 @@ def certificates(
 
         make_certificates(folder, name or (), days)
         console.print(
-            f"{folder}: ca.crt goes to every node; server.pem and server.key stay here; hide ca.key", soft_wrap=True
+            f"{folder}: copy ca.crt to every node; keep server.pem and server.key here; keep ca.key secret",
+            soft_wrap=True,
         )
 
 
 @app.command("key")
-def key(path: Annotated[Path, typer.Argument(help="file of the private key; the public one is put beside it")]) -> None:
-    """Make a node's key pair, on the node.
+def key(
+    path: Annotated[Path, typer.Argument(help="file of the private key; the public key is written beside it")],
+) -> None:
+    """Make the key pair of a node, on that node.
 
     [bold]perfedrec federation key node7[/bold]
     """
@@ -200,7 +189,7 @@ def key(path: Annotated[Path, typer.Argument(help="file of the private key; the 
         from perfedrec.federation.certificates import make_key
 
         make_key(path)
-        console.print(f"{path} stays here; {path}.pub goes to the coordinator's folder of keys", soft_wrap=True)
+        console.print(f"{path} stays here; copy {path}.pub to the coordinator's folder of keys", soft_wrap=True)
 
 
 @app.command("bundles")
@@ -208,9 +197,9 @@ def bundles(
     folder: Annotated[Path, typer.Argument(help="folder to write to")],
     node: Annotated[list[str], typer.Option(help="name of a node, may be repeated")],
 ) -> None:
-    """Deal out what nodes and neighbourhood service need to keep things from the coordinator.
+    """Make the secret files with which nodes and the neighbourhood service keep data from the coordinator.
 
-    By somebody who is neither the coordinator nor the service; a second time, for new nodes.
+    To be run by somebody who is neither the coordinator nor the service. For new nodes, run it again.
 
     [bold]perfedrec federation bundles dealt --node n0 --node n1[/bold]
     """
@@ -219,38 +208,32 @@ def bundles(
 
         deal(folder, node, folder / SERVICE)
         console.print(
-            f"{folder}: each {BUNDLE} goes to its node, {SERVICE}/{KEYS} to the service, and none to the coordinator",
+            f"{folder}: copy each {BUNDLE} to its node, {SERVICE}/{KEYS} to the service, and none to the coordinator",
             soft_wrap=True,
         )
 
 
 @contextmanager
-def _going_on(command: list[str]) -> Iterator[None]:
-    """Tell who interrupts a run the command that goes on with it."""
-    from perfedrec.runs.training import InterruptedRunError
+def _hint_to_resume(command: list[str]) -> Iterator[None]:
+    """Add to the error of an interrupted run the command that resumes it."""
+    from perfedrec.runs.signals import InterruptedRunError
 
     try:
         yield
     except (InterruptedRunError, KeyboardInterrupt) as error:
         number = error.exit_code - 128 if isinstance(error, InterruptedRunError) else signal.SIGINT
-        what = str(error) or "broken off"
-        raise InterruptedRunError(f"{what}; go on with perfedrec {shlex.join(command)}", number) from None
+        what = str(error) or "interrupted"
+        raise InterruptedRunError(f"{what}; resume with perfedrec {shlex.join(command)}", number) from None
 
 
 def _options(**values: Any) -> list[str]:
+    """The words of a command line for options that have a value."""
     return [
         word
         for name, value in values.items()
         if value is not None
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-
-
-def _changed(terms: Any) -> dict[str, Any]:
-    """The terms that are not those that ``serve`` has by itself."""
-    from dataclasses import fields
-
-    return {each.name: value for each in fields(terms) if (value := getattr(terms, each.name)) != each.default}
 
 
 def _resolved(
@@ -262,15 +245,17 @@ def _resolved(
     privacy: str | None,
     rounds: int | None,
     **given: Any,
-) -> Any:
-    """The configuration, or with ``resume`` that of the run, which only ``rounds`` may change.
+) -> Config:
+    """The configuration of a new run; with ``resume`` that of the run in ``output``, of which ``rounds`` alone may
+    change.
 
-    Where nothing says how people's data are protected it is profile secure, whatever the preset has.
+    Where neither the options nor the file ``config`` choose a protection, it is that of profile secure, whatever the
+    preset has.
     """
     from perfedrec.core.errors import ConfigError
-    from perfedrec.federation.coordinator import with_real_noise
+    from perfedrec.federation.agreement import with_real_noise
     from perfedrec.runs import config as configuration
-    from perfedrec.runs.training import read_config
+    from perfedrec.runs.folder import RunFolder
 
     if not resume:
         profile = privacy or (None if "privacy" in configuration.in_file(config) else DEFAULT_PROFILE)
@@ -282,22 +267,23 @@ def _resolved(
             raise
         return with_real_noise(loaded, chosen=any(each.startswith("privacy.noise_source") for each in set_ or ()))
     if preset or config or set_ or privacy:
-        raise ConfigError("--resume goes on with the run's own configuration; only --rounds may change")
-    tree = read_config(output).model_dump(by_alias=True)
+        raise ConfigError("--resume continues with the run's own configuration; only --rounds may change")
+    tree = RunFolder(output).config().model_dump(by_alias=True)
     if rounds is not None:
         tree["run"]["rounds"] = rounds
-    return with_real_noise(configuration.check(tree), chosen=True)  # at the start
+    return with_real_noise(configuration.check(tree), chosen=True)  # the source was chosen when the run began
 
 
-def _show(summary: dict[str, Any], output: Path, as_json: bool) -> None:
+def _show(summary: Summary, output: Path, as_json: bool) -> None:
+    """Print the summary of a run, or all of it as JSON."""
     if as_json:
-        print(json.dumps({**summary, "output": str(output)}))
+        print(json.dumps({**summary.stored(), "output": str(output)}))
         return
-    sent = summary["communication"]
+    sent = summary.communication
     console.print(
-        f"{summary['prelude'] + summary['best_round']} rounds with {summary['users']} users; "
+        f"{summary.n_phases + summary.best_round} rounds with {summary.users} users; "
         f"{sent['bytes_up'] / 1e6:.1f} MB up and {sent['bytes_down'] / 1e6:.1f} MB down",
         soft_wrap=True,
     )
-    print_privacy(summary["privacy"])
+    print_privacy(summary.privacy)
     console.print(f"run written to {output}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""perfedrec node: a node's own file, and what can be done with it on the spot."""
+"""perfedrec node: a node's own file, and what its owner does with it without a coordinator."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from perfedrec.cli.common import AsJson, Columns, Format, Moved, RunFolder, console, one_line, print_list
+from perfedrec.cli.common import AsJson, Columns, FinishedRun, Format, Moved, console, one_line, print_list
 from perfedrec.core.errors import ConfigError
 
-app = typer.Typer(help="Keep users' data on a node of its own, and recommend there.", no_args_is_help=True)
+app = typer.Typer(help="Keep users' data on a node, and recommend there.", no_args_is_help=True)
 
 StoreFile = Annotated[Path, typer.Option("--store", help="the node's file")]
 ModelFile = Annotated[Path | None, typer.Option("--model", help="a model that perfedrec node export wrote")]
@@ -27,9 +27,9 @@ def node_init(
     ] = None,
     model: ModelFile = None,
 ) -> None:
-    """Make the file of a new node, for the federation's catalogue or with a model of its own.
+    """Make the file of a new node, from the federation's catalogue or from a model file.
 
-    Where the federation has user attributes, user_encoding.csv lies beside the catalogue.
+    If the federation uses user attributes, its user_encoding.csv has to be beside the catalogue.
 
     [bold]perfedrec node init --store home.node --catalogue items.txt[/bold]
     """
@@ -38,8 +38,8 @@ def node_init(
         from perfedrec.runtimes.node import Store
 
         if (catalogue is None) == (model is None):
-            raise ConfigError("expected either --catalogue FILE or --model FILE, which has one")
-        if catalogue is not None:  # with the encoding of attributes that lies beside it
+            raise ConfigError("expected either --catalogue FILE or --model FILE, which has a catalogue")
+        if catalogue is not None:  # with the encoding of attributes beside it
             common, given = read_catalogue(catalogue), None
         else:
             assert model is not None
@@ -64,35 +64,38 @@ def node_import(
         bool, typer.Option("--skip-unknown", help="leave out interactions with items that are not in the catalogue")
     ] = False,
     first_identity: Annotated[
-        int | None, typer.Option(help="number new users from here (default: the federation does when the node joins)")
+        int | None,
+        typer.Option(
+            help="identity of the first new user (default: the federation gives identities when the node joins)"
+        ),
     ] = None,
 ) -> None:
-    """Take a file of interactions in: all of it or nothing; what is there already stays as it is.
+    """Import a file of interactions, completely or not at all. Interactions that are there already stay as they are.
 
-    Where the federation has user attributes, user_attributes.csv beside the file gives those of its users.
+    If the federation uses user attributes, they are read from user_attributes.csv beside the file.
 
     [bold]perfedrec node import mine.csv --store home.node[/bold]
     """
     with one_line():
         from perfedrec.data import parse_columns, read
-        from perfedrec.federation.model_file import take_in
+        from perfedrec.federation.offline import import_file
         from perfedrec.runtimes.node import Store
 
         frame = read(file, format, parse_columns(columns))
         with Store.open(store) as opened:
-            users, interactions, skipped, told = take_in(opened, file, frame, skip_unknown, first_identity)
+            users, interactions, skipped, described = import_file(opened, file, frame, skip_unknown, first_identity)
         left = f", {skipped} with unknown items left out" if skipped else ""
-        left += f", attributes of {told} users" if told else ""
+        left += f", attributes of {described} users" if described else ""
         console.print(f"{interactions} new interactions, {users} new users{left}", soft_wrap=True)
 
 
 @app.command("add")
 def node_add(
     user: Annotated[str, typer.Argument(help="id of a user, who may be new")],
-    items: Annotated[list[str], typer.Argument(help="what the user has taken")],
+    items: Annotated[list[str], typer.Argument(help="items that the user has interacted with")],
     store: StoreFile,
 ) -> None:
-    """Take interactions of a user in. They are on the disk when the command says so.
+    """Add interactions of a user. They are on the disk when the command reports them.
 
     [bold]perfedrec node add ann i17 --store home.node[/bold]
     """
@@ -111,12 +114,12 @@ def node_recommend(
     k: Annotated[int, typer.Option(help="length of the list")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend to a user of this node, without anybody else.
+    """Recommend to a user of this node; no other machine is asked.
 
     [bold]perfedrec node recommend --store home.node --user ann --k 10[/bold]
     """
     with one_line():
-        from perfedrec.federation.model_file import recommend
+        from perfedrec.federation.offline import recommend
         from perfedrec.runtimes.node import Store
 
         with Store.open(store) as opened:
@@ -129,7 +132,7 @@ def node_recommend(
 
 @app.command("status")
 def node_status(store: StoreFile, as_json: AsJson = False) -> None:
-    """What is in a node's file, in figures.
+    """Show how much is in a node's file.
 
     [bold]perfedrec node status --store home.node[/bold]
     """
@@ -150,7 +153,7 @@ def node_status(store: StoreFile, as_json: AsJson = False) -> None:
 
 @app.command("forget")
 def node_forget(store: StoreFile, user: User) -> None:
-    """Delete all that a node has about a user, and overwrite where it stood.
+    """Delete everything that a node has about a user, and overwrite the deleted data.
 
     [bold]perfedrec node forget --store home.node --user ann[/bold]
     """
@@ -164,11 +167,11 @@ def node_forget(store: StoreFile, user: User) -> None:
 
 @app.command("export")
 def node_export(
-    run: RunFolder,
+    run: FinishedRun,
     output: Annotated[Path, typer.Option(help="the file to write")],
     data: Moved = None,
 ) -> None:
-    """Write the model of a finished run to a file, for nodes that were not in it. Nothing of any user is in it.
+    """Write the model of a finished run to a file, for nodes that did not take part. It holds nothing about any user.
 
     [bold]perfedrec node export --run runs/a --output served.model[/bold]
     """

@@ -115,9 +115,9 @@ def privacy_report(
     with one_line():
         from perfedrec.audit.audit import read_audit
         from perfedrec.privacy.report import audited
-        from perfedrec.runs.training import read_summary
+        from perfedrec.runs.folder import RunFolder
 
-        block, found = read_summary(run)["privacy"], read_audit(run)
+        block, found = RunFolder(run).summary().privacy, read_audit(run)
         if found is not None:
             block["audit"] = audited(found)
         if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +17,11 @@ from perfedrec.cli.common import (
     Columns,
     ConfigFile,
     Data,
+    FinishedRun,
     Moved,
     Preset,
     Profile,
     Quiet,
-    RunFolder,
     console,
     one_line,
     print_data,
@@ -34,7 +34,8 @@ from perfedrec.core.errors import ConfigError, reason
 if TYPE_CHECKING:
     from perfedrec.runs.config import Config
     from perfedrec.runs.progress import Reporter, Tracker
-    from perfedrec.runs.training import Result
+    from perfedrec.runs.result import Result
+    from perfedrec.runs.summary import Summary
 
 
 Overrides = Annotated[
@@ -132,9 +133,10 @@ def _check_resume(fixed: Sequence[object]) -> None:
 def _resumed(output: Path, rounds: int | None, device: str | None, previous: bool) -> tuple[Config, Path]:
     """The configuration of the run in a folder, with ``rounds`` and ``device`` as now, and its newest checkpoint."""
     from perfedrec.runs.config import check
-    from perfedrec.runs.training import latest_checkpoint, read_config
+    from perfedrec.runs.folder import RunFolder
 
-    resolved, checkpoint = read_config(output), latest_checkpoint(output, skip_damaged=previous)
+    folder = RunFolder(output)
+    resolved, checkpoint = folder.config(), folder.latest_checkpoint(skip_damaged=previous)
     tree = resolved.model_dump(by_alias=True)
     tree["run"] |= {key: value for key, value in (("rounds", rounds), ("device", device)) if value is not None}
     return check(tree), checkpoint
@@ -150,7 +152,7 @@ def _play(
     resume: Path | None = None,
 ) -> Result:
     """Open the data, print their sizes if ``data``, and train."""
-    from perfedrec.runs.training import open_data
+    from perfedrec.runs.config import open_data
     from perfedrec.runs.training import train as run_training
 
     dataset = open_data(config.data)
@@ -190,7 +192,7 @@ def demo(
 
 
 def evaluate(
-    run: RunFolder,
+    run: FinishedRun,
     part: Annotated[str, typer.Option(help="test or valid")] = "test",
     data: Moved = None,
     as_json: AsJson = False,
@@ -200,7 +202,7 @@ def evaluate(
     [bold]perfedrec evaluate --run runs/a --json[/bold]
     """
     with one_line():
-        from perfedrec.runs.training import open_run
+        from perfedrec.runs.result import open_run
 
         result, _ = open_run(run, data)
         metrics = result.evaluate(part)
@@ -211,7 +213,7 @@ def evaluate(
 
 
 def recommend(
-    run: RunFolder,
+    run: FinishedRun,
     user: Annotated[str | None, typer.Option(help="id of a user, as in the data")] = None,
     k: Annotated[int, typer.Option(help="length of the list")] = 20,
     all_users: Annotated[bool, typer.Option("--all-users", help="write the lists of all users to --output")] = False,
@@ -226,7 +228,7 @@ def recommend(
     [bold]perfedrec recommend --run runs/a --all-users --output lists.parquet[/bold]
     """
     with one_line():
-        from perfedrec.runs.training import open_run
+        from perfedrec.runs.result import open_run
 
         if all_users == (user is not None) or all_users == (output is None):
             raise ConfigError("the users are not clear; expected either --user ID, or --all-users and --output FILE")
@@ -253,21 +255,21 @@ def recommend(
 
 def print_result(result: Result, as_json: bool) -> None:
     """Print what a run has recorded: metrics, the best round, communication and privacy."""
-    from perfedrec.runs.training import read_summary
+    from perfedrec.runs.folder import RunFolder
 
     assert result.output is not None
-    summary = read_summary(result.output)
+    summary = RunFolder(result.output).summary()
     if as_json:
-        print(json.dumps({**summary, "output": str(result.output)}))
+        print(json.dumps({**summary.stored(), "output": str(result.output)}))
         return
-    columns = {"test": summary["test"], "valid": summary["valid"], "popularity, test": summary["popularity"]}
-    if summary["test_sampled"]:
-        columns[f"test, {summary['protocols']['test_sampled']}"] = summary["test_sampled"]
+    columns = {"test": summary.test, "valid": summary.valid, "popularity, test": summary.popularity}
+    if summary.test_sampled:
+        columns[f"test, {summary.protocols['test_sampled']}"] = summary.test_sampled
     if any(values.get("users") for values in columns.values()):
         console.print(metric_table(columns))
     else:
         console.print("no user was evaluated: no interactions are held out for validation or test", soft_wrap=True)
-    sent = summary["communication"]
+    sent = summary.communication
     console.print(which_round(summary), soft_wrap=True)
     if sent["bytes_up"]:
         console.print(
@@ -275,20 +277,20 @@ def print_result(result: Result, as_json: bool) -> None:
             f"average, and received {sent['bytes_down_per_upload'] / 1e6:.2f} MB for each",
             soft_wrap=True,
         )
-    print_privacy(summary["privacy"])
+    print_privacy(summary.privacy)
     console.print(f"run written to {result.output}", soft_wrap=True)
 
 
-def which_round(summary: dict[str, Any]) -> str:
+def which_round(summary: Summary) -> str:
     """The round whose model is used, as text."""
-    best, n_phases = summary["best_round"], summary["prelude"]
+    best, n_phases = summary.best_round, summary.n_phases
     name = f"round {best}" if best > 0 or not n_phases else f"round {best + n_phases} of {n_phases} before training"
-    if summary["valid"].get("users"):
+    if summary.valid.get("users"):
         return f"best round by validation: {name}"
     return f"no validation data, so the last round is used: {name}"
 
 
-def metric_table(columns: dict[str, dict[str, float]]) -> Table:
+def metric_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     """A table of metrics with one column for each of ``columns``."""
     caption = "full ranking of all items unseen in training"
     if any("sampled" in name for name in columns):

@@ -45,8 +45,7 @@ def tune(
     with one_line():
         from perfedrec.compare.tune import BEST, Tuning, read_space, ready_made
         from perfedrec.runs import progress
-        from perfedrec.runs.config import resolve
-        from perfedrec.runs.training import open_data
+        from perfedrec.runs.config import open_data, resolve
 
         given: dict[str, Any] = {"data__path": data, "run__rounds": rounds, "run__seed": seed}
         resolved = resolve(preset, config, set_ or (), without or (), privacy=privacy, algorithm=algorithm, **given)

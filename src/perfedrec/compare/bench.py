@@ -19,8 +19,9 @@ from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.runs.checkpoint import folders, write_atomic
-from perfedrec.runs.config import METRIC, Config, DataSettings, differences, explain, nearest, resolve
-from perfedrec.runs.training import open_data, read_config
+from perfedrec.runs.config import METRIC, Config, DataSettings, differences, open_data, resolve
+from perfedrec.runs.config_errors import explain, nearest
+from perfedrec.runs.folder import RunFolder
 
 _NAME = re.compile(r"[\w@(+][\w .,@=()+-]*")
 
@@ -135,7 +136,7 @@ class Bench:
             if not (cell.folder / "config.toml").exists():
                 continue
             hint = f"expected the same as in {cell.folder}; restore it, choose another --output, or remove that folder"
-            changed = differences(read_config(cell.folder), cell.config)
+            changed = differences(RunFolder(cell.folder).config(), cell.config)
             if changed:
                 raise ConfigError(f"{cell.label} on {cell.data} has changed: {'; '.join(changed)}; {hint}")
             if _fingerprint(cell.folder) not in (None, self.datasets[cell.data].fingerprint):

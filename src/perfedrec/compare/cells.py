@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from perfedrec.compare.bench import Cell
 from perfedrec.core.errors import ConfigError
 from perfedrec.runs.checkpoint import write_atomic
-from perfedrec.runs.training import InterruptedRunError, signals
+from perfedrec.runs.signals import InterruptedRunError, signals
 
 COST = "cost.json"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}

@@ -25,7 +25,9 @@ from perfedrec.compare.schema import (
     TargetSummary,
 )
 from perfedrec.evaluation.significance import adjusted, compare
-from perfedrec.runs.training import FULL, SAMPLED, Entry, popularity, read_history, read_summary
+from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.result import popularity
+from perfedrec.runs.summary import FULL, SAMPLED
 
 FORMAT = 1
 
@@ -71,20 +73,20 @@ def _cell(bench: Bench, cell: Cell, failed: Mapping[str, str]) -> CellEntry:
     }
     if not cell.finished:
         return found
-    summary, history = read_summary(cell.folder), read_history(cell.folder)
+    summary, history = RunFolder(cell.folder).summary(), RunFolder(cell.folder).history()
     negatives, target, seconds = cell.config.run.sampled_negatives, bench.file.target, cost(cell.folder)
     found["protocol"] = FULL
-    found["test"] = summary["test"]
+    found["test"] = summary.test
     found["protocol_sampled"] = SAMPLED.format(negatives) if negatives else None
-    found["test_sampled"] = summary["test_sampled"]
-    found["valid"] = summary["valid"]
-    found["best_round"] = summary["best_round"]
-    found["prelude"] = summary["prelude"]
+    found["test_sampled"] = summary.test_sampled
+    found["valid"] = summary.valid
+    found["best_round"] = summary.best_round
+    found["prelude"] = summary.n_phases
     found["rounds"] = len(history)
-    found["communication"] = summary["communication"]
+    found["communication"] = summary.communication
     found["target"] = None if target is None else reached(history, target)
     found["parameters"] = parameters(cell.folder / "model")
-    found["privacy"] = {"profile": bench.profiles[cell.label], **summary["privacy"]}
+    found["privacy"] = {"profile": bench.profiles[cell.label], **summary.privacy}
     found["seconds"], found["cpu_seconds"] = seconds.get("seconds"), seconds.get("cpu_seconds")
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfedrec.compare.schema import Results, Spread, SummaryEntry
-from perfedrec.runs.config import flat
+from perfedrec.runs.dotted import flat
 from perfedrec.runs.progress import size
 
 METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")

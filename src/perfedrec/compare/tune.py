@@ -26,10 +26,15 @@ from perfedrec.core.errors import ConfigError, DivergedError, reason
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.runs.checkpoint import write_atomic
-from perfedrec.runs.config import Config, check, differences, explain, nearest, put
-from perfedrec.runs.config import keys as keys_of
+from perfedrec.runs.config import Config, check, differences
+from perfedrec.runs.config_errors import explain, nearest
+from perfedrec.runs.dotted import keys as keys_of
+from perfedrec.runs.dotted import put
+from perfedrec.runs.folder import Entry
 from perfedrec.runs.progress import Quiet, Reporter
-from perfedrec.runs.training import Entry, InterruptedRunError, Result, signals, train
+from perfedrec.runs.result import Result
+from perfedrec.runs.signals import InterruptedRunError, signals
+from perfedrec.runs.training import train
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

@@ -1,1 +1,1 @@
-"""The processes of a real federation: coordinator, nodes and neighbourhood service, and what they are given."""
+"""The processes of a real federation (coordinator, nodes and neighbourhood service), and the files that they need."""

@@ -1,6 +1,7 @@
-"""What nodes and the neighbourhood service are given when they are registered, as files for their owners' eyes.
+"""The secret files that nodes and the neighbourhood service receive when they are registered. Only their owners may
+read them.
 
-Whoever deals them out is trusted not to keep them: with all of them at hand, what is sealed is open.
+Whoever makes these files is trusted not to keep them: who has all of them can open everything that is sealed.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.runtimes.flower import Bundle, public_of
 
 BUNDLE, KEYS, SERVICE = "node.bundle", "service.keys", "service"
-"""Names of a node's file, of the service's, and of the service itself among registered keys and folders."""
+"""Names of the node's file, of the service's file, and of the service itself among keys and folders."""
 
 
 @dataclass(frozen=True)
 class ServiceKeys:
-    """A service's ``private`` key and the public one that all ``nodes`` have in common [32 bytes each]."""
+    """The service's ``private`` key, and the public key that all ``nodes`` have in common [32 bytes each]."""
 
     private: bytes = field(repr=False)
     nodes: bytes
 
 
 def deal(nodes: Path, names: Iterable[str], service: Path) -> None:
-    """Write a bundle into the folder of each name under ``nodes``, and keys into the folder ``service``.
+    """Write a bundle into the folder ``nodes/NAME`` of each name, and the service's keys into the folder ``service``.
 
-    Where there is a bundle under ``nodes``, new ones get its secret, and the service has its keys already.
+    If there is a bundle under ``nodes`` already, new bundles get its secret, and the service's keys stay as they are.
+    Raises :class:`ConfigError` for a name that is in use, and where the service has keys but no bundle is left.
     """
     keys, targets = service / KEYS, [nodes / name / BUNDLE for name in names]
     for target in targets:
@@ -40,7 +42,9 @@ def deal(nodes: Path, names: Iterable[str], service: Path) -> None:
         first = read_bundle(dealt[0])
         secret, public = first.secret, first.service
     elif keys.exists():
-        raise ConfigError(f"{nodes}: has no {BUNDLE} from which those of new nodes could be made")
+        raise ConfigError(
+            f"{nodes}: has no {BUNDLE} from which those of new nodes could be made; expected that of an old node"
+        )
     else:
         secret, private = secrets.token_bytes(32), secrets.token_bytes(32)
         public = public_of(private)
@@ -50,12 +54,12 @@ def deal(nodes: Path, names: Iterable[str], service: Path) -> None:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """A node's bundle. Raises :class:`ConfigError`."""
+    """A node's bundle. Raises :class:`ConfigError` where it cannot be read."""
     return Bundle(**_read(path, ("secret", "service", "own"), "a node's bundle"))
 
 
 def read_keys(path: Path) -> ServiceKeys:
-    """A service's keys. Raises :class:`ConfigError`."""
+    """The service's keys. Raises :class:`ConfigError` where they cannot be read."""
     return ServiceKeys(**_read(path, ("private", "nodes"), "the keys of a neighbourhood service"))
 
 
@@ -73,7 +77,7 @@ def _read(path: Path, names: tuple[str, ...], what: str) -> dict[str, bytes]:
 
 
 def _write(path: Path, values: Mapping[str, bytes]) -> None:
-    """Write a new file that is its owner's from the first byte."""
+    """Write a new file that nobody but its owner can read, at no time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)

@@ -1,4 +1,4 @@
-"""Certificates and keys of a federation: an authority, servers that it vouches for, and nodes' key pairs."""
+"""Certificates and keys of a federation: an authority, the servers that it certifies, and the nodes' key pairs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ CA, CERTIFICATE, KEY = "ca.crt", "server.pem", "server.key"
 
 
 def make_certificates(folder: Path, names: Iterable[str] = (), days: int = 365) -> None:
-    """An authority in ``folder``, unless there is one, and a server's certificate for ``names`` (hosts, addresses).
+    """Make an authority in ``folder``, unless there is one, and a server's certificate for ``names``: hosts, addresses.
 
     A second call renews the server's certificate under the same authority, so that nodes need no new file. Without
-    names it is for those of the certificate that is there, or else for ``localhost`` and ``127.0.0.1``.
+    ``names`` it is for those of the certificate that it replaces, or for ``localhost`` and ``127.0.0.1``. It is valid
+    for ``days``. Raises :class:`PerfedrecError` where the authority cannot be read.
     """
     names = tuple(names) or _names(folder / CERTIFICATE) or ("localhost", "127.0.0.1")
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,20 +61,26 @@ def make_certificates(folder: Path, names: Iterable[str] = (), days: int = 365) 
 
 
 def end_of(path: Path) -> datetime:
-    """When a certificate expires. Raises :class:`PerfedrecError` where it is none."""
+    """When a certificate expires. Raises :class:`PerfedrecError` for another file."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
     except (OSError, ValueError) as error:
-        raise PerfedrecError(f"{path}: cannot be read as a certificate ({error})") from None
+        raise PerfedrecError(
+            f"{path}: cannot be read as a certificate ({error}); expected what perfedrec federation certificates wrote"
+        ) from None
 
 
 def days_left(path: Path) -> float:
-    """Days until a certificate expires; negative once it has. Raises :class:`PerfedrecError` where it is none."""
+    """Days until a certificate expires; negative once it has. Raises :class:`PerfedrecError` for another file."""
     return (end_of(path) - datetime.now(UTC)) / timedelta(days=1)
 
 
 def make_key(path: Path) -> None:
-    """A node's key pair: the private key at ``path``, for its owner's eyes, the public one beside it as ``.pub``."""
+    """Make a node's key pair: the private key at ``path``, which only its owner can read, and the public key beside it,
+    with ``.pub`` appended to the name.
+
+    Raises :class:`PerfedrecError` where there is a key at ``path`` already.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     encoding = serialization.Encoding
     content = key.private_bytes(encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
@@ -88,7 +95,7 @@ def _name(text: str) -> x509.Name:
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    """Whom a certificate is for; nobody, where there is none that can be read."""
+    """The names that a certificate is for; none where it cannot be read."""
     try:
         found = x509.load_pem_x509_certificate(path.read_bytes()).extensions
         names = found.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -125,7 +132,7 @@ def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes, secret: bool = False) -> None:
-    """Write a file; a secret one is its owner's from the first byte. A node's key is never overwritten."""
+    """Write a file. At no time can anybody but its owner read a secret one. A node's key is never overwritten."""
     if secret and path.suffix != ".key" and path.exists():
         raise PerfedrecError(f"{path}: exists already; expected a new file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,44 +1,37 @@
-"""The coordinator of a deployment as a run: a SuperLink, its nodes, rounds, a checkpoint after each, a run folder."""
+"""The coordinator's process: it starts a SuperLink, waits for nodes, plays rounds, and gives the nodes the model."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from perfedrec import __version__
-from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError, reason
-from perfedrec.core.records import copied, unflatten
+from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.errors import ConfigError, PerfedrecError, reason
 from perfedrec.data import Catalogue
 from perfedrec.federation import certificates
+from perfedrec.federation.agreement import federated
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.metrics import Expose, Watch, nowhere
-from perfedrec.federation.model_file import method_of
-from perfedrec.methods.registry import centralised, method
-from perfedrec.privacy.noise import check_source
-from perfedrec.privacy.report import privacy_block
-from perfedrec.runs import checkpoint
+from perfedrec.federation.run import FederatedRun
 from perfedrec.runs.config import Config
-from perfedrec.runs.progress import Reporter, Standing
-from perfedrec.runs.training import Entry, InterruptedRunError, read_history, signals, write_settings
+from perfedrec.runs.folder import RunFolder
+from perfedrec.runs.progress import Reporter
+from perfedrec.runs.signals import InterruptedRunError, signals
+from perfedrec.runs.summary import Summary
 from perfedrec.runtimes.flower import (
     Certificates,
     Control,
     Coordinator,
-    Rejection,
-    ServiceClient,
-    Setup,
+    Directory,
     SuperLink,
     attached,
     needs_service,
@@ -49,18 +42,23 @@ LINK = "superlink"
 """Folder of a run in which its SuperLink keeps its state."""
 
 LEAST = 3
-"""Nodes in a secure sum: of two each could take its own part off."""
+"""Least nodes in a secure sum: each of two nodes could subtract its own part and see the part of the other."""
 
 SOON = 30
-"""Days before the end of a certificate from which its renewal is asked for."""
+"""Days before the end of a certificate from which on its renewal is recommended."""
+
+Tell = Callable[[str], None]
+"""Receives what a person should know, in one line."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """How a coordinator deals with its nodes: where it listens, whom it waits for and how long, and when a round is
-    closed (``deadline`` in seconds; or once the share ``enough`` of the clients asked has answered).
+    """How a coordinator deals with its nodes.
 
-    ``min_nodes`` is by default 1, and ``LEAST`` where sums are secure."""
+    It listens on ``host`` and ``port``, and waits for ``min_nodes`` nodes (default: 1, and :data:`LEAST` where sums are
+    secure) with ``min_users`` users for ``wait`` seconds. A round is closed after ``deadline`` seconds, or once the
+    share ``enough`` of the clients asked has answered. Raises :class:`ConfigError` for a value that is not possible.
+    """
 
     host: str = "127.0.0.1"
     port: int = 18000
@@ -82,165 +80,168 @@ class Terms:
             if not fits:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {expected}")
 
+    def changed(self) -> dict[str, Any]:
+        """The terms that differ from the defaults, by name."""
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}
+
+    def least_nodes(self, algorithm: Algorithm[Any, Any, Any]) -> int:
+        """The number of nodes that a run of a method waits for."""
+        return self.min_nodes or (LEAST if algorithm.protection.secure else 1)
+
+    @property
+    def address(self) -> str:
+        """Where the coordinator itself finds its SuperLink."""
+        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+
 
 @dataclass(frozen=True)
-class Participants:
-    """Who takes part in a run: the users' identities [n], ascending."""
+class Deployment:
+    """What a coordinator is given.
 
-    users: Tensor
+    The configuration of the run, the ``catalogue`` of items that all nodes have, the folder ``output`` to which the run
+    is written (``docs/federation.md`` describes it), the folder ``certificates`` with the server's certificates, the
+    folder ``keys`` with the nodes' public keys, and the terms. With ``resume`` the run in ``output`` is continued, also
+    after SIGKILL. ``name`` is the name of a new run (default: a random one).
 
-
-def with_real_noise(config: Config, chosen: bool = False) -> Config:
-    """The configuration with noise from OpenDP, as nodes draw it: what follows from keys is for simulations. Where the
-    source was ``chosen`` it stays.
-
-    Raises :class:`ConfigError` where OpenDP is to draw noise and is not installed.
+    The key ``service.pub`` among the keys is that of the neighbourhood service, which some methods need
+    (:func:`perfedrec.runtimes.flower.needs_service`).
     """
-    privacy = getattr(config, "privacy", None)
-    if privacy is None:
-        return config
-    if not chosen:
-        privacy = privacy.model_copy(update={"noise_source": "opendp"})
-    check_source(privacy)
-    return config.model_copy(update={"privacy": privacy})
 
-
-def told(config: Config, algorithm: Any) -> str:
-    """What nodes are told of a configuration: the method and its options, with noise as it was solved."""
-    privacy = algorithm.settings.privacy.model_copy(update={"epsilon": None})
-    return method_of(config.model_copy(update={"privacy": privacy}))
+    config: Config
+    catalogue: Catalogue
+    output: Path
+    certificates: Path
+    keys: Path
+    terms: Terms = Terms()
+    resume: bool = False
+    name: str | None = None
 
 
 def serve(
-    config: Config,
-    catalogue: Catalogue,
-    output: Path,
-    files: Path,
-    keys: Path,
-    terms: Terms,
+    given: Deployment,
     reporter: Reporter,
-    tell: Callable[[str], None],
-    resume: bool = False,
-    name: str | None = None,
+    tell: Tell,
     expose: Expose = nowhere,
-    beside: AbstractContextManager[Any] | None = None,
-) -> dict[str, Any]:
-    """Train with the nodes whose public keys lie in the folder ``keys``, and return the summary.
+    beside: AbstractContextManager[object] | None = None,
+) -> Summary:
+    """Train with the nodes of a deployment, give them the model, and return the summary.
 
-    The key ``service.pub`` among them is that of the neighbourhood service, which some methods need
-    (:func:`perfedrec.runtimes.flower.needs_service`).
+    ``tell`` receives what happens, line by line, and ``expose`` the source of metrics. ``beside`` is entered once the
+    SuperLink runs and left before it ends, so that nodes that are started in it can sign off. SIGINT and SIGTERM end
+    the run after the current round with an :class:`InterruptedRunError`; it can be resumed.
 
-    ``files`` is a folder with the server's certificates. What is written to ``output`` is described in
-    ``docs/federation.md``. ``tell`` is told what happens, in one line, and ``expose`` is given the source of metrics.
-    SIGINT and SIGTERM end the run after the round at hand, with an :class:`InterruptedRunError`; it goes on with
-    ``resume``, also after SIGKILL. What runs ``beside`` it begins once there is a SuperLink and ends before it does:
-    nodes that do so say goodbye, and may come back at once.
+    Raises :class:`ConfigError` before anything starts where something in the deployment is wrong, and
+    :class:`perfedrec.runtimes.flower.AwayError` where too few nodes connect in time.
     """
-    if centralised(method(config.algorithm)):
-        raise ConfigError(f"{config.algorithm} is centralised: it has no nodes; expected a federated method")
-    algorithm, registered = config.build(), (keys / f"{SERVICE}.pub").is_file()
-    if needs_service(algorithm) and not registered:
-        raise ConfigError(
-            f"{config.algorithm} needs a neighbourhood service with this configuration, and none is registered; "
-            f"expected its public key, {keys / SERVICE}.pub, or --privacy secure, which needs none"
-        )
-    items = catalogue.item_attributes
-    if config.attributes and items is None and catalogue.encoding is None:
-        raise ConfigError(
-            "model.attributes is true, and no attributes lie beside the catalogue; expected item_attributes.csv or "
-            "user_encoding.csv there"
-        )
-    torch.set_num_threads(config.run.threads or 1)  # for little work at a time several would mostly wait for each other
-    given = Certificates(*(files / each for each in (certificates.CA, certificates.CERTIFICATE, certificates.KEY)))
-    for path in (given.ca, given.certificate, given.key):
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such file; make certificates with perfedrec federation certificates")
-    for path, remedy in (
-        (given.ca, "make certificates in a new folder, and give the nodes its ca.crt"),
-        (given.certificate, f"renew it with perfedrec federation certificates {files}"),
-    ):
-        if (left := certificates.days_left(path)) <= 0:
-            raise ConfigError(f"{path}: has expired; {remedy}")
-        if left < SOON:
-            tell(f"{path}: expires in {left:.0f} days; {remedy}")
-    nodes = dict[bytes, str]()
-    for path in sorted(keys.glob("*.pub")):
-        if (other := nodes.setdefault(public_key(path), path.stem)) != path.stem:
-            raise ConfigError(f"{path}: is the key of {other}.pub; expected a key of its own")
-    if not nodes:
-        raise ConfigError(f"{keys}: no public keys (*.pub); make some with perfedrec federation key")
-    least = terms.min_nodes or (LEAST if algorithm.protection.secure else 1)
-    if (count := len(nodes) - registered) < least:
-        raise ConfigError(f"{keys}: has the keys of {count} nodes; expected those of {least}, for which the run waits")
+    algorithm, terms = federated(given.config), given.terms
+    _check_needs(given, algorithm)
+    # With more threads, which have little work at a time, most would only wait for each other.
+    torch.set_num_threads(given.config.run.threads or 1)
+    files = check_certificates(given.certificates, tell)
+    registered = read_keys(given.keys, terms.least_nodes(algorithm))
     _check_free(terms.host, terms.port)
-    run = Run(config, algorithm, catalogue, output, name, resume)
-    address = f"{'127.0.0.1' if terms.host == '0.0.0.0' else terms.host}:{terms.port}"
+    name = given.name or secrets.token_hex(8)
+    run = FederatedRun(given.config, algorithm, given.catalogue, RunFolder(given.output), name, given.resume)
     with (
         signals(tell) as caught,
-        _superlink(output / LINK, terms, given, address) as (link, control),
+        _superlink(given.output / LINK, terms, files) as (link, control),
         beside or nullcontext(),
     ):
-        names = {node: nodes[key] for node, key in control.register(nodes).items()}
-        for name in sorted(set(nodes.values()) - set(names.values())):
-            raise ConfigError(f"{keys / name}.pub: was removed from this run before; expected a new key for this node")
-        with attached(address, given.ca, link.secret, control.open()) as grid:
-            tell(f"listening on {terms.host}:{terms.port} for {len(nodes) - registered} registered nodes")
+        names = _register(control, registered, given.keys)
+        with attached(terms.address, files.ca, link.secret, control.open()) as grid:
+            count = len(registered) - (SERVICE in registered.values())
+            tell(f"listening on {terms.host}:{terms.port} for {count} registered nodes")
             tell(roles(algorithm))
-            service = next((node for node, name in names.items() if name == SERVICE), None)
-            run.meet(service, names)
-            coordinator = Coordinator(
-                grid,
-                run.algorithm,
-                run.setup,
-                len(catalogue.item_ids),
-                config.run.seed,
-                terms.deadline,
-                terms.enough,
-                item_attributes=None if items is None else torch.tensor(items.values),
-                n_user_attributes=catalogue.n_user_attributes,
-                names=names,
-                known=run.users,
-                service=service,
-                service_client=run.service_client,
-            )
-            ends = {path.name: certificates.end_of(path).timestamp() for path in (given.ca, given.certificate)}
-            watch = Watch(names, run.standing.total, terms.deadline, ends)
+            coordinator = _coordinator(grid, given, run, names)
+            watch = Watch(names, run.progress.total, terms.deadline, certificate_ends(files))
             expose(lambda: watch.metrics(coordinator, link))
-            try:
-                roll = coordinator.assemble(least, terms.min_users, terms.wait, tell, lambda: bool(caught))
-            except PerfedrecError:
-                if caught:
-                    raise InterruptedRunError("stopped while it waited for nodes", caught[0]) from None
-                raise
-            run.begin(coordinator, roll.identities)
-            watch.begin(run.standing.done, time.time())
-            reporter.start(run.standing)
-            try:
-                while run.standing.done < run.standing.total and not caught:
-                    watch.count(*run.step(coordinator, names, tell), time.time())
-                    reporter.round(run.standing)
-            finally:
-                reporter.stop(run.standing)
-            if caught:
-                raise InterruptedRunError(f"stopped after round {run.standing.done}", caught[0])
+            directory = _wait_for_nodes(coordinator, terms, algorithm, tell, caught)
+            run.begin(coordinator, directory.identities)
+            _play(run, coordinator, watch, reporter, tell, caught)
             took = coordinator.hand_out(run.state)
-            tell(f"{len(took)} of {len(roll.hosts)} nodes have the model")
+            tell(f"{len(took)} of {len(directory.hosts)} nodes have the model")
             return run.finish([names.get(node, str(node)) for node in took])
 
 
-def roles(algorithm: Any) -> str:
-    """Who takes in what users hand over besides changes of the model, in one line."""
+def roles(algorithm: Algorithm[Any, Any, Any]) -> str:
+    """Who receives what users hand over besides changes of the model, in one line."""
     if needs_service(algorithm):
         return "users' vectors and edges go to the neighbourhood service, sealed"
     if algorithm.protection.sums:
         return "no neighbourhood service is needed: users contribute to sums alone"
     if algorithm.reports_vectors:
-        return "this method's coordinator takes in users' vectors itself: no neighbourhood service can do that for it"
-    return "no neighbourhood service is needed: this method has nothing for it"
+        return "this method's coordinator receives users' vectors itself: no neighbourhood service can do that for it"
+    return "no neighbourhood service is needed: this method has no work for one"
+
+
+# --- before anything starts ---
+
+
+def _check_needs(given: Deployment, algorithm: Algorithm[Any, Any, Any]) -> None:
+    """Refuse a deployment that lacks the service or the attributes that the method needs."""
+    key, catalogue = given.keys / f"{SERVICE}.pub", given.catalogue
+    if needs_service(algorithm) and not key.is_file():
+        raise ConfigError(
+            f"{given.config.algorithm} needs a neighbourhood service with this configuration, and none is registered; "
+            f"expected its public key, {key}, or --privacy secure, which needs none"
+        )
+    if given.config.attributes and catalogue.item_attributes is None and catalogue.encoding is None:
+        raise ConfigError(
+            "model.attributes is true, and there are no attributes beside the catalogue; expected item_attributes.csv "
+            "or user_encoding.csv there"
+        )
+
+
+def check_certificates(folder: Path, tell: Tell) -> Certificates:
+    """The server's certificates in a folder. ``tell`` receives a line about each one that expires soon.
+
+    Raises :class:`ConfigError` for one that is missing or has expired.
+    """
+    names = (certificates.CA, certificates.CERTIFICATE, certificates.KEY)
+    found = Certificates(*(folder / name for name in names))
+    for path in (found.ca, found.certificate, found.key):
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file; make certificates with perfedrec federation certificates")
+    for path, remedy in (
+        (found.ca, "make certificates in a new folder, and give the nodes its ca.crt"),
+        (found.certificate, f"renew it with perfedrec federation certificates {folder}"),
+    ):
+        if (left := certificates.days_left(path)) <= 0:
+            raise ConfigError(f"{path}: has expired; {remedy}")
+        if left < SOON:
+            tell(f"{path}: expires in {left:.0f} days; {remedy}")
+    return found
+
+
+def certificate_ends(files: Certificates) -> dict[str, float]:
+    """When each certificate expires, in seconds since 1970, by the name of its file."""
+    return {path.name: certificates.end_of(path).timestamp() for path in (files.ca, files.certificate)}
+
+
+def read_keys(folder: Path, least: int) -> dict[bytes, str]:
+    """The names of the nodes, and of the service if it is registered, by public key (PEM).
+
+    Raises :class:`ConfigError` where two files have the same key, and where there are fewer nodes than the ``least``
+    number for which the run waits.
+    """
+    found: dict[bytes, str] = {}
+    for path in sorted(folder.glob("*.pub")):
+        if (other := found.setdefault(public_key(path), path.stem)) != path.stem:
+            raise ConfigError(f"{path}: is the key of {other}.pub; expected a key of its own")
+    if not found:
+        raise ConfigError(f"{folder}: no public keys (*.pub); make some with perfedrec federation key")
+    if (count := len(found) - (SERVICE in found.values())) < least:
+        raise ConfigError(
+            f"{folder}: has the keys of {count} nodes; expected those of {least}, for which the run waits"
+        )
+    return found
 
 
 def _check_free(host: str, port: int, seconds: float = 5.0) -> None:
-    """Refuse an address that cannot be listened on; the SuperLink of a coordinator that was killed has time to end."""
+    """Refuse an address on which nothing can listen.
+
+    A port in use is tried again for some ``seconds``: the SuperLink of a coordinator that was killed needs time to end.
+    """
     end = time.monotonic() + seconds
     while True:
         try:
@@ -255,10 +256,14 @@ def _check_free(host: str, port: int, seconds: float = 5.0) -> None:
         time.sleep(0.1)
 
 
+# --- while it runs ---
+
+
 @contextmanager
-def _superlink(folder: Path, terms: Terms, files: Certificates, address: str) -> Iterator[tuple[SuperLink, Control]]:
+def _superlink(folder: Path, terms: Terms, files: Certificates) -> Iterator[tuple[SuperLink, Control]]:
+    """A SuperLink that is ready, and the connection that controls it."""
     link = SuperLink(folder, terms.host, terms.port, files)
-    control = Control(address, files.ca)
+    control = Control(terms.address, files.ca)
     try:
         control.wait()
         yield link, control
@@ -267,164 +272,60 @@ def _superlink(folder: Path, terms: Terms, files: Certificates, address: str) ->
         link.stop()
 
 
-class Run:
-    """The mutable middle of :func:`serve`: state, history and run folder.
-
-    A checkpoint of another configuration or catalogue is refused, and with the fingerprint of the ``data``, where it is
-    known, one of other data.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        algorithm: Any,
-        catalogue: Catalogue,
-        output: Path,
-        name: str | None,
-        resume: bool,
-        data: str | None = None,
-    ) -> None:
-        self.config, self.output, self.algorithm = config, output, algorithm
-        self.standing = Standing(config.run.rounds + len(self.algorithm.phases), config.run.select_by)
-        self.state: Any = None
-        self.users: Tensor | None = None
-        self.service_client: ServiceClient | None = None
-        configuration = told(config, self.algorithm)
-        digest = hashlib.sha256(f"{configuration}{config.run.seed}".encode()).hexdigest()
-        self.belongs = {"catalogue": catalogue.fingerprint, "configuration": digest}
-        if data is not None:
-            self.belongs["data"] = data
-        self._loaded: checkpoint.Loaded | None = None
-        if resume:
-            name = self._restore()
-        elif output.exists() and any(output.iterdir()):
-            raise ConfigError(f"{output} is not empty; expected a new folder (or --resume to go on with the run in it)")
-        else:
-            name = name or secrets.token_hex(8)
-            output.mkdir(parents=True, exist_ok=True)
-            write_settings(output, config)
-            checkpoint.write_atomic(output / "name", name.encode())
-        self.setup = Setup(name, configuration, self.belongs["catalogue"], __version__)
-
-    def _restore(self) -> str:
-        """Read the newest checkpoint that is whole, if a round has been played, and the run's name."""
-        try:
-            name = (self.output / "name").read_text(encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"{self.output}: not a coordinator's run: name cannot be read ({error})") from None
-        problem: CheckpointError | None = None
-        for folder in checkpoint.folders(self.output / "checkpoints"):
-            try:
-                self._loaded = checkpoint.load(folder, self.belongs)
-                break
-            except CheckpointError as error:
-                problem = error
-        if self._loaded is None and problem is not None:
-            raise problem
-        if self._loaded is not None:
-            total = self.standing.total
-            self.standing = Standing(**self._loaded.extra["standing"])
-            self.standing.total, self.standing.seconds, self.standing.started_at = total, 0.0, self.standing.done
-            self.users = self._loaded.records["roll"][0]["users"]
-        self._forget_later_lines()
-        return name
-
-    def _forget_later_lines(self) -> None:
-        """Drop what was written of rounds that are played again, and a line that was cut off in writing."""
-        done = self.standing.done
-        self._write("metrics.jsonl", [entry.line() for entry in read_history(self.output)[:done]])
-        rejections, kept = self.output / "rejections.jsonl", list[dict[str, Any]]()
-        for text in rejections.read_text(encoding="utf-8").splitlines() if rejections.exists() else ():
-            with suppress(ValueError):
-                if (line := json.loads(text))["round"] < done:
-                    kept.append(line)
-        self._write("rejections.jsonl", kept)
-
-    def _write(self, name: str, lines: list[dict[str, Any]]) -> None:
-        if (self.output / name).exists():
-            content = "".join(json.dumps(line) + "\n" for line in lines)
-            checkpoint.write_atomic(self.output / name, content.encode())
-
-    def meet(self, service: int | None, names: dict[int, str]) -> None:
-        """Deal with the neighbourhood ``service``, a node among the ``names``, from what it gave out last on, if there
-        is work for it."""
-        if service is None or not needs_service(self.algorithm):
-            return
-        held = {} if self._loaded is None else self._loaded.records.get("mediator", ({}, {}))[0]
-        self.service_client = ServiceClient.of(service, held, names)
-
-    def begin(self, coordinator: Coordinator, users: Tensor) -> None:
-        """The state that the run starts from, or goes on with."""
-        self.users = users
-        if self._loaded is None:
-            self.state = coordinator.begin()
-            return
-        blank = coordinator.blank()
-        self.state = copied(unflatten(type(blank), *self._loaded.records["state"]))
-
-    def step(
-        self, coordinator: Coordinator, names: Mapping[int, str], tell: Callable[[str], None]
-    ) -> tuple[Entry, list[tuple[str, str]]]:
-        """One round and its checkpoint; returns what is noted of it, and whom it went on without, with the reasons."""
-        start = time.perf_counter()
-        self.state, report = coordinator.play(self.state)
-        seconds = time.perf_counter() - start
-        without = self._note(coordinator.rejected, names, tell)
-        entry = Entry(report, seconds)
-        self.standing.count(report, seconds)
-        self._append("metrics.jsonl", entry.line())
-        self.checkpoint()
-        return entry, without
-
-    def checkpoint(self) -> None:
-        assert self.users is not None
-        folder = checkpoint.folder_of(self.output / "checkpoints", self.standing.done)
-        records = {"state": self.state, "roll": Participants(self.users)}
-        if self.service_client is not None:
-            records["mediator"] = self.service_client.tensors()
-        checkpoint.save(folder, records, self.belongs, {"standing": asdict(self.standing)})
-        checkpoint.prune(self.output / "checkpoints")
-
-    def _note(
-        self, rejected: list[Rejection], names: Mapping[int, str], tell: Callable[[str], None]
-    ) -> list[tuple[str, str]]:
-        """Write down whom a round went on without; returns the names of the nodes, with the reasons."""
-        without = [(names.get(each.node, str(each.node)), each.reason) for each in rejected]
-        for each, (node, _) in zip(rejected, without, strict=True):
-            self._append("rejections.jsonl", asdict(each) | {"node": node})
-            tell(f"round {each.round}: went on without node {node}: {each.reason}: {each.detail}")
-        rejected.clear()
-        return without
-
-    def _append(self, name: str, line: dict[str, Any]) -> None:
-        with open(self.output / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def finish(self, took: list[str], secure_aggregation: str = "SecAgg+") -> dict[str, Any]:
-        """Store the model that is served, and a summary."""
-        assert self.users is not None
-        n_phases, done = len(self.algorithm.phases), self.standing.done
-        extra = {"best_round": done - n_phases, "valid": {}}
-        records = {"state": self.algorithm.serving(self.state), "roll": Participants(self.users)}
-        checkpoint.save(self.output / "model", records, self.belongs, extra)
-        summary = summarised(self.config, self.algorithm, self.standing, self.users.numel(), took, secure_aggregation)
-        checkpoint.write_atomic(self.output / "result.json", json.dumps(summary, indent=1).encode())
-        return summary
+def _register(control: Control, registered: Mapping[bytes, str], keys: Path) -> dict[int, str]:
+    """Register the nodes by their public keys; returns their names by node."""
+    names = {node: registered[key] for node, key in control.register(registered).items()}
+    for name in sorted(set(registered.values()) - set(names.values())):
+        raise ConfigError(f"{keys / name}.pub: was removed from this run before; expected a new key for this node")
+    return names
 
 
-def summarised(
-    config: Config, algorithm: Any, standing: Standing, users: int, took: list[str], secure_aggregation: str
-) -> dict[str, Any]:
-    """What is told of a federation's run of so many ``users``; the nodes ``took`` have its model."""
-    n_phases = len(algorithm.phases)
-    trained = standing.done - n_phases
-    releases = algorithm.releases(max(trained, 0), users)
-    return {
-        "algorithm": config.algorithm,
-        "prelude": n_phases,
-        "best_round": trained,
-        "users": users,
-        "nodes_with_model": took,
-        "communication": {name: getattr(standing, name) for name in ("bytes_up", "bytes_down", "uploads")},
-        "privacy": privacy_block(algorithm.settings.privacy, releases, secure_aggregation, algorithm.reports_vectors),
-    }
+def _coordinator(grid: Any, given: Deployment, run: FederatedRun, names: dict[int, str]) -> Coordinator:
+    """The coordinator of a run over the SuperLink's grid. ``names`` are those of the nodes and the service."""
+    catalogue, terms = given.catalogue, given.terms
+    items, service = catalogue.item_attributes, next((node for node, name in names.items() if name == SERVICE), None)
+    run.use_service(service, names)
+    return Coordinator(
+        grid,
+        run.algorithm,
+        run.setup,
+        len(catalogue.item_ids),
+        given.config.run.seed,
+        terms.deadline,
+        terms.enough,
+        item_attributes=None if items is None else torch.tensor(items.values),
+        n_user_attributes=catalogue.n_user_attributes,
+        names=names,
+        known=run.users,
+        service=service,
+        service_client=run.service_client,
+    )
+
+
+def _wait_for_nodes(
+    coordinator: Coordinator, terms: Terms, algorithm: Algorithm[Any, Any, Any], tell: Tell, caught: list[int]
+) -> Directory:
+    """Wait until enough nodes and users, and the service, are connected; returns who hosts whom."""
+    least = terms.least_nodes(algorithm)
+    try:
+        return coordinator.assemble(least, terms.min_users, terms.wait, tell, lambda: bool(caught))
+    except PerfedrecError:
+        if caught:
+            raise InterruptedRunError("stopped while it waited for nodes", caught[0]) from None
+        raise
+
+
+def _play(
+    run: FederatedRun, coordinator: Coordinator, watch: Watch, reporter: Reporter, tell: Tell, caught: list[int]
+) -> None:
+    """Play all rounds that are left. A signal ends the run after the current one."""
+    watch.begin(run.progress.done, time.time())
+    reporter.start(run.progress)
+    try:
+        while not run.progress.over and not caught:
+            watch.count(*run.play(coordinator, watch.names, tell), time.time())
+            reporter.round(run.progress)
+    finally:
+        reporter.stop(run.progress)
+    if caught:
+        raise InterruptedRunError(f"stopped after round {run.progress.done}", caught[0])

@@ -1,4 +1,4 @@
-"""A whole federation on one machine, for trying it out: certificates, keys and bundles, a file for each node, and all
+"""A whole federation on one machine, for trying it out: certificates, keys, bundles, a file for each node, and all
 processes."""
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,6 +27,9 @@ from perfedrec.runtimes.node import Store
 
 CATALOGUE, LOG = "items.txt", "log.txt"
 
+GOODBYE = 15.0
+"""Seconds that all processes together have to end before they are killed."""
+
 
 def lay_out(
     folder: Path,
@@ -37,12 +39,12 @@ def lay_out(
     secret: bytes | None = None,
     attributes: bool = False,
 ) -> None:
-    """Make the folder of a federation: ``certificates``, ``keys``, the catalogue, ``nodes/n0/store.db``, ..., bundles
-    beside these, and the ``service`` with its keys. It is there whole or not at all.
+    """Make the folder of a federation: ``certificates``, ``keys``, the catalogue, ``nodes/n0/store.db`` and so on with
+    a bundle beside each, and the ``service`` with its keys. The folder is either complete or absent.
 
-    The training items of the first ``users`` users of a data set (all by default) are dealt out to the nodes, whole
-    users to each, with their ``attributes`` or without. A ``secret`` that all nodes share makes their draws those of a
-    simulation, for tests.
+    The training items of the first ``users`` users of a data set (default: all) are dealt out to the nodes, each user
+    to one node, with their ``attributes`` or without. With a ``secret`` that all nodes share their random draws are
+    those of a simulation, for tests.
     """
     parts, catalogue = parted(dataset.train, nodes, users), Catalogue.of(dataset, attributes)
     if folder.exists() and any(folder.iterdir()):
@@ -62,7 +64,7 @@ def lay_out(
 
 
 def parted(train: Interactions, nodes: int, users: int | None = None) -> list[NDArray[np.int64]]:
-    """The first ``users`` users (all by default), dealt out to so many nodes."""
+    """The first ``users`` users (default: all), divided into one part for each of ``nodes`` nodes."""
     count = train.n_users if users is None else users
     if not nodes <= count <= train.n_users:
         raise ConfigError(f"{count} users for {nodes} nodes; expected between {nodes} and {train.n_users}")
@@ -76,9 +78,11 @@ def deal_out(
     parts: list[NDArray[np.int64]],
     secret: bytes | None = None,
 ) -> None:
-    """Make a store for each of the ``parts``, users without gaps between them: ``n0/store.db``, ..., with the users'
-    attributes where the ``catalogue`` has an encoding of them."""
-    train, told = dataset.train, dataset.user_attributes if catalogue.encoding is not None else None
+    """Make the stores ``n0/store.db`` and so on, one for each of the ``parts``, which are consecutive users.
+
+    The users' attributes are stored where the ``catalogue`` has an encoding of them.
+    """
+    train, known = dataset.train, dataset.user_attributes if catalogue.encoding is not None else None
     names = id_series(train.user_ids).cast(pl.String).to_list()
     for number, part in enumerate(parts):
         place = folder / f"n{number}"
@@ -91,7 +95,7 @@ def deal_out(
                 "item": id_series(train.item_ids)[train.items[rows]],
             }
         )
-        attributes = None if told is None else {names[each]: told.values[each].tolist() for each in part}
+        attributes = None if known is None else {names[each]: known.values[each].tolist() for each in part}
         with Store.create(place / "store.db", train.item_ids, secret, catalogue.encoding) as store:
             identities = {names[each]: int(each) for each in part}
             store.import_interactions(frame, identities=identities, attributes=attributes)
@@ -101,8 +105,11 @@ def deal_out(
 def nodes(
     folder: Path, port: int, service: bool = False, tell: Callable[[str], None] = lambda line: None
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The processes of all nodes in a folder, and of the neighbourhood ``service``, at work for the coordinator on
-    ``port`` until the end of the block. ``tell`` is told who has ended before that."""
+    """Run the processes of all nodes in a folder, and of the neighbourhood ``service``, until the end of the block.
+
+    They work for the coordinator on ``port`` of this machine. ``tell`` receives a line about each process that ends
+    before the block does.
+    """
     found, over = list[subprocess.Popen[bytes]](), threading.Event()
 
     def start(place: Path, *own: str) -> None:
@@ -113,31 +120,38 @@ def nodes(
     def watch(place: Path, process: subprocess.Popen[bytes]) -> None:
         code = process.wait()
         if not over.is_set():
-            tell(f"{place.name} has ended with code {code}; expected it to stay, {place / LOG} says why")
+            tell(f"{place.name} has ended with code {code}; expected it to run to the end, see {place / LOG}")
 
     try:
         if service:
             start(folder / SERVICE, "service", "run", "--state", str(folder / SERVICE))
         for place in sorted((folder / "nodes").iterdir()):
-            free = "--require", "none"  # who starts them all has chosen the profile
-            start(place, "node", "run", "--store", str(place / "store.db"), *free)
+            # Whoever starts all nodes has chosen the profile for them too.
+            start(place, "node", "run", "--store", str(place / "store.db"), "--require", "none")
         yield found
     finally:
         over.set()
-        for process in found:
-            process.terminate()
-        end = time.monotonic() + 15
-        for process in found:
-            try:
-                process.wait(max(end - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        _end(found)
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Ask all processes to end, and kill those that take too long."""
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + GOODBYE
+    for process in processes:
+        try:
+            process.wait(max(end - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _child(folder: Path, place: Path, port: int, *own: str) -> subprocess.Popen[bytes]:
-    """A command of perfedrec with its ``own`` options, at work with what is in ``place`` and the key of that name. It
-    ends by itself when this process dies."""
+    """A process of a perfedrec command with its ``own`` options, for the files in ``place`` and the key of that name.
+
+    It ends by itself when this process dies.
+    """
     command = [sys.executable, "-m", "perfedrec", *own, "--until-stdin-closes", "--coordinator", f"127.0.0.1:{port}"]
     command += ["--ca", str(folder / "certificates" / CA), "--key", str(folder / "keys" / place.name)]
     with open(place / LOG, "ab") as file:
@@ -147,7 +161,7 @@ def _child(folder: Path, place: Path, port: int, *own: str) -> subprocess.Popen[
 
 
 def environment() -> Mapping[str, str]:
-    """The environment of a child: Flower tells nobody, and numerical libraries take one thread."""
+    """The environment of a child process: Flower sends no telemetry, and numerical libraries use one thread."""
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
     return os.environ | quiet
 
@@ -156,5 +170,4 @@ def free_port() -> int:
     """A port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: Any = probe.getsockname()[1]
-    return int(port)
+        return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
-"""What the processes of a federation show Prometheus: all metrics, and the page that they are on.
+"""The metrics that the processes of a federation show to Prometheus, and the page with them.
 
-The processes keep plain figures of what they do; metrics are made of these when somebody asks for the page. No metric
-tells of a single user: a node shows how many it hosts, and nothing of what they have.
+The processes count what they do; metrics are made from these counts when somebody requests the page. No metric is about
+a single user: a node shows how many users it hosts, and nothing about their data.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.privacy.ledger import Ledger
@@ -21,17 +21,17 @@ from perfedrec.runtimes.flower import REASONS, counted
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-    from perfedrec.runs.training import Entry
+    from perfedrec.runs.folder import Entry
     from perfedrec.runtimes.flower import Coordinator, SuperLink, Work
     from perfedrec.runtimes.node import Store
 
 ADDRESS = "127.0.0.1"
-"""Who reads metrics is on the same machine, or let in by who runs it."""
+"""The page can be read on the same machine alone, unless its owner passes it on."""
 
 COORDINATOR = {
     "rounds_planned": "Rounds of the run, pre-training included.",
     "rounds_done": "Rounds of the run that have been played, also by earlier processes.",
-    "rounds_total{outcome}": "Rounds: complete, partial (not all clients asked are in the sum), or given_up.",
+    "rounds_total{outcome}": "Rounds: complete, partial (not all clients asked are in the sum), or aborted.",
     "round_seconds": "How long rounds took.",
     "last_round_timestamp_seconds": "When the last round ended; before that, when the first one began.",
     "deadline_seconds": "Seconds that nodes have to answer a message.",
@@ -40,40 +40,39 @@ COORDINATOR = {
     "received_bytes_total": "Bytes of the arrays in nodes' answers.",
     "sent_bytes_total": "Bytes of the arrays in messages to nodes.",
     "rejections_total{node,reason}": "Rounds that went on without a node, or without a part of what it sent.",
-    "node_connected{node}": "Whether a node was there when the coordinator last looked: at the start of a round.",
-    "superlink_restarts_total": "Times that the SuperLink had died and was started again.",
+    "node_connected{node}": "Whether a node was connected when the coordinator last looked, at the start of a round.",
+    "superlink_restarts_total": "How often the SuperLink had died and was started again.",
     "epsilon": "Epsilon against the coordinator of what the run has released; absent where nothing is guaranteed.",
     "certificate_expiry_timestamp_seconds{certificate}": "When a certificate that was read at the start expires.",
 }
 SERVICE = {
     "connected": "Whether there is a connection to the coordinator.",
-    "rounds_total": "Rounds worked on.",
-    "last_round": "Number of the round that was last worked on, as in metrics.jsonl.",
+    "rounds_total": "Rounds computed.",
+    "last_round": "Number of the round that was last computed, as in metrics.jsonl.",
     "last_answer_timestamp_seconds": "When the last message was answered.",
     "computing_seconds_total": "Seconds spent on answers.",
     "refusals_total{reason}": "Messages that were answered with an error.",
 }
 NODE = SERVICE | {
     "users": "Users hosted.",
-    "model_timestamp_seconds": "When the model came that is recommended with.",
+    "model_timestamp_seconds": "When the model was received with which the node recommends.",
 }
-"""Metrics with their meanings, by what follows ``perfedrec_``, the role and ``_``; names of labels are in braces."""
-
+"""The meaning of each metric, by its name without ``perfedrec_``, the role and ``_``. Names of labels are in braces."""
 
 LIMITS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 600.0)
-"""Seconds up to which rounds are counted as having taken so long."""
+"""Upper limits, in seconds, of the classes in which durations are counted."""
 
 
 @dataclass(frozen=True)
 class Durations:
-    """How many things took how long: ``counts`` [11] by :data:`LIMITS`, the last one for those beyond, and seconds in
-    ``total``."""
+    """A histogram of durations: ``counts`` [11] in the classes of :data:`LIMITS`, the last one for longer ones, and the
+    ``total`` in seconds."""
 
     counts: tuple[int, ...] = (0,) * (len(LIMITS) + 1)
     total: float = 0.0
 
     def add(self, seconds: float) -> Durations:
-        """With one more."""
+        """The same with one more duration."""
         place = bisect_left(LIMITS, seconds)
         counts = (count + (at == place) for at, count in enumerate(self.counts))
         return Durations(tuple(counts), self.total + seconds)
@@ -81,15 +80,15 @@ class Durations:
 
 Counts = dict[tuple[str, ...], float]
 Figure = float | Mapping[tuple[str, ...], float] | Durations | None
-"""A number, numbers by the values of their labels, or nothing to show."""
+"""A number, numbers by the values of their labels, a histogram, or ``None`` where there is nothing to show."""
 
 
 class Watch:
-    """What a coordinator has seen since it started. Somebody may look on from another thread, and sees whole rounds."""
+    """What a coordinator has counted since it started. It may be read from another thread, which sees whole rounds."""
 
     def __init__(self, names: Mapping[int, str], planned: int, deadline: float, ends: Mapping[str, float]) -> None:
-        """``names`` of registered nodes; so many rounds, with a ``deadline`` in seconds; and when certificates expire,
-        in seconds since 1970."""
+        """``names`` are those of registered nodes, ``planned`` is the number of rounds, ``deadline`` is in seconds, and
+        ``ends`` are the times at which certificates expire (seconds since 1970), by name."""
         self.names = dict(sorted(names.items(), key=lambda each: each[1]))
         self.planned, self.deadline, self.ends = planned, deadline, ends
         self.done = self.asked = self.answered = self.received = self.sent = 0
@@ -100,12 +99,12 @@ class Watch:
         self._spent: tuple[int, float | None] = (-1, None)
 
     def begin(self, done: int, now: float) -> None:
-        """Rounds begin ``now`` (seconds since 1970); so many are ``done``."""
+        """Start to count ``now`` (seconds since 1970), after ``done`` rounds."""
         with self._lock:
             self.done, self.ended = done, now
 
     def count(self, entry: Entry, without: Iterable[tuple[str, str]], now: float) -> None:
-        """Take a round into account that has ended, and the nodes that it went on ``without``, each with a reason."""
+        """Count a round that ended ``now``. It went on ``without`` some nodes: their names, each with a reason."""
         report = entry.report
         outcome = "complete" if report.clients >= report.cohort else "partial"
         with self._lock:
@@ -121,11 +120,10 @@ class Watch:
                     self.rejections[place] += 1
 
     def metrics(self, coordinator: Coordinator, link: SuperLink) -> Iterator[Metric]:
-        """What is shown of the coordinator, over its SuperLink ``link``."""
+        """The metrics of the coordinator with the SuperLink ``link``."""
         epsilon, present = self._epsilon(coordinator), coordinator.present
-        unasked = (
-            None if coordinator.service_client is not None else coordinator.service
-        )  # there is nothing to say to it
+        # A service that has no work is not looked for.
+        unasked = None if coordinator.service_client is not None else coordinator.service
         connected: Counts = {(name,): node in present for node, name in self.names.items() if node != unasked}
         with self._lock:
             figures: dict[str, Figure] = {
@@ -148,9 +146,10 @@ class Watch:
         return _families("coordinator", COORDINATOR, figures)
 
     def _epsilon(self, coordinator: Coordinator) -> float | None:
+        """Epsilon against the coordinator of the rounds done; computed once per round."""
         if coordinator.directory is None:
             return None
-        done, algorithm, users = self.done, cast(Any, coordinator.algorithm), coordinator.directory.identities.numel()
+        done, algorithm, users = self.done, coordinator.algorithm, coordinator.directory.identities.numel()
         if self._spent[0] != done:
             releases = algorithm.releases(max(done - len(algorithm.phases), 0), users)
             ledger = Ledger(releases, algorithm.settings.privacy.delta)
@@ -159,12 +158,12 @@ class Watch:
 
 
 def of_service(work: Work) -> Iterator[Metric]:
-    """What is shown of the neighbourhood service."""
+    """The metrics of the neighbourhood service."""
     return _families("service", SERVICE, _of(work))
 
 
 def of_node(work: Work, store: Store) -> Iterator[Metric]:
-    """What is shown of a node; nothing about its users where the file cannot be read."""
+    """The metrics of a node; those about its users are absent where its file cannot be read."""
     users, received = None, None
     with suppress(PerfedrecError):
         users, received = store.summary()
@@ -206,15 +205,15 @@ Expose = Callable[[Source], None]
 
 
 def nowhere(source: Source) -> None:
-    """Where metrics are exposed that nobody asked for."""
+    """Ignore a source of metrics, where no page was asked for."""
 
 
 @contextmanager
 def exposed(port: int | None) -> Iterator[Expose]:
-    """Answer Prometheus on a port of this machine until the end of the block, with figures of the process and from the
-    sources that are given to what is yielded. ``None``: answer nobody.
+    """Answer Prometheus on a port of this machine until the end of the block; with ``None``, do not.
 
-    Raises :class:`ConfigError` for a port that cannot be listened on, and where prometheus-client is missing.
+    The page has the figures of the process, and those of all sources that are given to the function that is yielded.
+    Raises :class:`ConfigError` for a port that cannot be used, and where prometheus-client is not installed.
     """
     if port is None:
         yield nowhere
@@ -242,7 +241,7 @@ def exposed(port: int | None) -> Iterator[Expose]:
 
 
 class _Page:
-    """All sources of a process."""
+    """The sources of a process, as a collector of Prometheus."""
 
     def __init__(self) -> None:
         self.sources: list[Source] = []

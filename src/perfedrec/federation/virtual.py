@@ -1,6 +1,6 @@
 """The app that ``deploy/flower-app`` names: a whole run on the virtual nodes of Flower's simulation engine.
 
-It computes what ``perfedrec train`` computes in one process, with the same seed, bit for bit.
+It computes what ``perfedrec train`` computes in one process with the same seed, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from pydantic import ValidationError
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import RoundReport
-from perfedrec.data import Catalogue
-from perfedrec.federation.coordinator import Run
+from perfedrec.data import Catalogue, Dataset
+from perfedrec.federation.agreement import build, federated
 from perfedrec.federation.local import deal_out, parted
-from perfedrec.federation.model_file import build
-from perfedrec.methods.registry import centralised, method
-from perfedrec.runs import checkpoint
-from perfedrec.runs.config import Config, explain, load
+from perfedrec.federation.run import FederatedRun
+from perfedrec.runs.config import Config, load, open_data
+from perfedrec.runs.config_errors import explain
+from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.progress import Lines
-from perfedrec.runs.training import open_data
 from perfedrec.runtimes.flower import Coordinator, Directory
 from perfedrec.runtimes.flower.virtual import partitions, virtual_client, virtual_server
 from perfedrec.runtimes.node import Store
@@ -34,11 +33,11 @@ NODES = "nodes"
 """Folder of a run with the stores of its virtual nodes."""
 
 ANSWER_SECONDS = 600.0
-"""How long a round of all virtual nodes may take: a worker has many of them to work through."""
+"""How long a round of all virtual nodes may take: each worker plays many of them, one after the other."""
 
 
 class Options(Settings):
-    """The run's options, as ``flwr run --run-config`` gives them; what they are by default is in the app's folder."""
+    """The run's options, as ``flwr run --run-config`` gives them. Their defaults are in the app's folder."""
 
     data: str
     output: str
@@ -50,7 +49,7 @@ class Options(Settings):
 
 
 def options(given: Mapping[str, Any]) -> Options:
-    """Raises :class:`ConfigError` with what is wrong."""
+    """The options of a run. Raises :class:`ConfigError` that names what is wrong."""
     try:
         return Options.model_validate(dict(given))
     except ValidationError as error:
@@ -58,21 +57,21 @@ def options(given: Mapping[str, Any]) -> Options:
 
 
 def resolved(given: Options) -> Config:
-    """The configuration of a run."""
+    """The configuration of a run. Raises :class:`ConfigError` that names what is wrong."""
     values: dict[str, Any] = {"data__path": given.data, "run__rounds": given.rounds, "run__seed": given.seed}
     try:
         overrides = shlex.split(given.set)
     except ValueError as error:
         raise ConfigError(f"run-config: set = {given.set!r}: {error}; expected section.key=value, ...") from None
-    config = load(given.preset, None, overrides, privacy=given.privacy or None, run__device="cpu", **values)
-    if centralised(method(config.algorithm)):
-        raise ConfigError(f"{config.algorithm} is centralised: it has no nodes; expected a federated method")
-    return config
+    return load(given.preset, None, overrides, privacy=given.privacy or None, run__device="cpu", **values)
 
 
 @dataclass
 class Strict(Coordinator):
-    """A coordinator that goes on without nobody: in a simulation a node that fails is a mistake. ``names`` of nodes."""
+    """A coordinator that plays no round without a node: in a simulation a node that fails is a mistake.
+
+    ``names`` are those of all nodes.
+    """
 
     names: Mapping[int, str] = field(default_factory=dict)
 
@@ -94,57 +93,72 @@ class Strict(Coordinator):
 
 
 def play(grid: Any, given: Mapping[str, Any]) -> None:
-    """Deal a data set out to the nodes of a Flower grid, train with them and give them the model.
+    """Train with the nodes of a Flower ``grid``, by the options ``given``, and give the nodes the model.
 
-    ``output`` becomes a run folder as :func:`perfedrec.federation.coordinator.serve` writes it, with the nodes' stores under
-    ``nodes/n0/``, .... A run with a checkpoint in it goes on. Raises :class:`PerfedrecError` as soon as a node fails.
+    The users of the data set are dealt out to the nodes. ``output`` becomes a run folder like that of
+    :func:`perfedrec.federation.coordinator.serve`, with the nodes' stores under ``nodes/n0/`` and so on. A run that has
+    a checkpoint there is resumed. Raises :class:`PerfedrecError` as soon as a node fails.
     """
     chosen = options(given)
-    config, output = resolved(chosen), Path(chosen.output)
-    resume = bool(checkpoint.folders(output / "checkpoints"))
-    if output.exists() and any(output.iterdir()) and not resume:
-        raise ConfigError(
-            f"{output.absolute()} is not empty, and no run with a checkpoint; expected a new folder as output"
-        )
-    algorithm, dataset = config.build(), open_data(config.data)
-    train = dataset.train
+    config, output = resolved(chosen), RunFolder(Path(chosen.output))
+    algorithm, resume = federated(config), _is_resumed(output)
+    dataset = open_data(config.data)
     places = partitions(grid, ANSWER_SECONDS)
-    parts, catalogue = parted(train, len(places)), Catalogue.of(dataset, config.attributes)
-    if resume and (dealt := sum(1 for _ in (output / NODES).iterdir())) != len(places):
-        raise ConfigError(f"{output.absolute()} is a run with {dealt} nodes; expected as many, and not {len(places)}")
-    run = Run(config, algorithm, catalogue, output, output.absolute().name, resume, dataset.fingerprint)
+    parts, catalogue = parted(dataset.train, len(places)), Catalogue.of(dataset, config.attributes)
+    if resume and (before := sum(1 for _ in (output.path / NODES).iterdir())) != len(places):
+        raise ConfigError(
+            f"{output.path.absolute()} is a run with {before} nodes; expected the same number, and not {len(places)}"
+        )
+    name = output.path.absolute().name
+    run = FederatedRun(config, algorithm, catalogue, output, name, resume, dataset.fingerprint)
     if not resume:
-        deal_out(output / NODES, dataset, catalogue, parts)
-    items, names = catalogue.item_attributes, {node: f"n{place}" for node, place in sorted(places.items())}
-    coordinator = Strict(
+        deal_out(output.path / NODES, dataset, catalogue, parts)
+    names = {node: f"n{place}" for node, place in sorted(places.items())}
+    coordinator = _coordinator(grid, run, dataset, catalogue, names)
+    hosts = {node: torch.from_numpy(parts[place]) for node, place in places.items()}
+    coordinator.directory = Directory(torch.arange(dataset.n_users), hosts)
+    run.begin(coordinator, coordinator.directory.identities)
+    reporter = Lines()
+    while not run.progress.over:
+        run.play(coordinator, names, print)
+        reporter.round(run.progress)
+    took = sorted(places[node] for node in coordinator.hand_out(run.state))
+    run.finish([f"n{place}" for place in took], "simulated")
+
+
+def _is_resumed(output: RunFolder) -> bool:
+    """Whether there is a run to resume in a folder. Raises :class:`ConfigError` where there is something else."""
+    if output.checkpoints():
+        return True
+    if output.path.exists() and any(output.path.iterdir()):
+        raise ConfigError(
+            f"{output.path.absolute()} is not empty, and has no run with a checkpoint; expected a new folder as output"
+        )
+    return False
+
+
+def _coordinator(
+    grid: Any, run: FederatedRun, dataset: Dataset, catalogue: Catalogue, names: Mapping[int, str]
+) -> Strict:
+    """The coordinator of a run over the engine's grid; it is the neighbourhood service as well."""
+    items = catalogue.item_attributes
+    return Strict(
         grid,
-        algorithm,
+        run.algorithm,
         run.setup,
-        train.n_items,
-        config.run.seed,
+        dataset.n_items,
+        run.config.run.seed,
         ANSWER_SECONDS,
         item_attributes=None if items is None else torch.tensor(items.values),
         n_user_attributes=catalogue.n_user_attributes,
         names=names,
     )
-    hosts = {node: torch.from_numpy(parts[place]) for node, place in places.items()}
-    coordinator.directory = Directory(torch.arange(train.n_users), hosts)
-    reporter = Lines()
-    run.begin(coordinator, coordinator.directory.identities)
-    while run.standing.done < run.standing.total:
-        run.step(coordinator, names, print)
-        reporter.round(run.standing)
-    took = sorted(places[node] for node in coordinator.hand_out(run.state))
-    run.finish([f"n{place}" for place in took], "simulated")
 
 
 def _hosted(given: Mapping[str, Any], partition: int) -> tuple[Store, int]:
+    """The store of a partition, by the run's options, and the seed of the run."""
     chosen = options(given)
-    return _store(Path(chosen.output), partition), chosen.seed
-
-
-def _store(output: Path, partition: int) -> Store:
-    return Store.open(output / NODES / f"n{partition}" / "store.db")
+    return Store.open(Path(chosen.output) / NODES / f"n{partition}" / "store.db"), chosen.seed
 
 
 client = virtual_client(_hosted, build)

@@ -1,4 +1,4 @@
-"""The methods: a plain dict of those that come with the package, and how to name one's own."""
+"""The methods: a dict of those that come with the package, and how other methods are named and loaded."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError
 from perfedrec.methods.centralised.direct_au import DirectAU
 from perfedrec.methods.centralised.item_knn import ItemKNN
@@ -59,53 +62,65 @@ METHODS: dict[str, type[Any]] = {
 }
 """Names of methods as a configuration writes them."""
 
+AnyMethod: TypeAlias = Method | Algorithm[Any, Any, Any]
+"""A method of either kind: centralised, or federated."""
+
 GROUP = "perfedrec.methods"
 """The group of entry points under which other packages offer methods."""
 
-
 _OWN = "perfedrec_method_"
-"""What the names of modules begin with that are somebody's own file."""
+"""The beginning of the module names under which users' own files are loaded."""
 
 
 def method(name: str) -> type[Any]:
-    """The class that a name stands for: one of :data:`METHODS`, an entry point of the group ``perfedrec.methods``, or
-    ``module:Class`` or ``path/to/file.py:Class``.
+    """The class of a method. A ``name`` is one of :data:`METHODS`, an entry point of the group ``perfedrec.methods``,
+    ``module:Class``, or ``path/to/file.py:Class``.
 
-    Raises :class:`ConfigError` with what was expected.
+    Raises :class:`ConfigError` that says what was expected.
     """
     if name in METHODS:
         return METHODS[name]
     entries, (module, colon, attribute) = metadata.entry_points(group=GROUP, name=name), name.rpartition(":")
     if not colon and not entries:
-        near = get_close_matches(name, METHODS, 1, 0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"there is no method {name!r}{hint}; expected one of {', '.join(METHODS)}, or file.py:Class for your own"
+            f"there is no method {name!r}{_hint(name, METHODS)}; expected one of {', '.join(METHODS)}, or "
+            "file.py:Class for your own"
         )
     try:
         for entry in entries:
             return _checked(name, entry.load())
-        path = Path(module).resolve()
-        if path.suffix == ".py" and not path.is_file():
-            raise ConfigError(f"{module}: no such file; expected that of a method, as in file.py:Class")
-        own = _from_file(path, path.stat().st_mtime_ns) if path.suffix == ".py" else importlib.import_module(module)
-        if not hasattr(own, attribute):
-            near = get_close_matches(attribute, vars(own), 1, 0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{module} has no class {attribute!r}{hint}; expected a method's, as in file.py:Class")
-        return _checked(name, getattr(own, attribute))
+        return _checked(name, _attribute(module, attribute))
     except ConfigError:
         raise
-    except Exception as error:  # it is somebody else's code that runs here, and may go wrong in any way
-        said = in_own_file(error) or f"{type(error).__name__}: {error}"
+    except Exception as error:  # the code of somebody else runs here, and may fail in any way
+        cause = in_own_file(error) or f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"the method {name} cannot be loaded: {said}; expected file.py:Class or module:Class"
+            f"the method {name} cannot be loaded: {cause}; expected file.py:Class or module:Class"
         ) from error
 
 
+def _attribute(module: str, name: str) -> Any:
+    """What has a ``name`` in a module, or in a file that ends in ``.py``."""
+    path = Path(module).resolve()
+    if path.suffix == ".py" and not path.is_file():
+        raise ConfigError(f"{module}: no such file; expected the file of a method, as in file.py:Class")
+    own = _from_file(path, path.stat().st_mtime_ns) if path.suffix == ".py" else importlib.import_module(module)
+    if not hasattr(own, name):
+        raise ConfigError(
+            f"{module} has no class {name!r}{_hint(name, vars(own))}; expected a method's, as in file.py:Class"
+        )
+    return getattr(own, name)
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 @cache
-def _from_file(path: Path, changed: int) -> Any:
-    """The module of a file, which is run once: its classes stay the same ones until the file has ``changed``."""
+def _from_file(path: Path, changed: int) -> ModuleType:
+    """The module in a file. It runs once, so that its classes stay the same, and again after the file has ``changed``
+    (time of the last change in nanoseconds)."""
     name = _OWN + path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -116,7 +131,7 @@ def _from_file(path: Path, changed: int) -> Any:
 
 
 def in_own_file(error: BaseException) -> str | None:
-    """What went wrong in the file of somebody's own method, with its name and line; ``None`` for other errors."""
+    """The error with file and line where it came from a user's own method; ``None`` for other errors."""
     frames = [
         (frame.f_code, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -130,21 +145,22 @@ def in_own_file(error: BaseException) -> str | None:
 
 
 def _checked(name: str, found: Any) -> type[Any]:
+    """The class, if it is one of a whole method."""
     if not isinstance(found, type) or not (issubclass(found, Method) or hasattr(found, "client")):
         raise ConfigError(
-            f"{name} is no method; expected a subclass of perfedrec.Method (centralised) or perfedrec.Federated"
+            f"{name} is not a method; expected a subclass of perfedrec.Method (centralised) or perfedrec.Federated"
         )
     kind: type[Any] = found
-    lacking = sorted(getattr(kind, "__abstractmethods__", ()))
+    missing = sorted(getattr(kind, "__abstractmethods__", ()))
     if issubclass(kind, Method) and kind.trained and kind.epoch is Method.epoch:
-        lacking.append("epoch")
-    if lacking:
-        raise ConfigError(f"{name} lacks {' and '.join(lacking)}; expected a method of that name (see docs/methods.md)")
+        missing.append("epoch")
+    if missing:
+        raise ConfigError(f"{name} lacks {' and '.join(missing)}; expected a definition of each (see docs/methods.md)")
     return kind
 
 
-def name_of(algorithm: Any) -> str:
-    """The name under which a configuration finds the class of an algorithm."""
+def name_of(algorithm: AnyMethod) -> str:
+    """The name under which a configuration finds the class of a method."""
     kind = type(algorithm)
     for name, known in METHODS.items():
         if known is kind:
@@ -153,5 +169,5 @@ def name_of(algorithm: Any) -> str:
 
 
 def centralised(kind: type[Any]) -> bool:
-    """Whether a method sees everybody's interactions in one place."""
+    """Whether a method has the interactions of all users in one place."""
     return issubclass(kind, Method)

@@ -23,7 +23,7 @@ from perfedrec.report.compared import ALPHA, Compared, FinishedRun, verdict
 from perfedrec.report.page import Block, Code, Page, Pairs, Prose, Section, Table, Tile, Tiles
 from perfedrec.report.statistics import Mean, mean_of
 from perfedrec.report.style import PLOTTED, metric_name
-from perfedrec.runs.training import read_history
+from perfedrec.runs.folder import RunFolder
 
 
 def bench_page(folder: Path) -> Page:
@@ -74,7 +74,7 @@ def _runs(folder: Path, results: Results, label: str, data: str) -> list[Finishe
         FinishedRun(
             seed=each["seed"],
             test=each["test"],
-            history=read_history(folder / each["folder"]),
+            history=RunFolder(folder / each["folder"]).history(),
             n_phases=each["prelude"],
             best=each["best_round"],
             seconds=each["cpu_seconds"],

@@ -9,7 +9,7 @@ from perfedrec.compare.schema import ComparisonEntry, Spread, SummaryEntry
 from perfedrec.report.page import Height
 from perfedrec.report.statistics import Mean
 from perfedrec.report.style import BANDS, COLOURS, DASHES, SYMBOLS
-from perfedrec.runs.training import Entry
+from perfedrec.runs.folder import Entry
 
 ALPHA = 0.05
 """A difference is called significant where its adjusted p-value is below this."""

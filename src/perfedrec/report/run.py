@@ -15,10 +15,11 @@ from perfedrec.report import run_charts as charts
 from perfedrec.report.page import Block, Code, Page, Pairs, Prose, Section, Table, Tile, Tiles
 from perfedrec.report.statistics import Mean, by_activity, mean_of
 from perfedrec.report.style import axes_of, metric_name, spent
-from perfedrec.runs.config import Config, load, presets
+from perfedrec.runs.config import Config, load
 from perfedrec.runs.diagnostics import read_diagnostics
+from perfedrec.runs.folder import RunFolder
+from perfedrec.runs.preset_files import presets
 from perfedrec.runs.progress import size
-from perfedrec.runs.training import read_config, read_history, read_summary
 
 METRICS = tuple(f"{name}@{k}" for k in (10, 20) for name in ("recall", "ndcg", "hr", "mrr", "precision"))
 
@@ -27,8 +28,8 @@ class Run:
     """The content of a run folder. Raises :class:`CheckpointError` where the folder cannot be read."""
 
     def __init__(self, folder: Path) -> None:
-        self.config = read_config(folder)
-        self.summary, self.history = read_summary(folder), read_history(folder)
+        stored = RunFolder(folder)
+        self.config, self.summary, self.history = stored.config(), stored.summary(), stored.history()
         try:
             self.notes, self.audit = read_diagnostics(folder) or {}, read_audit(folder)
             self.users, self.map = (_table(folder / f"{name}.parquet") for name in ("test_users", "user_map"))
@@ -36,7 +37,7 @@ class Run:
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise CheckpointError(f"{folder}: damaged run: {error}") from None
         self.settings_text = (folder / "config.toml").read_text(encoding="utf-8")
-        self.n_phases, self.best = self.summary["prelude"], self.summary["best_round"]
+        self.n_phases, self.best = self.summary.n_phases, self.summary.best_round
         self.tested = self.users is not None and self.users.height > 0
         self.means: dict[str, Mean] = {}
         if self.users is not None and self.tested:
@@ -51,7 +52,7 @@ class Run:
     @property
     def clients(self) -> int:
         """The number of users, each of them a client."""
-        sent = self.summary["communication"]
+        sent = self.summary.communication
         found = self.notes.get("data", {}).get("users")
         return int(found or round(sent["uploads"] / max(sent["uploads_per_client"], 1e-9)) or 1)
 
@@ -75,7 +76,7 @@ def run_page(folder: Path) -> Page:
 def _lead(run: Run) -> str:
     if not run.tested:
         return f"{run.config.algorithm} was trained on {run.data}, which has no test interactions."
-    metric, popular = "ndcg@20", run.summary["popularity"]
+    metric, popular = "ndcg@20", run.summary.popularity
     mean, floor = run.means[metric], popular[metric]
     beside = f", {mean.value / floor:.2g} times as much as ranking by popularity ({floor:.4f})" if floor else ""
     return (
@@ -90,13 +91,13 @@ def _summary(run: Run) -> list[Block]:
     for metric in ("ndcg@20", "recall@20"):
         if run.tested:
             mean = run.means[metric]
-            note = f"95 % interval {mean.interval()}; popularity {run.summary['popularity'][metric]:.4f}"
+            note = f"95 % interval {mean.interval()}; popularity {run.summary.popularity[metric]:.4f}"
             tiles.append(Tile(f"{metric_name(metric)}, test", f"{mean.value:.4f}", note))
-    chosen = f"chosen by validation {metric_name(run.config.run.select_by)}" if run.summary["valid"] else "the last one"
+    chosen = f"chosen by validation {metric_name(run.config.run.select_by)}" if run.summary.valid else "the last one"
     rounds = f"of {len(run.history) - run.n_phases} rounds of training"
     before = f" (and {run.n_phases} before training)" if run.n_phases else ""
     tiles.append(Tile("Best round", str(run.best), f"{rounds}{before}; {chosen}"))
-    sent = run.summary["communication"]
+    sent = run.summary.communication
     if sent["bytes_up"]:
         up, down = sent["bytes_up"] / run.clients, sent["bytes_down"] / run.clients
         note = f"{size(up)} sent and {size(down)} received by a client in total"
@@ -108,7 +109,7 @@ def _summary(run: Run) -> list[Block]:
             Prose(
                 f"Data: {run.data}, {sizes['users']:,} users, {sizes['items']:,} items; {sizes['train']:,} "
                 f"interactions for training, {sizes['valid']:,} for validation and {sizes['test']:,} for testing. "
-                f"Seed {run.config.run.seed}. Privacy: {run.summary['privacy']['claim']}."
+                f"Seed {run.config.run.seed}. Privacy: {run.summary.privacy['claim']}."
             )
         )
     return blocks
@@ -125,13 +126,13 @@ def _learning(run: Run) -> list[Block]:
 def _test(run: Run) -> list[Block]:
     if not run.tested:
         return [Prose("There are no test interactions.")]
-    popular, rows = run.summary["popularity"], []
+    popular, rows = run.summary.popularity, []
     for metric in METRICS:
         mean, floor = run.means[metric], popular[metric]
         ratio = f"{mean.value / floor:.2f}" if floor else "none"
         rows.append([metric_name(metric), f"{mean.value:.4f}", mean.interval(), f"{floor:.4f}", ratio])
     for name in ("coverage@10", "coverage@20"):
-        value, floor = run.summary["test"][name], popular[name]
+        value, floor = run.summary.test[name], popular[name]
         rows.append([metric_name(name), f"{value:.4f}", "none", f"{floor:.4f}", f"{value / floor:.2f}"])
     blocks: list[Block] = [
         Table(
@@ -143,7 +144,7 @@ def _test(run: Run) -> list[Block]:
             "share of all items that are in the list of at least one user.",
         )
     ]
-    sampled = run.summary.get("test_sampled")
+    sampled = run.summary.test_sampled
     if sampled:
         shown = [[metric_name(name), f"{sampled[name]:.4f}"] for name in METRICS if name in sampled]
         negatives = run.config.run.sampled_negatives
@@ -163,7 +164,7 @@ def _users(run: Run) -> list[Block]:
 def _vectors(run: Run) -> list[Block]:
     blocks: list[Block] = []
     if run.map is not None and run.notes.get("map"):
-        vectors = run.summary["privacy"].get("user_vectors", "a centralised method has them in one place")
+        vectors = run.summary.privacy.get("user_vectors", "a centralised method has them in one place")
         blocks.append(charts.cluster_map(run.map, run.notes["map"]["explained"]))
         blocks.append(
             Prose(
@@ -204,7 +205,7 @@ def _communication(run: Run) -> list[Block]:
     chart = charts.communication_chart(run.history, run.clients)
     if chart is None:
         return [Prose("Nothing was sent: a centralised method has the interactions of all users in one place.")]
-    sent = run.summary["communication"]
+    sent = run.summary.communication
     tiles = [
         Tile("Uploads", f"{sent['uploads']:,}", f"{sent['uploads_per_client']:.1f} per client"),
         Tile("Sent by clients", size(sent["bytes_up"]), f"{size(sent['bytes_up_per_upload'])} per upload"),
@@ -214,7 +215,7 @@ def _communication(run: Run) -> list[Block]:
 
 
 def _privacy(run: Run) -> list[Block]:
-    block = dict(run.summary["privacy"])
+    block = dict(run.summary.privacy)
     if run.audit is not None:
         block["audit"] = audited(run.audit)
     blocks: list[Block] = [Pairs(lines(block))]

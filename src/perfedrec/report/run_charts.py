@@ -22,8 +22,8 @@ from perfedrec.report.style import (
     scale_of,
     titled,
 )
+from perfedrec.runs.folder import Entry
 from perfedrec.runs.progress import size
-from perfedrec.runs.training import Entry
 
 Axes = Mapping[str, tuple[str, list[float]]]
 """The axes that a chart can be drawn along: by name a title and the value of each round. See ``style.axes_of``."""

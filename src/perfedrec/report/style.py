@@ -12,7 +12,7 @@ from plotly.basedatatypes import BaseTraceType
 from plotly.graph_objects import Figure
 
 from perfedrec.report.page import Change
-from perfedrec.runs.training import Entry
+from perfedrec.runs.folder import Entry
 
 COLOURS = tuple(f"var(--c{number})" for number in range(1, 7))
 BANDS = tuple(f"var(--b{number})" for number in range(1, 7))

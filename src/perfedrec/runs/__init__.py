@@ -1,1 +1,1 @@
-"""Everything around the algorithm: typed configuration and presets, runs, checkpoints, progress."""
+"""A run: its configuration and presets, the training loop, the run folder with checkpoints, progress, trackers."""

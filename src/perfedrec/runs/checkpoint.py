@@ -1,9 +1,9 @@
-"""Checkpoints: safetensors for tensors, JSON for the rest, written atomically and verified when read.
+"""Checkpoints: safetensors for tensors, JSON for the rest; written atomically, and verified when they are read.
 
-A checkpoint is a folder ``round-000050`` with one safetensors file per record and a manifest that holds their SHA-256
-digests, the scalars, and what the checkpoint belongs to: the data's fingerprint, the configuration's digest and the
-format version. The folder is written under another name, flushed to disk and renamed, so that it is there whole or not
-at all. The last two are kept.
+A checkpoint is a folder ``round-000050`` with one safetensors file for each record and a manifest. The manifest holds
+the SHA-256 digests of the files, the scalars, the format version, and what the checkpoint belongs to: the fingerprint
+of the data and a digest of the configuration. The folder is written under a temporary name, flushed to the disk and
+renamed, so that it is either complete or absent. The last two checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -20,27 +20,39 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
+from torch import Tensor
 
 from perfedrec.core.errors import CheckpointError, reason
-from perfedrec.core.records import flatten
+from perfedrec.core.records import Scalar, flatten
 
 FORMAT = 3
-"""Up to format 2 some fields of records had other names, by which they are read as well."""
+READABLE = (2, FORMAT)
+"""Formats that can be read. In format 2 some fields of records have other names, which
+:func:`perfedrec.core.records.unflatten` knows."""
+
 KEPT = 2
+"""How many checkpoints of a run are kept."""
+
 _MANIFEST = "checkpoint.json"
+
+Records = dict[str, tuple[dict[str, Tensor], dict[str, Scalar]]]
+"""Records in their flat form: by name of the record, its tensors and its scalars, each by dotted field name."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A verified checkpoint: per record its tensors and scalars, and the ``extra`` that was stored with them."""
+    """A verified checkpoint: its ``records``, and the ``extra`` values that were stored with them."""
 
-    records: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+    records: Records
     extra: dict[str, Any]
 
 
 def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], extra: Mapping[str, Any]) -> None:
-    """Write ``records`` (or tensors by name) to ``folder``, replacing what is there. ``belongs`` names data and
-    configuration."""
+    """Write ``records`` by name to ``folder``, and replace what is there.
+
+    A record is a dataclass of tensors and scalars, or a mapping of tensors by name. ``belongs`` identifies the data and
+    the configuration; :func:`load` compares it. ``extra`` is stored as JSON.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -51,7 +63,7 @@ def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], e
         write_atomic(temporary / f"{name}.safetensors", content)
         manifest["records"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "scalars": scalars}
     write_atomic(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
-    # A folder cannot be replaced in one step: the old one steps aside first and is removed last.
+    # A folder cannot be replaced in one step: the old one is renamed first and removed last.
     aside = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
@@ -62,19 +74,23 @@ def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], e
 
 
 def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
-    """Read and verify a checkpoint; :class:`CheckpointError` where it is damaged or belongs to something else."""
+    """Read and verify a checkpoint.
+
+    Raises :class:`CheckpointError` where it is damaged, has another format, or differs in one of the entries of
+    ``belongs``.
+    """
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
         form, theirs, stored = manifest["format"], manifest["belongs"], manifest["records"]
         extra = manifest["extra"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: damaged checkpoint: {_MANIFEST} cannot be read ({reason(error)})") from None
-    if form not in (2, FORMAT):
-        raise CheckpointError(f"{folder}: written in format {form}; expected format 2 or {FORMAT}")
+    if form not in READABLE:
+        raise CheckpointError(f"{folder}: written in format {form}; expected format {' or '.join(map(str, READABLE))}")
     for what, expected in (belongs or {}).items():
         if theirs.get(what) != expected:
             raise CheckpointError(f"{folder}: foreign checkpoint: it was made with another {what} than this run's")
-    records = {}
+    records: Records = {}
     for name, entry in stored.items():
         path = folder / f"{name}.safetensors"
         try:
@@ -99,13 +115,13 @@ def folder_of(root: Path, number: int) -> Path:
 
 
 def prune(root: Path) -> None:
-    """Remove all but the last few checkpoints, and what was half written when a process was killed."""
+    """Remove all but the last :data:`KEPT` checkpoints, and incomplete ones that a killed process left."""
     for old in (*folders(root)[KEPT:], *root.glob(".round-*")):
         shutil.rmtree(old, ignore_errors=True)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
+    """Write a file so that it is either complete or absent, also after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as file:
         file.write(content)

@@ -1,7 +1,7 @@
-"""What a run notes about itself beside its metrics: its data's size, and the geometry of its user and item vectors.
+"""What a run records beside its metrics: the size of its data, and the geometry of its user and item vectors.
 
-All users' vectors in one place exist in a simulation alone; the coordinator of a real federation could compute none of
-this. Samples are keyed, so that a resumed run notes what the run without a break would have.
+Only a simulation has the vectors of all users in one place. The coordinator of a real federation cannot compute any of
+this. Samples are keyed, so that a resumed run records the same as a run without an interruption.
 """
 
 from __future__ import annotations
@@ -25,16 +25,22 @@ from perfedrec.data import Dataset
 from perfedrec.data.interactions import id_series
 from perfedrec.evaluation import Recommender
 from perfedrec.nn.losses import alignment, uniformity
-from perfedrec.runs.checkpoint import write_atomic
+from perfedrec.runs.folder import RunFolder
 
-SAMPLED = 2048  # users, and items, that alignment and uniformity are taken over
-MAPPED = 4096  # users on the map, at most
+SAMPLED = 2048
+"""Users, and items, over which alignment and uniformity are computed."""
+
+MAPPED = 4096
+"""Most users on the map."""
+
+FILE, MAP = "diagnostics.json", "user_map.parquet"
+"""Names of the files in a run's folder."""
 
 
 class Diagnostics:
-    """Notes of a run, kept in ``diagnostics.json`` and ``user_map.parquet`` of its folder."""
+    """The notes of a run, in ``diagnostics.json`` and ``user_map.parquet`` of its folder."""
 
-    def __init__(self, folder: Path, dataset: Dataset, seed: int) -> None:
+    def __init__(self, folder: RunFolder, dataset: Dataset, seed: int) -> None:
         self.folder, self.dataset, self.key = folder, dataset, Key(seed).fold("diagnostics")
         self.notes: dict[str, Any] = {
             "data": {
@@ -48,18 +54,18 @@ class Diagnostics:
         }
 
     def resume(self) -> None:
-        """Go on with the notes that were taken before a break."""
-        self.notes["geometry"] = (read_diagnostics(self.folder) or {}).get("geometry", {})
+        """Continue with the notes that were made before the run was interrupted."""
+        self.notes["geometry"] = (read_diagnostics(self.folder.path) or {}).get("geometry", {})
 
     def note(self, moment: str, training_round: int, recommender: Recommender) -> None:
-        """Note the geometry at a moment: ``start``, ``pretrained`` or ``best``."""
+        """Record the geometry at a moment: ``start``, ``pretrained`` or ``best``."""
         found = geometry(recommender, self.key)
         if found is not None:
             self.notes["geometry"][moment] = {"round": training_round, **found}
         self._write()
 
     def draw_map(self, recommender: Recommender) -> None:
-        """Write where the users lie, by principal components."""
+        """Write the places of users in the plane of the first two principal components."""
         train = self.dataset.train
         users = choose(train.n_users, MAPPED, self.key.fold("map")).sort().values.to(recommender.device)
         found = recommender.embedding(users)
@@ -73,26 +79,26 @@ class Diagnostics:
         frame = pl.DataFrame(columns | {"cluster": pl.Series(groups, dtype=pl.Int64) if groups is not None else None})
         content = io.BytesIO()
         frame.with_columns(pl.col("cluster").cast(pl.Int64)).write_parquet(content)
-        write_atomic(self.folder / "user_map.parquet", content.getvalue())
+        self.folder.write(MAP, content.getvalue())
         self.notes["map"] = {"users": users.numel(), "explained": shares}
         self._write()
 
     def _write(self) -> None:
-        write_atomic(self.folder / "diagnostics.json", json.dumps(self.notes, indent=1).encode())
+        self.folder.write(FILE, json.dumps(self.notes, indent=1).encode())
 
 
 def read_diagnostics(folder: Path) -> dict[str, Any] | None:
-    """What a run noted about itself, where it did."""
-    path = folder / "diagnostics.json"
+    """The notes of the run in a folder, ``None`` where it has none."""
+    path = folder / FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def geometry(recommender: Recommender, key: Key) -> dict[str, float] | None:
     """Alignment and uniformity (Wang and Isola, ICML 2020) of unit vectors, ``None`` where there are no vectors.
 
-    Alignment is the mean squared distance of a user and an item of its training data, over all such pairs of sampled
-    users; 0 at best, 2 where the two have nothing to do with each other. Uniformity is
-    ``log mean exp(-2 ||x - y||^2)`` over pairs of sampled users, and of items; about -4 at best, 0 where all coincide.
+    Alignment is the mean squared distance between a user and an item of its training data, over all such pairs of
+    sampled users: 0 at best, 2 where the two are unrelated. Uniformity is ``log mean exp(-2 ||x - y||^2)`` over pairs
+    of sampled users, and over pairs of sampled items: about -4 at best, 0 where all vectors are equal.
     """
     n_users, device = recommender.offsets.numel() - 1, recommender.device
     users = choose(n_users, SAMPLED, key.fold("users")).to(device)
@@ -110,9 +116,10 @@ def geometry(recommender: Recommender, key: Key) -> dict[str, float] | None:
 
 
 def principal(vectors: Tensor) -> tuple[Tensor, list[float]]:
-    """Principal components: places [n, 2] of ``vectors`` [n, d], and the share of the variance that each axis has.
+    """The first two principal components of ``vectors`` [n, d]: the coordinates [n, 2], and the share of the variance
+    on each axis.
 
-    Signs are such that the largest coordinate of an axis is positive.
+    Signs are chosen so that the largest coordinate of each axis is positive.
     """
     centred = (vectors - vectors.mean(0)).to("cpu", torch.float64)
     with one_thread():

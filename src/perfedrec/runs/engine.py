@@ -1,4 +1,4 @@
-"""The engine of a run: what plays its rounds, for federated and for centralised methods."""
+"""The engine of a run, which plays its rounds: one for federated methods, and one for centralised methods."""
 
 from __future__ import annotations
 
@@ -16,27 +16,33 @@ from perfedrec.core.types import Embedding, RoundReport
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Recommender, Stored
 from perfedrec.methods.centralised.method import Method, Training
+from perfedrec.methods.registry import AnyMethod
+from perfedrec.runs.config import RunSettings
 from perfedrec.runtimes.simulator import Simulator
 
 
 class Engine(Protocol):
-    """What a run needs of a method at work: :class:`Simulator` for federated ones, :class:`Central` for others."""
+    """What plays the rounds of a run: :class:`Simulator` for federated methods, :class:`Central` for others."""
 
     @property
     def n_phases(self) -> int:
         """Rounds before training."""
 
-    def play(self) -> RoundReport: ...
+    def play(self) -> RoundReport:
+        """Play the next round."""
 
-    def recommender(self) -> Recommender: ...
+    def recommender(self) -> Recommender:
+        """The recommender after the last round; it changes with the next one."""
 
-    def records(self) -> dict[str, Any]: ...
+    def records(self) -> dict[str, Any]:
+        """The records of a checkpoint, by name."""
 
-    def restore(self, stored: Stored, rounds: int) -> None: ...
+    def restore(self, stored: Stored, rounds: int) -> None:
+        """Continue after ``rounds`` rounds from the records of a checkpoint."""
 
 
 class CentralRecommender(Recommender):
-    """A method with the state that it scores with."""
+    """A centralised method with a state that it scores with, and the training ``data``."""
 
     def __init__(self, method: Method, state: Any, data: Training) -> None:
         super().__init__(data.rows.offsets, data.rows.items, data.n_items)
@@ -59,10 +65,10 @@ class CentralRecommender(Recommender):
 
 
 class Central:
-    """The engine of a centralised method: what :class:`perfedrec.runtimes.simulator.Simulator` is to a federated one.
+    """The engine of a centralised method.
 
-    A round is an epoch; a method that is fitted at once has one round, before training. Held-out interactions are not
-    kept: what runs here cannot reach them.
+    A round is an epoch. A method that is fitted at once has one round, before training. Held-out interactions are not
+    kept, so that a method cannot reach them.
     """
 
     def __init__(
@@ -89,21 +95,21 @@ class Central:
         return RoundReport(self.round - 1, phase, self.data.n_users, self.data.n_users, loss, 0, 0, 0)
 
     def recommender(self) -> CentralRecommender:
-        """The recommender of the moment."""
+        """The recommender after the last round."""
         return CentralRecommender(self.method, self.method.serving(self.state, self.data), self.data)
 
     def records(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The records of a checkpoint, by name."""
         return {"state": self.state}
 
     def restore(self, stored: Stored, rounds: int) -> None:
-        """Go on after so many ``rounds`` from what a checkpoint held."""
+        """Continue after ``rounds`` rounds from the records of a checkpoint."""
         self.state = copied(unflatten(type(self.state), *stored["state"]), self.device)
         self.round = rounds
 
 
 def engine(
-    algorithm: Any,
+    algorithm: AnyMethod,
     dataset: Dataset,
     *,
     seed: int,
@@ -112,7 +118,7 @@ def engine(
     dropout_rate: float = 0.0,
     users_per_node: int = 1,
 ) -> Engine:
-    """The engine of a method on a data set."""
+    """The engine of a method on a data set; centralised methods use ``seed`` and ``device`` alone."""
     if isinstance(algorithm, Method):
         return Central(algorithm, dataset, seed=seed, device=device)
     return Simulator(
@@ -123,4 +129,17 @@ def engine(
         block_size=block_size,
         dropout_rate=dropout_rate,
         users_per_node=users_per_node,
+    )
+
+
+def engine_of(algorithm: AnyMethod, dataset: Dataset, run: RunSettings) -> Engine:
+    """The engine of a method on a data set, by the settings of a run."""
+    return engine(
+        algorithm,
+        dataset,
+        seed=run.seed,
+        device=run.device,
+        block_size=run.block_size,
+        dropout_rate=run.dropout_rate,
+        users_per_node=run.users_per_node,
     )

@@ -1,29 +1,32 @@
-"""What a run tells while it goes on: events, and reporters that show them."""
+"""How far a run is, and reporters that show it."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from perfedrec.core.types import RoundReport
 
 if TYPE_CHECKING:
     from perfedrec.runs.config import Config
-    from perfedrec.runs.training import Entry, Result
+    from perfedrec.runs.folder import Entry
+    from perfedrec.runs.result import Result
 
 
 @dataclass
-class Standing:
-    """Where a run stands: rounds ``done`` of ``total`` (pre-training included), the last report and validation figure,
-    bytes and uploads per client so far, and the seconds this process has spent."""
+class Progress:
+    """How far a run is: rounds ``done`` of ``total`` (phases before training included), the ``phase`` and ``loss`` of
+    the last round, the last and the ``best`` value of the validation ``metric``, bytes and uploads of all clients so
+    far, and the ``seconds`` that this process has spent since it ``started_at`` a round."""
 
     total: int
     metric: str
@@ -39,8 +42,15 @@ class Standing:
     seconds: float = 0.0
     started_at: int = 0
 
+    @staticmethod
+    def resumed(stored: Mapping[str, Any], total: int) -> Progress:
+        """The progress that a checkpoint stored, of a run that shall now have ``total`` rounds."""
+        progress = Progress(**stored)
+        progress.total, progress.seconds, progress.started_at = total, 0.0, progress.done
+        return progress
+
     def count(self, report: RoundReport, seconds: float) -> None:
-        """Take a round into account."""
+        """Add a round that took ``seconds``."""
         self.done, self.phase, self.loss = report.round + 1, report.phase, report.loss
         self.bytes_up += report.bytes_up
         self.bytes_down += report.bytes_down
@@ -48,76 +58,82 @@ class Standing:
         self.seconds += seconds
 
     @property
+    def over(self) -> bool:
+        """Whether no round is left to play."""
+        return self.done >= self.total
+
+    @property
     def rate(self) -> float:
-        """Rounds a second in this process."""
+        """Rounds per second in this process."""
         return (self.done - self.started_at) / self.seconds if self.seconds else 0.0
 
 
 class Reporter(Protocol):
-    """Shows a run's progress."""
+    """Shows the progress of a run: before the first round, after each round, and after the last one."""
 
-    def start(self, standing: Standing) -> None: ...
+    def start(self, progress: Progress) -> None: ...
 
-    def round(self, standing: Standing) -> None: ...
+    def round(self, progress: Progress) -> None: ...
 
-    def stop(self, standing: Standing) -> None: ...
+    def stop(self, progress: Progress) -> None: ...
 
 
 class Tracker(Protocol):
-    """Is told everything that a run records: its configuration, each line of its history, and what came out.
+    """Receives everything that a run records: its configuration, each line of its history, and its result.
 
     An exception that :meth:`entry` raises ends the run.
     """
 
     def start(self, config: Config, done: int) -> None:
-        """``done`` rounds have been played already: the run is resumed."""
+        """A run begins. ``done`` rounds have been played before; more than 0 where it is resumed."""
 
-    def entry(self, entry: Entry) -> None: ...
+    def entry(self, entry: Entry) -> None:
+        """A round has been played."""
 
     def stop(self, result: Result | None) -> None:
-        """``None``: the run was interrupted or failed."""
+        """The run has ended; with ``None`` it was interrupted or it failed."""
 
 
 class Quiet:
     """Shows nothing."""
 
-    def start(self, standing: Standing) -> None:
+    def start(self, progress: Progress) -> None:
         pass
 
-    def round(self, standing: Standing) -> None:
+    def round(self, progress: Progress) -> None:
         pass
 
-    def stop(self, standing: Standing) -> None:
+    def stop(self, progress: Progress) -> None:
         pass
 
 
 @dataclass
 class Lines(Quiet):
-    """Plain lines, at least ``every`` seconds apart: for logs and pipes."""
+    """Writes plain lines, at least ``every`` seconds apart, for logs and pipes."""
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     every: float = 2.0
     _last: float = 0.0
 
-    def round(self, standing: Standing) -> None:
+    def round(self, progress: Progress) -> None:
         now = time.monotonic()
-        if now - self._last >= self.every or standing.done == standing.total:
+        if now - self._last >= self.every or progress.done == progress.total:
             self._last = now
-            print(describe(standing), file=self.stream, flush=True)
+            print(describe(progress), file=self.stream, flush=True)
 
 
 @dataclass
 class JsonLines(Quiet):
-    """One JSON object a round."""
+    """Writes one JSON object per round."""
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
 
-    def round(self, standing: Standing) -> None:
-        print(json.dumps({"event": "round", **asdict(standing)}), file=self.stream, flush=True)
+    def round(self, progress: Progress) -> None:
+        print(json.dumps({"event": "round", **asdict(progress)}), file=self.stream, flush=True)
 
 
-class _TwoLines(Progress):
-    """A bar with a line of figures under it: on one line they do not fit into 80 columns."""
+class _TwoLines(RichProgress):
+    """A bar with a line of figures under it. On one line they do not fit into 80 columns."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
@@ -125,10 +141,10 @@ class _TwoLines(Progress):
 
 
 class Bar:
-    """A progress bar for terminals."""
+    """Shows a progress bar on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.progress = _TwoLines(
+        self.bar = _TwoLines(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -139,36 +155,39 @@ class Bar:
             console=console or Console(stderr=True),
             transient=True,
         )
-        self.task = self.progress.add_task("training", total=None, detail="")
+        self.task = self.bar.add_task("training", total=None, detail="")
 
-    def start(self, standing: Standing) -> None:
-        self.progress.update(self.task, total=standing.total, completed=standing.done)
-        self.progress.start()
+    def start(self, progress: Progress) -> None:
+        self.bar.update(self.task, total=progress.total, completed=progress.done)
+        self.bar.start()
 
-    def round(self, standing: Standing) -> None:
-        detail = describe(standing, bar=True)
-        self.progress.update(self.task, completed=standing.done, description=standing.phase, detail=detail)
+    def round(self, progress: Progress) -> None:
+        detail = describe(progress, bar=True)
+        self.bar.update(self.task, completed=progress.done, description=progress.phase, detail=detail)
 
-    def stop(self, standing: Standing) -> None:
-        self.progress.stop()
+    def stop(self, progress: Progress) -> None:
+        self.bar.stop()
 
 
-def describe(standing: Standing, bar: bool = False) -> str:
-    """One line: round, loss and validation metric where there are any, rounds a second, bytes so far, time left."""
-    parts = [] if bar else [f"round {standing.done}/{standing.total} {standing.phase}"]
-    if standing.loss is not None:
-        parts.append(f"loss {standing.loss:.4f}")
-    if standing.value is not None:
-        parts.append(f"{standing.metric} {standing.value:.4f}")
-    parts.append(f"{standing.rate:.1f} rounds/s")
-    parts.append(f"up {size(standing.bytes_up)} down {size(standing.bytes_down)}")
-    if not bar and standing.rate:
-        parts.append(f"eta {(standing.total - standing.done) / standing.rate:.0f} s")
+def describe(progress: Progress, bar: bool = False) -> str:
+    """One line: round, loss and validation metric where there are any, rounds per second, bytes so far, and time left.
+
+    For a ``bar``, which shows them itself, round and time left are left out.
+    """
+    parts = [] if bar else [f"round {progress.done}/{progress.total} {progress.phase}"]
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.4f}")
+    if progress.value is not None:
+        parts.append(f"{progress.metric} {progress.value:.4f}")
+    parts.append(f"{progress.rate:.1f} rounds/s")
+    parts.append(f"up {size(progress.bytes_up)} down {size(progress.bytes_down)}")
+    if not bar and progress.rate:
+        parts.append(f"eta {(progress.total - progress.done) / progress.rate:.0f} s")
     return "  ".join(parts)
 
 
 def size(count: float) -> str:
-    """Bytes for people: ``1.5 MB``."""
+    """A number of bytes for people: ``1.5 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

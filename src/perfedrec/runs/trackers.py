@@ -1,7 +1,7 @@
-"""Experiment trackers: TensorBoard and MLflow, told what a run records.
+"""Experiment trackers: TensorBoard and MLflow, which receive what a run records.
 
-Names of metrics are the same in both: ``train/loss``, ``valid/recall_at_20``, ``test/ndcg_at_20``, ``sent/bytes_up``
-(in total so far). A step is a round, pre-training included, counted from 1.
+The names of metrics are the same in both: ``train/loss``, ``valid/recall_at_20``, ``test/ndcg_at_20``,
+``sent/bytes_up`` (in total so far). A step is a round, counted from 1; rounds before training are counted too.
 """
 
 from __future__ import annotations
@@ -12,24 +12,29 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perfedrec.core.errors import ConfigError
 from perfedrec.runs.checkpoint import write_atomic
-from perfedrec.runs.config import Config, flat, nearest
-from perfedrec.runs.training import Entry, Result, read_history, read_summary
+from perfedrec.runs.config import Config
+from perfedrec.runs.config_errors import nearest
+from perfedrec.runs.dotted import flat
+from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.result import Result
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Metric
+    from torch.utils.tensorboard import SummaryWriter
 
 AT_ONCE = 500
 """Figures that are sent in one message."""
 
 
 class _Tracker:
-    """What both have in common: totals so far, and a failure that ends the tracking and not the run."""
+    """What both trackers have in common: the totals so far, and that a failure ends the tracking but not the run."""
 
     name: str
 
@@ -37,7 +42,7 @@ class _Tracker:
         self.output, self.bytes_up, self.bytes_down, self.rounds, self.failed = output, 0, 0, 0, False
 
     def start(self, config: Config, done: int) -> None:
-        for entry in read_history(self.output)[:done]:
+        for entry in RunFolder(self.output).history()[:done]:
             self._count(entry)
         try:
             self.open(config, done)
@@ -59,9 +64,9 @@ class _Tracker:
     def stop(self, result: Result | None) -> None:
         figures, notes = {}, {}
         if result is not None:
-            summary = read_summary(self.output)
-            figures = {_named("test", name): value for name, value in summary["test"].items()}
-            notes = {"best_round": str(summary["best_round"]), "privacy": summary["privacy"]["claim"]}
+            summary = RunFolder(self.output).summary()
+            figures = {_named("test", name): value for name, value in summary.test.items()}
+            notes = {"best_round": str(summary.best_round), "privacy": summary.privacy["claim"]}
         self._safely(lambda: self.close(figures, notes, result is not None))
 
     def _count(self, entry: Entry) -> None:
@@ -69,7 +74,7 @@ class _Tracker:
         self.bytes_up += entry.report.bytes_up
         self.bytes_down += entry.report.bytes_down
 
-    def _safely(self, act: Any) -> None:
+    def _safely(self, act: Callable[[], None]) -> None:
         if self.failed:
             return
         try:
@@ -80,7 +85,7 @@ class _Tracker:
 
     @property
     def where(self) -> str:
-        """Where it writes to."""
+        """The address or folder that it writes to."""
         raise NotImplementedError
 
     def hint(self) -> str:
@@ -88,14 +93,15 @@ class _Tracker:
         raise NotImplementedError
 
     def open(self, config: Config, done: int) -> None:
+        """Begin to record a run of which ``done`` rounds have been played and recorded before."""
         raise NotImplementedError
 
     def log(self, figures: dict[str, float]) -> None:
-        """Take the figures of round :attr:`rounds`."""
+        """Record the figures of round :attr:`rounds`."""
         raise NotImplementedError
 
     def close(self, figures: dict[str, float], notes: dict[str, str], whole: bool) -> None:
-        """The last figures and notes, of a run that is ``whole``, or broken off."""
+        """Record the last figures and notes of a run that is ``whole``, or that was interrupted."""
         raise NotImplementedError
 
 
@@ -110,7 +116,7 @@ class TensorBoard(_Tracker):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ConfigError("--track tensorboard needs the extra: pip install perfedrec[tensorboard]") from None
-        self.kind: Any = SummaryWriter
+        self.kind: type[SummaryWriter] = SummaryWriter
 
     @property
     def where(self) -> str:
@@ -120,8 +126,8 @@ class TensorBoard(_Tracker):
         return f"tensorboard --logdir {self.where}"
 
     def open(self, config: Config, done: int) -> None:
-        # What an earlier process wrote of rounds that are played again is purged.
-        self.writer = self.kind(self.where, purge_step=done + 1 if done else None)
+        # Removes what an earlier process wrote about rounds that are played again.
+        self.writer: SummaryWriter = self.kind(self.where, purge_step=done + 1 if done else None)
         if not done:
             self.writer.add_text("config", f"```toml\n{config.to_toml()}```")
 
@@ -137,9 +143,9 @@ class TensorBoard(_Tracker):
 
 
 class MLflow(_Tracker):
-    """A run of MLflow at ``MLFLOW_TRACKING_URI``, or else in ``mlflow.db`` (SQLite) in the run's folder.
+    """A run of MLflow at ``MLFLOW_TRACKING_URI``, by default in ``mlflow.db`` (SQLite) in the run's folder.
 
-    The experiment is ``MLFLOW_EXPERIMENT_NAME``, or else "perfedrec". A resumed run goes on with its own.
+    The experiment is ``MLFLOW_EXPERIMENT_NAME``, by default "perfedrec". A resumed run continues its MLflow run.
     """
 
     name = "MLflow"
@@ -147,7 +153,9 @@ class MLflow(_Tracker):
     def __init__(self, output: Path) -> None:
         super().__init__(output)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is gone must not hold training up
+        os.environ.setdefault(
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
+        )  # a server that does not answer must not stop training
         try:
             with warnings.catch_warnings(action="ignore"):
                 from mlflow import MlflowClient
@@ -155,9 +163,9 @@ class MLflow(_Tracker):
             raise ConfigError("--track mlflow needs the extra: pip install perfedrec[mlflow]") from None
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        self.kind: Any = MlflowClient
+        self.kind: type[MlflowClient] = MlflowClient
         self.waiting: list[Metric] = []
-        if "MLFLOW_TRACKING_URI" in os.environ:  # whether anybody answers is known before the run makes its folder
+        if "MLFLOW_TRACKING_URI" in os.environ:  # a server that does not answer is reported before the run begins
             try:
                 self.kind(tracking_uri=self.where).search_experiments(max_results=1)
             except Exception as error:
@@ -173,10 +181,10 @@ class MLflow(_Tracker):
     def open(self, config: Config, done: int) -> None:
         from mlflow.entities import Param
 
-        self.client = self.kind(tracking_uri=self.where)
+        self.client: MlflowClient = self.kind(tracking_uri=self.where)
         file = self.output / "mlflow.json"
         if done and file.exists():
-            self.run = json.loads(file.read_text(encoding="utf-8"))["run_id"]
+            self.run: str = json.loads(file.read_text(encoding="utf-8"))["run_id"]
             self.client.update_run(self.run, status="RUNNING")
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "perfedrec")
@@ -186,7 +194,7 @@ class MLflow(_Tracker):
         write_atomic(file, json.dumps({"run_id": self.run, "tracking_uri": self.where}).encode())
         options = flat(config.model_dump(mode="json", by_alias=True))
         params = [Param(key, str(value)) for key, value in options.items()]
-        for at in range(0, len(params), 100):  # as many as a message may have
+        for at in range(0, len(params), 100):  # more do not fit into one message
             self.client.log_batch(self.run, params=params[at : at + 100])
 
     def log(self, figures: dict[str, float]) -> None:
@@ -214,7 +222,10 @@ TRACKERS: dict[str, type[_Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLf
 
 
 def trackers(names: Sequence[str], output: Path) -> list[_Tracker]:
-    """The trackers of a run in a folder. Raises :class:`ConfigError` for an unknown one, and for a missing extra."""
+    """The trackers of a run in the folder ``output``.
+
+    Raises :class:`ConfigError` for an unknown name, and where the extra of a tracker is not installed.
+    """
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(

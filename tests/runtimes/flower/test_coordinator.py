@@ -22,7 +22,7 @@ from tests.parity.grid import MemoryGrid
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.records import copied, flatten
 from perfedrec.core.types import Plan
-from perfedrec.federation.model_file import build, method_of
+from perfedrec.federation.agreement import build, method_of
 from perfedrec.federation.node import policy_of
 from perfedrec.federation.service import StateStore
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
@@ -458,7 +458,7 @@ def test_the_model_is_handed_to_who_is_there(stores: dict[int, Store]) -> None:
 
 
 def test_nodes_recommend_with_what_they_are_handed(stores: dict[int, Store]) -> None:
-    from perfedrec.federation.model_file import recommend
+    from perfedrec.federation.offline import recommend
 
     given = coordinator(stores)
     assembled(given)

@@ -33,9 +33,9 @@ from perfedrec.federation import local
 from perfedrec.federation.bundles import BUNDLE, read_bundle
 from perfedrec.federation.certificates import end_of, make_certificates
 from perfedrec.runs import checkpoint, config
-from perfedrec.runs.config import DataSettings
+from perfedrec.runs.config import DataSettings, open_data
 from perfedrec.runs.engine import engine
-from perfedrec.runs.training import open_data, read_history
+from perfedrec.runs.folder import RunFolder
 from perfedrec.runtimes.flower import Certificates, Control, SuperLink, needs_service, public_key
 from perfedrec.runtimes.node import Store
 
@@ -157,7 +157,7 @@ class Federation:
 
     @property
     def clients(self) -> list[int]:
-        return [each.report.clients for each in read_history(self.run)]
+        return [each.report.clients for each in RunFolder(self.run).history()]
 
     def kept(self) -> None:
         """All that the nodes acknowledged is in their files."""
@@ -362,7 +362,7 @@ def as_written(fed: Federation, shown: Mapping[str, float]) -> None:
     """What a coordinator showed last of all is what it wrote down until then."""
     start = "perfedrec_coordinator_"
     found = {name.removeprefix(start): value for name, value in shown.items() if name.startswith(start)}
-    history = read_history(fed.run)
+    history = RunFolder(fed.run).history()
     done = int(found["rounds_done"])
     assert found["rounds_planned"] == len(history) >= done >= len(history) - 1, shown
     rounds = [each.report for each in history[:done]]

@@ -22,12 +22,13 @@ from perfedrec.core.records import flatten
 from perfedrec.data import read_catalogue
 from perfedrec.federation import local
 from perfedrec.federation.bundles import BUNDLE, KEYS, read_bundle
-from perfedrec.federation.coordinator import Terms, serve
+from perfedrec.federation.coordinator import Deployment, Terms, serve
 from perfedrec.federation.service import StateStore
 from perfedrec.runs import checkpoint, config
+from perfedrec.runs.config import open_data
 from perfedrec.runs.engine import engine
+from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.progress import Quiet
-from perfedrec.runs.training import open_data, read_history
 from perfedrec.runtimes.flower import Coordinator
 from perfedrec.runtimes.flower.codec import pack
 from perfedrec.runtimes.flower.sealing import unseal
@@ -60,10 +61,11 @@ def test_processes_compute_the_tables_of_the_simulator(tmp_path: Path, users: in
         terms = Terms(port=port, min_nodes=nodes, wait=120, deadline=60)
         ids = read_catalogue(folder / local.CATALOGUE)
         files, keys = folder / "certificates", folder / "keys"
-        summary = serve(given, ids, tmp_path / "run", files, keys, terms, Quiet(), lines.append, name=NAME)
+        deployment = Deployment(given, ids, tmp_path / "run", files, keys, terms, name=NAME)
+        summary = serve(deployment, Quiet(), lines.append)
 
     state = as_simulated(given, dataset, folder, tmp_path / "run")
-    assert sorted(summary["nodes_with_model"]) == sorted(f"n{number}" for number in range(nodes))
+    assert sorted(summary.nodes_with_model or ()) == sorted(f"n{number}" for number in range(nodes))
     assert not (tmp_path / "run" / "rejections.jsonl").exists(), lines
     assert json.loads((tmp_path / "run" / "result.json").read_text())["users"] == users
 
@@ -83,7 +85,7 @@ def as_simulated(given: Any, dataset: Any, folder: Path, run: Path) -> Any:
     tokens = bundle.tokens(dataset.train.n_items)
     simulated.state = replace(simulated.state, tokens=tokens)
     reports = [simulated.play() for _ in range(simulated.n_phases + given.run.rounds)]
-    assert [each.report.clients for each in read_history(run)] == [each.clients for each in reports]
+    assert [each.report.clients for each in RunFolder(run).history()] == [each.clients for each in reports]
     newest = checkpoint.load(checkpoint.folders(run / "checkpoints")[0])
     elsewhere = ("service.", "tokens", "neighbours")  # which the coordinator has not
     expected = {name: each for name, each in flatten(simulated.state)[0].items() if not name.startswith(elsewhere)}
@@ -167,5 +169,5 @@ def test_under_profile_private_the_nodes_of_up_draw_with_opendp(
     summary = json.loads((tmp_path / "up" / "run" / "result.json").read_text())
     assert summary["privacy"]["noise_source"] == "OpenDP"
     assert (summary["users"], sorted(summary["nodes_with_model"])) == (12, ["n0", "n1", "n2"])
-    assert [each.report.clients for each in read_history(tmp_path / "up" / "run")] == [12, 12]
+    assert [each.report.clients for each in RunFolder(tmp_path / "up" / "run").history()] == [12, 12]
     assert not (tmp_path / "up" / "run" / "rejections.jsonl").exists()

@@ -25,12 +25,14 @@ from perfedrec.core.errors import CheckpointError, ConfigError, DataError, Perfe
 from perfedrec.core.records import flatten
 from perfedrec.data import Dataset
 from perfedrec.data.attributes import Attributes
-from perfedrec.federation import coordinator, virtual
+from perfedrec.federation import run, virtual
+from perfedrec.federation.agreement import build
 from perfedrec.federation.local import environment, free_port
-from perfedrec.federation.model_file import build, recommend
+from perfedrec.federation.offline import recommend
 from perfedrec.runs import checkpoint
+from perfedrec.runs.config import open_data
 from perfedrec.runs.engine import engine
-from perfedrec.runs.training import open_data, read_history
+from perfedrec.runs.folder import RunFolder
 from perfedrec.runtimes.node import Store
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "flower-app"
@@ -64,7 +66,7 @@ def as_simulated(given: dict[str, Any], nodes: int, dataset: Dataset | None = No
     algorithm, output = config.build(), Path(given["output"])
     simulated = engine(algorithm, dataset or open_data(config.data), seed=given["seed"], device="cpu")
     reports = [simulated.play() for _ in range(simulated.n_phases + given["rounds"])]
-    assert [each.report.clients for each in read_history(output)] == [each.clients for each in reports]
+    assert [each.report.clients for each in RunFolder(output).history()] == [each.clients for each in reports]
     records = simulated.records()
     expected = flatten(algorithm.serving(records["state"]))[0]
     found, _ = checkpoint.load(output / "model").records["state"]
@@ -136,7 +138,7 @@ def test_a_run_that_cannot_be_says_why_and_writes_nothing(tmp_path: Path, change
 def test_a_run_takes_no_folder_that_is_in_use(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     given = GIVEN | {"output": str(tmp_path)}
-    with pytest.raises(ConfigError, match="is not empty, and no run with a checkpoint"):
+    with pytest.raises(ConfigError, match="is not empty, and has no run with a checkpoint"):
         virtual.play(grid_of(given, 5), given)
     assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -161,11 +163,11 @@ def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not_been(
     longer = given | {"rounds": 3}
     with monkeypatch.context() as patched:
         patched.setattr(
-            coordinator.Run, "checkpoint", killed
+            run.FederatedRun, "checkpoint", killed
         )  # the nodes have played the round, and nothing tells of it
         with pytest.raises(KeyboardInterrupt):
             virtual.play(grid_of(longer, 5), longer)
-    with pytest.raises(ConfigError, match="is a run with 5 nodes; expected as many, and not 4"):
+    with pytest.raises(ConfigError, match="is a run with 5 nodes; expected the same number, and not 4"):
         virtual.play(grid_of(longer, 4), longer)
     for change in ({"seed": 4}, {"set": SMALL + " server.averaging=0.5"}):
         with pytest.raises(CheckpointError, match="another configuration"):

@@ -1,4 +1,4 @@
-"""perfedrec node run and service run: work for a coordinator."""
+"""perfedrec node run and service run: the processes that work for a coordinator."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from perfedrec.cli.common import MetricsPort, one_line
 
 service = typer.Typer(help="Be the neighbourhood service of a federation.", no_args_is_help=True)
 
+Coordinator = Annotated[str, typer.Option(help="HOST:PORT of the coordinator")]
+Authority = Annotated[Path, typer.Option(help="certificate of the authority that vouches for the coordinator")]
 Threads = Annotated[int, typer.Option(help="threads of the numerical library")]
 UntilClosed = Annotated[
     bool, typer.Option("--until-stdin-closes", help="end when the process that started this one ends")
@@ -22,12 +24,14 @@ UntilClosed = Annotated[
 
 def run(
     store: Annotated[Path, typer.Option(help="the node's file")],
-    coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator")],
-    ca: Annotated[Path, typer.Option(help="certificate of the authority that vouches for the coordinator")],
+    coordinator: Coordinator,
+    ca: Authority,
     key: Annotated[Path, typer.Option(help="the node's private key")],
     bundle: Annotated[
         Path | None,
-        typer.Option(help="what the node was given to keep things from the coordinator (default: beside --store)"),
+        typer.Option(
+            help="the node's bundle: its secrets for sealing and for secure sums (default: node.bundle beside --store)"
+        ),
     ] = None,
     require: Annotated[
         str | None,
@@ -37,38 +41,43 @@ def run(
     metrics_port: MetricsPort = None,
     until_stdin_closes: UntilClosed = False,
 ) -> None:
-    """Work for a coordinator, in one process that stays: until SIGTERM, after the work at hand.
+    """Work for a coordinator, in one process that runs until SIGTERM; the current message is answered first.
 
     [bold]perfedrec node run --store node.db --coordinator host:18000 --ca ca.crt --key node.key[/bold]
     """
     with one_line():
         from perfedrec.federation.metrics import exposed
         from perfedrec.federation.node import work_for
+        from perfedrec.federation.process import Connection
 
         with exposed(metrics_port) as expose:
-            work_for(store, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads, bundle, require, expose)
+            connection = Connection(coordinator, ca, key, threads)
+            work_for(connection, store, _stop(until_stdin_closes), _tell, bundle, require, expose)
 
 
 @service.command("run")
 def run_service(
-    coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator")],
-    ca: Annotated[Path, typer.Option(help="certificate of the authority that vouches for the coordinator")],
-    key: Annotated[Path, typer.Option(help="the service's private key, whose public one the coordinator has")],
-    state: Annotated[Path, typer.Option(help="the service's folder: its service.keys, and what it keeps of a run")],
+    coordinator: Coordinator,
+    ca: Authority,
+    key: Annotated[Path, typer.Option(help="the service's private key; the coordinator has the public one")],
+    state: Annotated[Path, typer.Option(help="the service's folder: its service.keys, and its states of a run")],
     threads: Threads = 1,
     metrics_port: MetricsPort = None,
     until_stdin_closes: UntilClosed = False,
 ) -> None:
-    """Be a federation's neighbourhood service, in one process that stays: until SIGTERM, after the work at hand.
+    """Be a federation's neighbourhood service, in one process that runs until SIGTERM; the current message is answered
+    first.
 
     [bold]perfedrec service run --coordinator host:18000 --ca ca.crt --key service.key --state folder[/bold]
     """
     with one_line():
         from perfedrec.federation.metrics import exposed
+        from perfedrec.federation.process import Connection
         from perfedrec.federation.service import serve_neighbours
 
         with exposed(metrics_port) as expose:
-            serve_neighbours(state, coordinator, ca, key, _stop(until_stdin_closes), _tell, threads, expose)
+            connection = Connection(coordinator, ca, key, threads)
+            serve_neighbours(connection, state, _stop(until_stdin_closes), _tell, expose)
 
 
 def _tell(line: str) -> None:
@@ -76,7 +85,7 @@ def _tell(line: str) -> None:
 
 
 def _stop(until_stdin_closes: bool) -> threading.Event:
-    """What is set when the process is to end."""
+    """The event that ends the process; it is set when the standard input closes, if that is asked for."""
     stop = threading.Event()
     if until_stdin_closes:
         threading.Thread(target=_until_closed, args=(stop,), daemon=True).start()
@@ -84,6 +93,6 @@ def _stop(until_stdin_closes: bool) -> threading.Event:
 
 
 def _until_closed(stop: threading.Event) -> None:
-    while os.read(0, 4096):  # sys.stdin has a lock, held here, that Python aborts for as it ends
+    while os.read(0, 4096):  # not sys.stdin: Python aborts if this thread holds its lock at the end
         pass
     stop.set()

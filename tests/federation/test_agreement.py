@@ -1,4 +1,4 @@
-"""What server and nodes agree on, as text."""
+"""What the coordinator and the nodes agree on, as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from perfedrec import configure
 from perfedrec.core.errors import ConfigError
-from perfedrec.federation.model_file import build, method_of
+from perfedrec.federation.agreement import build, method_of
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+"""A federation's run as its coordinator plays it: the server's state, the progress, and the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from perfedrec import __version__
+from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.records import copied, unflatten
+from perfedrec.data import Catalogue
+from perfedrec.federation.agreement import method_for_nodes
+from perfedrec.privacy.report import privacy_block
+from perfedrec.runs.checkpoint import Loaded
+from perfedrec.runs.config import Config
+from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.progress import Progress
+from perfedrec.runs.summary import Summary
+from perfedrec.runtimes.flower import Coordinator, Rejection, ServiceClient, Setup, needs_service
+
+STATE, USERS, SERVICE = "state", "roll", "mediator"
+"""Names of the records in a checkpoint: the server's state, the participants, and what the service gave out."""
+
+
+@dataclass(frozen=True)
+class Participants:
+    """The users who take part in a run: their identities [n], ascending."""
+
+    users: Tensor
+
+
+class FederatedRun:
+    """A run of a federated ``algorithm``: a new one, or with ``resume`` the one that ``folder`` holds.
+
+    A new run gets the ``name``; nodes know it by that name. Raises :class:`CheckpointError` for a checkpoint of another
+    configuration or catalogue and, where the fingerprint of the ``data`` is known, of other data; and
+    :class:`ConfigError` where the folder of a new run is not empty.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        algorithm: Algorithm[Any, Any, Any],
+        catalogue: Catalogue,
+        folder: RunFolder,
+        name: str,
+        resume: bool,
+        data: str | None = None,
+    ) -> None:
+        self.config, self.algorithm, self.folder = config, algorithm, folder
+        self.n_phases = len(algorithm.phases)
+        self.progress = Progress(config.run.rounds + self.n_phases, config.run.select_by)
+        self.state: Any = None
+        self.users: Tensor | None = None
+        self.service_client: ServiceClient | None = None
+        configuration = method_for_nodes(config, algorithm)
+        digest = hashlib.sha256(f"{configuration}{config.run.seed}".encode()).hexdigest()
+        self.belongs = {"catalogue": catalogue.fingerprint, "configuration": digest}
+        if data is not None:
+            self.belongs["data"] = data
+        self._loaded: Loaded | None = None
+        if resume:
+            name = self._restore()
+        else:
+            folder.claim()
+            folder.write_settings(config)
+            folder.write_name(name)
+        self.setup = Setup(name, configuration, self.belongs["catalogue"], __version__)
+
+    def _restore(self) -> str:
+        """Read the newest complete checkpoint, if a round has been played, and return the run's name."""
+        name = self.folder.name()
+        self._loaded = self.folder.newest_checkpoint(self.belongs)
+        if self._loaded is not None:
+            self.progress = Progress.resumed(self._loaded.extra["standing"], self.progress.total)
+            self.users = self._loaded.records[USERS][0]["users"]
+        self.folder.forget_after(self.progress.done)
+        return name
+
+    def use_service(self, service: int | None, names: Mapping[int, str]) -> None:
+        """Let the node ``service`` be the neighbourhood service, where the method needs one.
+
+        It continues from what it gave out last. ``names`` are those of all nodes.
+        """
+        if service is None or not needs_service(self.algorithm):
+            return
+        held = {} if self._loaded is None else self._loaded.records.get(SERVICE, ({}, {}))[0]
+        self.service_client = ServiceClient.of(service, held, dict(names))
+
+    def begin(self, coordinator: Coordinator, users: Tensor) -> None:
+        """Set the state that the run starts or continues from, for the identities [n] of its ``users``."""
+        self.users = users
+        if self._loaded is None:
+            self.state = coordinator.begin()
+            return
+        blank = coordinator.blank()
+        self.state = copied(unflatten(type(blank), *self._loaded.records[STATE]))
+
+    def play(
+        self, coordinator: Coordinator, names: Mapping[int, str], tell: Callable[[str], None]
+    ) -> tuple[Entry, list[tuple[str, str]]]:
+        """Play a round and write its checkpoint.
+
+        Returns the entry of the history, and the names of the nodes that the round went on without, with the reasons.
+        ``tell`` receives a line about each of these nodes.
+        """
+        start = time.perf_counter()
+        self.state, report = coordinator.play(self.state)
+        seconds = time.perf_counter() - start
+        without = self._record_rejections(coordinator.rejected, names, tell)
+        entry = Entry(report, seconds)
+        self.progress.count(report, seconds)
+        self.folder.append(entry)
+        self.checkpoint()
+        return entry, without
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint after the last round."""
+        assert self.users is not None
+        records = {STATE: self.state, USERS: Participants(self.users)}
+        if self.service_client is not None:
+            records[SERVICE] = self.service_client.tensors()
+        self.folder.save_checkpoint(self.progress.done, records, self.belongs, {"standing": asdict(self.progress)})
+
+    def _record_rejections(
+        self, rejected: list[Rejection], names: Mapping[int, str], tell: Callable[[str], None]
+    ) -> list[tuple[str, str]]:
+        """Record and clear the list of nodes that a round went on without."""
+        without = [(names.get(each.node, str(each.node)), each.reason) for each in rejected]
+        for each, (node, _) in zip(rejected, without, strict=True):
+            self.folder.append_rejection(asdict(each) | {"node": node})
+            tell(f"round {each.round}: went on without node {node}: {each.reason}: {each.detail}")
+        rejected.clear()
+        return without
+
+    def finish(self, nodes_with_model: list[str], secure_aggregation: str = "SecAgg+") -> Summary:
+        """Store the model and the summary. ``secure_aggregation`` is the name of the protocol, or "simulated"."""
+        assert self.users is not None
+        trained, settings = self.progress.done - self.n_phases, self.algorithm.settings.privacy
+        records = {STATE: self.algorithm.serving(self.state), USERS: Participants(self.users)}
+        self.folder.save_model(records, self.belongs, {"best_round": trained, "valid": {}})
+        releases = self.algorithm.releases(max(trained, 0), self.users.numel())
+        summary = Summary(
+            algorithm=self.config.algorithm,
+            n_phases=self.n_phases,
+            best_round=trained,
+            users=self.users.numel(),
+            nodes_with_model=nodes_with_model,
+            communication={name: getattr(self.progress, name) for name in ("bytes_up", "bytes_down", "uploads")},
+            privacy=privacy_block(settings, releases, secure_aggregation, self.algorithm.reports_vectors),
+        )
+        self.folder.write_summary(summary)
+        return summary

@@ -1,0 +1,273 @@
+"""The folder of a run: which files are in it, and how they are written and read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perfedrec.core.errors import CheckpointError, ConfigError, reason
+from perfedrec.core.types import RoundReport
+from perfedrec.runs import checkpoint
+from perfedrec.runs.checkpoint import Loaded
+from perfedrec.runs.config import Config, check
+from perfedrec.runs.summary import Summary
+
+CONFIG, ENVIRONMENT, RESULT, NAME = "config.toml", "environment.json", "result.json", "name"
+HISTORY, REJECTIONS = "metrics.jsonl", "rejections.jsonl"
+CHECKPOINTS, MODEL = "checkpoints", "model"
+
+_OLD_NAMES = {"given_up": "aborted"}
+"""Fields of a line of the history that older versions wrote, and what they are called today."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a run's history: the report of a round, its ``seconds`` without the evaluation, and its validation
+    metrics, ``None`` where it was not evaluated."""
+
+    report: RoundReport
+    seconds: float
+    valid: dict[str, float] | None = None
+
+    def line(self) -> dict[str, Any]:
+        """As ``metrics.jsonl`` has it."""
+        return {**asdict(self.report), "seconds": self.seconds, "valid": self.valid}
+
+    @staticmethod
+    def read(line: Mapping[str, Any]) -> Entry:
+        """The entry that :meth:`line` gave, in this version or in an older one.
+
+        Raises :class:`AttributeError`, :class:`KeyError` or :class:`TypeError` for another line.
+        """
+        fields = {_OLD_NAMES.get(name, name): value for name, value in line.items()}
+        seconds, valid = fields.pop("seconds"), fields.pop("valid")
+        return Entry(RoundReport(**fields), seconds, valid)
+
+
+class RunFolder:
+    """The folder of a run, of a simulation or of a federation's coordinator.
+
+    This class alone knows the names of the files, and how they are written and read. A file is either complete or
+    absent; only the two files of lines, ``metrics.jsonl`` and ``rejections.jsonl``, may end in a line that was cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._made = False  # whether :meth:`claim` made the folder
+
+    # --- a new run ---
+
+    def claim(self) -> None:
+        """Make the folder. Raises :class:`ConfigError` unless it is new or empty."""
+        if self.path.exists() and any(self.path.iterdir()):
+            raise ConfigError(
+                f"{self.path} is not empty; expected a new folder (or --resume to continue the run in it)"
+            )
+        self._made = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def withdraw(self) -> None:
+        """Undo :meth:`claim` and remove all that was written since, so that the run can be started there again."""
+        for each in self.path.iterdir():
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        if self._made:
+            self.path.rmdir()
+
+    def write_settings(self, config: Config) -> None:
+        """Write the whole configuration, and the environment that results depend on besides."""
+        self.write(CONFIG, config.to_toml().encode())
+        self.write(ENVIRONMENT, json.dumps(environment(), indent=1).encode())
+
+    def write_name(self, name: str) -> None:
+        """Write the name by which the nodes of a federation know the run."""
+        self.write(NAME, name.encode())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write any file of the folder, so that it is either complete or absent."""
+        checkpoint.write_atomic(self.path / name, content)
+
+    # --- round by round ---
+
+    def append(self, entry: Entry) -> None:
+        """Add a round to the history."""
+        self._append(HISTORY, entry.line())
+
+    def append_rejection(self, line: Mapping[str, Any]) -> None:
+        """Record that a round of a federation went on without a node."""
+        self._append(REJECTIONS, line)
+
+    def forget_after(self, rounds: int) -> None:
+        """Remove what was recorded of later rounds than the first ``rounds``: they are going to be played again.
+
+        A line that was cut off is removed too.
+        """
+        self._rewrite(HISTORY, [entry.line() for entry in self.history()[:rounds]])
+        self._rewrite(REJECTIONS, [line for line in self._rejections() if line["round"] < rounds])
+
+    def save_checkpoint(
+        self, rounds: int, records: Mapping[str, Any], belongs: Mapping[str, str], extra: Mapping[str, Any]
+    ) -> Path:
+        """Write the checkpoint after ``rounds`` rounds, remove old ones, and return its folder."""
+        root = self.path / CHECKPOINTS
+        folder = checkpoint.folder_of(root, rounds)
+        checkpoint.save(folder, records, belongs, extra)
+        checkpoint.prune(root)
+        return folder
+
+    # --- the end ---
+
+    def save_model(self, records: Mapping[str, Any], belongs: Mapping[str, str], extra: Mapping[str, Any]) -> None:
+        """Store the model that the run ends with."""
+        checkpoint.save(self.path / MODEL, records, belongs, extra)
+
+    def write_summary(self, summary: Summary) -> None:
+        """Store the summary; afterwards the run counts as finished."""
+        self.write(RESULT, json.dumps(summary.stored(), indent=1).encode())
+
+    # --- reading back ---
+
+    def config(self) -> Config:
+        """The configuration of the run. Raises :class:`CheckpointError` where the folder has none."""
+        path = self.path / CONFIG
+        try:
+            return check(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise CheckpointError(
+                f"{self.path}: not a run folder: {CONFIG} cannot be read ({reason(error)}); "
+                "expected the folder that a run was written to"
+            ) from None
+
+    def name(self) -> str:
+        """The name of a federation's run. Raises :class:`CheckpointError` where the folder has none."""
+        try:
+            return (self.path / NAME).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{self.path}: not a coordinator's run: {NAME} cannot be read ({reason(error)}); "
+                "expected the folder that perfedrec serve wrote"
+            ) from None
+
+    def history(self) -> list[Entry]:
+        """The rounds that have been recorded, up to a line that was cut off.
+
+        Raises :class:`CheckpointError` for a complete line that is not a round.
+        """
+        entries: list[Entry] = []
+        path = self.path / HISTORY
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                break
+            try:
+                entries.append(Entry.read(line))
+            except (AttributeError, KeyError, TypeError) as error:
+                number = len(entries) + 1
+                raise CheckpointError(
+                    f"{path}, line {number}: not a round that this version can read ({error}); "
+                    "expected what perfedrec wrote there"
+                ) from None
+        return entries
+
+    def summary(self) -> Summary:
+        """The summary of a finished run. Raises :class:`CheckpointError` where the folder has none."""
+        try:
+            return Summary.read(json.loads((self.path / RESULT).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            why = reason(error)
+        except (KeyError, TypeError) as error:
+            why = f"it is not a summary: {error}"
+        raise CheckpointError(
+            f"{self.path}: not a finished run: {RESULT} cannot be read ({why}); "
+            "expected the folder that a run was written to"
+        )
+
+    def checkpoints(self) -> list[Path]:
+        """The folders of all checkpoints, newest first."""
+        return checkpoint.folders(self.path / CHECKPOINTS)
+
+    def latest_checkpoint(self, skip_damaged: bool = False) -> Path:
+        """The folder of the newest checkpoint, or with ``skip_damaged`` of the newest one that is complete.
+
+        Raises :class:`CheckpointError` where there is none, and without ``skip_damaged`` where it is damaged.
+        """
+        found = self.checkpoints()
+        if not found:
+            raise CheckpointError(
+                f"{self.path}: there is no checkpoint to resume from; expected another --output, or this folder removed"
+            )
+        for path in found:
+            try:
+                checkpoint.load(path)
+            except CheckpointError as error:
+                if skip_damaged:
+                    continue
+                hint = "; --previous resumes from the one before it" if len(found) > 1 else ""
+                raise CheckpointError(f"{error}{hint}") from None
+            return path
+        raise CheckpointError(f"{self.path}: all {len(found)} checkpoints are damaged; expected one that is complete")
+
+    def newest_checkpoint(self, belongs: Mapping[str, str]) -> Loaded | None:
+        """The newest complete checkpoint of a run, ``None`` where there is no checkpoint.
+
+        Raises :class:`CheckpointError` where none of them can be used.
+        """
+        problem: CheckpointError | None = None
+        for folder in self.checkpoints():
+            try:
+                return checkpoint.load(folder, belongs)
+            except CheckpointError as error:
+                problem = error
+        if problem is not None:
+            raise problem
+        return None
+
+    def model(self, belongs: Mapping[str, str]) -> Loaded:
+        """The stored model. Raises :class:`CheckpointError` where the run has none yet, and where it is damaged."""
+        if not (self.path / MODEL).exists():
+            raise CheckpointError(
+                f"{self.path}: the run has no model yet; finish it with perfedrec train --resume --output {self.path}"
+            )
+        return checkpoint.load(self.path / MODEL, belongs)
+
+    # --- lines ---
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _rewrite(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        if (self.path / name).exists():
+            self.write(name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def _rejections(self) -> list[dict[str, Any]]:
+        path, found = self.path / REJECTIONS, list[dict[str, Any]]()
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                found.append(json.loads(text))
+            except ValueError:
+                continue  # it was cut off
+        return found
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its configuration."""
+    packages = ("perfedrec", "torch", "numpy", "polars", "scipy", "safetensors", "dp-accounting")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: metadata.version(name) for name in packages},
+    }

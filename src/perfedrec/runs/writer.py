@@ -1,0 +1,160 @@
+"""What training writes to its run folder, from the configuration to the summary."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from perfedrec.data import Dataset
+from perfedrec.data.interactions import id_series
+from perfedrec.evaluation import Totals
+from perfedrec.methods.centralised.method import Method
+from perfedrec.methods.registry import AnyMethod
+from perfedrec.privacy.report import centralised_block, privacy_block, warnings
+from perfedrec.runs.config import Config
+from perfedrec.runs.diagnostics import Diagnostics
+from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.progress import Progress
+from perfedrec.runs.result import Result, popularity
+from perfedrec.runs.rounds import Rounds
+from perfedrec.runs.summary import FULL, SAMPLED, Summary
+
+
+class NoWriter:
+    """Writes nothing, for a run without a folder."""
+
+    def claim(self) -> None:
+        """Take the run folder of a new run. Raises :class:`ConfigError` unless it is new or empty."""
+
+    def begin(self, rounds: Rounds) -> None:
+        """Write what the folder of a new run starts with."""
+
+    def resume(self, done: int) -> list[Entry]:
+        """Continue in the folder of a run of which ``done`` rounds are kept, and return their history."""
+        return []
+
+    def add(self, entry: Entry, rounds: Rounds) -> None:
+        """Write what is due after a round."""
+
+    def checkpoint(self, rounds: Rounds) -> Path | None:
+        """Write a checkpoint, and return its folder; ``None`` where there is no run folder."""
+        return None
+
+    def finish(self, result: Result, rounds: Rounds) -> None:
+        """Write the model and all figures. The test split is ranked here, once."""
+
+    def withdraw(self) -> None:
+        """Undo :meth:`claim` and all that was written."""
+
+
+class RunWriter(NoWriter):
+    """Writes a run to its folder; see ``docs/runs.md`` for the files."""
+
+    def __init__(
+        self, folder: RunFolder, algorithm: AnyMethod, dataset: Dataset, config: Config, belongs: dict[str, str]
+    ) -> None:
+        self.folder, self.algorithm, self.dataset, self.config = folder, algorithm, dataset, config
+        self.belongs, self.diagnostics = belongs, Diagnostics(folder, dataset, config.run.seed)
+
+    def claim(self) -> None:
+        self.folder.claim()
+
+    def begin(self, rounds: Rounds) -> None:
+        self.folder.write_settings(self.config)
+        self._diagnose("start", rounds)
+
+    def resume(self, done: int) -> list[Entry]:
+        self.folder.write_settings(self.config)
+        self.diagnostics.resume()
+        self.folder.forget_after(done)
+        return self.folder.history()
+
+    def add(self, entry: Entry, rounds: Rounds) -> None:
+        if rounds.trained == 0:
+            self._diagnose("pretrained", rounds)
+        self.folder.append(entry)
+        due = rounds.trained % self.config.run.checkpoint_every == 0 or rounds.progress.over
+        if rounds.trained > 0 and due:
+            self.checkpoint(rounds)
+
+    def _diagnose(self, moment: str, rounds: Rounds) -> None:
+        if isinstance(self.algorithm, Method) and not self.algorithm.trained:
+            return  # it is fitted at once: there is nothing before the best round
+        self.diagnostics.note(moment, rounds.trained, rounds.engine.recommender())
+
+    def checkpoint(self, rounds: Rounds) -> Path:
+        return self.folder.save_checkpoint(rounds.progress.done, rounds.records(), self.belongs, rounds.extra())
+
+    def finish(self, result: Result, rounds: Rounds) -> None:
+        best = {"best_round": result.best_round, "valid": result.valid}
+        self.folder.save_model(result.recommender.records(), self.belongs, best)
+        ranked, popular = result.rank("test"), popularity(self.dataset)
+        if ranked.users:
+            self._write_users(ranked)
+        self.diagnostics.note("best", result.best_round, result.recommender)
+        self.diagnostics.draw_map(result.recommender)
+        test, negatives, seed = ranked.means(), self.config.run.sampled_negatives, self.config.run.seed
+        summary = Summary(
+            algorithm=self.config.algorithm,
+            n_phases=rounds.n_phases,
+            best_round=result.best_round,
+            valid=result.valid,
+            test=test,
+            test_sampled=result.evaluate_sampled("test", negatives, seed) if negatives else None,
+            protocols={"test": FULL, **({"test_sampled": SAMPLED.format(negatives)} if negatives else {})},
+            popularity=popular,
+            communication=communication(rounds.progress, self.dataset.n_users),
+            privacy=self._privacy(max(rounds.trained, 0), test, popular),
+        )
+        self.folder.write_summary(summary)
+
+    def _privacy(self, trained: int, test: dict[str, float], popular: dict[str, float]) -> dict[str, Any]:
+        """The privacy block of all rounds that were played."""
+        if isinstance(self.algorithm, Method):
+            return centralised_block()
+        settings, users = self.algorithm.settings.privacy, self.dataset.n_users
+        releases = self.algorithm.releases(trained, users)
+        block = privacy_block(settings, releases, "simulated", self.algorithm.reports_vectors)
+        return block | {"warnings": warnings(settings, users, self.dataset.n_items, test, popular)}
+
+    def _write_users(self, ranked: Totals) -> None:
+        """Write the test metrics of each user, by which methods are compared."""
+        users, values = ranked.by_user()
+        train, index = self.dataset.train, users.cpu().numpy()
+        columns = {"user": id_series(train.user_ids)[index], "interactions": np.diff(train.offsets)[index]}
+        frame = pl.DataFrame(columns | {name: value.cpu().numpy() for name, value in values.items()})
+        content = io.BytesIO()
+        frame.write_parquet(content)
+        self.folder.write("test_users.parquet", content.getvalue())
+
+    def withdraw(self) -> None:
+        self.folder.withdraw()
+
+
+def belonging(algorithm: AnyMethod, dataset: Dataset, config: Config) -> dict[str, str]:
+    """What the checkpoints of a run belong to: the data's fingerprint, and a digest of the configuration without the
+    options that may change when the run is resumed."""
+    free = {"rounds", "patience", "users_per_node", "threads", "block_size", "device", "checkpoint_every"}
+    settings = config.model_dump(mode="json", exclude={"data": True, "run": free})
+    if not isinstance(algorithm, Method):  # the noise as it was solved: a resumed run must not solve for it again
+        settings["noise"] = algorithm.settings.privacy.noise.model_dump()
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return {"data": dataset.fingerprint, "configuration": digest}
+
+
+def communication(progress: Progress, users: int) -> dict[str, float]:
+    """Bytes and uploads of a whole run: in total, and as means over clients and over uploads."""
+    return {
+        "bytes_up": progress.bytes_up,
+        "bytes_down": progress.bytes_down,
+        "uploads": progress.uploads,
+        "uploads_per_client": progress.uploads / users,
+        "bytes_up_per_upload": progress.bytes_up / max(progress.uploads, 1),
+        "bytes_down_per_upload": progress.bytes_down / max(progress.uploads, 1),
+    }
