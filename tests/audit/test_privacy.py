@@ -139,7 +139,7 @@ def test_nodes_draw_their_noise_with_opendp(profile: str) -> None:
     ("options", "said"),
     [
         (("run.rounds=10", "selection.max_participations=off"), "needs selection.max_participations"),
-        (("run.dropout_rate=0.3",), "every noisy sum would be given up"),
+        (("run.dropout_rate=0.3",), "every noisy sum would be aborted"),
         (("pretraining.kind=contrastive",), "withholds the edges"),
         (("privacy.aggregation=sparse",), "a sparse upload shows"),
     ],
