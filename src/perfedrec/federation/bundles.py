@@ -1,7 +1,7 @@
 """The secret files that nodes and the neighbourhood service receive when they are registered. Only their owners may
 read them.
 
-Whoever makes these files is trusted not to keep them: who has all of them can open everything that is sealed.
+The person who makes these files is trusted not to keep them: with all of them, everything that is sealed can be opened.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _read(path: Path, names: tuple[str, ...], what: str) -> dict[str, bytes]:
 
 
 def _write(path: Path, values: Mapping[str, bytes]) -> None:
-    """Write a new file that nobody but its owner can read, at no time."""
+    """Write a new file. From its first byte on, only its owner can read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)

@@ -227,7 +227,7 @@ def read_keys(folder: Path, least: int) -> dict[bytes, str]:
     found: dict[bytes, str] = {}
     for path in sorted(folder.glob("*.pub")):
         if (other := found.setdefault(public_key(path), path.stem)) != path.stem:
-            raise ConfigError(f"{path}: is the key of {other}.pub; expected a key of its own")
+            raise ConfigError(f"{path}: is the key of {other}.pub; expected a different key for each node")
     if not found:
         raise ConfigError(f"{folder}: no public keys (*.pub); make some with perfedrec federation key")
     if (count := len(found) - (SERVICE in found.values())) < least:

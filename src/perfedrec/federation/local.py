@@ -126,7 +126,7 @@ def nodes(
         if service:
             start(folder / SERVICE, "service", "run", "--state", str(folder / SERVICE))
         for place in sorted((folder / "nodes").iterdir()):
-            # Whoever starts all nodes has chosen the profile for them too.
+            # The person who starts all nodes has chosen the profile for them too.
             start(place, "node", "run", "--store", str(place / "store.db"), "--require", "none")
         yield found
     finally:
@@ -150,7 +150,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 def _child(folder: Path, place: Path, port: int, *own: str) -> subprocess.Popen[bytes]:
     """A process of a perfedrec command with its ``own`` options, for the files in ``place`` and the key of that name.
 
-    It ends by itself when this process dies.
+    It ends when this process ends, however that happens.
     """
     command = [sys.executable, "-m", "perfedrec", *own, "--until-stdin-closes", "--coordinator", f"127.0.0.1:{port}"]
     command += ["--ca", str(folder / "certificates" / CA), "--key", str(folder / "keys" / place.name)]

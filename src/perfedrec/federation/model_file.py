@@ -10,13 +10,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 
+from perfedrec.core.algorithm import Received
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.records import flatten, unflatten
 from perfedrec.data import Catalogue, Encoding
@@ -38,7 +38,7 @@ class Model:
     """The content of a model file: the ``broadcast`` that new users receive, the ``run`` and ``round`` that it comes
     from, the ``configuration`` (method and options as TOML), and the ``catalogue``."""
 
-    broadcast: Any
+    broadcast: Received
     run: str
     round: int
     configuration: str

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from perfedrec import __version__
-from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.algorithm import Algorithm, RoundState
 from perfedrec.core.records import copied, unflatten
 from perfedrec.data import Catalogue
 from perfedrec.federation.agreement import method_for_nodes
@@ -55,7 +55,7 @@ class FederatedRun:
         self.config, self.algorithm, self.folder = config, algorithm, folder
         self.n_phases = len(algorithm.phases)
         self.progress = Progress(config.run.rounds + self.n_phases, config.run.select_by)
-        self.state: Any = None
+        self._state: RoundState | None = None
         self.users: Tensor | None = None
         self.service_client: ServiceClient | None = None
         configuration = method_for_nodes(config, algorithm)
@@ -71,6 +71,12 @@ class FederatedRun:
             folder.write_settings(config)
             folder.write_name(name)
         self.setup = Setup(name, configuration, self.belongs["catalogue"], __version__)
+
+    @property
+    def state(self) -> RoundState:
+        """The server's state after the last round."""
+        assert self._state is not None, "the run has not begun"
+        return self._state
 
     def _restore(self) -> str:
         """Read the newest complete checkpoint, if a round has been played, and return the run's name."""
@@ -96,10 +102,10 @@ class FederatedRun:
         """Set the state that the run starts or continues from, for the identities [n] of its ``users``."""
         self.users = users
         if self._loaded is None:
-            self.state = coordinator.begin()
+            self._state = coordinator.begin()
             return
-        blank = coordinator.blank()
-        self.state = copied(unflatten(type(blank), *self._loaded.records[STATE]))
+        blank: RoundState = coordinator.blank()
+        self._state = copied(unflatten(type(blank), *self._loaded.records[STATE]))
 
     def play(
         self, coordinator: Coordinator, names: Mapping[int, str], tell: Callable[[str], None]
@@ -110,7 +116,7 @@ class FederatedRun:
         ``tell`` receives a line about each of these nodes.
         """
         start = time.perf_counter()
-        self.state, report = coordinator.play(self.state)
+        self._state, report = coordinator.play(self.state)
         seconds = time.perf_counter() - start
         without = self._record_rejections(coordinator.rejected, names, tell)
         entry = Entry(report, seconds)
@@ -122,7 +128,7 @@ class FederatedRun:
     def checkpoint(self) -> None:
         """Write a checkpoint after the last round."""
         assert self.users is not None
-        records = {STATE: self.state, USERS: Participants(self.users)}
+        records: dict[str, Any] = {STATE: self.state, USERS: Participants(self.users)}
         if self.service_client is not None:
             records[SERVICE] = self.service_client.tensors()
         self.folder.save_checkpoint(self.progress.done, records, self.belongs, {"standing": asdict(self.progress)})

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from perfedrec import __version__
 from perfedrec.core.errors import ConfigError
@@ -40,7 +40,7 @@ class StateStore:
             return None
         return copied(unflatten(type(like), *checkpoint.load(folder, {"run": run}).records["service"]))
 
-    def put(self, run: str, played: int, state: Any) -> None:
+    def put(self, run: str, played: int, state: object) -> None:
         """Store the state after ``played`` rounds of a run, and remove the states of other runs."""
         own = self._folder_of(run)
         checkpoint.save(checkpoint.folder_of(own, played), {"service": state}, {"run": run}, {})

@@ -57,8 +57,9 @@ class Entry:
 class RunFolder:
     """The folder of a run, of a simulation or of a federation's coordinator.
 
-    This class alone knows the names of the files, and how they are written and read. A file is either complete or
-    absent; only the two files of lines, ``metrics.jsonl`` and ``rejections.jsonl``, may end in a line that was cut off.
+    This class alone knows how configuration, history, checkpoints, model and summary are stored there. Other files of a
+    run, such as ``diagnostics.json``, are written by :meth:`write`. A file is either complete or absent; only the two
+    files of lines, ``metrics.jsonl`` and ``rejections.jsonl``, may end in a line that was cut off.
     """
 
     def __init__(self, path: Path) -> None:

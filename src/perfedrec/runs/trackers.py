@@ -81,7 +81,7 @@ class _Tracker:
             act()
         except Exception as error:
             self.failed = True
-            print(f"warning: {self.where}: {self.name} failed, the run goes on without it ({error})", file=sys.stderr)
+            print(f"warning: {self.where}: {self.name} failed, the run continues without it ({error})", file=sys.stderr)
 
     @property
     def where(self) -> str:

@@ -79,7 +79,7 @@ def train(
 
 
 def _report(reporter: Reporter, rounds: Rounds, writer: NoWriter) -> None:
-    """Show the progress. Where nobody reads the output any more the run ends, with a checkpoint."""
+    """Show the progress. If the output is a pipe that was closed, write a checkpoint before the error ends the run."""
     try:
         reporter.round(rounds.progress)
     except BrokenPipeError:
