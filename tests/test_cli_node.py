@@ -1,4 +1,4 @@
-"""perfedrec node as people use it: from a finished run to a list on somebody's own machine."""
+"""perfedrec node as people use it, from a finished run to recommendations on their own machine."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def model(run: Path) -> Path:
     return file
 
 
-def test_from_a_run_to_a_list_at_home(run: Path, model: Path, tmp_path: Path) -> None:
+def test_from_a_run_to_recommendations_on_a_node(run: Path, model: Path, tmp_path: Path) -> None:
     home = tmp_path / "home.node"
     train = load(DATA).train
     assert f"{train.n_items} items" in cli("node", "init", "--store", home, "--model", model).stdout
@@ -79,13 +79,13 @@ def test_from_a_run_to_a_list_at_home(run: Path, model: Path, tmp_path: Path) ->
     assert "unknown user 'ann'" in cli("node", "recommend", "--store", home, "--user", "ann", code=2).stderr
 
 
-def test_a_model_holds_tables_and_nothing_of_a_user(run: Path, model: Path) -> None:
+def test_a_model_holds_tables_and_nothing_about_a_user(run: Path, model: Path) -> None:
     content, users = model.read_bytes(), load(DATA).n_users
     assert all(users not in each.shape for each in load_file(model).values())
     vectors = load_file(run / "model" / "memory.safetensors")["private"]
     assert not any(vector.tobytes() in content for vector in vectors)
     with safe_open(model, "np") as file:
-        assert "path" not in file.metadata()["configuration"]  # nor where the data lie
+        assert "path" not in file.metadata()["configuration"]  # nor the path of the data
 
 
 def test_catalogue_from_a_file_and_a_model_later(model: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_mistake_is_one_line(arguments: tuple[str, ...], said: str, model: Pat
     before = json.loads(cli("node", "status", "--store", names["home"], "--json").stdout)
     failed = cli("node", *(each.format(**names, folder=tmp_path) for each in arguments), code=2)
     assert said in failed.stderr
-    assert "/." not in failed.stderr  # no name that is ours alone
+    assert "/." not in failed.stderr  # no name of a temporary file
     after = json.loads(cli("node", "status", "--store", names["home"], "--json").stdout)
     assert (after["users"], after["interactions"]) == (before["users"], before["interactions"])
     assert not names["new"].exists()
@@ -160,7 +160,7 @@ def test_a_model_cannot_bring_code(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_attributes_from_a_file_to_a_list_and_into_oblivion(tmp_path: Path) -> None:
+def test_attributes_are_imported_change_the_scores_and_are_forgotten(tmp_path: Path) -> None:
     data, home = tmp_path / "data", tmp_path / "home"
     data.mkdir()
     home.mkdir()
@@ -185,14 +185,14 @@ def test_attributes_from_a_file_to_a_list_and_into_oblivion(tmp_path: Path) -> N
     first = scores(20, "a")
     assert scores(20, "a") == first
     assert max(abs(a - b) for a, b in zip(first, scores(69, "b"), strict=True)) > 1e-3
-    assert scores(200, "b") == scores(69, "b")  # numbers end where the federation's do
+    assert scores(200, "b") == scores(69, "b")  # numbers are limited to the range that the federation knows
     (home / "user_attributes.csv").write_text("user,age,kind\nann,20,gold\n")
     assert "'gold'" in cli("node", "import", home / "mine.csv", "--store", store, code=2).stderr
     cli("node", "forget", "--store", store, "--user", "ann")
     assert json.loads(cli("node", "status", "--store", store, "--json").stdout)["users"] == 0
 
 
-def test_a_coordinator_misses_attributes_before_it_listens(tmp_path: Path) -> None:
+def test_a_coordinator_reports_missing_attributes_before_it_listens(tmp_path: Path) -> None:
     (tmp_path / "items.txt").write_text("tea\nmilk\n")
     given = ["--catalogue", tmp_path / "items.txt", "--certificates", tmp_path, "--nodes", tmp_path, "--output"]
     options = ["--set", "model.attributes=true", "--preset", "perfedrec", "--privacy", "secure"]

@@ -19,7 +19,9 @@ from perfedrec.federation.agreement import build, method_of
         ("gpfedrec", (), None),
     ],
 )
-def test_a_method_survives_being_written_down(preset: str, overrides: tuple[str, ...], privacy: str | None) -> None:
+def test_a_method_is_the_same_after_it_was_written_as_text_and_read(
+    preset: str, overrides: tuple[str, ...], privacy: str | None
+) -> None:
     algorithm = None if preset in ("paper", "recommended") else preset
     config = configure(preset, overrides=overrides, privacy=privacy, algorithm=algorithm)
     text, expected = method_of(config), config.build()
@@ -32,7 +34,7 @@ def test_a_method_survives_being_written_down(preset: str, overrides: tuple[str,
 
 
 def test_an_epsilon_without_noise_is_refused() -> None:
-    """Or a node would hand its sums over without any."""
+    """Otherwise a node would send its sums without noise."""
     text = method_of(configure("recommended", privacy="private"))
     start, rest = text.split("[privacy.noise]")
     bare = start + rest[rest.find("[") :] if "[" in rest else start

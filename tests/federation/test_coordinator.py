@@ -47,7 +47,9 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_written(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("asked", "threads"), [(0, 1), (2, 2)])
-def test_a_coordinator_computes_in_one_thread_unless_told_otherwise(tmp_path: Path, asked: int, threads: int) -> None:
+def test_a_coordinator_computes_in_one_thread_unless_another_number_is_chosen(
+    tmp_path: Path, asked: int, threads: int
+) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     make_certificates(tmp_path / "certificates")
@@ -63,7 +65,7 @@ def test_a_coordinator_computes_in_one_thread_unless_told_otherwise(tmp_path: Pa
         torch.set_num_threads(before)
 
 
-def test_what_was_written_of_a_round_that_is_played_again_is_forgotten(tmp_path: Path) -> None:
+def test_what_was_written_about_a_round_that_is_played_again_is_removed(tmp_path: Path) -> None:
     """Here of the first round, before there was a checkpoint, and of the nodes that were refused in it."""
     given, items = config.load("recommended", None, [], privacy="secure"), Catalogue(np.arange(5))
     folder, algorithm = RunFolder(tmp_path / "run"), federated(given)
@@ -77,7 +79,7 @@ def test_what_was_written_of_a_round_that_is_played_again_is_forgotten(tmp_path:
     assert rejections.read_text() == '{"node": "n1", "round": -1}\n'
 
 
-def test_checkpoints_that_a_kill_left_half_written_are_removed(tmp_path: Path) -> None:
+def test_incomplete_checkpoints_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".round-000003.4711").mkdir()
     for number in range(5):
         checkpoint.save(checkpoint.folder_of(tmp_path, number), {}, {}, {})

@@ -1,4 +1,4 @@
-"""Metrics as Prometheus reads them, with the parsers of its own client."""
+"""Metrics as Prometheus reads them, parsed by its own client."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Only:
 
 
 def shown(source: Source) -> dict[str, float]:
-    """What stands on a page for one source."""
+    """The samples of one source, as the page shows them."""
     registry = CollectorRegistry()
     registry.register(Only(source))
     return samples(generate_latest(registry).decode())
@@ -83,7 +83,7 @@ def hosting(path: Path, own: dict[str, list[int]]) -> Store:
 
 
 def watching(privacy: Any = None, **more: Any) -> tuple[Watch, Any, Any]:
-    """A coordinator with two nodes and a service, of which n1 is away."""
+    """A coordinator with two nodes and a service; n1 is not connected."""
     watch = Watch({1: "n0", 2: "n1", 9: "service"}, 6, 60.0, {"ca.crt": 3e9, "server.pem": 2e9})
     algorithm = SimpleNamespace(phases=("spectral",), releases=lambda rounds, users: [], settings=None)
     algorithm.settings = SimpleNamespace(privacy=SimpleNamespace(delta=1e-5))
@@ -136,7 +136,7 @@ def test_rounds_and_rejections_are_counted() -> None:
     assert len([name for name in after if "rejections" in name]) == 3 * len(REASONS)
 
 
-def test_a_service_that_is_not_asked_is_not_away() -> None:
+def test_a_service_that_has_no_work_is_not_reported_as_missing() -> None:
     watch, coordinator, link = watching(service_client=None, present={1})
     found = shown(lambda: watch.metrics(coordinator, link))
     connected = {name: value for name, value in found.items() if "node_connected" in name}
@@ -159,7 +159,7 @@ def test_epsilon_is_that_of_the_rounds_that_were_played() -> None:
     assert "perfedrec_coordinator_epsilon" not in shown(lambda: watch.metrics(coordinator, link))
 
 
-def test_whatever_a_node_gives_as_its_reason_there_are_no_more_series() -> None:
+def test_reasons_that_a_node_makes_up_add_no_series() -> None:
     watch, coordinator, link = watching()
     watch.begin(0, 0.0)
     before = shown(lambda: watch.metrics(coordinator, link))
@@ -219,7 +219,7 @@ class Served:
 
 
 def test_a_node_shows_nothing_of_what_its_users_have(store: Store, tmp_path: Path) -> None:
-    """Two nodes of one user each, who have nothing in common but that they were asked in the same rounds."""
+    """Two nodes of one user each; all that they have in common is that they were asked in the same rounds."""
     work = Work(rounds=3, last=("a", 4), seconds=1.0, answered=1e9, connected=True)
     with hosting(tmp_path / "b.db", {"somebody else": list(range(7, 50))}) as other:
         assert shown(lambda: of_node(work, store)) == shown(lambda: of_node(work, other))
@@ -228,7 +228,7 @@ def test_a_node_shows_nothing_of_what_its_users_have(store: Store, tmp_path: Pat
         assert shown(lambda: of_node(work, other))["perfedrec_node_users"] == 2
 
 
-def test_a_node_can_be_looked_at_while_it_works_on_a_round(store: Store) -> None:
+def test_metrics_of_a_node_can_be_read_while_it_computes_a_round(store: Store) -> None:
     found = list[dict[str, float]]()
 
     def work() -> bytes:
@@ -266,7 +266,7 @@ def test_the_page_is_for_this_machine_and_has_the_process_on_it() -> None:
 
 
 def test_all_metrics_are_documented() -> None:
-    """Every one has a line in the table, with its labels, and no other is named there or in the rules."""
+    """Each metric has a line in the table, with its labels, and no other is named there or in the rules."""
     named = set(re.findall(r"`(perfedrec_[a-z_]+(?:\{[a-z,]+\})?)`", DOCUMENT.read_text(encoding="utf-8")))
     roles = (("coordinator", COORDINATOR), ("node", NODE), ("service", SERVICE))
     assert named == {f"perfedrec_{role}_{key}" for role, texts in roles for key in texts}
@@ -292,7 +292,7 @@ def commands(folder: Path) -> Iterator[list[str]]:
     yield ["federation", "up", "--output", str(folder / "up")]
 
 
-def test_a_port_that_will_not_do_is_one_line_before_anything_starts(tmp_path: Path) -> None:
+def test_a_port_that_cannot_be_used_is_reported_in_one_line_before_anything_starts(tmp_path: Path) -> None:
     folder = tmp_path / "federation"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]

@@ -1,4 +1,4 @@
-"""How a method is found: by name, in a file of one's own, as an entry point; and the examples of docs/methods.md."""
+"""How a method is found: by its name, in a user's file, as an entry point; and the examples of docs/methods.md."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_the_federated_example(here: Path) -> None:
 
 
 def test_an_installed_package_offers_a_method(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What installing a wheel leaves behind: the package, and its metadata beside it."""
+    """An installed wheel is a package with metadata beside it."""
     package, installed = here / "site" / "shallow", here / "site" / "shallow-1.0.dist-info"
     package.mkdir(parents=True)
     installed.mkdir()
@@ -90,7 +90,7 @@ def test_an_installed_package_offers_a_method(here: Path, monkeypatch: pytest.Mo
     ("class Mine: pass\nOwn2 = Mine", "own.py has no class 'Own'; did you mean Own2?"),
     ("class Own: pass", "is not a method; expected a subclass of perfedrec.Method"),
 ])  # fmt: skip
-def test_a_file_that_is_no_method_is_one_line(text: str, said: str, here: Path) -> None:
+def test_a_file_without_a_method_is_reported_in_one_line(text: str, said: str, here: Path) -> None:
     (here / "own.py").write_text(text)
     done = CliRunner().invoke(app, ["train", "--algorithm", "own.py:Own", "--data", DATA])
     assert done.exit_code == 2
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_method_is_one_line(text: str, said: str, here: Path) 
     ("inverse = ", "inverse = 1 / 0 + ", "ease.py, line {line}, in init: ZeroDivisionError: division by zero"),
     ("return own @", "return own @ own @", "ease.py, line {line}, in scores: RuntimeError: "),
 ])  # fmt: skip
-def test_a_mistake_in_an_own_file_is_one_line_and_leaves_no_folder(
+def test_a_mistake_in_a_users_file_is_reported_in_one_line_and_leaves_no_folder(
     before: str, after: str, said: str, here: Path
 ) -> None:
     file = here / "ease.py"

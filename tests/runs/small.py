@@ -1,4 +1,4 @@
-"""Options of a run that takes a second, and in which every part is at work within a few rounds."""
+"""Options of a run that takes a second, and that uses every part of the method within a few rounds."""
 
 from __future__ import annotations
 

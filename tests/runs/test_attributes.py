@@ -1,4 +1,4 @@
-"""Attributes of real people and films: read, trained on, and of effect."""
+"""Attributes of real people and films are read, are trained on, and change the scores."""
 
 import os
 from dataclasses import replace

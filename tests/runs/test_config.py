@@ -1,4 +1,4 @@
-"""Configuration: sources, precedence, and mistakes answered with the nearest name."""
+"""The configuration: its sources, which of them wins, and messages that name the nearest valid name."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from perfedrec.runs.folder import RunFolder
 
 
 @pytest.mark.parametrize("preset", preset_files.presets())
-def test_a_preset_survives_the_way_through_toml(preset: str, tmp_path: Path) -> None:
+def test_a_preset_is_the_same_after_it_was_written_to_toml_and_read(preset: str, tmp_path: Path) -> None:
     first = config.load(preset)
     file = tmp_path / "all.toml"
     file.write_text(first.to_toml())
@@ -33,13 +33,13 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert loaded.client.loss == "bpr"
 
 
-def test_sources_have_to_make_sense_together_and_not_each_alone(tmp_path: Path) -> None:
+def test_options_have_to_fit_together_in_all_sources_and_not_in_each_one(tmp_path: Path) -> None:
     file = tmp_path / "some.toml"
-    file.write_text("[privacy]\nnoise_scale = 0.2\n")  # its clip is the preset's
+    file.write_text("[privacy]\nnoise_scale = 0.2\n")  # the clip comes from the preset
     assert config.load("paper", file).privacy.noise_scale == 0.2
     with pytest.raises(ConfigError, match="noise_scale needs clip"):
         config.load("recommended", file)
-    file.write_text("[data]\nk_core = 2\n")  # a method that is fitted at once has no rounds by its preset
+    file.write_text("[data]\nk_core = 2\n")  # the preset of a method that is fitted at once has no rounds
     assert config.resolve(None, file, algorithm="item_knn").run.rounds == 0
     file.write_text("[privacy]\nnoise_scale = -1\n")
     with pytest.raises(ConfigError, match=r"some.toml: privacy.noise_scale: expected at least 0 \(given: -1\)"):
@@ -74,10 +74,10 @@ def test_mistakes_are_named(override: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_whatever_is_wrong_is_said_in_our_words(name: str) -> None:
-    """Every option of every method with values of many kinds: the option is named, and no word is pydantic's."""
+def test_every_mistake_is_reported_in_our_own_words(name: str) -> None:
+    """Every option of every method, with values of many types: the message names the option, in no words of pydantic."""
     kind, told = config.config_type(name), 0
-    for key in set(keys(kind)) - {"algorithm"}:  # which names the kind
+    for key in set(keys(kind)) - {"algorithm"}:  # which names the class
         for value in ("x", -1e9, 1e12, 0.5, [1], {"a": 1}, float("nan")):
             tree: dict[str, Any] = {"algorithm": name}
             put(tree, key, value)
@@ -91,7 +91,7 @@ def test_whatever_is_wrong_is_said_in_our_words(name: str) -> None:
     assert told > 100
 
 
-def test_an_unreadable_file_is_told_without_numbers_of_errors(tmp_path: Path) -> None:
+def test_the_message_about_an_unreadable_file_has_no_error_number(tmp_path: Path) -> None:
     missing, folder, binary = tmp_path / "missing.toml", tmp_path / "folder.toml", tmp_path / "binary.toml"
     folder.mkdir()
     binary.write_bytes(b"\xff\xfe")

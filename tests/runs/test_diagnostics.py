@@ -1,4 +1,4 @@
-"""What a run notes beside its metrics: sizes, the geometry of its vectors, and the map of its users."""
+"""What a run records beside its metrics: sizes, the geometry of its vectors, and the map of its users."""
 
 import json
 from pathlib import Path
@@ -49,13 +49,13 @@ def test_products_of_the_vectors_rank_as_the_method_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["popularity", "item_knn", "rp3beta", "fedncf"])
-def test_methods_whose_scores_are_no_products_have_no_vectors(name: str) -> None:
+def test_methods_whose_scores_are_not_products_have_no_vectors(name: str) -> None:
     recommender = playing(name)
     assert recommender.embedding(torch.arange(5)) is None
     assert geometry(recommender, Key(0)) is None
 
 
-def test_geometry_is_what_its_definition_says() -> None:
+def test_geometry_follows_its_definition() -> None:
     recommender = playing("mf")
     found = geometry(recommender, Key(0))
     unit = {}
@@ -74,7 +74,7 @@ def test_geometry_is_what_its_definition_says() -> None:
         assert found[f"uniformity_{side}"] == pytest.approx(np.log(np.exp(-2 * apart).mean()), rel=1e-5)
 
 
-def test_principal_components_are_those_of_a_library() -> None:
+def test_principal_components_equal_those_of_a_library() -> None:
     vectors = torch.from_numpy(np.random.default_rng(1).normal(size=(60, 5)) * [5, 3, 1, 0.5, 0.1])
     places, shares = principal(vectors)
     theirs = PCA(2).fit(vectors.numpy())
@@ -87,7 +87,7 @@ def test_principal_components_are_those_of_a_library() -> None:
     assert one == [1.0, 0.0]
 
 
-def test_a_run_notes_its_moments_and_draws_its_users(tmp_path: Path) -> None:
+def test_a_run_records_the_geometry_of_its_moments_and_the_map_of_its_users(tmp_path: Path) -> None:
     run(tmp_path, 4)
     result, _ = open_run(tmp_path)
     notes, phases = read_diagnostics(tmp_path), json.loads((tmp_path / "result.json").read_text())["prelude"]
@@ -104,7 +104,7 @@ def test_a_run_notes_its_moments_and_draws_its_users(tmp_path: Path) -> None:
         "round": result.best_round,
         **geometry(result.recommender, Key(0).fold("diagnostics")),  # type: ignore[dict-item]
     }
-    # Random vectors have little to do with each other; pre-training changes that.
+    # Random vectors are unrelated; after pre-training they are not.
     assert notes["geometry"]["start"]["alignment"] > 1.7
     assert notes["geometry"]["pretrained"]["alignment"] < 1.2
     users = pl.read_parquet(tmp_path / "user_map.parquet")
@@ -134,7 +134,7 @@ def test_clusters_are_those_that_the_clients_contribute_to(privacy: str | None) 
         assert groups.max() < state.clusters.centroids.shape[0]
 
 
-def test_a_resumed_run_has_the_notes_of_the_run_without_a_break(tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_notes_of_a_run_without_an_interruption(tmp_path: Path) -> None:
     run(tmp_path / "whole", 4)
     run(tmp_path / "broken", 2)
     run(tmp_path / "broken", 4, resume=RunFolder(tmp_path / "broken").latest_checkpoint())

@@ -32,7 +32,7 @@ def run(config: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_resuming_gives_bit_for_bit_the_run_without_a_break(preset: str, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_a_run_without_an_interruption_bit_for_bit(preset: str, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(small(preset, "run.rounds=8"), output=whole)
     run(small(preset, "run.rounds=4"), output=broken)
@@ -88,7 +88,7 @@ def test_recommendations_leave_training_items_out_and_their_parts_add_up() -> No
     assert (total - explained["score"]).abs().max() < 1e-4
 
 
-def test_pretraining_is_evaluated_and_may_be_the_best_that_there_is() -> None:
+def test_rounds_of_pretraining_are_evaluated_and_may_be_the_best() -> None:
     config = small(
         "recommended", "run.rounds=3", "run.evaluate_every=2", "server.learning_rate=9", "personal.global=0.0"
     )
@@ -96,12 +96,12 @@ def test_pretraining_is_evaluated_and_may_be_the_best_that_there_is() -> None:
     phases = len(config.build().phases)
     assert [entry.valid is not None for entry in result.history] == [True] * phases + [False, True, True]
     recalls = [entry.valid["recall@20"] for entry in result.history if entry.valid is not None]
-    assert max(recalls[:phases]) > max(recalls[phases:])  # a server step of 9 ruins what came before
+    assert max(recalls[:phases]) > max(recalls[phases:])  # a server step of 9 destroys the model
     assert result.best_round == recalls.index(max(recalls)) + 1 - phases <= 0
     assert result.evaluate("valid") == result.valid
 
 
-def test_patience_ends_a_run_so_many_rounds_after_its_best_one_and_changes_none_before(tmp_path: Path) -> None:
+def test_patience_ends_a_run_after_its_best_round_and_changes_no_round_before(tmp_path: Path) -> None:
     options = ("server.learning_rate=9", "personal.global=0.0")  # the last round of pre-training is the best one
     whole = run(small("recommended", "run.rounds=9", *options))
     short = small("recommended", "run.rounds=9", "run.patience=3", *options)
@@ -120,7 +120,7 @@ def test_patience_ends_a_run_so_many_rounds_after_its_best_one_and_changes_none_
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "manifest"])
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_can_be_used(damage: str, tmp_path: Path) -> None:
     run(small("paper", "run.rounds=4"), output=tmp_path)
     newest = RunFolder(tmp_path).latest_checkpoint()
     target = newest / ("checkpoint.json" if damage == "manifest" else "state.safetensors")
@@ -140,7 +140,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
             run(small("paper", "run.rounds=2", other), resume=newest)
 
 
-def test_a_run_that_broke_off_before_its_first_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+def test_resuming_a_run_without_a_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="not finite"):
         run(small("paper", "run.rounds=2", "client.learning_rate=1e30"), output=tmp_path / "run")
     with pytest.raises(
@@ -152,7 +152,7 @@ def test_a_run_that_broke_off_before_its_first_checkpoint_says_what_to_do(tmp_pa
 def test_a_run_that_fails_in_its_first_round_can_be_started_there_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that was made is taken away, and one that was there is empty as it was."""
+    """A folder that the run made is removed, and one that was there before is empty again."""
     (tmp_path / "old").mkdir()
     with monkeypatch.context() as broken:
         broken.setattr("perfedrec.runtimes.simulator.Simulator.play", lambda self: 1 / 0)
@@ -164,7 +164,7 @@ def test_a_run_that_fails_in_its_first_round_can_be_started_there_again(
     assert (tmp_path / "old" / "result.json").exists()
 
 
-def test_a_line_that_was_cut_off_is_left_out_and_one_of_another_kind_refused(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_off_is_left_out_and_one_that_is_not_a_round_is_refused(tmp_path: Path) -> None:
     run(small("paper", "run.rounds=2"), output=tmp_path)
     file = tmp_path / "metrics.jsonl"
     lines = file.read_text().splitlines()
@@ -182,7 +182,7 @@ def test_rounds_where_all_clients_drop_out_change_no_table() -> None:
     assert all(entry.report.clients == 0 for entry in more.history)
 
 
-def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_ends_like_one_that_was_not(tmp_path: Path) -> None:
     more = ("run.rounds=300", "run.checkpoint_every=20", "run.evaluate_every=50")
     run(small("paper", *more), output=tmp_path / "whole")
     settings = [part for each in (*SMALL, *more) for part in ("--set", each)]

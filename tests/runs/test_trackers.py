@@ -1,4 +1,4 @@
-"""Trackers against what the real packages read back from local storage."""
+"""Trackers, compared with what the real packages read back from local storage."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def run(output: Path, rounds: int, told: Any, resume: Path | None = None) -> Any
     return train(config.build(), dataset, config.run, config=config, output=output, trackers=told, resume=resume)
 
 
-def test_both_record_each_round_once_and_go_on_with_a_resumed_run(tmp_path: Path, monkeypatch: Any) -> None:
+def test_both_record_each_round_once_also_in_a_run_that_is_resumed(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     output = tmp_path / "run"
     run(output, 3, trackers(["mlflow", "tensorboard", "mlflow"], output))
@@ -93,7 +93,7 @@ def test_a_tracker_that_fails_ends_itself_and_not_the_run(tmp_path: Path, capsys
         ("mlflow", "", "does not answer"),
     ],
 )
-def test_what_is_missing_is_one_line_and_nothing_is_written(
+def test_a_tracker_that_cannot_be_used_is_reported_in_one_line_and_nothing_is_written(
     name: str, module: str, said: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
     if module:

@@ -22,15 +22,15 @@ def import_file(
     Where users have attributes, they are read from the same folder, as :func:`perfedrec.data.load` does. Returns what
     :meth:`Store.import_interactions` counts, and the number of users whose attributes were read.
     """
-    values: dict[str, list[float]] = {}
+    known: dict[str, list[float]] = {}
     if store.encoding is not None:
         users = frame["user"].cast(pl.String).unique(maintain_order=True).to_list()
         found, _ = attributes_beside(file.parent, "user", np.array(users, dtype=object), store.encoding)
-        values = {} if found is None else dict(zip(users, found.values.tolist(), strict=True))
+        known = {} if found is None else dict(zip(users, found.values.tolist(), strict=True))
     counts = store.import_interactions(
-        frame, skip_unknown=skip_unknown, first_identity=first_identity, attributes=values
+        frame, skip_unknown=skip_unknown, first_identity=first_identity, attributes=known
     )
-    return *counts, len(values)
+    return *counts, len(known)
 
 
 def recommend(store: Store, user_id: str, k: int) -> pl.DataFrame:
