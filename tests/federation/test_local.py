@@ -15,7 +15,7 @@ pytest.importorskip("flwr")
 
 
 def test_a_node_that_ends_early_is_reported_and_the_others_end_in_order(tmp_path: Path) -> None:
-    """Nothing listens on the port: a node that works waits for the coordinator, and ends cleanly when it is asked to."""
+    """Nothing listens on the port: a node that works waits for the coordinator, and ends cleanly when asked to."""
     told, ended, folder = list[str](), threading.Event(), tmp_path / "up"
     given = config.load(
         "recommended", None, ["data.path=synthetic:users=4,items=24,clusters=2,interactions_per_user=4"]

@@ -75,7 +75,7 @@ def test_mistakes_are_named(override: str, said: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_mistake_is_reported_in_our_own_words(name: str) -> None:
-    """Every option of every method, with values of many types: the message names the option, in no words of pydantic."""
+    """Every option of every method, with values of many types: the message names it, without words of pydantic."""
     kind, told = config.config_type(name), 0
     for key in set(keys(kind)) - {"algorithm"}:  # which names the class
         for value in ("x", -1e9, 1e12, 0.5, [1], {"a": 1}, float("nan")):
