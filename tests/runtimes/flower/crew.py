@@ -71,10 +71,10 @@ def node(
     _settle(log)
     from perfedrec.cli import app
     from perfedrec.federation import node as work
-    from perfedrec.runtimes.flower import node as module
-    from perfedrec.runtimes.flower import secure_sum, wire
+    from perfedrec.runtimes.flower import fleet, secure_sum
+    from perfedrec.runtimes.flower import node_app as module
 
-    wire.HEARTBEAT = HEARTBEAT
+    fleet.HEARTBEAT = HEARTBEAT
     left, answer, send, to_words = dict(faults), module.answer, module.Fleet.send, secure_sum.to_words
     current = ""
     if version is not None:
@@ -118,8 +118,8 @@ def node(
             TAMPERED[fault](said.content)
         return said
 
-    def sent(fleet: Any, said: Message, seconds: float) -> None:
-        send(fleet, said, seconds)
+    def sent(connection: Any, said: Message, seconds: float) -> None:
+        send(connection, said, seconds)
         if left.pop(-2, None):
             _die()
 
@@ -132,11 +132,13 @@ def coordinator(arguments: list[str], name: str, log: Path, faults: Mapping[int,
     _settle(log)
     from perfedrec.cli import app
     from perfedrec.federation import coordinator as module
-    from perfedrec.runtimes.flower import secagg, wire
+    from perfedrec.runtimes.flower import secagg
+    from perfedrec.runtimes.flower.grid import FastGrid
+    from perfedrec.runtimes.flower.superlink_process import SuperLink
 
     module.secrets = SimpleNamespace(token_hex=lambda size: name)  # type: ignore[assignment]
-    left, play, push = dict(faults), module.Coordinator.play, wire.FastGrid.push_messages
-    links, started, total = list[Any](), lenient(wire.SuperLink._start), secagg.secure_sum
+    left, play, push = dict(faults), module.Coordinator.play, FastGrid.push_messages
+    links, started, total = list[Any](), lenient(SuperLink._start), secagg.secure_sum
     current, took = "", 0.0
 
     def noted(*given: Any) -> Any:
@@ -168,7 +170,7 @@ def coordinator(arguments: list[str], name: str, log: Path, faults: Mapping[int,
         links.append(started(link))
         return links[-1]
 
-    module.Coordinator.play, wire.FastGrid.push_messages, wire.SuperLink._start = faulty, pushed, linked
+    module.Coordinator.play, FastGrid.push_messages, SuperLink._start = faulty, pushed, linked
     secagg.secure_sum = noted
     app(arguments)
 

@@ -1,5 +1,5 @@
-"""The state of our SuperLink, which lasts in part, and its short way. A failure may mean: Flower has changed, read
-superlink.py again."""
+"""The state of our SuperLink, part of which survives a restart, and its fast path. A failure may mean: Flower has
+changed, read superlink.py again."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from flwr.superlink.config_loader import get_federation_manager
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from perfedrec.runtimes.flower import superlink
-from perfedrec.runtimes.flower.superlink import ShortWay, State
+from perfedrec.runtimes.flower.superlink import DurableState, FastPath
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 PUBLIC = public_key_to_bytes(KEY.public_key())
 SECRET = b"what a node sends stays off the disk"
 
 
-def state(folder: Path) -> State:
-    return State(folder / "superlink.json", get_federation_manager(), ObjectStoreFactory().store())
+def state(folder: Path) -> DurableState:
+    return DurableState(folder / "superlink.json", get_federation_manager(), ObjectStoreFactory().store())
 
 
-def opened(given: State) -> tuple[int, int, str]:
+def opened(given: DurableState) -> tuple[int, int, str]:
     """A run under way: its id, that of its task, and the token of who may speak for it."""
     run = given.create_run("app", "1", "hash", {}, "@none/default", None, "", TaskType.SERVER_APP)
     (task,) = given.get_tasks(task_ids=None)
@@ -63,7 +63,7 @@ def message(node: int, number: int = 0, ttl: float = 60.0) -> Message:
     return made
 
 
-def taken(given: State, each: Message) -> str:
+def taken(given: DurableState, each: Message) -> str:
     """A message stored with all its parts, and its name."""
     session = given.start_session(each.metadata.run_id)
     head = message_from_proto(message_to_proto(remove_content_from_message(each)))
@@ -74,14 +74,14 @@ def taken(given: State, each: Message) -> str:
     return str(each.metadata.message_id)
 
 
-def answered(given: State, asked: Message) -> Message:
+def answered(given: DurableState, asked: Message) -> Message:
     reply = Message(RecordDict({"content": ConfigRecord({"secret": SECRET})}), reply_to=asked)
     reply.metadata.__dict__["_message_id"] = reply.object_id
     taken(given, reply)
     return reply
 
 
-def fails(given: State, name: str, run: int) -> int | None:
+def fails(given: DurableState, name: str, run: int) -> int | None:
     """The code of the error that is the answer to a message, if it is one."""
     (found,) = given.get_message_res({name}, run) or (None,)
     return found.error.code if found is not None and found.has_error() else None
@@ -205,7 +205,7 @@ def in_a_loop(play: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Line:
-    """A client of a :class:`ShortWay`, before an app that notes what comes to it."""
+    """A client of a :class:`FastPath`, before an app that notes what comes to it."""
 
     def __init__(self, folder: Path) -> None:
         self.state, self.fallen = state(folder), list[str]()
@@ -220,7 +220,7 @@ class Line:
             await send({"type": "http.response.body", "body": b""})
 
         app.state = SimpleNamespace(linkstate_factory=SimpleNamespace(state=lambda: self.state))  # type: ignore[attr-defined]
-        self.app: Any = ShortWay(app)  # type: ignore[arg-type]
+        self.app: Any = FastPath(app)  # type: ignore[arg-type]
 
     async def call(self, path: str, request: Any, wait: int = 0, key: Any = KEY, token: str | None = None) -> Any:
         sent = httpx.Request("POST", f"https://x{path}", content=request.SerializeToString())

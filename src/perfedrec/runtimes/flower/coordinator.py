@@ -19,9 +19,9 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Plan, RoundReport, Spec
 from perfedrec.runtimes.flower.codec import SERVING, BroadcastLayout, Instructions, Setup, UploadError, pack, unpack
+from perfedrec.runtimes.flower.connection import AwayError
 from perfedrec.runtimes.flower.rounds import POLL, Rejection, Traffic, exchange, forgotten, gather, gone, play_round
 from perfedrec.runtimes.flower.service import ServiceClient
-from perfedrec.runtimes.flower.wire import AwayError
 
 MOST_USERS = 10_000_000
 """Users that a node may host: a bound on what a node's word can make the coordinator do."""
@@ -78,7 +78,7 @@ class Coordinator:
         """Wait for so many nodes and users, and for the service. ``tell`` is told what changes, in one line.
 
         A node that hosts a user of another one is refused. Raises
-        :class:`~perfedrec.runtimes.flower.wire.AwayError` after ``seconds``, and once ``stopped``.
+        :class:`~perfedrec.runtimes.flower.connection.AwayError` after ``seconds``, and once ``stopped``.
         """
         end, asked, claimed = time.monotonic() + seconds, dict[str, int](), dict[int, Tensor]()
         taken, known, line = torch.zeros(0, dtype=torch.int64), set[int](), ""

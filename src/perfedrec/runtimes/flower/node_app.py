@@ -37,11 +37,12 @@ from perfedrec.runtimes.flower.codec import (
     reply,
     unpack,
 )
+from perfedrec.runtimes.flower.connection import AwayError, StoppedError
+from perfedrec.runtimes.flower.fleet import Fleet
 from perfedrec.runtimes.flower.rounds import FAILED
 from perfedrec.runtimes.flower.sealing import Bundle
 from perfedrec.runtimes.flower.secagg import STAGES
 from perfedrec.runtimes.flower.secure_sum import RECORD, Stages
-from perfedrec.runtimes.flower.wire import AwayError, Fleet, StoppedError
 from perfedrec.runtimes.node import Store
 
 POLL = 0.1
@@ -258,7 +259,7 @@ def run_node(
     """Answer messages until ``stop`` is set, after the work at hand. ``tell`` is told what changes, in one line.
 
     Connections that break are made anew, with longer and longer waits. Raises
-    :class:`~perfedrec.runtimes.flower.wire.RefusedError` where that cannot help.
+    :class:`~perfedrec.runtimes.flower.connection.RefusedError` where that cannot help.
     """
     app, wait = station.app(), POLL
     while not stop.is_set():

@@ -21,10 +21,10 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Plan, RoundReport, Rows, Spec
 from perfedrec.runtimes.flower.codec import BroadcastLayout, Instructions, Setup, UploadError, array_bytes, read_reply
+from perfedrec.runtimes.flower.connection import AwayError
 from perfedrec.runtimes.flower.secagg import STAGES, AbortedError
 from perfedrec.runtimes.flower.secure_sum import secure_sum
 from perfedrec.runtimes.flower.service import ServiceClient, for_coordinator
-from perfedrec.runtimes.flower.wire import AwayError
 from perfedrec.runtimes.round import round_key
 
 FAILED = 2

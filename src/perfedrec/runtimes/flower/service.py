@@ -23,8 +23,8 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Published
 from perfedrec.runtimes.flower.codec import SERVING, Setup, Task, UploadError, check_alike, check_reports, pack, unpack
+from perfedrec.runtimes.flower.connection import AwayError
 from perfedrec.runtimes.flower.sealing import SEALED, Bundle, public_of, seal, unseal
-from perfedrec.runtimes.flower.wire import AwayError
 
 SERVE, NAME = "train.serve", "train.name"
 """Types of messages: to the service, its part of a round; to a node, a table by token to be put in items' order."""
@@ -267,7 +267,7 @@ class ServiceClient:
 
         ``private`` are the nodes' sealed parts, ``users`` by node who was asked there, by the node's names and by
         their places, and ``table`` is one of the sizes of a pre-trained table. Raises
-        :class:`~perfedrec.runtimes.flower.wire.AwayError` where the service does not answer.
+        :class:`~perfedrec.runtimes.flower.connection.AwayError` where the service does not answer.
         """
         content = RecordDict({"task": ConfigRecord({**task, "nodes": list(private)})})
         content["centroids"] = pack({} if centroids is None else {"centroids": centroids})

@@ -1,18 +1,19 @@
-"""The process of a SuperLink: Flower's own, with what is under way in memory, and a short way for what rounds ask for.
+"""The process of a SuperLink: Flower's own, with messages in memory and a fast path for the requests of a round.
 
-Flower's keeps every part of every message in SQLite, takes a request through five layers of middleware, and is asked
-again and again whether there is news. Most of the time of a round went there. Here
+Flower's SuperLink keeps every part of every message in SQLite, passes a request through five layers of middleware, and
+has clients ask again and again whether there is news. Most of the time of a round was spent on that. Here
 
-* messages are in memory alone (:class:`State`). What has to survive a restart, which is who is registered and which
-  runs are open, is in a small file. What was under way is lost with the process, and who waits for it asks again: see
-  ``exchange`` in :mod:`perfedrec.runtimes.flower.rounds`;
-* :class:`ShortWay` hands the requests that rounds are made of straight to Flower's handlers, and holds a question for
-  news, where it is asked to, until there is some. All other requests, and those that fail there, go Flower's way.
+* messages are kept in memory only (:class:`DurableState`). What has to survive a restart (which nodes are registered
+  and which runs are open) is in a small file. Messages under way are lost with the process, and the client that waits for
+  one asks again: see :func:`perfedrec.runtimes.flower.exchange.exchange`;
+* :class:`FastPath` hands the requests of a round directly to Flower's handlers. Where a client asks for it, it holds a
+  request until there is news. All other requests, and those that fail in it, are answered by Flower's own app.
 
-Clients need not know: it is the same API with the same authentication. This file and ``wire.py`` are the only ones that
-touch Flower's private parts; both were written against Flower 1.41, see ``tests/runtimes/flower/test_superlink.py``.
+Clients see no difference: it is the same API with the same authentication. Like ``fleet.py``, ``grid.py``,
+``control.py`` and ``messages.py``, this file uses private parts of Flower. It was written for Flower 1.41: see
+``tests/runtimes/flower/test_superlink.py``.
 
-Run as a script, because nothing else of this package is needed here and its imports would slow a restart down.
+It is run as a script: it needs nothing else of this package, whose imports would slow a restart down.
 """
 
 from __future__ import annotations
@@ -61,16 +62,17 @@ from flwr.superlink.servicer.runtime import runtime_handlers as runtime
 from google.protobuf.json_format import MessageToDict, ParseDict  # type: ignore[import-untyped]
 
 MOST_SECONDS = 10.0
-"""The longest that a question is held for a client that prefers to wait (RFC 7240). Flower's own clients do not."""
+"""The longest time that a request is held for a client that prefers to wait (RFC 7240), in seconds. Flower's own
+clients do not ask for it."""
 
 GRACE = 120.0
-"""Seconds after the end of a message's time in which its parts may still be fetched."""
+"""How long after a message has expired its parts may still be fetched, in seconds."""
 
 
-def _lasting(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``method`` that changes what has to last."""
+def _saved(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A ``method`` after which the state is written to its file."""
 
-    def changed(self: State, *given: Any, **named: Any) -> Any:
+    def changed(self: DurableState, *given: Any, **named: Any) -> Any:
         try:
             return method(self, *given, **named)
         finally:
@@ -79,16 +81,17 @@ def _lasting(method: Callable[..., Any]) -> Callable[..., Any]:
     return changed
 
 
-class State(InMemoryLinkState):
-    """Flower's state in memory, in which nodes, runs, and who may speak for a run survive in a file at ``path``."""
+class DurableState(InMemoryLinkState):
+    """Flower's state in memory, of which nodes, runs, and the tokens of coordinators are also kept in the file
+    ``path``."""
 
-    create_node = _lasting(InMemoryLinkState.create_node)
-    delete_node = _lasting(InMemoryLinkState.delete_node)
-    deactivate_node = _lasting(InMemoryLinkState.deactivate_node)
-    create_run = _lasting(InMemoryLinkState.create_run)
-    claim_task = _lasting(InMemoryLinkState.claim_task)
-    activate_task = _lasting(InMemoryLinkState.activate_task)
-    finish_task = _lasting(InMemoryLinkState.finish_task)
+    create_node = _saved(InMemoryLinkState.create_node)
+    delete_node = _saved(InMemoryLinkState.delete_node)
+    deactivate_node = _saved(InMemoryLinkState.deactivate_node)
+    create_run = _saved(InMemoryLinkState.create_run)
+    claim_task = _saved(InMemoryLinkState.claim_task)
+    activate_task = _saved(InMemoryLinkState.activate_task)
+    finish_task = _saved(InMemoryLinkState.finish_task)
 
     def __init__(self, path: Path, federations: FederationManager, objects: ObjectStore) -> None:
         super().__init__(federations, objects)
@@ -99,10 +102,13 @@ class State(InMemoryLinkState):
             self._restore(json.loads(path.read_text(encoding="utf-8")))
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
-        """A node that comes anew knows nothing of what it was given before: that is forgotten, and asked again."""
+        """A node that connects again has lost the messages that it was given before: they are deleted here, and their
+        senders send them again."""
         active = super().activate_node(node_id, heartbeat_interval)
         if active:
-            self._cleanup_push_session(self._sending.pop(node_id, ""), cleanup_messages=True)  # half an answer
+            self._cleanup_push_session(
+                self._sending.pop(node_id, ""), cleanup_messages=True
+            )  # a reply that was sent in part
             with self.lock:
                 given = [each for each in self.message_ins_store.values() if each.metadata.dst_node_id == node_id]
                 names = {each.metadata.message_id for each in given if each.metadata.delivered_at}
@@ -113,7 +119,8 @@ class State(InMemoryLinkState):
     def store_message_and_object_tree(
         self, message: Message, object_tree: ObjectTree, session_id: str
     ) -> tuple[bool, list[str]]:
-        """Take in a message, and drop what nobody has fetched in time: answers that came after the end of a round."""
+        """Store a message, and delete those that nobody has fetched in time, such as replies that came after the end of
+        a round."""
         with self.lock:
             about, time = message.metadata, now().timestamp()
             heappush(self._until, (about.created_at + about.ttl + GRACE, about.message_id))
@@ -134,7 +141,7 @@ class State(InMemoryLinkState):
         return name
 
     def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
-        """The messages for a node that it has not been given. Flower's own looks at those for all nodes each time."""
+        """The messages that wait for a node. (Flower's own method searches the messages for all nodes each time.)"""
         found, left = list[Message](), list[Message]()
         with self.lock:
             waiting = self._inbox.pop(node_id, [])
@@ -151,7 +158,7 @@ class State(InMemoryLinkState):
         return found
 
     def write(self) -> None:
-        """Write what has to last."""
+        """Write nodes, runs, tasks and tokens to the file, whole or not at all."""
         with self._writing:
             with self.lock_task_store, self.lock:
                 content = {
@@ -168,7 +175,7 @@ class State(InMemoryLinkState):
             scratch.replace(self._path)
 
     def _restore(self, content: dict[str, Any]) -> None:
-        """What was written. Nodes and runs that were there count as there, and have to say so again in time."""
+        """Read what was written. Nodes and runs that were active count as active, until their next heartbeat is due."""
         soon = now() + timedelta(seconds=HEARTBEAT_PATIENCE * HEARTBEAT_DEFAULT_INTERVAL)
         for each in content["nodes"]:
             node = ParseDict(each, NodeInfo())
@@ -198,7 +205,7 @@ FLEET: dict[str, Callable[..., Any]] = {
     "/v1/fleet/push-messages": fleet.push_messages,
     "/v1/fleet/push-object": fleet.push_object,
 }
-"""What a node asks for in a round."""
+"""The requests of a node in a round."""
 
 RUNTIME: dict[str, Callable[..., Any]] = {
     "/v1/runtime/get-nodes": runtime.get_nodes,
@@ -208,17 +215,17 @@ RUNTIME: dict[str, Callable[..., Any]] = {
     "/v1/runtime/pull-object": runtime.pull_object,
     "/v1/runtime/confirm-message-received": runtime.confirm_message_received,
 }
-"""What a coordinator asks for in a round."""
+"""The requests of a coordinator in a round."""
 
 
-class ShortWay:
-    """An ASGI app before Flower's ``app``, which answers what rounds are made of.
+class FastPath:
+    """An ASGI app in front of Flower's ``app`` that answers the requests of a round.
 
-    It works in the event loop, because all there is to do is to move bytes in memory.
+    It works in the event loop, because it only moves bytes in memory.
     """
 
     def __init__(self, app: FastAPI) -> None:
-        self.app, self._news = app, dict[Any, asyncio.Event]()
+        self.app, self._news = app, dict[Topic, asyncio.Event]()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or not (scope["path"] in FLEET or scope["path"] in RUNTIME):
@@ -229,7 +236,7 @@ class ShortWay:
             return
         try:
             answer = await self._answer(Request(scope | {"app": self.app, "state": {}}), body, receive)
-        except Exception:  # which Flower's way puts into words
+        except Exception:  # Flower's own app meets the same error, and answers with its message
             await self.app(scope, _replayed(body, receive), send)
             return
         if answer is not None:
@@ -238,8 +245,8 @@ class ShortWay:
             await send({"type": "http.response.body", "body": answer})
 
     async def _answer(self, request: Request, body: bytes, receive: Any) -> bytes | None:
-        """The answer to a request, once there is news or it may be held no longer; ``None`` where the client is
-        gone."""
+        """The answer to a request, once there is news or its time is over; ``None`` where the client has
+        disconnected."""
         path, time = request.url.path, asyncio.get_running_loop().time
         wait = re.fullmatch(r"wait=(\d+)", request.headers.get("prefer", ""))
         end = time() + min(float(wait[1]) if wait else 0.0, MOST_SECONDS)
@@ -248,16 +255,16 @@ class ShortWay:
             raise ValueError("another content type")
         while True:
             answer = self._handled(request, path, message)
-            awaited = _awaited(path, message, answer)
-            if awaited is None or time() >= end:
+            topic = _awaited(path, message, answer)
+            if topic is None or time() >= end:
                 return bytes(answer.SerializeToString())
-            news = asyncio.ensure_future(self._news.setdefault(awaited, asyncio.Event()).wait())
-            gone = asyncio.ensure_future(receive())
-            await asyncio.wait((news, gone), timeout=end - time(), return_when=asyncio.FIRST_COMPLETED)
+            news = asyncio.ensure_future(self._news.setdefault(topic, asyncio.Event()).wait())
+            closed = asyncio.ensure_future(receive())
+            await asyncio.wait((news, closed), timeout=end - time(), return_when=asyncio.FIRST_COMPLETED)
             news.cancel()
-            if gone.done():
+            if closed.done():
                 return None
-            gone.cancel()
+            closed.cancel()
 
     def _handled(self, request: Request, path: str, message: Any) -> Any:
         state = self.app.state.linkstate_factory.state()
@@ -268,14 +275,18 @@ class ShortWay:
         else:
             task = authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), state)
             answer = RUNTIME[path](message, state, task)
-        for name in _told(path, message):
-            if (news := self._news.pop(name, None)) is not None:
+        for topic in _news_from(path, message):
+            if (news := self._news.pop(topic, None)) is not None:
                 news.set()
         return answer
 
 
-def _told(path: str, message: Any) -> Sequence[Any]:
-    """What there is news of once a request has been answered: nodes, objects, or replies."""
+Topic = int | str
+"""What there can be news about: the number of a node, the name of an object, or "replies"."""
+
+
+def _news_from(path: str, message: Any) -> Sequence[Topic]:
+    """What there is news about once a request has been answered."""
     if path == "/v1/runtime/push-messages":
         return [each.metadata.dst_node_id for each in message.messages_list]
     if path == "/v1/fleet/push-messages":
@@ -283,17 +294,17 @@ def _told(path: str, message: Any) -> Sequence[Any]:
     return [message.object_id] if path.endswith("/push-object") else []
 
 
-def _awaited(path: str, message: Any, answer: Any) -> Any:
-    """What to wait for news of before a request is answered; ``None``: nothing, since the answer says something."""
+def _awaited(path: str, message: Any, answer: Any) -> Topic | None:
+    """What a request waits for news about; ``None``: nothing, because the ``answer`` is not empty."""
     if path.endswith("/pull-messages") and not answer.messages_list:
-        return message.node.node_id if path in FLEET else "replies"
+        return int(message.node.node_id) if path in FLEET else "replies"
     if path.endswith("/pull-object") and answer.object_found and not answer.object_available:
-        return message.object_id
+        return str(message.object_id)
     return None
 
 
 async def _body(receive: Any) -> bytes | None:
-    """The body of a request; ``None`` where the client is gone."""
+    """The body of a request; ``None`` where the client has disconnected."""
     parts = []
     while True:
         event = await receive()
@@ -305,7 +316,7 @@ async def _body(receive: Any) -> bytes | None:
 
 
 def _replayed(body: bytes, receive: Any) -> Any:
-    """What gives a ``body`` again that was received, and then what is received after it."""
+    """A function that returns a ``body`` again that was received, and then what is received after it."""
     events = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Any:
@@ -315,8 +326,10 @@ def _replayed(body: bytes, receive: Any) -> Any:
 
 
 def run() -> None:
-    """Run a SuperLink with the options of Flower's command, whose ``--database`` names the file that lasts, until the
-    process that started it is gone, which closes this one's standard input."""
+    """Run a SuperLink with the options of Flower's command. ``--database`` names the file of :class:`DurableState`.
+
+    It ends when the process that started it ends, which closes this one's standard input.
+    """
 
     def watch() -> None:
         with suppress(OSError):
@@ -324,19 +337,19 @@ def run() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-    logging.getLogger("flwr").setLevel(logging.WARNING)  # not a line for every request
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # else there is a line for every request
     console_handler.setLevel(logging.WARNING)
 
     def factories(database: str, federation_manager: FederationManager) -> tuple[ObjectStoreFactory, LinkStateFactory]:
         objects = ObjectStoreFactory()
         states = LinkStateFactory(database, federation_manager, objects)
-        states.state_instance = State(Path(database), federation_manager, objects.store())
+        states.state_instance = DurableState(Path(database), federation_manager, objects.store())
         return objects, states
 
     main.get_objectstore_linkstate_factories = factories  # type: ignore[attr-defined]
     config = _parse_superlink_lifespan_config()
     uvicorn.run(
-        ShortWay(main.create_app(config, SuperLinkLifespan)),
+        FastPath(main.create_app(config, SuperLinkLifespan)),
         host=config.host,
         port=config.port,
         ssl_keyfile=config.ssl_keyfile,

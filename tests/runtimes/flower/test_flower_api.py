@@ -1,4 +1,4 @@
-"""Flower's private parts are what wire.py takes them for. A failure means: Flower has changed, read wire.py again."""
+"""Flower's private parts are what our modules expect. A failure means: Flower has changed, read the modules again."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -25,7 +27,10 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.federation.certificates import make_certificates, make_key
-from perfedrec.runtimes.flower import public_key, wire
+from perfedrec.runtimes.flower import Certificates, SuperLink, fleet, public_key
+from perfedrec.runtimes.flower.control import APP
+from perfedrec.runtimes.flower.keys import private_key
+from perfedrec.runtimes.flower.messages import Bundler
 
 CALLS = {
     FleetHttpClient: (
@@ -41,7 +46,7 @@ CALLS = {
 
 
 def test_flower_is_the_version_that_was_read() -> None:
-    assert metadata.version("flwr") == "1.41.0", "wire.py was written against another version of Flower: read it again"
+    assert metadata.version("flwr") == "1.41.0", "fleet, grid, control and messages were written for another Flower"
     for client, names in CALLS.items():
         assert [name for name in names if not hasattr(client, name)] == [], client
     assert ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED == 2004
@@ -52,20 +57,20 @@ def test_flower_is_the_version_that_was_read() -> None:
 def test_the_app_that_opens_a_run_is_one() -> None:
     import tomli_w
 
-    content, _ = build_fab_from_files({"pyproject.toml": tomli_w.dumps(wire.APP).encode()})
+    content, _ = build_fab_from_files({"pyproject.toml": tomli_w.dumps(APP).encode()})
     assert content[:2] == b"PK"
 
 
 def test_bundled_messages_are_few_objects_and_the_same_message() -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     shared = ArrayRecord({"float32 a:2,3 b:": Array(np.arange(7, dtype=np.float32)), "int64 c:0": Array(np.zeros(0))})
-    bundler, found = wire.Bundler(), []
+    bundler, found = Bundler(), []
     for node in (1, 2):
         content = RecordDict({"task": ConfigRecord({"round": node, "raw": b"x"}), "shared": shared})
-        message = bundler.bundled(Message(content, dst_node_id=node, message_type="train"))
-        assert len(wire.get_all_nested_objects(message)) == 4  # the message, its content, and two records
+        message = bundler.bundle(Message(content, dst_node_id=node, message_type="train"))
+        assert len(get_all_nested_objects(message)) == 4  # the message, its content, and two records
         found.append(message.content["shared"].object_id)
-        opened = wire.Bundler.opened(message).content
+        opened = Bundler.unbundle(message).content
         assert opened["task"] == ConfigRecord({"round": node, "raw": b"x"})
         for key, array in shared.items():
             assert np.array_equal(opened.array_records["shared"][key].numpy(), array.numpy())
@@ -78,7 +83,7 @@ def test_a_superlink_that_is_just_being_started_again_ends_as_well(
 ) -> None:
     begun, started = threading.Event(), list[subprocess.Popen[bytes]]()
 
-    def start(link: wire.SuperLink) -> subprocess.Popen[bytes]:
+    def start(link: SuperLink) -> subprocess.Popen[bytes]:
         if started:
             begun.set()
             time.sleep(0.3)  # in which it is told to stop
@@ -86,9 +91,9 @@ def test_a_superlink_that_is_just_being_started_again_ends_as_well(
         started.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE))
         return started[-1]
 
-    monkeypatch.setattr(wire.SuperLink, "_start", start)
-    files = wire.Certificates(*(tmp_path / name for name in ("ca.crt", "server.pem", "server.key")))
-    link = wire.SuperLink(tmp_path / "link", "127.0.0.1", 1, files)
+    monkeypatch.setattr(SuperLink, "_start", start)
+    files = Certificates(*(tmp_path / name for name in ("ca.crt", "server.pem", "server.key")))
+    link = SuperLink(tmp_path / "link", "127.0.0.1", 1, files)
     try:
         assert begun.wait(60)
         link.stop()
@@ -104,7 +109,7 @@ def test_no_heartbeat_comes_after_a_goodbye(tmp_path: Path, monkeypatch: pytest.
     """By it the node would count as there, and be refused when it comes back."""
     make_certificates(tmp_path)
     make_key(tmp_path / "n0")
-    monkeypatch.setattr(wire, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(fleet, "HEARTBEAT", 0.01)
     begun, calls = threading.Event(), list[str]()
 
     def beat(request: Any) -> None:
@@ -112,16 +117,16 @@ def test_no_heartbeat_comes_after_a_goodbye(tmp_path: Path, monkeypatch: pytest.
         time.sleep(0.2)  # in which the goodbye is said
         calls.append("heartbeat")
 
-    fleet = wire.Fleet("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "n0")
-    fleet._client = SimpleNamespace(  # type: ignore[assignment]
+    connection = fleet.Fleet("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "n0")
+    connection._client = SimpleNamespace(  # type: ignore[assignment]
         ActivateNode=lambda request: SimpleNamespace(node_id=7),
         SendNodeHeartbeat=beat,
         DeactivateNode=lambda request: calls.append("goodbye"),
         close=lambda: None,
     )
-    fleet.activate()
+    connection.activate()
     assert begun.wait(60)
-    fleet.close()
+    connection.close()
     time.sleep(0.3)
     assert calls[-1] == "goodbye"
 
@@ -129,12 +134,12 @@ def test_no_heartbeat_comes_after_a_goodbye(tmp_path: Path, monkeypatch: pytest.
 def test_keys_are_read_and_bad_ones_named(tmp_path: Path) -> None:
     make_key(tmp_path / "n0")
     assert (tmp_path / "n0").stat().st_mode & 0o077 == 0
-    private = wire.private_key(tmp_path / "n0")
-    assert public_key(tmp_path / "n0.pub") == wire.public_key_to_bytes(private.public_key())
+    private = private_key(tmp_path / "n0")
+    assert public_key(tmp_path / "n0.pub") == public_key_to_bytes(private.public_key())
     with pytest.raises(PerfedrecError, match="exists already"):
         make_key(tmp_path / "n0")
     with pytest.raises(PerfedrecError, match=r"n0\.pub: cannot be read as a private key"):
-        wire.private_key(tmp_path / "n0.pub")
+        private_key(tmp_path / "n0.pub")
 
 
 def test_certificates_are_renewed_under_the_same_authority(tmp_path: Path) -> None:
