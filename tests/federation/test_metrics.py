@@ -31,7 +31,7 @@ from perfedrec.core.types import RoundReport
 from perfedrec.federation.local import free_port
 from perfedrec.federation.metrics import COORDINATOR, NODE, SERVICE, Source, Watch, exposed, of_node, of_service
 from perfedrec.runs.folder import Entry
-from perfedrec.runtimes.flower import REASONS, Work
+from perfedrec.runtimes.flower import REASONS, Activity
 from perfedrec.runtimes.node import Store
 
 runner = CliRunner()
@@ -182,7 +182,7 @@ def test_every_reason_that_the_package_gives_is_counted_by_its_name() -> None:
 
 
 def test_a_node_shows_its_work_and_how_many_users_it_has(store: Store) -> None:
-    work = Work()
+    work = Activity()
     assert shown(lambda: of_node(work, store)) == {
         "perfedrec_node_connected": 0,
         "perfedrec_node_rounds_total": 0,
@@ -220,7 +220,7 @@ class Served:
 
 def test_a_node_shows_nothing_of_what_its_users_have(store: Store, tmp_path: Path) -> None:
     """Two nodes of one user each; all that they have in common is that they were asked in the same rounds."""
-    work = Work(rounds=3, last=("a", 4), seconds=1.0, answered=1e9, connected=True)
+    work = Activity(rounds=3, last=("a", 4), seconds=1.0, answered=1e9, connected=True)
     with hosting(tmp_path / "b.db", {"somebody else": list(range(7, 50))}) as other:
         assert shown(lambda: of_node(work, store)) == shown(lambda: of_node(work, other))
         assert "ann" not in str(shown(lambda: of_node(work, store)))
@@ -232,7 +232,7 @@ def test_metrics_of_a_node_can_be_read_while_it_computes_a_round(store: Store) -
     found = list[dict[str, float]]()
 
     def work() -> bytes:
-        looker = threading.Thread(target=lambda: found.append(shown(lambda: of_node(Work(), store))))
+        looker = threading.Thread(target=lambda: found.append(shown(lambda: of_node(Activity(), store))))
         looker.start()
         looker.join(20)
         return b"done"
@@ -241,7 +241,7 @@ def test_metrics_of_a_node_can_be_read_while_it_computes_a_round(store: Store) -
     assert store.answer_round(0, b"", work) == b"done"
     assert [each["perfedrec_node_users"] for each in found] == [1]
     store.path.unlink()
-    assert "perfedrec_node_users" not in shown(lambda: of_node(Work(), store))
+    assert "perfedrec_node_users" not in shown(lambda: of_node(Activity(), store))
 
 
 def test_the_page_is_for_this_machine_and_has_the_process_on_it() -> None:

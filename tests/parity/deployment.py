@@ -1,4 +1,4 @@
-"""What ``perfedrec serve``, ``node run`` and ``service run`` put together: a grid in memory, and real files."""
+"""What ``perfedrec serve``, ``node run`` and ``service run`` set up, over a grid in memory and with real files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from perfedrec.federation.bundles import BUNDLE, KEYS, deal, read_bundle, read_k
 from perfedrec.federation.service import StateStore
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PerFedRecSettings
-from perfedrec.runtimes.flower import Coordinator, NodeApp, ServiceApp, ServiceClient, Setup, needs_service
-from perfedrec.runtimes.flower.node_app import answer
+from perfedrec.runtimes.flower import Coordinator, Federation, NodeApp, ServiceApp, ServiceClient, Setup, needs_service
+from perfedrec.runtimes.flower.node_loop import answer
 
 
 class Deployment:
-    """A coordinator, stations of four nodes, and the neighbourhood service; :meth:`serve` starts it again."""
+    """A coordinator, the apps of four nodes, and the neighbourhood service; :meth:`serve` starts the service again."""
 
     def __init__(
         self,
@@ -43,23 +43,15 @@ class Deployment:
         self.grid = MemoryGrid(self.apps, tamper)
         service_client = ServiceClient(SERVICE) if needs_service(self.algorithm) else None
         setup = Setup("a run", "", self.nodes[100].catalogue, "1")
-        self.coordinator = Coordinator(
-            self.grid,
-            self.algorithm,
-            setup,
-            N_ITEMS,
-            SEED,
-            deadline=0.0,
-            service=SERVICE,
-            service_client=service_client,
-        )
+        federation = Federation(self.algorithm, N_ITEMS, SEED, setup, deadline=0.0, service_client=service_client)
+        self.coordinator = Coordinator(self.grid, federation, service=SERVICE)
         self.flower: Any = None
 
     def serve(self, version: str = "1") -> None:
-        """A new process of the service, which knows what is in its folder."""
+        """A new process of the service, which has only what is in its folder."""
         keys = read_keys(self.folder / "service" / KEYS)
-        shelf = StateStore(self.folder / "service")
-        self.service = ServiceApp(keys.private, keys.nodes, lambda _: self.algorithm, version, shelf)
+        state_store = StateStore(self.folder / "service")
+        self.service = ServiceApp(keys.private, keys.nodes, lambda _: self.algorithm, version, state_store)
         self.apps[SERVICE] = partial(answer, self.service.app())
 
     def begin(self) -> None:

@@ -17,27 +17,30 @@ from perfedrec.core.types import Spec
 from perfedrec.data.synthetic import synthetic
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PerFedRecSettings
-from perfedrec.methods.federated.state import PerFedRecBroadcast
 from perfedrec.runtimes import round as simulator
-from perfedrec.runtimes.flower import BroadcastLayout, Hosted, client_app, play_round
+from perfedrec.runtimes.flower import (
+    BroadcastLayout,
+    Directory,
+    Federation,
+    Hosted,
+    Rejection,
+    ServiceClient,
+    client_app,
+    play_round,
+)
 from perfedrec.runtimes.flower.sealing import Bundle, public_of
-from perfedrec.runtimes.flower.service import NeighbourhoodService, ServiceClient
+from perfedrec.runtimes.flower.service import NeighbourhoodService
 from perfedrec.runtimes.population import Population
 
 N_USERS, N_ITEMS, DIM, SEED = 23, 60, 8, 7
 SERVICE = 999
-LAYOUT = BroadcastLayout(
-    PerFedRecBroadcast,
-    ("items", "degrees", "dense", "item_attributes", "tokens", "neighbours", "pretrained", "centroids"),
-    per_group=("offsets",),
-)
 SINGLE = (1,) * N_USERS
 UNEQUAL = (1, 10, 4, 8)
 PROTECTED = {"clip": 0.05, "noise_scale": 0.01, "pseudo_items": 0.4, "masking": 0.2}
 
 
 def settings(**parts: dict[str, Any]) -> PerFedRecSettings:
-    """Small settings in which every part is at work within a few rounds."""
+    """Small settings in which every part has an effect within a few rounds."""
     base: dict[str, dict[str, Any]] = {
         "model": {"embedding_dim": DIM, "refresh_every": 2},
         "clusters": {"n_clusters": 3, "start": 1, "every": 2},
@@ -51,6 +54,9 @@ def population(attributes: bool = False) -> Population:
     data, _ = synthetic(N_USERS, N_ITEMS, clusters=3, interactions_per_user=7, seed=3)
     own = torch.arange(N_USERS * 3).reshape(N_USERS, 3).remainder(5).float() / 5 if attributes else None
     return Population(torch.tensor(data.offsets), torch.tensor(data.items), N_ITEMS, own)
+
+
+LAYOUT = BroadcastLayout.of(PerFedRecPP(settings()))
 
 
 class Twins:
@@ -69,11 +75,12 @@ class Twins:
     ) -> None:
         self.algorithm, self.population = PerFedRecPP(config), population(attributes)
         degrees = torch.bincount(self.population.items, minlength=N_ITEMS)
-        kinds = torch.arange(N_ITEMS * 2).reshape(N_ITEMS, 2).remainder(3).float() if attributes else None
-        self.spec = Spec(N_USERS, N_ITEMS, degrees, 3 if attributes else 0, kinds)
+        self.kinds = torch.arange(N_ITEMS * 2).reshape(N_ITEMS, 2).remainder(3).float() if attributes else None
+        self.n_attributes = 3 if attributes else 0
+        spec = Spec(N_USERS, N_ITEMS, degrees, self.n_attributes, self.kinds)
         self.population.init_clients(self.algorithm, SEED)
-        self.simulated = self.algorithm.init(self.spec, Key(SEED).fold("init"))
-        self.flower = self.algorithm.init(self.spec, Key(SEED).fold("init"))
+        self.simulated = self.algorithm.init(spec, Key(SEED).fold("init"))
+        self.flower = self.algorithm.init(spec, Key(SEED).fold("init"))
         shuffled = (torch.arange(N_USERS) * 16 + 5) % N_USERS  # 16 and 23 have no common divisor
         self.hosts = {100 + i: users.sort().values for i, users in enumerate(shuffled.split(list(sizes)))}
         self.nodes = {node: Hosted.part(self.population, users) for node, users in self.hosts.items()}
@@ -100,22 +107,22 @@ class Twins:
         )
         return report
 
-    def play(self) -> simulator.RoundReport:
-        self.flower, report = play_round(
-            self.grid,
+    def play(self, rejected: list[Rejection] | None = None) -> simulator.RoundReport:
+        federation = Federation(
             self.algorithm,
-            self.flower,
-            self.spec,
-            self.hosts,
-            LAYOUT,
+            N_ITEMS,
             SEED,
-            timeout=0.0,
+            deadline=0.0,
+            item_attributes=self.kinds,
+            n_user_attributes=self.n_attributes,
             service_client=self.service_client,
         )
+        directory = Directory(torch.arange(N_USERS), self.hosts)
+        self.flower, report = play_round(self.grid, federation, directory, self.flower, rejected)
         return report
 
     def difference(self) -> float:
-        """The largest difference between the two, over all tensors of the server's state and all users' memories."""
+        """The largest difference between the two, over all tensors of the server's state and all users' states."""
         pairs = list(pair(flatten(self.simulated)[0], flatten(self.flower)[0]))
         for users, node in ((self.hosts[name], each) for name, each in self.nodes.items()):
             _, places = self.population.rows(users)

@@ -19,8 +19,8 @@ from perfedrec.federation.agreement import build, method_of
 from perfedrec.federation.offline import import_file
 from perfedrec.runs import config
 from perfedrec.runs.engine import engine
-from perfedrec.runtimes.flower import Coordinator, NodeApp, Setup
-from perfedrec.runtimes.flower.node_app import answer
+from perfedrec.runtimes.flower import Coordinator, Federation, NodeApp, Setup
+from perfedrec.runtimes.flower.node_loop import answer
 from perfedrec.runtimes.node import Store, StoreError
 
 SMALL = ["model.embedding_dim=8", "model.attributes=true", "model.neighbours=false", "clusters.n_clusters=0"]
@@ -52,18 +52,18 @@ def test_a_federation_laid_out_with_attributes_is_the_simulation(
 
     stores = {100 + place: Store.open(folder / f"n{place}" / "store.db") for place in range(4)}
     seed = next(iter(stores.values())).join_run(algorithm, "a run")
-    stations = {node: NodeApp(each, build, "1").app() for node, each in stores.items()}
-    grid = MemoryGrid({node: partial(answer, each) for node, each in stations.items()})  # type: ignore[misc]
-    coordinator = Coordinator(
-        grid,
+    apps = {node: NodeApp(each, build, "1").app() for node, each in stores.items()}
+    grid = MemoryGrid({node: partial(answer, each) for node, each in apps.items()})  # type: ignore[misc]
+    federation = Federation(
         algorithm,
-        Setup("a run", method_of(given), catalogue.fingerprint, "1"),
         dataset.n_items,
         seed,
+        Setup("a run", method_of(given), catalogue.fingerprint, "1"),
         deadline=0.0,
         item_attributes=torch.tensor(catalogue.item_attributes.values),
         n_user_attributes=catalogue.n_user_attributes,
     )
+    coordinator = Coordinator(grid, federation)
     coordinator.assemble(4, dataset.n_users, 0.0, lambda line: None)
     state, simulated = coordinator.begin(), engine(algorithm, dataset, seed=seed, device="cpu")
     begun = state.dense.clone()

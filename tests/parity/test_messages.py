@@ -280,7 +280,9 @@ def test_a_node_that_fails_or_is_silent_is_named() -> None:
 
 def test_an_instruction_with_something_missing_is_refused() -> None:
     twins = Twins(settings(), UNEQUAL)
-    content = Instructions(twins.algorithm, twins.flower, "join", N_USERS, LAYOUT).content(twins.hosts[102])
+    content = Instructions(twins.algorithm, twins.flower, "join", N_USERS, torch.arange(N_USERS)).content(
+        twins.hosts[102]
+    )
     for name in ("own", "shared", "task"):
         with pytest.raises(PerfedrecError, match=f"came without '{name}'"):
             Task.read(RecordDict({key: record for key, record in content.items() if key != name}), LAYOUT, None)

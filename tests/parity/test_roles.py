@@ -15,11 +15,9 @@ from safetensors.torch import load, save
 from tests.parity.deployment import Deployment
 from tests.parity.federation import (
     DIM,
-    LAYOUT,
     N_ITEMS,
     N_USERS,
     PROTECTED,
-    SEED,
     SERVICE,
     SINGLE,
     UNEQUAL,
@@ -37,11 +35,10 @@ from perfedrec.core.types import Update
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PerFedRecSettings
 from perfedrec.privacy.aggregation import to_words
-from perfedrec.runtimes.flower import Rejection, coordinator, play_round, secagg
+from perfedrec.runtimes.flower import Rejection, ServiceClient, secagg
 from perfedrec.runtimes.flower.codec import pack, unpack
-from perfedrec.runtimes.flower.rounds import gather
+from perfedrec.runtimes.flower.rounds import Round
 from perfedrec.runtimes.flower.sealing import Bundle, public_of, seal, unseal
-from perfedrec.runtimes.flower.service import ServiceClient
 
 SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
 NOISE = {"degrees": 0.5, "spectral": 0.5, "join": 0.5, "training": 0.5}
@@ -284,7 +281,8 @@ def test_item_degrees_are_summed_in_secret_and_exact(
     true = torch.equal(degrees, torch.bincount(rows.items, minlength=N_ITEMS).float())
     assert true == (profile == "none")  # else there are decoys in it, and masked items are not
     with monkeypatch.context() as patch:
-        patch.setattr(coordinator, "gather", lambda *given, secure: gather(*given))
+        collect = Round.collect
+        patch.setattr(Round, "collect", lambda given, secure: collect(given))
         assert torch.equal(begun("clear").coordinator.begin().degrees, degrees)
     monkeypatch.setattr(secagg, "add_mask", lambda words, secret, sign: None)  # the search finds what is not masked
     bare = begun("bare")
@@ -387,12 +385,11 @@ def test_the_service_refuses_what_cannot_be_true_and_the_node_is_named(
     assert twins.flower.round == 0
 
 
-def test_a_round_that_goes_on_without_a_sealed_part_is_not_given_up() -> None:
+def test_a_round_without_one_sealed_part_is_not_aborted() -> None:
     twins, rejected = change(lambda private: private, 1), list[Rejection]()
-    given = (twins.grid, twins.algorithm, twins.flower, twins.spec, twins.hosts, LAYOUT, SEED)
-    state, report = play_round(*given, timeout=0.0, service_client=twins.service_client, rejected=rejected)
+    report = twins.play(rejected)
     assert [(each.node, each.reason) for each in rejected] == [(102, "sealed")]
-    assert (state.round, report.clients, report.aborted) == (1, N_USERS, None)
+    assert (twins.flower.round, report.clients, report.aborted) == (1, N_USERS, None)
 
 
 def test_without_the_service_a_round_does_not_go_on() -> None:

@@ -14,8 +14,10 @@ from tests.parity.federation import SINGLE, Twins, settings
 
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate
 from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.keys import Key
 from perfedrec.core.records import flatten
 from perfedrec.privacy.aggregation import to_words
+from perfedrec.privacy.protection import Protection
 from perfedrec.runtimes.flower import codec, secagg, secure_sum
 from perfedrec.runtimes.flower.secagg import STAGES, AbortedError
 
@@ -64,14 +66,14 @@ def test_a_third_of_the_nodes_drops_out_at_each_stage_and_the_rounds_are_those_o
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_below_the_threshold_a_round_is_given_up_with_its_reason(stage: str) -> None:
+def test_below_the_threshold_a_round_is_aborted_with_its_reason(stage: str) -> None:
     twins = secure(SIX)
     for _ in range(len(twins.algorithm.phases)):
         twins.play()
     items, twins.grid.tamper = twins.flower.items.clone(), silent(stage, 101, 102, 104)
     report = twins.play()
     assert report.aborted is not None
-    assert f"given up in stage {stage}" in report.aborted
+    assert f"aborted in stage {stage}" in report.aborted
     assert report.clients == 0
     assert torch.equal(twins.flower.items, items)
     twins.grid.tamper = None
@@ -94,7 +96,7 @@ def test_a_sum_of_too_few_clients_is_not_opened() -> None:
     assert asked_in(twins, "unmask") == set()
 
     alone = secure((23,))
-    with pytest.raises(AbortedError, match="1 nodes answered where 2 are needed"):
+    with pytest.raises(AbortedError, match="1 nodes answered, and 2 are needed"):
         alone.play()  # the sum would be the node's upload
     assert asked_in(alone, "shares") == set()
 
@@ -130,7 +132,7 @@ def test_shares_that_do_not_belong_together_open_nothing() -> None:
             reply.content[secure_sum.RECORD] = ConfigRecord({"present": present, "gone": told["gone"]})
         return reply
 
-    with pytest.raises(AbortedError, match="given up in stage unmask"):
+    with pytest.raises(AbortedError, match="aborted in stage unmask"):
         secure((8, 8, 7), spoil).play()
 
 
@@ -138,7 +140,7 @@ def test_a_node_answers_the_stages_alone() -> None:
     twins = secure(SIX)
     twins.play()
     asked = next(sent.message for sent in twins.grid.sent if sent.message.metadata.message_type == "train.masked")
-    for kind, message in (("train", "for sums alone"), ("train.masked", "out of turn"), ("train.unmask", "read")):
+    for kind, message in (("train", "secure sums only"), ("train.masked", "out of turn"), ("train.unmask", "read")):
         again = Message(asked.content, dst_node_id=100, message_type=kind)
         (answer,) = twins.grid.send_and_receive([again])
         assert answer.has_error()
@@ -202,28 +204,26 @@ def test_no_message_holds_a_nodes_vector_or_secret(sizes: tuple[int, ...], monke
 def test_the_noise_of_a_sum_survives_drop_outs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The noise of those who stay has at least the deviation that was accounted for, and that which they added."""
     twins = secure(SIX, silent("masked", 101, 104), noise=NOISE, dropout_tolerance=0.4)
-    protection, exact, opened = twins.algorithm.protection, [], []
-    add_noise = protection.add_noise
+    protection, exact, opened = twins.algorithm.protection, list[torch.Tensor](), list[torch.Tensor]()
+    add_noise = Protection.add_noise
 
-    def release(phase: str, aggregate: Aggregate, asked: int, key: Any) -> Aggregate:
-        noisy = add_noise(phase, aggregate, asked, key)
+    def noted(given: Protection, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
         exact.append(to_words(aggregate))
-        return noisy
+        return add_noise(given, phase, aggregate, asked, key)
 
     def server(state: Any, phase: str, aggregate: Aggregate, key: Any) -> Any:
         opened.append(to_words(aggregate))
         return type(twins.algorithm).server(twins.algorithm, state, phase, aggregate, key)
 
-    monkeypatch.setattr(protection, "add_noise", release)
+    monkeypatch.setattr(Protection, "add_noise", noted)
     monkeypatch.setattr(twins.algorithm, "server", server)
     places = [place for place, node in enumerate(twins.hosts) if node not in (101, 104)]
-    for phase in [each.name for each in twins.algorithm.phases]:
+    for phase in (each.name for each in twins.algorithm.phases):
         exact.clear()
         opened.clear()
         report = twins.play()
         assert report.clients == 15
-        first = len(exact) - len(SIX)  # before them, the server's example
-        noise = ((opened[0] - sum(exact[first + place] for place in places)) / FIXED_POINT).numpy()
+        noise = ((opened[0] - sum(exact[place] for place in places)) / FIXED_POINT).numpy()
         accounted = protection.share_scale(phase, 23)[1] * protection.fewest(23) ** 0.5
         expected = accounted * (15 / protection.fewest(23)) ** 0.5
         error = 4 / (2 * noise.size) ** 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,16 @@ from perfedrec.core.records import copied, flatten
 from perfedrec.federation.bundles import BUNDLE, KEYS, deal, read_bundle, read_keys
 from perfedrec.federation.service import StateStore
 from perfedrec.runtimes.flower import NodeApp, ServiceClient, public_of
-from perfedrec.runtimes.flower.node_app import answer
+from perfedrec.runtimes.flower.node_loop import answer
 
 PARTS: dict[str, Any] = {"privacy": PROTECTED, "pretraining": {"kind": "contrastive"}}
 ROUNDS = 6
+
+
+def client_of(deployment: Deployment) -> ServiceClient:
+    client = deployment.coordinator.service_client
+    assert client is not None
+    return client
 
 
 def tables(state: Any) -> dict[str, torch.Tensor]:
@@ -37,11 +44,12 @@ def test_restarted_and_asked_again_the_model_is_the_same(tmp_path: Path) -> None
         steady.play()
         if shaken.flower is None:
             shaken.begin()
-        before, held = copied(shaken.flower), dict(shaken.coordinator.service_client.tensors())
+        before, held = copied(shaken.flower), dict(client_of(shaken).tensors())
         shaken.play()
         shaken.serve()
         if number in (0, 2, 5):
-            shaken.flower, shaken.coordinator.service_client = before, ServiceClient.of(SERVICE, held)
+            shaken.flower, coordinator = before, shaken.coordinator
+            coordinator.federation = replace(coordinator.federation, service_client=ServiceClient.of(SERVICE, held))
             shaken.play()
             shaken.serve()
         expected, found = tables(steady.flower), tables(shaken.flower)
@@ -165,12 +173,12 @@ def test_a_damaged_bundle_is_refused_in_one_line(content: str, tmp_path: Path) -
 
 
 def test_states_of_another_run_are_dropped(tmp_path: Path) -> None:
-    shelf, deployment = StateStore(tmp_path), Deployment(settings(), tmp_path / "federation")
+    state_store, deployment = StateStore(tmp_path), Deployment(settings(), tmp_path / "federation")
     state = deployment.algorithm.open_service(3)
     for number in range(1, 4):
-        shelf.put("one", number, state)
-    assert shelf.get("one", 1, state) is None
-    assert torch.equal(shelf.get("one", 2, state).reports, state.reports)
-    shelf.put("two", 1, state)
-    assert shelf.get("one", 3, state) is None
-    assert shelf.get("two", 1, state) is not None
+        state_store.put("one", number, state)
+    assert state_store.get("one", 1, state) is None
+    assert torch.equal(state_store.get("one", 2, state).reports, state.reports)
+    state_store.put("two", 1, state)
+    assert state_store.get("one", 3, state) is None
+    assert state_store.get("two", 1, state) is not None

@@ -32,6 +32,7 @@ from perfedrec.runtimes.flower import (
     Control,
     Coordinator,
     Directory,
+    Federation,
     SuperLink,
     attached,
     needs_service,
@@ -285,21 +286,18 @@ def _coordinator(grid: Any, given: Deployment, run: FederatedRun, names: dict[in
     catalogue, terms = given.catalogue, given.terms
     items, service = catalogue.item_attributes, next((node for node, name in names.items() if name == SERVICE), None)
     run.use_service(service, names)
-    return Coordinator(
-        grid,
+    federation = Federation(
         run.algorithm,
-        run.setup,
         len(catalogue.item_ids),
         given.config.run.seed,
+        run.setup,
         terms.deadline,
         terms.enough,
         item_attributes=None if items is None else torch.tensor(items.values),
         n_user_attributes=catalogue.n_user_attributes,
-        names=names,
-        known=run.users,
-        service=service,
         service_client=run.service_client,
     )
+    return Coordinator(grid, federation, names, run.users, service)
 
 
 def _wait_for_nodes(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from perfedrec.runs.folder import Entry
-    from perfedrec.runtimes.flower import Coordinator, SuperLink, Work
+    from perfedrec.runtimes.flower import Activity, Coordinator, SuperLink
     from perfedrec.runtimes.node import Store
 
 ADDRESS = "127.0.0.1"
@@ -157,27 +157,27 @@ class Watch:
         return self._spent[1]
 
 
-def of_service(work: Work) -> Iterator[Metric]:
+def of_service(activity: Activity) -> Iterator[Metric]:
     """The metrics of the neighbourhood service."""
-    return _families("service", SERVICE, _of(work))
+    return _families("service", SERVICE, _of(activity))
 
 
-def of_node(work: Work, store: Store) -> Iterator[Metric]:
+def of_node(activity: Activity, store: Store) -> Iterator[Metric]:
     """The metrics of a node; those about its users are absent where its file cannot be read."""
     users, received = None, None
     with suppress(PerfedrecError):
         users, received = store.summary()
-    return _families("node", NODE, {**_of(work), "users": users, "model_timestamp_seconds": received})
+    return _families("node", NODE, {**_of(activity), "users": users, "model_timestamp_seconds": received})
 
 
-def _of(work: Work) -> dict[str, Figure]:
+def _of(activity: Activity) -> dict[str, Figure]:
     return {
-        "connected": work.connected,
-        "rounds_total": work.rounds,
-        "last_round": work.last and work.last[1],
-        "last_answer_timestamp_seconds": work.answered,
-        "computing_seconds_total": work.seconds,
-        "refusals_total": {(reason,): count for reason, count in work.refused.items()},
+        "connected": activity.connected,
+        "rounds_total": activity.rounds,
+        "last_round": activity.last and activity.last[1],
+        "last_answer_timestamp_seconds": activity.answered,
+        "computing_seconds_total": activity.seconds,
+        "refusals_total": {(reason,): count for reason, count in activity.refused.items()},
     }
 
 

@@ -43,7 +43,7 @@ def work_for(
     given = read_bundle(bundle) if bundle.exists() or bundle != beside else None
     with Store.open(store) as users:
         app = NodeApp(users, build, __version__, given, policy)
-        expose(lambda: of_node(app.done, users))
+        expose(lambda: of_node(app.activity, users))
         run_node(connection.open, app, stop, tell)
 
 

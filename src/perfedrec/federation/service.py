@@ -74,5 +74,5 @@ def serve_neighbours(
             f"{folder}: cannot be closed to other users ({error.strerror}); expected a folder of this user"
         ) from None
     app = ServiceApp(keys.private, keys.nodes, build, __version__, StateStore(folder))
-    expose(lambda: of_service(app.done))
+    expose(lambda: of_service(app.activity))
     run_node(connection.open, app, stop, tell)

@@ -25,7 +25,7 @@ from perfedrec.runs.config import Config, load, open_data
 from perfedrec.runs.config_errors import explain
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.progress import Lines
-from perfedrec.runtimes.flower import Coordinator, Directory
+from perfedrec.runtimes.flower import Coordinator, Directory, Federation
 from perfedrec.runtimes.flower.virtual import partitions, virtual_client, virtual_server
 from perfedrec.runtimes.node import Store
 
@@ -142,17 +142,16 @@ def _coordinator(
 ) -> Strict:
     """The coordinator of a run over the engine's grid; it is the neighbourhood service as well."""
     items = catalogue.item_attributes
-    return Strict(
-        grid,
+    federation = Federation(
         run.algorithm,
-        run.setup,
         dataset.n_items,
         run.config.run.seed,
+        run.setup,
         ANSWER_SECONDS,
         item_attributes=None if items is None else torch.tensor(items.values),
         n_user_attributes=catalogue.n_user_attributes,
-        names=names,
     )
+    return Strict(grid, federation, names)
 
 
 def _hosted(given: Mapping[str, Any], partition: int) -> tuple[Store, int]:

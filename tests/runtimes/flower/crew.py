@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,11 +72,10 @@ def node(
     _settle(log)
     from perfedrec.cli import app
     from perfedrec.federation import node as work
-    from perfedrec.runtimes.flower import fleet, secure_sum
-    from perfedrec.runtimes.flower import node_app as module
+    from perfedrec.runtimes.flower import fleet, node_app, node_loop, secure_sum
 
     fleet.HEARTBEAT = HEARTBEAT
-    left, answer, send, to_words = dict(faults), module.answer, module.Fleet.send, secure_sum.to_words
+    left, answer, send, to_words = dict(faults), node_loop.answer, fleet.Fleet.send, secure_sum.to_words
     current = ""
     if version is not None:
         work.__version__ = version
@@ -99,7 +99,7 @@ def node(
         if fault in ("killed before", "killed"):
             _die()
         if fault == "killed during":  # the memories are written, the transaction is open
-            module.dump = _die
+            node_app.dump = _die
         if fault == "slow":
             _await(log.parents[2] / "run" / "metrics.jsonl", f'"round": {number},')
         if fault == "full disk":
@@ -123,7 +123,7 @@ def node(
         if left.pop(-2, None):
             _die()
 
-    module.answer, module.Fleet.send, secure_sum.to_words = faulty, sent, noted
+    node_loop.answer, fleet.Fleet.send, secure_sum.to_words = faulty, sent, noted
     app(arguments)
 
 
@@ -150,7 +150,7 @@ def coordinator(arguments: list[str], name: str, log: Path, faults: Mapping[int,
         nonlocal current, took
         current, fault, start = str(state.round), left.get(int(state.round)), time.monotonic()
         if fault == "hurried":  # from now on there is a deadline that this machine keeps, and little longer
-            each.deadline = max(4.0, 3 * took)
+            each.federation = replace(each.federation, deadline=max(4.0, 3 * took))
         after = play(each, state)
         took = time.monotonic() - start
         if fault == "killed":  # the nodes have played the round, and no checkpoint tells of it

@@ -1,4 +1,4 @@
-"""Who may take part, what a round goes on without, what nodes recommend with: a grid in memory, and nodes' files."""
+"""Who may take part, which nodes a round does without, and the model that nodes receive: over a grid in memory."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from flwr.common.constant import ErrorCode
 from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SERVICE, population, settings
 from tests.parity.grid import MemoryGrid
 
+from perfedrec.core.algorithm import Phase
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.records import copied, flatten
 from perfedrec.core.types import Plan
@@ -30,6 +31,7 @@ from perfedrec.runs.config import RunSettings, config_of
 from perfedrec.runtimes.flower import (
     Bundle,
     Coordinator,
+    Federation,
     NodeApp,
     ServiceApp,
     ServiceClient,
@@ -38,8 +40,8 @@ from perfedrec.runtimes.flower import (
     public_of,
 )
 from perfedrec.runtimes.flower.codec import digest, pack, unpack
-from perfedrec.runtimes.flower.node_app import answer
-from perfedrec.runtimes.flower.rounds import Traffic, gather
+from perfedrec.runtimes.flower.node_loop import answer
+from perfedrec.runtimes.flower.rounds import Round
 from perfedrec.runtimes.flower.secagg import AbortedError, Participant
 from perfedrec.runtimes.flower.secure_sum import RECORD
 from perfedrec.runtimes.node import Store
@@ -79,7 +81,7 @@ def coordinator(
     policies: dict[int, str] | None = None,
 ) -> Coordinator:
     bundles = {node: Bundle(b"s" * 32, public_of(PRIVATE), bytes([node]) * 32) for node in stores}
-    stations: dict[int, Any] = {
+    deployed: dict[int, Any] = {
         node: NodeApp(
             each,
             build,
@@ -90,13 +92,23 @@ def coordinator(
         for node, each in stores.items()
     }
     first = next(iter(stores))
-    shelf = StateStore(stores[first].path.parent / "service")
-    stations[SERVICE] = ServiceApp(PRIVATE, public_of(bundles[first].common), build, "1", shelf)
-    apps: Any = {node: partial(answer, each.app()) for node, each in stations.items()}
+    state_store = StateStore(stores[first].path.parent / "service")
+    deployed[SERVICE] = ServiceApp(PRIVATE, public_of(bundles[first].common), build, "1", state_store)
+    apps: Any = {node: partial(answer, each.app()) for node, each in deployed.items()}
     setup = Setup("a run", method_of(config_of(algorithm, RunSettings())), stores[first].catalogue, "1")
     service_client = ServiceClient(SERVICE) if needs_service(algorithm) else None
-    grid = MemoryGrid(apps, tamper)
-    return Coordinator(grid, algorithm, setup, N_ITEMS, 0, deadline=0.0, service=SERVICE, service_client=service_client)
+    federation = Federation(algorithm, N_ITEMS, 0, setup, deadline=0.0, service_client=service_client)
+    return Coordinator(MemoryGrid(apps, tamper), federation, service=SERVICE)
+
+
+def change_terms(given: Coordinator, **changes: Any) -> None:
+    given.federation = replace(given.federation, **changes)
+
+
+def configured(given: Coordinator, algorithm: PerFedRecPP) -> Setup:
+    """The setup with the configuration of another method."""
+    assert given.federation.setup is not None
+    return replace(given.federation.setup, configuration=method_of(config_of(algorithm, RunSettings())))
 
 
 @pytest.fixture
@@ -159,7 +171,7 @@ def test_options_that_get_weaker_in_mid_run_are_noticed(stores: dict[int, Store]
     state, _ = given.play(given.begin())
     assert refusals(given) == set()
     weaker = settings(**SECURE.settings.model_dump(by_alias=True) | {"selection": {"max_participations": None}})
-    given.setup = replace(given.setup, configuration=method_of(config_of(PerFedRecPP(weaker), RunSettings())))
+    change_terms(given, setup=configured(given, PerFedRecPP(weaker)))
     with pytest.raises(AbortedError):
         given.play(state)
     assert refusals(given) == {f"policy: {REQUIRES}selection.max_participations is off, above 50"}
@@ -169,18 +181,19 @@ class Greedy(PerFedRecPP):
     """Asks for item degrees again and again, whose noise would so be averaged away."""
 
     @property
-    def phases(self) -> list[str]:
-        return ["degrees", *super().phases]
+    def phases(self) -> list[Phase]:
+        first, *others = super().phases
+        return [first, first, *others]
 
 
 def test_each_phase_has_its_turn(stores: dict[int, Store]) -> None:
     given = coordinator(stores, algorithm=SECURE)
     assembled(given)
-    given.algorithm = Greedy(SECURE.settings)
+    change_terms(given, algorithm=Greedy(SECURE.settings))
     state, _ = given.play(given.begin())
     with pytest.raises(AbortedError):
         given.play(state)
-    assert refusals(given) == {"phase: phase degrees came in round 1, where it is spectral's turn"}
+    assert refusals(given) == {"phase: phase degrees came in round 1; expected spectral"}
 
 
 @pytest.mark.parametrize("missing", [True, False])
@@ -211,7 +224,7 @@ def test_one_node_alone_tells_item_degrees_if_its_owner_lets_it(tmp_path: Path) 
         return given.begin()
 
     assert float(begun("none").degrees.max()) > 1
-    with pytest.raises(PerfedrecError, match=r"no node has told .* item degrees are asked for without a sum"):
+    with pytest.raises(PerfedrecError, match=r"no node has sent .* item degrees are asked for without a secure sum"):
         begun("paper")
 
 
@@ -230,7 +243,7 @@ def test_a_sum_is_opened_among_the_same_nodes_again_and_among_no_others(stores: 
     app = given.grid.apps.pop(102)  # type: ignore[attr-defined]
     _, report = given.play(copied(start))
     assert report.aborted is not None
-    assert "given up in stage unmask" in report.aborted
+    assert "aborted in stage unmask" in report.aborted
     (said,) = refusals(given)
     assert said.startswith("failed: the sum of round 4 of run a run was opened with other nodes")
     given.grid.apps[102] = app  # type: ignore[attr-defined]
@@ -247,26 +260,15 @@ def test_keys_that_the_coordinator_has_swapped_are_noticed(stores: dict[int, Sto
     assembled(given)
     with pytest.raises(AbortedError, match="in stage shares"):
         given.play(given.begin())
-    said = "unvouched: keys came as if from node 101, and it does not vouch for them"
+    said = "unvouched: keys came in the name of node 101, which does not vouch for them"
     assert refusals(given) == {said}
 
 
 def ask_for_degrees(given: Coordinator, number: int, users: int = N_USERS) -> None:
     """Take their sum in secret, as before the first round."""
     assert given.directory is not None
-    spec, plan = given._spec(torch.ones(N_ITEMS)), Plan("degrees", torch.arange(users))
-    gather(
-        Traffic(given.grid, number, plan.phase, given.deadline),
-        given.algorithm,
-        replace(given.blank(), round=number),
-        plan,
-        spec,
-        given.directory.hosts,
-        given._layout,
-        given.setup,
-        given.directory.identities,
-        secure=True,
-    )
+    federation, plan = replace(given.federation, service_client=None), Plan("degrees", torch.arange(users))
+    Round(given.grid, federation, given.directory, replace(given.blank(), round=number), plan).collect(secure=True)
 
 
 @pytest.mark.parametrize(("algorithm", "number"), [(SECURE, -1), (ALGORITHM, -2)], ids=["not at all", "twice"])
@@ -275,7 +277,7 @@ def test_degrees_are_asked_for_in_one_place(stores: dict[int, Store], algorithm:
     assembled(given)
     with pytest.raises(AbortedError, match="in stage masked"):
         ask_for_degrees(given, number)
-    assert refusals(given) == {f"phase: phase degrees came in round {number}, where it is no phase's turn"}
+    assert refusals(given) == {f"phase: phase degrees came in round {number}; expected no phase"}
 
 
 def test_degrees_are_told_of_the_same_users_or_not_at_all(stores: dict[int, Store]) -> None:
@@ -295,7 +297,7 @@ def test_a_run_goes_on_by_the_configuration_that_it_began_with(stores: dict[int,
     assembled(given)
     state, _ = given.play(given.begin())
     tighter = SECURE.settings.model_copy(update={"privacy": SECURE.settings.privacy.model_copy(update={"clip": 0.25})})
-    given.setup = replace(given.setup, configuration=method_of(config_of(PerFedRecPP(tighter), RunSettings())))
+    change_terms(given, setup=configured(given, PerFedRecPP(tighter)))
     with pytest.raises(AbortedError, match="in stage masked"):
         given.play(copied(state))
     assert refusals(given) == {"failed: run a run began with another configuration; expected that one, or a new name"}
@@ -396,7 +398,7 @@ def test_the_same_round_is_answered_with_the_same_sum(stores: dict[int, Store]) 
         state, _ = given.play(state)
     again, held = copied(state), dict(given.service_client.tensors()) if given.service_client is not None else {}
     after, _ = given.play(state)
-    given.service_client = ServiceClient.of(SERVICE, held)
+    change_terms(given, service_client=ServiceClient.of(SERVICE, held))
     twice, report = given.play(again)
     assert report.clients == report.cohort
     assert torch.equal(after.items, twice.items)
@@ -426,7 +428,7 @@ def test_what_a_superlink_forgets_is_asked_again(algorithm: PerFedRecPP, tmp_pat
         folder.mkdir()
         stores = {100 + i: store(folder / f"{i}.node", users) for i, users in enumerate(PARTS)}
         given = coordinator(stores, tamper, algorithm=algorithm)
-        given.deadline = 20.0
+        change_terms(given, deadline=20.0)
         assembled(given)
         state = given.begin()
         for _ in range(len(algorithm.phases) + 2):

@@ -1,10 +1,10 @@
-"""A node's loop: what it tells its owner."""
+"""A node's loop: what it logs for its owner."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -44,14 +44,14 @@ def test_a_refusal_is_one_line_however_often_it_is_asked(tmp_path: Path) -> None
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     lines, stop = list[str](), threading.Event()
     with stored(tmp_path / "a.node", arange(3)) as store:
-        station = NodeApp(store, lambda _: PerFedRecPP(settings()), "1", policy=policy_of("secure"))
+        node_app = NodeApp(store, lambda _: PerFedRecPP(settings()), "1", policy=policy_of("secure"))
         setups = [Setup("a run", "", store.catalogue, version) for version in ("1", "1", "1", "2")]
         asked = [Message(RecordDict({"setup": each.record()}), dst_node_id=7, message_type="query") for each in setups]
         for message in asked:
             message.metadata.__dict__["_message_id"] = message.object_id
         inbox = Inbox(asked)
         inbox.ending = stop
-        run_node(lambda: cast(Fleet, inbox), cast(Any, station), stop, lines.append)
+        run_node(lambda: cast(Fleet, inbox), node_app, stop, lines.append)
     assert lines == [
         "connected to here as node 7, with 3 users, and requires profile secure or more protection",
         "refused to answer: policy: this node requires the protection of profile secure at least, and "
@@ -59,4 +59,4 @@ def test_a_refusal_is_one_line_however_often_it_is_asked(tmp_path: Path) -> None
         "refused to answer: version: this node runs version 1, the coordinator 2",
     ]
     assert [each.has_error() for each in inbox.answers] == [True] * 4
-    assert {name: count for name, count in station.done.refused.items() if count} == {"policy": 3, "version": 1}
+    assert {name: count for name, count in node_app.activity.refused.items() if count} == {"policy": 3, "version": 1}

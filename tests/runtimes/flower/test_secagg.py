@@ -19,7 +19,7 @@ from perfedrec.core.types import Update
 from perfedrec.privacy.aggregation import EXACT, from_words, to_words
 from perfedrec.runtimes.flower import secagg
 from perfedrec.runtimes.flower.codec import UploadError
-from perfedrec.runtimes.flower.secagg import AbortedError, Participant, Together, add_mask, circle, threshold
+from perfedrec.runtimes.flower.secagg import AbortedError, Participant, Together, add_mask, choose_peers, threshold
 
 STAGES = secagg.STAGES
 
@@ -45,18 +45,18 @@ def test_up_to_a_third_may_drop_out_at_any_stage(case: tuple[int, str, set[int]]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_with_more_gone_the_sum_is_given_up_in_that_stage(stage: str) -> None:
-    with pytest.raises(AbortedError, match=f"given up in stage {stage}") as caught:
+def test_with_more_gone_the_sum_is_aborted_in_that_stage(stage: str) -> None:
+    with pytest.raises(AbortedError, match=f"aborted in stage {stage}") as caught:
         Together({stage: {0, 2, 5}}).sum(vectors(6))
     assert caught.value.stage == stage
 
 
 def test_with_many_nodes_each_has_a_sample_of_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secagg, "MOST_PEERS", 6)
-    peers = circle(range(20), b"seed")
+    peers = choose_peers(range(20), b"seed")
     assert {len(around) for around in peers.values()} == {6}
     assert all(node in peers[peer] for node, around in peers.items() for peer in around)
-    assert peers != circle(range(20), b"another")
+    assert peers != choose_peers(range(20), b"another")
     given = vectors(20)
     for stage in STAGES:
         total, present = Together({stage: {0, 7}}).sum(given)
@@ -279,7 +279,7 @@ def test_a_node_takes_no_keys_that_its_like_do_not_vouch_for() -> None:
         Participant(2, session).keys(),
         Participant(2, b"1" * 16).keys(secret),  # of another sum
     ):
-        with pytest.raises(UploadError, match="as if from node 2, and it does not vouch") as error:
+        with pytest.raises(UploadError, match="in the name of node 2, which does not vouch") as error:
             shared(bad)
         assert error.value.reason == "unvouched"
         assert shared(bad, secret=b"").next == "masked"  # who has no secret takes the coordinator's word

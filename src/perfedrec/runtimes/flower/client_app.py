@@ -1,4 +1,4 @@
-"""A node: the data and memories of the users it hosts, and the ``ClientApp`` that works on them."""
+"""A node: the data and states of the users that it hosts, and the ``ClientApp`` that works on them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, reduce
-from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import Rows
 from perfedrec.runtimes.flower import service
 from perfedrec.runtimes.flower.codec import BroadcastLayout, Task, reply
 from perfedrec.runtimes.flower.sealing import Bundle
 from perfedrec.runtimes.flower.secagg import STAGES
-from perfedrec.runtimes.flower.secure_sum import take_part
+from perfedrec.runtimes.flower.secure_sum import answer_stage
 from perfedrec.runtimes.population import Population, Users
 from perfedrec.runtimes.round import contribute, round_key
 
 
 class Hosted(Population):
-    """The users of one node, who are asked for by their identities ``users`` [h], ascending.
+    """The users of one node, known by their identities ``users`` [h], ascending.
 
-    ``offsets`` [h + 1], ``items`` and ``attributes`` [h, F] hold their data alone, in that order.
+    ``offsets`` [h + 1], ``items`` and ``attributes`` [h, F] hold the data of these users, in the same order.
     """
 
     def __init__(
@@ -37,16 +37,18 @@ class Hosted(Population):
 
     @staticmethod
     def part(population: Population, users: Tensor) -> Hosted:
-        """The node of ``users`` [h], cut out of a population: a federation made of one data set."""
+        """The node of ``users`` [h] in a federation that is made of one population."""
         users = users.sort().values
         rows, _ = population.rows(users)
         return Hosted(users, rows.offsets, rows.items, population.n_items, rows.attributes)
 
     def everyone(self) -> Tensor:
+        """[h] all users of the node."""
         return self.users
 
     def rows(self, users: Tensor) -> tuple[Rows, Tensor]:
-        """Raises :class:`PerfedrecError` for users that are not here."""
+        """The rows of ``users`` [B], and their positions among all interactions of the node. Raises
+        :class:`PerfedrecError` for users that it does not host."""
         rows, positions = super().rows(self._places(users))
         return replace(rows, users=users), positions
 
@@ -58,58 +60,59 @@ class Hosted(Population):
 
     def _places(self, users: Tensor) -> Tensor:
         if not bool(torch.isin(users, self.users).all()):
-            raise PerfedrecError(f"this node was asked for users it does not host; it hosts {self.users.numel()}")
+            raise PerfedrecError(
+                f"this node was asked for users that it does not host; expected some of its {self.users.numel()}"
+            )
         return torch.searchsorted(self.users, users)
 
 
 def client_app(
-    algorithm: Algorithm[Any, Any, Any],
+    algorithm: Algorithm[S, B, C],
     population: Population,
-    layout: BroadcastLayout,
+    layout: BroadcastLayout[B],
     seed: int,
     bundle: Bundle | None = None,
 ) -> ClientApp:
-    """The ``ClientApp`` of a node whose users are in ``population``, where their memories are kept.
+    """The ``ClientApp`` of a node whose users are in ``population``, where their states are kept.
 
-    All noise and all draws of its users follow from ``seed``, which therefore stays on the node: whoever knows it can
-    take the noise off what was sent. Losses stay as well, because nothing protects them. Where sums are secure the node
-    answers the stages of secure aggregation alone, and never in the clear. With a ``bundle`` it seals what is for the
-    neighbourhood service; without one the coordinator is the service as well.
+    All noise and all draws of its users follow from ``seed``. It stays on the node, because with it the noise could be
+    removed from what was sent. Losses stay on the node as well, because nothing protects them. Where sums are secure,
+    the node answers only the stages of secure aggregation, and never in the clear. With a ``bundle`` it seals what is
+    for the neighbourhood service; without one the coordinator is the service as well.
     """
     app = ClientApp()
 
-    def read(message: Message) -> Task:
+    def read(message: Message) -> Task[B]:
         return Task.read(message.content, layout, population.offsets.device)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         if algorithm.protection.secure:
-            raise PerfedrecError("this node's uploads are for sums alone; expected the stages of secure aggregation")
+            raise PerfedrecError("this node hands over secure sums only; expected the stages of secure aggregation")
         task = read(message)
         if bundle is None:
-            return Message(reply(work(algorithm, population, task, seed)), reply_to=message)
-        told = service.informed(task, message.content, bundle, population.n_items)
-        total = work(algorithm, population, told, seed)
-        return Message(
-            service.parted(reply(service.for_coordinator(total)), total, task.round, bundle), reply_to=message
-        )
+            return Message(reply(sum_of_users(algorithm, population, task, seed)), reply_to=message)
+        task = service.add_private(task, message.content, bundle, population.n_items)
+        total = sum_of_users(algorithm, population, task, seed)
+        content = service.add_sealed(reply(service.for_coordinator(total)), total, task.round, bundle)
+        return Message(content, reply_to=message)
 
     def stage(message: Message, context: Context) -> Message:
         secret = b"" if bundle is None else bundle.vouching
-        return take_part(message, context, lambda: work(algorithm, population, read(message), seed), secret)
+        return answer_stage(message, context, lambda: sum_of_users(algorithm, population, read(message), seed), secret)
 
     for name in STAGES:
         app.train(name)(stage)
     if bundle is not None:
-        app.train(service.NAME.partition(".")[2])(lambda message, context: service.named(message, bundle))
+        app.train(service.ORDER_TABLE.partition(".")[2])(lambda message, context: service.order_table(message, bundle))
     return app
 
 
-def work(algorithm: Algorithm[Any, Any, Any], population: Users, task: Task, seed: int) -> Aggregate:
-    """What the users of a task hand over together, as it leaves the node."""
+def sum_of_users(algorithm: Algorithm[S, B, C], population: Users, task: Task[B], seed: int) -> Aggregate:
+    """The sum over the users of a task, with noise, as it leaves the node."""
     key = round_key(seed, task.round)
     update, _ = contribute(algorithm, task.phase, task.broadcast, population, task.users, key)
-    if not algorithm.protection.sums:  # else a user's group is its own affair, and numbered as it is
+    if not algorithm.protection.sums:  # else the coordinator sent all groups, with their own numbers
         update = replace(update, groups=task.present[update.groups])
     total = reduce(update, population.n_items, task.n_groups)
     own = key.fold("release").fold("node", int(task.users.min())) if task.users.numel() else key

@@ -1,8 +1,8 @@
 """How records travel: as Flower records with few arrays, and without pickle.
 
-Flower moves every array as an object of its own, named by a hash of its content. So the tensors of a record are laid
-end to end in one array per type of number, whose key tells what it holds (``float32 items:100,8 degrees:100``), and
-what several nodes receive is packed once and apart from what is a node's own.
+Flower moves every array as an object of its own, named by a hash of its content. So the tensors of a record are
+concatenated into one array per type of number, whose key says what it holds (``float32 items:100,8 degrees:100``).
+Tensors that several nodes receive are packed once, and separately from those of a single node.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from math import isfinite, prod
-from typing import Any, cast
+from typing import Any, Generic, cast
 
 import safetensors.torch
 import torch
@@ -20,16 +20,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate
-from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.algorithm import Algorithm, B, S
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.records import flatten, unflatten
+from perfedrec.core.records import Scalar, flatten, unflatten
 
 SERVING = "serve"
-"""The phase in which nodes are told what to recommend with."""
+"""The phase in which nodes receive the model that they recommend with."""
 
 
 class UploadError(PerfedrecError):
-    """A reply that cannot be part of a sum; ``reason`` is its kind, in one or two words."""
+    """A message that a node or the coordinator refuses; ``reason`` is its kind, in one or two words (one of
+    :data:`REASONS`)."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -41,11 +42,12 @@ REASONS = (
     *("not finite", "phase", "policy", "range", "refused", "sealed", "service", "shape", "size", "unasked", "users"),
     *("unvouched", "version", "other"),
 )
-"""All kinds of answers that were refused or did not come, as they are counted: "code" is an error code of Flower's."""
+"""All reasons for which an answer is refused or missing, as they are counted. "code" is an error code of Flower."""
 
 
 def counted(reason: str) -> str:
-    """One of :data:`REASONS`, whatever somebody else gave as the reason: who looks at counters must not be flooded."""
+    """The one of :data:`REASONS` as which a ``reason`` from another process is counted. So a process that invents
+    reasons creates no counters."""
     kind = "code" if reason.startswith("code ") else reason
     return kind if kind in REASONS else "other"
 
@@ -53,8 +55,8 @@ def counted(reason: str) -> str:
 def pack(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """One flat array per type of number, keyed by that type and the names and shapes of the tensors in it.
 
-    Numbers travel in 4 bytes instead of 8 where that loses nothing: what one user contributes to a sum always does, in
-    fixed point of a float32.
+    Numbers travel in 4 bytes instead of 8 where that loses nothing. It never does for the part of a single user in a
+    sum, which is a float32 in fixed point.
     """
     kinds: dict[torch.dtype, list[str]] = {}
     for name, tensor in tensors.items():
@@ -74,8 +76,8 @@ _KINDS = {str(kind).removeprefix("torch."): kind for kind in (torch.float64, tor
 _KINDS |= {"bool": torch.bool, "uint8": torch.uint8, "float16": torch.float16, "int8": torch.int8}
 
 
-def unpack(record: ArrayRecord, device: Any = None) -> dict[str, Tensor]:
-    """The tensors that :func:`pack` laid together. Raises :class:`UploadError` where an array is not what its key
+def unpack(record: ArrayRecord, device: torch.device | None = None) -> dict[str, Tensor]:
+    """The tensors in a record that :func:`pack` made. Raises :class:`UploadError` where an array is not what its key
     says."""
     tensors: dict[str, Tensor] = {}
     for key, array in record.items():
@@ -89,18 +91,19 @@ def unpack(record: ArrayRecord, device: Any = None) -> dict[str, Tensor]:
             pieces = flat.to(_KINDS[kind]).split([prod(shape) for shape in shapes.values()])
             tensors |= {name: piece.view(shapes[name]) for name, piece in zip(shapes, pieces, strict=True)}
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            message = f"array '{key}' cannot be read, expected what its name says: {error}"
+            message = f"array '{key}' cannot be read ({error}); expected the type and sizes in its name"
             raise UploadError("malformed", message) from error
     return tensors
 
 
 def array_bytes(content: RecordDict) -> int:
-    """Bytes of the arrays of a message, each with numpy's header of 128 bytes."""
+    """Bytes of all arrays of a message, each with numpy's header of 128 bytes."""
     return sum(len(array.data) for record in content.array_records.values() for array in record.values())
 
 
 def digest(content: RecordDict, without: str) -> bytes:
-    """A hash of all records but the one named ``without``. Flower's own copies everything a few times for one."""
+    """The SHA-256 hash of all records but the one named ``without``. (Flower's own hash copies the content several
+    times.)"""
     found = sha256()
     for name, record in sorted(content.items()):
         if isinstance(record, ArrayRecord):
@@ -115,8 +118,8 @@ def digest(content: RecordDict, without: str) -> bytes:
 
 @dataclass(frozen=True)
 class Setup:
-    """What server and nodes have to agree on: the ``run``, by a name that is its alone, the method and its options as a
-    ``configuration`` in TOML, the ``catalogue`` of items by its fingerprint, and the ``version`` of this package."""
+    """What coordinator and nodes have to agree on: the unique name of the ``run``, the method and its options as a
+    ``configuration`` in TOML, the fingerprint of the ``catalogue`` of items, and the ``version`` of this package."""
 
     run: str
     configuration: str
@@ -125,107 +128,110 @@ class Setup:
 
     @staticmethod
     def read(content: RecordDict) -> Setup:
-        """Raises :class:`UploadError` where it is missing."""
+        """The setup in a message. Raises :class:`UploadError` where it is missing."""
         try:
             record = content.config_records["setup"]
             return Setup(**{name: str(record[name]) for name in Setup.__dataclass_fields__})
         except KeyError as error:
-            raise UploadError("version", f"a message came without {error}: server and node must be alike") from error
+            raise UploadError(
+                "version", f"a message came without {error}; expected it: use the same version on both sides"
+            ) from error
 
     def record(self) -> ConfigRecord:
+        """The setup as a record of a message."""
         return ConfigRecord(asdict(self))
 
 
 @dataclass(frozen=True)
-class BroadcastLayout:
-    """How the views of an algorithm, records of class ``cls``, travel.
+class BroadcastLayout(Generic[B]):
+    """How the broadcasts of an algorithm, records of class ``cls``, travel.
 
-    ``shared`` names the fields that are the same for everybody, ``per_group`` those with one block of rows per group,
-    of which a node receives its users' groups alone, and ``groups`` the field [B] with the users' groups. Every other
-    field is taken for the users' own and goes to their node only.
+    ``shared`` names the fields that are the same for all nodes. ``per_group`` names those with one block of rows per
+    group, of which a node receives the blocks of its users' groups only. ``groups`` is the field [B] with the users'
+    groups. Every other field has one row per user, which goes to that user's node only.
     """
 
-    cls: type[Any]
+    cls: type[B]
     shared: tuple[str, ...] = ()
     per_group: tuple[str, ...] = ()
     groups: str = "groups"
 
     @staticmethod
-    def of(algorithm: Any) -> BroadcastLayout:
-        """The layout that the records an algorithm sends declare in their fields' metadata."""
+    def of(algorithm: Algorithm[Any, B, Any]) -> BroadcastLayout[B]:
+        """The layout that an algorithm's broadcast declares in the metadata of its fields."""
         per: dict[str | None, list[str]] = {}
         for field in fields(algorithm.broadcast_type):
             per.setdefault(field.metadata.get("per"), []).append(field.name)
         return BroadcastLayout(algorithm.broadcast_type, tuple(per.get(None, ())), tuple(per.get("group", ())))
 
 
-class Instructions:
-    """What the server tells the nodes in one round, or with ``serving`` what is to be recommended with after it.
+class Instructions(Generic[S]):
+    """What the coordinator sends to the nodes in a round that asks ``asked`` clients, or, in phase :data:`SERVING`, the
+    model that they recommend with.
 
-    Nodes know the users by their ``identities`` [n], where there are any.
+    ``identities`` [n] are the names by which nodes know the users.
     """
 
     def __init__(
         self,
-        algorithm: Algorithm[Any, Any, Any],
-        state: Any,
+        algorithm: Algorithm[S, Any, Any],
+        state: S,
         phase: str,
         asked: int,
-        layout: BroadcastLayout,
+        identities: Tensor,
         setup: Setup | None = None,
-        identities: Tensor | None = None,
-        serving: bool = False,
     ) -> None:
-        self.algorithm, self.state, self.phase, self.asked, self.layout = algorithm, state, phase, asked, layout
-        self.setup, self.identities, self.n_groups = setup, identities, algorithm.n_groups(state)
-        # Which group a user has is its own affair where uploads are dense, and a newcomer's is not known yet.
-        self.whole = serving or algorithm.protection.sums
+        self.algorithm, self.state, self.phase, self.asked = algorithm, state, phase, asked
+        self.identities, self.setup = identities, setup
+        self.layout, self.n_groups = BroadcastLayout.of(algorithm), algorithm.n_groups(state)
+        # All groups are sent where uploads are dense, because then only the client may know a user's group; and to
+        # recommend with, because the group of a new user is not known yet.
+        self.all_groups = phase == SERVING or algorithm.protection.sums
         self._packed: dict[str, ArrayRecord] = {}
 
     def content(self, users: Tensor) -> RecordDict:
-        """The message for the node of ``users`` [B]: what their view gives them, and nothing else.
+        """The message for the node of ``users`` [B]: what their broadcast gives them, and nothing else.
 
-        The users' groups are numbered anew, to point into the blocks that come along; ``present`` [k] names these.
+        ``present`` [k] in it names the groups whose blocks are sent; the users' groups are places in that list.
         """
         tensors, scalars = flatten(self.algorithm.broadcast(self.state, users), "broadcast.")
         groups = tensors.pop(f"broadcast.{self.layout.groups}", None)
-        own, present = {"users": self._named(users)}, torch.zeros(1, dtype=torch.int64, device=users.device)
+        own, present = {"users": self._identities_of(users)}, torch.zeros(1, dtype=torch.int64, device=users.device)
         if groups is not None:
-            if not self.whole:
+            if not self.all_groups:
                 present, groups = groups.unique(return_inverse=True)
             own[f"broadcast.{self.layout.groups}"] = groups
-        everybodys, per_group = self.layout.shared, self.layout.per_group
-        if self.whole:
-            everybodys, per_group = everybodys + per_group, ()
-        shared = {name: tensors.pop(name) for each in everybodys if (name := f"broadcast.{each}") in tensors}
+        of_all, per_group = self.layout.shared, self.layout.per_group
+        if self.all_groups:
+            of_all, per_group = of_all + per_group, ()
+        shared = {name: tensors.pop(name) for each in of_all if (name := f"broadcast.{each}") in tensors}
         blocks = {name: tensors.pop(name) for each in per_group if (name := f"broadcast.{each}") in tensors}
-        task: dict[str, Any] = {"phase": self.phase, "round": self.state.round, "n_groups": self.n_groups}
+        task: dict[str, Scalar] = {"phase": self.phase, "round": self.state.round, "n_groups": self.n_groups}
         task |= {"asked": self.asked, **scalars}
         own |= tensors | {"present": present}
-        content = RecordDict({"task": ConfigRecord(task), "own": pack(own), "shared": self._once("shared", shared)})
+        content = RecordDict({"task": ConfigRecord(dict(task)), "own": pack(own)})
+        content["shared"] = self._pack_once("shared", shared)
         if self.setup is not None:
             content["setup"] = self.setup.record()
         for group in present.tolist():
             part = {name: block.chunk(self.n_groups)[group] for name, block in blocks.items()}
-            content[f"group {group}"] = self._once(f"group {group}", part)
+            content[f"group {group}"] = self._pack_once(f"group {group}", part)
         return content
 
-    def _named(self, users: Tensor) -> Tensor:
-        """[B] the identities of ``users``; who has no place among them keeps its number."""
-        if self.identities is None:
-            return users
+    def _identities_of(self, users: Tensor) -> Tensor:
+        """[B] the identities of ``users``; a negative number, which stands for new users, stays as it is."""
         return torch.where(users < 0, users, self.identities[users.clamp(min=0)])
 
-    def _once(self, name: str, tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    def _pack_once(self, name: str, tensors: Mapping[str, Tensor]) -> ArrayRecord:
         if name not in self._packed:
             self._packed[name] = pack(tensors)
         return self._packed[name]
 
 
 @dataclass(frozen=True)
-class Task:
-    """An instruction as a node reads it: ``broadcast`` for ``users`` [B], with groups numbered as in ``present`` [k], in a
-    round that ``asked`` so many clients."""
+class Task(Generic[B]):
+    """An instruction as a node reads it: the ``broadcast`` for ``users`` [B], whose groups are places in ``present``
+    [k]. ``asked`` is the number of clients that are asked in the round, on all nodes."""
 
     phase: str
     round: int
@@ -233,16 +239,16 @@ class Task:
     asked: int
     users: Tensor
     present: Tensor
-    broadcast: Any
+    broadcast: B
 
     @staticmethod
     def round_of(content: RecordDict) -> int:
-        """The number of the round alone."""
+        """The number of the round."""
         return int(cast(int, content.config_records["task"]["round"]))
 
     @staticmethod
-    def read(content: RecordDict, layout: BroadcastLayout, device: Any) -> Task:
-        """Raises :class:`PerfedrecError` when something is missing."""
+    def read(content: RecordDict, layout: BroadcastLayout[B], device: torch.device | None) -> Task[B]:
+        """The task in a message. Raises :class:`PerfedrecError` where something is missing."""
         try:
             tensors = unpack(content.array_records["own"], device) | unpack(content.array_records["shared"], device)
             users, present = tensors.pop("users"), tensors.pop("present")
@@ -254,11 +260,13 @@ class Task:
                 values["phase"], values["round"], values["n_groups"], values["asked"], users, present, broadcast
             )
         except KeyError as error:
-            raise PerfedrecError(f"an instruction came without {error}: server and node must be alike") from error
+            raise PerfedrecError(
+                f"an instruction came without {error}; expected it: use the same version on both sides"
+            ) from error
 
 
-def largest(like: Aggregate, users: int) -> int:
-    """Bytes that a reply of so many users can have at most: every row of every table, and all edges."""
+def most_bytes(like: Aggregate, users: int) -> int:
+    """The most bytes that the reply of a number of ``users`` can have: every row of every table, and all edges."""
     tables = like.weights.numel() * like.n_items * (8 + 8 * like.sums.shape[1]) + 8 * like.weights.numel()
     dense = 0 if like.dense is None else 8 * like.dense.numel()
     reports = 0 if like.reports is None else users * (8 + 4 * like.reports[0].numel())
@@ -267,33 +275,34 @@ def largest(like: Aggregate, users: int) -> int:
 
 
 def dump(aggregate: Aggregate) -> bytes:
-    """An aggregate as bytes to be kept."""
+    """An aggregate as bytes, in the format of safetensors."""
     tensors, scalars = flatten(aggregate)
     names = {name: str(value) for name, value in scalars.items()}
     return safetensors.torch.save({name: each.contiguous() for name, each in tensors.items()}, names)
 
 
 def load(content: bytes) -> Aggregate:
-    """The aggregate that :func:`dump` made bytes of."""
+    """The aggregate that :func:`dump` wrote."""
     size = int.from_bytes(content[:8], "little")
     scalars = {name: int(value) for name, value in json.loads(content[8 : 8 + size])["__metadata__"].items()}
     return unflatten(Aggregate, safetensors.torch.load(content), scalars)
 
 
 def reply(aggregate: Aggregate) -> RecordDict:
-    """What a node answers."""
+    """The answer of a node."""
     tensors, scalars = flatten(aggregate)
     return RecordDict({"sums": pack(tensors), "counts": ConfigRecord(dict(scalars))})
 
 
 def read_reply(content: RecordDict, users: Tensor, like: Aggregate) -> Aggregate:
-    """The sum over ``users`` [B] in a reply, if it has the fields, types and shapes of ``like`` and can be true.
+    """The sum over ``users`` [B] in a reply.
 
-    Raises :class:`UploadError` otherwise.
+    Raises :class:`UploadError` where it has not the fields, types and shapes of ``like``, or cannot be the sum of these
+    users.
     """
     if content.array_records.keys() != {"sums"} or content.config_records.keys() != {"counts"}:
         raise UploadError("shape", f"expected the records sums and counts, got {sorted(content)}")
-    if array_bytes(content) > largest(like, users.numel()):
+    if array_bytes(content) > most_bytes(like, users.numel()):
         raise UploadError("size", f"{array_bytes(content)} bytes, more than all rows of all tables")
     wanted, tensors = flatten(like)[0], unpack(content.array_records["sums"], users.device)
     check_alike(tensors, wanted)
@@ -310,18 +319,18 @@ def read_reply(content: RecordDict, users: Tensor, like: Aggregate) -> Aggregate
 
 
 def check_alike(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raises :class:`UploadError` where ``tensors`` have not the names, types and shapes of those ``wanted``, in
-    which all but ``weights`` and ``dense`` may have any number of rows, or hold numbers that are no sums."""
+    """Raises :class:`UploadError` where ``tensors`` have not the names, types and shapes of those ``wanted``, or hold
+    numbers that cannot be sums. All but ``weights`` and ``dense`` may have any number of rows."""
     if tensors.keys() != wanted.keys():
         raise UploadError("shape", f"expected the arrays {sorted(wanted)}, got {sorted(tensors)}")
     for name, expected in wanted.items():
-        got, first = tensors[name], 0 if name in ("weights", "dense") else 1  # all others have any number of rows
+        got, first = tensors[name], 0 if name in ("weights", "dense") else 1
         if got.dtype != expected.dtype or got.dim() != expected.dim() or got.shape[first:] != expected.shape[first:]:
             shape = ["any", *expected.shape[1:]] if first else list(expected.shape)
             raise UploadError(
                 "shape", f"array {name}: expected {expected.dtype} {shape}, got {got.dtype} {list(got.shape)}"
             )
-        low, high = map(float, got.aminmax()) if got.numel() else (0.0, 0.0)  # in one pass, and NaN where there is one
+        low, high = map(float, got.aminmax()) if got.numel() else (0.0, 0.0)  # NaN where there is a NaN
         if not isfinite(low) or not isfinite(high):
             raise UploadError("not finite", f"array {name} holds numbers that are not finite")
         if got.dtype == torch.float64 and not (max(-low, high) < 2.0**53 and torch.equal(got, got.round())):

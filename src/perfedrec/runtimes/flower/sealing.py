@@ -1,6 +1,6 @@
-"""What passes through the coordinator and is not for it: sealed by HPKE (RFC 9180) for the role that may read it.
+"""Data that pass through the coordinator, which must not read them: sealed by HPKE (RFC 9180) for one other role.
 
-Nobody signs what is sealed: the coordinator is trusted to pass on what it was given (honest but curious).
+Sealed data are not signed: the coordinator is trusted to pass on what it received (honest but curious).
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ def public_of(private: bytes) -> bytes:
 
 
 def seal(tensors: Mapping[str, Tensor], public: bytes, purpose: str) -> ArrayRecord:
-    """Tensors that the owner of a ``public`` key alone can read, and only for that ``purpose``."""
+    """``tensors`` that only the owner of the ``public`` key [32 bytes] can read, and only for the same ``purpose``."""
     content = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
     text = _SUITE.encrypt(content, X25519PublicKey.from_public_bytes(public), info=purpose.encode())
     return pack({SEALED: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
 
 def unseal(record: ArrayRecord, private: bytes, purpose: str) -> dict[str, Tensor]:
-    """The tensors that :func:`seal` sealed. Raises :class:`PerfedrecError` where they were sealed for somebody or
-    something else, or changed on the way."""
+    """The tensors that :func:`seal` sealed. Raises :class:`PerfedrecError` where they were sealed for another key or
+    another purpose, or were changed on the way."""
     try:
         text = unpack(record)[SEALED].numpy().tobytes()
         return load(_SUITE.decrypt(text, X25519PrivateKey.from_private_bytes(private), info=purpose.encode()))
     except (InvalidTag, KeyError, ValueError, SafetensorError) as error:
-        raise PerfedrecError(f"what is sealed for '{purpose}' cannot be opened with this key") from error
+        raise PerfedrecError(f"data sealed for '{purpose}' cannot be opened with this key") from error
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a node is given when it is registered: a ``secret`` [32 bytes] that all nodes share, and neither coordinator
-    nor service has; the ``service``'s public key; and a private key of its ``own``."""
+    """What a node receives when it is registered: a ``secret`` [32 bytes] that all nodes share, and that neither the
+    coordinator nor the service has; the public key of the ``service``; and a private key of its ``own``."""
 
     secret: bytes = field(repr=False)
     service: bytes
@@ -60,23 +60,24 @@ class Bundle:
 
     @property
     def common(self) -> bytes:
-        """The private key that all nodes have in common; the service is told the public one (:func:`public_of`)."""
+        """The private key that all nodes share; the service has its public key (:func:`public_of`)."""
         return self._derived(b"nodes")
 
     @property
     def vouching(self) -> bytes:
-        """The key by which nodes vouch to each other for what the coordinator relays between them."""
+        """The key by which nodes vouch for the public keys that the coordinator passes on between them."""
         return self._derived(b"vouching")
 
     def tokens(self, n_items: int) -> Tensor:
-        """[m] the token of each item: its place in the order of HMAC-SHA256 of the items under the secret."""
+        """[m] the token of each item, which stands for it at the service: its place in the order of HMAC-SHA256 of the
+        items under the secret."""
         return _ordered(self._derived(b"tokens"), n_items)
 
     def _derived(self, purpose: bytes) -> bytes:
         return hmac.digest(self.secret, b"perfedrec " + purpose, sha256)
 
 
-@lru_cache(maxsize=1)  # a node asks for it in every round, and a million items take seconds
+@lru_cache(maxsize=1)  # a node needs it in every round, and a million items take seconds
 def _ordered(key: bytes, n_items: int) -> Tensor:
     names = [hmac.digest(key, item.to_bytes(8, "little"), sha256) for item in range(n_items)]
     places = torch.empty(n_items, dtype=torch.int64)

@@ -23,23 +23,27 @@ from perfedrec.runtimes.flower.secagg import AbortedError, Participant, Values
 RECORD, VECTOR = "secagg", "vector"
 
 
+# --- the coordinator ---
+
+
 def secure_sum(
     ask: Callable[[str, Mapping[int, RecordDict]], Iterable[tuple[int, RecordDict]]],
     refuse: secagg.Refuse,
     instructions: Mapping[int, RecordDict],
     clients: Mapping[int, int],
-    like: Aggregate,
+    example: Aggregate,
     aborted: Callable[[int], bool],
     label: str = "",
 ) -> Aggregate:
-    """The sum over the nodes that ``instructions`` are for, with the sizes of ``like``, and nothing else of any node.
+    """The sum over the nodes that ``instructions`` are for, and nothing else of any node.
 
-    ``ask`` sends contents to nodes, as messages of a type, and gives the contents of at most one answer of each.
-    ``clients``: how many of each node's users take part. ``label`` names the sum. A sum of so few that it is
-    ``given_up`` is not opened. Raises :class:`~perfedrec.runtimes.flower.secagg.AbortedError` for that, and where too
-    few nodes are left.
+    ``ask`` sends contents to nodes, as messages of a type, and yields the contents of at most one answer of each.
+    ``clients`` is the number of each node's users that take part, ``example`` has the sizes of the sum, and ``label``
+    names it. ``aborted`` says whether a number of clients is too small for their sum to be opened. Raises
+    :class:`~perfedrec.runtimes.flower.secagg.AbortedError` where it is, and where too few nodes are left, and
+    :class:`PerfedrecError` where the phase has user vectors or edges in it.
     """
-    if like.reports is not None or like.edges is not None:
+    if example.reports is not None or example.edges is not None:
         raise PerfedrecError("secure aggregation takes sums, and this phase has user vectors or edges in it")
     counted = 0
 
@@ -49,10 +53,7 @@ def secure_sum(
             contents = {node: RecordDict({**instructions[node], **own}) for node, own in contents.items()}
         for node, content in ask(f"train.{stage}", contents):
             try:
-                values: Values = dict(content.config_records.get(RECORD, {}).items())
-                if VECTOR in content.array_records:
-                    vector = unpack(content.array_records[VECTOR])[VECTOR].cpu().numpy()
-                    values[VECTOR] = vector.view(np.uint64) if vector.dtype == np.int64 else vector
+                values = _values(content)
             except (KeyError, PerfedrecError) as error:
                 refuse(node, f"stage {stage}: {error}")
                 continue
@@ -64,45 +65,59 @@ def secure_sum(
         if aborted(counted):
             raise AbortedError("masked", f"{counted} clients are too few for a sum")
 
-    total = secagg.secure_sum(send, list(instructions), to_words(like).numel(), check, refuse, label.encode())
+    total = secagg.secure_sum(send, list(instructions), to_words(example).numel(), check, refuse, label.encode())
     try:
-        return from_words(torch.from_numpy(total.view(np.int64)).to(like.sums.device), counted, like)
+        return from_words(torch.from_numpy(total.view(np.int64)).to(example.sums.device), counted, example)
     except PerfedrecError as error:
-        raise AbortedError("unmask", f"what was opened is no sum: {error}") from error
+        raise AbortedError("unmask", f"what was opened is not a sum: {error}") from error
+
+
+def _values(content: RecordDict) -> Values:
+    """What a node answered in a stage."""
+    values: Values = dict(content.config_records.get(RECORD, {}).items())
+    if VECTOR in content.array_records:
+        vector = unpack(content.array_records[VECTOR])[VECTOR].cpu().numpy()
+        values[VECTOR] = vector.view(np.uint64) if vector.dtype == np.int64 else vector
+    return values
+
+
+# --- a node ---
 
 
 class Stages:
-    """A node's answers to the stages. The last one is kept: what a SuperLink has forgotten is asked again, and must be
-    answered as before, while a stage that comes again with another content is out of turn.
+    """A node's answers to the stages, of which the last is kept.
 
-    ``secret`` and ``opens`` as in :func:`take_part`."""
+    A message that a SuperLink has forgotten is sent again, and is answered as before. A stage that comes again with
+    another content is out of turn. ``secret`` and ``before_opening`` are those of :func:`answer_stage`.
+    """
 
-    def __init__(self, secret: bytes, opens: Callable[[list[int]], None]) -> None:
-        self.secret, self.opens = secret, opens
+    def __init__(self, secret: bytes, before_opening: Callable[[list[int]], None]) -> None:
+        self.secret, self.before_opening = secret, before_opening
         self._last: tuple[tuple[str, str], RecordDict] | None = None
 
     def answer(self, message: Message, context: Context, vector: Callable[[], Aggregate]) -> Message:
-        """See :func:`take_part`."""
+        """See :func:`answer_stage`."""
         record = message.content.config_records.get(RECORD)
         asked = message.metadata.message_type, "" if record is None else record.object_id
         if self._last is None or self._last[0] != asked:
-            self._last = None  # what is kept is large
-            self._last = asked, take_part(message, context, vector, self.secret, self.opens).content
+            self._last = None  # an answer is large: the old one is freed before the new one is made
+            self._last = asked, answer_stage(message, context, vector, self.secret, self.before_opening).content
         return Message(self._last[1], reply_to=message)
 
 
-def take_part(
+def answer_stage(
     message: Message,
     context: Context,
     vector: Callable[[], Aggregate],
     secret: bytes = b"",
-    opens: Callable[[list[int]], None] = lambda nodes: None,
+    before_opening: Callable[[list[int]], None] = lambda nodes: None,
 ) -> Message:
-    """A node's answer to a message of any stage; ``vector`` gives what it has to add, when it comes to that.
+    """A node's answer to a message of any stage. ``vector`` computes what the node adds to the sum; it is called in
+    stage "masked" only.
 
-    ``secret`` is what nodes have in common to vouch for their keys. ``opens`` is told with which nodes the vector is in
-    a sum before the node helps to open it, and may raise. Raises :class:`PerfedrecError` where the message is out of
-    turn, or asks for what must not be told.
+    ``secret`` is shared by the nodes, which vouch for their keys with it. ``before_opening`` receives the nodes that
+    are in the sum before this node helps to open it, and may raise. Raises :class:`PerfedrecError` where the message is
+    out of turn, or asks for what must stay secret.
     """
     stage = message.metadata.message_type.partition(".")[2]
     try:
@@ -120,7 +135,7 @@ def take_part(
             known = {"secret": secret} if stage in ("keys", "shares") else {}
             content[RECORD] = ConfigRecord(getattr(participant, stage)(**asked, **known))
         if stage == "unmask":
-            opens(asked["present"])
+            before_opening(asked["present"])
     except (KeyError, TypeError, ValueError) as error:
         raise PerfedrecError(f"stage {stage} of secure aggregation cannot be read: {error!r}") from error
     context.state[RECORD] = ConfigRecord(participant.record())

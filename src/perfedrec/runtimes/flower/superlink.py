@@ -4,8 +4,8 @@ Flower's SuperLink keeps every part of every message in SQLite, passes a request
 has clients ask again and again whether there is news. Most of the time of a round was spent on that. Here
 
 * messages are kept in memory only (:class:`DurableState`). What has to survive a restart (which nodes are registered
-  and which runs are open) is in a small file. Messages under way are lost with the process, and the client that waits for
-  one asks again: see :func:`perfedrec.runtimes.flower.exchange.exchange`;
+  and which runs are open) is in a small file. Messages under way are lost with the process, and the client that waits
+  for one asks again: see :func:`perfedrec.runtimes.flower.exchange.exchange`;
 * :class:`FastPath` hands the requests of a round directly to Flower's handlers. Where a client asks for it, it holds a
   request until there is news. All other requests, and those that fail in it, are answered by Flower's own app.
 

@@ -1,8 +1,8 @@
 """Virtual nodes: the apps that Flower's simulation engine (Ray) runs, for populations that outgrow one process.
 
-The engine hands every message to any of its worker processes, with the number of the node's partition; so a node's
-users and memories are in a store file of the partition's own, which is opened for each message. There is no second
-party here: the coordinator is the neighbourhood service as well, and gives the seed of all draws to the nodes.
+The engine may hand a message to any of its worker processes, with the number of the node's partition. So the users of a
+node and their states are in a store file of that partition, which is opened for each message. All runs on one machine:
+the coordinator is the neighbourhood service as well, and gives the seed of all draws to the nodes.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.runtimes.flower.codec import BroadcastLayout, Setup, Task, digest, reply
-from perfedrec.runtimes.flower.node_app import once
-from perfedrec.runtimes.flower.rounds import POLL, exchange
+from perfedrec.runtimes.flower.exchange import POLL, exchange
+from perfedrec.runtimes.flower.node_app import answer_once
 from perfedrec.runtimes.flower.secagg import STAGES
-from perfedrec.runtimes.flower.secure_sum import RECORD, take_part
+from perfedrec.runtimes.flower.secure_sum import RECORD, answer_stage
 from perfedrec.runtimes.node import Store
 
 
 def virtual_client(
     hosted: Callable[[Mapping[str, Any], int], tuple[Store, int]], build: Callable[[str], Algorithm[Any, Any, Any]]
 ) -> ClientApp:
-    """The app of all virtual nodes. ``hosted`` opens the store of a partition, by the run's options and the partition's
-    number, and gives the seed of the run; ``build`` makes the method that a configuration in TOML describes."""
+    """The app of all virtual nodes. ``hosted`` opens the store of a partition, from the run's options and the number of
+    the partition, and returns it with the seed of the run. ``build`` makes the method that a configuration in TOML
+    describes."""
     app = ClientApp()
 
     @app.query()
@@ -47,14 +48,14 @@ def virtual_client(
         with store:
             store.join_run(algorithm, setup.run, seed)
             task = Task.read(message.content, BroadcastLayout.of(algorithm), store.device)
-            return once(store, algorithm, task, digest(message.content, without=RECORD), seed)
+            return answer_once(store, algorithm, task, digest(message.content, without=RECORD), seed)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         return Message(reply(sum_of(message, context)), reply_to=message)
 
     def stage(message: Message, context: Context) -> Message:
-        return take_part(message, context, lambda: sum_of(message, context))
+        return answer_stage(message, context, lambda: sum_of(message, context))
 
     for name in STAGES:
         app.train(name)(stage)
@@ -72,7 +73,7 @@ def virtual_client(
 
 
 def virtual_server(play: Callable[[Grid, Mapping[str, Any]], None]) -> ServerApp:
-    """The app that does ``play`` with the nodes of a grid and the run's options."""
+    """The app that calls ``play`` with a grid and the run's options."""
     app = ServerApp()
 
     @app.main()
@@ -83,13 +84,15 @@ def virtual_server(play: Callable[[Grid, Mapping[str, Any]], None]) -> ServerApp
 
 
 def partitions(grid: Grid, seconds: float) -> dict[int, int]:
-    """The partition of every node, by its id.
+    """The partition of every node, by the number of the node.
 
-    Raises :class:`PerfedrecError` where after so many ``seconds`` there is no node, or one has not answered."""
+    Raises :class:`PerfedrecError` where there is no node after ``seconds``, or one has not answered."""
     end = time.monotonic() + seconds
     while not (nodes := sorted(grid.get_node_ids())):
         if time.monotonic() > end:
-            raise PerfedrecError("there are no virtual nodes; expected some, as num-supernodes of the federation")
+            raise PerfedrecError(
+                "there are no virtual nodes; expected at least one, set num-supernodes of the federation"
+            )
         time.sleep(POLL)
     asked = [Message(RecordDict(), dst_node_id=node, message_type="query") for node in nodes]
     found: dict[int, int] = {}
@@ -98,5 +101,7 @@ def partitions(grid: Grid, seconds: float) -> dict[int, int]:
             raise PerfedrecError(f"virtual node {node} failed: {answer.error.reason}")
         found[node] = int(answer.content.config_records["about"]["partition"])  # type: ignore[arg-type]
     if len(found) < len(nodes) or sorted(found.values()) != list(range(len(nodes))):
-        raise PerfedrecError(f"{len(found)} of {len(nodes)} virtual nodes told their partition; expected each its own")
+        raise PerfedrecError(
+            f"{len(found)} of {len(nodes)} virtual nodes sent their partition; expected a different one from each"
+        )
     return found

@@ -1,0 +1,131 @@
+"""The process of a node or of the neighbourhood service: it receives messages and answers them until it is stopped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.runtimes.flower.codec import REASONS, UploadError, counted
+from perfedrec.runtimes.flower.connection import AwayError, StoppedError
+from perfedrec.runtimes.flower.exchange import FAILED
+from perfedrec.runtimes.flower.fleet import Fleet
+
+POLL = 0.1
+"""The time between two requests for messages, in seconds, at first and where the SuperLink does not hold them."""
+
+IDLE = 1.0
+"""The longest time between two requests for messages, in seconds: after a long time without any message."""
+
+LINGER = 1.0
+"""The shortest time between an answer and the goodbye in seconds: a SuperLink drops the answers of nodes that left."""
+
+PATIENCE = 5.0
+"""The longest time between two attempts to reach a coordinator, in seconds."""
+
+
+@dataclass
+class Activity:
+    """What a process has done since it was started: the number of ``rounds``, and the ``last`` of them by run and
+    number; messages that it ``refused``, by :data:`~perfedrec.runtimes.flower.codec.REASONS`; ``seconds`` of computing;
+    when it ``answered`` last (seconds since 1970); and whether it is ``connected``."""
+
+    rounds: int = 0
+    last: tuple[str, int] | None = None
+    refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    seconds: float = 0.0
+    answered: float | None = None
+    connected: bool = False
+
+    def play(self, run: str, number: int) -> None:
+        """Count a round, once."""
+        self.rounds += (run, number) != self.last
+        self.last = run, number
+
+
+class DeployedApp(Protocol):
+    """The app of a process, its ``activity``, and a short ``description`` of what it takes part with."""
+
+    activity: Activity
+
+    @property
+    def description(self) -> str:
+        """A few words."""
+
+    def app(self) -> ClientApp:
+        """The ``ClientApp``."""
+
+
+def answer(app: ClientApp, message: Message, context: Context) -> Message:
+    """The app's answer to a message, or an error that begins with its reason."""
+    try:
+        return app(message, context)
+    except UploadError as error:
+        return Message(Error(FAILED, f"{error.reason}: {error}"), reply_to=message)
+    except PerfedrecError as error:
+        return Message(Error(FAILED, f"failed: {error}"), reply_to=message)
+    except Exception as error:
+        return Message(Error(FAILED, f"failed: {type(error).__name__}: {error}"), reply_to=message)
+
+
+def run_node(
+    connect: Callable[[], Fleet], deployed: DeployedApp, stop: threading.Event, log: Callable[[str], None]
+) -> None:
+    """Answer messages until ``stop`` is set; the current message is still answered. ``log`` receives one line for each
+    change.
+
+    A connection that breaks is made again, after longer and longer waits. Raises
+    :class:`~perfedrec.runtimes.flower.connection.RefusedError` where trying again cannot help.
+    """
+    app, wait = deployed.app(), POLL
+    while not stop.is_set():
+        fleet = connect()
+        fleet.ending = stop
+        try:
+            node = fleet.activate()
+            log(f"connected to {fleet.address} as node {node}, with {deployed.description}")
+            deployed.activity.connected, wait = True, POLL
+            _answer_all(fleet, node, app, deployed.activity, stop, log)
+        except AwayError as error:
+            if not stop.is_set():
+                log(f"{error}; trying again in {wait:.1f} s")
+            stop.wait(wait)
+            wait = min(2 * wait, PATIENCE)
+        finally:
+            deployed.activity.connected = False
+            fleet.close()
+
+
+def _answer_all(
+    fleet: Fleet, node: int, app: ClientApp, activity: Activity, stop: threading.Event, log: Callable[[str], None]
+) -> None:
+    last, context, sent, refusal = time.monotonic(), Context(0, node, {}, RecordDict(), {}), -LINGER, ""
+    while not stop.is_set():
+        try:
+            asked = time.monotonic()
+            message = fleet.receive()
+            if message is None:
+                idle = time.monotonic() - last
+                stop.wait(max(asked + min(max(POLL, idle / 20), IDLE) - time.monotonic(), 0.0))
+                continue
+            start = last = time.monotonic()
+            if message.metadata.run_id != context.run_id:
+                context = Context(message.metadata.run_id, node, {}, RecordDict(), {})
+            reply = answer(app, message, context)
+            activity.seconds += (seconds := time.monotonic() - start)
+            if reply.has_error():
+                activity.refused[counted((reply.error.reason or "").partition(": ")[0])] += 1
+                if reply.error.reason != refusal:
+                    refusal = reply.error.reason or ""
+                    log(f"refused to answer: {refusal}")
+            fleet.send(reply, seconds)
+            sent, activity.answered = time.monotonic(), time.time()
+        except StoppedError:
+            continue
+    time.sleep(max(sent + LINGER - time.monotonic(), 0.0))
