@@ -2,8 +2,8 @@
 
     python benchmarks/secagg.py [--nodes 4] [--items 7597] [--dim 64] [--tables 1] [--gone 0] [--repeat 5]
 
-``--tables`` is the number of item tables that a round sums (clusters, and layers of neighbour sums). ``--gone`` is the
-number of nodes that drop out after they have shared their secrets; a drop-out at this point costs the most.
+``--tables`` is the number of item tables in a round's sum (clusters, and layers of neighbour sums). ``--gone`` is the
+number of nodes that drop out after they have shared their secrets, which is the most expensive time to do so.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ SECRET = bytes(range(32))
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    """Ages and plans of users, one of whom tells nothing; prices and kinds of items."""
+    """Ages and plans of users, one of whom has none; prices and kinds of items."""
     load("synthetic:users=23,items=40,interactions_per_user=7,clusters=2").train.frame().write_csv(tmp_path / "d.csv")
     users = "".join(f"{each},{18 + 3 * each},{'abc'[each % 3]}\n" for each in range(1, 23))
     (tmp_path / "user_attributes.csv").write_text(f"user,age,plan\n{users}")
@@ -39,7 +39,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 @pytest.mark.parametrize("privacy", [None, "secure"])
-def test_a_federation_laid_out_with_attributes_is_the_simulation(
+def test_a_federation_with_attributes_computes_what_the_simulator_computes(
     dataset: Dataset, tmp_path: Path, privacy: str | None
 ) -> None:
     given = config.load("perfedrec", None, [*SMALL, "selection.n_clients_per_round=12"], privacy=privacy)
@@ -88,7 +88,7 @@ def test_a_node_of_other_attributes_is_refused(dataset: Dataset, tmp_path: Path)
 
 
 def imported(folder: Path, catalogue: Catalogue, attributes: str | None) -> Any:
-    """What a node has of its users b, a and c after an import of two of them with ``attributes`` beside."""
+    """What a node stores of its users b, a and c after an import of two of them, with a file of ``attributes``."""
     folder.mkdir()
     first, second, third = catalogue.item_ids.tolist()[:3]
     (folder / "mine.csv").write_text(f"user,item\nb,{third}\na,{first}\na,{second}\n")
@@ -101,7 +101,7 @@ def imported(folder: Path, catalogue: Catalogue, attributes: str | None) -> Any:
         return counts, store.rows(store.everyone())[0].attributes.numpy()
 
 
-def test_a_node_encodes_as_the_federation_does_and_not_by_its_own_users(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_node_encodes_attributes_as_the_federation_does(dataset: Dataset, tmp_path: Path) -> None:
     catalogue = Catalogue.of(dataset, attributes=True)
     assert catalogue.encoding is not None
     assert catalogue.encoding.names == ("age", "plan=a", "plan=b", "plan=c")
@@ -121,7 +121,7 @@ def test_a_node_encodes_as_the_federation_does_and_not_by_its_own_users(dataset:
         ("user,age,plan\na,old,a\n", "column 'age' holds values that are not finite numbers"),
     ],
 )
-def test_what_an_encoding_does_not_know_is_refused_with_the_interactions(
+def test_attributes_that_an_encoding_does_not_know_are_refused_with_the_interactions(
     dataset: Dataset, tmp_path: Path, attributes: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):

@@ -1,4 +1,4 @@
-"""What nodes send and receive in a round, as the simulator counts it before there is any node."""
+"""The bytes that nodes send and receive in a round are those that the simulator counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WORLDS: dict[str, dict[str, Any]] = {
     "dense, with noise": {"pretraining": SUMS, "privacy": DENSE},
 }
 BOUND = {"attributes": 1e-5, "dense, with noise": torch.inf}
-"""How far nodes are from the simulator: their networks round differently, and each adds noise of its own."""
+"""How far nodes may be from the simulator: their networks round differently, and each adds its own noise."""
 
 
 def sent(twins: Twins, up: bool) -> tuple[int, int]:
@@ -42,8 +42,8 @@ def sent(twins: Twins, up: bool) -> tuple[int, int]:
 
 
 def names(twins: Twins) -> int:
-    """Bytes of the whole numbers that nodes received: their users' names and clusters, and the items' tokens, which a
-    coordinator beside a service has not."""
+    """Bytes of the whole numbers that nodes received: their users' identities and clusters, and the items' tokens,
+    which a coordinator with a service on another node does not have."""
     contents = [each.message.content for each in twins.grid.sent if not each.up]
     tensors = [
         unpack(content.array_records[name]) for content in contents for name in ("own", "shared") if name in content
@@ -73,7 +73,7 @@ def test_bytes_of_nodes_are_those_that_the_simulator_counts(
         assert measured == report.bytes_up == counted.bytes_up + headers
         measured, headers = sent(twins, up=False)
         assert measured == report.bytes_down == counted.bytes_down + headers + names(twins)
-    assert twins.flower.clusters.centroids is not None  # and clusters' tables were among it
+    assert twins.flower.clusters.centroids is not None  # and clusters' tables were part of it
 
 
 def test_an_option_counts_bytes_by_nodes_and_changes_nothing_else() -> None:

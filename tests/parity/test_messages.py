@@ -1,4 +1,4 @@
-"""What travels between server and nodes, and what the server refuses."""
+"""What travels between coordinator and nodes, and what the coordinator refuses."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_packing_keeps_every_bit_in_one_array_per_type() -> None:
         assert tensor.numpy().tobytes() == tensors[name].contiguous().numpy().tobytes()
 
 
-def test_messages_hold_what_the_view_and_the_sum_hold_and_nothing_else() -> None:
+def test_messages_hold_the_broadcast_or_the_sum_and_nothing_else() -> None:
     twins = Twins(settings(pretraining={"kind": "contrastive"}, privacy=PROTECTED), UNEQUAL)
     for number in range(6):
         state, first = twins.flower, len(twins.grid.sent)
@@ -91,12 +91,12 @@ def test_messages_hold_what_the_view_and_the_sum_hold_and_nothing_else() -> None
             for name in tables:
                 assert shapes[name] == (N_ITEMS, DIM)
             if number:
-                assert torch.equal(got["broadcast.start"], state.service.start[users])  # of its own users alone
+                assert torch.equal(got["broadcast.start"], state.service.start[users])  # of its own users only
     assert twins.flower.clusters.labels is not None
 
 
 def secrets(twins: Twins) -> list[bytes]:
-    """What the users' memories hold in exact numbers."""
+    """The exact numbers in the users' client states."""
     found = []
     for node in twins.nodes.values():
         client_state = flatten(node.load_client_states(node.users, node.rows(node.users)[1]))[0]
@@ -132,7 +132,7 @@ def test_no_message_holds_a_users_vector_or_list_of_items() -> None:
 
 @pytest.mark.parametrize("sizes", [SINGLE, UNEQUAL], ids=["one user a node", "many users a node"])
 def test_an_upload_costs_what_its_users_contribute(sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sum of one user takes 4 bytes a number and 4 for its key, as a contribution counts; that of several users takes
+    """A sum of one user takes 4 bytes a number and 4 for its key, as an update counts; that of several users takes
     8 a number where 4 would lose something, and rows that users share travel once.
 
     On top come three headers of numpy, 4 bytes for each reporting user and each group, and 12 instead of 4 for an edge.
@@ -151,7 +151,7 @@ def test_an_upload_costs_what_its_users_contribute(sizes: tuple[int, ...], monke
         groups, first = twins.algorithm.n_groups(twins.flower), len(twins.grid.sent)
         report = twins.play()
         uploads = [sent.message.content for sent in twins.grid.sent[first:] if sent.up]
-        for content, each in zip(uploads, given[1:], strict=True):  # the first is the server's example
+        for content, each in zip(uploads, given[1:], strict=True):  # the first is the coordinator's example
             size, counted, users = array_bytes(content), int(each.upload_bytes().sum()), each.users.numel()
             edges = 0 if each.edges is None else each.edges.shape[0]
             rows = 0 if each.segments is None else (each.groups[each.segments] * N_ITEMS + each.items).unique().numel()
@@ -179,7 +179,7 @@ def test_shared_tables_are_one_object_for_all_nodes() -> None:
 
 
 def change(name: str, new: Callable[[Tensor], Tensor | None]) -> Callable[[Message], Message]:
-    """Replace the array ``name`` in the reply of node 102, or take it out (``None``)."""
+    """Replace the array ``name`` in the reply of node 102, or remove it (``None``)."""
 
     def tamper(reply: Message) -> Message:
         if reply.metadata.src_node_id == 102 and reply.has_content():
@@ -236,9 +236,7 @@ def spoil(values: Tensor) -> Tensor:
         (miscount, "expected .* clients"),
     ],
 )
-def test_a_reply_that_cannot_be_true_is_refused_and_its_node_named(
-    tamper: Callable[[Message], Message], message: str
-) -> None:
+def test_an_impossible_reply_is_refused_and_its_node_named(tamper: Callable[[Message], Message], message: str) -> None:
     twins = Twins(settings(model={"neighbours": False}), UNEQUAL, tamper)
     items = twins.flower.items.clone()
     with pytest.raises(PerfedrecError, match=rf"round 0 \(train\), reply of node 102: .*{message}"):
@@ -255,7 +253,7 @@ def test_a_reply_that_cannot_be_true_is_refused_and_its_node_named(
         (lambda edges: edges[:, :2], "array edges: expected torch.int64"),
     ],
 )
-def test_edges_that_cannot_be_true_are_refused(new: Callable[[Tensor], Tensor], message: str) -> None:
+def test_impossible_edges_are_refused(new: Callable[[Tensor], Tensor], message: str) -> None:
     twins = Twins(settings(), UNEQUAL, change("edges", new))
     assert 0 not in twins.hosts[102]
     with pytest.raises(PerfedrecError, match=rf"round 0 \(join\), reply of node 102: {message}"):
@@ -273,7 +271,7 @@ def test_a_node_that_fails_or_is_silent_is_named() -> None:
         twins.play()
 
     twins = Twins(settings(), UNEQUAL)
-    twins.hosts[102] = torch.cat([twins.hosts[102], twins.hosts.pop(101)])  # the server is wrong about who is where
+    twins.hosts[102] = torch.cat([twins.hosts[102], twins.hosts.pop(101)])  # the coordinator has wrong hosts
     with pytest.raises(PerfedrecError, match=r"reply of node 102: .* does not host"):
         twins.play()
 

@@ -55,12 +55,12 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("sizes", [SINGLE, UNEQUAL], ids=["one user a node", "many users a node"])
 @pytest.mark.parametrize("world", ["bpr", "contrastive, protected", "spectral, protected", "spectral start, then join"])
-def test_apart_or_not_the_model_is_the_same(world: str, sizes: tuple[int, ...]) -> None:
+def test_with_roles_apart_or_together_the_model_is_the_same(world: str, sizes: tuple[int, ...]) -> None:
     twins = Twins(settings(**WORLDS[world]), sizes, apart=True)
     for _ in range(len(twins.algorithm.phases) + 5):
         expected, played = twins.simulate(), twins.play()
         assert (played.phase, played.clients) == (expected.phase, expected.clients)
-        elsewhere = ("service", "tokens", "neighbours")  # what the coordinator has no longer
+        elsewhere = ("service", "tokens", "neighbours")  # what the coordinator does not have
         simulated, flower = (
             {name: value for name, value in flatten(state)[0].items() if not name.startswith(elsewhere)}
             for state in (twins.simulated, twins.flower)
@@ -78,7 +78,7 @@ def test_apart_or_not_the_model_is_the_same(world: str, sizes: tuple[int, ...]) 
     assert twins.flower.clusters.labels is not None
 
 
-def test_service_and_coordinator_go_on_from_what_they_kept() -> None:
+def test_service_and_coordinator_continue_from_what_they_stored() -> None:
     twins = Twins(settings(**PROFILES["paper, contrastive"]), UNEQUAL, apart=True)
     for _ in range(6):
         twins.simulate()
@@ -97,7 +97,7 @@ def test_service_and_coordinator_go_on_from_what_they_kept() -> None:
 
 @dataclass
 class Seen:
-    """All that a role can read: the bytes of the messages that pass through it, and of what it can open in them."""
+    """Everything that a role can read: the bytes of the messages that pass through it, and of what it can unseal."""
 
     coordinator: bytes = b""
     service: bytes = b""
@@ -105,7 +105,7 @@ class Seen:
 
 
 Form = tuple[bytes, ...]
-"""The bytes that numbers may have on their way: as they are, or in 4 bytes each where that loses nothing."""
+"""The bytes that numbers may have in a message: as they are, or in 4 bytes each where that loses nothing."""
 
 
 def forms(tensor: Tensor) -> Form:
@@ -115,7 +115,7 @@ def forms(tensor: Tensor) -> Form:
 
 @dataclass
 class Known:
-    """What is to be looked for, as the bytes it would have."""
+    """What the tests search for, as bytes."""
 
     items: list[Form] = field(default_factory=list)
     vectors: list[Form] = field(default_factory=list)
@@ -127,7 +127,7 @@ class Known:
 
 
 def opened(record: ArrayRecord, private: bytes, purposes: list[str]) -> bytes:
-    """The bytes in what is sealed, if the key opens it."""
+    """The bytes in a sealed record, where the key opens it."""
     found = b""
     for purpose in purposes:
         try:
@@ -212,7 +212,7 @@ def count(pieces: list[Form], where: bytes) -> int:
 def test_no_role_receives_what_it_must_not_see(
     profile: str, deployed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In rounds alone, and in all that is said in a deployment: who is there, degrees, rounds, what is handed out."""
+    """In rounds only, and in all messages of a deployment: hosted users, degrees, rounds, the model for the nodes."""
     world: Any = (lambda config: Deployment(config, tmp_path)) if deployed else apart
     twins, seen, known = recorded(profile, monkeypatch, world=world)
     # Three numbers in a row may be there by chance, among the rows that a node's users have touched together.
@@ -220,8 +220,8 @@ def test_no_role_receives_what_it_must_not_see(
     everywhere = seen.coordinator + seen.service + b"".join(seen.nodes.values())
     assert len(known.items) > 2 * N_USERS
     assert len(known.vectors) > N_USERS
-    # Nobody receives a user's items, but for what sparse uploads show anyway: a pass of spectral pre-training changes
-    # the rows of a node's items alone, and on node 100 there is one user.
+    # Nobody receives a user's items, except where sparse uploads show them anyway: a pass of spectral pre-training
+    # changes the rows of a node's items and no others, and node 100 has one user.
     found = {each for each in known.items if count([each], everywhere)}
     lone = forms(twins.population.rows(twins.hosts[100])[0].items)
     assert lone in found if profile == "none, spectral" else found == set()
@@ -243,13 +243,13 @@ def test_no_role_receives_what_it_must_not_see(
         assert count(known.edges, found) == 0
         assert count(known.changes, found) == 0
     if profile in ("secure", "private"):
-        # No user vector leaves a client, there is nothing for the service, and the coordinator sees sums alone.
+        # No user vector leaves a client, there is nothing for the service, and the coordinator sees only sums.
         assert every_report == known.edges == []
         assert seen.service == b""
         assert len(known.changes) > 100
         assert count(known.changes, seen.coordinator) == 0
     else:
-        # The search finds what does go: changes to the coordinator, reports and edges under tokens to the service.
+        # The search finds what is sent: changes to the coordinator, reports and edges under tokens to the service.
         assert count(known.changes, seen.coordinator) > 0.9 * len(known.changes)
         assert count(every_report, seen.service) == len(every_report) > N_USERS
         assert count(known.vectors, seen.service) == (
@@ -258,16 +258,14 @@ def test_no_role_receives_what_it_must_not_see(
 
 
 @pytest.mark.parametrize("profile", ["none", "paper"])
-def test_item_degrees_are_summed_in_secret_and_exact(
-    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_item_degrees_are_an_exact_secure_sum(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def begun(name: str) -> Deployment:
         started = Deployment(settings(**PROFILES[profile]), tmp_path / name)
         started.coordinator.assemble(4, N_USERS, 0.0, lambda line: None)
         return started
 
     def found(world: Deployment) -> list[int]:
-        """The nodes whose own degrees, as the numbers that they sum, are in what they sent."""
+        """The nodes that sent their own degrees, as the numbers that they add to the sum."""
         sent = b"".join(b"".join(each.objects.values()) for each in world.grid.sent if each.up)
         counts = {
             node: torch.bincount(world.population.rows(users)[0].items, minlength=N_ITEMS) for node, users in hosts
@@ -291,7 +289,7 @@ def test_item_degrees_are_summed_in_secret_and_exact(
 
 
 def test_the_service_reads_edges_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With nothing protected the graph that it builds is the users' items, renamed by what the nodes alone know."""
+    """With nothing protected its graph is that of the users' items, under tokens that only nodes know."""
     twins, _, _ = recorded("none", monkeypatch, 1)
     assert twins.service is not None
     tokens, graph = twins.bundles[100].tokens(N_ITEMS), twins.service.state.graph.by_user
@@ -321,7 +319,7 @@ def test_tokens_follow_from_the_secret_alone() -> None:
 # --- what is sealed ---
 
 
-def test_what_is_sealed_opens_for_its_owner_and_purpose_alone() -> None:
+def test_sealed_data_open_for_their_owner_and_purpose_only() -> None:
     private, tensors = b"k" * 32, {"a": torch.randn(3, 4), "empty": torch.zeros(0, 3, dtype=torch.int64)}
     record = seal(tensors, public_of(private), "round 3")
     back = unseal(record, private, "round 3")
@@ -376,7 +374,7 @@ def change(what: Callable[[dict[str, Tensor]], dict[str, Tensor]], number: int =
         (lambda private: {"reports": private["reports"]}, 0, "key"),
     ],
 )
-def test_the_service_refuses_what_cannot_be_true_and_the_node_is_named(
+def test_the_service_refuses_impossible_parts_and_names_the_node(
     what: Callable[[dict[str, Tensor]], dict[str, Tensor]], number: int, message: str
 ) -> None:
     twins = change(what, number)
@@ -392,7 +390,7 @@ def test_a_round_without_one_sealed_part_is_not_aborted() -> None:
     assert (twins.flower.round, report.clients, report.aborted) == (1, N_USERS, None)
 
 
-def test_without_the_service_a_round_does_not_go_on() -> None:
+def test_without_the_service_a_round_fails() -> None:
     twins = Twins(
         settings(), UNEQUAL, lambda reply: None if reply.metadata.src_node_id == SERVICE else reply, apart=True
     )
@@ -401,7 +399,7 @@ def test_without_the_service_a_round_does_not_go_on() -> None:
     assert twins.flower.round == 0
 
 
-def test_another_node_names_the_table_where_one_cannot() -> None:
+def test_another_node_orders_the_table_where_one_cannot() -> None:
     def silent(reply: Message) -> Message | None:
         lost = reply.metadata.src_node_id in (100, 101) and reply.metadata.message_type == "train.name"
         return None if lost else reply

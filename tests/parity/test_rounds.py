@@ -1,4 +1,4 @@
-"""The simulator and Flower compute the same tables, memories and clusters from the same keys."""
+"""The simulator and Flower compute the same tables, client states and clusters from the same keys."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_flower_plays_the_rounds_of_the_simulator(world: str, sizes: tuple[int, 
     assert twins.flower.clusters.labels is not None
     assert twins.flower.clusters.labels.unique().numel() > 1
     assert float(twins.flower.offsets.abs().max()) > 0
-    assert float((twins.flower.items - before).abs().max()) > 1e-3  # equal, and not because nothing happened
+    assert float((twins.flower.items - before).abs().max()) > 1e-3  # and not equal only because nothing happened
 
 
 def test_attribute_networks_agree_within_rounding() -> None:
@@ -70,18 +70,18 @@ def test_attribute_networks_agree_within_rounding() -> None:
 
 def test_users_of_no_node_do_not_take_part() -> None:
     twins = Twins(settings(), UNEQUAL)
-    gone = twins.hosts.pop(101)
+    away = twins.hosts.pop(101)
     report = twins.play()
-    assert (report.cohort, report.clients) == (N_USERS, N_USERS - gone.numel())
-    assert not torch.isin(twins.flower.service.graph.by_item.columns, gone).any()
-    assert float(twins.flower.service.reports[gone].abs().max()) == 0
+    assert (report.cohort, report.clients) == (N_USERS, N_USERS - away.numel())
+    assert not torch.isin(twins.flower.service.graph.by_item.columns, away).any()
+    assert float(twins.flower.service.reports[away].abs().max()) == 0
 
 
 SUMS = {"kind": "spectral", "cluster_passes": 0}
 
 
 @pytest.mark.parametrize("sizes", [SINGLE, UNEQUAL])
-def test_the_same_tables_where_clients_contribute_to_sums_alone(
+def test_the_same_tables_where_clients_contribute_only_to_sums(
     sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secagg, "MOST_PEERS", 4)  # Shamir's shares take most of the time

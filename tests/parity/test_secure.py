@@ -77,7 +77,7 @@ def test_below_the_threshold_a_round_is_aborted_with_its_reason(stage: str) -> N
     assert report.clients == 0
     assert torch.equal(twins.flower.items, items)
     twins.grid.tamper = None
-    assert twins.play().aborted is None  # a fresh session works
+    assert twins.play().aborted is None  # a new session works
 
     early = secure(SIX, silent(stage, 101, 102, 104))
     with pytest.raises(AbortedError, match=stage):
@@ -127,16 +127,16 @@ def test_what_cannot_be_read_counts_as_a_drop_out(stage: str) -> None:
 def test_shares_that_do_not_belong_together_open_nothing() -> None:
     def spoil(reply: Message) -> Message:
         if reply.metadata.src_node_id == 100 and reply.metadata.message_type == "train.unmask":
-            told = dict(reply.content.config_records[secure_sum.RECORD].items())
-            present = [share[:5] + bytes([share[5] ^ 1]) + share[6:] for share in told["present"]]
-            reply.content[secure_sum.RECORD] = ConfigRecord({"present": present, "gone": told["gone"]})
+            answer = dict(reply.content.config_records[secure_sum.RECORD].items())
+            present = [share[:5] + bytes([share[5] ^ 1]) + share[6:] for share in answer["present"]]
+            reply.content[secure_sum.RECORD] = ConfigRecord({"present": present, "gone": answer["gone"]})
         return reply
 
     with pytest.raises(AbortedError, match="aborted in stage unmask"):
         secure((8, 8, 7), spoil).play()
 
 
-def test_a_node_answers_the_stages_alone() -> None:
+def test_a_node_answers_nothing_but_the_stages() -> None:
     twins = secure(SIX)
     twins.play()
     asked = next(sent.message for sent in twins.grid.sent if sent.message.metadata.message_type == "train.masked")
@@ -185,7 +185,7 @@ def test_no_message_holds_a_nodes_vector_or_secret(sizes: tuple[int, ...], monke
         pairs = torch.cat([words[: words.numel() // 2 * 2].view(-1, 2) for words in plain])
         return [each.numpy().tobytes() for each in pairs[(pairs != 0).all(1)][::7].to(kind)]
 
-    wide, narrow = pieces(torch.float64), pieces(torch.float32)  # one of which is what a clear upload has
+    wide, narrow = pieces(torch.float64), pieces(torch.float32)  # an upload in the clear has one of these forms
     assert len(wide) > 400
     assert not any(piece in seen for piece in [*wide, *narrow, *pieces(torch.int64)])
 
@@ -195,14 +195,14 @@ def test_no_message_holds_a_nodes_vector_or_secret(sizes: tuple[int, ...], monke
         clear.play()
     shown = traffic(clear)
     found = sum(either in shown or piece in shown for either, piece in zip(wide, narrow, strict=True))
-    assert found > 0.97 * len(wide)  # but for those of the coordinator's example
+    assert found > 0.97 * len(wide)  # except those of the coordinator's example
 
 
 # --- noise ---
 
 
 def test_the_noise_of_a_sum_survives_drop_outs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The noise of those who stay has at least the deviation that was accounted for, and that which they added."""
+    """The noise of the remaining nodes has the deviation that they added, which is at least the accounted one."""
     twins = secure(SIX, silent("masked", 101, 104), noise=NOISE, dropout_tolerance=0.4)
     protection, exact, opened = twins.algorithm.protection, list[torch.Tensor](), list[torch.Tensor]()
     add_noise = Protection.add_noise

@@ -1,4 +1,4 @@
-"""The neighbourhood service of a deployment may be restarted and asked again; without it nothing is handed over."""
+"""The neighbourhood service of a deployment may be restarted and asked again; without it no vector leaves a node."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def tables(state: Any) -> dict[str, torch.Tensor]:
 
 
 def test_restarted_and_asked_again_the_model_is_the_same(tmp_path: Path) -> None:
-    """The service dies after each round, and before some the coordinator does, which plays the last round again."""
+    """The service is restarted after each round. After some rounds the coordinator is restarted as well, and plays the
+    round again."""
     deal(tmp_path / "steady", map(str, range(100, 104)), tmp_path / "steady" / "service")
     shutil.copytree(tmp_path / "steady", tmp_path / "shaken")  # the same secret, hence the same graph
     steady, shaken = (Deployment(settings(**PARTS), tmp_path / name) for name in ("steady", "shaken"))
@@ -60,7 +61,7 @@ def test_restarted_and_asked_again_the_model_is_the_same(tmp_path: Path) -> None
     assert kept == ["round-000005", "round-000006"]
 
 
-def test_a_service_that_lost_its_state_says_so_and_the_round_can_be_played_later(tmp_path: Path) -> None:
+def test_a_service_without_its_state_is_named_and_the_round_can_be_played_later(tmp_path: Path) -> None:
     deployment = Deployment(settings(**PARTS), tmp_path)
     deployment.play()
     before = deployment.flower
@@ -102,7 +103,7 @@ def test_the_coordinator_waits_for_the_service_and_names_it(tmp_path: Path) -> N
     assert any("node 999 is refused: " in line and "version another, the coordinator 1" in line for line in lines)
 
 
-def test_where_users_contribute_to_sums_alone_the_service_is_asked_nothing(tmp_path: Path) -> None:
+def test_where_users_contribute_only_to_sums_the_service_is_asked_nothing(tmp_path: Path) -> None:
     deployment = Deployment(settings(privacy=SECURE, pretraining=SUMS), tmp_path)
     deployment.play()
     assert deployment.coordinator.service_client is None
@@ -152,7 +153,7 @@ def test_new_nodes_get_the_secret_of_the_others(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             deal(tmp_path, names, tmp_path / "service")
     assert not (tmp_path / "d").exists()
-    (tmp_path / "service" / KEYS).unlink()  # it is the service's alone now
+    (tmp_path / "service" / KEYS).unlink()  # only the service has it now
     deal(tmp_path, ["d"], tmp_path / "service")
     assert read_bundle(tmp_path / "d" / BUNDLE).secret == a.secret
     assert not (tmp_path / "service" / KEYS).exists()
@@ -172,7 +173,7 @@ def test_a_damaged_bundle_is_refused_in_one_line(content: str, tmp_path: Path) -
         read_bundle(path)
 
 
-def test_states_of_another_run_are_dropped(tmp_path: Path) -> None:
+def test_states_of_another_run_are_deleted(tmp_path: Path) -> None:
     state_store, deployment = StateStore(tmp_path), Deployment(settings(), tmp_path / "federation")
     state = deployment.algorithm.open_service(3)
     for number in range(1, 4):

@@ -1,4 +1,4 @@
-"""Processes of a federation that fail at a chosen moment: forked from one that has all its imports behind it.
+"""Processes of a federation that fail at a chosen moment. They are forked from a process that has imported everything.
 
 A fault is named by its kind and happens once, in a given round; "in keys" and the like name a stage of secure
 aggregation. What it does to a process (SIGKILL, a limit on the size of its files, sleep) or to an answer is real; only
@@ -27,7 +27,7 @@ from flwr.app import Message, RecordDict
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["perfedrec.federation.coordinator", "perfedrec.federation.node", "perfedrec.cli"])
-HEARTBEAT = 4.0  # seconds; Flower allows no less than 10. Who was killed is let in again after twice as long
+HEARTBEAT = 4.0  # seconds; Flower allows 10 or more. A node that was killed is accepted again after twice as long
 SUPERLINK = f"""
 import runpy, sys
 from flwr.common import constant
@@ -38,7 +38,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def lenient(started: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A way to start SuperLinks, for ``SuperLink._start``, that allows such heartbeats."""
+    """A replacement of ``SuperLink._start`` that allows such heartbeats."""
 
     def start(link: Any) -> Any:
         if "-c" not in link._command:
@@ -55,7 +55,7 @@ def start(target: Callable[..., None], *given: Any) -> Any:
 
 
 def end(process: Any) -> None:
-    """End a process, however it stands."""
+    """End a process, whatever state it is in."""
     if process.is_alive():
         process.terminate()
         process.join(10)
@@ -93,19 +93,19 @@ def node(
         number = int(current) if current else None  # a message outside rounds
         fault, _, stage = left.get(number, "").partition(" in ")  # type: ignore[arg-type]
         if stage not in ("", message.metadata.message_type.partition(".")[2]):
-            fault = ""  # it is not the time
+            fault = ""  # another stage
         elif fault:
             del left[number]  # type: ignore[arg-type]
         if fault in ("killed before", "killed"):
             _die()
-        if fault == "killed during":  # the memories are written, the transaction is open
+        if fault == "killed during":  # the client states are written, the transaction is open
             node_app.dump = _die
         if fault == "slow":
             _await(log.parents[2] / "run" / "metrics.jsonl", f'"round": {number},')
         if fault == "full disk":
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-        said = answer(app, message, context)
+        reply = answer(app, message, context)
         if fault == "full disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         if fault == "killed after":  # all is stored, nothing sent
@@ -115,11 +115,11 @@ def node(
         if fault == "leaves":
             os.kill(os.getpid(), signal.SIGTERM)
         if fault in TAMPERED:
-            TAMPERED[fault](said.content)
-        return said
+            TAMPERED[fault](reply.content)
+        return reply
 
-    def sent(connection: Any, said: Message, seconds: float) -> None:
-        send(connection, said, seconds)
+    def sent(connection: Any, reply: Message, seconds: float) -> None:
+        send(connection, reply, seconds)
         if left.pop(-2, None):
             _die()
 
@@ -149,11 +149,11 @@ def coordinator(arguments: list[str], name: str, log: Path, faults: Mapping[int,
     def faulty(each: Any, state: Any) -> Any:
         nonlocal current, took
         current, fault, start = str(state.round), left.get(int(state.round)), time.monotonic()
-        if fault == "hurried":  # from now on there is a deadline that this machine keeps, and little longer
+        if fault == "hurried":  # from now on the deadline is short, but long enough for this machine
             each.federation = replace(each.federation, deadline=max(4.0, 3 * took))
         after = play(each, state)
         took = time.monotonic() - start
-        if fault == "killed":  # the nodes have played the round, and no checkpoint tells of it
+        if fault == "killed":  # the nodes have played the round, and there is no checkpoint of it
             _die()
         return after
 
@@ -176,7 +176,7 @@ def coordinator(arguments: list[str], name: str, log: Path, faults: Mapping[int,
 
 
 def _shift(seconds: float) -> None:
-    """Set the clock of this process, as Flower and perfedrec read it: under libfaketime Python's waits hang."""
+    """Shift the clock of this process, as Flower and perfedrec read it. (With libfaketime Python's waits hang.)"""
     from flwr.supercore import date
 
     class Shifted(datetime.datetime):
@@ -245,4 +245,4 @@ TAMPERED: dict[str, Callable[[RecordDict], None]] = {
     "users": _claim,
     "malformed": _lie,
 }
-"""Answers that cannot be part of a sum, by the reason that they are refused for."""
+"""Answers that cannot be part of a sum, by the reason for which they are refused."""

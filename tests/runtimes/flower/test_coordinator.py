@@ -122,7 +122,7 @@ def assembled(given: Coordinator, nodes: int = 3, seconds: float = 10.0) -> list
     return lines
 
 
-def test_nodes_tell_whom_they_host(stores: dict[int, Store]) -> None:
+def test_nodes_name_the_users_that_they_host(stores: dict[int, Store]) -> None:
     given = coordinator(stores)
     lines = assembled(given)
     assert lines[-1] == f"3 of 3 nodes and {N_USERS} of 1 users are present"
@@ -164,7 +164,7 @@ def refusals(given: Coordinator) -> set[str]:
     return {sent.message.error.reason for sent in grid.sent if sent.up and sent.message.has_error()}
 
 
-def test_options_that_get_weaker_in_mid_run_are_noticed(stores: dict[int, Store]) -> None:
+def test_options_that_become_weaker_during_a_run_are_noticed(stores: dict[int, Store]) -> None:
     """A node looks at them in every message, and not only when it joins."""
     given = coordinator(stores, algorithm=SECURE, policies=dict.fromkeys(stores, "secure"))
     assembled(given)
@@ -178,7 +178,7 @@ def test_options_that_get_weaker_in_mid_run_are_noticed(stores: dict[int, Store]
 
 
 class Greedy(PerFedRecPP):
-    """Asks for item degrees again and again, whose noise would so be averaged away."""
+    """Asks for item degrees twice. Often enough, and their noise would be averaged away."""
 
     @property
     def phases(self) -> list[Phase]:
@@ -186,7 +186,7 @@ class Greedy(PerFedRecPP):
         return [first, first, *others]
 
 
-def test_each_phase_has_its_turn(stores: dict[int, Store]) -> None:
+def test_a_phase_is_refused_in_the_wrong_round(stores: dict[int, Store]) -> None:
     given = coordinator(stores, algorithm=SECURE)
     assembled(given)
     change_terms(given, algorithm=Greedy(SECURE.settings))
@@ -215,7 +215,7 @@ def test_a_node_without_opendp_says_so_when_it_is_asked_to_join(
     assert [each.status()["run"] for each in stores.values()] == [None] * 3
 
 
-def test_one_node_alone_tells_item_degrees_if_its_owner_lets_it(tmp_path: Path) -> None:
+def test_a_single_node_sends_item_degrees_only_if_its_owner_allows_it(tmp_path: Path) -> None:
     def begun(require: str) -> Any:
         stores = {100: store(tmp_path / f"{require}.node", torch.arange(N_USERS))}
         privacy = {"clip": 0.5, "noise_scale": 0.1, "pseudo_items": 0.1, "masking": 0.1, "noise_source": "opendp"}
@@ -228,8 +228,9 @@ def test_one_node_alone_tells_item_degrees_if_its_owner_lets_it(tmp_path: Path) 
         begun("paper")
 
 
-def test_a_sum_is_opened_among_the_same_nodes_again_and_among_no_others(stores: dict[int, Store]) -> None:
-    """A coordinator that was killed plays a round again. Without one of the nodes the sum would show its part."""
+def test_a_sum_is_opened_again_with_the_same_nodes_and_with_no_others(stores: dict[int, Store]) -> None:
+    """A coordinator that was killed plays a round again. If one node were left out, the difference of the sums would be
+    its part."""
     given = coordinator(stores, algorithm=SECURE)
     assembled(given)
     state = given.begin()
@@ -265,14 +266,16 @@ def test_keys_that_the_coordinator_has_swapped_are_noticed(stores: dict[int, Sto
 
 
 def ask_for_degrees(given: Coordinator, number: int, users: int = N_USERS) -> None:
-    """Take their sum in secret, as before the first round."""
+    """Take a secure sum of the degrees, as before the first round."""
     assert given.directory is not None
     federation, plan = replace(given.federation, service_client=None), Plan("degrees", torch.arange(users))
     Round(given.grid, federation, given.directory, replace(given.blank(), round=number), plan).collect(secure=True)
 
 
 @pytest.mark.parametrize(("algorithm", "number"), [(SECURE, -1), (ALGORITHM, -2)], ids=["not at all", "twice"])
-def test_degrees_are_asked_for_in_one_place(stores: dict[int, Store], algorithm: PerFedRecPP, number: int) -> None:
+def test_degrees_are_only_sent_where_they_are_due(
+    stores: dict[int, Store], algorithm: PerFedRecPP, number: int
+) -> None:
     given = coordinator(stores, algorithm=algorithm)
     assembled(given)
     with pytest.raises(AbortedError, match="in stage masked"):
@@ -280,7 +283,7 @@ def test_degrees_are_asked_for_in_one_place(stores: dict[int, Store], algorithm:
     assert refusals(given) == {f"phase: phase degrees came in round {number}; expected no phase"}
 
 
-def test_degrees_are_told_of_the_same_users_or_not_at_all(stores: dict[int, Store]) -> None:
+def test_degrees_are_sent_again_for_the_same_users_only(stores: dict[int, Store]) -> None:
     given = coordinator(stores)
     assembled(given)
     given.begin()
@@ -291,8 +294,8 @@ def test_degrees_are_told_of_the_same_users_or_not_at_all(stores: dict[int, Stor
     assert said.startswith("failed: the sum of round -1 of run a run was opened with other nodes or users")
 
 
-def test_a_run_goes_on_by_the_configuration_that_it_began_with(stores: dict[int, Store]) -> None:
-    """Options that are each enough by themselves could add up to more than what a node's owner allows."""
+def test_a_run_keeps_the_configuration_that_it_began_with(stores: dict[int, Store]) -> None:
+    """Two configurations that a node's owner allows could together release more than the owner allows."""
     given = coordinator(stores, algorithm=SECURE, policies=dict.fromkeys(stores, "secure"))
     assembled(given)
     state, _ = given.play(given.begin())
@@ -308,7 +311,7 @@ def test_waiting_ends(stores: dict[int, Store]) -> None:
         assembled(coordinator(stores), nodes=4, seconds=0.3)
 
 
-def test_nameless_users_are_given_identities(tmp_path: Path) -> None:
+def test_users_without_an_identity_receive_one(tmp_path: Path) -> None:
     stores = {100 + i: store(tmp_path / f"{i}.node", users, named=i > 0) for i, users in enumerate(PARTS)}
     given = coordinator(stores)
     assembled(given)
@@ -335,7 +338,7 @@ def change(name: str, new: Callable[[Any], Any]) -> Callable[[Message], Message]
 
 
 def claim(reply: Message) -> Message:
-    """It speaks of one user more."""
+    """Count one more user than there is."""
     if reply.metadata.src_node_id == 101 and reply.has_content() and "counts" in reply.content:
         counts: Any = reply.content.config_records["counts"]
         counts["clients"] += 1
@@ -355,12 +358,12 @@ def claim(reply: Message) -> Message:
         (lambda reply: None if reply.metadata.src_node_id == 101 and "sums" in reply.content else reply, "late"),
     ],
 )
-def test_a_round_goes_on_without_a_node_that_cannot_be_believed(
+def test_a_round_continues_without_a_node_whose_answer_is_refused(
     stores: dict[int, Store], tamper: Callable[[Message], Message | None], reason: str
 ) -> None:
     given = coordinator(stores, tamper, algorithm=ALONE)
     assembled(given)
-    state = given.blank()  # without the question for degrees, which the node would fail as well
+    state = given.blank()  # without the question for degrees, where the node would fail as well
     state, report = given.play(state)
     assert report.clients == N_USERS - PARTS[1].numel()
     (found,) = given.rejected
@@ -368,7 +371,7 @@ def test_a_round_goes_on_without_a_node_that_cannot_be_believed(
     assert state.round == 1
 
 
-def test_a_node_that_is_away_does_not_hold_a_round_up(stores: dict[int, Store]) -> None:
+def test_a_round_does_not_wait_for_a_node_that_is_not_connected(stores: dict[int, Store]) -> None:
     given = coordinator(stores)
     assembled(given)
     del given.grid.apps[102]  # type: ignore[attr-defined]
@@ -377,7 +380,7 @@ def test_a_node_that_is_away_does_not_hold_a_round_up(stores: dict[int, Store]) 
     assert {(each.node, each.reason) for each in given.rejected if each.round == 0} == {(102, "away")}
 
 
-def test_a_request_is_known_by_all_that_is_in_it() -> None:
+def test_the_digest_of_a_request_covers_everything_in_it() -> None:
     def content(number: int = 1, key: str = "a", values: object = (1.0, 2.0), shape: int = 2) -> RecordDict:
         array = Array("float32", (shape,), "numpy.ndarray", np.array(values, np.float32).tobytes())
         return RecordDict({"task": ConfigRecord({"round": number}), "own": ArrayRecord({key: array})})
@@ -390,7 +393,7 @@ def test_a_request_is_known_by_all_that_is_in_it() -> None:
 
 
 def test_the_same_round_is_answered_with_the_same_sum(stores: dict[int, Store]) -> None:
-    """A coordinator that died before it wrote a round down asks again, and gets what it had got."""
+    """A coordinator that died before it wrote its checkpoint asks again, and receives the same answers."""
     given = coordinator(stores)
     assembled(given)
     state = given.begin()
@@ -406,7 +409,7 @@ def test_the_same_round_is_answered_with_the_same_sum(stores: dict[int, Store]) 
 
 
 class Forgetful:
-    """A SuperLink that was killed with the first answers of each kind, or, with another ``code``, nodes that were."""
+    """A SuperLink that was killed with the first answers of each kind; with another ``code``, killed nodes."""
 
     def __init__(self, code: int = ErrorCode.MESSAGE_UNAVAILABLE) -> None:
         self.code, self.seen = code, set[tuple[int, str]]()
@@ -421,7 +424,7 @@ class Forgetful:
 
 @pytest.mark.parametrize("algorithm", [ALGORITHM, SECURE], ids=["with a service", "secure"])
 def test_what_a_superlink_forgets_is_asked_again(algorithm: PerFedRecPP, tmp_path: Path) -> None:
-    """Also in the middle of secure aggregation, where nodes must not answer twice."""
+    """Also during secure aggregation, where nodes must not answer twice."""
     ends = list[Any]()
     for tamper in (None, Forgetful()):
         folder = tmp_path / str(tamper is None)
@@ -444,13 +447,13 @@ def test_what_a_superlink_forgets_is_asked_again(algorithm: PerFedRecPP, tmp_pat
     assert all(torch.equal(each, ends[1][name]) for name, each in ends[0].items())
 
 
-def test_nodes_that_were_taken_for_present_are_asked_again_who_they_host(stores: dict[int, Store]) -> None:
+def test_nodes_that_had_left_are_asked_again_which_users_they_host(stores: dict[int, Store]) -> None:
     given = coordinator(stores, Forgetful(ErrorCode.NODE_UNAVAILABLE))
     assert assembled(given)[-1] == f"3 of 3 nodes and {N_USERS} of 1 users are present"
     assert given.rejected == []
 
 
-def test_the_model_is_handed_to_who_is_there(stores: dict[int, Store]) -> None:
+def test_the_model_is_sent_to_the_connected_nodes(stores: dict[int, Store]) -> None:
     given = coordinator(stores, algorithm=ALONE)
     assembled(given)
     grid: Any = given.grid
@@ -459,7 +462,7 @@ def test_the_model_is_handed_to_who_is_there(stores: dict[int, Store]) -> None:
     assert 102 not in {each.node for each in grid.sent if each.message.metadata.message_type == "query.model"}
 
 
-def test_nodes_recommend_with_what_they_are_handed(stores: dict[int, Store]) -> None:
+def test_nodes_recommend_with_the_model_that_they_receive(stores: dict[int, Store]) -> None:
     from perfedrec.federation.offline import recommend
 
     given = coordinator(stores)
@@ -475,12 +478,12 @@ def test_nodes_recommend_with_what_they_are_handed(stores: dict[int, Store]) -> 
     assert not known & set(map(int, items))
 
 
-def test_a_node_takes_no_code_that_a_coordinator_names() -> None:
+def test_a_node_runs_no_code_that_a_coordinator_names() -> None:
     with pytest.raises(ConfigError, match="does not come with perfedrec"):
         build('algorithm = "/tmp/evil.py:Method"')
 
 
-def test_what_the_service_made_for_a_node_stays_its_own_when_it_gets_another_key() -> None:
+def test_pre_trained_vectors_of_a_node_follow_it_to_a_new_key() -> None:
     start = pack({"sealed": torch.arange(3)})
     old = ServiceClient(SERVICE, starts={"n0": start}, names={7: "n0", 8: "n1"})
     new = ServiceClient.of(SERVICE, old.tensors(), names={8: "n1", 9: "n0"})

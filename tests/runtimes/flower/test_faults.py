@@ -1,5 +1,5 @@
-"""Faults of real processes: what was acknowledged stays, the rounds go on, and the model is that of a run without the
-fault where the protocol allows it."""
+"""Faults of real processes: nothing that was acknowledged is lost, the rounds continue, and the model is that of a run
+without the fault where the protocol allows it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Federation:
     name: str = NAME
     processes: dict[str, Any] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
-    """Where processes show their metrics, if they do."""
+    """The ports of the processes that show metrics."""
 
     def node(
         self,
@@ -112,21 +112,21 @@ class Federation:
     def ends(self, name: str, seconds: float = 150) -> int:
         """The exit code of a process that ends by itself."""
         self.processes[name].join(seconds)
-        assert self.processes[name].exitcode is not None, self.told()
+        assert self.processes[name].exitcode is not None, self.output()
         return int(self.processes[name].exitcode)
 
     def says(self, file: str, pattern: str, seconds: float = 120) -> None:
-        """Wait until there is such a line in a file."""
+        """Wait until a line of a file matches the pattern."""
         end, path = time.monotonic() + seconds, self.folder / file
         while not (path.exists() and re.search(pattern, path.read_text())):
-            assert time.monotonic() < end, self.told()
+            assert time.monotonic() < end, self.output()
             time.sleep(0.1)
 
     def stop_after(self, number: int) -> None:
         """SIGTERM to the coordinator once a round is over."""
         self.says("run/metrics.jsonl", f'"round": {number},')
         self.processes["coordinator"].terminate()
-        assert self.ends("coordinator") == 128 + signal.SIGTERM, self.told()
+        assert self.ends("coordinator") == 128 + signal.SIGTERM, self.output()
 
     def store(self, number: int) -> Path:
         return self.folder / "nodes" / f"n{number}" / "store.db"
@@ -152,7 +152,7 @@ class Federation:
         found: dict[str, Tensor] = newest.records["state"][0]
         return {name: each for name, each in found.items() if not name.startswith(ELSEWHERE)}
 
-    def told(self) -> str:
+    def output(self) -> str:
         return "\n".join(f"{path}\n{path.read_text()}" for path in sorted(self.folder.rglob("*.txt")))
 
     @property
@@ -160,7 +160,7 @@ class Federation:
         return [each.report.clients for each in RunFolder(self.run).history()]
 
     def kept(self) -> None:
-        """All that the nodes acknowledged is in their files."""
+        """The nodes' files contain everything that the nodes acknowledged."""
         train = self.dataset.train
         for number, users in enumerate(local.parted(train, len(list((self.folder / "nodes").iterdir())))):
             with Store.open(self.store(number)) as store:
@@ -171,7 +171,7 @@ class Federation:
 
 @contextmanager
 def laid_out(folder: Path, nodes: int, *options: str, privacy: str | None = None) -> Iterator[Federation]:
-    """A federation of so many nodes, whose processes end with it."""
+    """A federation with a number of ``nodes``, whose processes end with it."""
     given = config.load(
         "recommended", None, [f"data.path={PATH}", *SMALL, *options], privacy=privacy, run__rounds=ROUNDS
     )
@@ -238,86 +238,86 @@ def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
 
 
 def test_coordinator_killed_before_its_checkpoint_and_superlink_with_messages_under_way(fed: Federation) -> None:
-    """The coordinator repeats its round, for which nodes give the answer that they have stored, and starts the
+    """The coordinator repeats its round, for which nodes send the answer that they have stored, and starts the
     SuperLink again with what it had. The file of one node has an old schema, and the clock of another is late by 100
     seconds."""
     age(fed.store(0))
     fed.nodes(NODES - 1)
     fed.node(f"n{NODES - 1}", skew=-100.0)
     fed.coordinator(faults={2: "killed"})
-    assert fed.ends("coordinator") == -9, fed.told()
+    assert fed.ends("coordinator") == -9, fed.output()
     assert len(fed.clients) == 2
     fed.ports["coordinator"] = local.free_port()
     fed.coordinator(resume=True, faults={3: "SuperLink killed"})
     assert fed.last_page("coordinator")["perfedrec_coordinator_superlink_restarts_total"] == 1
-    assert fed.ends("coordinator") == 0, fed.told()
+    assert fed.ends("coordinator") == 0, fed.output()
     as_simulated(fed.config, fed.dataset, fed.folder, fed.run)
     assert fed.rejections == []
     fed.kept()
 
 
 def test_service_killed(fed: Federation) -> None:
-    """Where it is not started again the coordinator gives up in time, and goes on once it is there. Where it is, a
-    round takes longer, even if it had played the round and not told of it, and that is all."""
+    """Where the service is not started again, the coordinator ends in time, and continues once the service is there.
+    Where it is started again, the round only takes longer, even if the service had played it and not answered."""
     fed.nodes()
     fed.service({1: "killed before", 3: "killed after"})
     fed.coordinator(faults={1: "hurried"})
-    assert fed.ends("service") == -9, fed.told()
-    assert fed.ends("coordinator") == 3, fed.told()
+    assert fed.ends("service") == -9, fed.output()
+    assert fed.ends("coordinator") == 3, fed.output()
     assert len(fed.clients) == 1
     assert "the neighbourhood service, node" in (fed.folder / "serve.txt").read_text().splitlines()[-1]
     fed.service({3: "killed after"})
     fed.coordinator(resume=True)
-    assert fed.ends("service") == -9, fed.told()
+    assert fed.ends("service") == -9, fed.output()
     fed.service()
-    assert fed.ends("coordinator") == 0, fed.told()
+    assert fed.ends("coordinator") == 0, fed.output()
     as_simulated(fed.config, fed.dataset, fed.folder, fed.run)
     assert fed.rejections == []
     fed.kept()
 
 
 def test_nodes_killed_before_during_and_after_their_work(fed: Federation) -> None:
-    """They are started again at once, and asked again once the SuperLink takes them back."""
+    """They are started again at once, and asked again once the SuperLink accepts them."""
     moments = ["killed before", "killed during", "killed after", "killed once sent"]
     for number, moment in enumerate(moments):
         fed.node(f"n{number}", {2: moment})
     fed.coordinator()
     for number in range(len(moments)):
-        assert fed.ends(f"n{number}") == -9, fed.told()
+        assert fed.ends(f"n{number}") == -9, fed.output()
         fed.node(f"n{number}")
-    assert fed.ends("coordinator") == 0, fed.told()
+    assert fed.ends("coordinator") == 0, fed.output()
     assert fed.rejections == []
-    assert same(fed.tables, undisturbed(fed)), fed.told()
+    assert same(fed.tables, undisturbed(fed)), fed.output()
     fed.kept()
 
 
 def test_a_slow_node_and_one_that_leaves(fed: Federation) -> None:
-    """The round goes on at the deadline without the slow one, and later rounds without the other, until it is back."""
+    """The round ends at the deadline without the slow node. Later rounds do without the other one until it is back."""
     fed.node("n0", {2: "slow"})
     fed.node("n1", {2: "leaves"})
     fed.node("n2")
     fed.node("n3")
     fed.coordinator(faults={2: "hurried"})
     assert fed.ends("n1") == 0
-    assert fed.ends("coordinator") == 0, fed.told()
-    share = USERS // NODES
-    clients = fed.clients
+    assert fed.ends("coordinator") == 0, fed.output()
+    share, clients = USERS // NODES, fed.clients
     without = {(each["node"], each["round"]): each["reason"] for each in fed.rejections}
-    took = without.keys() == {("n0", 2), ("n1", 3), ("n1", 4)}  # the SuperLink drops answers of who left long before
-    assert took or without.keys() == {("n0", 2), ("n1", 2), ("n1", 3), ("n1", 4)}, fed.told()
-    assert clients == [USERS, USERS, USERS - (1 if took else 2) * share, USERS - share, USERS - share], fed.told()
+    # The SuperLink drops answers of nodes that left long before.
+    took = without.keys() == {("n0", 2), ("n1", 3), ("n1", 4)}
+    assert took or without.keys() == {("n0", 2), ("n1", 2), ("n1", 3), ("n1", 4)}, fed.output()
+    assert clients == [USERS, USERS, USERS - (1 if took else 2) * share, USERS - share, USERS - share], fed.output()
     assert without["n0", 2] == "late"
     assert {without["n1", 3], without["n1", 4]} <= {"away", "late", "code 5"}
     fed.node("n1")
     fed.coordinator(resume=True, rounds=ROUNDS + 1)
-    assert fed.ends("coordinator") == 0, fed.told()
-    assert fed.clients == [*clients, USERS], fed.told()
+    assert fed.ends("coordinator") == 0, fed.output()
+    assert fed.clients == [*clients, USERS], fed.output()
     fed.kept()
 
 
 def test_answers_that_cannot_be_part_of_a_sum(fed: Federation) -> None:
-    """Each is refused with its reason, and the round goes on with the others, as it does where a disk is full. Metrics
-    tell what the files tell."""
+    """Each is refused with its reason, and the round continues with the others, as it does where a disk is full.
+    Metrics show what the files contain."""
     while len(free := {local.free_port() for _ in range(5)} - {fed.port}) < 5:
         pass
     fed.ports = dict(zip(("coordinator", "service", "n1", "n2", "n3"), free, strict=True))
@@ -329,15 +329,14 @@ def test_answers_that_cannot_be_part_of_a_sum(fed: Federation) -> None:
     fed.node("n1", wrong)
     fed.node("n2", {1: "full disk", 3: "malformed", 4: "users"})
     last = fed.last_page("coordinator")
-    assert fed.ends("coordinator") == 0, fed.told()
+    assert fed.ends("coordinator") == 0, fed.output()
     found = {(each["node"], each["round"]): (each["reason"], each["detail"]) for each in fed.rejections}
-    assert found.pop(("n3", -1))[0] == "version", fed.told()
+    assert found.pop(("n3", -1))[0] == "version", fed.output()
     assert "the disk is full" in found[("n2", 1)][1]
     expected = {("n1", number): reason for number, reason in wrong.items()}
     expected |= {("n2", 1): "failed", ("n2", 3): "malformed", ("n2", 4): "users"}
     assert {where: reason for where, (reason, _) in found.items()} == expected
-    share = USERS // NODES
-    clients = fed.clients
+    share, clients = USERS // NODES, fed.clients
     assert clients == [2 * share, 2 * share, 2 * share, share, share]
     assert all(bool(each.isfinite().all()) for each in fed.tables.values())
     with Store.open(fed.store(2)) as store:
@@ -359,7 +358,7 @@ def test_answers_that_cannot_be_part_of_a_sum(fed: Federation) -> None:
 
 
 def as_written(fed: Federation, shown: Mapping[str, float]) -> None:
-    """What a coordinator showed last of all is what it wrote down until then."""
+    """The metrics that a coordinator showed last are what it had written to its files by then."""
     start = "perfedrec_coordinator_"
     found = {name.removeprefix(start): value for name, value in shown.items() if name.startswith(start)}
     history = RunFolder(fed.run).history()
@@ -390,8 +389,8 @@ def as_written(fed: Federation, shown: Mapping[str, float]) -> None:
 
 
 def test_a_third_of_the_nodes_is_killed_in_each_stage_of_secure_aggregation(tmp_path: Path) -> None:
-    """Of seven nodes two, then one of five, of four and of three: as many as may. What is opened is the sum of what the
-    others add, word for word; in the last stage it is too late to leave it."""
+    """Of seven nodes two are killed, then one of five, of four and of three: as many as may drop out. What is opened is
+    the sum of what the other nodes add, word for word. A node that is killed in the last stage is in the sum."""
     dead = {1: ("keys", {0, 1}), 2: ("shares", {2}), 3: ("masked", {3}), 4: ("unmask", {4})}
     parts = local.parted(open_data(DataSettings(path=PATH)).train, 7)
     there = set(range(len(parts)))
@@ -402,23 +401,23 @@ def test_a_third_of_the_nodes_is_killed_in_each_stage_of_secure_aggregation(tmp_
             fed.node(f"n{number}", faults)
         rounds = len(dead) + 1 - len(fed.config.build().phases)
         fed.coordinator(faults={1: "hurried"}, rounds=rounds, **{"min-nodes": len(parts)})
-        assert fed.ends("coordinator") == 0, fed.told()
+        assert fed.ends("coordinator") == 0, fed.output()
         for each in range(len(dead) + 1):
             stage, nodes = dead.get(each, ("", set()))
             adding = there if stage == "unmask" else there - nodes
             words = [np.load(fed.folder / "nodes" / f"n{number}" / f"words-{each}.npy") for number in adding]
             assert np.any(words, 1).all()
             assert np.array_equal(np.load(fed.folder / f"sum-{each}.npy"), np.sum(words, 0)), each
-            assert fed.clients[each] == sum(len(parts[number]) for number in adding), fed.told()
+            assert fed.clients[each] == sum(len(parts[number]) for number in adding), fed.output()
             assert [fed.ends(f"n{number}") for number in nodes] == [-9] * len(nodes)
             there -= nodes
         assert {each["reason"] for each in fed.rejections} <= {"late", "away", "code 5"}
         fed.kept()
 
 
-def test_certificate_renewed_and_a_key_replaced_in_a_run_that_goes_on(tmp_path: Path) -> None:
-    """Nodes notice nothing of the former. The latter costs a node nothing, not even the vector that pre-training made
-    for a user who has not taken part yet; the old key is refused."""
+def test_a_certificate_is_renewed_and_a_key_replaced_during_a_run(tmp_path: Path) -> None:
+    """Nodes do not notice the new certificate. A node with a new key loses nothing, not even the pre-trained vector of
+    a user who has not taken part yet; the old key is refused."""
     options, rounds = ["pretraining.kind=contrastive", "pretraining.steps=3", "personal.pretrained=0"], 8
     options.append("selection.n_clients_per_round=3")
     with laid_out(tmp_path / "federation", NODES, *options) as fed:
@@ -444,25 +443,25 @@ def test_certificate_renewed_and_a_key_replaced_in_a_run_that_goes_on(tmp_path: 
         presented = ssl.get_server_certificate(("127.0.0.1", fed.port))
         assert presented == (files / "server.pem").read_text() != server
         assert (files / "ca.crt").read_bytes() == ca
-        assert fed.ends("coordinator") == 0, fed.told()
+        assert fed.ends("coordinator") == 0, fed.output()
         for number in range(1, NODES):
             lines = fed.log(f"n{number}").splitlines()
             assert sum("connected to" in line for line in lines) == 1
-            assert "connected to" in lines[-1]  # and nothing since
+            assert "connected to" in lines[-1]  # and nothing after it
         assert fed.log("n0").count("connected to") == 2
-        assert same(fed.tables, undisturbed(fed, rounds)), fed.told()
+        assert same(fed.tables, undisturbed(fed, rounds)), fed.output()
         assert fed.rejections == []
         fed.kept()
 
         fed.run.rename(fed.folder / "run before")
-        fed.name = "another run"  # which the nodes play as well, without a word from anybody
+        fed.name = "another run"  # which the nodes join without being told to
         fed.coordinator(rounds=1)
-        assert fed.ends("coordinator") == 0, fed.told()
-        assert fed.clients == [USERS, 3], fed.told()
+        assert fed.ends("coordinator") == 0, fed.output()
+        assert fed.clients == [USERS, 3], fed.output()
 
 
-def test_nodes_that_are_not_let_in(fed: Federation, tmp_path: Path) -> None:
-    """With a key, an authority, a clock or a file that will not do: one line, and a code that is not 0."""
+def test_nodes_that_are_refused(fed: Federation, tmp_path: Path) -> None:
+    """With a wrong key, authority, clock or file: one line, and an exit code that is not 0."""
     certificates = fed.folder / "certificates"
     make_certificates(tmp_path / "other")
     make_certificates(tmp_path / "old")
@@ -471,18 +470,20 @@ def test_nodes_that_are_not_let_in(fed: Federation, tmp_path: Path) -> None:
         fed.node("n1")  # not registered
         fed.node("n0", ca=tmp_path / "other" / "ca.crt")
         fed.node("n2", key="n0", skew=60.0)
-        assert (fed.ends("n2"), fed.lines("n2")) == (4, 1), fed.told()
+        assert (fed.ends("n2"), fed.lines("n2")) == (4, 1), fed.output()
         assert "clock" in fed.log("n2")
-        assert (fed.ends("n0"), fed.lines("n0")) == (4, 1), fed.told()
+        assert (fed.ends("n0"), fed.lines("n0")) == (4, 1), fed.output()
         assert "certificate cannot be trusted" in fed.log("n0")
         fed.says("nodes/n1/log.txt", "not registered")
-        control.register([public_key(fed.folder / "keys" / "n1.pub")])  # instead of n0, whose key is no longer taken
+        control.register([public_key(fed.folder / "keys" / "n1.pub")])  # instead of n0, whose key is no longer accepted
         fed.says("nodes/n1/log.txt", "connected to")
         fed.node("n0")
         fed.says("nodes/n0/log.txt", "not registered")
         crew.end(fed.processes["n0"])
         both = control.register([public_key(fed.folder / "keys" / f"{name}.pub") for name in ("n0", "n1")])
-        assert list(both.values()) == [public_key(fed.folder / "keys" / "n1.pub")]  # what was removed cannot come back
+        assert list(both.values()) == [
+            public_key(fed.folder / "keys" / "n1.pub")
+        ]  # a key that was removed cannot come back
         with closing(sqlite3.connect(fed.store(3))) as file:
             file.execute("PRAGMA user_version = 99")
         fed.node("n3")
@@ -495,5 +496,5 @@ def test_nodes_that_are_not_let_in(fed: Federation, tmp_path: Path) -> None:
     fed.port = local.free_port()
     with serving(tmp_path / "link", fed.port, certificates, wait=False):
         fed.node("n0")
-        assert fed.ends("n0") == 4, fed.told()
+        assert fed.ends("n0") == 4, fed.output()
     assert "expired" in fed.log("n0").splitlines()[-1]

@@ -54,7 +54,7 @@ def test_flower_is_the_version_that_was_read() -> None:
     assert list(inspect.signature(HttpGrid).parameters)[:3] == ["runtime_api_address", "insecure", "root_certificates"]
 
 
-def test_the_app_that_opens_a_run_is_one() -> None:
+def test_the_app_that_opens_a_run_can_be_built() -> None:
     import tomli_w
 
     content, _ = build_fab_from_files({"pyproject.toml": tomli_w.dumps(APP).encode()})
@@ -78,15 +78,13 @@ def test_bundled_messages_are_few_objects_and_the_same_message() -> None:
     assert found[0] == found[1]
 
 
-def test_a_superlink_that_is_just_being_started_again_ends_as_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_superlink_ends_while_it_is_being_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, started = threading.Event(), list[subprocess.Popen[bytes]]()
 
     def start(link: SuperLink) -> subprocess.Popen[bytes]:
         if started:
             begun.set()
-            time.sleep(0.3)  # in which it is told to stop
+            time.sleep(0.3)  # stop() is called meanwhile
         code = "input()" if started else ""
         started.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE))
         return started[-1]
@@ -106,7 +104,7 @@ def test_a_superlink_that_is_just_being_started_again_ends_as_well(
 
 
 def test_no_heartbeat_comes_after_a_goodbye(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By it the node would count as there, and be refused when it comes back."""
+    """With it the node would count as connected, and be refused when it comes back."""
     make_certificates(tmp_path)
     make_key(tmp_path / "n0")
     monkeypatch.setattr(fleet, "HEARTBEAT", 0.01)
@@ -114,7 +112,7 @@ def test_no_heartbeat_comes_after_a_goodbye(tmp_path: Path, monkeypatch: pytest.
 
     def beat(request: Any) -> None:
         begun.set()
-        time.sleep(0.2)  # in which the goodbye is said
+        time.sleep(0.2)  # close() is called meanwhile
         calls.append("heartbeat")
 
     connection = fleet.Fleet("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "n0")
@@ -131,7 +129,7 @@ def test_no_heartbeat_comes_after_a_goodbye(tmp_path: Path, monkeypatch: pytest.
     assert calls[-1] == "goodbye"
 
 
-def test_keys_are_read_and_bad_ones_named(tmp_path: Path) -> None:
+def test_keys_are_read_and_other_files_are_refused(tmp_path: Path) -> None:
     make_key(tmp_path / "n0")
     assert (tmp_path / "n0").stat().st_mode & 0o077 == 0
     private = private_key(tmp_path / "n0")

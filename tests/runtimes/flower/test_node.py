@@ -18,7 +18,7 @@ from perfedrec.runtimes.flower import Fleet, NodeApp, Setup, run_node
 
 
 class Inbox:
-    """A connection with messages in it, which ends the node when they are answered."""
+    """A connection that delivers messages, and stops the node once they are answered."""
 
     address = "here"
 
@@ -40,7 +40,7 @@ class Inbox:
     def close(self) -> None: ...
 
 
-def test_a_refusal_is_one_line_however_often_it_is_asked(tmp_path: Path) -> None:
+def test_a_repeated_refusal_is_logged_once(tmp_path: Path) -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     lines, stop = list[str](), threading.Event()
     with stored(tmp_path / "a.node", arange(3)) as store:

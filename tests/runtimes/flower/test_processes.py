@@ -76,7 +76,7 @@ def test_processes_compute_the_tables_of_the_simulator(tmp_path: Path, users: in
 
 
 def as_simulated(given: Any, dataset: Any, folder: Path, run: Path) -> Any:
-    """The tables and cohorts of a run are the simulator's, bit for bit, and so is what the service has and gives out.
+    """The tables and cohorts of a run are the simulator's, bit for bit, and so is what the service has and publishes.
 
     Returns the simulator's state.
     """
@@ -87,7 +87,7 @@ def as_simulated(given: Any, dataset: Any, folder: Path, run: Path) -> Any:
     reports = [simulated.play() for _ in range(simulated.n_phases + given.run.rounds)]
     assert [each.report.clients for each in RunFolder(run).history()] == [each.clients for each in reports]
     newest = checkpoint.load(checkpoint.folders(run / "checkpoints")[0])
-    elsewhere = ("service.", "tokens", "neighbours")  # which the coordinator has not
+    elsewhere = ("service.", "tokens", "neighbours")  # which the coordinator does not have
     expected = {name: each for name, each in flatten(simulated.state)[0].items() if not name.startswith(elsewhere)}
     found = {name: each for name, each in newest.records["state"][0].items() if not name.startswith("service.")}
     assert found.keys() == expected.keys()
@@ -104,7 +104,8 @@ def as_simulated(given: Any, dataset: Any, folder: Path, run: Path) -> Any:
 
 
 def nothing_for_the_service(folder: Path, run: Path, held: Any, n_items: int) -> None:
-    """What the coordinator does not have on its disk. The searches find it where it belongs."""
+    """The coordinator's disk has nothing that is for the service or the nodes. The same searches find it where it
+    belongs."""
     coordinator, service = content(run), content(folder / "service")
     graph = held.graph.by_user  # a list of few items, or out of few, may be there by chance among the rows touched
     several = graph.starts.diff(append=torch.tensor([graph.columns.numel()])) > 1  # layer 1 of one item can be its row
@@ -132,14 +133,14 @@ def content(folder: Path) -> bytes:
 
 
 def forms(numbers: Tensor) -> list[bytes]:
-    """The bytes that whole numbers have as they are kept or travel."""
+    """The bytes of whole numbers as they are stored and as they travel."""
     return [numbers.to(kind).numpy().tobytes() for kind in (torch.int64, torch.int32)]
 
 
-def test_under_profile_private_the_nodes_of_up_draw_with_opendp(
+def test_under_profile_private_the_nodes_of_federation_up_draw_with_opendp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node loads OpenDP when it draws: after it has joined, and before the end."""
+    """A node loads OpenDP when it draws noise: not when it joins, but before the end."""
     nodes, begin, seen = local.nodes, Coordinator.begin, list[list[bool]]()
     processes: list[subprocess.Popen[bytes]] = []
 

@@ -1,4 +1,4 @@
-"""Secure aggregation without messages: exact sums, drop-outs, what one upload tells, and what a node refuses."""
+"""Secure aggregation without messages: exact sums, drop-outs, what one upload reveals, and what a node refuses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_up_to_a_third_may_drop_out_at_any_stage(case: tuple[int, str, set[int]]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_with_more_gone_the_sum_is_aborted_in_that_stage(stage: str) -> None:
+def test_with_more_drop_outs_the_sum_is_aborted_in_that_stage(stage: str) -> None:
     with pytest.raises(AbortedError, match=f"aborted in stage {stage}") as caught:
         Together({stage: {0, 2, 5}}).sum(vectors(6))
     assert caught.value.stage == stage
@@ -69,7 +69,7 @@ def test_thresholds() -> None:
         **{2: 2, 3: 2, 4: 3, 5: 4, 6: 4, 9: 6, 33: 22},
         **{34: 10, 1000: 10},
     }
-    # A third of 1,000 nodes gone: how likely it is that a node that is left, or one that is gone, has too few peers.
+    # A third of 1,000 nodes drops out: how likely it is that a node of either kind has too few remaining peers.
     left, gone = stats.hypergeom(999, 666, 32).cdf(8), stats.hypergeom(999, 667, 32).cdf(9)
     assert 667 * left + 333 * gone < 0.003
 
@@ -89,7 +89,7 @@ def updates(n: int, clip: float) -> Update:
 
 
 @pytest.mark.parametrize("clip", [1e-6, 0.3, 10.0])
-def test_the_sum_is_that_of_the_clear_and_off_by_rounding_to_the_grid_alone(clip: float) -> None:
+def test_the_sum_is_the_sum_in_the_clear_and_differs_from_the_exact_one_by_rounding_only(clip: float) -> None:
     n, given = 6, updates(6, clip)
     total, clear = Together()(given, 4, 1), reduce(given, 4, 1)
     assert torch.equal(total.keys, clear.keys)
@@ -107,7 +107,7 @@ def test_the_sum_is_that_of_the_clear_and_off_by_rounding_to_the_grid_alone(clip
     assert clip > 1e-6 or float(bound) < 1e-4 * mean  # small changes are not lost
 
 
-def test_a_sum_that_no_nodes_could_have_is_refused() -> None:
+def test_an_impossible_sum_is_refused() -> None:
     like = reduce(updates(2, 1.0), 4, 1)
     words = to_words(like)
     assert torch.equal(from_words(words, 2, like).sums, like.sums)
@@ -122,7 +122,7 @@ def test_a_sum_that_no_nodes_could_have_is_refused() -> None:
         to_words(like)
 
 
-# --- what one upload tells ---
+# --- what one upload reveals ---
 
 
 def pair() -> tuple[Participant, Participant]:
@@ -161,7 +161,7 @@ def test_an_upload_is_noise_whatever_is_in_it() -> None:
 
 
 def test_the_mask_is_chacha20_of_all_bits_of_the_secret() -> None:
-    """The first block under a key of ours, worked out by the definition (RFC 8439, section 2.3)."""
+    """The first block under a known key, computed from the definition (RFC 8439, section 2.3)."""
     from hashlib import sha256
 
     key = sha256(b"perfedrec mask" + b"s").digest()
@@ -191,7 +191,7 @@ def test_the_mask_is_chacha20_of_all_bits_of_the_secret() -> None:
 # --- what a node refuses ---
 
 
-def test_a_node_never_tells_both_secrets_of_one_node_nor_answers_twice() -> None:
+def test_a_node_never_opens_both_secrets_of_one_node_and_never_answers_twice() -> None:
     node, _ = pair()
     for present, gone in (([3, 8], [8]), ([3], []), ([3, 8, 8], []), ([8], [3]), ([3, 8, 9], [])):
         with pytest.raises(PerfedrecError):
@@ -232,7 +232,7 @@ def test_a_node_does_not_share_its_secrets_where_that_protects_nothing(change: d
     assert node.seed == b""
 
 
-def test_a_node_takes_only_shares_that_were_sealed_for_it_by_their_sender() -> None:
+def test_a_node_accepts_only_shares_that_were_sealed_for_it_by_their_sender() -> None:
     session, nodes = b"0" * 16, [Participant(number, b"0" * 16) for number in range(3)]
     keys = [node.keys() for node in nodes]
     sealed = {}
@@ -242,8 +242,8 @@ def test_a_node_takes_only_shares_that_were_sealed_for_it_by_their_sender() -> N
         sealed[node.node] = dict(zip(others, node.shares(session, 2, others, *public)["sealed"], strict=True))
     torn = sealed[1][0][:-6] + b"AAAAA="
     for senders, texts, message in (
-        ([1, 2], [sealed[2][0], sealed[1][0]], "not what it sealed"),  # each as if from the other
-        ([1, 2], [sealed[1][2], sealed[2][0]], "not what it sealed"),  # for somebody else
+        ([1, 2], [sealed[2][0], sealed[1][0]], "not what it sealed"),  # each in the name of the other
+        ([1, 2], [sealed[1][2], sealed[2][0]], "not what it sealed"),  # for another node
         ([1, 2], [torn, sealed[2][0]], "not what it sealed"),
         ([1, 5], [sealed[1][0], sealed[2][0]], "no peers"),
         ([1, 1], [sealed[1][0], sealed[1][0]], "no peers"),
@@ -255,7 +255,7 @@ def test_a_node_takes_only_shares_that_were_sealed_for_it_by_their_sender() -> N
     assert nodes[0].holders == [0, 2, 1]
 
 
-def test_a_node_takes_no_keys_that_its_like_do_not_vouch_for() -> None:
+def test_a_node_accepts_no_keys_for_which_their_node_does_not_vouch() -> None:
     secret, session = b"s" * 32, b"0" * 16
     fresh = {node: Participant(node, session).keys(secret) for node in (1, 2, 4)}
     second = Participant(2, session).keys(secret)
@@ -271,15 +271,15 @@ def test_a_node_takes_no_keys_that_its_like_do_not_vouch_for() -> None:
     for good in (fresh[2], second):
         assert shared(good).next == "masked"
     for bad in (
-        fresh[2] | {"mask": second["mask"]},  # a key of the coordinator's own, under the voucher for another one
+        fresh[2] | {"mask": second["mask"]},  # a key of the coordinator, with the voucher for another key
         fresh[2] | {"seal": second["seal"]},
         second | {"mask": second["seal"], "seal": second["mask"]},
-        Participant(5, session).keys(secret),  # those of another node, as if they were node 2's
-        Participant(2, session).keys(b"t" * 32),  # of somebody who does not have the secret
+        Participant(5, session).keys(secret),  # those of another node, in the name of node 2
+        Participant(2, session).keys(b"t" * 32),  # of a process that does not have the secret
         Participant(2, session).keys(),
         Participant(2, b"1" * 16).keys(secret),  # of another sum
     ):
         with pytest.raises(UploadError, match="in the name of node 2, which does not vouch") as error:
             shared(bad)
         assert error.value.reason == "unvouched"
-        assert shared(bad, secret=b"").next == "masked"  # who has no secret takes the coordinator's word
+        assert shared(bad, secret=b"").next == "masked"  # a node without a secret trusts the coordinator

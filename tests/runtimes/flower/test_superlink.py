@@ -46,7 +46,7 @@ def state(folder: Path) -> DurableState:
 
 
 def opened(given: DurableState) -> tuple[int, int, str]:
-    """A run under way: its id, that of its task, and the token of who may speak for it."""
+    """An open run: its number, that of its task, and the token of its coordinator."""
     run = given.create_run("app", "1", "hash", {}, "@none/default", None, "", TaskType.SERVER_APP)
     (task,) = given.get_tasks(task_ids=None)
     token = given.claim_task(task.task_id)
@@ -64,7 +64,7 @@ def message(node: int, number: int = 0, ttl: float = 60.0) -> Message:
 
 
 def taken(given: DurableState, each: Message) -> str:
-    """A message stored with all its parts, and its name."""
+    """Store a message with all its parts, and return its name."""
     session = given.start_session(each.metadata.run_id)
     head = message_from_proto(message_to_proto(remove_content_from_message(each)))
     stored, missing = given.store_message_and_object_tree(head, get_object_tree(each), session)
@@ -82,7 +82,7 @@ def answered(given: DurableState, asked: Message) -> Message:
 
 
 def fails(given: DurableState, name: str, run: int) -> int | None:
-    """The code of the error that is the answer to a message, if it is one."""
+    """The code where the answer to a message is an error."""
     (found,) = given.get_message_res({name}, run) or (None,)
     return found.error.code if found is not None and found.has_error() else None
 
@@ -91,7 +91,7 @@ def test_flower_is_the_version_that_was_read() -> None:
     assert metadata.version("flwr") == "1.41.0", "superlink.py was written against another Flower: read it again"
 
 
-def test_who_is_registered_and_which_run_is_open_lasts_and_what_is_sent_does_not(tmp_path: Path) -> None:
+def test_registered_nodes_and_open_runs_survive_a_restart_and_messages_do_not(tmp_path: Path) -> None:
     before = state(tmp_path)
     gone = before.create_node("", "", b"another key", 0)
     node = before.create_node("", "", PUBLIC, 0)
@@ -106,7 +106,7 @@ def test_who_is_registered_and_which_run_is_open_lasts_and_what_is_sent_does_not
 
     after = state(tmp_path)
     assert after.get_node_id_by_public_key(PUBLIC) == node
-    assert after.get_nodes(run) == {node}  # it need not say that it is there again
+    assert after.get_nodes(run) == {node}  # it counts as connected without connecting again
     assert {each.node_id: each.status for each in after.get_node_info()}[gone] == NodeStatus.UNREGISTERED
     with pytest.raises(ValueError, match="already in use"):
         after.create_node("", "", b"another key", 0)
@@ -124,7 +124,9 @@ def test_who_is_registered_and_which_run_is_open_lasts_and_what_is_sent_does_not
     assert ended.get_run_status({run})[run].sub_status == SubStatus.COMPLETED
 
 
-def test_a_node_that_is_silent_after_a_restart_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_is_silent_after_a_restart_no_longer_counts_as_connected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = state(tmp_path)
     node = before.create_node("", "", PUBLIC, 0)
     before.activate_node(node, 20.0)
@@ -137,7 +139,7 @@ def test_a_node_that_is_silent_after_a_restart_is_missed(tmp_path: Path, monkeyp
     assert after.get_nodes(run) == set()
 
 
-def test_a_node_is_given_its_own_messages_once_and_in_order(tmp_path: Path) -> None:
+def test_a_node_receives_its_own_messages_once_and_in_order(tmp_path: Path) -> None:
     given = state(tmp_path)
     nodes = [given.create_node("", "", bytes([each]), 0) for each in range(2)]
     for each in nodes:
@@ -153,7 +155,7 @@ def test_a_node_is_given_its_own_messages_once_and_in_order(tmp_path: Path) -> N
     assert [each.metadata.message_id for each in given.get_message_ins(nodes[0], 1)] == [names[4]]
 
 
-def test_what_a_node_took_along_when_it_died_is_asked_again(tmp_path: Path) -> None:
+def test_messages_that_a_node_had_when_it_died_are_unknown_afterwards(tmp_path: Path) -> None:
     given = state(tmp_path)
     node = given.create_node("", "", PUBLIC, 0)
     given.activate_node(node, 20.0)
@@ -169,7 +171,7 @@ def test_what_a_node_took_along_when_it_died_is_asked_again(tmp_path: Path) -> N
         message_from_proto(message_to_proto(remove_content_from_message(reply))),
         get_object_tree(reply),
         given.start_session(run),
-    )  # and its parts never come
+    )  # and its parts never arrive
     name = taken(given, waiting)
     given.deactivate_node(node)
     assert given.activate_node(node, 20.0)
@@ -181,7 +183,7 @@ def test_what_a_node_took_along_when_it_died_is_asked_again(tmp_path: Path) -> N
     assert [each.metadata.message_id for each in given.get_message_ins(node, None)] == [name]
 
 
-def test_what_nobody_fetches_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expired_messages_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = state(tmp_path)
     node = given.create_node("", "", PUBLIC, 0)
     given.activate_node(node, 20.0)
@@ -199,13 +201,13 @@ def test_what_nobody_fetches_is_dropped(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def in_a_loop(play: Coroutine[Any, Any, Any]) -> Any:
-    """In a thread of its own: a browser of other tests may have left a loop that runs in this one."""
+    """In a thread of its own: other tests with a browser may have left a running loop in this one."""
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(asyncio.run, play).result()
 
 
 class Line:
-    """A client of a :class:`FastPath`, before an app that notes what comes to it."""
+    """A client of a :class:`FastPath`, in front of an app that notes its requests."""
 
     def __init__(self, folder: Path) -> None:
         self.state, self.fallen = state(folder), list[str]()
@@ -245,7 +247,7 @@ class Line:
         return await self.call("/v1/runtime/push-messages", request)
 
 
-def test_a_question_is_held_until_there_is_news(tmp_path: Path) -> None:
+def test_a_request_is_held_until_there_is_news(tmp_path: Path) -> None:
     line = Line(tmp_path)
 
     async def play() -> None:
@@ -294,7 +296,7 @@ def test_a_question_is_held_until_there_is_news(tmp_path: Path) -> None:
     assert line.fallen == []
 
 
-def test_what_fails_goes_the_way_of_flower(tmp_path: Path) -> None:
+def test_requests_that_fail_are_answered_by_flower(tmp_path: Path) -> None:
     line, other = Line(tmp_path), ec.generate_private_key(ec.SECP384R1())
 
     async def play() -> list[int]:
@@ -314,8 +316,8 @@ def test_what_fails_goes_the_way_of_flower(tmp_path: Path) -> None:
     ]
 
 
-def test_who_hangs_up_while_waiting_is_given_nothing(tmp_path: Path) -> None:
-    """What it was to be given is still there for who comes after it."""
+def test_a_client_that_disconnects_while_waiting_receives_nothing(tmp_path: Path) -> None:
+    """The message for it is still there for the next client."""
     line = Line(tmp_path)
     sent = list[Any]()
 

@@ -57,7 +57,7 @@ def grid_of(given: dict[str, Any], nodes: int) -> MemoryGrid:
 
 
 def as_simulated(given: dict[str, Any], nodes: int, dataset: Dataset | None = None, within: float = 0.0) -> None:
-    """Cohorts, the model and the memories in the nodes' stores are the simulator's, ``within`` a bound."""
+    """Cohorts, the model and the client states in the nodes' stores are the simulator's, ``within`` a bound."""
 
     def others(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> list[str]:
         return [name for name in one if not torch.allclose(one[name], two[name], rtol=0, atol=within)]
@@ -128,14 +128,16 @@ def test_attributes_reach_the_nodes_of_their_users(tmp_path: Path, monkeypatch: 
         ({"data": "synthetic:users=3,items=60,interactions_per_user=5"}, "3 users for 5 nodes"),
     ],
 )
-def test_a_run_that_cannot_be_says_why_and_writes_nothing(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_an_impossible_run_is_refused_with_its_reason_and_writes_nothing(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     given = GIVEN | {"output": str(tmp_path / "run")} | change
     with pytest.raises(ConfigError, match=message):
         virtual.play(grid_of(given, 5), given)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_takes_no_folder_that_is_in_use(tmp_path: Path) -> None:
+def test_a_run_refuses_a_folder_that_is_in_use(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     given = GIVEN | {"output": str(tmp_path)}
     with pytest.raises(ConfigError, match="is not empty, and has no run with a checkpoint"):
@@ -151,9 +153,7 @@ def test_a_virtual_node_that_fails_ends_the_run(tmp_path: Path) -> None:
         virtual.play(grid, given)
 
 
-def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_continues_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = GIVEN | {"output": str(tmp_path / "run"), "rounds": 1}
     virtual.play(grid_of(given, 5), given)
 
@@ -164,7 +164,7 @@ def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not_been(
     with monkeypatch.context() as patched:
         patched.setattr(
             run.FederatedRun, "checkpoint", killed
-        )  # the nodes have played the round, and nothing tells of it
+        )  # the nodes have played the round, and there is no checkpoint of it
         with pytest.raises(KeyboardInterrupt):
             virtual.play(grid_of(longer, 5), longer)
     with pytest.raises(ConfigError, match="is a run with 5 nodes; expected the same number, and not 4"):
@@ -180,7 +180,8 @@ def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not_been(
 
 @contextmanager
 def superlink(home: Path) -> Iterator[dict[str, str]]:
-    """A SuperLink with the simulation engine, which ends with all its children; what a command line to it needs."""
+    """A SuperLink with the simulation engine, which ends with all its children. Yields the environment that commands to
+    it need."""
     port, binaries = free_port(), Path(sys.executable).parent
     home.mkdir()
     (home / "config.toml").write_text(

@@ -78,7 +78,7 @@ def play_round(
 
     In the report, bytes are those of the arrays in the messages, the largest upload is that of a node, and there is no
     loss, because losses do not leave the nodes. With a neighbourhood service on a node of its own, ``state`` has
-    neither tokens nor reports. Where clients contribute to sums alone, the service has nothing to do and is not asked.
+    neither tokens nor reports. Where clients contribute only to sums, the service has nothing to do and is not asked.
 
     Where sums are secure (:func:`~perfedrec.runtimes.flower.secure_sum.secure_sum`) nodes may drop out. If the sum of a
     training round is aborted, the round has no clients; in a phase before training

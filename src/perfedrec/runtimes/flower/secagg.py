@@ -398,11 +398,11 @@ class Together:
     """The protocol in one process, for tests and benchmarks: each client of a block is a node. Called, it computes what
     :func:`perfedrec.core.aggregate.reduce` computes.
 
-    ``gone`` names by stage the clients that drop out in it, as places in the block.
+    ``dropped`` names by stage the clients that drop out in it, as places in the block.
     """
 
-    def __init__(self, gone: Mapping[str, Collection[int]] | None = None) -> None:
-        self.gone = gone or {}
+    def __init__(self, dropped: Mapping[str, Collection[int]] | None = None) -> None:
+        self.dropped = dropped or {}
 
     def __call__(self, update: Update, n_items: int, n_groups: int) -> Aggregate:
         n = update.users.numel()
@@ -416,7 +416,7 @@ class Together:
 
         def ask(stage: str, tasks: Mapping[int, Values]) -> Iterator[tuple[int, Values]]:
             for node, task in tasks.items():
-                if node in self.gone.get(stage, ()):
+                if node in self.dropped.get(stage, ()):
                     continue
                 if stage == "keys":
                     nodes[node] = Participant(node, **task)
