@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SINGLE, UNEQUAL, Twins, settings
 
+from perfedrec.core.aggregate import Aggregate, Sum
 from perfedrec.runtimes.flower import secagg
 
 SPECTRAL = {
@@ -75,6 +77,31 @@ def test_users_of_no_node_do_not_take_part() -> None:
     assert (report.cohort, report.clients) == (N_USERS, N_USERS - away.numel())
     assert not torch.isin(twins.flower.service.graph.by_item.columns, away).any()
     assert float(twins.flower.service.reports[away].abs().max()) == 0
+
+
+class Watched(Sum):
+    """A rule that compares clients. It notes the number of clients in each part."""
+
+    separate: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def combine(self, phase: str, parts: Iterable[Aggregate], empty: Aggregate) -> Aggregate:
+        found = list(parts)
+        self.seen.append([part.clients for part in found])
+        return super().combine(phase, found, empty)
+
+
+def test_the_methods_aggregator_combines_the_answers_of_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer is one part, and an empty round has none."""
+    twins, watched = Twins(settings(), UNEQUAL), Watched()
+    monkeypatch.setattr(twins.algorithm, "aggregator", watched)
+    twins.play()
+    assert watched.seen == [list(UNEQUAL)]
+    twins.hosts = {}
+    assert twins.play().clients == 0
+    assert watched.seen == [list(UNEQUAL), []]
 
 
 SUMS = {"kind": "spectral", "cluster_passes": 0}
