@@ -45,8 +45,8 @@ def test_train_evaluate_and_recommend_on_a_file_with_string_ids(ratings: Path, t
     assert trained.exit_code == 0, trained.output
     summary = json.loads(trained.stdout)
     evaluated = json.loads(runner.invoke(app, ["evaluate", "--run", str(run), "--json"]).stdout)
-    assert evaluated["metrics"] == summary.test
-    assert summary.communication["uploads"] == sum(
+    assert evaluated["metrics"] == summary["test"]
+    assert summary["communication"]["uploads"] == sum(
         json.loads(line)["clients"] for line in (run / "metrics.jsonl").read_text().splitlines()
     )
     one = json.loads(runner.invoke(app, ["recommend", "--run", str(run), "--user", "u3", "--k", "4", "--json"]).stdout)
@@ -261,8 +261,8 @@ def test_figures_of_sampled_negatives_are_labelled(ratings: Path, tmp_path: Path
     assert re.search(r"test, 7 sampled\b", shown)
     assert "columns with sampled negatives rank each held-out item among these" in " ".join(shown.split())
     summary = json.loads((run / "result.json").read_text())
-    assert summary.protocols == {"test": "full ranking", "test_sampled": "7 sampled negatives"}
-    assert summary.test_sampled["recall@10"] > summary.test["recall@10"]  # which is why they are labelled
+    assert summary["protocols"] == {"test": "full ranking", "test_sampled": "7 sampled negatives"}
+    assert summary["test_sampled"]["recall@10"] > summary["test"]["recall@10"]  # which is why they are labelled
 
 
 def test_ids_that_look_like_markup_are_printed_unchanged(ratings: Path, tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_an_interrupted_coordinator_prints_the_command_that_resumes_it(
     files = ("--output", tmp_path / "a run", "--catalogue", tmp_path / "items.txt", "--nodes", tmp_path / "keys")
     terms = ("--certificates", tmp_path / "certs", "--rounds", "7", "--min-nodes", "4", "--enough", "0.5")
     first = cli("serve", *files, *terms, "--privacy", "none", "--set", "model.embedding_dim=8", code=143)
-    message, _, command = first.stderr.strip().partition("; go on with perfedrec ")
+    message, _, command = first.stderr.strip().partition("; resume with perfedrec ")
     assert message == "error: stopped after round 4"
     second = cli(*shlex.split(command), code=130)
     assert second.stderr.strip() == f"error: interrupted; resume with perfedrec {command}"

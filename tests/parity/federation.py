@@ -72,8 +72,10 @@ class Twins:
         tamper: Callable[[Message], Message | None] | None = None,
         attributes: bool = False,
         apart: bool = False,
+        algorithm: Any = None,
     ) -> None:
-        self.algorithm, self.population = PerFedRecPP(config), population(attributes)
+        self.algorithm = algorithm or PerFedRecPP(config)
+        self.population = population(attributes)
         degrees = torch.bincount(self.population.items, minlength=N_ITEMS)
         self.kinds = torch.arange(N_ITEMS * 2).reshape(N_ITEMS, 2).remainder(3).float() if attributes else None
         self.n_attributes = 3 if attributes else 0
@@ -95,7 +97,8 @@ class Twins:
             self.simulated = replace(self.simulated, tokens=bundles[100].tokens(N_ITEMS))
             self.flower = replace(self.flower, tokens=None)
         apps = {
-            node: client_app(self.algorithm, held, LAYOUT, SEED, bundles.get(node)) for node, held in self.nodes.items()
+            node: client_app(self.algorithm, held, BroadcastLayout.of(self.algorithm), SEED, bundles.get(node))
+            for node, held in self.nodes.items()
         }
         if self.service is not None:
             apps[SERVICE] = self.service.app()

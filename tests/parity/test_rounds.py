@@ -9,7 +9,9 @@ import pytest
 import torch
 from tests.parity.federation import N_ITEMS, N_USERS, PROTECTED, SINGLE, UNEQUAL, Twins, settings
 
+from perfedrec import configure
 from perfedrec.core.aggregate import Aggregate, Sum
+from perfedrec.runs.config import default_preset
 from perfedrec.runtimes.flower import secagg
 
 SPECTRAL = {
@@ -134,3 +136,27 @@ def test_each_node_adds_the_noise_of_its_own_clients() -> None:
     for _ in range(6):
         twins.play()
     assert bool(twins.flower.items.isfinite().all())
+
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "fedmf": (),
+    "fedncf": (),
+    "fedgnn": ("model.refresh_every=2",),
+    "pfedrec": (),
+    "gpfedrec": ("graph.every=1", "graph.n_landmarks=3"),
+    "fedrap": (),
+    "fastpfrec": ("nodes.n_nodes=3", "pretraining.steps=2", "pretraining.batch_size=16"),
+}
+
+
+@pytest.mark.parametrize("sizes", [SINGLE, UNEQUAL], ids=["one user a node", "many users a node"])
+@pytest.mark.parametrize("method", METHODS)
+def test_flower_plays_the_rounds_of_every_method(method: str, sizes: tuple[int, ...]) -> None:
+    """Groups that a method makes itself, such as GPFedRec's landmarks, reach the sum with their own numbers."""
+    small = ("model.embedding_dim=8", "selection.n_clients_per_round=12", *METHODS[method])
+    algorithm = configure(default_preset(method), overrides=small, algorithm=method).build()
+    twins = Twins(settings(), sizes, algorithm=algorithm)
+    for _ in range(len(algorithm.phases) + 4):
+        assert twins.simulate().clients == twins.play().clients > 0
+        # These two apply a shared network, or compare users, by matrix products, which pick their kernels by size.
+        assert twins.difference() <= {"fedncf": 1e-5, "gpfedrec": 1e-6}.get(method, 0)

@@ -139,7 +139,8 @@ def up(
         with exposed(metrics_port) as expose:
             dataset = None if resume else open_data(resolved.data)
             if dataset is not None:
-                local.lay_out(output, dataset, NODES if nodes is None else nodes, users)
+                count = NODES if nodes is None else nodes
+                local.lay_out(output, dataset, count, users, attributes=resolved.attributes)
             port = local.free_port()
             terms = Terms(port=port, min_nodes=sum(1 for _ in (output / "nodes").iterdir()), deadline=deadline)
             catalogue, places = read_catalogue(output / local.CATALOGUE), (output / "certificates", output / "keys")

@@ -112,7 +112,8 @@ def sum_of_users(algorithm: Algorithm[S, B, C], population: Users, task: Task[B]
     """The sum over the users of a task, with noise, as it leaves the node."""
     key = round_key(seed, task.round)
     update, _ = contribute(algorithm, task.phase, task.broadcast, population, task.users, key)
-    if not algorithm.protection.sums:  # else the coordinator sent all groups, with their own numbers
+    # Where the coordinator sent the blocks of some groups alone, it numbered these anew.
+    if not algorithm.protection.sums and BroadcastLayout.of(algorithm).per_group:
         update = replace(update, groups=task.present[update.groups])
     total = reduce(update, population.n_items, task.n_groups)
     own = key.fold("release").fold("node", int(task.users.min())) if task.users.numel() else key
