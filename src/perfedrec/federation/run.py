@@ -16,7 +16,7 @@ from perfedrec.core.records import copied, unflatten
 from perfedrec.data import Catalogue
 from perfedrec.federation.agreement import method_for_nodes
 from perfedrec.privacy.report import privacy_block
-from perfedrec.runs.checkpoint import Loaded
+from perfedrec.runs.checkpoint import Loaded, check_phases
 from perfedrec.runs.config import Config
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.progress import Progress
@@ -38,8 +38,9 @@ class FederatedRun:
     """A run of a federated ``algorithm``: a new one, or with ``resume`` the one that ``folder`` holds.
 
     A new run gets the ``name``; nodes know it by that name. Raises :class:`CheckpointError` for a checkpoint of another
-    configuration or catalogue and, where the fingerprint of the ``data`` is known, of other data; and
-    :class:`ConfigError` where the folder of a new run is not empty.
+    configuration or catalogue, for one that cannot be resumed (:func:`perfedrec.runs.checkpoint.check_phases`) and,
+    where the fingerprint of the ``data`` is known, for one of other data; and :class:`ConfigError` where the folder of
+    a new run is not empty.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class FederatedRun:
         name = self.folder.name()
         self._loaded = self.folder.newest_checkpoint(self.belongs)
         if self._loaded is not None:
+            check_phases(self._loaded, self.algorithm)
             self.progress = Progress.resumed(self._loaded.extra["standing"], self.progress.total)
             self.users = self._loaded.records[USERS][0]["users"]
         self.folder.forget_after(self.progress.done)

@@ -22,6 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.core.records import Scalar, flatten
 
@@ -41,8 +42,11 @@ Records = dict[str, tuple[dict[str, Tensor], dict[str, Scalar]]]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A verified checkpoint: its ``records``, and the ``extra`` values that were stored with them."""
+    """A verified checkpoint in a ``folder``: its ``format``, its ``records``, and the ``extra`` values that were stored
+    with them."""
 
+    folder: Path
+    format: int
     records: Records
     extra: dict[str, Any]
 
@@ -100,7 +104,21 @@ def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
             records[name] = (load_tensors(content), entry["scalars"])
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged checkpoint: {reason(error)}") from None
-    return Loaded(records, extra)
+    return Loaded(folder, form, records, extra)
+
+
+def check_phases(loaded: Loaded, algorithm: Algorithm[Any, Any, Any]) -> None:
+    """Refuse to resume a run that played a phase which its ``algorithm`` no longer has.
+
+    FedMF of 0.1.0 released item degrees under secure sums, in a phase before training. Such a run can be opened, but
+    its rounds are counted in another way. Raises :class:`CheckpointError`.
+    """
+    released = loaded.format == 2 and algorithm.protection.sums and "degrees" in loaded.records["state"][0]
+    if released and all(phase.name != "degrees" for phase in algorithm.phases):
+        raise CheckpointError(
+            f"{loaded.folder}: made by 0.1.0, whose fedmf released item degrees in a phase of its own; "
+            "expected it to be trained anew"
+        )
 
 
 def folders(root: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from perfedrec.data import Dataset
+from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.runs import checkpoint
 from perfedrec.runs.config import Config, RunSettings, config_of
@@ -47,7 +48,10 @@ def train(
     if resume is None:
         writer.claim()
     else:
-        rounds.restore(checkpoint.load(resume, belongs))
+        loaded = checkpoint.load(resume, belongs)
+        if not isinstance(algorithm, Method):
+            checkpoint.check_phases(loaded, algorithm)
+        rounds.restore(loaded)
         rounds.history = writer.resume(rounds.progress.done)
     result, started = None, list[Tracker]()
     reporter.start(rounds.progress)
