@@ -95,7 +95,7 @@ def test_the_service_is_asked_twice(tmp_path: Path) -> None:
 def test_the_coordinator_waits_for_the_service_and_names_it(tmp_path: Path) -> None:
     deployment, lines = Deployment(settings(), tmp_path), list[str]()
     del deployment.apps[SERVICE]
-    with pytest.raises(PerfedrecError, match=r"gave up waiting: 4 of 4 .* and the neighbourhood service is not"):
+    with pytest.raises(PerfedrecError, match=r"gave up waiting: 4 nodes .* and the neighbourhood service is not"):
         deployment.coordinator.assemble(4, N_USERS, 0.0, lines.append)
     deployment.serve(version="another")
     with pytest.raises(PerfedrecError, match="the neighbourhood service is not"):
@@ -114,7 +114,7 @@ def test_a_node_without_a_bundle_hands_nothing_over(tmp_path: Path) -> None:
     deployment, lines = Deployment(settings(), tmp_path), list[str]()
     bare = NodeApp(deployment.nodes[101], lambda _: deployment.algorithm, "1").app()
     deployment.apps[101] = lambda message, context: answer(bare, message, context)
-    with pytest.raises(PerfedrecError, match="gave up waiting: 3 of 4 nodes"):
+    with pytest.raises(PerfedrecError, match="gave up waiting: 3 nodes"):
         deployment.coordinator.assemble(4, N_USERS, 0.0, lines.append)
     assert any(line.startswith("node 101 is refused: it failed") or "has no bundle" in line for line in lines)
     assert [each.reason for each in deployment.coordinator.rejected] == ["bundle"]

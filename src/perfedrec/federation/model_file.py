@@ -21,6 +21,7 @@ from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.records import flatten, unflatten
 from perfedrec.data import Catalogue, Encoding
 from perfedrec.federation.agreement import build, method_of
+from perfedrec.methods.registry import METHODS
 from perfedrec.runs.checkpoint import write_atomic
 from perfedrec.runs.result import open_run
 from perfedrec.runtimes.node import Store, serving_broadcast
@@ -53,12 +54,17 @@ class Model:
 def export(folder: Path, output: Path, data: str | None = None) -> None:
     """Write the model of a finished run of ``perfedrec train`` to a file. ``data`` says where its data are now.
 
-    Raises :class:`ConfigError` where the method is centralised, and where the file cannot be written.
+    Raises :class:`ConfigError` where the method is centralised or a file of one's own, and where the file cannot be written.
     """
     result, config = open_run(folder, data, "cpu")
     recommender = result.recommender
     if not isinstance(recommender, PersonalRecommender):
         raise ConfigError(f"{folder}: {config.algorithm} is centralised; expected the run of a federated method")
+    if config.algorithm not in METHODS:
+        raise ConfigError(
+            f"{folder}: {config.algorithm} does not come with perfedrec, and no node takes code from a file; expected the "
+            f"run of one of {', '.join(METHODS)}"
+        )
     broadcast = serving_broadcast(recommender.algorithm, recommender.state, NOBODY)
     tensors, scalars = flatten(broadcast)
     catalogue = Catalogue.of(result.dataset, config.attributes)

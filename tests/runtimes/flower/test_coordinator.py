@@ -125,7 +125,7 @@ def assembled(given: Coordinator, nodes: int = 3, seconds: float = 10.0) -> list
 def test_nodes_name_the_users_that_they_host(stores: dict[int, Store]) -> None:
     given = coordinator(stores)
     lines = assembled(given)
-    assert lines[-1] == f"3 of 3 nodes and {N_USERS} of 1 users are present"
+    assert lines[-1] == f"3 nodes and {N_USERS} users are present (needed: 3 and 1)"
     assert given.directory is not None
     assert torch.equal(given.directory.identities, torch.arange(N_USERS))
     assert [each.tolist() for each in given.directory.hosts.values()] == [each.tolist() for each in PARTS]
@@ -205,9 +205,9 @@ def test_a_node_without_opendp_says_so_when_it_is_asked_to_join(
     noisy = PROTECTED | {"noise_source": "opendp"}
     given = coordinator(stores, algorithm=PerFedRecPP(settings(privacy=noisy)))
     if not missing:
-        assert assembled(given)[-1].startswith("3 of 3 nodes")
+        assert assembled(given)[-1].startswith("3 nodes and")
         return
-    with pytest.raises(PerfedrecError, match="gave up waiting: 0 of 3 nodes"):
+    with pytest.raises(PerfedrecError, match="gave up waiting: 0 nodes and .*needed: 3"):
         assembled(given, seconds=0.3)
     assert {each.reason for each in given.rejected} == {"noise"}
     assert "this node cannot draw its noise" in given.rejected[0].detail
@@ -307,7 +307,7 @@ def test_a_run_keeps_the_configuration_that_it_began_with(stores: dict[int, Stor
 
 
 def test_waiting_ends(stores: dict[int, Store]) -> None:
-    with pytest.raises(PerfedrecError, match="gave up waiting: 3 of 4 nodes"):
+    with pytest.raises(PerfedrecError, match="gave up waiting: 3 nodes and .*needed: 4"):
         assembled(coordinator(stores), nodes=4, seconds=0.3)
 
 
@@ -449,7 +449,7 @@ def test_what_a_superlink_forgets_is_asked_again(algorithm: PerFedRecPP, tmp_pat
 
 def test_nodes_that_had_left_are_asked_again_which_users_they_host(stores: dict[int, Store]) -> None:
     given = coordinator(stores, Forgetful(ErrorCode.NODE_UNAVAILABLE))
-    assert assembled(given)[-1] == f"3 of 3 nodes and {N_USERS} of 1 users are present"
+    assert assembled(given)[-1] == f"3 nodes and {N_USERS} users are present (needed: 3 and 1)"
     assert given.rejected == []
 
 

@@ -248,3 +248,13 @@ def test_a_sum_is_opened_only_with_the_same_nodes(store: Store) -> None:
             opened.open_sum(-1, b"all", [3, 5])
         opened.join_run(ALGORITHM, "second")
         opened.open_sum(-1, b"all", [3, 5])  # a sum of another run
+
+
+def test_the_users_of_a_file_can_be_listed(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "a.node", np.arange(5)) as store:
+        frame = pl.DataFrame({"user": ["eve", "ann", "bob"], "item": [0, 1, 2]})
+        store.import_interactions(frame, identities={"ann": 7})
+        listed = store.user_ids()
+        assert list(listed) == ["eve", "ann", "bob"]
+        assert listed["ann"] == 7
+        assert all(store.identity(name) == identity for name, identity in listed.items())

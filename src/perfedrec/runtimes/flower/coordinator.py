@@ -88,7 +88,7 @@ class Coordinator:
             registration.read()
             here = [users.numel() for node, users in registration.users.items() if node in present]
             served = self.service_client is None or registration.service_agrees
-            line = f"{len(here)} of {min_nodes} nodes and {sum(here)} of {min_users} users are present"
+            line = f"{len(here)} nodes and {sum(here)} users are present (needed: {min_nodes} and {min_users})"
             line += "" if served else ", and the neighbourhood service is not"
             if line != last:
                 log(last := line)

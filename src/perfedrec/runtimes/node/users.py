@@ -179,6 +179,11 @@ class UserStore:
                     raise DataError(f"unknown user {user!r}; expected a user with interactions on this node")
             _insert_users(db, identities.items())
 
+    def user_ids(self) -> dict[str, int]:
+        """The external ids of all users, in the order in which they were added, each with its :meth:`identity`."""
+        with self._database.reading() as db:
+            return dict(db.execute("SELECT id, coalesce(identity, -user) FROM users ORDER BY user").fetchall())
+
     def identity(self, user_id: str) -> int:
         """The identity of a user; for a user who has none yet, a negative number that is valid on this node only.
 
