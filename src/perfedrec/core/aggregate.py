@@ -1,4 +1,4 @@
-"""Exact sums of what clients hand over, and the rule by which the parts of a round become one aggregate."""
+"""Exact sums of updates, and the rule that makes one aggregate from the parts of a round."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from perfedrec.core.errors import DivergedError, PerfedrecError
 from perfedrec.core.types import Update
 
 FIXED_POINT = 2.0**36
-"""Sums are taken of whole multiples of 1 / FIXED_POINT, as whole numbers in float64: exact up to ``2^53``, hence
-independent of order, blocks, nodes and threads. (Sums of int64 take four times as long.)"""
+"""Values are rounded to whole multiples of 1 / FIXED_POINT and summed as whole numbers in float64. Such sums are exact
+up to ``2^53`` and so do not depend on order, blocks, nodes or threads. (Sums of int64 take four times as long.)"""
 
 LARGEST = 2.0**16
-"""Bound of the norm of what enters a sum, so that a sum stays in the range where whole numbers are exact."""
+"""Largest norm of what may enter a sum, so that the sum stays where float64 holds whole numbers exactly."""
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """The sum of contributions, closed under ``+``.
+    """A sum of updates. Two aggregates add up to a third by ``+``.
 
     ``keys`` [U] ascending ``group * n_items + item``; ``sums`` [U, d], ``weights`` [G] and ``dense`` [D] in fixed
-    point, float64 that holds whole numbers; ``clients`` how many took part. Reports and edges are collected with the
-    users they belong to.
+    point, as float64 with whole values; ``clients`` how many clients took part. Reports [c, L, d] and edges [E, 3] are
+    not summed but collected, with ``report_users`` [c] and with user numbers in the second column of ``edges``.
     """
 
     n_items: int
@@ -40,9 +40,11 @@ class Aggregate:
     edges: Tensor | None = None
 
     def upload_bytes(self, masked: bool = False) -> int:
-        """Bytes in which a node sends the sum of its users: 4 for a key, a user or each part of an edge, and for a
-        number 4 where that loses nothing in any of them, as for one user's, and 8 otherwise. ``masked`` it is 8 for
-        each number of each row there is, touched or not."""
+        """Bytes that a node sends for the sum of its users.
+
+        A key, a user number and each part of an edge take 4 bytes. The summed numbers take 4 bytes each if float32
+        holds all of them exactly, else 8. A ``masked`` sum takes 8 bytes for each number of every row, touched or not.
+        """
         if masked:
             dense = 0 if self.dense is None else self.dense.numel()
             return 8 * (self.weights.numel() * self.n_items * self.sums.shape[1] + dense)
@@ -72,7 +74,7 @@ class Aggregate:
 
     @staticmethod
     def empty(n_items: int, n_groups: int, dim: int = 0, device: Any = None) -> Aggregate:
-        """The neutral element."""
+        """The sum of no update: the neutral element of ``+``."""
         fixed = {"dtype": torch.float64, "device": device}
         return Aggregate(
             n_items=n_items,
@@ -86,16 +88,16 @@ class Aggregate:
 class Aggregator(Protocol):
     """How the parts of a round become one aggregate.
 
-    A part is the sum over clients who hand over together: a block of a simulation, a node; or, for a rule that compares
-    clients (``separate``), one client.
+    A part is the sum over clients who send together: a block of a simulation, or a node. For a rule that compares
+    clients (``separate``) a part is one client.
     """
 
     @property
     def separate(self) -> bool:
-        """Whether the rule needs each client's own part, which a secure sum does not show."""
+        """Whether the rule needs each client's own part. Secure aggregation does not show it."""
 
     def combine(self, phase: str, parts: Iterable[Aggregate], empty: Aggregate) -> Aggregate:
-        """The aggregate of the ``parts``, in the scale of their sum; ``empty`` where there is none."""
+        """The aggregate of the ``parts``, on the scale of their sum; ``empty`` if there is no part."""
 
 
 class Sum:
@@ -104,7 +106,7 @@ class Sum:
     separate: ClassVar[bool] = False
 
     def combine(self, phase: str, parts: Iterable[Aggregate], empty: Aggregate) -> Aggregate:
-        """See :class:`Aggregator`."""
+        """The sum; see :class:`Aggregator`."""
         total: Aggregate | None = None
         for part in parts:
             total = part if total is None else total + part
@@ -112,13 +114,14 @@ class Sum:
 
 
 def reduce(update: Update, n_items: int, n_groups: int) -> Aggregate:
-    """Weighted sums of a block's contributions, by (group, item), in fixed point.
+    """Weighted sums of a block's updates by (group, item), in fixed point.
 
-    Raises :class:`DivergedError` when a contribution holds a number that is not finite, or too large: one broken
-    client must reach neither the sum nor the clustering.
+    Raises :class:`DivergedError` for an update with a number that is not finite or too large, because one broken client
+    must reach neither the sum nor the clustering; and :class:`PerfedrecError` for a group outside 0 to
+    ``n_groups - 1``.
     """
     if update.reports is not None and not bool(update.reports.sum().isfinite()):
-        raise DivergedError("a contribution holds a report that is not finite; expected finite user vectors")
+        raise DivergedError("an update has a report that is not finite; expected finite user vectors")
     users, groups, weights = update.users, update.groups, update.weights
     device = users.device
     if groups.numel() and not 0 <= int(groups.min()) <= int(groups.max()) < n_groups:
@@ -150,7 +153,8 @@ def reduce(update: Update, n_items: int, n_groups: int) -> Aggregate:
 
 
 def distinct(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The distinct ``keys`` [T], ascending, all below ``size``, and the place [T] of each key among them."""
+    """The distinct values of ``keys`` [T], ascending, and the place [T] of each key among them. All keys are below
+    ``size``."""
     if size > 64 * keys.numel():
         values, inverse = torch.unique(keys, return_inverse=True)
         return values, inverse
@@ -159,18 +163,18 @@ def distinct(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def from_fixed(sums: Tensor) -> Tensor:
-    """float32 values of fixed-point sums."""
+    """Fixed-point sums as float32 values."""
     return (sums / FIXED_POINT).to(torch.float32)
 
 
 def _fixed(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Fixed point of ``values`` [T, d] times ``weights`` [T], rounded to nearest."""
+    """``values`` [T, d] times ``weights`` [T] in fixed point, rounded to nearest."""
     fixed = values.to(torch.float64)
     fixed = fixed.mul_(FIXED_POINT if weights is None else (weights * FIXED_POINT)[:, None]).round_()
     flat = fixed.reshape(-1)
-    if not bool(flat.dot(flat) < (LARGEST * FIXED_POINT) ** 2):  # nor for a number that is not one
+    if not bool(flat.dot(flat) < (LARGEST * FIXED_POINT) ** 2):  # also False where a number is NaN
         raise DivergedError(
-            "a contribution holds numbers that are not finite or larger than a sum can hold; expected finite changes "
+            "an update has numbers that are not finite or larger than a sum can hold; expected finite changes "
             "(is a learning rate too large?)"
         )
     return fixed

@@ -1,7 +1,7 @@
-"""The protocol of a federated algorithm: all that a runtime, the audit and the report use of a method.
+"""The protocol of a federated algorithm: everything that runtimes, the audit and the report use of a method.
 
-Client functions are batch-first: they take the flat rows of any number of users (:class:`~perfedrec.core.types.Rows`),
-so that a simulator passes a cohort, a node the users it hosts, and a phone one user, through the same code.
+Client functions take the rows of any number of users at once (:class:`~perfedrec.core.types.Rows`). A simulator passes
+a cohort, a node passes the users that it hosts, a phone passes one user: all through the same code.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from perfedrec.core.types import Embedding, Plan, Published, Rows, Spec, Update
 
 @dataclass(frozen=True)
 class Phase:
-    """A kind of round, and how privacy treats what clients hand over in it.
+    """A kind of round, and how privacy treats what clients send in it.
 
-    ``name`` stands in plans, messages and reports. ``bound``: "clip" limits the norm of a client's part by
-    ``privacy.clip``; "unit" brings it to length 1 where noise is added, whatever its length was, so that no clip has to
-    be chosen from people's data. ``noise`` names the option under ``privacy.noise`` that holds the noise of the phase's
-    sums, ``None`` for a phase that has no sums. ``coordinates``: whether the mechanism per coordinate applies
-    (``privacy.norm = "coordinate"``); it does not to counts.
+    ``name`` appears in plans, messages and reports. ``bound``: "clip" limits the norm of a client's part to
+    ``privacy.clip``; "unit" scales it to length 1 where noise is added, whatever its length was, so that no clip has to
+    be chosen from users' data. ``noise`` is the option under ``privacy.noise`` that sets the noise of the phase's sums;
+    ``None`` for a phase without sums. ``coordinates``: whether the mechanism per coordinate (``privacy.norm =
+    "coordinate"``) applies; it does not apply to counts.
     """
 
     name: str
@@ -35,34 +35,34 @@ class Phase:
 
     @property
     def release(self) -> str:
-        """Its name in the ledger of releases."""
+        """The name of the phase in the privacy ledger."""
         return self.noise or self.name
 
 
 TRAIN = Phase("train", "clip", "training")
-"""A round of training. Every method has it; it follows the method's own ``phases``."""
+"""A round of training. Every method has it; it comes after the method's own ``phases``."""
 
 
 class Protects(Protocol):
-    """What protects the data that leave clients (:class:`perfedrec.privacy.protection.Protection`)."""
+    """The protection of data that leave clients (:class:`perfedrec.privacy.protection.Protection`)."""
 
     @property
     def sums(self) -> bool:
-        """Whether clients contribute to sums alone: no vector and no edge of a user leaves its client."""
+        """Whether clients contribute only to sums: no vector and no edge of a user leaves its client."""
 
     @property
     def secure(self) -> bool:
-        """Whether sums are taken by secure aggregation: nobody but the client sees what it hands over."""
+        """Whether sums are taken by secure aggregation: nobody but the client sees its update."""
 
     def upload(self, phase: str, update: Update, key: Key) -> Update:
-        """What B users hand over, clipped and noised, each for itself. ``key`` is the key of the clients' work."""
+        """The update of B users with each user's part clipped and noised. ``key`` is the key of the clients' work."""
 
     def add_noise(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
-        """A sum over some of a cohort's clients as it leaves them, with the noise that they add; the cohort has
-        ``asked`` clients."""
+        """A sum over some clients of a cohort, with the noise that these clients add. The cohort has ``asked`` clients."""
 
     def aborted(self, phase: str, clients: int, asked: int) -> bool:
-        """Whether too few ``clients`` of those ``asked`` answered for their sum to be opened."""
+        """Whether the round is aborted: only ``clients`` of the ``asked`` clients answered, too few for their sum to be
+        opened."""
 
 
 class RoundState(Protocol):
@@ -70,7 +70,7 @@ class RoundState(Protocol):
 
     @property
     def round(self) -> int:
-        """Rounds played so far, phases before training included."""
+        """Number of rounds played, phases before training included."""
 
     @property
     def items(self) -> Tensor:
@@ -78,16 +78,16 @@ class RoundState(Protocol):
 
 
 class ClientRecord(Protocol):
-    """What every client state has. It is a record whose fields have one row per user, except those whose
-    ``field(metadata={"per": "row"})`` says one per interaction."""
+    """What every client state has. It is a record whose fields have one row per user, except fields with
+    ``field(metadata={"per": "row"})``, which have one row per interaction."""
 
     @property
     def loss(self) -> Tensor:
-        """[B] the mean loss of each user's last round of training."""
+        """[B] the mean loss of each user in its last round of training."""
 
     @property
     def participations(self) -> Tensor:
-        """[B] rounds of training that each user took part in."""
+        """[B] the number of training rounds that each user took part in."""
 
 
 class Received(Protocol):
@@ -99,7 +99,7 @@ class Received(Protocol):
         """[m, d] the global item table."""
 
     def download_bytes(self, together: bool = False) -> int:
-        """Bytes that one client receives, or that a node receives for all its users ``together``."""
+        """Bytes that one client receives; with ``together`` the bytes that a node receives for all its users."""
 
 
 S = TypeVar("S", bound=RoundState)
@@ -110,18 +110,18 @@ C = TypeVar("C", bound=ClientRecord)
 class Algorithm(Protocol[S, B, C]):
     """A federated algorithm: pure functions over an explicit server state S, a broadcast B and a client state C.
 
-    ``server`` may reuse the storage of the state that it was given.
+    ``server`` may reuse the storage of the state that it receives.
     """
 
     broadcast_type: ClassVar[type[Any]]
     """The class of B."""
 
     settings: Any
-    """Its options, with the sections ``privacy`` and ``selection`` among them."""
+    """The method's options, with at least the sections ``privacy`` and ``selection``."""
 
     @property
     def protection(self) -> Protects:
-        """What clips, adds noise and states guarantees."""
+        """Clips, adds noise and states guarantees."""
 
     @property
     def aggregator(self) -> Aggregator:
@@ -133,19 +133,19 @@ class Algorithm(Protocol[S, B, C]):
 
     @property
     def reports_vectors(self) -> bool:
-        """Whether clients hand over vectors of their users."""
+        """Whether clients send vectors of their users."""
 
     @property
     def needs_degrees(self) -> bool:
-        """Whether it starts from the item degrees of ``spec``: no phase of its own releases them."""
+        """Whether the method starts from the item degrees of ``spec``, because no phase of its own releases them."""
 
     @property
     def needs_service(self) -> bool:
-        """Whether a neighbourhood service has work to do; the method is then a :class:`ServedAlgorithm`."""
+        """Whether the method needs a neighbourhood service; it is then a :class:`ServedAlgorithm`."""
 
     @property
     def finetune_rounds(self) -> int:
-        """Rounds of local training that serve a user best who was not in training."""
+        """How many rounds of local training suit a new user, who was not in training."""
 
     # --- the server ---
 
@@ -156,40 +156,41 @@ class Algorithm(Protocol[S, B, C]):
         """Phase and cohort of the next round."""
 
     def n_groups(self, state: S) -> int:
-        """Groups (tables) that the next round's updates are summed by."""
+        """The number of groups (tables) by which the next round's updates are summed."""
 
     def groups(self, state: S, users: Tensor) -> Tensor:
         """[B] the group of each of ``users``."""
 
     def broadcast(self, state: S, users: Tensor) -> B:
-        """What users [B] receive in this round; large tables are shared, not copied.
+        """What users [B] receive in this round. Large tables are shared, not copied.
 
-        :data:`~perfedrec.core.types.NEWCOMER` in place of a user stands for anybody whom the state does not know.
+        :data:`~perfedrec.core.types.NEWCOMER` in place of a user stands for any user whom the state does not know.
         """
 
     def server(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
-        """The next state."""
+        """The next state, after a round of ``phase`` with this ``aggregate``."""
 
     def serving(self, state: S) -> S:
-        """The part of a state that recommending needs; a broadcast of it serves :meth:`scores`."""
+        """The part of a state that recommending needs. :meth:`scores` takes a broadcast of it."""
 
     def releases(self, rounds: int, n_users: int) -> list[Any]:
-        """All that a run of ``rounds`` rounds of training releases, for the ledger
-        (:class:`perfedrec.privacy.ledger.Release`)."""
+        """Everything that a run with ``rounds`` rounds of training releases, for the ledger (a list of
+        :class:`perfedrec.privacy.ledger.Release`)."""
 
     # --- the clients ---
 
     def init_clients(self, rows: Rows, key: Key) -> C:
-        """What the users of a block hold before their first round."""
+        """The client states of a block of users before their first round."""
 
     def client(self, phase: str, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
-        """The users' work: what they hand over, before protection, and what they keep."""
+        """The users' work in a round: the update that they send, before protection, and their new client states."""
 
     def init_new_user(self, broadcast: B, rows: Rows, client_state: C) -> C:
-        """The client states of users who were not in training, when they receive the ``broadcast`` that it led to."""
+        """The client states of new users, who were not in training, when they receive a ``broadcast`` of the trained
+        state."""
 
     def without_privacy(self) -> Self:
-        """The same method without decoys, masking and noise: for work of a client that it hands over to nobody."""
+        """The same method without decoys, masking and noise, for local work whose result stays on the client."""
 
     # --- recommending ---
 
@@ -200,29 +201,32 @@ class Algorithm(Protocol[S, B, C]):
         """Named parts [B, m] that sum to :meth:`scores`."""
 
     def embedding(self, broadcast: B, rows: Rows, client_state: C) -> Embedding | None:
-        """Where the shared model puts users and items, ``None`` for a method without vectors."""
+        """The vectors of users and items in the shared model; ``None`` for a method without vectors."""
 
     def user_vectors(self, broadcast: B, rows: Rows, client_state: C) -> Tensor | None:
-        """[B, d] the vectors with which items are scored in training, which an attacker would like to have; ``None``
-        for a method that scores otherwise."""
+        """[B, d] the vectors that score items in training, which an attacker would want to know; ``None`` for a method
+        that scores in another way."""
 
 
 class ServedAlgorithm(Algorithm[S, B, C], Protocol):
-    """An algorithm whose ``server`` is two roles, which may live apart: a neighbourhood service and a coordinator."""
+    """An algorithm whose ``server`` consists of two roles, which may run on two machines: a neighbourhood service and a
+    coordinator."""
 
     def open_service(self, n_users: int, device: Any = None) -> Any:
-        """What the service holds before the first round: ``reports`` [n, L, d] and ``start`` [n, d] or ``None``."""
+        """The service's state before the first round, with ``reports`` [n, L, d] and ``start`` [n, d] or ``None``."""
 
     def serve(
         self, service: Any, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
     ) -> tuple[Any, Published]:
-        """The service's part of a round, after which ``played`` rounds are played: it needs reports and edges alone."""
+        """The service's part of a round; ``played`` is the number of rounds played after it. It needs only reports and
+        edges."""
 
     def coordinate(self, state: S, phase: str, aggregate: Aggregate, published: Published, key: Key) -> S:
         """The coordinator's part of a round: it needs neither reports nor edges."""
 
     def without_tokens(self, state: S) -> S:
-        """The state of a coordinator that does not know the items' tokens, because a service is apart."""
+        """The state without the items' tokens, for a coordinator that must not know them because a service runs apart
+        from it."""
 
     def centroids(self, state: S) -> Tensor | None:
-        """[K, d] the last centroids, from which the service clusters on; ``None`` before the first clustering."""
+        """[K, d] the last centroids, from which the service starts its next clustering; ``None`` before the first one."""

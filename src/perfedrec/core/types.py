@@ -1,4 +1,7 @@
-"""The nouns of federated computation: what users have, what they receive, and what they hand over."""
+"""The records of federated computation: users' data, the public sizes, updates, and reports of rounds.
+
+Sizes: n users, m items, d dimensions of a vector, B users in a block, R interactions of a block, K or G groups.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ import torch
 from torch import Tensor
 
 NEWCOMER = -1
-"""Anybody whom the server does not know, where it says what users receive."""
+"""Stands in place of a user number for a new user, whom the server does not know."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """The private data of a block of B users: R interactions in the jagged layout.
 
-    ``users`` [B] identities; ``offsets`` [B + 1] limits of each user's rows; ``items`` [R] ascending within a user;
-    ``segments`` [R] position of each row's user in the block; ``attributes`` [B, F] the users' own attributes.
+    ``users`` [B] user numbers; ``offsets`` [B + 1] where each user's rows begin and end; ``items`` [R] ascending within
+    a user; ``segments`` [R] the position in the block of each row's user; ``attributes`` [B, F] the users' attributes.
     """
 
     users: Tensor
@@ -37,7 +40,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Spec:
-    """What is public before training: sizes, item degrees [m] and item attributes [m, F]."""
+    """What is public before training: numbers of users and items, item degrees [m] and item attributes [m, F]."""
 
     n_users: int
     n_items: int
@@ -48,7 +51,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Plan:
-    """One round: its phase (a name that the algorithm defines) and its cohort, users [c] without repetition."""
+    """One round: the name of its phase and its cohort, users [c] without repetition."""
 
     phase: str
     cohort: Tensor
@@ -56,12 +59,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Update:
-    """What B users hand over: as a method computes it, and after :meth:`Protects.upload` with privacy applied to each.
+    """What B users send: as a method computes it and, after :meth:`Protects.upload`, with privacy applied to each user.
 
-    ``users`` [B]; ``groups`` [B] the cluster each one contributes to; ``weights`` [B];
-    ``segments`` [T], ``items`` [T], ``deltas`` [T, d] changes of item rows, a pair (user, item) once in a table;
-    ``tables`` [T] the group (table) each row is summed in, where it is not the user's own group;
-    ``dense`` [B, D] changes of shared dense weights; ``reports`` [B, K, d] protected user vectors, one per layer;
+    ``users`` [B]; ``groups`` [B] the group (cluster or table) that each user contributes to; ``weights`` [B];
+    ``segments`` [T], ``items`` [T] and ``deltas`` [T, d] changes of item rows, where a pair (user, item) occurs at most
+    once per table; ``tables`` [T] the table in which each row is summed, where it is not that of the user's group;
+    ``dense`` [B, D] changes of shared network weights; ``reports`` [B, L, d] protected user vectors, one per layer;
     ``edges`` [E, 3] protected edges (view, segment, item token).
     """
 
@@ -77,10 +80,11 @@ class Update:
     edges: Tensor | None = None
 
     def upload_bytes(self, n_rows: int | None = None, number: int = 4) -> Tensor:
-        """[B] bytes each user sends: 4 for an item or token index, ``number`` for a number, 8 for group and weight.
+        """[B] bytes that each user sends: 4 for an item or token index, ``number`` for each number, 8 for group and
+        weight.
 
-        With ``n_rows`` each user sends a dense table of so many rows instead of those it touched. A masked number takes
-        8 bytes.
+        With ``n_rows`` each user sends a dense table of ``n_rows`` rows instead of the rows that it touched. A masked
+        number takes 8 bytes (``number=8``).
         """
         sizes = torch.full((self.users.numel(),), 8, dtype=torch.int64, device=self.users.device)
         if n_rows is not None and self.deltas is not None:
@@ -96,7 +100,7 @@ class Update:
         return sizes
 
     def of_user(self, place: int) -> Update:
-        """What the user at one ``place`` of the block hands over."""
+        """The part of the user at position ``place`` of the block, as a block of one user."""
         one = slice(place, place + 1)
         mine = None if self.segments is None else (self.segments == place).nonzero().squeeze(1)
 
@@ -123,8 +127,8 @@ class Update:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Where a model puts users and items: ``users`` [B, d] and ``items`` [m, d], whose products are its scores;
-    ``groups`` [B] the users' clusters, ``None`` where there are none."""
+    """Vectors whose inner products are a model's scores: ``users`` [B, d] and ``items`` [m, d]. ``groups`` [B] are the
+    users' clusters, ``None`` where there are none."""
 
     users: Tensor
     items: Tensor
@@ -133,10 +137,11 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Published:
-    """What a neighbourhood service gives out after a round, items by token, where there is something new.
+    """What a neighbourhood service publishes after a round, items by token. A field is ``None`` where nothing is new.
 
-    ``neighbours`` [2, m, d] sums for users and for items, and a pre-trained ``table`` [m, d], both for the clients, who
-    hold the tokens' key; ``labels`` [n] and ``centroids`` [K, d] of a new clustering, for the coordinator.
+    For the clients, who hold the key of the tokens: ``neighbours`` [2, m, d] the neighbour sums for users and for
+    items, and a pre-trained ``table`` [m, d]. For the coordinator: ``labels`` [n] and ``centroids`` [K, d] of a new
+    clustering.
     """
 
     neighbours: Tensor | None = None
@@ -145,16 +150,16 @@ class Published:
     centroids: Tensor | None = None
 
     def named(self, tokens: Tensor) -> Published:
-        """With items by their places, ``tokens`` [m] being their names there."""
+        """The same with items in the order of item numbers; ``tokens`` [m] holds the token of each item."""
         neighbours = None if self.neighbours is None else self.neighbours.index_select(1, tokens)
         return replace(self, neighbours=neighbours, table=None if self.table is None else self.table[tokens])
 
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What a round did: its phase, how many clients were asked and how many answered, their mean loss (``None`` where
-    there is none), bytes sent: total up, most by one client (or node), and down in total, and why its sum was given up,
-    if so."""
+    """What happened in a round: its number and phase, how many clients were asked (``cohort``) and how many answered
+    (``clients``), their mean loss (``None`` in a phase without a loss), bytes sent (up in total, up by the client or
+    node that sent most, down in total), and why the round was aborted, if it was."""
 
     round: int
     phase: str
@@ -168,7 +173,11 @@ class RoundReport:
 
 
 def block_rows(offsets: Tensor, items: Tensor, users: Tensor, attributes: Tensor | None = None) -> tuple[Rows, Tensor]:
-    """The rows of ``users`` [B] cut out of CSR arrays, and the positions [R] in ``items`` they were cut from."""
+    """The rows of ``users`` [B], taken from CSR arrays ``offsets`` [n + 1] and ``items``, and the positions [R] of
+    these rows in ``items``.
+
+    ``attributes`` [n, F] are those of all users.
+    """
     starts, counts = offsets[users], offsets[users + 1] - offsets[users]
     limits = torch.zeros(users.numel() + 1, dtype=torch.int64, device=users.device)
     torch.cumsum(counts, 0, out=limits[1:])

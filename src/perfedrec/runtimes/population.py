@@ -1,4 +1,4 @@
-"""The users of a simulation: their private rows and memories in flat arrays, cut into blocks."""
+"""The users of a simulation: their private rows and client states in flat arrays, read and written block by block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perfedrec.core.types import Rows, block_rows
 
 
 class Users(Protocol):
-    """Where users' rows and memories are: what a round needs of it."""
+    """Access to users' rows and client states, as far as a round needs it."""
 
     n_items: int
 
@@ -22,16 +22,16 @@ class Users(Protocol):
         """The rows of ``users`` [B], and the positions [R] of these rows among all interactions."""
 
     def load_client_states(self, users: Tensor, positions: Tensor) -> Any:
-        """The memories of ``users`` [B] as a record of their own."""
+        """The client states of ``users`` [B], as a record."""
 
     def save_client_states(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
-        """Write the memories of ``users`` [B] back."""
+        """Store the client states of ``users`` [B]."""
 
 
 class Population:
-    """All users' interactions (``offsets`` [n + 1], ``items``), ``attributes`` [n, F] and memories.
+    """All users' interactions (``offsets`` [n + 1], ``items``), ``attributes`` [n, F] and client states.
 
-    The store plays the part of the clients' own devices: an algorithm only ever sees the block it asks for.
+    It stands for the clients' own devices: an algorithm sees only the block that it asks for.
     """
 
     def __init__(self, offsets: Tensor, items: Tensor, n_items: int, attributes: Tensor | None = None) -> None:
@@ -51,12 +51,12 @@ class Population:
         return block_rows(self.offsets, self.items, users, self.attributes)
 
     def init_clients(self, algorithm: Algorithm[Any, Any, Any], seed: int) -> None:
-        """Give every user the memory it starts with."""
+        """Set every user's first client state."""
         rows, _ = self.rows(self.everyone())
         self.client_state = algorithm.init_clients(rows, Key(seed).fold("memory"))
 
     def load_client_states(self, users: Tensor, positions: Tensor) -> Any:
-        """The memories of ``users`` [B] as a record of their own."""
+        """The client states of ``users`` [B], as a record."""
         parts = {
             name: getattr(self.client_state, name).index_select(0, positions if per_row else users)
             for name, per_row in self._layout()
@@ -64,11 +64,12 @@ class Population:
         return type(self.client_state)(**parts)
 
     def save_client_states(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
-        """Write the memories of ``users`` [B] back."""
+        """Store the client states of ``users`` [B]."""
         for name, per_row in self._layout():
             getattr(self.client_state, name).index_copy_(
                 0, positions if per_row else users, getattr(client_state, name)
             )
 
     def _layout(self) -> list[tuple[str, bool]]:
+        """Each field of the client state, and whether it has one row per interaction."""
         return [(field.name, field.metadata.get("per") == "row") for field in fields(self.client_state)]

@@ -1,4 +1,4 @@
-"""One round, written once: plan, clients' work block by block, protection, aggregate, server step."""
+"""One round, in one place: plan, the clients' work block by block, protection, aggregate, server step."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from perfedrec.runtimes.population import Population, Users
 
 
 def round_key(seed: int, number: int) -> Key:
-    """The key of everything random in a round."""
+    """The key of all random numbers of a round."""
     return Key(seed).fold("round", number)
 
 
 def surviving(cohort: Tensor, dropout_rate: float, key: Key) -> Tensor:
-    """The users of a cohort that do not drop out: each one stays with probability ``1 - dropout_rate``."""
+    """The users of a cohort who do not drop out. Each user stays with probability ``1 - dropout_rate``."""
     if not dropout_rate:
         return cohort
     return cohort[uniform(key.fold("drop-out").spread(cohort), 1).squeeze(1) >= dropout_rate]
@@ -31,10 +31,9 @@ def surviving(cohort: Tensor, dropout_rate: float, key: Key) -> Tensor:
 def contribute(
     algorithm: Algorithm[Any, Any, Any], phase: str, broadcast: Any, population: Users, users: Tensor, key: Key
 ) -> tuple[Update, Any]:
-    """The work of ``users`` [B] where their data are: what they hand over, with privacy applied, and their new states,
-    which are stored.
+    """Do the work of ``users`` [B] where their data are, and store their new client states.
 
-    ``key`` is the key of the round.
+    Returns the update with privacy applied, and the new client states. ``key`` is the key of the round.
     """
     rows, positions = population.rows(users)
     own = key.fold("client")
@@ -53,10 +52,10 @@ def play_round(
     block_size: int = 1024,
     nodes: Tensor | None = None,
 ) -> tuple[Any, RoundReport]:
-    """Play the next round and return the new state with a report. States of the clients that took part are updated.
+    """Play the next round; return the new state and a report. The states of the clients that took part are updated.
 
-    Bytes are those of users on their own or, with ``nodes`` [n], of the nodes that users are on, which send sums:
-    nothing else changes.
+    Bytes are counted per user or, with ``nodes`` [n] (the node of each user), per node, which sends the sum of its
+    users. Nothing else depends on ``nodes``.
     """
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
@@ -66,7 +65,7 @@ def play_round(
     work = _Work(algorithm, state, plan, population, key, block_size, nodes)
     empty = Aggregate.empty(population.n_items, work.n_groups, device=plan.cohort.device)
     total = algorithm.aggregator.combine(plan.phase, work.parts(users), empty)
-    if not algorithm.aggregator.separate:  # else each part has its own noise already
+    if not algorithm.aggregator.separate:  # else each part already has its own noise
         total = algorithm.protection.add_noise(plan.phase, total, asked, key.fold("release"))
     report = RoundReport(
         round=state.round,
@@ -84,7 +83,8 @@ def play_round(
 
 @dataclass
 class _Work:
-    """The clients' side of one simulated round: the parts of its aggregate, with the bytes and losses of their work."""
+    """The clients' side of a simulated round: it yields the parts of the aggregate and counts the bytes and losses of
+    the work."""
 
     algorithm: Algorithm[Any, Any, Any]
     state: Any
@@ -102,7 +102,7 @@ class _Work:
         self.n_groups = self.algorithm.n_groups(self.state)
 
     def parts(self, users: Tensor) -> Iterator[Aggregate]:
-        """The parts of the aggregate: sums of blocks or, for a rule that compares clients, of each client."""
+        """The parts of the aggregate: one per block or, for a rule that compares clients, one per client."""
         for members in _together(users, self.nodes):
             blocks = []
             for block in members.split(self.block_size):
@@ -117,6 +117,7 @@ class _Work:
                 self._count_node(members, blocks)
 
     def _contribute(self, block: Tensor) -> Update:
+        """The update of a block of users [b]; counts bytes and losses."""
         broadcast, protection = self.algorithm.broadcast(self.state, block), self.algorithm.protection
         update, client_state = contribute(self.algorithm, self.plan.phase, broadcast, self.population, block, self.key)
         if self.nodes is None:
@@ -128,6 +129,7 @@ class _Work:
         return update
 
     def _each(self, update: Update) -> Iterator[Aggregate]:
+        """One part per client of the ``update``, each with its own noise."""
         own = self.key.fold("release")
         for place, user in enumerate(update.users.tolist()):
             part = reduce(update.of_user(place), self.population.n_items, self.n_groups)
@@ -135,7 +137,7 @@ class _Work:
             yield self.algorithm.protection.add_noise(self.plan.phase, part, asked, own.fold("client", user))
 
     def _count_node(self, members: Tensor, blocks: list[Aggregate]) -> None:
-        """Count the bytes of a node, which sends the sum of its users."""
+        """Count the bytes of the node with the users ``members``, which sends their sum."""
         protection, phase = self.algorithm.protection, self.plan.phase
         own = self.key.fold("release").fold("node", int(members.min()))
         here = Sum().combine(phase, blocks, blocks[0])
@@ -148,7 +150,7 @@ class _Work:
 
 
 def _together(users: Tensor, nodes: Tensor | None) -> list[Tensor]:
-    """The users of each node that has any; without ``nodes`` [n] all of them."""
+    """The users of each node that has any; without ``nodes`` [n] all users together."""
     if nodes is None or not users.numel():
         return [users] if users.numel() else []
     on = nodes[users]

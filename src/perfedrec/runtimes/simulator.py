@@ -1,4 +1,4 @@
-"""The simulator: all users of a data set in one process, and the recommender that a state gives."""
+"""The simulator: all users of a data set in one process, and the recommender that results from a state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from perfedrec.runtimes.round import play_round
 
 
 def populate(dataset: Dataset, device: torch.device) -> Population:
-    """The training users of a data set. Held-out interactions never enter it."""
+    """The training users of a data set. Held-out interactions never enter the population."""
     train, attributes = dataset.train, dataset.user_attributes
     own = None if attributes is None else torch.tensor(attributes.values, device=device)
     offsets = torch.tensor(train.offsets, device=device)
@@ -28,7 +28,7 @@ def populate(dataset: Dataset, device: torch.device) -> Population:
 
 
 class PersonalRecommender(Recommender):
-    """A served state with the memories of all users: recommends with each user's personal model."""
+    """A served state with the client states of all users: it recommends with each user's personal model."""
 
     def __init__(self, algorithm: Algorithm[Any, Any, Any], state: Any, population: Population) -> None:
         super().__init__(population.offsets, population.items, population.n_items)
@@ -45,12 +45,15 @@ class PersonalRecommender(Recommender):
         return self.algorithm.embedding(*self._given(users))
 
     def _given(self, users: Tensor) -> tuple[Any, Rows, Any]:
+        """Broadcast, rows and client states of ``users`` [B]."""
         rows, positions = self.population.rows(users)
         return self.algorithm.broadcast(self.state, users), rows, self.population.load_client_states(users, positions)
 
     def everyone(self) -> Tensor:
         everyone = super().everyone()
-        return everyone[self.algorithm.groups(self.state, everyone).argsort(stable=True)]  # tables are made once each
+        return everyone[
+            self.algorithm.groups(self.state, everyone).argsort(stable=True)
+        ]  # so that a group's tables are computed once
 
     def records(self) -> dict[str, Any]:
         return {"state": self.state, "memory": self.population.client_state}
@@ -63,9 +66,9 @@ class PersonalRecommender(Recommender):
 
 
 class Simulator:
-    """An algorithm at work on the training part of a data set: plays rounds and gives the recommender of the moment.
+    """Trains an algorithm on the training part of a data set: plays rounds, and returns a recommender at any time.
 
-    Held-out interactions are not kept: what runs here cannot reach them.
+    The simulator does not keep held-out interactions, so that nothing that runs in it can reach them.
     """
 
     def __init__(
@@ -109,11 +112,11 @@ class Simulator:
 
     @property
     def n_phases(self) -> int:
-        """Rounds before training."""
+        """The number of rounds before training."""
         return len(self.algorithm.phases)
 
     def recommender(self) -> PersonalRecommender:
-        """The recommender of the moment; it shares storage with the simulator and changes with it."""
+        """The recommender of the current state. It shares storage with the simulator and changes with it."""
         return PersonalRecommender(self.algorithm, self.algorithm.serving(self.state), self.population)
 
     def records(self) -> dict[str, Any]:
@@ -121,7 +124,7 @@ class Simulator:
         return {"state": self.state, "memory": self.population.client_state}
 
     def restore(self, stored: Stored, rounds: int) -> None:
-        """Go on after so many ``rounds`` from what a checkpoint held."""
+        """Continue from the records of a checkpoint, which was taken after ``rounds`` rounds."""
         self.state = copied(unflatten(type(self.state), *stored["state"]), self.device)
         self.population.client_state = copied(
             unflatten(type(self.population.client_state), *stored["memory"]), self.device
