@@ -140,7 +140,7 @@ def test_nodes_draw_their_noise_with_opendp(profile: str) -> None:
     [
         (("run.rounds=10", "selection.max_participations=off"), "needs selection.max_participations"),
         (("run.dropout_rate=0.3",), "every noisy sum would be aborted"),
-        (("pretraining.kind=contrastive",), "withholds the edges"),
+        (("pretraining.kind=contrastive",), "hides the edges"),
         (("privacy.aggregation=sparse",), "a sparse upload shows"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Attacks on what a run hands over."""
+"""Attacks on the data that clients of a run send."""

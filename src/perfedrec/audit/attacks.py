@@ -1,6 +1,7 @@
-"""Attacks on what leaves clients, as pure functions of what an attacker has.
+"""Attacks on the data that leave clients, as pure functions of what an attacker has.
 
-Each returns figures between 0 and 1 beside those of random guessing and of popularity, which needs no upload at all.
+Each attack returns values between 0 and 1, next to the values of random guessing and of popularity, which needs no
+upload.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Finding:
-    """What an attack reached: ``value`` of ``metric`` (mean over ``cases``), with random guessing and popularity."""
+    """The result of an attack: the ``value`` of ``metric`` (mean over ``cases``), with those of random guessing and
+    popularity."""
 
     attack: str
     metric: str
@@ -28,8 +30,8 @@ class Finding:
 
 
 def auc(scores: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve of ``scores`` [N] for the ``positive`` [N]; ties count half; NaN where one side is
-    empty."""
+    """Area under the ROC curve of ``scores`` [N], where ``positive`` [N] marks the positives. Ties count half. NaN if
+    there are no positives or no negatives."""
     labels = positive.cpu().numpy().astype(bool)
     n = int(labels.sum())
     if n in (0, labels.size):
@@ -39,7 +41,8 @@ def auc(scores: Tensor, positive: Tensor) -> float:
 
 
 def precision_at_own(scores: Tensor, positive: Tensor, own: int) -> float:
-    """Share of real items among the ``own`` best of ``scores`` [N]; ties are broken by chance, which counts half."""
+    """The share of real items among the ``own`` highest of ``scores`` [N]. Ties are broken at random, in expectation.
+    NaN if ``own`` or N is 0."""
     k = min(own, scores.numel())
     if not k:
         return float("nan")
@@ -53,12 +56,13 @@ def precision_at_own(scores: Tensor, positive: Tensor, own: int) -> float:
 def infer_items(
     rows: Sequence[tuple[Tensor, Tensor]], own: Sequence[Tensor], vectors: Tensor | None, degrees: Tensor, where: str
 ) -> list[Finding]:
-    """Which of the rows that a client sent are items it has?
+    """Attack: which of the rows that a client sent are items that it has?
 
-    ``rows``: for each client the items [T] and their changes [T, d] as received; ``own``: its real items; ``vectors``
-    [B, d] the clients' vectors, for an attacker who knows them. A positive's row moves along the client's vector and a
-    negative's against it, so rows are ranked by ``<change, e_u>`` (changes are minus gradients); without the vector, by
-    the first singular vector of the changes, with the sign that agrees with popularity.
+    ``rows``: for each client the items [T] and their changes [T, d] as received. ``own``: its real items. ``vectors``
+    [B, d] the clients' vectors, for an attacker who knows them, else ``None``. The row of a positive moves along the
+    client's vector and that of a negative in the opposite direction. So rows are ranked by ``<change, e_u>`` (changes
+    are minus gradients) or, without the vector, by the first singular vector of the changes, with the sign that agrees
+    with popularity.
     """
     known = "with the user's vector" if vectors is not None else "without the user's vector"
     figures: list[tuple[float, float, float, float, float]] = []
@@ -82,7 +86,7 @@ def infer_items(
     told = np.array([each for each in figures if not np.isnan(each[0])]).reshape(-1, 5)
     precision, precision_popular, guess = np.nanmean(np.array(figures)[:, 2:], axis=0).tolist()
     name, found = f"items from {where}, {known}", []
-    if len(told):  # else all rows are real ones, and there is nothing to tell apart
+    if len(told):  # else all rows are real, and there is nothing to distinguish
         found.append(Finding(name, "AUC", float(told[:, 0].mean()), 0.5, float(told[:, 1].mean()), len(told)))
     return [*found, Finding(name, "precision at |I_u|", precision, guess, precision_popular, len(figures))]
 
@@ -90,9 +94,11 @@ def infer_items(
 def intersect(
     row_sets: Sequence[Sequence[Tensor]], own: Sequence[Tensor], after: int, degrees: Tensor
 ) -> Finding | None:
-    """Rows that come back are real: items are ranked by how many of a client's first ``after`` uploads held them.
+    """Attack: items are ranked by how many of a client's first ``after`` uploads contain them, because rows that come
+    back are real.
 
-    ``row_sets``: for each client its uploads' items, in order. ``None`` where no client took part that often.
+    ``row_sets``: for each client the items of its uploads, in order. Returns ``None`` if no client took part ``after``
+    times.
     """
     values, popular, guesses = [], [], []
     for uploads, real in zip(row_sets, own, strict=True):
@@ -111,7 +117,8 @@ def intersect(
 
 
 def fit_vectors(vectors: Tensor, table: Tensor, own: Sequence[Tensor], degrees: Tensor) -> Finding:
-    """Does a user vector [B, d] tell its items apart, by ``<p_u, q_i>`` over all items?"""
+    """Attack: does a user's vector [d], one row of ``vectors`` [B, d], reveal its items, by ``<p_u, q_i>`` over all
+    items of ``table`` [m, d]?"""
     figures = []
     for vector, real in zip(vectors, own, strict=True):
         positive = torch.zeros(table.shape[0], dtype=torch.bool)
@@ -122,7 +129,8 @@ def fit_vectors(vectors: Tensor, table: Tensor, own: Sequence[Tensor], degrees: 
 
 
 def link_vectors(before: Tensor, after: Tensor) -> Finding:
-    """Is a user's vector of one round, ``before`` [B, d], nearest (cosine) to that of another, ``after`` [B, d]?"""
+    """Attack: is a user's vector of one round, in ``before`` [B, d], nearest (by cosine) to the same user's vector of
+    another round, in ``after`` [B, d]?"""
     unit = [torch.nn.functional.normalize(each, dim=1) for each in (before, after)]
     nearest = (unit[0] @ unit[1].T).argmax(1)
     n = before.shape[0]
@@ -131,7 +139,8 @@ def link_vectors(before: Tensor, after: Tensor) -> Finding:
 
 
 def infer_membership(scores: Tensor, train: Sequence[Tensor], held: Sequence[Tensor], degrees: Tensor) -> Finding:
-    """Was an item trained on? ``scores`` [B, m] of the final model; the control is the same user's held-out items."""
+    """Attack: was an item trained on, by the ``scores`` [B, m] of the final model? The control is the same user's
+    held-out items."""
     figures = []
     for row, inside, outside in zip(scores, train, held, strict=True):
         items = torch.cat([inside, outside])

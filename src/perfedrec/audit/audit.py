@@ -1,4 +1,4 @@
-"""The audit of a run: its real uploads, played again from its own seed, and the attacks on them."""
+"""The audit of a run: it replays the run from its seed, captures its uploads, and attacks them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
 
 SPARSE, DENSE = 200, 40  # clients of a captured round whose uploads are attacked one by one
 MEMBERS = 1000  # users whose membership is attacked
-REPLAYED = 60  # rounds that are played again at least, where there are that many: some users take part often then
+REPLAYED = 60  # training rounds that are replayed at least, if the run has them: some users then take part often
 PARTICIPATIONS = (1, 2, 5)
-PRETRAINING = 0  # the number under which the last pass of pre-training is captured, where there is one
+PRETRAINING = 0  # the number under which the last pass of spectral pre-training is captured
 
 
 @dataclass
 class Captured:
-    """What the coordinator received in a round: the uploads (its sum alone where uploads are not visible); and what an
-    attacker might know beside it, the users' vectors [B, d] at that time (``None`` where a method scores otherwise).
-    The first ``n_models`` tables of the sum are changes of item tables."""
+    """What the coordinator received in a round: the uploads or, if it cannot see them, only their sum. Also what an
+    attacker might know besides: the users' vectors [B, d] at that time (``None`` if the method does not score with
+    vectors). The first ``n_models`` tables of the sum are changes of item tables."""
 
     update: Update
     vectors: Tensor | None
@@ -49,7 +49,8 @@ class Captured:
 
 
 class Tap:
-    """An algorithm with a tap on what leaves the clients, after protection."""
+    """An algorithm that records what leaves the clients, after protection. It passes everything else on to the real
+    algorithm."""
 
     def __init__(self, algorithm: Algorithm[Any, Any, Any], rounds: Iterable[int]) -> None:
         self.algorithm, self.rounds, self.number = algorithm, set(rounds), 0
@@ -67,7 +68,7 @@ class Tap:
         return self.algorithm.client(phase, broadcast, rows, client_state, key)
 
     def see_update(self, phase: str, sent: Update) -> None:
-        """Look at what clients send in a phase."""
+        """Record what clients send in a phase."""
         assert self._work is not None
         if phase == "train":
             self._collect(sent)
@@ -79,19 +80,20 @@ class Tap:
             self.captured[self._wanted(phase) or 0] = Captured(sent, vectors, broadcast.items.clone(), n_models)
 
     def see_total(self, phase: str, total: Aggregate) -> None:
-        """Look at a sum of a phase."""
+        """Record a sum of a phase."""
         number = self._wanted(phase)
         if number in self.captured:
             self.captured[number].total = total
 
     def _wanted(self, phase: str) -> int | None:
-        """The number under which a round is captured."""
+        """The number under which the current round is captured; ``None`` if it is not."""
         if phase == "spectral":
             return PRETRAINING
         return self.number if phase == "train" and self.number in self.rounds else None
 
     def _collect(self, sent: Update) -> None:
-        """Row sets and user vectors of everybody's first participations."""
+        """Record the row sets of all uploads that the coordinator sees, and the vectors of each user's first two
+        participations."""
         privacy = self.algorithm.settings.privacy
         visible = privacy.aggregation == "sparse" or (privacy.aggregation == "dense" and not privacy.noise.training)
         if not visible or sent.segments is None or sent.items is None:
@@ -105,7 +107,7 @@ class Tap:
 
 
 class TappedProtection:
-    """A method's protection, whose results a :class:`Tap` sees."""
+    """A method's protection whose results a :class:`Tap` records."""
 
     def __init__(self, tap: Tap, protection: Protects) -> None:
         self.tap, self.protection = tap, protection
@@ -126,7 +128,8 @@ class TappedProtection:
 
 @dataclass
 class Audit:
-    """What the attacks found, the lower bounds on epsilon beside the claims, and why an attack was not made."""
+    """The findings of the attacks, the lower bounds on epsilon next to the claims, and notes on attacks that were not
+    made."""
 
     findings: list[Finding] = field(default_factory=list)
     bounds: list[Bound] = field(default_factory=list)
@@ -137,7 +140,7 @@ class Audit:
         return any(each.failed for each in self.bounds)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The audit as plain values for JSON."""
         return {
             "failed": self.failed,
             "findings": [asdict(each) for each in self.findings],
@@ -153,11 +156,12 @@ def audit(
     data: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Audit:
-    """Attack a finished run, and write what was found to ``audit.json`` in its folder.
+    """Attack a finished run, and write the result to ``audit.json`` in its ``folder``.
 
-    ``rounds`` of training are captured, ``trials`` canaries are sent. For this the run is played again from its seed,
-    on the processor, and every round is compared with the recorded one. Raises :class:`CheckpointError` where they
-    differ, because other uploads would be attacked than those that were sent.
+    ``rounds`` are the training rounds to capture, counted from 1; ``trials`` is the number of canaries. The run is
+    replayed from its seed, on the CPU, and every round is compared with the recorded one. Raises
+    :class:`CheckpointError` if they differ, because the attacks would not see the uploads that were sent, and
+    :class:`ConfigError` for a centralised method, a round that was not played, or fewer than 1000 trials.
     """
     if trials < 1000:
         raise ConfigError(f"{trials} canaries are too few for a bound; expected at least 1000")
@@ -165,7 +169,8 @@ def audit(
     algorithm, history = config.build(), RunFolder(folder).history()
     if isinstance(algorithm, Method):
         raise ConfigError(
-            f"{folder}: {config.algorithm} is centralised: no client sends anything that could be attacked"
+            f"{folder}: {config.algorithm} is centralised: no client sends data that could be attacked; expected a "
+            "run of a federated method"
         )
     played = len(history) - len(algorithm.phases)
     if wrong := [each for each in rounds if not 1 <= each <= played and played > 0]:
@@ -174,7 +179,7 @@ def audit(
     assert isinstance(recommender, PersonalRecommender)
     found, population = Audit(), recommender.population
     if _drawn_anew(algorithm):
-        found.notes.append("the noise that was sent: OpenDP's cannot be drawn again, and the attacks met fresh noise")
+        found.notes.append("noise: OpenDP's noise cannot be drawn again, so the attacks used fresh noise")
     degrees = torch.bincount(population.items, minlength=population.n_items).to(torch.float32)
     releases = algorithm.releases(max(played, 0), population.n_users)
     found.bounds = bounds(protection_of(algorithm), releases, trials, Key(config.run.seed).fold("audit"))
@@ -182,27 +187,30 @@ def audit(
     for number, captured in sorted(tap.captured.items()):
         found.findings += _from_uploads(algorithm, captured, number, population, degrees)
     if not algorithm.reports_vectors:
-        found.notes.append("fit and linkage of user vectors: clients report none")
+        found.notes.append("fit and linkage of user vectors: clients send no vectors")
     if tap.row_sets:
         found.findings += _over_rounds(tap, population, degrees)
     else:
-        found.notes.append("intersection of row sets: none can be seen")
+        found.notes.append("intersection of row sets: the coordinator sees no row sets")
     if played <= 0:
-        found.notes.append("uploads of training: there was no round of training")
+        found.notes.append("uploads of training: the run has no training rounds")
     if any(each.vectors is None for each in tap.captured.values()):
-        found.notes.append(f"items from uploads by the user's vector: {config.algorithm} does not score by one")
+        found.notes.append(f"items from uploads by the user's vector: {config.algorithm} does not score with one")
     found.findings.append(_membership(result, degrees))
     RunFolder(folder).write("audit.json", json.dumps(found.plain(), indent=1).encode())
     return found
 
 
 def read_audit(folder: Path) -> dict[str, Any] | None:
-    """What :func:`audit` wrote, where there was one."""
+    """What :func:`audit` wrote, ``None`` if the run was not audited. Raises :class:`CheckpointError` for a damaged
+    file."""
     path = folder / "audit.json"
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
-        raise CheckpointError(f"{path}: damaged audit: {error}; expected it removed, or made again") from None
+        raise CheckpointError(
+            f"{path}: damaged audit: {error}; expected valid JSON: remove the file, or repeat the audit"
+        ) from None
 
 
 def _replayed(
@@ -213,6 +221,8 @@ def _replayed(
     history: Sequence[Entry],
     progress: Callable[[int, int], None],
 ) -> Tap:
+    """Replay the run with a :class:`Tap` and compare each round with its record. Raises :class:`CheckpointError` if
+    they differ."""
     tap, phases = Tap(algorithm, rounds), len(algorithm.phases)
     held = Held.of(result.dataset.valid.offsets, result.dataset.valid.items, torch.device("cpu"))
     everybody = result.dataset.n_users  # in one block, so that a round is captured whole
@@ -226,33 +236,34 @@ def _replayed(
         if (report.clients, report.loss) != (recorded.clients, recorded.loss) and not _drawn_anew(algorithm):
             raise CheckpointError(
                 f"round {number} cannot be repeated: {recorded.clients} clients with loss {recorded.loss} are "
-                f"recorded, and now it is {report.clients} with {report.loss}; expected the machine and versions of "
-                "the run"
+                f"recorded, but the replay gave {report.clients} with {report.loss}; expected the machine and "
+                "versions of the run"
             )
         valid = history[number].valid  # pre-training has no loss to compare
         if report.loss is None and valid is not None and not _drawn_anew(algorithm):
             again = simulator.recommender().evaluate(held, CUTOFFS)
             if again != valid:
                 raise CheckpointError(
-                    f"round {number} of pre-training cannot be repeated: it had {run.select_by} {valid[run.select_by]} "
-                    f"and now has {again[run.select_by]}; expected the machine and versions of the run"
+                    f"round {number} of pre-training cannot be repeated: {run.select_by} {valid[run.select_by]} is "
+                    f"recorded, but the replay gave {again[run.select_by]}; expected the run's machine and versions"
                 )
         progress(number + 1, total)
     return tap
 
 
 def protection_of(algorithm: Algorithm[Any, Any, Any]) -> Protection:
-    """The protection of a method, with all that it declares."""
+    """The method's protection with its full interface, which the protocol :class:`Protects` narrows."""
     return cast(Protection, algorithm.protection)
 
 
 def _drawn_anew(algorithm: Algorithm[Any, Any, Any]) -> bool:
-    """Whether a run's noise follows from no seed."""
+    """Whether the run's noise cannot be drawn again from a seed."""
     privacy = protection_of(algorithm).settings
     return privacy.noise_source == "opendp" and (privacy.noise.any or privacy.noise_scale > 0)
 
 
 def _own(population: Population, users: Tensor) -> list[Tensor]:
+    """The items of each of ``users`` [B]."""
     rows, _ = population.rows(users)
     return list(rows.items.split(rows.counts.tolist()))
 
@@ -260,7 +271,7 @@ def _own(population: Population, users: Tensor) -> list[Tensor]:
 def _from_uploads(
     algorithm: Algorithm[Any, Any, Any], captured: Captured, number: int, population: Population, degrees: Tensor
 ) -> list[Finding]:
-    """Item inference from what the coordinator received in one round, and the fit of the user vectors in it."""
+    """Item inference from what the coordinator received in one round, and the fit of that round's user vectors."""
     settings, sent, n_items = algorithm.settings.privacy, captured.update, population.n_items
     assert sent.deltas is not None
     assert sent.segments is not None
@@ -300,7 +311,7 @@ def _from_uploads(
 
 
 def _over_rounds(tap: Tap, population: Population, degrees: Tensor) -> list[Finding]:
-    """Intersection of row sets, and linkage of the vectors of everybody's first two participations."""
+    """Intersection of row sets, and linkage of the vectors of each user's first two participations."""
     users = list(tap.row_sets)
     real = _own(population, torch.tensor(users, dtype=torch.int64))
     sets = [tap.row_sets[user] for user in users]

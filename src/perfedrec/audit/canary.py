@@ -1,9 +1,9 @@
-"""An empirical lower bound on epsilon, from canaries sent through the mechanism itself.
+"""An empirical lower bound on epsilon, from canaries that are sent through the mechanism.
 
-Every canary is a client that sends as much as the bound allows, on a row of its own, so that one sum holds as many
-independent trials as there are canaries (in the manner of Steinke, Nasr and Jagielski, NeurIPS 2023). Half of them
-choose the threshold that tells "taken part" from "not", the other half are counted, and Clopper-Pearson intervals bound
-the two error rates.
+Each canary is a client that sends as much as the bound allows, on a row of its own, so that one sum holds as many
+independent trials as there are canaries (similar to Steinke, Nasr and Jagielski, NeurIPS 2023). Half of the canaries
+are used to choose the threshold that separates "took part" from "did not". The other half are counted, and
+Clopper-Pearson intervals bound the two error rates.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Bound:
-    """A claimed epsilon and what canaries show at least: ``lower`` for any mechanism, ``lower_gaussian`` for one whose
-    noise is normal (``None`` where it is not). ``failed`` where a lower bound is above the claim."""
+    """A claimed epsilon and what canaries show at least: ``lower`` for any mechanism, ``lower_gaussian`` for normal
+    noise (``None`` for other noise). ``failed``: a lower bound is above the claim."""
 
     what: str
     claim: float
@@ -46,7 +46,7 @@ class Bound:
 
 
 def bounds(protection: Protection, releases: Sequence[Release], trials: int, key: Key) -> list[Bound]:
-    """Lower bounds for every claim that a run with these releases makes against the coordinator."""
+    """Lower bounds for every claim against the coordinator that a run with these releases makes."""
     found, settings = [], protection.settings
     if settings.clip is not None and settings.norm == "coordinate" and settings.noise_scale:
         inside, outside = (_coordinate(protection, sign, trials, key.fold("coordinate", sign)) for sign in (1, 0))
@@ -65,7 +65,8 @@ def bounds(protection: Protection, releases: Sequence[Release], trials: int, key
 
 
 def _statistic(protection: Protection, release: Release, sign: int, trials: int, key: Key) -> Numbers:
-    """[trials] what an attacker adds up over a user's participations: the canary's own number over the noise."""
+    """[trials] the attacker's statistic: each canary's own number divided by the noise variance, summed over its
+    participations."""
     phase = protection.phase_of(release.name)
     bound, total = protection.bound(phase) or 1.0, np.zeros(trials)
     scale = release.guarantee.multiplier
@@ -76,8 +77,8 @@ def _statistic(protection: Protection, release: Release, sign: int, trials: int,
 
 
 def _canaries(protection: Protection, phase: str, sign: int, trials: int, bound: float, key: Key) -> Numbers:
-    """[trials] each canary's number as the coordinator has it. ``sign`` 1: the canaries take part; 0: they send
-    nothing (or, where single uploads are seen, the opposite)."""
+    """[trials] each canary's number as the coordinator receives it. ``sign`` 1: the canaries take part; 0: they send
+    nothing (or, if single uploads are seen, the opposite)."""
     every = torch.arange(trials)
     value = 100.0 * bound * (sign if protection.secure else 2 * sign - 1)
     change = torch.full((trials, 1), value)
@@ -92,11 +93,14 @@ def _canaries(protection: Protection, phase: str, sign: int, trials: int, bound:
 
 
 def _coordinate(protection: Protection, sign: int, trials: int, key: Key) -> Numbers:
+    """[trials] one coordinate of one upload with per-coordinate noise, at the upper (``sign`` 1) or lower (0) clip."""
     values = torch.full((trials, 1), 100.0 * (2 * sign - 1))
     return protection.protect(values, key.spread(torch.arange(trials))).double().squeeze(1).numpy()
 
 
 def _bound(what: str, claim: float, delta: float, inside: Numbers, outside: Numbers, gaussian: bool) -> Bound:
+    """The lower bounds from the statistics ``inside`` and ``outside`` [trials] of canaries that took part and that did
+    not."""
     half = inside.size // 2
     threshold = _threshold(inside[:half], outside[:half], delta)
     lower = _epsilon(inside[half:] > threshold, outside[half:] > threshold, delta)
@@ -110,13 +114,13 @@ def _bound(what: str, claim: float, delta: float, inside: Numbers, outside: Numb
 
 
 def _threshold(inside: Numbers, outside: Numbers, delta: float) -> float:
-    """The threshold at which the bound is largest, on these trials."""
+    """The threshold with the largest bound on these trials."""
     candidates = np.quantile(outside, 1 - np.geomspace(0.5, 4 / outside.size, 60))
     return float(max(candidates, key=lambda at: _epsilon(inside > at, outside > at, delta)))
 
 
 def _rates(hits: Any, alarms: Any) -> tuple[float, float]:
-    """The least rate of hits and the largest of false alarms that the counts allow (Clopper-Pearson)."""
+    """The lowest hit rate and the highest false-alarm rate that the counts allow (Clopper-Pearson)."""
     tail = (1 - CONFIDENCE) / 2
     n, k, f = hits.size, int(hits.sum()), int(alarms.sum())
     low = float(beta.ppf(tail, k, n - k + 1)) if k else 0.0
@@ -125,13 +129,13 @@ def _rates(hits: Any, alarms: Any) -> tuple[float, float]:
 
 
 def _epsilon(hits: Any, alarms: Any, delta: float) -> float:
-    """``ln((TPR - delta) / FPR)``, which no (epsilon, delta)-DP mechanism exceeds."""
+    """``ln((TPR - delta) / FPR)``, which is at most epsilon for every (epsilon, delta)-DP mechanism."""
     low, high = _rates(hits, alarms)
     return max(0.0, log((low - delta) / high)) if low > delta else 0.0
 
 
 def _gaussian_epsilon(shift: float, delta: float) -> float:
-    """Epsilon of two normal laws ``shift`` standard deviations apart."""
+    """The epsilon of two normal distributions ``shift`` standard deviations apart."""
     if shift <= 0:
         return 0.0
     from dp_accounting import GaussianDpEvent

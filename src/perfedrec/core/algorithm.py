@@ -58,7 +58,8 @@ class Protects(Protocol):
         """The update of B users with each user's part clipped and noised. ``key`` is the key of the clients' work."""
 
     def add_noise(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
-        """A sum over some clients of a cohort, with the noise that these clients add. The cohort has ``asked`` clients."""
+        """A sum over some clients of a cohort, with the noise that these clients add. The cohort has ``asked``
+        clients."""
 
     def aborted(self, phase: str, clients: int, asked: int) -> bool:
         """Whether the round is aborted: only ``clients`` of the ``asked`` clients answered, too few for their sum to be
@@ -229,4 +230,5 @@ class ServedAlgorithm(Algorithm[S, B, C], Protocol):
         from it."""
 
     def centroids(self, state: S) -> Tensor | None:
-        """[K, d] the last centroids, from which the service starts its next clustering; ``None`` before the first one."""
+        """[K, d] the last centroids, from which the service starts its next clustering; ``None`` before the first
+        one."""

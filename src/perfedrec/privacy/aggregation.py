@@ -19,7 +19,7 @@ EXACT = 2**53
 
 
 def summed_part(update: Update, place: int) -> Update:
-    """What the client at one ``place`` of a block hands over to a sum: no vector and no edge of its user."""
+    """What the client at one ``place`` of a block contributes to a sum: no vector and no edge of its user."""
     return replace(update.of_user(place), reports=None, edges=None)
 
 

@@ -1,7 +1,7 @@
 """What a client trains on instead of its items: decoys, masked items, randomised response.
 
-Decoys and masking give deniability and no guarantee: fresh ones are averaged away within a few participations, sticky
-ones, the same in every round, hold. Randomised response (Warner, 1965) on the item set has a guarantee per item.
+Decoys and masking give deniability but no guarantee. Fresh decoys average out within a few participations; sticky ones,
+which are the same in every round, do not. Randomised response (Warner, 1965) on the item set has a guarantee per item.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ Keys = Callable[[str], Tensor]
 
 @dataclass(frozen=True)
 class Labels:
-    """What a block's users train on: ``rows`` labelled as interacted, and ``negatives`` [T] with ``owners`` [T].
+    """What a block's users train on: ``rows`` labelled as interacted, and ``negatives`` [T] with the position
+    ``owners`` [T] of their user.
 
-    ``positions`` [R'] tells where each labelled row stands among the real ones; it is -1 for a decoy.
+    ``positions`` [R'] is the position of each labelled row among the real ones, -1 for a decoy.
     """
 
     rows: Rows
@@ -38,13 +39,14 @@ class Labels:
 def label(
     rows: Rows, n_items: int, settings: PrivacySettings, n_negatives: int | None, key: Key, secrets: Tensor
 ) -> Labels:
-    """Leave a share of a user's items out, label a share of random items as interacted, and draw negatives.
+    """Leave out a share of each user's items, label a share of random items as interacted, and draw negatives.
 
-    Decoys and negatives are distinct items outside the user's own: a masked item is never a negative, and neither is a
-    decoy. ``n_negatives`` is their number per user, or ``None`` for one per label. A user keeps at least one real item.
-    The number of decoys is rounded at random, so that its mean is the exact share. Under randomised response the labels
-    say all that is said of the items: negatives are any others, real ones among them, and none may be kept.
-    Sticky decoys and masked items follow from the users' ``secrets`` [B] and not from the round's ``key``.
+    Decoys and negatives are distinct items that the user does not have. So a masked item is never a negative and never
+    a decoy. ``n_negatives`` is the number of negatives per user, ``None`` for one per label. A user keeps at least one
+    real item. The number of decoys is rounded at random, so that its mean is the exact share. Under randomised response
+    only the labels may depend on the items: negatives are drawn from all items that are not labelled, real ones
+    included, and a user may keep no real item. Sticky decoys and masked items are drawn with the users' ``secrets`` [B]
+    instead of the round's ``key``.
     """
 
     def keys(purpose: str) -> Tensor:
@@ -90,12 +92,12 @@ def label(
 
 
 def truth_probability(epsilon: float) -> float:
-    """With what probability symmetric randomised response tells the truth about an item: ``e^eps / (1 + e^eps)``."""
+    """The probability with which symmetric randomised response reports an item truthfully: ``e^eps / (1 + e^eps)``."""
     return 1 / (1 + exp(-epsilon))
 
 
 def _kept(rows: Rows, settings: PrivacySettings, keys: Keys) -> tuple[Tensor, Tensor]:
-    """Positions of the real rows that stay, and how many each user keeps."""
+    """Positions of the real rows that stay, and [B] how many each user keeps."""
     positions, kept = torch.arange(rows.items.numel(), device=rows.items.device), rows.counts
     response = settings.randomised_response
     left_out = settings.masking if response is None else 1 - truth_probability(response)
@@ -111,7 +113,7 @@ def _kept(rows: Rows, settings: PrivacySettings, keys: Keys) -> tuple[Tensor, Te
 
 
 def _decoys(rows: Rows, n_items: int, settings: PrivacySettings, keys: Keys) -> Tensor:
-    """[B] how many decoys each user has."""
+    """[B] the number of decoys of each user."""
     decoys = torch.zeros_like(rows.counts)
     if settings.randomised_response is not None:
         chance = 1 - truth_probability(settings.randomised_response)
@@ -125,7 +127,7 @@ def _decoys(rows: Rows, n_items: int, settings: PrivacySettings, keys: Keys) -> 
 
 
 def _with(rows: Rows, items: Tensor, owners: Tensor, n_items: int) -> Rows:
-    """The rows with more items of their owners, ascending within a user."""
+    """The rows with ``items`` [T] added for the users ``owners`` [T], ascending within a user."""
     joined = torch.cat([rows.segments * n_items + rows.items, owners * n_items + items]).sort().values
     segments = torch.div(joined, n_items, rounding_mode="floor")
     offsets = torch.zeros_like(rows.offsets)

@@ -1,13 +1,13 @@
-"""The ledger: every release of a run, and what all of them together reveal of one user.
+"""The privacy ledger: every release of a run, and what all releases together reveal about one user.
 
-Epsilon is stated for one user's data added or removed (the user's presence is public), at a delta, by the PLD
-accountant of dp-accounting, and from two points of view. A **recipient** of the model does not know who took part in
-a round: Poisson sampling amplifies. The **coordinator** knows: nothing amplifies, and what bounds its view is how
-often a user takes part at most.
+Epsilon refers to one user's data added or removed (that the user takes part is public), at a delta, and is computed by
+the PLD accountant of dp-accounting. There are two views. A **recipient** of the model does not know who took part in a
+round, so Poisson sampling amplifies. The **coordinator** knows who took part: there is no amplification, and epsilon
+depends on how often a user takes part at most.
 
-A cap on participations only takes parts away, and cannot raise what a recipient learns: given the earlier rounds, the
-likelihood ratio of the next one is affine in that of a single participation, ``1 + s (l - 1)``, with a slope s between
-0 and the sampling rate; a smaller slope is smaller in convex order, and so is every divergence that is convex.
+A limit on participations only removes a user's parts, and cannot increase what a recipient learns. Given the earlier
+rounds, the likelihood ratio of the next one is affine in that of a single participation, ``1 + s (l - 1)``, with a
+slope s between 0 and the sampling rate. A smaller slope is smaller in convex order, and so is every convex divergence.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ Party = Literal["coordinator", "recipients"]
 
 
 class AccountingError(PerfedrecError):
-    """An event that the accountant would get wrong."""
+    """Raised for an event for which the accountant would give a wrong result."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """Something that is published again and again.
+    """Something that is published one or more times in a run.
 
-    ``times`` in the run; one user has a part in at most ``participations`` of them, in each one with probability
-    ``rate`` under Poisson sampling; "everyone" and "fixed" (a cohort of a given size) are not amplified. ``guarantee``
-    is that of one release.
+    ``times`` is the number of releases. One user takes part in at most ``participations`` of them, under Poisson
+    sampling in each with probability ``rate``. Sampling "everyone" and "fixed" (a cohort of fixed size) are not
+    amplified. ``guarantee`` is that of a single release.
     """
 
     name: str
@@ -54,17 +54,17 @@ class Release:
 
     def __post_init__(self) -> None:
         if self.sampling != "poisson" and self.rate < 1 and self.sampling != "fixed":
-            raise AccountingError(f"{self.name}: everyone takes part, yet the rate is {self.rate:g}; expected 1")
+            raise AccountingError(f"{self.name}: everyone takes part, but the rate is {self.rate:g}; expected 1")
         if not 0 <= self.participations <= self.times:
             raise AccountingError(
                 f"{self.name}: a user takes part {self.participations} times in {self.times} releases; "
-                "expected at most as often as there are releases"
+                "expected at most one participation per release"
             )
 
 
 @dataclass(frozen=True)
 class Epsilon:
-    """An epsilon, or ``None`` with the reason why there is none."""
+    """An epsilon; ``value`` is ``None`` if there is none, for the given ``reason``."""
 
     value: float | None
     reason: str = ""
@@ -74,13 +74,13 @@ class Epsilon:
 
 
 class Ledger:
-    """All releases of a run."""
+    """All releases of a run, at one delta."""
 
     def __init__(self, releases: Sequence[Release], delta: float) -> None:
         self.releases, self.delta = [each for each in releases if each.times], delta
 
     def epsilon(self, party: Party) -> Epsilon:
-        """What ``party`` can learn of one user from all releases together."""
+        """What ``party`` can learn about one user from all releases together."""
         exposed = [each for each in self.releases if each.guarantee.law is None and each.participations]
         if exposed:
             reasons = (reason for each in exposed for reason in each.guarantee.reason.split("; "))
@@ -98,7 +98,7 @@ class Ledger:
         return release.guarantee.law, release.guarantee.multiplier, release.rate if amplified else 1.0, count
 
     def lines(self) -> list[dict[str, Any]]:
-        """The entries as plain values."""
+        """The releases as plain dictionaries, for JSON."""
         return [
             {
                 "release": each.name,
@@ -137,12 +137,12 @@ def _composed(parts: Sequence[tuple[str, float, float, int]]) -> DpEvent:
 def account(
     event: DpEvent, delta: float, adjacency: Adjacency = "add-or-remove", sensitivity: Adjacency = "add-or-remove"
 ) -> float:
-    """Epsilon of an event of dp-accounting by its PLD accountant.
+    """The epsilon of an event of dp-accounting, by its PLD accountant.
 
-    ``sensitivity`` tells for which adjacency the noise multipliers in the event were computed. Raises
+    ``sensitivity`` is the adjacency for which the event's noise multipliers were computed. Raises
     :class:`AccountingError` for what the accountant would get wrong: a cohort of fixed size (only Poisson sampling can
-    be accounted), and a multiplier already computed for replacement under the replace adjacency, for which the
-    accountant doubles the sensitivity once more.
+    be accounted for), an event that it does not support, and, under the replace adjacency, a multiplier that was
+    computed for replacement, because the accountant doubles the sensitivity itself.
     """
     from dp_accounting import NeighboringRelation
     from dp_accounting import dp_event as dp
@@ -151,7 +151,7 @@ def account(
     for part in _parts(event):
         if isinstance(part, dp.SampledWithReplacementDpEvent | dp.SampledWithoutReplacementDpEvent):
             raise AccountingError(
-                "a cohort of fixed size is no Poisson sample; expected Poisson sampling, or no claim of amplification"
+                "a cohort of fixed size is no Poisson sample; expected Poisson sampling, or an event without sampling"
             )
     if adjacency == "replace" and sensitivity == "replace":
         raise AccountingError(
@@ -159,7 +159,7 @@ def account(
             "one user added or removed"
         )
     relation = NeighboringRelation.REPLACE_ONE if adjacency == "replace" else NeighboringRelation.ADD_OR_REMOVE_ONE
-    if isinstance(event, dp.GaussianDpEvent):  # closed form: the accountant takes minutes where there is little noise
+    if isinstance(event, dp.GaussianDpEvent):  # closed form: the accountant takes minutes for little noise
         return gaussian_epsilon(event.noise_multiplier / (2 if adjacency == "replace" else 1), delta)
     accountant = PLDAccountant(relation)
     if not accountant.supports(event):
@@ -173,8 +173,8 @@ def _parts(event: Any) -> list[Any]:
 
 
 def gaussian_delta(multiplier: float, epsilon: float) -> float:
-    """delta of one Gaussian release at an epsilon, exactly (Balle and Wang, ICML 2018, theorem 8): the hockey-stick
-    divergence of two normal laws, what the distribution of the privacy loss comes to without its grid."""
+    """The exact delta of one Gaussian release at an epsilon (Balle and Wang, ICML 2018, theorem 8). It is the
+    hockey-stick divergence of two normal distributions, which the accountant approximates on a grid."""
     near, far = 0.5 / multiplier - epsilon * multiplier, -0.5 / multiplier - epsilon * multiplier
     return float(norm.cdf(near) - exp(epsilon + norm.logcdf(far)))
 
@@ -183,13 +183,13 @@ def gaussian_epsilon(multiplier: float, delta: float) -> float:
     """The epsilon of one Gaussian release at ``delta``."""
     if gaussian_delta(multiplier, 0.0) <= delta:
         return 0.0
-    most = 0.5 / multiplier**2 + 40 / multiplier  # 40 standard deviations above the mean of the privacy loss
+    most = 0.5 / multiplier**2 + 40 / multiplier  # 40 standard deviations above the privacy loss's mean
     return float(brentq(lambda epsilon: gaussian_delta(multiplier, epsilon) - delta, 0.0, most, rtol=1e-12))
 
 
 @lru_cache
 def gaussian_multiplier(epsilon: float, delta: float) -> float:
-    """The noise multiplier of one Gaussian release that is (epsilon, delta)-DP; errs on the side of more noise."""
+    """The noise multiplier with which one Gaussian release is (epsilon, delta)-DP, rounded up slightly."""
     low, high = 1e-3 / (1 + epsilon), 50.0 / epsilon + 50.0
     found = brentq(lambda multiplier: gaussian_delta(multiplier, epsilon) - delta, low, high, rtol=1e-12)
     return float(found) * (1 + 1e-9)
@@ -197,8 +197,8 @@ def gaussian_multiplier(epsilon: float, delta: float) -> float:
 
 @lru_cache
 def poisson_multiplier(epsilon: float, delta: float, rate: float, times: int) -> float:
-    """The noise multiplier of ``times`` Gaussian releases over Poisson samples that are (epsilon, delta)-DP against
-    recipients, who do not know who took part."""
+    """The noise multiplier with which ``times`` Gaussian releases over Poisson samples of ``rate`` are (epsilon,
+    delta)-DP against recipients, who do not know who took part."""
     import dp_accounting as dp
 
     def event(multiplier: float) -> DpEvent:
@@ -219,8 +219,8 @@ def _calibrated(event: Callable[[float], DpEvent], epsilon: float, delta: float,
 
 
 SHARES = {"degrees": 0.2, "spectral": 0.8, "join": 0.1, "training": 0.8}
-"""How a budget is shared out among the releases that take place, from Yelp's validation data: degrees may have between
-7 and 30 % with little difference at epsilon 8, and gain from more of it below."""
+"""The shares of a budget by release, chosen on Yelp's validation data. A share for degrees between 7 and 30 % makes
+little difference at epsilon 8; below epsilon 8 a larger share is better."""
 
 
 def split_budget(
@@ -228,8 +228,9 @@ def split_budget(
 ) -> dict[str, float]:
     """Noise multipliers of several Gaussian releases that are together (epsilon, delta)-DP against the coordinator.
 
-    A user takes part in each one ``participations`` times. Gaussian releases compose to one with ``1 / z^2 = sum
-    count / z_r^2``; each gets its share of that sum (shares of those that take place, brought to 1).
+    A user takes part in release r ``participations[r]`` times. Gaussian releases compose to one with
+    ``1 / z^2 = sum_r count_r / z_r^2``. Each release gets its share of this sum; the shares of the releases that take
+    place are normalised to 1.
     """
     z = gaussian_multiplier(epsilon, delta)
     present = {name: shares[name] for name, count in participations.items() if count and shares.get(name)}

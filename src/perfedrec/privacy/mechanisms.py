@@ -1,8 +1,8 @@
 """What each mechanism guarantees, and what several of them guarantee together.
 
-A guarantee is that of ONE release, to one user, when the user's data are added or removed. Where there is none, it says
-why; nothing is ever left blank. The functions that do the work are in :mod:`perfedrec.privacy.labels` and
-:mod:`perfedrec.privacy.protection`.
+A guarantee is that of ONE release, for one user, when that user's data are added or removed. Where there is no
+guarantee the reason is given; it is never left empty. The functions that apply the mechanisms are in
+:mod:`perfedrec.privacy.labels` and :mod:`perfedrec.privacy.protection`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Norm = Literal["coordinate", "l1", "l2"]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How far one user's data can move what is released: ``bound`` in a norm; infinite where nothing bounds it."""
+    """How much one user's data can change what is released: at most ``bound`` in a norm; infinite without a bound."""
 
     norm: Norm
     bound: float
@@ -27,11 +27,11 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What one release promises one user.
+    """What one release guarantees to one user.
 
-    ``law`` and ``multiplier``: the noise, and its scale over the sensitivity (add or remove), from which an accountant
-    derives epsilon; ``None`` where there is no guarantee, for the ``reason`` given. ``narrower``: statements that hold
-    for less than a user.
+    ``law`` and ``multiplier`` are the distribution of the noise and its scale divided by the sensitivity (add or
+    remove), from which an accountant computes epsilon. ``law`` is ``None`` if there is no guarantee, for the given
+    ``reason``. ``narrower`` are statements that hold for less than a whole user.
     """
 
     law: Law | None = None
@@ -41,7 +41,7 @@ class Guarantee:
 
 
 class Mechanism(Protocol):
-    """A step of the protection: what it is, how far one user can move what it lets through, what it guarantees."""
+    """A step of the protection: its name, its sensitivity, and its guarantee."""
 
     @property
     def name(self) -> str: ...
@@ -58,7 +58,7 @@ UNBOUNDED = Sensitivity("l2", float("inf"))
 
 @dataclass(frozen=True)
 class CoordinateLaplace:
-    """Clip each coordinate, add Laplace noise to each (the paper's mechanism)."""
+    """Clips each coordinate and adds Laplace noise to each (the paper's mechanism)."""
 
     clip: float
     scale: float
@@ -73,17 +73,18 @@ class CoordinateLaplace:
         if not self.scale:
             return Guarantee(reason="clipping alone hides nothing")
         return Guarantee(
-            reason="the bound holds for one coordinate, and an upload has thousands",
+            reason="the bound holds for one coordinate, but an upload has thousands",
             narrower=(f"per coordinate: epsilon {2 * self.clip / self.scale:.3g}",),
         )
 
 
 @dataclass(frozen=True)
 class JointNoise:
-    """Clip the norm of everything a client sends in a round, add noise to every number.
+    """Clips the norm of everything that a client sends in a round, and adds noise to every number.
 
-    ``local``: each upload carries all the noise, so that the sensitivity is that of one upload replaced by another,
-    ``2 clip``; otherwise the sum carries it, in shares, and the sensitivity is one upload's, ``clip``.
+    ``local``: each upload has the full noise, so that the sensitivity is that of one upload replaced by another,
+    ``2 clip``. Otherwise the sum has the noise, of which each client adds a share, and the sensitivity is that of one
+    upload, ``clip``.
     """
 
     norm: Literal["l1", "l2"]
@@ -110,7 +111,7 @@ class JointNoise:
 
 @dataclass(frozen=True)
 class PseudoItems:
-    """Random items labelled as interacted."""
+    """Random items labelled as interacted (decoys)."""
 
     share: float
     sticky: bool
@@ -123,13 +124,13 @@ class PseudoItems:
 
     @property
     def guarantee(self) -> Guarantee:
-        held = "they hold, but a real item is never denied" if self.sticky else "fresh ones are averaged away"
+        held = "sticky ones stay, but a real item is always shown" if self.sticky else "fresh ones average out"
         return Guarantee(reason=f"decoys give deniability: {held}")
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Real items left out."""
+    """Real items that are left out."""
 
     share: float
     sticky: bool
@@ -142,13 +143,13 @@ class Masking:
 
     @property
     def guarantee(self) -> Guarantee:
-        held = "one that never is a negative shows in the end" if self.sticky else "the next one may show them"
-        return Guarantee(reason=f"masking hides items in one upload, and {held}")
+        held = "one that is never a negative is found over time" if self.sticky else "the next one may show them"
+        return Guarantee(reason=f"masking hides items in one upload, but {held}")
 
 
 @dataclass(frozen=True)
 class ItemResponse:
-    """Symmetric randomised response on each item of the set: kept with p, set with 1 - p."""
+    """Symmetric randomised response on each item of the set: reported truthfully with probability p."""
 
     epsilon: float
     sticky: bool
@@ -171,14 +172,14 @@ class ItemResponse:
         per_item = log(max(p / r, (1 - r) / (1 - p)))
         times = "" if self.sticky else " and participation"
         return Guarantee(
-            reason="it protects the labels' items, one by one; a whole set of k items has 2 k times that",
+            reason="it protects single items of the labels; a whole set of k items has 2 k times this epsilon",
             narrower=(f"per item{times}: epsilon {per_item:.3g}",),
         )
 
 
 @dataclass(frozen=True)
 class SparseUpload:
-    """Only touched rows are sent."""
+    """Clients send only the rows that they touched."""
 
     name: str = "sparse upload"
     sensitivity = UNBOUNDED
@@ -190,7 +191,7 @@ class SparseUpload:
 
 @dataclass(frozen=True)
 class DenseUpload:
-    """A row for every item is sent, each client's to the coordinator."""
+    """Each client sends the coordinator a row for every item."""
 
     name: str = "dense upload"
     sensitivity = UNBOUNDED
@@ -202,19 +203,21 @@ class DenseUpload:
 
 @dataclass(frozen=True)
 class SecureAggregation:
-    """The coordinator learns the cohort's sum and nothing else of an upload."""
+    """The coordinator learns the cohort's sum, and nothing else about an upload."""
 
     name: str = "secure aggregation"
     sensitivity = UNBOUNDED
 
     @property
     def guarantee(self) -> Guarantee:
-        return Guarantee(reason="secure aggregation hides one upload among the cohort, and a sum still tells of it")
+        return Guarantee(
+            reason="secure aggregation hides one upload in the cohort's sum, but the sum still depends on it"
+        )
 
 
 @dataclass(frozen=True)
 class Unprotected:
-    """Nothing at all is done."""
+    """No mechanism is applied."""
 
     name: str = "no mechanism"
     sensitivity = UNBOUNDED
@@ -225,10 +228,10 @@ class Unprotected:
 
 
 def compose(mechanisms: Sequence[Mechanism]) -> Guarantee:
-    """What mechanisms guarantee that are applied to one release, one after the other.
+    """The guarantee of mechanisms that are applied to the same release, one after the other.
 
-    Noise on a bounded release gives a guarantee that nothing before or after it takes away, except an upload that shows
-    the touched rows beside it. Two noises on one release: the stronger one counts.
+    Noise on a bounded release gives a guarantee that no step before or after it removes, except an upload that also
+    shows which rows were touched. If two steps add noise to one release, the stronger noise counts.
     """
     guarantees = [mechanism.guarantee for mechanism in mechanisms]
     narrower = tuple(text for each in guarantees for text in each.narrower)

@@ -1,9 +1,9 @@
 """Sources of noise: keyed draws for simulation, and OpenDP's samplers for real clients.
 
-Keyed noise is fast and can be repeated, and is therefore no protection against anybody who holds the seed; its
-generator is not cryptographic, and floating-point samplers leak through their low bits (Mironov, CCS 2012). OpenDP's
-samplers are exact on a grid and draw from the operating system; the grid is that of the sums, because noise on a
-coarser one would leave the low bits of a sum as they are.
+Keyed noise is fast and repeatable, and so does not protect against anybody who has the seed. Its generator is not
+cryptographic, and floating-point samplers leak through their low bits (Mironov, CCS 2012). OpenDP's samplers are exact
+on a grid and take their randomness from the operating system. The grid is that of the sums, because noise on a coarser
+grid would leave the low bits of a sum unprotected.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ _ROW = 64  # numbers drawn with one key
 
 
 def summed_noise(law: Law, shape: tuple[int, ...], scale: float, clients: int, key: Key, source: str) -> Tensor:
-    """The sum of the noise of ``clients`` clients, each of whom adds noise of the law to every number of ``shape``.
+    """float64 of ``shape``: the sum of the noise of ``clients`` clients, each of whom adds noise of the ``law`` to
+    every number.
 
-    float64. One draw from the law of the sum: the normal law is closed under sums, and the sum of n Laplace numbers is
-    the difference of two Gamma(n) ones (each Laplace number is the difference of two exponential ones). ``scale`` is a
-    client's standard deviation or Laplace scale. With source "opendp" OpenDP draws: one draw for the normal law, and
-    each client's for the other.
+    ``scale`` is one client's standard deviation or Laplace scale. One draw gives the whole sum: a sum of normal numbers
+    is normal, and a sum of n Laplace numbers is the difference of two Gamma(n) numbers (each Laplace number is the
+    difference of two exponential ones). With ``source`` "opendp" OpenDP draws: once for normal noise, and once per
+    client for Laplace noise.
     """
     size = int(np.prod(shape))
     if source == "opendp":
@@ -51,31 +52,32 @@ def summed_noise(law: Law, shape: tuple[int, ...], scale: float, clients: int, k
 
 
 def row_noise(law: Law, keys: Tensor, n: int, scale: float) -> Tensor:
-    """[T, n] noise of single clients' rows, drawn by ``keys`` [T] (simulation)."""
+    """[T, n] noise for single clients' rows, drawn with ``keys`` [T] (simulation)."""
     return (laplace if law == "laplace" else normal)(keys, n).mul_(scale)
 
 
 def check_source(settings: PrivacySettings) -> None:
-    """Raises :class:`ConfigError` where OpenDP is to draw noise and is not installed: before the first draw."""
+    """Raise :class:`ConfigError` before the first draw if the settings need OpenDP and it is not installed."""
     if settings.noisy and settings.noise_source == "opendp" and find_spec("opendp") is None:
         raise ConfigError(MISSING)
 
 
 def opendp_noise(law: Law, size: int, scale: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """``size`` numbers from OpenDP's sampler, whole multiples of 1 / FIXED_POINT."""
+    """``size`` numbers drawn by OpenDP, whole multiples of 1 / FIXED_POINT."""
     return opendp_noised(law, np.zeros(size), scale)
 
 
 def opendp_noised(
     law: Law, values: np.ndarray[Any, np.dtype[Any]], scale: float
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """``values`` on the grid of multiples of 1 / FIXED_POINT, with noise of OpenDP's sampler, on it as well."""
+    """``values`` rounded to multiples of 1 / FIXED_POINT, plus OpenDP's noise on the same grid."""
     measurement, _ = opendp_measurement(law, values.size, scale)
     return np.asarray(measurement(values.reshape(-1).tolist()), dtype=np.float64).reshape(values.shape)
 
 
 def opendp_measurement(law: Law, size: int, scale: float) -> tuple[Any, Any]:
-    """OpenDP's mechanism for a vector of ``size`` numbers, and its module; ``.map(d_in)`` states its guarantee."""
+    """OpenDP's mechanism for a vector of ``size`` numbers, and its module. ``.map(d_in)`` of the mechanism states its
+    guarantee. Raises :class:`ConfigError` if OpenDP is not installed."""
     try:
         import opendp.prelude as dp
     except ImportError:

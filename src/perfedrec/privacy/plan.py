@@ -1,4 +1,4 @@
-"""Planning: the noise that an epsilon takes, and what may be expected of the accuracy under it."""
+"""Planning: the noise that an epsilon needs, and the accuracy to expect with it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MEASURED = (
     (155, 2.8, 0.77),
     (515, 3.4, 0.94),
 )
-"""Profile private on Yelp and on its users counted ten times, test NDCG@20 (docs/privacy.md): users per unit of noise,
-and the result over popularity's and over that without noise at d = 64."""
+"""Measured with profile private on Yelp and on Yelp with each user counted ten times (docs/privacy.md): users per unit
+of noise, and the test NDCG@20 divided by that of popularity and by that without noise at d = 64."""
 
 WORSE = 8
 """Users per unit of noise at which popularity was better (epsilon 1 on Yelp)."""
@@ -24,25 +24,26 @@ WORSE = 8
 
 @dataclass(frozen=True)
 class SpectralPlan:
-    """Pre-training alone: noise multipliers of the releases over all users, and users per unit of noise."""
+    """A plan of pre-training without training: noise multipliers of the releases over all users, and ``signal``, users
+    per unit of noise."""
 
     multipliers: dict[str, float]
     signal: float
 
     @property
     def expectation(self) -> str:
-        """What was measured on Yelp at such a signal."""
+        """What was measured on Yelp at this signal."""
         if self.signal < MEASURED[0][0]:
-            return f"not to beat popularity, which was better at {WORSE} users per unit of noise"
+            return f"not better than popularity, which was better at {WORSE} users per unit of noise"
         _, popularity, noiseless = max(each for each in MEASURED if each[0] <= self.signal)
-        return f"at least {popularity:g} times popularity's NDCG@20, {noiseless:.0%} of that without noise"
+        return f"at least {popularity:g} times the NDCG@20 of popularity, {noiseless:.0%} of that without noise"
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Rounds of gradient training: at most ``cap`` participations a user, and the noise multiplier of a round that
-    holds the epsilon against the coordinator, and against model recipients alone; ``signal`` is the largest norm that a
-    cohort's sum can have, over that of the noise."""
+    """A plan of gradient training: at most ``cap`` participations of a user; the noise multiplier of a round that
+    reaches the epsilon against the ``coordinator``, and against model ``recipients`` only; and ``signal``, the largest
+    norm that a cohort's sum can have divided by the norm of the noise."""
 
     cap: int
     rate: float
@@ -52,14 +53,15 @@ class TrainingPlan:
 
     @property
     def expectation(self) -> str:
-        """In words."""
+        """The expectation in words."""
         if self.signal < 1:
-            return "not to beat popularity: the noise of a round is larger than any sum of its cohort"
-        return "try it: a sum of the cohort can be larger than the noise of a round"
+            return "not better than popularity: the noise of a round is larger than any sum of its cohort"
+        return "unclear: the sum of a cohort can be larger than the noise of a round, so try it"
 
 
 def plan_spectral(epsilon: float, delta: float, users: int, items: int, passes: int) -> SpectralPlan:
-    """Spectral pre-training over ``users`` and ``items`` that is (epsilon, delta)-DP against the coordinator."""
+    """Spectral pre-training over ``users`` users and ``items`` items that is (epsilon, delta)-DP against the
+    coordinator."""
     multipliers = split_budget(epsilon, delta, {"degrees": 1, "spectral": passes})
     return SpectralPlan(multipliers, users / (multipliers["spectral"] * sqrt(items)))
 
@@ -67,7 +69,8 @@ def plan_spectral(epsilon: float, delta: float, users: int, items: int, passes: 
 def plan_training(
     epsilon: float, delta: float, users: int, items: int, dim: int, rounds: int, cohort: int, cap: int | None
 ) -> TrainingPlan:
-    """Training in ``rounds`` of a Poisson ``cohort``; ``cap`` defaults to the mean number of participations."""
+    """``rounds`` rounds of training with Poisson cohorts of mean size ``cohort``. ``cap`` defaults to the mean number
+    of participations, rounded up. Raises :class:`ConfigError` for a cohort larger than the population."""
     if cohort > users:
         raise ConfigError(f"a cohort of {cohort} is larger than the population of {users}; expected at most as many")
     rate = cohort / users

@@ -1,4 +1,4 @@
-"""What the owner of a node insists on, whoever coordinates: at least the protection of a profile, option by option."""
+"""The minimum protection that the owner of a node requires of every coordinator, checked option by option."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from perfedrec.privacy.settings import PrivacySettings
 
 @dataclass(frozen=True)
 class Policy:
-    """At least the protection ``privacy`` of a ``profile``, with at most its ``participations`` of a user in a run.
+    """Requires at least the protection ``privacy`` of a ``profile``, and at most ``participations`` of a user in a run.
 
-    What a node cannot check is not asked for: how cohorts are drawn, and who else is in a sum.
+    It does not ask for what a node cannot check: how cohorts are drawn, and who else is in a sum.
     """
 
     profile: str
@@ -23,13 +23,15 @@ class Policy:
     participations: int | None = None
 
     def objection(self, algorithm: Any) -> str | None:
-        """The first option of an ``algorithm`` that protects less, in a few words; ``None``: it will do."""
+        """The first option of an ``algorithm`` that protects less, in a few words; ``None`` if there is no
+        objection."""
         if self.privacy.aggregation == "sparse" and algorithm.protection.secure:
-            return None  # nobody sees an upload, which is more than decoys, masking and noise in one
+            return None  # hides uploads better than decoys, masking and noise do
         return next(self._objections(algorithm), None)
 
     def objection_to(self, phase: str, algorithm: Any) -> str | None:
-        """Where all that is released must have noise: what is wrong with a ``phase`` that has none."""
+        """If the policy requires noise on everything that is released: the objection to a ``phase`` without noise, else
+        ``None``."""
         if self.privacy.epsilon is None or algorithm.protection.multiplier(phase):
             return None
         return f"there is no noise in phase {phase}"
@@ -45,7 +47,7 @@ class Policy:
             yield f"privacy.clip is {_shown(asked.clip)}, above {own.clip:g}"
         if asked.noise_scale < own.noise_scale:
             yield f"privacy.noise_scale is {asked.noise_scale:g}, below {own.noise_scale:g}"
-        flips = asked.randomised_response and 1 / (1 + exp(asked.randomised_response))  # share of items, either way
+        flips = asked.randomised_response and 1 / (1 + exp(asked.randomised_response))  # share of items that change
         for name in ("pseudo_items", "masking"):
             share, least = (getattr(asked, name) if flips is None else flips), getattr(own, name)
             if share < least:
@@ -55,8 +57,8 @@ class Policy:
         if own.noisy and asked.noise_source != "opendp":
             yield f"privacy.noise_source is {asked.noise_source}, not opendp"
         if own.epsilon is not None:
-            # The ledger as the node keeps it itself: each phase before training once, and training as often as the cap
-            # allows, or never where it has no noise: no node that has this policy plays such a phase.
+            # The same ledger that the node keeps: each phase before training once, and training as often as the limit
+            # allows, or never if it has no noise, because a node with this policy refuses such a phase.
             releases = algorithm.releases(cap if asked.noise.training else 0, 1)
             epsilon = Ledger(releases, own.delta).epsilon("coordinator")
             if epsilon.value is None or epsilon.value > own.epsilon * (1 + 1e-6):

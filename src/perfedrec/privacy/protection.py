@@ -1,7 +1,7 @@
-"""The one place that clips, adds noise, and states what that guarantees.
+"""The one place that clips, adds noise, and states what this guarantees.
 
-A runtime passes what users hand over through :meth:`Protection.upload` before anything is summed or sent, and a sum
-through :meth:`Protection.add_noise` before it leaves those who took it.
+A runtime passes users' updates through :meth:`Protection.upload` before anything is summed or sent, and a sum through
+:meth:`Protection.add_noise` before it leaves the clients or the node that computed it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from perfedrec.privacy.mechanisms import (
 from perfedrec.privacy.noise import Law, opendp_noised, row_noise, summed_noise
 from perfedrec.privacy.settings import NoiseSettings, PrivacySettings
 
-_BELOW = 1 - 2.0**-20
+_BELOW = 1 - 2.0**-20  # relative margin below the bound, for rounding errors
 
 
 class Protection:
-    """What ``settings`` do to the data that leave a client, in each of a method's ``phases`` and in training.
+    """Applies ``settings`` to the data that leave a client, in each of a method's ``phases`` and in training.
 
     Raises :class:`ConfigError` for a phase that privacy cannot account for.
     """
@@ -54,7 +54,7 @@ class Protection:
 
     @property
     def sums(self) -> bool:
-        """Whether clients contribute to sums alone: no vector and no edge of a user leaves its client."""
+        """Whether clients contribute only to sums: no vector and no edge of a user leaves its client."""
         return self.settings.sums
 
     @property
@@ -62,24 +62,25 @@ class Protection:
         """Whether sums are taken by secure aggregation."""
         return self.settings.aggregation == "secure"
 
-    # --- what is declared ---
+    # --- bounds, noise and guarantees ---
 
     def multiplier(self, phase: str) -> float:
-        """The noise of a phase, as a multiple of :meth:`bound`."""
+        """The noise of a phase, as a multiple of :meth:`bound`; 0 for no noise."""
         option = self.phases[phase].noise
         return 0.0 if option is None else float(getattr(self.settings.noise, option))
 
     def bound(self, phase: str) -> float | None:
-        """The bound on the norm of one user's part in a phase; ``None`` where there is none."""
+        """The bound on the norm of one user's part in a phase; ``None`` without a bound."""
         if self.phases[phase].bound == "clip":
             return None if self.settings.norm == "coordinate" else self.settings.clip
         return 1.0 if self.sums and self.multiplier(phase) else None
 
     def share_scale(self, phase: str, asked: int) -> tuple[Law, float]:
-        """Law and scale (standard deviation, or Laplace scale) of the noise that each of ``asked`` clients adds.
+        """The distribution and scale (standard deviation or Laplace scale) of the noise that each of ``asked`` clients
+        adds.
 
-        Under secure aggregation the shares of all clients but the tolerated drop-outs make up the noise of the sum;
-        otherwise each client adds all of it.
+        Under secure aggregation each client adds a share. The shares of all clients except the tolerated drop-outs make
+        up the noise of the sum. Otherwise each client adds the full noise.
         """
         scale = self.multiplier(phase) * (self.bound(phase) or 0.0)
         if self.secure:
@@ -87,15 +88,15 @@ class Protection:
         return ("gaussian" if self.settings.norm == "l2" else "laplace"), scale
 
     def fewest(self, asked: int) -> float:
-        """How many of ``asked`` clients have to answer, or a noisy sum is aborted.
+        """How many of ``asked`` clients must answer; with fewer a noisy sum is aborted.
 
-        It is not rounded: where all answer, the noise of a sum is the same whoever is in the cohort, so that its size
-        does not tell who took part. Amplification by sampling rests on that.
+        It is not rounded. If all clients answer, the noise of a sum is then the same for every cohort, so that its size
+        does not show who took part. Amplification by sampling relies on this.
         """
         return max(1.0, (1 - self.settings.dropout_tolerance) * asked)
 
     def mechanisms(self, phase: str) -> list[Mechanism]:
-        """The mechanisms that protect what clients hand over in a phase."""
+        """The mechanisms that protect what clients send in a phase."""
         settings, sticky = self.settings, self.settings.sticky
         found: list[Mechanism] = []
         if settings.pseudo_items:
@@ -116,11 +117,12 @@ class Protection:
         return [*found, seen[settings.aggregation]]
 
     def guarantee(self, phase: str) -> Guarantee:
-        """What the mechanisms of a phase guarantee together, for one release."""
+        """The guarantee of all mechanisms of a phase together, for one release."""
         return compose(self.mechanisms(phase))
 
     def releases(self, phases: Iterable[Phase]) -> list[Release]:
-        """The releases of ``phases`` over all users, one for each that is played, for the ledger."""
+        """The releases of ``phases`` over all users, for the ledger; each time that a phase is played counts as a
+        release."""
         names = [each.name for each in phases]
         return [
             Release(self.phases[name].release, names.count(name), self.guarantee(name), names.count(name))
@@ -131,19 +133,19 @@ class Protection:
         """The name of the phase that the ledger calls ``release``."""
         return next(each.name for each in self.phases.values() if each.release == release)
 
-    # --- what is done on a client ---
+    # --- on a client ---
 
     def label(self, rows: Rows, n_items: int, n_negatives: int | None, key: Key, secrets: Tensor) -> Labels:
-        """What users train on: see :func:`perfedrec.privacy.labels.label`."""
+        """What users train on; see :func:`perfedrec.privacy.labels.label`."""
         return label(rows, n_items, self.settings, n_negatives, key, secrets)
 
     def upload(self, phase: str, update: Update, key: Key) -> Update:
-        """What B users hand over, clipped and noised, each for itself. ``key`` is the key of the clients' work."""
+        """The update of B users with each user's part clipped and noised. ``key`` is the key of the clients' work."""
         return self.clip_update(phase, self._per_coordinate(self.phases[phase], update, key))
 
     def _per_coordinate(self, phase: Phase, update: Update, key: Key) -> Update:
-        """The paper's mechanism: see :meth:`protect`. A part whose scale is arbitrary is stretched before, or noise of
-        a given scale would drown it."""
+        """The paper's mechanism; see :meth:`protect`. A part of arbitrary scale is scaled up to the clip first, because
+        otherwise it could be much smaller than the noise."""
         settings = self.settings
         if settings.clip is None or settings.norm != "coordinate" or not phase.coordinates:
             return update
@@ -160,8 +162,8 @@ class Protection:
         return replace(update, deltas=deltas, dense=dense, reports=reports)
 
     def protect(self, values: Tensor, keys: Tensor) -> Tensor:
-        """Clip each coordinate of ``values`` [T, d], and add Laplace noise to each, drawn per row by ``keys`` [T] or by
-        OpenDP. The bound holds exactly for what the noise is added to."""
+        """Clip each coordinate of ``values`` [T, d] and add Laplace noise to it, drawn per row with ``keys`` [T] or by
+        OpenDP. The bound holds exactly for the values that the noise is added to."""
         settings = self.settings
         if settings.clip is not None and settings.norm == "coordinate":
             values = values.clamp(-settings.clip, settings.clip)
@@ -174,9 +176,11 @@ class Protection:
         return values
 
     def clip_update(self, phase: str, update: Update) -> Update:
-        """Bound the norm of everything that each client hands over in a phase (see :class:`Phase` for how).
+        """Bound the norm of everything that each client sends in a phase (:class:`~perfedrec.core.algorithm.Phase`
+        describes how).
 
-        Values lie on the grid of the sums afterwards, and the bound holds for these values without any rounding error.
+        The returned values lie on the grid of the sums, and the bound holds for them exactly, without any rounding
+        error.
         """
         bound = self.bound(phase)
         if bound is None:
@@ -187,7 +191,7 @@ class Protection:
             factors.clamp_(max=1.0)
         factors[norms == 0] = 1.0
         over = norms * factors > bound * _BELOW
-        factors = torch.where(over, factors * _BELOW, factors)  # what rounding to float32 and to the grid may add
+        factors = torch.where(over, factors * _BELOW, factors)  # room for rounding to float32 and to the grid
         deltas, dense = update.deltas, update.dense
         if deltas is not None and update.segments is not None:
             deltas = _on_grid(deltas * factors[update.segments, None])
@@ -195,15 +199,15 @@ class Protection:
             dense = _on_grid(dense * factors[:, None])
         return replace(update, deltas=deltas, dense=dense)
 
-    # --- what is done to sums ---
+    # --- on sums ---
 
     def add_noise(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
-        """A sum over some clients' uploads as it leaves them: with the noise that they add, of ``asked`` in the cohort.
+        """A sum over some clients' uploads, with the noise that these clients add. The cohort has ``asked`` clients.
 
-        Noise is on every number of every row, touched or not. Shares add up: sums of parts of a cohort have, together,
-        the noise of the whole. Weights are left out, because a group's weight is a count of clients that nobody has
-        protected. Under secure aggregation without noise rows that are 0 are left out: a sum does not tell which ones
-        were touched.
+        The noise is on every number of every row, touched or not. Sums over parts of a cohort have, added up, the noise
+        of the whole cohort. Weights are set to 0, because a group's weight is an unprotected count of clients. Under
+        secure aggregation without noise, rows that are 0 are left out: such a sum does not show which rows were
+        touched.
         """
         if not self.sums:
             return aggregate
@@ -229,7 +233,8 @@ class Protection:
         return replace(aggregate, keys=keys, sums=sums, dense=dense)
 
     def aborted(self, phase: str, clients: int, asked: int) -> bool:
-        """Whether too few answered: the noise of a sum would be too small, or a sum would be one client's upload."""
+        """Whether too few clients answered, so that the noise of the sum would be too small, or the sum would be a
+        single client's upload."""
         if not self.secure:
             return False
         return clients < (self.fewest(asked) - 1e-9 if self.multiplier(phase) else min(2, asked))
@@ -250,7 +255,7 @@ class Protection:
 
 
 def joint_norms(update: Update, norm: str) -> Tensor:
-    """[B] float64 norms of everything that each client hands over, L1 or L2."""
+    """[B] float64: the L1 or L2 norm of everything that each client sends."""
     n, total = update.users.numel(), torch.zeros(update.users.numel(), dtype=torch.float64)
     total = total.to(update.users.device)
     for values, segments in (
@@ -264,25 +269,26 @@ def joint_norms(update: Update, norm: str) -> Tensor:
 
 
 def _accounted(phase: Phase, settings: PrivacySettings) -> Phase:
-    """The phase, if privacy can account for it."""
+    """The phase itself. Raises :class:`ConfigError` if privacy cannot account for it."""
     if not isinstance(phase, Phase):
         raise ConfigError(f"phases has {phase!r}; expected Phase(name, noise=...) from perfedrec.core.algorithm")
     options = list(NoiseSettings.model_fields)
     if phase.noise is not None and phase.noise not in options:
         raise ConfigError(
-            f"phase {phase.name} takes its noise from privacy.noise.{phase.noise}, and there is no such option; "
+            f"phase {phase.name} takes its noise from privacy.noise.{phase.noise}, but this option does not exist; "
             f"expected one of {', '.join(options)}"
         )
     if phase.noise is None and settings.sums and (settings.noise.any or settings.epsilon is not None):
         raise ConfigError(
-            f"phase {phase.name} has no noise, and privacy asks for noise in sums; expected the method to declare it as "
-            f"Phase({phase.name!r}, noise=...) with one of {', '.join(options)}"
+            f"phase {phase.name} has no noise, but privacy requires noise in sums; expected the method to declare it "
+            f"as Phase({phase.name!r}, noise=...) with one of {', '.join(options)}"
         )
     return phase
 
 
 def _stretched(values: Tensor, segments: Tensor, n: int, settings: PrivacySettings) -> Tensor:
-    """``values`` [T, d] with each of the ``n`` users' largest number brought to the clip, where noise is added."""
+    """``values`` [T, d] scaled for each of the ``n`` users so that its largest number equals the clip, if noise is
+    added."""
     if not settings.noise_scale or settings.clip is None:
         return values
     largest = values.new_zeros(n).scatter_reduce_(0, segments, values.abs().amax(1), "amax")
@@ -290,6 +296,6 @@ def _stretched(values: Tensor, segments: Tensor, n: int, settings: PrivacySettin
 
 
 def _on_grid(values: Tensor) -> Tensor:
-    """float32 values on the grid of the sums, rounded towards zero: no norm grows by it."""
+    """float32 values on the grid of the sums, rounded towards zero, so that no norm increases."""
     wide = values.to(torch.float64)
     return (wide * FIXED_POINT).trunc_().div_(FIXED_POINT).to(torch.float32)

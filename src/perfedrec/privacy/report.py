@@ -1,4 +1,4 @@
-"""The privacy block of a run: what is known by whom, in figures, and "none" where there is no guarantee."""
+"""The privacy block of a run: what each party can learn, as numbers, and "none" where there is no guarantee."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from perfedrec.privacy.ledger import Ledger, Release, accountant_version
 from perfedrec.privacy.settings import PrivacySettings
 
 WEAK = 10.0
-"""An epsilon above this is flagged: it rules out little."""
+"""An epsilon above this value is marked as weak, because it excludes little."""
 
 FEW = 10.0
-"""Users per unit of noise, ``n / (z sqrt(m))``, below which spectral pre-training is not expected to beat popularity:
-on Yelp it was 1.6 times as good at 15 and worse at 8 (docs/privacy.md)."""
+"""Users per unit of noise, ``n / (z sqrt(m))``, below which spectral pre-training is not expected to beat popularity.
+On Yelp it was 1.6 times as good as popularity at 15, and worse at 8 (docs/privacy.md)."""
 
 NOT_COVERED = (
     "tuning and model selection",
@@ -26,10 +26,10 @@ NOT_COVERED = (
 def privacy_block(
     settings: PrivacySettings, releases: Sequence[Release], secure_aggregation: str, reporting: bool
 ) -> dict[str, Any]:
-    """What a run with these releases guarantees, as plain values.
+    """What a run with these releases guarantees, as plain values for JSON.
 
-    ``secure_aggregation`` tells how it ran where it is asked for: "simulated", or the name of a protocol;
-    ``reporting`` whether clients hand over vectors of their own.
+    ``secure_aggregation`` is how it was done if the settings ask for it: "simulated", or the name of a protocol.
+    ``reporting``: whether clients send vectors of their own.
     """
     ledger = Ledger(releases, settings.delta)
     coordinator, recipients = ledger.epsilon("coordinator"), ledger.epsilon("recipients")
@@ -61,7 +61,7 @@ def privacy_block(
 
 
 def centralised_block() -> dict[str, Any]:
-    """What a centralised method guarantees."""
+    """The privacy block of a centralised method, which guarantees nothing."""
     return {"claim": "NONE: a centralised method has everybody's interactions in one place", "releases": []}
 
 
@@ -74,7 +74,7 @@ def _vectors(settings: PrivacySettings, exposed: bool, reporting: bool) -> str:
 
 
 def claim(block: dict[str, Any]) -> str:
-    """One sentence that may be repeated."""
+    """The block's guarantee in one sentence that may be quoted."""
     if block["epsilon_coordinator"] is not None:
         weak = " (weak: above 10)" if block["weak"] else ""
         how = "; secure aggregation was simulated" if block["secure_aggregation"] == "simulated" else ""
@@ -92,7 +92,7 @@ def claim(block: dict[str, Any]) -> str:
 
 
 def lines(block: dict[str, Any]) -> list[tuple[str, str]]:
-    """The block as pairs of name and text, for people."""
+    """The block as pairs of label and text, for display."""
     if not block["releases"]:
         return [("claim", block["claim"])]
 
@@ -126,7 +126,8 @@ def lines(block: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def audited(found: dict[str, Any]) -> str:
-    """What an audit found, in one line: the most that each kind of attack reached, and the lower bounds on epsilon."""
+    """The result of an audit in one line: the largest value that each kind of attack reached, and the lower bounds on
+    epsilon."""
     best: dict[str, float] = {}
     for each in found["findings"]:
         name = f"{each['attack']} {each['metric']}"
@@ -142,12 +143,15 @@ def audited(found: dict[str, Any]) -> str:
 def warnings(
     settings: PrivacySettings, n_users: int, n_items: int, private: dict[str, float], popularity: dict[str, float]
 ) -> list[str]:
-    """What has to be said of the accuracy of a private result: popularity's stands beside it where users are few."""
+    """Warnings about a private result: a delta that is too large, and an accuracy that is not clearly above
+    popularity's, with both values."""
     if not settings.noise.any:
         return []
     found = []
     if settings.delta * n_users > 1:
-        found.append(f"delta {settings.delta:g} is above 1 / {n_users} users: it allows for showing somebody whole")
+        found.append(
+            f"delta {settings.delta:g} is above 1 / {n_users} users; it permits disclosing one user completely"
+        )
     metric = "ndcg@20"
     signal = n_users / (settings.noise.spectral * n_items**0.5) if settings.noise.spectral else float("inf")
     if metric not in private or (signal >= FEW and private[metric] >= 1.25 * popularity[metric]):

@@ -1,4 +1,4 @@
-"""What protects people's data: which mechanism, with what parameters, and who sees single uploads."""
+"""The privacy options: which mechanism, with which parameters, and who sees single uploads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from perfedrec.core.settings import Settings
 
 
 class NoiseSettings(Settings):
-    """Noise of each kind of release, as a multiple of the bound on one user's part in it: the standard deviation of
-    Gaussian noise (norm l2), the scale of Laplace noise (norm l1)."""
+    """Noise of each kind of release, as a multiple of the bound on one user's part: the standard deviation of Gaussian
+    noise (norm l2), or the scale of Laplace noise (norm l1)."""
 
     degrees: float = Field(0.0, ge=0, description="noise on the item degrees")
     spectral: float = Field(0.0, ge=0, description="noise on each pass of spectral pre-training")
@@ -20,41 +20,48 @@ class NoiseSettings(Settings):
 
     @property
     def any(self) -> bool:
-        """Whether there is noise on something."""
+        """Whether any release has noise."""
         return any(getattr(self, name) > 0 for name in type(self).model_fields)
 
 
 class PrivacySettings(Settings):
-    """Protection of what leaves a client."""
+    """Options of the protection of what leaves a client."""
 
     aggregation: Literal["sparse", "dense", "secure"] = Field(
         "sparse",
-        description="what the coordinator sees of a client: its touched rows, a row for every item, or (secure "
-        "aggregation) nothing but the cohort's sum; with dense and secure no user vector leaves a client",
+        description="what the coordinator sees of a client: the rows that it touched (sparse), a row for every item "
+        "(dense), or only the cohort's sum (secure aggregation). With dense and secure no user vector leaves "
+        "a client",
     )
     norm: Literal["coordinate", "l1", "l2"] = Field(
-        "coordinate", description="what clip bounds: each coordinate, or a norm of everything a client sends in a round"
+        "coordinate",
+        description="what clip bounds: each coordinate, or the l1 or l2 norm of all that a client sends in a round",
     )
-    clip: float | None = Field(None, gt=0, description="bound of what is uploaded, in that norm; none: no bound")
+    clip: float | None = Field(None, gt=0, description="bound on what is uploaded, in this norm; none: no bound")
     noise_scale: float = Field(
         0.0, ge=0, description="scale of the Laplace noise on each coordinate of each upload (norm coordinate)"
     )
     noise: NoiseSettings = NoiseSettings()
     noise_source: Literal["simulation", "opendp"] = Field(
-        "simulation", description="fast keyed noise that is not cryptographic, or OpenDP's samplers (slow; an extra)"
+        "simulation",
+        description="simulation: fast keyed noise, not cryptographic; opendp: OpenDP's samplers (slow; an extra)",
     )
     dropout_tolerance: float = Field(
-        0.05, ge=0, lt=1, description="share of a cohort that may drop out; beyond it a noisy sum is given up"
+        0.05, ge=0, lt=1, description="share of a cohort that may drop out; with more drop-outs a noisy sum is aborted"
     )
     epsilon: float | None = Field(
-        None, gt=0, description="solve the noise for this user-level epsilon against the coordinator"
+        None, gt=0, description="compute the noise for this user-level epsilon against the coordinator"
     )
-    delta: float = Field(1e-5, gt=0, lt=1, description="delta of every epsilon that is stated")
-    pseudo_items: float = Field(0.0, ge=0, description="decoys labelled as interacted, as a share of a user's items")
-    sticky: bool = Field(False, description="take the same decoys and the same masked items every time")
-    masking: float = Field(0.0, ge=0, lt=1, description="share of a user's items that is left out")
+    delta: float = Field(1e-5, gt=0, lt=1, description="delta of every epsilon")
+    pseudo_items: float = Field(
+        0.0, ge=0, description="number of decoys labelled as interacted, as a share of the number of a user's items"
+    )
+    sticky: bool = Field(False, description="use the same decoys and the same masked items in every round")
+    masking: float = Field(0.0, ge=0, lt=1, description="share of a user's items that are left out")
     randomised_response: float | None = Field(
-        None, gt=0, description="epsilon per item of randomised response on the item set, instead of the two above"
+        None,
+        gt=0,
+        description="epsilon per item of randomised response on the item set, instead of pseudo_items and masking",
     )
 
     @model_validator(mode="after")
@@ -76,19 +83,21 @@ class PrivacySettings(Settings):
                 "a sparse upload shows which items a client has, whatever the noise"
             )
         if self.epsilon and (self.aggregation, self.norm) != ("secure", "l2"):
-            raise ValueError("epsilon is solved for aggregation = secure with norm = l2; set noise yourself otherwise")
+            raise ValueError(
+                "epsilon needs aggregation = secure and norm = l2; expected these, or noise.* instead of epsilon"
+            )
         if self.noise.any and self.aggregation == "secure" and self.norm == "l1":
-            raise ValueError("norm l1 is a mechanism of single uploads; expected norm l2 under secure aggregation")
+            raise ValueError("norm l1 protects only single uploads; expected norm l2 under secure aggregation")
         if self.randomised_response and (self.pseudo_items or self.masking):
             raise ValueError("randomised_response replaces pseudo_items and masking; expected one or the other")
         return self
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is added to something."""
+        """Whether any release has noise."""
         return self.noise_scale > 0 or self.noise.any or self.epsilon is not None
 
     @property
     def sums(self) -> bool:
-        """Whether clients contribute to sums alone: no user vector and no edge leaves them."""
+        """Whether clients contribute only to sums: no user vector and no edge leaves them."""
         return self.aggregation != "sparse"

@@ -51,9 +51,8 @@ class PersonalRecommender(Recommender):
 
     def everyone(self) -> Tensor:
         everyone = super().everyone()
-        return everyone[
-            self.algorithm.groups(self.state, everyone).argsort(stable=True)
-        ]  # so that a group's tables are computed once
+        # Ordered by group, so that a group's tables are computed once.
+        return everyone[self.algorithm.groups(self.state, everyone).argsort(stable=True)]
 
     def records(self) -> dict[str, Any]:
         return {"state": self.state, "memory": self.population.client_state}

@@ -314,7 +314,7 @@ NOISE = {"aggregation": "secure", "norm": "l2", "clip": 1.0, "noise": {"training
     ("noise", "privacy", "said"),
     [
         (None, NOISE, r"phase warm has no noise, .* declare it as Phase\('warm', noise=...\)"),
-        ("warmth", {}, "takes its noise from privacy.noise.warmth, and there is no such option"),
+        ("warmth", {}, "takes its noise from privacy.noise.warmth, but this option does not exist"),
     ],
 )
 def test_a_phase_that_privacy_cannot_account_for_is_refused(noise: str | None, privacy: Any, said: str) -> None:

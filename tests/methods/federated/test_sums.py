@@ -241,7 +241,7 @@ def test_a_noisy_pass_is_made_over_items_whose_degree_is_known() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"pretraining__kind": "contrastive"}, "withholds the edges"),
+        ({"pretraining__kind": "contrastive"}, "hides the edges"),
         ({"pretraining__kind": "spectral", "pretraining__cluster_passes": 1}, "cluster_passes"),
         ({"model__n_layers": 3}, "at most two layers"),
         ({"server__weighting": "interactions"}, "weighting = uniform"),

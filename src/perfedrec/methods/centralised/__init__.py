@@ -1,1 +1,1 @@
-"""Centralised methods, to compare with: everybody's interactions in one place."""
+"""Centralised methods, for comparison: they have all users' interactions in one place."""

@@ -15,16 +15,17 @@ from perfedrec.nn.losses import alignment, uniformity
 class DirectAUSettings(LightGCNSettings):
     """Options of DirectAU."""
 
-    batch_size: int = Field(1024, ge=2, description="interactions a step")
-    l2: float = Field(0.0, ge=0, description="L2 on the layer-0 vectors of a batch")
-    gamma: float = Field(1.0, ge=0, description="weight of uniformity")
+    batch_size: int = Field(1024, ge=2, description="interactions per step")
+    l2: float = Field(0.0, ge=0, description="weight of the L2 term on the layer-0 vectors of a batch")
+    gamma: float = Field(1.0, ge=0, description="weight of the uniformity loss")
 
 
 class DirectAU(LightGCN):
-    """``alignment + gamma (uniformity of users + of items) / 2`` of unit vectors (equations 6 to 8), no negatives.
+    """``alignment + gamma (uniformity of users + uniformity of items) / 2`` of unit vectors (equations 6 to 8), without
+    negatives.
 
-    Departs from the paper: the encoder is LightGCN, one of its two, and Adam has no decay but ``l2`` on the vectors of
-    a batch.
+    Departs from the paper: the encoder is LightGCN, one of its two, and Adam has no weight decay, only ``l2`` on the
+    vectors of a batch.
     """
 
     Options = DirectAUSettings

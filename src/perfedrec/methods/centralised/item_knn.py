@@ -1,4 +1,4 @@
-"""ItemKNN: items like those that a user has (Sarwar et al., WWW 2001)."""
+"""ItemKNN: items similar to those that a user has (Sarwar et al., WWW 2001)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perfedrec.methods.centralised.neighbours import Similarity, nearest, produc
 class ItemKNNSettings(Settings):
     """Options of ItemKNN."""
 
-    n_neighbours: int = Field(200, ge=1, description="similar items that are kept for each item")
+    n_neighbours: int = Field(200, ge=1, description="number of similar items that are kept for each item")
     shrink: float = Field(50.0, ge=0, description="added to the product of lengths, so that rare items count less")
 
 
@@ -23,8 +23,8 @@ class ItemKNN(Method):
     """``s_ij = |U_i & U_j| / (sqrt(|U_i| |U_j|) + shrink)`` between items, and ``score_ui = sum_{j in I_u} s_ij`` over
     the nearest items of each j.
 
-    Departs from the paper, which predicts ratings: here interactions are implicit, so that all ratings are 1, and
-    similarities are shrunk (Bell and Koren, 2007) and their sum is not normalised.
+    Departs from the paper, which predicts ratings: here interactions are implicit, so that all ratings are 1,
+    similarities are shrunk (Bell and Koren, 2007), and their sum is not normalised.
     """
 
     Options = ItemKNNSettings

@@ -13,13 +13,13 @@ from perfedrec.nn.propagation import lightgcn
 class LightGCNSettings(VectorSettings):
     """Options of LightGCN."""
 
-    n_layers: int = Field(2, ge=1, description="K, propagation layers")
+    n_layers: int = Field(2, ge=1, description="K, number of propagation layers")
 
 
 class LightGCN(VectorMethod):
-    """Vectors are means over the layers of a propagation without weights (equations 3 to 5), trained on BPR.
+    """Vectors are means over the layers of a propagation without weights (equations 3 to 5), trained with BPR.
 
-    Departs from the paper in nothing but the sampling of negatives, which are distinct within a user and an epoch.
+    Departs from the paper only in the sampling of negatives, which are distinct within a user and an epoch.
     """
 
     Options = LightGCNSettings

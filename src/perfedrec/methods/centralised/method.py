@@ -1,4 +1,4 @@
-"""What a centralised method is, what it is given, and the engine that runs it epoch by epoch."""
+"""The base class of centralised methods, and the data that it receives."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from perfedrec.nn.propagation import Bipartite
 
 @dataclass(frozen=True)
 class Training:
-    """All that a method sees: the training ``rows`` of all users, over ``n_items`` items. Held-out interactions are not
-    in it, and so neither negatives nor neighbours can know of them."""
+    """All data that a method receives: the training ``rows`` of all users, over ``n_items`` items. It has no held-out
+    interactions, so that neither negatives nor neighbours can depend on them."""
 
     rows: Rows
     n_items: int
@@ -39,7 +39,7 @@ class Training:
 
     @cached_property
     def item_degrees(self) -> Tensor:
-        """[m] interactions of each item."""
+        """[m] the number of interactions of each item."""
         return torch.bincount(self.rows.items, minlength=self.n_items)
 
     @cached_property
@@ -49,20 +49,20 @@ class Training:
 
     @cached_property
     def matrix(self) -> sparse.csr_array:
-        """``R`` [n, m], ones where there is an interaction."""
+        """``R`` [n, m], with 1 for each interaction."""
         offsets, items = self.rows.offsets.cpu().numpy(), self.rows.items.cpu().numpy()
         ones = torch.ones(items.size, dtype=torch.float64).numpy()
         return sparse.csr_array((ones, items, offsets), shape=(self.n_users, self.n_items))
 
 
 class Method(ABC):
-    """A centralised method: a state, epochs that change it, and scores. ``S`` is any record of tensors."""
+    """A centralised method: a state (any record of tensors), epochs that change it, and scores."""
 
     Options: ClassVar[type[Settings]] = Settings
-    """The record of its options; none of its own unless a method says so."""
+    """The class of the method's options; empty by default."""
 
     trained: ClassVar[bool] = False
-    """Whether it is trained in epochs (``run.rounds`` of them); else :meth:`init` is all there is to it."""
+    """Whether the method is trained in epochs (``run.rounds`` of them). Otherwise :meth:`init` fits it completely."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings: Any = settings or self.Options()
@@ -73,10 +73,10 @@ class Method(ABC):
 
     def epoch(self, state: Any, data: Training, key: Key) -> tuple[Any, float]:
         """One pass over the interactions: the next state, and the mean loss."""
-        raise NotImplementedError(f"{type(self).__name__} is fitted at once")
+        raise NotImplementedError(f"{type(self).__name__} has no epochs: init() fits it; expected trained = False")
 
     def serving(self, state: Any, data: Training) -> Any:
-        """What of the state is needed to score."""
+        """The part of the state that scoring needs."""
         return state
 
     @abstractmethod
@@ -84,5 +84,5 @@ class Method(ABC):
         """[B, m] scores of all items for ``users`` [B]."""
 
     def embedding(self, state: Any, data: Training, users: Tensor) -> Embedding | None:
-        """Vectors whose products are the scores, where the method has such."""
+        """Vectors whose inner products are the scores; ``None`` for a method without vectors."""
         return None

@@ -1,4 +1,4 @@
-"""Matrix factorisation by pairs (Rendle et al., UAI 2009, BPR-MF)."""
+"""Matrix factorisation with a pairwise loss (Rendle et al., UAI 2009, BPR-MF)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from perfedrec.methods.centralised.vectors import Batch, VectorMethod, bpr
 
 
 class MF(VectorMethod):
-    """``score_ui = p_u . q_i``, trained on BPR.
+    """``score_ui = p_u . q_i``, trained with BPR.
 
     Departs from the paper: Adam instead of SGD; epochs over all interactions instead of a bootstrap of triples;
     negatives that are distinct within a user and an epoch; no item biases.

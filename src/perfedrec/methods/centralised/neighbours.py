@@ -1,4 +1,4 @@
-"""Sparse similarity matrices: what neighbourhood methods fit and score with."""
+"""Sparse similarity matrices, with which neighbourhood methods score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Similarity:
-    """A square matrix by rows: the entries of each start at ``offsets`` [r + 1]; their ``columns`` and ``values``."""
+    """A square matrix [r, r] in CSR form: the entries of row i are ``columns`` and ``values`` from ``offsets[i]`` to
+    ``offsets[i + 1]``."""
 
     offsets: Tensor
     columns: Tensor
@@ -27,7 +28,7 @@ class Similarity:
         return Similarity(*map(torch.from_numpy, parts))
 
     def matrix(self) -> sparse.csr_array:
-        """As scipy has it."""
+        """The matrix as a scipy array."""
         parts = (self.values.cpu().numpy(), self.columns.cpu().numpy(), self.offsets.cpu().numpy())
         return sparse.csr_array(parts, shape=(self.offsets.numel() - 1,) * 2)
 
@@ -41,7 +42,7 @@ def nearest(
 ) -> sparse.csr_array:
     """The ``k`` largest entries of each row of ``left @ right`` [r, r], without the diagonal.
 
-    With ``lengths`` [r] an entry is divided by ``lengths_i lengths_j + shrink`` first.
+    With ``lengths`` [r] the entry (i, j) is divided by ``lengths_i lengths_j + shrink`` first.
     """
     blocks = []
     for start in range(0, left.shape[0], ROWS_AT_ONCE):
@@ -58,5 +59,5 @@ def nearest(
 
 
 def product(left: sparse.csr_array, right: sparse.csr_array, device: torch.device) -> Tensor:
-    """[B, m] the dense product."""
+    """[B, m] the product ``left @ right`` as a dense float32 tensor."""
     return torch.from_numpy((left @ right).toarray().astype(np.float32)).to(device)

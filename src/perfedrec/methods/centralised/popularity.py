@@ -1,4 +1,4 @@
-"""Popularity: the same list for everybody, and the floor of every table."""
+"""Popularity: the same list for everybody, the baseline of every table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Counts:
 
 
 class Popularity(Method):
-    """Items by their number of interactions in the training data. No paper, and nothing to depart from."""
+    """Ranks items by their number of interactions in the training data. There is no paper to depart from."""
 
     def init(self, data: Training, key: Key) -> Counts:
         return Counts(data.item_degrees.to(torch.float32))

@@ -1,4 +1,4 @@
-"""RP3beta: three random steps on the graph, against popularity (Paudel et al., ACM TiiS 2016)."""
+"""RP3beta: random walks of three steps on the graph, with a penalty on popularity (Paudel et al., ACM TiiS 2016)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from perfedrec.methods.centralised.neighbours import Similarity, nearest, produc
 
 
 class RP3BetaSettings(Settings):
-    """Options of RP3beta. With both at 0.5 the steps are those of the normalised graph."""
+    """Options of RP3beta. With both exponents at 0.5 the steps are those of the normalised graph."""
 
-    alpha: float = Field(0.5, ge=0, description="exponent of a step's probability, 1 over the degree it starts from")
-    beta: float = Field(0.3, ge=0, description="exponent of the popularity that an item's score is divided by")
-    n_neighbours: int = Field(1000, ge=1, description="entries of the item-item matrix that are kept for each item")
+    alpha: float = Field(
+        0.5,
+        ge=0,
+        description="exponent of the probability of a step, which is 1 / the degree of the node that it starts from",
+    )
+    beta: float = Field(0.3, ge=0, description="exponent of the popularity by which an item's score is divided")
+    n_neighbours: int = Field(
+        1000, ge=1, description="number of entries of the item-item matrix that are kept for each item"
+    )
 
 
 class RP3Beta(Method):
-    """``w_ij = sum_u (1 / d_i)^alpha (1 / d_u)^alpha / d_j^beta`` and ``score_uj = sum_{i in I_u} w_ij``: item graph
-    diffusion, in which a user with many interactions tells less.
+    """``w_ij = sum_u (1 / d_i)^alpha (1 / d_u)^alpha / d_j^beta`` and ``score_uj = sum_{i in I_u} w_ij``: diffusion on
+    the item graph, in which a user with many interactions counts less.
 
-    Departs from the paper: the first step, from the user, has the same probability for each of the user's items and is
-    left out.
+    Departs from the paper: the first step, from the user, is left out, because it has the same probability for each of
+    the user's items.
     """
 
     Options = RP3BetaSettings
@@ -47,5 +53,5 @@ class RP3Beta(Method):
 
 
 def power(degrees: NDArray[np.int64], exponent: float) -> NDArray[np.float64]:
-    """``degrees ** exponent``, 0 where there is no degree."""
+    """``degrees ** exponent``, and 0 where the degree is 0."""
     return np.where(degrees > 0, degrees.clip(min=1).astype(np.float64) ** exponent, 0.0)

@@ -22,10 +22,10 @@ class SGLSettings(LightGCNSettings):
 
 
 class SGL(LightGCN):
-    """LightGCN with InfoNCE (equation 10) between two views of the graph, each without some of its edges (variant ED,
-    drawn anew each epoch).
+    """LightGCN with InfoNCE (equation 10) between two views of the graph. Each view leaves out some edges (variant ED),
+    drawn again in each epoch.
 
-    Departs from the paper: negatives of InfoNCE are the other nodes of the batch, not all nodes.
+    Departs from the paper: the negatives of InfoNCE are the other nodes of the batch, not all nodes.
     """
 
     Options = SGLSettings

@@ -21,10 +21,10 @@ class SimGCLSettings(LightGCNSettings):
 
 
 class SimGCL(LightGCN):
-    """LightGCN with InfoNCE between two propagations with noise in every layer (equation 7); layer 0 is left out of the
-    means.
+    """LightGCN with InfoNCE between two propagations with noise in every layer (equation 7); the means leave out layer
+    0.
 
-    Departs from the paper in nothing that we know of.
+    We know of nothing in which it departs from the paper.
     """
 
     Options = SimGCLSettings

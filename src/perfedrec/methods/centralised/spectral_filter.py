@@ -1,4 +1,4 @@
-"""The truncated spectral filter: an ideal low-pass filter on the interaction graph (Shen et al., CIKM 2021, GF-CF)."""
+"""Truncated spectral filter: an ideal low-pass filter on the interaction graph (Shen et al., CIKM 2021, GF-CF)."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from perfedrec.nn.segments import segment_sum
 class SpectralFilterSettings(Settings):
     """Options of the filter."""
 
-    n_components: int = Field(64, ge=1, description="singular vectors that pass")
+    n_components: int = Field(64, ge=1, description="number of singular vectors that pass the filter")
 
 
 @dataclass(frozen=True)
 class Basis:
-    """``down`` and ``up`` [m, k]: singular vectors over and times the roots of the item degrees."""
+    """``down`` and ``up`` [m, k]: the singular vectors divided by, and multiplied by, the roots of the item degrees."""
 
     down: Tensor
     up: Tensor
 
 
 class SpectralFilter(Method):
-    """``score_u = r_u D_i^-1/2 V V^T D_i^1/2``, ``V`` the leading right singular vectors of ``D_u^-1/2 R D_i^-1/2``.
+    """``score_u = r_u D_i^-1/2 V V^T D_i^1/2``, with ``V`` the leading right singular vectors of
+    ``D_u^-1/2 R D_i^-1/2``.
 
-    Departs from the paper: the filter alone, without the added item-item similarity, which makes it the centralised
-    counterpart of spectral pre-training.
+    Departs from the paper: only the filter, without the added item-item similarity. It is the centralised counterpart
+    of spectral pre-training.
     """
 
     Options = SpectralFilterSettings

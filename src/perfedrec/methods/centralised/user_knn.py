@@ -1,4 +1,4 @@
-"""UserKNN: what similar users have (Resnick et al., CSCW 1994)."""
+"""UserKNN: items of similar users (Resnick et al., CSCW 1994)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perfedrec.methods.centralised.neighbours import Similarity, nearest, produc
 class UserKNNSettings(Settings):
     """Options of UserKNN."""
 
-    n_neighbours: int = Field(200, ge=1, description="similar users that are kept for each user")
+    n_neighbours: int = Field(200, ge=1, description="number of similar users that are kept for each user")
     shrink: float = Field(10.0, ge=0, description="added to the product of lengths, so that short histories count less")
 
 
@@ -23,8 +23,8 @@ class UserKNN(Method):
     """``s_uv = |I_u & I_v| / (sqrt(|I_u| |I_v|) + shrink)`` between users, and ``score_ui = sum_{v in U_i} s_uv`` over
     the nearest users of u.
 
-    Departs from the paper, which predicts ratings by correlation: here interactions are implicit, and similarities are
-    shrunk (Bell and Koren, 2007) and their sum is not normalised.
+    Departs from the paper, which predicts ratings by correlation: here interactions are implicit, similarities are
+    shrunk (Bell and Koren, 2007), and their sum is not normalised.
     """
 
     Options = UserKNNSettings

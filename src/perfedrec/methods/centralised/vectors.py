@@ -1,4 +1,4 @@
-"""Methods that learn a vector for each user and item: one epoch loop, to which a method adds encoder and loss."""
+"""Methods that learn a vector for each user and item. The training loop is here; a method adds encoder and loss."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class VectorSettings(Settings):
 
     embedding_dim: int = Field(64, ge=1, description="d, the length of user and item vectors")
     learning_rate: float = Field(0.001, gt=0, description="step of Adam")
-    batch_size: int = Field(2048, ge=2, description="interactions a step")
-    l2: float = Field(1e-4, ge=0, description="L2 on the layer-0 vectors of a batch")
-    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
+    batch_size: int = Field(2048, ge=2, description="interactions per step")
+    l2: float = Field(1e-4, ge=0, description="weight of the L2 term on the layer-0 vectors of a batch")
+    init_scale: float = Field(0.1, gt=0, description="standard deviation of the initial vectors")
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """``users`` [n, d] and ``items`` [m, d], with Adam's moments of both, [n + m, d], and its ``steps``."""
+    """``users`` [n, d] and ``items`` [m, d], with Adam's moments ``first`` and ``second`` of both, [n + m, d], and its
+    number of ``steps``."""
 
     users: Tensor
     items: Tensor
@@ -42,7 +43,8 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of b interactions: ``users``, ``positives`` and ``negatives`` [b]; ``key`` for what else is random."""
+    """A batch of b interactions: ``users``, ``positives`` and ``negatives`` [b]; ``key`` for all other random
+    numbers."""
 
     users: Tensor
     positives: Tensor
@@ -51,18 +53,19 @@ class Batch:
 
 
 class VectorMethod(Method):
-    """Adam on :meth:`loss` over batches of interactions, each with a negative; inner products of :meth:`encode`."""
+    """Trains :meth:`loss` with Adam over batches of interactions, each with one negative. Scores are inner products of
+    the vectors of :meth:`encode`."""
 
     Options: ClassVar[type[Settings]] = VectorSettings
     trained = True
 
     def encode(self, users: Tensor, items: Tensor, data: Training) -> tuple[Tensor, Tensor]:
-        """Final vectors [n, d] and [m, d] from those that are learned."""
+        """Final vectors [n, d] and [m, d], from the learned ones."""
         return users, items
 
     @abstractmethod
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
-        """The loss of a batch, a number, from the learned vectors [n, d] and [m, d]."""
+        """The loss of a batch, a scalar, from the learned vectors [n, d] and [m, d]."""
 
     def begin(self, data: Training, key: Key) -> None:
         """Called before each epoch."""
@@ -108,7 +111,7 @@ class VectorMethod(Method):
         return Embedding(state.users[users], state.items)
 
     def decay(self, users: Tensor, items: Tensor, batch: Batch) -> Tensor:
-        """L2 on the learned vectors of a batch, as a mean over its interactions."""
+        """L2 term on the learned vectors of a batch, as a mean over its interactions."""
         squares = users[batch.users].square().sum() + items[batch.positives].square().sum()
         squares = squares + items[batch.negatives].square().sum()
         decayed: Tensor = 0.5 * self.settings.l2 * squares / batch.users.numel()
@@ -116,8 +119,10 @@ class VectorMethod(Method):
 
 
 def batches(data: Training, size: int, key: Key) -> list[Batch]:
-    """All interactions in random order, each with a negative drawn outside its user's training items: of a user who
-    has more than half of all items some are used again, and one who has all is left out."""
+    """All interactions in random order, each with a negative drawn outside its user's training items.
+
+    A user who has more than half of all items gets some negatives more than once. A user who has all items is left out.
+    """
     drawn, owners = draw_outside(
         data.rows, data.n_items, data.rows.counts, key.fold("negatives").spread(data.rows.users)
     )
@@ -131,13 +136,14 @@ def batches(data: Training, size: int, key: Key) -> list[Batch]:
 
 
 def bpr(users: Tensor, items: Tensor, batch: Batch) -> Tensor:
-    """Mean BPR of a batch (Rendle et al., UAI 2009) from final vectors."""
+    """The mean BPR loss of a batch (Rendle et al., UAI 2009), from final vectors."""
     user = users[batch.users]
     return softplus(dot(user, items[batch.negatives]) - dot(user, items[batch.positives])).mean()
 
 
 def contrast(views: list[tuple[Tensor, Tensor]], batch: Batch, temperature: float) -> Tensor:
-    """InfoNCE between two views, each [n, d] and [m, d]: users and positive items of a batch, the sum of both."""
+    """InfoNCE between two views, each [n, d] and [m, d], for the distinct users plus for the distinct positive items of
+    a batch."""
     chosen = batch.users.unique(), batch.positives.unique()
     first, second = (info_nce(views[0][k][nodes], views[1][k][nodes], temperature) for k, nodes in enumerate(chosen))
     return first + second

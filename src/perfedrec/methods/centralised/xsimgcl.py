@@ -19,19 +19,21 @@ class XSimGCLSettings(SimGCLSettings):
     noise: float = Field(0.2, ge=0, description="length of the noise in every layer")
     weight: float = Field(0.2, ge=0, description="weight of the contrastive loss")
     temperature: float = Field(0.15, gt=0, description="temperature of InfoNCE")
-    contrasted_layer: int = Field(1, ge=1, description="the layer that is contrasted with the final vectors")
+    contrasted_layer: int = Field(1, ge=1, description="number of the layer that is contrasted with the final vectors")
 
     @model_validator(mode="after")
     def _within(self) -> Self:
         if self.contrasted_layer > self.n_layers:
-            raise ValueError(f"contrasted_layer is one of the layers; expected at most n_layers = {self.n_layers}")
+            raise ValueError(
+                f"contrasted_layer is {self.contrasted_layer}, not a layer; expected at most n_layers = {self.n_layers}"
+            )
         return self
 
 
 class XSimGCL(SimGCL):
-    """LightGCN with noise in every layer; InfoNCE between one of its layers and the final vectors (section 3.2).
+    """LightGCN with noise in every layer, and InfoNCE between one of its layers and the final vectors (section 3.2).
 
-    Departs from the paper in nothing that we know of.
+    We know of nothing in which it departs from the paper.
     """
 
     Options = XSimGCLSettings

@@ -1,1 +1,1 @@
-"""Federated algorithms over the nouns and the protocol of :mod:`perfedrec.core.types`."""
+"""Federated algorithms. They use the records and the protocol of :mod:`perfedrec.core`."""

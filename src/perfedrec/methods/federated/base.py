@@ -1,9 +1,9 @@
-"""The engine of all federated methods with one shared item table; a method says what is its own.
+"""The engine of all federated methods with one shared item table.
 
-A method is a subclass that says what a client keeps (:meth:`Federated.init_private`), what network all share
-(:meth:`Federated.init_dense`), and how a pair is scored (:meth:`Federated.logits` and :meth:`Federated.all_scores`).
-Selection, local training, the server's step, accounting and serving are here; protection is
-:class:`perfedrec.privacy.protection.Protection`.
+A method is a subclass. It defines what a client keeps (:meth:`Federated.init_private`), which network is shared
+(:meth:`Federated.init_dense`), and how a pair of user and item is scored (:meth:`Federated.logits` and
+:meth:`Federated.all_scores`). The engine does selection, local training, the server's step, accounting and serving.
+Protection is in :class:`perfedrec.privacy.protection.Protection`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ C = TypeVar("C", bound=ClientState)
 
 @dataclass(frozen=True)
 class LocalBatch(Generic[B]):
-    """What a block of clients trains on: what they received, their ``labels``, and the ``star`` on which vectors are
-    propagated, where they are."""
+    """What a block of clients trains on: the ``broadcast`` that they received, their ``labels``, and the ``star`` graph
+    on which vectors are propagated (``None`` for a method without propagation)."""
 
     broadcast: B
     labels: Labels
@@ -50,97 +50,100 @@ class LocalBatch(Generic[B]):
 
 
 class Federated(ABC, Generic[S, B, C]):
-    """Federated training of private parameters, item rows and a shared network, over a server state S, a broadcast B
-    and a client state C. See :class:`perfedrec.core.algorithm.Algorithm` for the functions that it fulfils.
+    """Federated training of private parameters, item rows and a shared network, with server state S, broadcast B and
+    client state C. Its public functions fulfil :class:`perfedrec.core.algorithm.Algorithm`.
 
-    Raises :class:`ConfigError` for options that do not go together, and for a phase that privacy cannot account for.
+    Raises :class:`ConfigError` for options that contradict each other, and for a phase that privacy cannot account for.
     """
 
     Options: ClassVar[type[Settings]] = FederatedSettings
-    """The record of its options."""
+    """The class of the method's options."""
 
     broadcast_type: ClassVar[type[Any]] = Broadcast
     aggregator: Aggregator = Sum()
     local_steps: LocalSteps = staticmethod(autograd_steps)
-    """What trains on a client; another function of the same kind can take its place."""
+    """The function that trains on a client. Another function of the same type can replace it."""
 
     chooses_table: ClassVar[bool] = False
-    """Whether clients themselves choose to which of several tables they contribute, so that nobody has to know."""
+    """Whether clients themselves choose the table that they contribute to, so that nobody else has to know it."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         chosen: Any = settings or self.Options()
         self.settings = chosen
         self.protection = Protection(chosen.privacy, (*self.phases, *self.questions))
         if self.protection.sums and self.n_tables() and not self.chooses_table:
-            raise ConfigError("several tables need to know who contributes to which; expected sparse aggregation")
+            raise ConfigError(
+                "the server must know which client contributes to which of several tables; expected sparse aggregation"
+            )
         if self.protection.secure and self.aggregator.separate:
             raise ConfigError(
-                f"{type(self.aggregator).__name__} compares what single clients hand over, and secure aggregation shows "
-                "their sum alone; expected privacy.aggregation = sparse or dense"
+                f"{type(self.aggregator).__name__} compares updates of single clients, and secure aggregation shows "
+                "only their sum; expected privacy.aggregation = sparse or dense"
             )
 
-    # --- what a method says ---
+    # --- what a method defines ---
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The phases played before training, one round each, with all users in it."""
+        """The phases before training, one round each. All users take part in each of them."""
         return ()
 
     @property
     def questions(self) -> tuple[Phase, ...]:
-        """Phases that a coordinator may ask for before the first round."""
+        """Phases that a coordinator may play before the first round."""
         return ()
 
     def n_private(self) -> int:
-        """p, how many parameters a client keeps."""
+        """p, the number of private parameters that a client keeps."""
         return int(self.settings.model.embedding_dim)
 
     def init_private(self, keys: Tensor) -> Tensor:
-        """[B, p] a client's first private parameters, each by its own of the ``keys`` [B]."""
+        """[B, p] the first private parameters of each client, drawn with its own key of ``keys`` [B]."""
         return normal(keys, self.n_private()) * float(self.settings.model.init_scale)
 
     def init_dense(self, key: Key) -> Tensor | None:
-        """[D] first weights of the shared network, ``None`` where there is none."""
+        """[D] the first weights of the shared network; ``None`` for a method without one."""
         return None
 
     def n_tables(self) -> int:
-        """K, tables beside the shared one, as offsets from it. A client's changes go to the shared table and to the one
-        that :meth:`contributes_to` names. 0: there are none."""
+        """K, the number of tables beside the shared one, stored as offsets from it; 0 for none. A client's changes go
+        to the shared table and to the table that :meth:`contributes_to` returns."""
         return 0
 
     def table_share(self, state: S) -> float:
-        """Step of those tables, as a share of the server's step; 0: none is taken."""
+        """Step size of these tables, as a share of the server's step; 0 for no step."""
         return 0.0
 
     def table_rows(self, broadcast: B, items: Tensor, segments: Tensor) -> Tensor:
-        """[T, d] the rows of ``items`` [T] that the clients ``segments`` [T] start from."""
+        """[T, d] the rows of ``items`` [T] from which the clients ``segments`` [T] start."""
         return broadcast.items.index_select(0, items)
 
     def star(self, broadcast: B, rows: Rows) -> Star | None:
-        """The propagation on the clients' star graphs, for methods that have one."""
+        """The propagation on the clients' star graphs; ``None`` for a method without propagation."""
         return None
 
     def begins(self, client_state: C, positions: Tensor, received: Tensor) -> Tensor | None:
-        """[T, d] offsets that clients add to the rows they ``received`` [T, d] before the first step; ``None`` for
-        zeros. ``positions`` [P] tell where the first rows stand among a client's own, -1 for decoys."""
+        """[T, d] offsets that clients add to the rows ``received`` [T, d] before the first step; ``None`` for zeros.
+        ``positions`` [P] are the positions of the first P rows among a client's own rows, -1 for decoys."""
         return None
 
     def keeps(self, begun: Tensor, delta: Tensor) -> Tensor:
-        """[T, d] what a client keeps of its rows' offsets, from those before (or one 0) and after local training."""
+        """[T, d] the offsets of its rows that a client keeps, from the offsets before local training (``begun`` [T, d]
+        or a scalar 0) and after it (``delta`` [T, d])."""
         return delta
 
     @abstractmethod
     def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
-        """[T] scores of pairs: of the clients ``segments`` [T], which have ``private`` [B, p] and ``dense`` [B, D],
-        with item ``rows`` [T, d]."""
+        """[T] scores of pairs: of the clients ``segments`` [T], with ``private`` [B, p] and ``dense`` [B, D], and the
+        item rows ``rows`` [T, d]."""
 
     @abstractmethod
     def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:
         """[B, m] scores of all ``items`` [m, d] for clients with ``private`` [B, p] and the shared ``dense`` [D]."""
 
     def local_loss(self, batch: LocalBatch[B], parameters: Parameters) -> Tensor:
-        """[B] each client's loss: unless a method says otherwise, binary cross-entropy of its :meth:`logits`, summed
-        over its labels and as many negatives."""
+        """[B] each client's loss. By default it is the binary cross-entropy of :meth:`logits`, summed over the client's
+        labels and its negatives."""
         labels = batch.labels
         segments, order = _by_client(labels)
         rows = torch.cat([parameters.positives, parameters.negatives])
@@ -151,28 +154,31 @@ class Federated(ABC, Generic[S, B, C]):
     def penalty(
         self, received: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: C
     ) -> Tensor | None:
-        """[B] what is added to a client's objective, and not to the loss that is reported, for its item rows: it
-        ``received`` them [T, d], began with offsets ``begun`` [T, d] (or one 0) and has offsets ``delta`` [T, d]
-        now."""
+        """[B] what is added to each client's objective for its item rows, but not to the reported loss; ``None`` for
+        nothing.
+
+        The client ``received`` the rows [T, d], started with the offsets ``begun`` ([T, d] or a scalar 0) and now has
+        the offsets ``delta`` [T, d].
+        """
         return None
 
     def n_negatives(self) -> int | None:
-        """Negatives that a client draws; ``None``: one for each label."""
+        """The number of negatives that a client draws; ``None`` for one per label."""
         return None
 
     def contributes_to(self, broadcast: B, rows: Rows, client_state: C) -> Tensor:
-        """[B] which of :meth:`n_tables` each client's changes are summed in."""
+        """[B] the number of the table (of :meth:`n_tables`) in which each client's changes are summed."""
         return broadcast.groups
 
     def report(self, broadcast: B, rows: Rows, client_state: C, key: Key) -> Tensor | None:
-        """[B, L, d] vectors that clients hand over, for methods that relate users to each other."""
+        """[B, L, d] vectors that clients send, for methods that relate users to each other."""
         return None
 
-    # --- what is public of it ---
+    # --- public properties ---
 
     @property
     def sums(self) -> bool:
-        """Whether clients contribute to sums alone."""
+        """Whether clients contribute only to sums."""
         return bool(self.settings.privacy.sums)
 
     @property
@@ -195,7 +201,7 @@ class Federated(ABC, Generic[S, B, C]):
         return type(self)(self.settings.model_copy(update={"privacy": PrivacySettings()}))
 
     def releases(self, rounds: int, n_users: int) -> list[Release]:
-        """All that a run of ``rounds`` rounds of training releases, for the ledger."""
+        """Everything that a run with ``rounds`` rounds of training releases, for the ledger."""
         selection = self.settings.selection
         cap = rounds if selection.max_participations is None else min(rounds, selection.max_participations)
         rate = min(1.0, selection.n_clients_per_round / n_users)
@@ -209,7 +215,7 @@ class Federated(ABC, Generic[S, B, C]):
         return cast(S, self._init(spec, key))
 
     def _init(self, spec: Spec, key: Key) -> ServerState:
-        """The fields that every method has."""
+        """The fields of the first server state that every method has."""
         model, server = self.settings.model, self.settings.server
         every = torch.arange(spec.n_items, device=spec.item_degrees.device)
         items = normal(key.fold("items").spread(every), model.embedding_dim) * model.init_scale
@@ -231,15 +237,15 @@ class Federated(ABC, Generic[S, B, C]):
         return self.init_dense(key)
 
     def phase(self, state: S) -> str:
-        """The phase of the next round."""
+        """The name of the next round's phase."""
         return (self.phases[state.round] if state.round < len(self.phases) else TRAIN).name
 
     def trained(self, state: S) -> int:
-        """Rounds of training played (negative before the last phase before it)."""
+        """The number of training rounds played; negative while phases before training are still to be played."""
         return state.round - len(self.phases)
 
     def n_models(self, state: S) -> int:
-        """Tables that changes of item rows are summed in."""
+        """The number of tables in which changes of item rows are summed."""
         return max(self.n_tables(), 1)
 
     def n_groups(self, state: S) -> int:
@@ -255,7 +261,7 @@ class Federated(ABC, Generic[S, B, C]):
         return Plan(phase, self.select(state, key))
 
     def select(self, state: S, key: Key) -> Tensor:
-        """The cohort [c] of a round of training."""
+        """The cohort [c] of a training round."""
         return cohort.select(state.n_users, self.settings.selection, key, state.items.device)
 
     def broadcast(self, state: S, users: Tensor) -> B:
@@ -267,15 +273,15 @@ class Federated(ABC, Generic[S, B, C]):
         return replace(state, round=state.round + 1)
 
     def group_weights(self, state: S, aggregate: Aggregate) -> Tensor:
-        """[G] by what the sums of each group are divided: its clients' weights or, where these are not released, the
+        """[G] the divisor of each group's sums: the weights of its clients or, where these are not released, the
         expected number of clients."""
         if not self.sums:
             return from_fixed(aggregate.weights)
         return torch.tensor([float(min(self.settings.selection.n_clients_per_round, state.n_users))])
 
     def server_step(self, state: S, aggregate: Aggregate) -> None:
-        """Item table, further tables and shared network take their steps, in place (adaptive federated optimisation,
-        Reddi et al., ICLR 2021, algorithm 2). Only rows that clients touched are read or written."""
+        """The step of the item table, the further tables and the shared network, in place (adaptive federated
+        optimisation, Reddi et al., ICLR 2021, algorithm 2). Only rows that clients touched are read or written."""
         server, weights = self.settings.server, self.group_weights(state, aggregate)
         touched, change, weight = aggregate.keys, from_fixed(aggregate.sums), weights.sum()
         share = self.table_share(state)
@@ -307,7 +313,7 @@ class Federated(ABC, Generic[S, B, C]):
         return cast(C, self._init_clients(rows, key))
 
     def _init_clients(self, rows: Rows, key: Key) -> ClientState:
-        """The fields that every method has."""
+        """The fields of the first client state that every method has."""
         private, n, device = self.init_private(key.fold("vectors").spread(rows.users)), rows.n_users, rows.users.device
         return ClientState(
             private=private,
@@ -323,13 +329,13 @@ class Federated(ABC, Generic[S, B, C]):
     def client(self, phase: str, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
         if phase != TRAIN.name:
             raise ConfigError(
-                f"{type(self).__name__} has no work for clients in phase {phase}; expected its client() to do it"
+                f"{type(self).__name__} has no work for clients in phase {phase}; expected its client() to handle it"
             )
         return self.train(broadcast, rows, client_state, key)
 
     def train(self, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
-        """E local steps on what a client keeps, on its item rows and on its copy of the shared network; it hands over
-        the change of the last two."""
+        """E local steps on each client's private parameters, its item rows and its copy of the shared network. The
+        client sends the changes of the item rows and of the network."""
         n_items = broadcast.items.shape[0]
         labels = self.protection.label(rows, n_items, self.n_negatives(), key.fold("labels"), client_state.secret)
         items = torch.cat([labels.rows.items, labels.negatives])
@@ -365,7 +371,7 @@ class Federated(ABC, Generic[S, B, C]):
     def _task(
         self, batch: LocalBatch[B], received: Tensor, segments: Tensor, begun: Tensor | None, client_state: C
     ) -> LocalTask:
-        """The local training of a block, for :attr:`local_steps`."""
+        """The local training of a block of clients, for :attr:`local_steps`."""
         client, n_labelled, shared = self.settings.client, batch.labels.rows.items.numel(), batch.broadcast.dense
         dense = None if shared is None else shared.repeat(batch.labels.rows.n_users, 1)
         private = self.private_of(batch.broadcast, client_state)
@@ -394,11 +400,11 @@ class Federated(ABC, Generic[S, B, C]):
         )
 
     def private_of(self, broadcast: B, client_state: C) -> Tensor:
-        """[B, p] the private parameters that clients start a round from."""
+        """[B, p] the private parameters from which clients start a round."""
         return client_state.private
 
     def _capped(self, update: Update, client_state: C) -> Update:
-        """Zeros from clients that have taken part in as many rounds as they may."""
+        """The update with zeros for clients that have already taken part in the maximum number of rounds."""
         cap = self.settings.selection.max_participations
         if cap is None or update.deltas is None or update.segments is None:
             return update
@@ -409,7 +415,7 @@ class Federated(ABC, Generic[S, B, C]):
     def hand_over(
         self, update: Update, broadcast: B, rows: Rows, labels: Labels, client_state: C, key: Key
     ) -> tuple[Update, C]:
-        """What clients hand over after local training, with what goes beside the ``update``: their reports."""
+        """The update that clients send after local training, with their reports added, and their client states."""
         return replace(update, reports=self.report(broadcast, rows, client_state, key)), client_state
 
     def init_new_user(self, broadcast: B, rows: Rows, client_state: C) -> C:
@@ -422,7 +428,7 @@ class Federated(ABC, Generic[S, B, C]):
         return self.all_scores(client_state.private, broadcast.items, broadcast.dense)
 
     def explain(self, broadcast: B, rows: Rows, client_state: C) -> dict[str, Tensor]:
-        """The scores, as one part."""
+        """The scores, as a single part."""
         return {"global": self.scores(broadcast, rows, client_state)}
 
     def embedding(self, broadcast: B, rows: Rows, client_state: C) -> Embedding | None:
@@ -433,6 +439,6 @@ class Federated(ABC, Generic[S, B, C]):
 
 
 def _by_client(labels: Labels) -> tuple[Tensor, Tensor]:
-    """[P + N] the client of each label and negative, and the order that puts each client's together."""
+    """[P + N] the client of each label and negative, and the order that sorts them by client."""
     segments = torch.cat([labels.rows.segments, labels.owners])
     return segments, segments.argsort(stable=True)

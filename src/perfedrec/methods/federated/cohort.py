@@ -1,4 +1,4 @@
-"""The clients of a round: who is selected, how much each one counts, and clusters of similar users."""
+"""The clients of a round: their selection, their weights in the sums, and clusters of similar users."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows
 from perfedrec.methods.federated.settings import SelectionSettings, ServerSettings
 
-STEPS = 15  # of k-means; most clusterings stand still after ten
+STEPS = 15  # iterations of k-means; most clusterings no longer change after ten
 
 
 def select(n_users: int, selection: SelectionSettings, key: Key, device: torch.device) -> Tensor:
-    """A cohort of users, all alike: of a fixed size, or each user by a coin of its own (Poisson)."""
+    """A cohort of users, each with the same probability: of a fixed size, or by Poisson sampling (each user
+    independently)."""
     size = selection.n_clients_per_round
     if selection.sampling == "poisson":
         everyone = torch.arange(n_users, device=device)
@@ -28,7 +29,7 @@ def select(n_users: int, selection: SelectionSettings, key: Key, device: torch.d
 
 
 def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
-    """A cohort with each cluster's share of the population (largest remainders), uniform within a cluster."""
+    """A cohort in which each cluster has its share of the population (largest remainders), uniform within a cluster."""
     sizes = torch.bincount(labels)
     shares = sizes * (min(n_clients, labels.numel()) / labels.numel())
     quotas = shares.floor().to(torch.int64)
@@ -42,16 +43,16 @@ def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
 
 
 def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key) -> tuple[Tensor, Tensor]:
-    """k-means over all users: labels [n] and centroids [K, d] for unit-length ``vectors`` [n, d].
+    """k-means over all users: labels [n] and centroids [K, d] for the directions of ``vectors`` [n, d].
 
-    Starts from the ``previous`` centroids, so that a cluster keeps its number and its model from one clustering to the
-    next. Directions are clustered, not lengths: a vector's length tells activity rather than taste.
+    It starts from the ``previous`` centroids, so that a cluster keeps its number and its model from one clustering to
+    the next. Vectors are scaled to unit length first, because length reflects activity rather than taste.
     """
     unit = torch.nn.functional.normalize(vectors, dim=1).to("cpu", torch.float64).numpy()
     rng = np.random.default_rng(key.value)
-    with one_thread(), catch_warnings():  # a second pool of threads would be in the way of torch's for rounds
-        # An empty cluster keeps its centroid, and gets members when somebody fits; where all users are alike, the first
-        # of them is every centroid.
+    with one_thread(), catch_warnings():  # a second thread pool would slow torch's down
+        # Ignored: warnings of empty clusters. Such a cluster keeps its centroid and can get members later. If all users
+        # are equal, every centroid is that of the first user.
         simplefilter("ignore")
         if previous is None:
             centroids, _ = kmeans2(unit, min(n_clusters, unit.shape[0]), iter=1, minit="++", rng=rng)

@@ -1,7 +1,7 @@
-"""Contrastive pre-training (section 4.3 of PerFedRec++): at the neighbourhood service, between two views of its graph.
+"""Contrastive pre-training (PerFedRec++, section 4.3) at the neighbourhood service, between two views of its graph.
 
-The privacy mechanisms themselves make the views: selection of clients is node dropout, decoys and masking perturb
-edges, and noise is injected in every layer.
+The privacy mechanisms make the views: selection of clients acts as node dropout, decoys and masking perturb edges, and
+noise is added in every layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ C = TypeVar("C", bound=GraphClient)
 
 
 class Contrastive(GraphMethod[S, B, C]):
-    """A graph method whose service pre-trains it by contrast, where ``pretraining.kind`` says so."""
+    """A graph method with contrastive pre-training at its service if ``pretraining.kind`` is "contrastive"."""
 
     @property
     def contrasts(self) -> bool:
@@ -44,14 +44,15 @@ class Contrastive(GraphMethod[S, B, C]):
 
     @property
     def n_views(self) -> int:
-        """Independently protected edge sets that each client hands over."""
+        """The number of independently protected edge sets that each client sends."""
         return 2 if self.contrasts and self.settings.pretraining.edge_perturbation else 1
 
     def pretrain(self, service: Service, phase: str, aggregate: Aggregate, key: Key) -> tuple[Service, Tensor | None]:
-        """Contrastive pre-training; the table comes back by token, the users find their vectors at the service.
+        """Contrastive pre-training. Returns the table [m, d] by token; the users' vectors stay at the service, in
+        ``start``.
 
-        It starts from small random vectors (at this point the users' own are random as well) and is brought to the
-        scale of the model afterwards: the loss sees directions alone, and Adam turns small vectors quickly.
+        It starts from small random vectors (the users' own are random at this point, too) and scales the result to the
+        model's vectors afterwards. The loss depends only on directions, and Adam turns small vectors quickly.
         """
         settings, model = self.settings.pretraining, self.settings.model
         if not self.contrasts or phase != JOIN.name or not aggregate.clients:
@@ -65,11 +66,11 @@ class Contrastive(GraphMethod[S, B, C]):
             for side, nodes in (("users", everyone), ("items", every_item))
         ]
         graphs = []
-        for view in range(2):  # each one selects its own clients, as a round of training does
+        for view in range(2):  # each view has its own clients, like a round of training
             selected = uniform(key.fold("view", view).spread(everyone), 1).squeeze(1) >= settings.node_dropout
             number = view % self.n_views
             graphs.append(neighbourhood.graph(aggregate.edges, number, len(everyone), n_items, selected))
-        n_layers = max(model.n_layers, 1)  # without propagation no view would know its graph
+        n_layers = max(model.n_layers, 1)  # without propagation the views would not depend on their graphs
         users, table = contrast(graphs, start[0], start[1], n_layers, settings, key)
         users, table = users * (model.init_scale / table.std()), table * (model.init_scale / table.std())
         layers = torch.stack([users, service.graph.to_users(table)], dim=1)[:, : service.reports.shape[1]]
@@ -79,9 +80,10 @@ class Contrastive(GraphMethod[S, B, C]):
 def contrast(
     graphs: list[Bipartite], users: Tensor, items: Tensor, n_layers: int, settings: PretrainingSettings, key: Key
 ) -> tuple[Tensor, Tensor]:
-    """Adam on InfoNCE between two views of the graph (method of section 4.3 of the paper); loss = users + items.
+    """Adam on InfoNCE between two views of the graph (section 4.3 of the paper); the loss is that of users plus that of
+    items.
 
-    ``users`` [n, d] and ``items`` [m, d] are the vectors to start from; returns the trained ones.
+    ``users`` [n, d] and ``items`` [m, d] are the vectors to start from. Returns the trained ones.
     """
     users, items = users.clone().requires_grad_(), items.clone().requires_grad_()
     optimizer = torch.optim.Adam([users, items], lr=settings.learning_rate)

@@ -22,16 +22,18 @@ from perfedrec.nn.propagation import Star
 
 
 class TrustedSettings(Settings):
-    """The trusted nodes."""
+    """Options of the trusted nodes."""
 
-    n_nodes: int = Field(10, ge=1, description="trusted nodes between the clients and the server")
-    threshold: float = Field(3.5, gt=0, description="robust z of a node's change above which it is left out")
+    n_nodes: int = Field(10, ge=1, description="number of trusted nodes between the clients and the server")
+    threshold: float = Field(
+        3.5, gt=0, description="robust z-score of a node's mean change above which the node is left out"
+    )
 
 
 class FastModelSettings(NeighbourSettings):
-    """Vectors and their propagation to users."""
+    """Options of the vectors and their propagation."""
 
-    refresh_every: int = Field(10, ge=1, description="rounds between two full propagations")
+    refresh_every: int = Field(10, ge=1, description="number of rounds from one full propagation to the next")
 
 
 class FastPFRecSettings(FedMFSettings):
@@ -44,38 +46,39 @@ class FastPFRecSettings(FedMFSettings):
     @model_validator(mode="after")
     def _node_by_node(self) -> FastPFRecSettings:
         if self.privacy.sums:
-            raise ValueError("fastpfrec sums at its trusted nodes; expected privacy.aggregation = sparse")
+            raise ValueError("fastpfrec sums updates at its trusted nodes; expected privacy.aggregation = sparse")
         if self.pretraining.kind == "spectral":
-            raise ValueError("fastpfrec is pre-trained by contrast; expected pretraining.kind = contrastive or none")
+            raise ValueError("fastpfrec has no spectral pre-training; expected pretraining.kind = contrastive or none")
         return self
 
 
 @dataclass(frozen=True)
 class TrustedNodes:
-    """The mean over trusted nodes of the mean change that each hands over, without nodes that stand out."""
+    """The mean over trusted nodes of the mean change that each node sends, without outlier nodes."""
 
     threshold: float
     separate: ClassVar[bool] = False
 
     def combine(self, phase: str, parts: Iterable[Aggregate], empty: Aggregate) -> Aggregate:
-        """See :class:`perfedrec.core.aggregate.Aggregator`; a group is a node."""
+        """See :class:`perfedrec.core.aggregate.Aggregator`. Each group is a trusted node."""
         total = Sum().combine(phase, parts, empty)
         return averaged(total, self.threshold) if phase == TRAIN.name and total.clients else total
 
 
 class FastPFRec(Contrastive[GraphState, GraphBroadcast, GraphClient]):
-    """Contrastive pre-training, then LightGCN whose item vectors are their own (FastGNN); a client's protected change
-    goes to its trusted node, which averages those it is sent, and the server averages the nodes, without those whose
-    mean change is much longer or shorter than the others' (robust z, from median and median deviation).
+    """FastPFRec: contrastive pre-training, then LightGCN that propagates only to users (FastGNN). A client sends its
+    protected change to its trusted node, which averages the changes that it receives. The server averages the nodes and
+    leaves out those whose mean change is much longer or shorter than that of the others (robust z-score, from median
+    and median absolute deviation).
 
-    We had the abstract and the authors' public code, not the full text, so that none of the paper's equations could be
-    checked: not FastGNN's propagation and local update, not the loss of its pre-training, not the aggregation by
-    trusted nodes, not the test for nodes that stand out. All four follow the code.
+    We had the abstract and the authors' public code, not the full text. None of the paper's equations could be checked:
+    not FastGNN's propagation and local update, not the loss of its pre-training, not the aggregation by trusted nodes,
+    not the test for outlier nodes. All four follow the code.
 
-    Departs from the code: users have a trusted node each instead of being dealt out anew in every round; a node is
-    judged by the mean that it hands over and not by its clients' single changes, which nobody but it needs to see; item
-    vectors are not propagated in every tenth round either, but the users' neighbours are refreshed then; layer 0 counts
-    in the users' means; noise is added by the clients, not by the server after averaging.
+    Departs from the code: each user has a fixed trusted node instead of a new one in every round; a node is judged by
+    its mean change and not by its clients' single changes, which only the node needs to see; item vectors are not
+    propagated in every tenth round either, but the users' neighbours are refreshed then; layer 0 counts in the users'
+    means; clients add the noise, not the server after averaging.
     """
 
     Options = FastPFRecSettings
@@ -95,12 +98,14 @@ class FastPFRec(Contrastive[GraphState, GraphBroadcast, GraphClient]):
 
 
 def to_users(star: Star) -> Star:
-    """Users are propagated to, items keep their own vectors (the paper's FastGNN, between full propagations)."""
+    """The star without propagation to items: items keep their own vectors (the paper's FastGNN, between full
+    propagations)."""
     return replace(star, scale=1.0, shift=None)
 
 
 def averaged(aggregate: Aggregate, threshold: float) -> Aggregate:
-    """The mean of the nodes' means, as the sum of one client, without nodes that stand out by their mean's length."""
+    """The mean of the nodes' means, as the sum of one client, without nodes whose mean change has an outlying
+    length."""
     n_items, weights = aggregate.n_items, from_fixed(aggregate.weights)
     nodes = torch.div(aggregate.keys, n_items, rounding_mode="floor")
     changes = means(aggregate, weights)
@@ -108,7 +113,7 @@ def averaged(aggregate: Aggregate, threshold: float) -> Aggregate:
     heard = weights > 0
     median = lengths[heard].quantile(0.5)
     apart = (lengths - median).abs()
-    usual = apart[heard].quantile(0.5).clamp(min=float(median) / 100)  # nodes that agree to 1 % are all the same
+    usual = apart[heard].quantile(0.5).clamp(min=float(median) / 100)  # lengths within 1 % count as equal
     kept = heard & (0.6745 * apart <= threshold * usual)
     rows = kept[nodes]
     items, sums = over_tables(aggregate.keys[rows], changes[rows] / kept.sum(), n_items)

@@ -1,4 +1,4 @@
-"""FedGNN, or FedPerGNN: a graph network with anonymous neighbours (Wu et al., Nature Communications 2022; 2021)."""
+"""FedGNN, also FedPerGNN: a graph network with anonymous neighbours (Wu et al., Nature Communications 2022; 2021)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from perfedrec.methods.federated.state import GraphBroadcast, GraphClient, Graph
 
 
 class FedGNN(GraphMethod[GraphState, GraphBroadcast, GraphClient]):
-    """Each client propagates on its star graph, expanded by its items' anonymous neighbours, which a third party
-    matches by item tokens; changes are protected by decoys, clip and Laplace noise.
+    """Each client propagates on its star graph, expanded by the anonymous neighbours of its items. A third party finds
+    these neighbours by item tokens. Decoys, clipping and Laplace noise protect the changes.
 
-    Departs from the paper: the third party publishes the sum of the neighbours' protected vectors for each item, the
-    same propagation in one vector an item, from the first round on; LightGCN takes the place of graph attention; BPR
-    that of ratings; the server's optimiser is an option, SGD in the paper.
+    Departs from the paper: for each item the third party publishes the sum of the neighbours' protected vectors, from
+    the first round on (the same propagation, with one vector per item); LightGCN replaces graph attention; BPR replaces
+    the loss on ratings; the server's optimiser is an option, SGD in the paper.
     """
 
     Options = FedGNNSettings

@@ -16,11 +16,11 @@ from perfedrec.nn.segments import dot, expand
 
 
 class FedMF(Federated[S, B, C]):
-    """``s_ui = p_u . q_i``: user vectors stay on the clients, changes of item vectors are averaged.
+    """``s_ui = p_u . q_i``. User vectors stay on the clients; changes of item vectors are averaged.
 
     Departs from the paper: a ranking loss on implicit feedback instead of squared errors on ratings; cohorts and
     several local steps instead of every user's gradient in every round; the server's optimiser is an option, SGD in the
-    paper; secure aggregation (``privacy.aggregation``) in place of homomorphic encryption.
+    paper; secure aggregation (``privacy.aggregation``) instead of homomorphic encryption.
     """
 
     Options: ClassVar[type[Settings]] = FedMFSettings
@@ -36,7 +36,7 @@ class FedMF(Federated[S, B, C]):
         return self.finish(private) @ self.finish(items).T
 
     def finish(self, vectors: Tensor) -> Tensor:
-        """Vectors [..., d] in the form whose products are scores: of unit length where scores are cosines."""
+        """Vectors [..., d] in the form whose inner products are scores: with unit length if scores are cosines."""
         return finish(vectors, self.settings.client.similarity)
 
     def local_loss(self, batch: LocalBatch[B], parameters: Parameters) -> Tensor:

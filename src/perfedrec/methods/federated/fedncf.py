@@ -16,17 +16,18 @@ WIDTHS = (32, 16)
 
 
 class FedNCF(Federated[ServerState, Broadcast, ClientState]):
-    """``s_ui = h . relu(W_2 relu(W_1 [p_u; q_i] + b_1) + b_2)``: user vectors stay on the clients, item vectors and the
+    """``s_ui = h . relu(W_2 relu(W_1 [p_u; q_i] + b_1) + b_2)``. User vectors stay on the clients; item vectors and the
     network's weights are shared and averaged.
 
-    Departs from the paper: widths 32 and 16 of the hidden layers, no second, multiplicative branch (its variant MLP),
-    no masks (secure aggregation is ``privacy.aggregation``), one negative for each label instead of four; the server's
+    Departs from the paper: hidden layers of 32 and 16 units; no second, multiplicative branch (its variant MLP); no
+    masks (secure aggregation is ``privacy.aggregation``); one negative per label instead of four; the server's
     optimiser is an option, FedAvg in the paper.
     """
 
     @property
     def network(self) -> Flat:
-        """The weights for user and item vectors, the bias, the second layer with its bias, and ``h``."""
+        """The shared weights, in this order: ``W_1`` for user and for item vectors, ``b_1``, ``W_2``, ``b_2`` and
+        ``h``."""
         dim, (wide, narrow) = self.settings.model.embedding_dim, WIDTHS
         return Flat(((dim, wide), (dim, wide), (wide,), (wide, narrow), (narrow,), (narrow,)))
 
@@ -51,6 +52,6 @@ class FedNCF(Federated[ServerState, Broadcast, ClientState]):
         assert dense is not None
         user, item, bias, second, second_bias, head = self.network.unpack(dense)
         of_items, of_users = items @ item + bias, private @ user
-        # User by user: all hidden units of a block leave the processor's cache, which takes five times as long.
+        # User by user: the hidden units of a whole block do not fit the processor's cache and take five times as long.
         scores = [torch.relu(torch.relu(of_items + own) @ second + second_bias) @ head for own in of_users]
         return torch.stack(scores)

@@ -17,12 +17,16 @@ from perfedrec.nn.segments import dot
 
 
 class AdditiveSettings(Settings):
-    """What is particular to FedRAP."""
+    """Options of the additive personalisation."""
 
-    apart: float = Field(0.01, ge=0, description="lambda, weight of keeping personal and shared vectors apart")
+    apart: float = Field(0.01, ge=0, description="lambda, weight of the distance between personal and shared vectors")
     sparsity: float = Field(0.001, ge=0, description="mu, weight of the L1 norm of the shared vectors")
-    learning_rate: float = Field(0.01, ge=0, description="step of the personal vectors, as a share of the shared ones'")
-    warm_up: float = Field(10.0, gt=0, description="rounds over which both grow, as tanh(participations / warm_up)")
+    learning_rate: float = Field(
+        0.01, ge=0, description="step of the personal vectors, as a share of the step of the shared ones"
+    )
+    warm_up: float = Field(
+        10.0, gt=0, description="rounds over which both weights grow, as tanh(participations / warm_up)"
+    )
 
 
 class FedRAPSettings(FederatedSettings):
@@ -32,13 +36,13 @@ class FedRAPSettings(FederatedSettings):
 
 
 class FedRAP(Federated[ServerState, Broadcast, ClientState]):
-    """``s_ui = p_u . (c_i + d_ui)``: shared item vectors ``c`` plus a client's own ``d_u``, which never leave it, with
-    ``- lambda ||d_u - c||^2 + mu |c|_1`` (equation 4), both growing from 0 (section 3.3).
+    """``s_ui = p_u . (c_i + d_ui)``: shared item vectors ``c`` plus a client's own ``d_u``, which never leave it. The
+    loss has the terms ``- lambda ||d_u - c||^2 + mu |c|_1`` (equation 4), whose weights grow from 0 (section 3.3).
 
-    Departs from the paper: ``d_u`` exists for a client's own items alone, because a table for each user does not fit a
-    phone; it explains what the user has seen, and so shapes ``c`` and ``p_u``. Both take one step together, ``d_u`` a
-    share of it. ``||d_u - c||^2`` counts up to 1 for an item, or nothing would bound it; the server's optimiser is an
-    option, FedAvg in the paper; one negative a label.
+    Departs from the paper: ``d_u`` exists only for a client's own items, because a table for each user does not fit on
+    a phone; it explains what the user has seen, and so shapes ``c`` and ``p_u``. Both take one common step, ``d_u`` a
+    share of it. ``||d_u - c||^2`` counts up to 1 per item, because it would grow without bound otherwise; the server's
+    optimiser is an option, FedAvg in the paper; one negative per label.
     """
 
     Options = FedRAPSettings

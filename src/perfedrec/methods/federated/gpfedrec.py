@@ -21,13 +21,23 @@ from perfedrec.nn.segments import segment_sum
 
 
 class GraphSettings(Settings):
-    """The graph of users."""
+    """Options of the graph of users."""
 
-    n_landmarks: int = Field(8, ge=2, description="typical users, through which all others are related")
-    every: int = Field(10, ge=1, description="rounds between two constructions of the graph")
-    sharpness: float = Field(5.0, gt=0, description="how much more the most similar landmarks count")
+    n_landmarks: int = Field(
+        8, ge=2, description="number of landmarks: typical users, through which all users are compared"
+    )
+    every: int = Field(10, ge=1, description="number of rounds from one construction of the graph to the next")
+    sharpness: float = Field(
+        5.0,
+        gt=0,
+        description="how strongly the most similar landmarks are preferred (inverse temperature of the softmax)",
+    )
     learning_rate: float = Field(0.1, ge=0, description="step of a landmark's table, as a share of the server's step")
-    guidance: float = Field(0.01, ge=0, description="weight of staying near the vectors that the graph suggests")
+    guidance: float = Field(
+        0.01,
+        ge=0,
+        description="weight of the penalty that keeps a client's rows near the vectors that the graph suggests",
+    )
 
 
 class GPFedRecSettings(FederatedSettings):
@@ -38,7 +48,7 @@ class GPFedRecSettings(FederatedSettings):
     @model_validator(mode="after")
     def _visible(self) -> GPFedRecSettings:
         if self.privacy.sums:
-            raise ValueError("gpfedrec relates users by what they upload; expected privacy.aggregation = sparse")
+            raise ValueError("gpfedrec compares users by their uploads; expected privacy.aggregation = sparse")
         if self.privacy.randomised_response:
             raise ValueError("gpfedrec reports a mean over real items; expected no privacy.randomised_response")
         return self
@@ -46,8 +56,8 @@ class GPFedRecSettings(FederatedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LandmarkState(ServerState):
-    """With ``reports`` [n, 1, d] the last of each user, and the ``landmarks`` [K, d], whose are the tables beside the
-    shared one."""
+    """Adds ``reports`` [n, 1, d], the last report of each user, and ``landmarks`` [K, d]; each landmark has one of the
+    tables beside the shared one."""
 
     reports: Tensor
     landmarks: Tensor | None = None
@@ -55,22 +65,23 @@ class LandmarkState(ServerState):
 
 @dataclass(frozen=True, kw_only=True)
 class LandmarkBroadcast(Broadcast):
-    """With the tables' ``offsets`` [K m, d], from which each user's own is made, by its ``weights`` [B, K]."""
+    """Adds the tables' ``offsets`` [K m, d], and ``weights`` [B, K] by which each user's own table is made from
+    them."""
 
     weights: Tensor = field(metadata={"per": "user"})
     offsets: Tensor
 
     def download_bytes(self, together: bool = False) -> int:
-        """Bytes that one client receives: the table that was made for it, and the shared one. The users of a node
-        receive the landmarks' tables and their weights ``together``."""
+        """Bytes that one client receives: the table that was made for it, and the shared one. With ``together`` the
+        bytes of a node, which receives the landmarks' tables and its users' weights."""
         if together:
             return 4 * (self.items.numel() + self.offsets.numel() + self.weights.numel())
         return 8 * self.items.numel()
 
 
 class GPFedRec(PFedRec[LandmarkState, LandmarkBroadcast, ClientState]):
-    """The server relates users by the item vectors that they upload, and gives each one an item table of its own, the
-    mean over its neighbours in that graph (equations 6 to 8); a client's rows are kept near it.
+    """The server compares users by the item vectors that they upload, and gives each user an item table of its own: the
+    mean over its neighbours in the graph of users (equations 6 to 8). A penalty keeps a client's rows near this table.
 
     Departs from the paper: the similarity of two users goes through ``K`` landmarks, ``sim(u, v) ~ sum_k a_uk a_vk``
     (Nystroem), so that the server holds K tables instead of n, and uploads can be summed; users are compared by the

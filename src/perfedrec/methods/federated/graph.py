@@ -1,4 +1,5 @@
-"""What methods share whose clients propagate vectors: on their own star graph, and on sums of their neighbours."""
+"""The base of methods whose clients propagate vectors: on their own star graph, and with the sums of their items'
+neighbours."""
 
 from __future__ import annotations
 
@@ -35,12 +36,13 @@ C = TypeVar("C", bound=GraphClient)
 
 
 class GraphMethod(FedMF[S, B, C]):
-    """Factorisation with propagation: each client has its star graph and, by a neighbourhood service or by sums, its
-    items' neighbours. The coordinator's and the service's parts of a round are apart."""
+    """Matrix factorisation with propagation. Each client has its star graph and the neighbour sums of its items, which
+    come from a neighbourhood service or from sums over clients. The coordinator's and the service's parts of a round
+    are separate functions."""
 
     broadcast_type = GraphBroadcast
 
-    # --- what is propagated, and who takes in what ---
+    # --- what is propagated, and who receives what ---
 
     @cached_property
     def network(self) -> Network:
@@ -49,32 +51,34 @@ class GraphMethod(FedMF[S, B, C]):
 
     @cached_property
     def handover(self) -> Reporting | Summing:
-        """How clients hand over vectors and neighbours."""
+        """How clients send vectors and neighbours: as reports and edges, or as parts of sums."""
         return Summing(self) if self.settings.privacy.sums else Reporting(self)
 
     @property
     def neighbours(self) -> bool:
-        """Whether clients have the sums of their items' neighbours."""
+        """Whether clients use the sums of their items' neighbours."""
         return True
 
     @property
     def joins(self) -> bool:
-        """Whether clients hand protected edges to the neighbourhood service before training, or join its sums."""
+        """Whether there is a phase before training in which clients send protected edges to the neighbourhood service,
+        or a first part of the neighbour sums."""
         return self.neighbours
 
     @property
     def n_reported(self) -> int:
-        """L, the user layers that neighbour sums are made of (higher ones follow from the item layers)."""
+        """L, the number of user layers from which neighbour sums are made (higher user layers follow from the item
+        layers)."""
         return min(self.settings.model.n_layers, 2) if self.neighbours else 1
 
     @property
     def n_views(self) -> int:
-        """Independently protected edge sets that each client hands over."""
+        """The number of independently protected edge sets that each client sends."""
         return 1
 
     @property
     def pretraining_phases(self) -> tuple[Phase, ...]:
-        """The phases of pre-training, where there is one."""
+        """The phases of pre-training; none by default."""
         return ()
 
     @property
@@ -99,11 +103,12 @@ class GraphMethod(FedMF[S, B, C]):
 
     @property
     def finetune_rounds(self) -> int:
-        """Propagation makes a vector of a new user's items at once; without it the vector has to be learned."""
+        """1 with propagation, which makes a new user's vector from its items at once; otherwise the vector has to be
+        learned."""
         return 1 if self.network.n_layers or self.network.encoder == "spectral" else super().finetune_rounds
 
     def releases(self, rounds: int, n_users: int) -> list[Release]:
-        """What clients share with the neighbourhood service counts as released as well."""
+        """Everything that a run releases, including what clients send to the neighbourhood service."""
         found = super().releases(rounds, n_users)
         if self.needs_degrees:
             degrees = Release(DEGREES.release, 1, Guarantee(reason="item degrees are taken as public"), 1)
@@ -116,23 +121,24 @@ class GraphMethod(FedMF[S, B, C]):
         return cast(S, GraphState(**self._graph(spec, key)))
 
     def _graph(self, spec: Spec, key: Key) -> dict[str, Any]:
-        """The fields of a :class:`GraphState`."""
+        """The fields of the first :class:`GraphState`, by name."""
         common, degrees = self._init(spec, key), spec.item_degrees.to(torch.float32)
         device, tokens, n_summed = common.items.device, self.handover.tokens(spec, key), self.handover.n_summed
         return {
             **vars(common),
-            "degrees": torch.ones_like(degrees) if self.sums else degrees,  # of people's data until they are released
+            "degrees": torch.ones_like(degrees) if self.sums else degrees,  # private until they are released
             "service": self.open_service(spec.n_users, device),
             "tokens": None if tokens is None else tokens.to(device),
             "summed": common.items.new_zeros(n_summed, *common.items.shape) if n_summed else None,
         }
 
     def n_models_of(self, broadcast: B) -> int:
-        """:meth:`n_models`, as a client knows it."""
+        """:meth:`n_models`, as far as a client knows it from its broadcast."""
         return 1
 
     def phase(self, state: S) -> str:
-        """The phase of the next round; before the first one, item degrees may be asked for."""
+        """The name of the next round's phase. Before the first round (round < 0) a coordinator may ask for item
+        degrees."""
         return DEGREES.name if state.round < 0 else super().phase(state)
 
     def n_groups(self, state: S) -> int:
@@ -145,7 +151,7 @@ class GraphMethod(FedMF[S, B, C]):
         return cast(B, GraphBroadcast(**self._received(state, users)))
 
     def _received(self, state: S, users: Tensor) -> dict[str, Any]:
-        """The fields of a :class:`GraphBroadcast`."""
+        """The fields of a :class:`GraphBroadcast`, by name."""
         start, new = state.service.start, users == NEWCOMER
         return {
             "items": state.items,
@@ -167,16 +173,17 @@ class GraphMethod(FedMF[S, B, C]):
         return self.coordinate(replace(state, service=service), phase, aggregate, published, key)
 
     def open_service(self, n_users: int, device: Any = None) -> Service:
-        """What the neighbourhood service holds before the first round."""
+        """The neighbourhood service's state before the first round."""
         layers = 0 if self.sums else self.n_reported
         return Service(torch.zeros(n_users, layers, self.settings.model.embedding_dim, device=device))
 
     def serve(
         self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
     ) -> tuple[Service, Published]:
-        """The neighbourhood service's part of a round, after which ``played`` rounds are played.
+        """The neighbourhood service's part of a round; ``played`` is the number of rounds played after it.
 
-        Takes reports and edges in, and publishes fresh neighbour sums every few rounds.
+        It stores the reports and edges of the ``aggregate``, and publishes new neighbour sums every ``refresh_every``
+        rounds.
         """
         if aggregate.reports is not None and aggregate.report_users is not None:
             service.reports[aggregate.report_users] = aggregate.reports
@@ -190,7 +197,8 @@ class GraphMethod(FedMF[S, B, C]):
         return service, Published(sums, table)
 
     def pretrain(self, service: Service, phase: str, aggregate: Aggregate, key: Key) -> tuple[Service, Tensor | None]:
-        """Pre-training at the service, and the table [m, d] by token that comes of it, if there is any."""
+        """Pre-training at the service: its new state, and the resulting table [m, d] by token, ``None`` without
+        pre-training."""
         return service, None
 
     def refreshes(self, trained: int) -> bool:
@@ -200,7 +208,7 @@ class GraphMethod(FedMF[S, B, C]):
     def coordinate(self, state: S, phase: str, aggregate: Aggregate, published: Published, key: Key) -> S:
         """The coordinator's part of a round: it needs neither reports nor edges.
 
-        ``published`` has items by their places, what the coordinator is not to know left out.
+        ``published`` has items in the order of item numbers. What the coordinator must not know is left out of it.
         """
         aggregate = self.handover.take_sums(state, phase, aggregate)
         if aggregate.clients and phase == TRAIN.name:
@@ -224,16 +232,16 @@ class GraphMethod(FedMF[S, B, C]):
         return replace(state, degrees=with_degrees(state, aggregate, noisy))
 
     def restart(self, state: S, items: Tensor) -> S:
-        """The state with another global table; a running average starts again from it."""
+        """The state with another global table. A running average starts again from this table."""
         average = Average.start(items) if state.average is not None else None
         return replace(state, items=items, average=average)
 
     def regroup(self, state: S, published: Published) -> S:
-        """The state after a clustering at the service."""
+        """The state after the service has clustered users."""
         return state
 
     def cluster_by_sums(self, state: S, trained: int, key: Key) -> S:
-        """The state after a clustering by sums, where one is due."""
+        """The state after a clustering by sums, if one is due after ``trained`` rounds of training."""
         return state
 
     def centroids(self, state: S) -> Tensor | None:
@@ -243,7 +251,7 @@ class GraphMethod(FedMF[S, B, C]):
         return replace(state, tokens=None)
 
     def serving(self, state: S) -> S:
-        """Tables and vectors on offer alone; shares storage with ``state``."""
+        """The state with only the tables and the pre-trained vectors; it shares storage with ``state``."""
         service = Service(state.service.reports[:, :0], start=state.service.start)
         return replace(super().serving(state), tokens=None, summed=None, service=service)
 
@@ -257,7 +265,7 @@ class GraphMethod(FedMF[S, B, C]):
         return cast(C, GraphClient(**self._graph_client(rows, key)))
 
     def _graph_client(self, rows: Rows, key: Key) -> dict[str, Any]:
-        """The fields of a :class:`GraphClient`."""
+        """The fields of the first :class:`GraphClient`, by name."""
         common = self._init_clients(rows, key)
         size = (rows.n_users, self.handover.n_summed, self.settings.model.embedding_dim)
         return {**vars(common), "sent": torch.zeros(*size, device=rows.users.device)}
@@ -272,17 +280,18 @@ class GraphMethod(FedMF[S, B, C]):
         return super().client(phase, broadcast, rows, client_state, key)
 
     def placed(self, broadcast: B, rows: Rows, client_state: C) -> B:
-        """The broadcast as clients see it that assign themselves to a group."""
+        """The broadcast with the groups that clients have chosen themselves, for methods in which they do."""
         return broadcast
 
     def clustering(self, broadcast: B) -> Tensor | None:
-        """[K, d] centroids, where clients contribute to the clusters' sums."""
+        """[K, d] centroids if clients contribute to the clusters' sums in this round, else ``None``."""
         return None
 
     def _degrees(self, broadcast: B, rows: Rows, client_state: C, key: Key) -> Update:
-        """Each client's part in the item degrees: 1 for each of its items (of joint length 1 where noise is added).
+        """Each client's part of the item degrees: 1 for each of its items (scaled to joint length 1 where noise is
+        added).
 
-        Where uploads show items, of those that its uploads show: decoys are counted, and masked items are not.
+        Where uploads show items, the shown items are counted: decoys are counted, and masked items are not.
         """
         rows = self.handover.labelled(rows, broadcast.items.shape[0], client_state, key.fold("degrees"))
         ones = torch.ones(rows.items.numel(), 1, device=rows.items.device)
@@ -290,7 +299,8 @@ class GraphMethod(FedMF[S, B, C]):
         return Update(rows.users, broadcast.groups, weights, rows.segments, rows.items, ones)
 
     def private_of(self, broadcast: B, client_state: C) -> Tensor:
-        """[B, d] the users' own vectors; those that have not trained yet take the pre-trained ones on offer."""
+        """[B, d] the users' own vectors. Users who have not trained yet take the pre-trained vector that they
+        received."""
         if broadcast.start is None:
             return client_state.private
         return torch.where(client_state.steps[:, None] > 0, client_state.private, broadcast.start)
@@ -299,7 +309,7 @@ class GraphMethod(FedMF[S, B, C]):
         return self.network.star(broadcast, rows)
 
     def local_loss(self, batch: LocalBatch[B], parameters: Parameters) -> Tensor:
-        """[B] each client's loss, with its vectors propagated on its star graph."""
+        """[B] each client's ranking loss, with its vectors propagated on its star graph."""
         rows, star, network, dense = batch.labels.rows, batch.star, self.network, parameters.dense
         assert star is not None
         attributes, negatives = self.item_attributes(batch.broadcast), batch.labels.negatives
@@ -313,11 +323,11 @@ class GraphMethod(FedMF[S, B, C]):
         return ranking_loss(self.settings.client, batch.labels, self.finish, parameters, user, context, up, down)
 
     def item_attributes(self, broadcast: B) -> Tensor | None:
-        """[m, F] attributes that layer 0 is made with."""
+        """[m, F] the attributes that enter layer 0 of the items; ``None`` for none."""
         return None
 
     def layers(self, broadcast: B, rows: Rows, vectors: Tensor) -> Tensor:
-        """[B, L, d] the users' layers 0 and 1 where neighbour sums are made of them, else their final vectors."""
+        """[B, L, d] the users' layers 0 and 1 if neighbour sums are made of them, else their final vectors (L = 1)."""
         table = broadcast.items.index_select(0, rows.items)
         shared = None if broadcast.dense is None else broadcast.dense[None]
         own = self.network.users0(rows, vectors, shared)
@@ -340,7 +350,7 @@ class GraphMethod(FedMF[S, B, C]):
     # --- recommending ---
 
     def final(self, broadcast: B, rows: Rows, client_state: C) -> tuple[Tensor, Tensor]:
-        """Final vectors of the users [B, d] and of all items [m, d], with which training scores."""
+        """Final vectors of the users [B, d] and of all items [m, d], as training scores them."""
         star = self.star(broadcast, rows)
         own = broadcast.items.index_select(0, rows.items)
         users = star.users(self.private_of(broadcast, client_state), own, rows.segments)

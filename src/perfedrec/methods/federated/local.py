@@ -1,7 +1,7 @@
 """Local steps: what clients do with their parameters in a round of training, as one pure function.
 
-This is the seam for a compiled kernel: a :class:`LocalTask` holds all that the steps need, and whatever fulfils
-:data:`LocalSteps` can take the place of :func:`autograd_steps` (``Federated.local_steps``).
+A compiled kernel can replace it: a :class:`LocalTask` holds everything that the steps need, and any function of type
+:data:`LocalSteps` can replace :func:`autograd_steps` (attribute ``Federated.local_steps``).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from perfedrec.privacy.labels import Labels
 
 @dataclass(frozen=True)
 class Parameters:
-    """What the local steps change, of B clients.
+    """The parameters of B clients that the local steps change.
 
-    ``private`` [B, p] what each client keeps to itself; ``positives`` [P, d] and ``negatives`` [N, d] the item rows it
-    trains on; ``dense`` [B, D] each client's weights of the shared network, ``None`` where there is none.
+    ``private`` [B, p] what each client keeps to itself; ``positives`` [P, d] and ``negatives`` [N, d] the item rows
+    that it trains on; ``dense`` [B, D] each client's weights of the shared network, ``None`` without one.
     """
 
     private: Tensor
@@ -32,7 +32,7 @@ class Parameters:
     dense: Tensor | None = None
 
     def leaves(self) -> list[Tensor]:
-        """The tensors that there are."""
+        """The tensors that are not ``None``."""
         found = [self.private, self.positives, self.negatives]
         return found if self.dense is None else [*found, self.dense]
 
@@ -43,17 +43,19 @@ class Parameters:
 
 
 Objective = Callable[[Parameters], tuple[Tensor, Tensor]]
-"""[B] each client's loss as it is reported, and [B] what is minimised: the loss and penalties that are not reported."""
+"""For parameters: [B] each client's loss, which is reported, and [B] what is minimised, the loss plus penalties that
+are not reported."""
 
 
 @dataclass(frozen=True)
 class LocalTask:
     """The local training of a block of B clients in one round.
 
-    ``labels`` say on which items they train, ``start`` with which parameters; ``begun`` [P + N, d] are offsets that the
-    clients add to their item rows before the first step, ``None`` for zeros. ``client_state`` holds Adam's moments.
-    ``star`` is the propagation of the block where the method has one. Rates and numbers of steps are those of
-    ``client`` settings (``learning_rate``, ``user_learning_rate``, ``dense_learning_rate``, ``local_steps``).
+    ``labels`` are the items that they train on, ``start`` the parameters at the start; ``begun`` [P + N, d] are offsets
+    that the clients add to their item rows before the first step, ``None`` for zeros. ``client_state`` holds Adam's
+    moments. ``star`` is the propagation of the block, ``None`` for a method without one. Learning rates and the number
+    of steps are those of the ``client`` settings (``learning_rate``, ``user_learning_rate``, ``dense_learning_rate``,
+    ``local_steps``).
     """
 
     labels: Labels
@@ -70,9 +72,9 @@ class LocalTask:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What the local steps end with: the ``private`` parameters [B, p] with Adam's moments, offsets ``delta``
-    [P + N, d] of the item rows from those received, the shared network's weights ``dense`` [B, D], and the ``loss`` [B]
-    of the last step, summed over a client's positives."""
+    """The result of the local steps: the ``private`` parameters [B, p] with Adam's moments ``first`` and ``second`` [B,
+    p] and ``steps`` [B]; offsets ``delta`` [P + N, d] of the item rows from the received ones; the shared network's
+    weights ``dense`` [B, D]; and the ``loss`` [B] of the last step, summed over a client's positives."""
 
     private: Tensor
     first: Tensor
@@ -87,10 +89,10 @@ LocalSteps = Callable[[LocalTask], LocalResult]
 
 
 def autograd_steps(task: LocalTask) -> LocalResult:
-    """E steps: Adam on what a client keeps, gradient descent on its item rows, and on the shared network's weights by
-    the mean over its positives.
+    """E steps: Adam on the private parameters, gradient descent on the item rows, and gradient descent on the shared
+    network's weights with the mean gradient over a client's positives.
 
-    The gradient of each client is its own: the sum of all clients' objectives separates.
+    The clients' gradients are independent, because the sum of all clients' objectives separates.
     """
     received, n_positives = task.start, task.start.positives.shape[0]
     counts, clients = task.labels.rows.counts.clamp(min=1)[:, None], task.client_state

@@ -1,4 +1,4 @@
-"""The recommendation network on a client: attribute crossing, propagation on the star graph, and its ranking loss."""
+"""The recommendation network on a client: attribute crossing, propagation on the star graph, and ranking loss."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ from perfedrec.nn.segments import dot, expand, segment_sum
 from perfedrec.privacy.labels import Labels
 
 Finish = Callable[[Tensor], Tensor]
-"""Brings vectors [..., d] to the form whose products are scores."""
+"""Brings vectors [..., d] to the form whose inner products are scores."""
 
 
 def finish(vectors: Tensor, similarity: Literal["inner", "cosine"]) -> Tensor:
-    """Unit length where scores are cosines."""
+    """The vectors with unit length if scores are cosines, else unchanged."""
     return functional.normalize(vectors, dim=-1) if similarity == "cosine" else vectors
 
 
 @dataclass(frozen=True)
 class Network:
-    """Layer 0 with attributes and propagation over ``n_layers`` layers, for any number of clients at once.
+    """Layer 0 with attributes, and propagation over ``n_layers`` layers, for any number of clients at once.
 
-    ``crossing`` tells whether attributes are embedded and crossed (PerFedRec, section 3.2)."""
+    ``crossing``: whether attributes are embedded and crossed (PerFedRec, section 3.2).
+    """
 
     embedding_dim: int
     n_layers: int
@@ -44,7 +45,7 @@ class Network:
     crossing: bool = False
 
     def init(self, spec: Spec, key: Key, scale: float) -> Tensor | None:
-        """[D] first weights of the attribute networks, ``None`` where there are no attributes."""
+        """[D] the first weights of the attribute networks, ``None`` without attributes."""
         nets = self._nets(spec.n_user_attributes, spec.item_attributes)
         weights = [net.init(key.fold(side), scale) for side, net in enumerate(nets) if net is not None]
         return torch.cat(weights) if weights else None
@@ -57,8 +58,8 @@ class Network:
         return user, item
 
     def users0(self, rows: Rows, vectors: Tensor, dense: Tensor | None) -> Tensor:
-        """[B, d] the users' layer-0 vectors. ``dense`` is [B, D] where each client has weights of its own, and [1, D]
-        where all share them."""
+        """[B, d] the users' layer-0 vectors. ``dense`` is [B, D] if each client has its own weights, and [1, D] if all
+        share them."""
         net, _ = self._nets(0 if rows.attributes is None else rows.attributes.shape[1], None)
         if dense is None or net is None or rows.attributes is None:
             return vectors
@@ -73,8 +74,8 @@ class Network:
         dense: Tensor | None,
         segments: Tensor | None = None,
     ) -> Tensor:
-        """[T, d] layer-0 vectors of item rows: ``table`` [T, d] holds the rows of ``items`` [T]. Where each client has
-        weights ``dense`` [B, D] of its own, ``segments`` [T] name the client of a row; else ``dense`` is [1, D]."""
+        """[T, d] layer-0 vectors of items. ``table`` [T, d] holds the rows of ``items`` [T]. If each client has its own
+        weights ``dense`` [B, D], ``segments`` [T] are the clients of the rows; otherwise ``dense`` is [1, D]."""
         _, net = self._nets(0, attributes)
         if dense is None or net is None or attributes is None:
             return table
@@ -88,7 +89,7 @@ class Network:
         return apply_per_client(cross, [table, own], segments, weights.shape[0]) if items.numel() else table
 
     def star(self, broadcast: GraphBroadcast, rows: Rows) -> Star:
-        """The propagation of the block's users, with what they received."""
+        """The propagation for a block of users, with the degrees and neighbour sums that they received."""
         if self.encoder == "spectral":
             return spectral_star(rows, broadcast.degrees)
         return lightgcn_star(rows, broadcast.degrees, broadcast.neighbours, self.n_layers)
@@ -104,17 +105,17 @@ def ranking_loss(
     up: Tensor,
     down: Tensor,
 ) -> Tensor:
-    """[B] each client's ranking loss, by the vectors before ``finish``.
+    """[B] each client's ranking loss, with the squared norms of ``parameters`` as L2 term.
 
-    ``user`` [B, d]; ``context`` [P, d] the user's vector that each positive is scored against; ``up`` [P, d] and
-    ``down`` [N, d] of positive and negative items; ``parameters`` are what L2 is taken of.
+    All vectors are those before ``finish``: ``user`` [B, d]; ``context`` [P, d] the user vector that each positive is
+    scored against; ``up`` [P, d] and ``down`` [N, d] the vectors of positive and negative items.
     """
     rows, owners = labels.rows, labels.owners
     up, down, context = finish(up), finish(down), finish(context)
     positive = dot(context, up)
     if client.loss == "bpr":
         segments = rows.segments
-        if owners.numel() < rows.items.numel():  # somebody has nearly all items: fewer negatives than positives
+        if owners.numel() < rows.items.numel():  # a user has nearly all items: fewer negatives than positives
             pairs, others = paired(rows, owners)
             context, positive, down = context[pairs], positive[pairs], expand(down, others)
             segments = segments[pairs]

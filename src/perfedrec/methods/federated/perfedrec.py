@@ -1,13 +1,13 @@
-"""PerFedRec (Luo, Xiao and Song, CIKM 2022): a global model, one model per cluster of users, and each user's own.
+"""PerFedRec (Luo, Xiao and Song, CIKM 2022): a global model, one model per cluster of users, and one per user.
 
-Decisions where the papers are silent:
+Decisions where the papers leave details open:
 
-* A cluster's model is an offset from the global table. A member trains on the sum of both; its change moves the global
-  table and the offset of its cluster, so that one objective is optimised at two levels.
-* The local model is the client's own fine-tuned rows, kept as offsets from the table it received.
-* Where clients contribute to sums alone (``privacy.aggregation``), they assign themselves to clusters.
-* The models are mixed by their scores, which makes each one's part in a recommendation exact. Where pre-training ends
-  with a model that can recommend (our extension), that one can be mixed in as well.
+* A cluster's model is an offset from the global table. A member trains on the sum of both; its change updates the
+  global table and the offset of its cluster, so that one objective is optimised on two levels.
+* The local model is the client's own fine-tuned rows, stored as offsets from the table that it received.
+* If clients contribute only to sums (``privacy.aggregation``), they assign themselves to clusters.
+* The models are mixed by their scores, so that the part of each model in a recommendation is exact. If pre-training
+  ends with a model that can recommend (our extension), it can be mixed in as well.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     @property
     def clusters(self) -> ClusterSettings:
-        """How users are clustered."""
+        """The options of clustering."""
         found: ClusterSettings = self.settings.clusters
         return found
 
@@ -64,7 +64,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     @property
     def neighbours(self) -> bool:
-        """Neighbour sums are layers of LightGCN; the spectral form has none."""
+        """Whether there are neighbour sums. They are layers of LightGCN; the spectral encoder has none."""
         model = self.settings.model
         return bool(model.neighbours and model.encoder == "lightgcn" and model.n_layers > 0)
 
@@ -94,7 +94,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         if attributes and not spec.n_user_attributes and spec.item_attributes is None:
             raise ConfigError(
                 "model.attributes is true, but the data set has no attributes; expected user_attributes.csv or "
-                "item_attributes.csv beside the data"
+                "item_attributes.csv next to the data"
             )
         fields, stats = self._graph(spec, key), None
         if self.clusters.enabled and self.sums:
@@ -130,7 +130,8 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         )
 
     def group_weights(self, state: PerFedRecState, aggregate: Aggregate) -> Tensor:
-        """Where nobody knows who is in which cluster, the clusters' shares of the expected number of clients."""
+        """[G] the divisor of each group's sums. If nobody knows who is in which cluster, it is the cluster's share of
+        the expected number of clients."""
         if not self.sums:
             return from_fixed(aggregate.weights)
         shares = state.clusters.shares
@@ -148,8 +149,8 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     def serve(
         self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
     ) -> tuple[Service, Published]:
-        """With a clustering of all users every few rounds, by the mean of the layers that they reported last, from the
-        last ``centroids`` on."""
+        """The service's part of a round, with a clustering of all users when one is due. It clusters the mean of the
+        layers that each user reported last, starting from the last ``centroids``."""
         service, published = super().serve(service, phase, played, aggregate, centroids, key)
         if self.clusters.due(played - len(self.phases)):
             points = service.reports.mean(1)
@@ -168,7 +169,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return self.recluster(state, key) if self.clusters.due(trained) else state
 
     def recluster(self, state: PerFedRecState, key: Key) -> PerFedRecState:
-        """A new clustering by the sums of the clients that took part since the last one."""
+        """The state with new clusters, from the sums of the clients that took part since the last clustering."""
         clusters = state.clusters
         assert clusters.stats is not None
         if clusters.centroids is None:
@@ -193,7 +194,8 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     def init_new_user(
         self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient
     ) -> PerFedRecClient:
-        """After spectral pre-training a user's vector starts at the sum of its items', which are on another scale."""
+        """After spectral pre-training a new user's vector starts at the sum of its items' vectors, scaled by
+        ``user_init_scale``."""
         scale = broadcast.user_init_scale
         if scale is None:
             return client_state
@@ -201,7 +203,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return replace(client_state, private=scale * segment_sum(own, rows.segments, rows.n_users))
 
     def placed(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> PerFedRecBroadcast:
-        """With the cluster that is nearest to each client which assigns itself."""
+        """The broadcast with the nearest cluster as group of each client that assigns itself."""
         if broadcast.centroids is None:
             return broadcast
         vectors = self.layers(broadcast, rows, self.private_of(broadcast, client_state)).mean(1)
@@ -245,13 +247,14 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return self.mixture(broadcast, rows, client_state).scores()
 
     def explain(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> dict[str, Tensor]:
-        """The parts [B, m] that each model has in :meth:`scores`; their sum is the score."""
+        """The part [B, m] of each model in :meth:`scores`; the parts sum to the score."""
         return self.mixture(broadcast, rows, client_state).explain()
 
     def embedding(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Embedding | None:
         """The final vectors of the model that all users share, and the users' clusters.
 
-        It is the global one; before the first round of training the pre-trained one, where that recommends alone.
+        This model is the global one or, before the first round of training, the pre-trained one if it then recommends
+        alone.
         """
         mixture = self.mixture(broadcast, rows, client_state)
         alone = broadcast.pretrained is not None and not broadcast.trained
@@ -261,5 +264,5 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return Embedding(model.finish(model.users), items, groups)
 
     def user_vectors(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Tensor | None:
-        """[B, d] the users' vectors in the model of their cluster, with which training scores."""
+        """[B, d] the users' vectors in the model of their cluster, which training scores."""
         return self.mixture(broadcast, rows, client_state).parts["cluster"].users

@@ -1,7 +1,7 @@
-"""PerFedRec++ (Luo et al., ACM TIST 2024, arXiv 2305.06622): PerFedRec preceded by self-supervised pre-training.
+"""PerFedRec++ (Luo et al., ACM TIST 2024, arXiv 2305.06622): PerFedRec with self-supervised pre-training before it.
 
-Two kinds of pre-training: the paper's contrastive one (:mod:`perfedrec.methods.federated.contrastive`), on two views of
-the graph that the privacy mechanisms themselves produce, and spectral pre-training by federated subspace iteration
+There are two kinds of pre-training: the paper's contrastive one (:mod:`perfedrec.methods.federated.contrastive`), on
+two views of the graph that the privacy mechanisms produce, and spectral pre-training by federated subspace iteration
 (:mod:`perfedrec.methods.federated.spectral`), our extension.
 """
 
@@ -30,11 +30,11 @@ from perfedrec.methods.federated.state import (
 
 
 class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]):
-    """PerFedRec++ (Luo et al., TIST 2024): PerFedRec with phases of pre-training before it.
+    """PerFedRec++ (Luo et al., TIST 2024): PerFedRec with pre-training phases before it.
 
-    Departs from the paper, besides what PerFedRec does: contrastive pre-training has two independently protected graphs
-    and no raw edge, and starts from small vectors; spectral pre-training, and a mix with the model that it ends with,
-    are ours.
+    Departs from the paper, in addition to PerFedRec's differences: contrastive pre-training uses two independently
+    protected graphs and no unprotected edge, and starts from small vectors; spectral pre-training, and the mix with the
+    model that it ends with, are ours.
     """
 
     @property
@@ -48,7 +48,7 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
 
     @property
     def noisy(self) -> bool:
-        """Whether spectral pre-training is done under noise."""
+        """Whether spectral pre-training has noise."""
         return self.protection.multiplier(SPECTRAL.name) > 0 if SPECTRAL in self.phases else False
 
     # --- the clients ---
@@ -61,7 +61,7 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         shown = self.handover.labelled(rows, broadcast.items.shape[0], client_state, key.fold("labels"))
         product = spectral.gram_rows(broadcast.items, shown, broadcast.degrees)
         if self.noisy:
-            # The first direction is known from the degrees, and would take most of the bound; so would rare items.
+            # The first direction follows from the degrees and would use up most of the bound; so would rare items.
             product[:, 0] = 0
             product *= spectral.trusted(broadcast.items)[rows.items, None]
         reports = None
@@ -91,10 +91,10 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         return state
 
     def _iterate(self, state: PerFedRecState, aggregate: Aggregate, key: Key) -> PerFedRecState:
-        """The state after a pass of subspace iteration."""
+        """The state after one pass of subspace iteration."""
         image = torch.zeros_like(state.items).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
-        energy = float((state.items * image).sum())  # about the sum of the leading squared singular values
-        if self.settings.privacy.noise_scale:  # of parts that were stretched: the first value is known to be 1
+        energy = float((state.items * image).sum())  # approximately the sum of the leading squared singular values
+        if self.settings.privacy.noise_scale:  # parts were stretched to the clip; the true first value is 1
             energy /= max(float(torch.linalg.matrix_norm(image, 2)), 1e-12)
         basis = self._next_basis(state, image, aggregate.clients)
         table = basis.clone() if self.settings.personal.pretrained else None
@@ -106,16 +106,17 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         return state
 
     def _is_last(self, state: PerFedRecState) -> bool:
-        """Whether the pass just played, after which ``state.round`` rounds are played, was the last one."""
+        """Whether the pass that was just played was the last one. ``state.round`` already counts it."""
         return self.phases[state.round - 1 :].count(SPECTRAL) == 1
 
     def _deviation(self, phase: Phase, clients: int, state: PerFedRecState) -> float:
-        """Standard deviation of the noise in the sums of ``clients`` clients, in a phase that asked everybody."""
+        """Standard deviation of the noise in the sums of ``clients`` clients, in a phase in which all users were
+        asked."""
         law, scale = self.protection.share_scale(phase.name, state.n_users)
         return float(scale * (clients * (2 if law == "laplace" else 1)) ** 0.5)
 
     def _next_basis(self, state: PerFedRecState, image: Tensor, clients: int) -> Tensor:
-        """The basis of the next pass, or that which the last one ends with."""
+        """The basis of the next pass or, after the last pass, the final one."""
         if not self.noisy:
             return spectral.orthonormal(image)
         known = spectral.trusted(state.items)
@@ -124,7 +125,7 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         return spectral.denoised(image, state.degrees, known, self._deviation(SPECTRAL, clients, state) ** 2)
 
     def _scaled(self, state: PerFedRecState, energy: float) -> PerFedRecState:
-        """Bring the singular vectors to the scale of LightGCN's first vectors, items ``V`` and users ``N V`` alike."""
+        """Scale the singular vectors to the size of LightGCN's first vectors: items ``V`` and users ``N V`` alike."""
         n_items, dim = state.items.shape
         scale = self.settings.model.init_scale * n_items**0.5
         user_scale = (state.n_users * dim / (max(energy, 1e-12) * n_items)) ** 0.5
@@ -136,7 +137,7 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
     def serve(
         self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
     ) -> tuple[Service, Published]:
-        """With a first clustering where the next phase fills the cluster models."""
+        """The service's part of a round, with a first clustering if the next phase fills the cluster models."""
         service, published = super().serve(service, phase, played, aggregate, centroids, key)
         fills = phase == SPECTRAL.name and self.phases[played : played + 1] == (CLUSTERS,)
         if fills and aggregate.clients:

@@ -1,4 +1,4 @@
-"""The personal model: a weighted mean of the scores of several models, different for every user."""
+"""The personal model: a weighted mean of the scores of several models, with each user's own weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from perfedrec.nn.segments import dot, expand
 
 @dataclass(frozen=True)
 class Part:
-    """One of the models that are mixed, as a block of users has it.
+    """One of the models that are mixed, for a block of users.
 
     ``edge`` [R] and layer-0 ``rows`` [R, d] of the users' own items; ``users`` [B, d] their vectors before ``finish``,
-    which brings vectors to the form that is scored; ``items(which, groups)`` [T, d] the final vectors of some items
-    [T] for the members of some clusters [T]; ``scale`` [B, 1] what the scores are multiplied by.
+    the function that brings vectors to the form that is scored; ``items(which, groups)`` [T, d] the final vectors of
+    the items ``which`` [T] for members of the clusters ``groups`` [T]; ``scale`` [B, 1] the factor of the scores.
     """
 
     edge: Tensor
@@ -39,9 +39,9 @@ class Part:
 class Mixture:
     """The models of a block of B users and their weights.
 
-    ``vectors`` [B, d] the users' own; ``fine_tuned`` [R, d] the offsets of their own item rows; ``mix`` [B, 4] the
-    logits of the weights of the local, cluster, global and pre-trained model. The local model, with the user's own
-    rows, scores against its cluster's items.
+    ``vectors`` [B, d] the users' own vectors; ``fine_tuned`` [R, d] the offsets of their own item rows; ``mix`` [B, 4]
+    the logits of the weights of the local, cluster, global and pre-trained model. The local model uses the user's own
+    rows for the user vector, and scores the items of the user's cluster.
     """
 
     def __init__(
@@ -81,7 +81,8 @@ class Mixture:
             self.parts["pretrained"] = self._pretrained(broadcast.pretrained)
 
     def _pretrained(self, table: Tensor) -> Part:
-        """The model that pre-training ended with; its scores are given the standard deviation of the global model's."""
+        """The model that pre-training ended with. Its scores are scaled to the standard deviation of the global model's
+        scores."""
         rows, like, star = self.rows, self.parts["global"], spectral_star(self.rows, self.broadcast.degrees)
         own = table.index_select(0, rows.items)
         users = star.users(table.new_zeros(rows.n_users, 1), own, rows.segments)
@@ -94,9 +95,9 @@ class Mixture:
         return Part(star.edge, own, users, lambda vectors: vectors, items, scale)
 
     def _weighted(self) -> tuple[dict[str, Tensor], Callable[[str, int], Tensor]]:
-        """Final user vectors [B, d] of each model times its weight, and the final vectors [m, d] of all items that a
-        model has for the members of a cluster."""
-        if "pretrained" in self.parts and not self.broadcast.trained:  # the others have nothing to say yet
+        """Each model's final user vectors [B, d] times its weight, and a function that returns the final vectors [m, d]
+        of all items in a model for the members of a cluster."""
+        if "pretrained" in self.parts and not self.broadcast.trained:  # the others are untrained
             weights = {name: torch.full_like(part.scale, name == "pretrained") for name, part in self.parts.items()}
         else:
             shares = self.mix[:, : len(self.parts)].softmax(1)
@@ -114,7 +115,7 @@ class Mixture:
     def scores(self) -> Tensor:
         """[B, m] scores of all items."""
         users, items = self._weighted()
-        users["cluster"] = users["cluster"] + users.pop("local")  # one table
+        users["cluster"] = users["cluster"] + users.pop("local")  # both score the same table
         if self.broadcast.offsets is None:
             users["global"] = users["global"] + users.pop("cluster")
         vectors, groups = torch.cat(list(users.values()), dim=1), self.broadcast.groups.unique().tolist()
@@ -131,7 +132,7 @@ class Mixture:
         return scores
 
     def explain(self) -> dict[str, Tensor]:
-        """The parts [B, m] that each model has in :meth:`scores`; their sum is the score."""
+        """The part [B, m] of each model in :meth:`scores`; the parts sum to the score."""
         users, items = self._weighted()
         groups = self.broadcast.groups.tolist()
         return {
@@ -140,9 +141,11 @@ class Mixture:
         }
 
     def learned(self, key: Key) -> Tensor:
-        """[B, 4] the logits after one step on BPR of the mixed scores, own items against random others.
+        """[B, 4] the logits after one gradient step on the BPR loss of the mixed scores, own items against random
+        others.
 
-        An own item is left out of the user vectors it is scored against, or the local model would praise itself.
+        An own item is left out of the user vector that it is scored against; otherwise the local model would look
+        better than it is.
         """
         rows, groups = self.rows, self.broadcast.groups
         drawn, owners = draw_outside(rows, self.every.numel(), rows.counts, key.spread(rows.users))
@@ -162,7 +165,7 @@ class Mixture:
 
 
 def spread(users: Tensor, items: Tensor) -> Tensor:
-    """[B] standard deviation of each user's scores over all items, for final vectors [B, d] and [m, d]."""
+    """[B] the standard deviation of each user's scores over all items, for final vectors [B, d] and [m, d]."""
     centred = items - items.mean(0)
     covariance = centred.T @ centred / items.shape[0]
     return dot(users @ covariance, users).clamp(min=0).sqrt()

@@ -11,12 +11,12 @@ from perfedrec.nn.segments import dot
 
 
 class PFedRec(Federated[S, B, C]):
-    """No user vectors: each client has a score function of its own, ``s_ui = w_u . q_i + b_u``, and fine-tunes the
-    shared item vectors with it; the server averages what becomes of them (section 4).
+    """There are no user vectors. Each client has a score function of its own, ``s_ui = w_u . q_i + b_u``, and
+    fine-tunes the shared item vectors with it; the server averages the fine-tuned vectors (section 4).
 
     Departs from the paper: score function and item vectors take their local steps together instead of one after the
-    other; the fine-tuned rows of a client's own items are kept, which score nothing that it has not seen; the server's
-    optimiser is an option, FedAvg in the paper; one negative for each label instead of four.
+    other; of the fine-tuned rows only those of a client's own items are kept, and they are not used in scores; the
+    server's optimiser is an option, FedAvg in the paper; one negative per label instead of four.
     """
 
     def n_private(self) -> int:

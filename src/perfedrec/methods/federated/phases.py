@@ -11,7 +11,7 @@ SPECTRAL = Phase("spectral", noise="spectral")
 """One pass of subspace iteration over all clients."""
 
 CLUSTERS = Phase("clusters")
-"""One pass that fills the cluster models. It is played only where single uploads are seen."""
+"""One pass that fills the cluster models. It is played only if the server sees single uploads."""
 
 JOIN = Phase("join", noise="join")
-"""Protected edges for the neighbourhood service, or a first part in the neighbour sums."""
+"""Clients send protected edges to the neighbourhood service, or a first part of the neighbour sums."""

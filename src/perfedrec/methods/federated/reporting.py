@@ -1,6 +1,7 @@
-"""Clients that report: single uploads are seen, and a neighbourhood service takes in users' vectors and edges.
+"""Clients that report: the server sees single uploads, and a neighbourhood service receives users' protected vectors
+and edges.
 
-The counterpart is :mod:`perfedrec.methods.federated.summing`: the same computation, with nobody's vector in it.
+Its counterpart is :mod:`perfedrec.methods.federated.summing`: the same computation without any single user's vector.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Reporting:
-    """How the clients of ``method`` hand over what is not a change of the model: as reports and edges."""
+    """How the clients of ``method`` send what is not a change of the model: as reports and edges."""
 
     phases: tuple[Phase, ...] = ()
     n_summed = 0
@@ -33,17 +34,17 @@ class Reporting:
         self.method = method
 
     def labelled(self, rows: Rows, n_items: int, client_state: GraphClient, key: Key) -> Rows:
-        """The items that clients show: their own with decoys, without the masked ones."""
+        """The items that clients show: their own items and decoys, without masked items."""
         return self.method.protection.label(rows, n_items, 0, key, client_state.secret).rows
 
     def tokens(self, spec: Spec, key: Key) -> Tensor | None:
-        """[m] names of the items towards the service, where clients hand edges to it."""
+        """[m] the tokens that stand for the items at the service; ``None`` if clients send it no edges."""
         return neighbourhood.tokens(spec.n_items, key) if self.method.joins else None
 
     def join(
         self, broadcast: GraphBroadcast, rows: Rows, client_state: GraphClient, key: Key
     ) -> tuple[Update, GraphClient]:
-        """Once, before training: protected edges for the neighbourhood service, and a first protected report."""
+        """The work of the phase "join": protected edges for the neighbourhood service, and a first protected report."""
         tokens, n_items = broadcast.tokens, broadcast.items.shape[0]
         assert tokens is not None
         views = [
@@ -67,27 +68,27 @@ class Reporting:
     def hand_over(
         self, update: Update, broadcast: GraphBroadcast, rows: Rows, labels: Labels, client_state: GraphClient
     ) -> tuple[Update, GraphClient]:
-        """With a report of the users' vectors, of the items that they trained on."""
+        """The update with a report of the users' vectors, made of the items that they trained on."""
         if self.method.reports_vectors:
             layers = self.method.layers(broadcast, labels.rows, client_state.private)
             update = replace(update, reports=layers)
         return update, client_state
 
     def take_sums(self, state: GraphState, phase: str, aggregate: Aggregate) -> Aggregate:
-        """There are no neighbour sums in an aggregate."""
+        """The aggregate unchanged: it has no neighbour sums."""
         return aggregate
 
     def publish(self, state: Any, key: Key) -> Any:
-        """Neighbour sums and clusters come from the service."""
+        """The state unchanged: neighbour sums and clusters come from the service."""
         return state
 
 
 def with_degrees(state: GraphState, aggregate: Aggregate, noisy: bool) -> Tensor:
-    """[m] item degrees from their sum.
+    """[m] item degrees from their sums over clients.
 
-    Without noise these are counts. With noise a client's part in each of its items is ``1 / sqrt(|I_u|)``; the sums are
-    brought to the scale of counts by the mean of ``sqrt(|I_u|)``, which follows from them, and items below the mean
-    degree are given it, because little is known of them.
+    Without noise the sums are counts. With noise a client adds ``1 / sqrt(|I_u|)`` for each of its items; the sums are
+    then scaled to counts by the mean of ``sqrt(|I_u|)``, which follows from the sums, and items below the mean degree
+    get the mean degree, because their sums are mostly noise.
     """
     sums = torch.zeros_like(state.degrees).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums).squeeze(1))
     if noisy:

@@ -1,4 +1,4 @@
-"""Typed settings of federated methods, one record per part. Each option changes the result."""
+"""The options of federated methods, one class per section. Each option changes the result."""
 
 from __future__ import annotations
 
@@ -12,43 +12,53 @@ from perfedrec.privacy.settings import PrivacySettings
 
 
 class ModelSettings(Settings):
-    """What is propagated and how it is scored."""
+    """Options of the vectors, their propagation and scoring."""
 
     embedding_dim: int = Field(64, ge=1, description="d, the length of user and item vectors")
-    n_layers: int = Field(2, ge=0, description="K, propagation layers")
+    n_layers: int = Field(2, ge=0, description="K, number of propagation layers")
     encoder: Literal["lightgcn", "spectral"] = Field(
         "lightgcn",
-        description="lightgcn: mean of the layers; spectral: p_u + sum_i q_i / sqrt(d_u d_i) against sqrt(d_i) q_i",
+        description="lightgcn: mean of the layers; spectral: user p_u + sum_i q_i / sqrt(d_u d_i), item sqrt(d_i) q_i",
     )
-    neighbours: bool = Field(True, description="neighbour sums from the neighbourhood service (lightgcn encoder)")
-    refresh_every: int = Field(5, ge=1, description="rounds between two refreshes of the neighbour sums")
-    attributes: bool = Field(False, description="attribute embedding with feature crossing and attention")
-    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
+    neighbours: bool = Field(True, description="use neighbour sums from the neighbourhood service (lightgcn encoder)")
+    refresh_every: int = Field(
+        5, ge=1, description="number of rounds from one refresh of the neighbour sums to the next"
+    )
+    attributes: bool = Field(False, description="embed attributes, with feature crossing and attention")
+    init_scale: float = Field(0.1, gt=0, description="standard deviation of the initial vectors")
 
 
 class ClientSettings(Settings):
-    """The clients' local training."""
+    """Options of the clients' local training."""
 
-    loss: Literal["bpr", "softmax"] = Field("bpr", description="BPR, or sampled softmax over shared negatives")
+    loss: Literal["bpr", "softmax"] = Field(
+        "bpr", description="bpr: BPR; softmax: sampled softmax over negatives shared by a client's positives"
+    )
     n_negatives: int = Field(
         64, ge=1, description="negatives per client of the softmax loss (BPR takes one per positive)"
     )
-    similarity: Literal["inner", "cosine"] = Field("inner", description="how vectors are scored")
+    similarity: Literal["inner", "cosine"] = Field(
+        "inner", description="scores are inner products or cosines of vectors"
+    )
     temperature: float = Field(0.2, gt=0, description="temperature of the softmax loss")
-    leave_one_out: bool = Field(False, description="leave a positive out of the user vector it is scored against")
+    leave_one_out: bool = Field(
+        False, description="leave a positive item out of the user vector that it is scored against"
+    )
     learning_rate: float = Field(1.0, gt=0, description="step of the item rows (SGD)")
-    user_learning_rate: float = Field(0.01, ge=0, description="step of the private user vector (Adam, its state stays)")
+    user_learning_rate: float = Field(
+        0.01, ge=0, description="step of the private user vector (Adam; its moments stay on the client)"
+    )
     dense_learning_rate: float = Field(
         0.1, ge=0, description="step of the attribute networks (SGD on the mean over a client's positives)"
     )
-    local_steps: int = Field(1, ge=1, description="E, local steps a round")
-    l2: float = Field(0.0, ge=0, description="L2 on the layer-0 rows of the batch")
+    local_steps: int = Field(1, ge=1, description="E, local steps per round")
+    l2: float = Field(0.0, ge=0, description="weight of the L2 term on the layer-0 rows of the batch")
 
 
 class ServerSettings(Settings):
-    """The coordinator's optimiser."""
+    """Options of the coordinator's optimiser."""
 
-    optimizer: ServerOptimizer = Field("fedadam", description="what is done with the averaged change")
+    optimizer: ServerOptimizer = Field("fedadam", description="optimiser that applies the averaged change")
     learning_rate: float = Field(0.01, gt=0, description="server step (1 is plain FedAvg)")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
@@ -57,22 +67,24 @@ class ServerSettings(Settings):
         0.0,
         ge=0,
         lt=1,
-        description="decay of the running average of the global table that is served; 0: the table itself",
+        description="decay of the running average of the global table, which is served instead of the table; 0: no "
+        "averaging",
     )
     weighting: Literal["uniform", "interactions"] = Field(
-        "uniform", description="a client's weight: 1, or its number of interactions (which the coordinator then learns)"
+        "uniform",
+        description="weight of a client: 1, or its number of interactions (which the coordinator then learns)",
     )
 
 
 class ClusterSettings(Settings):
-    """Clusters of similar users and their models."""
+    """Options of the clusters of similar users and their models."""
 
-    n_clusters: int = Field(5, ge=0, description="number of clusters; 0 or 1: none")
-    start: int = Field(41, ge=0, description="first round of clustering")
-    stop: int = Field(179, ge=0, description="last round of clustering")
-    every: int = Field(6, ge=1, description="rounds between two clusterings")
+    n_clusters: int = Field(5, ge=0, description="number of clusters; 0 or 1: no clusters")
+    start: int = Field(41, ge=0, description="first training round after which users are clustered")
+    stop: int = Field(179, ge=0, description="last training round after which users are clustered")
+    every: int = Field(6, ge=1, description="number of rounds from one clustering to the next")
     learning_rate: float = Field(0.1, ge=0, description="step of a cluster's offset, as a share of the server's step")
-    proportional: bool = Field(True, description="take a cohort from each cluster in proportion to its size")
+    proportional: bool = Field(True, description="select from each cluster in proportion to its size")
 
     @property
     def enabled(self) -> bool:
@@ -88,38 +100,41 @@ class ClusterSettings(Settings):
 
 
 class SelectionSettings(Settings):
-    """Who takes part."""
+    """Options of the selection of clients."""
 
-    n_clients_per_round: int = Field(256, ge=1, description="clients in a cohort (its mean, under Poisson sampling)")
+    n_clients_per_round: int = Field(256, ge=1, description="clients in a cohort (the mean, under Poisson sampling)")
     sampling: Literal["fixed", "poisson"] = Field(
         "fixed",
-        description="a cohort of that size, or each client by a coin of its own (which privacy can be claimed for)",
+        description="fixed: cohorts of exactly this size; poisson: each client independently (needed for claims of "
+        "amplification)",
     )
     max_participations: int | None = Field(
-        None, ge=0, description="rounds of training in which a client has a part at most; none: no limit"
+        None, ge=0, description="largest number of training rounds that a client contributes to; none: no limit"
     )
 
 
 class TableSettings(Settings):
-    """The shared table."""
+    """Options of the shared table."""
 
     embedding_dim: int = Field(64, ge=1, description="d, the length of item vectors")
-    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
+    init_scale: float = Field(0.1, gt=0, description="standard deviation of the initial vectors")
 
 
 class LocalSettings(Settings):
-    """The clients' local training."""
+    """Options of the clients' local training."""
 
     learning_rate: float = Field(10.0, gt=0, description="step of the item rows (SGD on the sum over labels)")
-    user_learning_rate: float = Field(0.02, ge=0, description="step of what the client keeps (Adam, its state stays)")
+    user_learning_rate: float = Field(
+        0.02, ge=0, description="step of the private parameters (Adam; its moments stay on the client)"
+    )
     dense_learning_rate: float = Field(
         0.1, ge=0, description="step of a shared network (SGD on the mean over a client's labels)"
     )
-    local_steps: int = Field(2, ge=1, description="E, local steps a round")
+    local_steps: int = Field(2, ge=1, description="E, local steps per round")
 
 
 class FederatedSettings(Settings):
-    """Options of every method of this kind."""
+    """Options that every federated method has."""
 
     model: TableSettings = TableSettings()
     client: LocalSettings = LocalSettings()
@@ -134,10 +149,10 @@ class FederatedSettings(Settings):
 
 
 class FactorSettings(Settings):
-    """User and item vectors."""
+    """Options of user and item vectors."""
 
     embedding_dim: int = Field(64, ge=1, description="d, the length of user and item vectors")
-    init_scale: float = Field(0.1, gt=0, description="standard deviation of the first vectors")
+    init_scale: float = Field(0.1, gt=0, description="standard deviation of the initial vectors")
 
 
 class FedMFSettings(Settings):
@@ -156,11 +171,11 @@ class FedMFSettings(Settings):
 
 
 class NeighbourSettings(FactorSettings):
-    """Vectors and their propagation over the expanded graph."""
+    """Options of the vectors and their propagation over the expanded graph."""
 
-    n_layers: int = Field(2, ge=1, description="K, propagation layers")
-    refresh_every: int = Field(5, ge=1, description="rounds between two expansions of the graph")
-    neighbours: Literal[True] = Field(True, description="neighbour expansion, which is the method")
+    n_layers: int = Field(2, ge=1, description="K, number of propagation layers")
+    refresh_every: int = Field(5, ge=1, description="number of rounds from one expansion of the graph to the next")
+    neighbours: Literal[True] = Field(True, description="neighbour expansion; always on, because it is the method")
 
 
 class FedGNNSettings(FedMFSettings):
@@ -175,41 +190,45 @@ class FedGNNSettings(FedMFSettings):
 
 
 class PersonalSettings(Settings):
-    """The personal model: a weighted mean of the scores of several models."""
+    """Options of the personal model: a weighted mean of the scores of several models."""
 
     local: float = Field(1.0, ge=0, description="weight of the model with the client's own fine-tuned rows")
     cluster: float = Field(1.0, ge=0, description="weight of the cluster's model")
     global_: float = Field(1.0, ge=0, alias="global", description="weight of the global model")
     pretrained: float = Field(0.0, ge=0, description="weight of the model that spectral pre-training ended with")
-    learned: bool = Field(False, description="let each client learn its weights, starting from these")
+    learned: bool = Field(False, description="let each client learn its own weights, starting from these")
 
     model_config = Settings.model_config | {"populate_by_name": True}
 
     @model_validator(mode="after")
     def _some(self) -> Self:
         if self.local + self.cluster + self.global_ + self.pretrained == 0:
-            raise ValueError("all weights are 0; expected at least one above")
+            raise ValueError("all weights of personal are 0; expected at least one above 0")
         return self
 
 
 class PretrainingSettings(Settings):
-    """What happens before the first round of training."""
+    """Options of the phases before the first training round."""
 
     kind: Literal["none", "contrastive", "spectral"] = Field("contrastive", description="kind of pre-training")
-    passes: int = Field(3, ge=1, description="spectral: passes over all clients")
-    cluster_passes: int = Field(0, ge=0, le=1, description="spectral: passes after them that fill the cluster models")
-    steps: int = Field(5, ge=1, description="contrastive: steps of Adam")
-    learning_rate: float = Field(0.03, gt=0, description="contrastive: Adam's step")
-    init_scale: float = Field(0.003, gt=0, description="contrastive: standard deviation of the vectors it starts from")
-    batch_size: int = Field(256, ge=2, description="contrastive: users and items a step")
+    passes: int = Field(3, ge=1, description="spectral: number of passes over all clients")
+    cluster_passes: int = Field(
+        0, ge=0, le=1, description="spectral: number of passes after them that fill the cluster models"
+    )
+    steps: int = Field(5, ge=1, description="contrastive: number of Adam steps")
+    learning_rate: float = Field(0.03, gt=0, description="contrastive: step of Adam")
+    init_scale: float = Field(0.003, gt=0, description="contrastive: standard deviation of the initial vectors")
+    batch_size: int = Field(256, ge=2, description="contrastive: users and items per step")
     temperature: float = Field(0.2, gt=0, description="contrastive: temperature of InfoNCE")
-    node_dropout: float = Field(0.1, ge=0, lt=1, description="contrastive: share of clients missing from a view")
-    edge_perturbation: bool = Field(True, description="contrastive: two independently perturbed edge sets, or one")
-    noise: float = Field(0.1, ge=0, description="contrastive: noise in every layer")
+    node_dropout: float = Field(0.1, ge=0, lt=1, description="contrastive: share of clients that a view leaves out")
+    edge_perturbation: bool = Field(
+        True, description="contrastive: use two independently perturbed edge sets instead of one"
+    )
+    noise: float = Field(0.1, ge=0, description="contrastive: length of the noise in every layer")
 
 
 class PerFedRecSettings(Settings):
-    """PerFedRec++, part by part (PerFedRec of 2022 with ``pretraining.kind = "none"``)."""
+    """Options of PerFedRec++, by section (PerFedRec of 2022 with ``pretraining.kind = "none"``)."""
 
     model: ModelSettings = ModelSettings()
     client: ClientSettings = ClientSettings()
@@ -234,17 +253,17 @@ class PerFedRecSettings(Settings):
         how = f"privacy.aggregation = {self.privacy.aggregation}"
         if self.pretraining.kind == "contrastive":
             raise ValueError(
-                f"{how} withholds the edges that contrastive pre-training needs; expected spectral or none"
+                f"{how} hides the edges that contrastive pre-training needs; expected kind = spectral or none"
             )
         if self.pretraining.cluster_passes:
-            raise ValueError(f"{how} withholds the vectors that pretraining.cluster_passes needs; expected 0")
+            raise ValueError(f"{how} hides the vectors that pretraining.cluster_passes needs; expected 0")
         if self.model.neighbours and self.model.encoder == "lightgcn":
             check_layers(self.privacy, self.model.n_layers)
         return self
 
 
 def check_weights(privacy: PrivacySettings, server: ServerSettings) -> None:
-    """Refuse weights by numbers of interactions where privacy hides these."""
+    """Raise ValueError for weights by number of interactions if privacy hides these numbers."""
     if privacy.randomised_response and server.weighting != "uniform":
         raise ValueError("privacy.randomised_response hides a client's items; expected server.weighting = uniform")
     if privacy.sums and server.weighting != "uniform":
@@ -255,9 +274,9 @@ def check_weights(privacy: PrivacySettings, server: ServerSettings) -> None:
 
 
 def check_layers(privacy: PrivacySettings, n_layers: int) -> None:
-    """Refuse more layers of neighbour sums than clients can contribute to."""
+    """Raise ValueError for more layers of neighbour sums than clients can contribute to."""
     if privacy.sums and n_layers > 2:
         raise ValueError(
-            f"privacy.aggregation = {privacy.aggregation} gives neighbour sums for at most two layers; expected "
+            f"privacy.aggregation = {privacy.aggregation} allows neighbour sums of at most two layers; expected "
             "model.n_layers <= 2"
         )

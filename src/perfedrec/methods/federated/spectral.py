@@ -1,8 +1,8 @@
 """Spectral pre-training (our extension): federated subspace iteration on the normalised interaction matrix.
 
 The spectral contrastive loss (HaoChen et al., NeurIPS 2021) has its optimum at the leading singular vectors of
-``N = D_u^-1/2 R D_i^-1/2``. One pass multiplies a basis of items by ``N^T N``, to which each client adds its own part;
-under noise it is the noisy power method (Hardt and Price, NeurIPS 2014).
+``N = D_u^-1/2 R D_i^-1/2``. One pass multiplies a basis of items by ``N^T N``; each client adds its own part of the
+product. With noise it is the noisy power method (Hardt and Price, NeurIPS 2014).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from perfedrec.nn.propagation import edge_weights
 from perfedrec.nn.segments import segment_sum
 
 TRUSTED = 2.0
-"""An item takes part in noisy passes if its released degree is so many standard deviations of the noise above 0."""
+"""An item takes part in noisy passes if its released degree is more than TRUSTED standard deviations of the noise above
+0."""
 
 
 def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
     """[R, d] each client's part of ``N^T N Omega``: ``n_u (n_u^T Omega)`` on the rows of its own items.
 
-    ``N = D_u^-1/2 R D_i^-1/2`` and ``n_u`` its row; ``basis`` [m, d] is Omega. The Frobenius norm of a client's part is
-    at most ``||n_u||^2 <= 1`` for an orthonormal basis.
+    ``n_u`` is the client's row of ``N = D_u^-1/2 R D_i^-1/2``, and ``basis`` [m, d] is Omega. The Frobenius norm of a
+    client's part is at most ``||n_u||^2 <= 1`` for an orthonormal basis.
     """
     weights = edge_weights(rows, degrees)[:, None]
     projection = segment_sum(weights * basis.index_select(0, rows.items), rows.segments, rows.n_users)
@@ -33,27 +34,28 @@ def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
 
 
 def trusted(basis: Tensor) -> Tensor:
-    """[m] the items of a noisy pass: rows of the others are 0 in the basis [m, d], but for its first column."""
+    """[m] whether each item takes part in a noisy pass. The rows of other items are 0 in the ``basis`` [m, d], except
+    in its first column."""
     return basis[:, 1:].any(1)
 
 
 def deflated(matrix: Tensor, degrees: Tensor, known: Tensor) -> Tensor:
     """[m, d] an orthonormal basis whose first column is ``sqrt(degrees)``, the first singular vector of ``N``.
 
-    The others span what the columns of ``matrix`` [m, d] but the first have besides it. All over the ``known`` [m]
-    items alone.
+    The other columns span the part of ``matrix[:, 1:]`` that is orthogonal to the first one. Rows of items that are not
+    ``known`` [m] are 0.
     """
     first = degrees.sqrt()[:, None]
     return orthonormal(torch.cat([first, matrix[:, 1:]], dim=1) * known[:, None]) * known[:, None]
 
 
 def denoised(image: Tensor, degrees: Tensor, known: Tensor, variance: float) -> Tensor:
-    """[m, d] the basis that a last pass ends with whose sums ``image`` [m, d] hold noise of a ``variance``.
+    """[m, d] the final basis, from the sums ``image`` [m, d] of a last pass with noise of a known ``variance``.
 
-    Wiener filters, which cost no privacy. Rows: the noise is the same on each, the signal grows with an item's degree;
-    each row of a ``known`` [m] item is multiplied by the share of signal in the mean energy of those of about its
-    degree. Directions: each one is weighted by the root of its singular value. The first column is ``sqrt(degrees)``,
-    of length 1.
+    It applies Wiener filters, which cost no privacy. Rows: the noise is the same on each row, the signal grows with an
+    item's degree; the row of a ``known`` [m] item is multiplied by the share of signal in the mean energy of the items
+    with about its degree. Directions: each one is weighted by the root of its singular value. The first column is
+    ``sqrt(degrees)``, scaled to length 1.
     """
     result = torch.zeros_like(image)
     result[:, 0] = functional.normalize(degrees.sqrt(), dim=0)
@@ -77,25 +79,25 @@ def denoised(image: Tensor, degrees: Tensor, known: Tensor, variance: float) -> 
 
 
 def orthonormal(matrix: Tensor) -> Tensor:
-    """[m, d] an orthonormal basis of the columns, by QR in float64; the last columns are zero where m < d."""
+    """[m, d] an orthonormal basis of the columns, by QR in float64. The last columns are zero if m < d."""
     with one_thread():
         basis: Tensor = torch.linalg.qr(matrix.to(torch.float64))[0]
     return _widened(basis, matrix.shape[1])
 
 
 def _widened(columns: Tensor, dim: int) -> Tensor:
-    """[m, d] float32 of [m, min(m, d)]."""
+    """[m, d] float32: ``columns`` [m, min(m, d)] padded with zero columns."""
     return torch.nn.functional.pad(columns, (0, dim - columns.shape[1])).to(torch.float32).contiguous()
 
 
 def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
-    """Give each cluster the leading singular vectors of its own members' interactions, in place.
+    """Set each cluster's table to the leading singular vectors of its members' interactions, in place.
 
-    The sum over a cluster's members of their parts of ``N^T N V`` is ``N_k^T N_k V``, one step of subspace iteration on
-    the cluster's own matrix from the global basis ``V``. Its left singular vectors, scaled by the fourth root of their
-    relative singular values, become the cluster's table: a score, which takes the table twice, then weights a direction
-    by how much of the cluster's interactions it explains. Its right singular vectors turn the table to the coordinates
-    of the global one, whose length it takes: no score changes by that, but members train both tables with one change,
+    The sum of the members' parts of ``N^T N V`` is ``N_k^T N_k V``: one step of subspace iteration on the cluster's own
+    matrix, from the global basis ``V``. Its left singular vectors, scaled by the fourth root of their relative singular
+    values, become the cluster's table. A score uses the table twice, and so weights a direction by how much of the
+    cluster's interactions it explains. The right singular vectors rotate the table to the coordinates of the global
+    table, and it gets that table's length. No score changes by this, but members can train both tables with one change,
     and score both with one user vector. ``offsets`` [K m, d], ``items`` [m, d].
     """
     n_items = items.shape[0]

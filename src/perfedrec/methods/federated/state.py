@@ -1,4 +1,4 @@
-"""Records of federated methods: the server's state, what clients receive, and what they keep."""
+"""The records of federated methods: the server's state, what clients receive, and the client's state."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from perfedrec.nn.propagation import Bipartite
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """Moments of the server's optimiser for each of its tables; ``None`` where the rule has none (FedAvg) or there is
-    no such table."""
+    """The moments of the server's optimiser for each of its tables; ``None`` if the optimiser has none (FedAvg) or the
+    table does not exist."""
 
     items: Moments | None = field(default=None, metadata={"was": "items_moments"})
     offsets: Moments | None = field(default=None, metadata={"was": "offsets_moments"})
@@ -22,11 +22,11 @@ class OptimizerState:
 
 @dataclass(frozen=True)
 class ServerState:
-    """The server side of a method with one shared item table.
+    """The server's state of a method with one shared item table.
 
-    ``round`` rounds played, phases before training included; ``n_users``; ``items`` [m, d] the global table; ``dense``
-    [D] weights of a network that all share; ``offsets`` [K m, d] further tables as differences from the global one;
-    ``optimizer`` the optimiser's moments; ``average`` the running average of the global table.
+    ``round`` number of rounds played, phases before training included; ``n_users`` number of users; ``items`` [m, d]
+    the global table; ``dense`` [D] the weights of a shared network; ``offsets`` [K m, d] further tables as differences
+    from the global one; ``optimizer`` the optimiser's moments; ``average`` the running average of the global table.
     """
 
     round: int
@@ -40,23 +40,24 @@ class ServerState:
 
 @dataclass(frozen=True, kw_only=True)
 class Broadcast:
-    """What clients receive: the global table ``items`` [m, d], weights ``dense`` [D] of the shared network, and
-    ``groups`` [B] the table of each user's group, -1 for new users where groups are made from data."""
+    """What clients receive: the global table ``items`` [m, d], the weights ``dense`` [D] of the shared network, and
+    ``groups`` [B] the number of each user's group, -1 for new users if groups are made from data."""
 
     items: Tensor
     dense: Tensor | None = None
     groups: Tensor = field(metadata={"per": "user"})
 
     def download_bytes(self, together: bool = False) -> int:
-        """Bytes that one client receives, or a node for all its users ``together``: here as many."""
+        """Bytes that one client receives, or a node for all its users ``together``: here both are the same."""
         return 4 * sum(each.numel() for each in (self.items, self.dense) if each is not None)
 
 
 @dataclass(frozen=True)
 class ClientState:
-    """What never leaves a client: its ``private`` parameters [B, p] with Adam's moments and ``steps`` [B]; the last
-    ``loss`` [B] per positive; a ``secret`` word [B] from which sticky decoys follow; ``participations`` [B] in rounds of
-    training; and offsets ``rows`` [R, d] of its own item rows as local training left them."""
+    """What never leaves a client: its ``private`` parameters [B, p] with Adam's moments ``first`` and ``second`` [B, p]
+    and number of ``steps`` [B]; the last ``loss`` [B] per positive; a ``secret`` word [B] from which sticky decoys are
+    drawn; the number of training rounds ``participations`` [B]; and offsets ``rows`` [R, d] of its own item rows after
+    local training."""
 
     private: Tensor = field(metadata={"was": "vectors"})
     first: Tensor
@@ -73,8 +74,9 @@ class ClientState:
 
 @dataclass(frozen=True)
 class Service:
-    """What a neighbourhood service holds: ``reports`` [n, L, d] the last protected vectors of each user, layers 0 and 1;
-    the ``graph`` of all users and tokens; ``start`` [n, d] pre-trained vectors on offer to the users."""
+    """The state of a neighbourhood service: ``reports`` [n, L, d] the last protected vectors of each user (layers 0
+    and 1); the ``graph`` of all users and tokens; ``start`` [n, d] pre-trained vectors for users who have not
+    trained yet."""
 
     reports: Tensor
     graph: Bipartite | None = None
@@ -83,11 +85,11 @@ class Service:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphState(ServerState):
-    """The server side of a method whose clients propagate vectors: coordinator and neighbourhood service.
+    """The server's state of a method whose clients propagate vectors: coordinator and neighbourhood service.
 
     ``degrees`` [m] of the items; ``neighbours`` [2, m, d] the neighbour sums published last, in item order; ``service``
-    what the neighbourhood service holds; ``tokens`` [m] names of the items towards it. Where clients contribute to sums
-    alone there is no service, and ``summed`` [L, m, d] are the neighbour sums of the users' layers.
+    the neighbourhood service's state; ``tokens`` [m] the items' tokens at the service. If clients contribute only to
+    sums there is no service, and ``summed`` [L, m, d] are the neighbour sums of the users' layers.
     """
 
     degrees: Tensor
@@ -99,8 +101,8 @@ class GraphState(ServerState):
 
 @dataclass(frozen=True, kw_only=True)
 class GraphBroadcast(Broadcast):
-    """With the items' ``degrees`` [m] and ``tokens`` [m], ``neighbours`` [2, m, d] sums for users and for items, and
-    ``start`` [B, d] pre-trained vectors for users who have not trained yet."""
+    """Adds the items' ``degrees`` [m] and ``tokens`` [m], the ``neighbours`` sums [2, m, d] for users and for items,
+    and ``start`` [B, d] pre-trained vectors for users who have not trained yet."""
 
     degrees: Tensor
     tokens: Tensor | None = None
@@ -108,7 +110,7 @@ class GraphBroadcast(Broadcast):
     start: Tensor | None = field(default=None, metadata={"per": "user"})
 
     def download_bytes(self, together: bool = False) -> int:
-        """Whole tables, because asking for rows would tell which items a client has."""
+        """The bytes of whole tables: asking for single rows would show which items a client has."""
         shared = (self.degrees, self.neighbours)
         size = super().download_bytes(together) + 4 * sum(each.numel() for each in shared if each is not None)
         if self.start is not None:
@@ -118,7 +120,7 @@ class GraphBroadcast(Broadcast):
 
 @dataclass(frozen=True, kw_only=True)
 class GraphClient(ClientState):
-    """With the layers ``sent`` [B, L, d] that a client last added to neighbour sums."""
+    """Adds ``sent`` [B, L, d], the layers that a client last contributed to neighbour sums."""
 
     sent: Tensor
 
@@ -128,10 +130,12 @@ class GraphClient(ClientState):
 
 @dataclass(frozen=True)
 class Clusters:
-    """Clusters of users: ``centroids`` [K, d], ``None`` before the first clustering, and ``labels`` [n] of the users.
+    """Clusters of users: ``centroids`` [K, d], ``None`` before the first clustering, and ``labels`` [n] the users'
+    clusters.
 
-    Where clients contribute to sums alone there are no labels; ``stats`` [K, d + 1] are the clusters' sums of unit
-    vectors and counts since the last clustering, and ``shares`` [K] the clusters' shares of the clients."""
+    If clients contribute only to sums there are no labels; ``stats`` [K, d + 1] are each cluster's sum of unit vectors
+    and count since the last clustering, and ``shares`` [K] the clusters' shares of the clients.
+    """
 
     centroids: Tensor | None = field(default=None, metadata={"was": "centroids"})
     labels: Tensor | None = field(default=None, metadata={"was": "labels"})
@@ -141,8 +145,8 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What spectral pre-training ended with: its ``table`` [m, d] of singular vectors, where that recommends as well,
-    and ``user_init_scale``, how much longer than ``sum_i c_ui q_i`` a user's vector starts."""
+    """The result of spectral pre-training: its ``table`` [m, d] of singular vectors, if this model also recommends, and
+    ``user_init_scale``, the factor of ``sum_i c_ui q_i`` that gives a user's first vector."""
 
     table: Tensor | None = field(default=None, metadata={"was": "pretrained"})
     user_init_scale: float | None = field(default=None, metadata={"was": "lift"})
@@ -150,7 +154,7 @@ class Pretrained:
 
 @dataclass(frozen=True, kw_only=True)
 class PerFedRecState(GraphState):
-    """With the ``clusters``, whose models are the state's ``offsets``, with what pre-training left, and with the
+    """Adds the ``clusters``, whose models are the state's ``offsets``, the ``pretrained`` model, and the
     ``item_attributes`` [m, F]."""
 
     clusters: Clusters = Clusters()
@@ -160,11 +164,11 @@ class PerFedRecState(GraphState):
 
 @dataclass(frozen=True, kw_only=True)
 class PerFedRecBroadcast(GraphBroadcast):
-    """With the cluster models ``offsets`` [K m, d] as differences from the global table (a client receives its own
-    cluster's alone); ``item_attributes`` [m, F]; ``pretrained`` [m, d] and ``user_init_scale`` of
-    :class:`Pretrained`; ``trained``: whether a round of training was played, before which the pre-trained model
-    recommends alone; ``centroids`` [K, d] to which new users assign themselves, and all clients where their vectors
-    stay with them; and whether these contribute to ``cluster_stats``."""
+    """Adds the cluster models ``offsets`` [K m, d] as differences from the global table (a client receives only its own
+    cluster's); ``item_attributes`` [m, F]; ``pretrained`` [m, d] and ``user_init_scale`` of :class:`Pretrained`;
+    ``trained``, whether a round of training was played (before it the pre-trained model recommends alone);
+    ``centroids`` [K, d] by which new users assign themselves to clusters, and all clients if their vectors stay with
+    them; and ``cluster_stats``, whether clients contribute to the clusters' sums."""
 
     offsets: Tensor | None = field(default=None, metadata={"per": "group"})
     item_attributes: Tensor | None = None
@@ -175,7 +179,7 @@ class PerFedRecBroadcast(GraphBroadcast):
     cluster_stats: bool = field(default=False, metadata={"was": "tally"})
 
     def download_bytes(self, together: bool = False) -> int:
-        """Whole tables; those of all clusters where nobody may know which one a client has."""
+        """The bytes of whole tables; those of all clusters if nobody may know which cluster a client has."""
         shared = (self.item_attributes, self.pretrained)
         size = super().download_bytes(together) + 4 * sum(each.numel() for each in shared if each is not None)
         if self.centroids is not None and self.offsets is not None:
@@ -185,7 +189,7 @@ class PerFedRecBroadcast(GraphBroadcast):
         return size
 
     def table_rows(self, items: Tensor, groups: Tensor) -> Tensor:
-        """[T, d] rows of ``items`` [T] in the models of the clusters ``groups`` [T]."""
+        """[T, d] the rows of ``items`` [T] in the models of the clusters ``groups`` [T]."""
         rows = self.items.index_select(0, items)
         if self.offsets is None:
             return rows
@@ -194,6 +198,6 @@ class PerFedRecBroadcast(GraphBroadcast):
 
 @dataclass(frozen=True, kw_only=True)
 class PerFedRecClient(GraphClient):
-    """With the logits ``mix`` [B, 4] of its weights for the local, cluster, global and pre-trained model."""
+    """Adds ``mix`` [B, 4], the logits of the user's weights for the local, cluster, global and pre-trained model."""
 
     mix: Tensor

@@ -1,9 +1,9 @@
-"""Clients that contribute to sums alone: no vector and no edge leaves them.
+"""Clients that contribute only to sums: no vector and no edge leaves them.
 
-They assign themselves to clusters, and add to their items' neighbour sums what has changed since they last did. These
-are the computations of :mod:`perfedrec.methods.federated.cohort` and
-:mod:`perfedrec.methods.federated.neighbourhood`, written so that nobody but the client itself needs its vector or its
-items. The counterpart is :mod:`perfedrec.methods.federated.reporting`.
+They assign themselves to clusters, and add to their items' neighbour sums what has changed since their last
+contribution. The computations are those of :mod:`perfedrec.methods.federated.cohort` and
+:mod:`perfedrec.methods.federated.neighbourhood`, written so that only the client itself needs its vector and its items.
+The counterpart is :mod:`perfedrec.methods.federated.reporting`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from perfedrec.privacy.labels import Labels
 if TYPE_CHECKING:
     from perfedrec.methods.federated.graph import GraphMethod
 
-SHARE = 0.25  # length of a client's part in the clusters' sums, as a share of the bound on all that it hands over
-FEWEST = 0.01  # share of the clients; the sums of a cluster with fewer tell nothing, under noise
+SHARE = 0.25  # length of a client's part of the clusters' sums, as a share of the bound on everything that it sends
+FEWEST = 0.01  # share of the clients; with noise, the sums of a smaller cluster are useless
 
 
 class Summing:
-    """How the clients of ``method`` hand over what is not a change of the model: as parts of sums."""
+    """How the clients of ``method`` send what is not a change of the model: as parts of sums."""
 
     phases: tuple[Phase, ...] = (DEGREES,)
 
@@ -43,21 +43,21 @@ class Summing:
 
     @property
     def n_summed(self) -> int:
-        """L, user layers whose neighbour sums clients contribute to."""
+        """L, the number of user layers whose neighbour sums clients contribute to."""
         return self.method.n_reported if self.method.neighbours else 0
 
     def labelled(self, rows: Rows, n_items: int, client_state: GraphClient, key: Key) -> Rows:
-        """The items that clients contribute with: their own, for nobody sees which these are."""
+        """The clients' own items, unchanged, because nobody sees which items these are."""
         return rows
 
     def tokens(self, spec: Spec, key: Key) -> Tensor | None:
-        """There is no service, and so nothing to be named."""
+        """``None``: without a service no item needs a token."""
         return None
 
     def join(
         self, broadcast: GraphBroadcast, rows: Rows, client_state: GraphClient, key: Key
     ) -> tuple[Update, GraphClient]:
-        """Once, before training: a first part in the neighbour sums."""
+        """The work of the phase "join": a first part of the neighbour sums."""
         client_state = self.method.init_new_user(broadcast, rows, client_state)
         layers = self.method.layers(broadcast, rows, client_state.private)
         update = Update(
@@ -72,7 +72,7 @@ class Summing:
         return update, replace(client_state, sent=layers)
 
     def _tables(self, broadcast: GraphBroadcast, rows: Rows) -> Tensor:
-        """[R L] the tables of the rows of neighbour sums: those after the models' tables."""
+        """[R L] the table of each row of neighbour sums. These tables come after the models' tables."""
         first = self.method.n_models_of(broadcast)
         numbers = torch.arange(first, first + self.n_summed, device=rows.items.device)
         return numbers.repeat_interleave(rows.items.numel())
@@ -80,13 +80,13 @@ class Summing:
     def hand_over(
         self, update: Update, broadcast: GraphBroadcast, rows: Rows, labels: Labels, client_state: GraphClient
     ) -> tuple[Update, GraphClient]:
-        """With parts in the clusters' sums and in the neighbour sums. A client that has taken part in as many rounds as
-        it may hands over zeros."""
+        """The update with parts of the clusters' sums and of the neighbour sums. A client that has already taken part
+        in the maximum number of rounds sends zeros."""
         centroids = self.method.clustering(broadcast)
         if not self.n_summed and centroids is None:
             return update, client_state
         layers, cap = self.method.layers(broadcast, rows, client_state.private), self._cap(client_state)
-        if self.n_summed and cap is not None:  # the part of an idle client stays what it was
+        if self.n_summed and cap is not None:  # the part of an idle client does not change
             layers = torch.where(cap[:, None, None], layers, client_state.sent)
         if centroids is not None:
             length = SHARE * (self.method.settings.privacy.clip or 1.0)
@@ -99,12 +99,12 @@ class Summing:
         return update, client_state
 
     def _cap(self, client_state: GraphClient) -> Tensor | None:
-        """[B] who may still take part."""
+        """[B] whether each client may still take part; ``None`` without a limit."""
         cap = self.method.settings.selection.max_participations
         return None if cap is None else client_state.participations <= cap
 
     def _with_neighbours(self, update: Update, broadcast: GraphBroadcast, rows: Rows, change: Tensor) -> Update:
-        """With what the users' layers, which ``change`` [B, L, d], add to neighbour sums."""
+        """The update with what a ``change`` [B, L, d] of the users' layers adds to the neighbour sums."""
         segments, items, deltas = update.segments, update.items, update.deltas
         assert segments is not None
         assert items is not None
@@ -118,7 +118,8 @@ class Summing:
         )
 
     def take_sums(self, state: GraphState, phase: str, aggregate: Aggregate) -> Aggregate:
-        """Take the neighbour sums out of the tables of an aggregate, into the state."""
+        """Move the neighbour sums from the aggregate's tables to the state, in place. Returns the aggregate without
+        them."""
         if state.summed is None or phase not in (JOIN.name, TRAIN.name) or not aggregate.clients:
             return aggregate
         start = self.method.n_models(state) * aggregate.n_items
@@ -127,7 +128,7 @@ class Summing:
         return replace(aggregate, keys=aggregate.keys[:place], sums=aggregate.sums[:place])
 
     def publish(self, state: Any, key: Key) -> Any:
-        """What a service would give out every few rounds: neighbour sums and a clustering."""
+        """The state with new neighbour sums and clusters when they are due: what a service would publish otherwise."""
         trained = self.method.trained(state)
         if state.summed is not None and self.method.refreshes(trained):
             state = replace(state, neighbours=neighbourhood.published(list(state.summed.unbind(0))))
@@ -135,20 +136,22 @@ class Summing:
 
 
 def first_centroids(items: Tensor, n_clusters: int, key: Key) -> Tensor:
-    """[K, d] centroids of the item table, which is public: a user's vector is a sum of item vectors."""
+    """[K, d] first centroids: those of the item table, which is public. A user's vector is a sum of item vectors."""
     _, centroids = cohort.cluster(items, n_clusters, None, key)
     return centroids
 
 
 def assign(centroids: Tensor, vectors: Tensor) -> Tensor:
-    """[B] the nearest of ``centroids`` [K, d] to the direction of each of ``vectors`` [B, d]."""
+    """[B] for each of ``vectors`` [B, d] the number of the centroid, of ``centroids`` [K, d], nearest to its
+    direction."""
     unit = functional.normalize(vectors, dim=1)
     nearness: Tensor = dot(unit[:, None], centroids[None]) - 0.5 * dot(centroids, centroids)
     return nearness.argmax(1)
 
 
 def cluster_stats(vectors: Tensor, groups: Tensor, n_clusters: int, length: float) -> Tensor:
-    """[B, K (d + 1)] each client's part in its cluster's sums: its direction and a count, together of that length."""
+    """[B, K (d + 1)] each client's part of the clusters' sums: in its own cluster, its direction and a count, with
+    joint norm ``length``; elsewhere zeros."""
     own: Tensor = functional.pad(functional.normalize(vectors, dim=1), (0, 1), value=1.0) * (length * 0.5**0.5)
     table = own.new_zeros(own.shape[0], n_clusters, own.shape[1])
     table[torch.arange(own.shape[0], device=own.device), groups] = own
@@ -156,10 +159,11 @@ def cluster_stats(vectors: Tensor, groups: Tensor, n_clusters: int, length: floa
 
 
 def recentre(centroids: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
-    """The means [K, d] of the clusters' sums ``stats`` [K, d + 1], and the clusters' shares [K] of the clients.
+    """The new centroids [K, d], which are the means of the clusters' sums ``stats`` [K, d + 1], and the clusters'
+    shares [K] of the clients.
 
-    A cluster with hardly a member keeps its centroid. This is one step of Lloyd's algorithm on the clients that took
-    part since the last one.
+    A cluster with hardly any members keeps its centroid. This is one step of Lloyd's algorithm on the clients that took
+    part since the last clustering.
     """
     counts = stats[:, -1].clamp(min=0)
     shares = counts / counts.sum().clamp(min=1e-12)
@@ -169,10 +173,10 @@ def recentre(centroids: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def neighbour_rows(rows: Rows, degrees: Tensor, change: Tensor) -> Tensor:
-    """[R L, d] what the rows' users add to their items' neighbour sums, ``c_ui x_u``, layer by layer.
+    """[R L, d] what users add to their items' neighbour sums, ``c_ui x_u``, layer by layer.
 
-    ``change`` [B, L, d]: by how much their layers have changed since they last contributed. Sums of changes are sums of
-    everybody's last layers.
+    ``change`` [B, L, d]: how much their layers have changed since they last contributed. The sum of all changes is the
+    sum of everybody's current layers.
     """
     weights = edge_weights(rows, degrees)[:, None]
     return torch.cat([weights * layer.index_select(0, rows.segments) for layer in change.unbind(1)])
