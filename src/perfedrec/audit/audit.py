@@ -15,10 +15,11 @@ from perfedrec.audit import attacks
 from perfedrec.audit.attacks import Finding
 from perfedrec.audit.canary import Bound, bounds
 from perfedrec.core.aggregate import Aggregate, from_fixed
-from perfedrec.core.algorithm import Algorithm, Protects
+from perfedrec.core.algorithm import AnyAlgorithm, ClientRecord, Protects, Received
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Rows, Update, block_rows
+from perfedrec.data import Interactions
 from perfedrec.evaluation import Held
 from perfedrec.methods.centralised.method import Method
 from perfedrec.privacy.protection import Protection
@@ -52,18 +53,20 @@ class Tap:
     """An algorithm that records what leaves the clients, after protection. It passes everything else on to the real
     algorithm."""
 
-    def __init__(self, algorithm: Algorithm[Any, Any, Any], rounds: Iterable[int]) -> None:
+    def __init__(self, algorithm: AnyAlgorithm, rounds: Iterable[int]) -> None:
         self.algorithm, self.rounds, self.number = algorithm, set(rounds), 0
         self.protection = TappedProtection(self, algorithm.protection)
         self.captured: dict[int, Captured] = {}
         self.row_sets: dict[int, list[Tensor]] = {}
         self.reports: dict[int, list[Tensor]] = {}
-        self._work: tuple[Any, Rows, Any] | None = None
+        self._work: tuple[Received, Rows, ClientRecord] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.algorithm, name)
 
-    def client(self, phase: str, broadcast: Any, rows: Rows, client_state: Any, key: Key) -> tuple[Update, Any]:
+    def client(
+        self, phase: str, broadcast: Received, rows: Rows, client_state: ClientRecord, key: Key
+    ) -> tuple[Update, ClientRecord]:
         self._work = broadcast, rows, client_state
         return self.algorithm.client(phase, broadcast, rows, client_state, key)
 
@@ -214,7 +217,7 @@ def read_audit(folder: Path) -> dict[str, Any] | None:
 
 
 def _replayed(
-    algorithm: Algorithm[Any, Any, Any],
+    algorithm: AnyAlgorithm,
     result: Result,
     run: RunSettings,
     rounds: Sequence[int],
@@ -227,7 +230,12 @@ def _replayed(
     held = Held.of(result.dataset.valid.offsets, result.dataset.valid.items, torch.device("cpu"))
     everybody = result.dataset.n_users  # in one block, so that a round is captured whole
     simulator = Simulator(
-        cast(Any, tap), result.dataset, seed=run.seed, device="cpu", block_size=everybody, dropout_rate=run.dropout_rate
+        cast(AnyAlgorithm, tap),
+        result.dataset,
+        seed=run.seed,
+        device="cpu",
+        block_size=everybody,
+        dropout_rate=run.dropout_rate,
     )
     total = min(len(history), phases + max(*rounds, REPLAYED, 0) if rounds else phases)
     for number in range(total):
@@ -251,25 +259,25 @@ def _replayed(
     return tap
 
 
-def protection_of(algorithm: Algorithm[Any, Any, Any]) -> Protection:
+def protection_of(algorithm: AnyAlgorithm) -> Protection:
     """The method's protection with its full interface, which the protocol :class:`Protects` narrows."""
     return cast(Protection, algorithm.protection)
 
 
-def _drawn_anew(algorithm: Algorithm[Any, Any, Any]) -> bool:
+def _drawn_anew(algorithm: AnyAlgorithm) -> bool:
     """Whether the run's noise cannot be drawn again from a seed."""
     privacy = protection_of(algorithm).settings
     return privacy.noise_source == "opendp" and (privacy.noise.any or privacy.noise_scale > 0)
 
 
-def _own(population: Population, users: Tensor) -> list[Tensor]:
+def _own(population: Population[ClientRecord], users: Tensor) -> list[Tensor]:
     """The items of each of ``users`` [B]."""
     rows, _ = population.rows(users)
     return list(rows.items.split(rows.counts.tolist()))
 
 
 def _from_uploads(
-    algorithm: Algorithm[Any, Any, Any], captured: Captured, number: int, population: Population, degrees: Tensor
+    algorithm: AnyAlgorithm, captured: Captured, number: int, population: Population[ClientRecord], degrees: Tensor
 ) -> list[Finding]:
     """Item inference from what the coordinator received in one round, and the fit of that round's user vectors."""
     settings, sent, n_items = algorithm.settings.privacy, captured.update, population.n_items
@@ -310,7 +318,7 @@ def _from_uploads(
     return [replace(each, round=number) for each in found]
 
 
-def _over_rounds(tap: Tap, population: Population, degrees: Tensor) -> list[Finding]:
+def _over_rounds(tap: Tap, population: Population[ClientRecord], degrees: Tensor) -> list[Finding]:
     """Intersection of row sets, and linkage of the vectors of each user's first two participations."""
     users = list(tap.row_sets)
     real = _own(population, torch.tensor(users, dtype=torch.int64))
@@ -331,7 +339,7 @@ def _membership(result: Result, degrees: Tensor) -> Finding:
     rows, _ = block_rows(recommender.offsets, recommender.items, users)
     scores = recommender.raw_scores(users)
 
-    def items_of(part: Any, user: int) -> Tensor:
+    def items_of(part: Interactions, user: int) -> Tensor:
         return torch.tensor(part.items[part.offsets[user] : part.offsets[user + 1]], dtype=torch.int64)
 
     held = [torch.cat([items_of(dataset.valid, user), items_of(dataset.test, user)]) for user in users.tolist()]

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Any
 
 import numpy as np
 import torch
@@ -119,7 +118,7 @@ def _threshold(inside: Numbers, outside: Numbers, delta: float) -> float:
     return float(max(candidates, key=lambda at: _epsilon(inside > at, outside > at, delta)))
 
 
-def _rates(hits: Any, alarms: Any) -> tuple[float, float]:
+def _rates(hits: NDArray[np.bool_], alarms: NDArray[np.bool_]) -> tuple[float, float]:
     """The lowest hit rate and the highest false-alarm rate that the counts allow (Clopper-Pearson)."""
     tail = (1 - CONFIDENCE) / 2
     n, k, f = hits.size, int(hits.sum()), int(alarms.sum())
@@ -128,7 +127,7 @@ def _rates(hits: Any, alarms: Any) -> tuple[float, float]:
     return low, high
 
 
-def _epsilon(hits: Any, alarms: Any, delta: float) -> float:
+def _epsilon(hits: NDArray[np.bool_], alarms: NDArray[np.bool_], delta: float) -> float:
     """``ln((TPR - delta) / FPR)``, which is at most epsilon for every (epsilon, delta)-DP mechanism."""
     low, high = _rates(hits, alarms)
     return max(0.0, log((low - delta) / high)) if low > delta else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -73,15 +73,14 @@ class Aggregate:
         )
 
     @staticmethod
-    def empty(n_items: int, n_groups: int, dim: int = 0, device: Any = None) -> Aggregate:
+    def empty(n_items: int, n_groups: int, dim: int = 0, device: torch.device | None = None) -> Aggregate:
         """The sum of no update: the neutral element of ``+``."""
-        fixed = {"dtype": torch.float64, "device": device}
         return Aggregate(
             n_items=n_items,
             clients=0,
             keys=torch.zeros(0, dtype=torch.int64, device=device),
-            sums=torch.zeros(0, dim, **fixed),
-            weights=torch.zeros(n_groups, **fixed),
+            sums=torch.zeros(0, dim, dtype=torch.float64, device=device),
+            weights=torch.zeros(n_groups, dtype=torch.float64, device=device),
         )
 
 

@@ -7,9 +7,10 @@ a cohort, a node passes the users that it hosts, a phone passes one user: all th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, Aggregator
@@ -54,6 +55,9 @@ class Protects(Protocol):
     def secure(self) -> bool:
         """Whether sums are taken by secure aggregation: nobody but the client sees its update."""
 
+    def multiplier(self, phase: str) -> float:
+        """The noise of a phase, as a multiple of the bound on one user's part; 0 for no noise."""
+
     def upload(self, phase: str, update: Update, key: Key) -> Update:
         """The update of B users with each user's part clipped and noised. ``key`` is the key of the clients' work."""
 
@@ -81,6 +85,8 @@ class RoundState(Protocol):
 class ClientRecord(Protocol):
     """What every client state has. It is a record whose fields have one row per user, except fields with
     ``field(metadata={"per": "row"})``, which have one row per interaction."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def loss(self) -> Tensor:
@@ -209,11 +215,15 @@ class Algorithm(Protocol[S, B, C]):
         that scores in another way."""
 
 
+AnyAlgorithm: TypeAlias = Algorithm[Any, Any, Any]
+"""An algorithm, for code that only passes its records on."""
+
+
 class ServedAlgorithm(Algorithm[S, B, C], Protocol):
     """An algorithm whose ``server`` consists of two roles, which may run on two machines: a neighbourhood service and a
     coordinator."""
 
-    def open_service(self, n_users: int, device: Any = None) -> Any:
+    def open_service(self, n_users: int, device: torch.device | None = None) -> Any:
         """The service's state before the first round, with ``reports`` [n, L, d] and ``start`` [n, d] or ``None``."""
 
     def serve(

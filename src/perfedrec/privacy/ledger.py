@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from math import exp, sqrt
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -97,7 +97,7 @@ class Ledger:
             return None
         return release.guarantee.law, release.guarantee.multiplier, release.rate if amplified else 1.0, count
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[dict[str, str | float]]:
         """The releases as plain dictionaries, for JSON."""
         return [
             {
@@ -167,7 +167,7 @@ def account(
     return float(accountant.compose(event).get_epsilon(delta))
 
 
-def _parts(event: Any) -> list[Any]:
+def _parts(event: DpEvent) -> list[DpEvent]:
     inner = [getattr(event, "event", None), *(getattr(event, "events", None) or [])]
     return [event, *(part for each in inner if each is not None for part in _parts(each))]
 
@@ -211,7 +211,7 @@ def _calibrated(event: Callable[[float], DpEvent], epsilon: float, delta: float,
     import dp_accounting as dp
     from dp_accounting.pld import PLDAccountant
 
-    def accountant() -> Any:
+    def accountant() -> PLDAccountant:
         return PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
 
     start = dp.LowerEndpointAndGuess(0.0, 1.0)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from perfedrec.core.aggregate import FIXED_POINT
@@ -62,14 +63,12 @@ def check_source(settings: PrivacySettings) -> None:
         raise ConfigError(MISSING)
 
 
-def opendp_noise(law: Law, size: int, scale: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+def opendp_noise(law: Law, size: int, scale: float) -> NDArray[np.float64]:
     """``size`` numbers drawn by OpenDP, whole multiples of 1 / FIXED_POINT."""
     return opendp_noised(law, np.zeros(size), scale)
 
 
-def opendp_noised(
-    law: Law, values: np.ndarray[Any, np.dtype[Any]], scale: float
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def opendp_noised(law: Law, values: NDArray[np.floating], scale: float) -> NDArray[np.float64]:
     """``values`` rounded to multiples of 1 / FIXED_POINT, plus OpenDP's noise on the same grid."""
     measurement, _ = opendp_measurement(law, values.size, scale)
     return np.asarray(measurement(values.reshape(-1).tolist()), dtype=np.float64).reshape(values.shape)

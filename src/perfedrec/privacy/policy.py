@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp
-from typing import Any
 
+from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.privacy.ledger import Ledger
 from perfedrec.privacy.settings import PrivacySettings
 
@@ -22,21 +22,21 @@ class Policy:
     privacy: PrivacySettings
     participations: int | None = None
 
-    def objection(self, algorithm: Any) -> str | None:
+    def objection(self, algorithm: AnyAlgorithm) -> str | None:
         """The first option of an ``algorithm`` that protects less, in a few words; ``None`` if there is no
         objection."""
         if self.privacy.aggregation == "sparse" and algorithm.protection.secure:
             return None  # hides uploads better than decoys, masking and noise do
         return next(self._objections(algorithm), None)
 
-    def objection_to(self, phase: str, algorithm: Any) -> str | None:
+    def objection_to(self, phase: str, algorithm: AnyAlgorithm) -> str | None:
         """If the policy requires noise on everything that is released: the objection to a ``phase`` without noise, else
         ``None``."""
         if self.privacy.epsilon is None or algorithm.protection.multiplier(phase):
             return None
         return f"there is no noise in phase {phase}"
 
-    def _objections(self, algorithm: Any) -> Iterator[str]:
+    def _objections(self, algorithm: AnyAlgorithm) -> Iterator[str]:
         own, asked = self.privacy, algorithm.settings.privacy
         cap = algorithm.settings.selection.max_participations
         if asked.aggregation != own.aggregation:

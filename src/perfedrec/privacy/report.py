@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from perfedrec.privacy.ledger import Ledger, Release, accountant_version
 from perfedrec.privacy.settings import PrivacySettings
+
+Block: TypeAlias = dict[str, Any]
+"""Plain values by name, as JSON stores them."""
 
 WEAK = 10.0
 """An epsilon above this value is marked as weak, because it excludes little."""
@@ -25,7 +28,7 @@ NOT_COVERED = (
 
 def privacy_block(
     settings: PrivacySettings, releases: Sequence[Release], secure_aggregation: str, reporting: bool
-) -> dict[str, Any]:
+) -> Block:
     """What a run with these releases guarantees, as plain values for JSON.
 
     ``secure_aggregation`` is how it was done if the settings ask for it: "simulated", or the name of a protocol.
@@ -60,7 +63,7 @@ def privacy_block(
     return {"claim": claim(block), **block}
 
 
-def centralised_block() -> dict[str, Any]:
+def centralised_block() -> Block:
     """The privacy block of a centralised method, which guarantees nothing."""
     return {"claim": "NONE: a centralised method has everybody's interactions in one place", "releases": []}
 
@@ -73,7 +76,7 @@ def _vectors(settings: PrivacySettings, exposed: bool, reporting: bool) -> str:
     return f"leave the clients, {'with noise' if settings.noise_scale else 'as they are'}"
 
 
-def claim(block: dict[str, Any]) -> str:
+def claim(block: Block) -> str:
     """The block's guarantee in one sentence that may be quoted."""
     if block["epsilon_coordinator"] is not None:
         weak = " (weak: above 10)" if block["weak"] else ""
@@ -91,7 +94,7 @@ def claim(block: dict[str, Any]) -> str:
     return "NONE"
 
 
-def lines(block: dict[str, Any]) -> list[tuple[str, str]]:
+def lines(block: Block) -> list[tuple[str, str]]:
     """The block as pairs of label and text, for display."""
     if not block["releases"]:
         return [("claim", block["claim"])]
@@ -125,7 +128,7 @@ def lines(block: dict[str, Any]) -> list[tuple[str, str]]:
     return pairs + [("warning", text) for text in block.get("warnings", ())]
 
 
-def audited(found: dict[str, Any]) -> str:
+def audited(found: Block) -> str:
     """The result of an audit in one line: the largest value that each kind of attack reached, and the lower bounds on
     epsilon."""
     best: dict[str, float] = {}

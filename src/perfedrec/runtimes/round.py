@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, Sum, reduce
-from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.keys import Key, uniform
 from perfedrec.core.types import Plan, RoundReport, Update
 from perfedrec.runtimes.population import Population, Users
@@ -29,8 +29,8 @@ def surviving(cohort: Tensor, dropout_rate: float, key: Key) -> Tensor:
 
 
 def contribute(
-    algorithm: Algorithm[Any, Any, Any], phase: str, broadcast: Any, population: Users, users: Tensor, key: Key
-) -> tuple[Update, Any]:
+    algorithm: Algorithm[S, B, C], phase: str, broadcast: B, population: Users[C], users: Tensor, key: Key
+) -> tuple[Update, C]:
     """Do the work of ``users`` [B] where their data are, and store their new client states.
 
     Returns the update with privacy applied, and the new client states. ``key`` is the key of the round.
@@ -44,14 +44,14 @@ def contribute(
 
 
 def play_round(
-    algorithm: Algorithm[Any, Any, Any],
-    state: Any,
-    population: Population,
+    algorithm: Algorithm[S, B, C],
+    state: S,
+    population: Population[C],
     seed: int,
     dropout_rate: float = 0.0,
     block_size: int = 1024,
     nodes: Tensor | None = None,
-) -> tuple[Any, RoundReport]:
+) -> tuple[S, RoundReport]:
     """Play the next round; return the new state and a report. The states of the clients that took part are updated.
 
     Bytes are counted per user or, with ``nodes`` [n] (the node of each user), per node, which sends the sum of its
@@ -82,14 +82,14 @@ def play_round(
 
 
 @dataclass
-class _Work:
+class _Work(Generic[S, B, C]):
     """The clients' side of a simulated round: it yields the parts of the aggregate and counts the bytes and losses of
     the work."""
 
-    algorithm: Algorithm[Any, Any, Any]
-    state: Any
+    algorithm: Algorithm[S, B, C]
+    state: S
     plan: Plan
-    population: Population
+    population: Population[C]
     key: Key
     block_size: int
     nodes: Tensor | None

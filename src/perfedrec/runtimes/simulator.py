@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 import torch
 from torch import Tensor
 
-from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.device import pick_device
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
@@ -19,7 +19,7 @@ from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round
 
 
-def populate(dataset: Dataset, device: torch.device) -> Population:
+def populate(dataset: Dataset, device: torch.device) -> Population[C]:
     """The training users of a data set. Held-out interactions never enter the population."""
     train, attributes = dataset.train, dataset.user_attributes
     own = None if attributes is None else torch.tensor(attributes.values, device=device)
@@ -27,10 +27,10 @@ def populate(dataset: Dataset, device: torch.device) -> Population:
     return Population(offsets, torch.tensor(train.items, device=device), train.n_items, own)
 
 
-class PersonalRecommender(Recommender):
+class PersonalRecommender(Recommender, Generic[S, B, C]):
     """A served state with the client states of all users: it recommends with each user's personal model."""
 
-    def __init__(self, algorithm: Algorithm[Any, Any, Any], state: Any, population: Population) -> None:
+    def __init__(self, algorithm: Algorithm[S, B, C], state: S, population: Population[C]) -> None:
         super().__init__(population.offsets, population.items, population.n_items)
         self.algorithm, self.state, self.population = algorithm, state, population
 
@@ -44,7 +44,7 @@ class PersonalRecommender(Recommender):
     def embedding(self, users: Tensor) -> Embedding | None:
         return self.algorithm.embedding(*self._given(users))
 
-    def _given(self, users: Tensor) -> tuple[Any, Rows, Any]:
+    def _given(self, users: Tensor) -> tuple[B, Rows, C]:
         """Broadcast, rows and client states of ``users`` [B]."""
         rows, positions = self.population.rows(users)
         return self.algorithm.broadcast(self.state, users), rows, self.population.load_client_states(users, positions)
@@ -57,14 +57,14 @@ class PersonalRecommender(Recommender):
     def records(self) -> dict[str, Any]:
         return {"state": self.state, "memory": self.population.client_state}
 
-    def with_records(self, records: Mapping[str, Any]) -> PersonalRecommender:
+    def with_records(self, records: Mapping[str, Any]) -> PersonalRecommender[S, B, C]:
         given = self.population
-        population = Population(given.offsets, given.items, given.n_items, given.attributes)
+        population: Population[C] = Population(given.offsets, given.items, given.n_items, given.attributes)
         population.client_state = records["memory"]
         return PersonalRecommender(self.algorithm, records["state"], population)
 
 
-class Simulator:
+class Simulator(Generic[S, B, C]):
     """Trains an algorithm on the training part of a data set: plays rounds, and returns a recommender at any time.
 
     The simulator does not keep held-out interactions, so that nothing that runs in it can reach them.
@@ -72,7 +72,7 @@ class Simulator:
 
     def __init__(
         self,
-        algorithm: Algorithm[Any, Any, Any],
+        algorithm: Algorithm[S, B, C],
         dataset: Dataset,
         *,
         seed: int = 0,
@@ -83,7 +83,7 @@ class Simulator:
     ) -> None:
         self.algorithm, self.seed, self.block_size, self.dropout_rate = algorithm, seed, block_size, dropout_rate
         self.device = pick_device(device)
-        self.population = populate(dataset, self.device)
+        self.population: Population[C] = populate(dataset, self.device)
         items, users = dataset.item_attributes, dataset.user_attributes
         spec = Spec(
             n_users=dataset.n_users,
@@ -114,7 +114,7 @@ class Simulator:
         """The number of rounds before training."""
         return len(self.algorithm.phases)
 
-    def recommender(self) -> PersonalRecommender:
+    def recommender(self) -> PersonalRecommender[S, B, C]:
         """The recommender of the current state. It shares storage with the simulator and changes with it."""
         return PersonalRecommender(self.algorithm, self.algorithm.serving(self.state), self.population)
 

@@ -29,11 +29,11 @@ class DirectAU(LightGCN):
     """
 
     Options = DirectAUSettings
+    settings: DirectAUSettings
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         final_users, final_items = self.encode(users, items, data)
         user = functional.normalize(final_users[batch.users], dim=1)
         item = functional.normalize(final_items[batch.positives], dim=1)
         spread = (uniformity(user) + uniformity(item)) / 2
-        total: Tensor = alignment(user, item) + self.settings.gamma * spread + self.decay(users, items, batch)
-        return total
+        return alignment(user, item) + self.settings.gamma * spread + self.decay(users, items, batch)

@@ -28,6 +28,7 @@ class ItemKNN(Method):
     """
 
     Options = ItemKNNSettings
+    settings: ItemKNNSettings
 
     def init(self, data: Training, key: Key) -> Similarity:
         by_user = data.matrix

@@ -23,6 +23,7 @@ class LightGCN(VectorMethod):
     """
 
     Options = LightGCNSettings
+    settings: LightGCNSettings
 
     def encode(self, users: Tensor, items: Tensor, data: Training) -> tuple[Tensor, Tensor]:
         return lightgcn(data.graph, users, items, self.settings.n_layers)

@@ -37,6 +37,7 @@ class RP3Beta(Method):
     """
 
     Options = RP3BetaSettings
+    settings: RP3BetaSettings
 
     def init(self, data: Training, key: Key) -> Similarity:
         settings, by_user = self.settings, data.matrix

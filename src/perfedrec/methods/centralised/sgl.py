@@ -29,6 +29,7 @@ class SGL(LightGCN):
     """
 
     Options = SGLSettings
+    settings: SGLSettings
 
     def begin(self, data: Training, key: Key) -> None:
         rows, edges = data.rows, torch.arange(data.rows.items.numel(), device=data.rows.items.device)
@@ -40,5 +41,4 @@ class SGL(LightGCN):
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         views = [lightgcn(broadcast, users, items, self.settings.n_layers) for broadcast in self.views]
         ranked = super().loss(users, items, batch, data)
-        total: Tensor = ranked + self.settings.weight * contrast(views, batch, self.settings.temperature)
-        return total
+        return ranked + self.settings.weight * contrast(views, batch, self.settings.temperature)

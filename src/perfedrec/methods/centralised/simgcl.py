@@ -28,6 +28,7 @@ class SimGCL(LightGCN):
     """
 
     Options = SimGCLSettings
+    settings: SimGCLSettings
 
     def encode(self, users: Tensor, items: Tensor, data: Training) -> tuple[Tensor, Tensor]:
         return noisy_lightgcn(data.graph, users, items, self.settings.n_layers, 0.0, Key(0))
@@ -39,5 +40,4 @@ class SimGCL(LightGCN):
             for number in range(2)
         ]
         contrasted = contrast(views, batch, settings.temperature)
-        total: Tensor = super().loss(users, items, batch, data) + settings.weight * contrasted
-        return total
+        return super().loss(users, items, batch, data) + settings.weight * contrasted

@@ -42,6 +42,7 @@ class SpectralFilter(Method):
     """
 
     Options = SpectralFilterSettings
+    settings: SpectralFilterSettings
 
     def init(self, data: Training, key: Key) -> Basis:
         users = sparse.diags_array(data.rows.counts.cpu().numpy().clip(min=1) ** -0.5)

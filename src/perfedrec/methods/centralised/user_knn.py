@@ -28,6 +28,7 @@ class UserKNN(Method):
     """
 
     Options = UserKNNSettings
+    settings: UserKNNSettings
 
     def init(self, data: Training, key: Key) -> Similarity:
         by_user = data.matrix

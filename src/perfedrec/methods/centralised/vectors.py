@@ -57,6 +57,7 @@ class VectorMethod(Method):
     the vectors of :meth:`encode`."""
 
     Options: ClassVar[type[Settings]] = VectorSettings
+    settings: VectorSettings
     trained = True
 
     def encode(self, users: Tensor, items: Tensor, data: Training) -> tuple[Tensor, Tensor]:
@@ -114,8 +115,7 @@ class VectorMethod(Method):
         """L2 term on the learned vectors of a batch, as a mean over its interactions."""
         squares = users[batch.users].square().sum() + items[batch.positives].square().sum()
         squares = squares + items[batch.negatives].square().sum()
-        decayed: Tensor = 0.5 * self.settings.l2 * squares / batch.users.numel()
-        return decayed
+        return 0.5 * self.settings.l2 * squares / batch.users.numel()
 
 
 def batches(data: Training, size: int, key: Key) -> list[Batch]:

@@ -37,6 +37,7 @@ class XSimGCL(SimGCL):
     """
 
     Options = XSimGCLSettings
+    settings: XSimGCLSettings
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         settings = self.settings
@@ -44,5 +45,4 @@ class XSimGCL(SimGCL):
         final = mean_of(layers)
         early = layers[settings.contrasted_layer - 1]
         ranked = bpr(final[0], final[1], batch) + self.decay(users, items, batch)
-        total: Tensor = ranked + settings.weight * contrast([final, early], batch, settings.temperature)
-        return total
+        return ranked + settings.weight * contrast([final, early], batch, settings.temperature)

@@ -59,7 +59,7 @@ class Federated(ABC, Generic[S, B, C]):
     Options: ClassVar[type[Settings]] = FederatedSettings
     """The class of the method's options."""
 
-    broadcast_type: ClassVar[type[Any]] = Broadcast
+    broadcast_type: ClassVar[type[Broadcast]] = Broadcast
     aggregator: Aggregator = Sum()
     local_steps: LocalSteps = staticmethod(autograd_steps)
     """The function that trains on a client. Another function of the same type can replace it."""
@@ -68,9 +68,8 @@ class Federated(ABC, Generic[S, B, C]):
     """Whether clients themselves choose the table that they contribute to, so that nobody else has to know it."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        chosen: Any = settings or self.Options()
-        self.settings = chosen
-        self.protection = Protection(chosen.privacy, (*self.phases, *self.questions))
+        self.settings: Any = settings or self.Options()
+        self.protection = Protection(self.settings.privacy, (*self.phases, *self.questions))
         if self.protection.sums and self.n_tables() and not self.chooses_table:
             raise ConfigError(
                 "the server must know which client contributes to which of several tables; expected sparse aggregation"

@@ -7,7 +7,6 @@ noise is added in every layer.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,14 +19,10 @@ from perfedrec.methods.federated import neighbourhood
 from perfedrec.methods.federated.graph import GraphMethod
 from perfedrec.methods.federated.phases import JOIN
 from perfedrec.methods.federated.settings import PretrainingSettings
-from perfedrec.methods.federated.state import GraphBroadcast, GraphClient, GraphState, Service
+from perfedrec.methods.federated.state import B, C, S, Service
 from perfedrec.nn.losses import info_nce
 from perfedrec.nn.propagation import Bipartite
 from perfedrec.nn.views import noisy_lightgcn
-
-S = TypeVar("S", bound=GraphState)
-B = TypeVar("B", bound=GraphBroadcast)
-C = TypeVar("C", bound=GraphClient)
 
 
 class Contrastive(GraphMethod[S, B, C]):

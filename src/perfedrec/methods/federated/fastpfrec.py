@@ -82,13 +82,14 @@ class FastPFRec(Contrastive[GraphState, GraphBroadcast, GraphClient]):
     """
 
     Options = FastPFRecSettings
+    settings: FastPFRecSettings
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings)
         self.aggregator = TrustedNodes(self.settings.nodes.threshold)
 
     def n_groups(self, state: GraphState) -> int:
-        return int(self.settings.nodes.n_nodes) if self.phase(state) == TRAIN.name else 1
+        return self.settings.nodes.n_nodes if self.phase(state) == TRAIN.name else 1
 
     def groups(self, state: GraphState, users: Tensor) -> Tensor:
         return users % self.n_groups(state)

@@ -17,3 +17,4 @@ class FedGNN(GraphMethod[GraphState, GraphBroadcast, GraphClient]):
     """
 
     Options = FedGNNSettings
+    settings: FedGNNSettings

@@ -46,6 +46,7 @@ class FedRAP(Federated[ServerState, Broadcast, ClientState]):
     """
 
     Options = FedRAPSettings
+    settings: FedRAPSettings
 
     def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
         return dot(private[segments], rows)
@@ -61,8 +62,7 @@ class FedRAP(Federated[ServerState, Broadcast, ClientState]):
         return torch.zeros_like(received).index_copy(0, own, client_state.rows[positions[own]])
 
     def keeps(self, begun: Tensor, delta: Tensor) -> Tensor:
-        kept: Tensor = begun + self.settings.additive.learning_rate * (delta - begun)
-        return kept
+        return begun + self.settings.additive.learning_rate * (delta - begun)
 
     def penalty(
         self, received: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: ClientState

@@ -90,13 +90,14 @@ class GPFedRec(PFedRec[LandmarkState, LandmarkBroadcast, ClientState]):
     """
 
     Options = GPFedRecSettings
+    settings: GPFedRecSettings
     broadcast_type = LandmarkBroadcast
 
     def n_tables(self) -> int:
-        return int(self.settings.graph.n_landmarks)
+        return self.settings.graph.n_landmarks
 
     def table_share(self, state: LandmarkState) -> float:
-        return 0.0 if state.landmarks is None else float(self.settings.graph.learning_rate)
+        return 0.0 if state.landmarks is None else self.settings.graph.learning_rate
 
     def init(self, spec: Spec, key: Key) -> LandmarkState:
         common = self._init(spec, key)
@@ -124,7 +125,7 @@ class GPFedRec(PFedRec[LandmarkState, LandmarkBroadcast, ClientState]):
         self, received: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: ClientState
     ) -> Tensor:
         pulled = received.new_zeros(client_state.private.shape[0]).index_add(0, segments, delta.square().sum(1))
-        return pulled * float(self.settings.graph.guidance)
+        return pulled * self.settings.graph.guidance
 
     def contributes_to(self, broadcast: LandmarkBroadcast, rows: Rows, client_state: ClientState) -> Tensor:
         return broadcast.weights.argmax(1)

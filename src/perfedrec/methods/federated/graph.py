@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from perfedrec.methods.federated.local import Parameters
 from perfedrec.methods.federated.network import Network, ranking_loss
 from perfedrec.methods.federated.phases import DEGREES, JOIN, SPECTRAL
 from perfedrec.methods.federated.reporting import Reporting, with_degrees
-from perfedrec.methods.federated.state import GraphBroadcast, GraphClient, GraphState, Service
+from perfedrec.methods.federated.state import B, C, GraphBroadcast, GraphClient, GraphState, S, Service
 from perfedrec.methods.federated.summing import Summing
 from perfedrec.methods.federated.tables import Average
 from perfedrec.nn.propagation import Star, edge_weights
@@ -29,10 +29,6 @@ from perfedrec.nn.segments import expand, segment_sum
 from perfedrec.privacy.labels import Labels
 from perfedrec.privacy.ledger import Release
 from perfedrec.privacy.mechanisms import Guarantee
-
-S = TypeVar("S", bound=GraphState)
-B = TypeVar("B", bound=GraphBroadcast)
-C = TypeVar("C", bound=GraphClient)
 
 
 class GraphMethod(FedMF[S, B, C]):
@@ -50,7 +46,7 @@ class GraphMethod(FedMF[S, B, C]):
         return Network(self.settings.model.embedding_dim, self.settings.model.n_layers)
 
     @cached_property
-    def handover(self) -> Reporting | Summing:
+    def handover(self) -> Reporting[S, B, C] | Summing[S, B, C]:
         """How clients send vectors and neighbours: as reports and edges, or as parts of sums."""
         return Summing(self) if self.settings.privacy.sums else Reporting(self)
 
@@ -172,7 +168,7 @@ class GraphMethod(FedMF[S, B, C]):
             published = published.named(state.tokens)
         return self.coordinate(replace(state, service=service), phase, aggregate, published, key)
 
-    def open_service(self, n_users: int, device: Any = None) -> Service:
+    def open_service(self, n_users: int, device: torch.device | None = None) -> Service:
         """The neighbourhood service's state before the first round."""
         layers = 0 if self.sums else self.n_reported
         return Service(torch.zeros(n_users, layers, self.settings.model.embedding_dim, device=device))
@@ -222,7 +218,7 @@ class GraphMethod(FedMF[S, B, C]):
             state = self.regroup(state, published)
         if published.neighbours is not None:
             state = replace(state, neighbours=published.neighbours)
-        return cast(S, self.handover.publish(state, key))
+        return self.handover.publish(state, key)
 
     def prepare(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
         """The state after a phase before training."""
@@ -275,8 +271,7 @@ class GraphMethod(FedMF[S, B, C]):
             return self._degrees(broadcast, rows, client_state, key), client_state
         broadcast = self.placed(broadcast, rows, client_state)
         if phase == JOIN.name:
-            update, joined = self.handover.join(broadcast, rows, client_state, key)
-            return update, cast(C, joined)
+            return self.handover.join(broadcast, rows, client_state, key)
         return super().client(phase, broadcast, rows, client_state, key)
 
     def placed(self, broadcast: B, rows: Rows, client_state: C) -> B:
@@ -344,8 +339,7 @@ class GraphMethod(FedMF[S, B, C]):
     def hand_over(
         self, update: Update, broadcast: B, rows: Rows, labels: Labels, client_state: C, key: Key
     ) -> tuple[Update, C]:
-        update, after = self.handover.hand_over(update, broadcast, rows, labels, client_state)
-        return update, cast(C, after)
+        return self.handover.hand_over(update, broadcast, rows, labels, client_state)
 
     # --- recommending ---
 

@@ -48,14 +48,14 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     """
 
     Options = PerFedRecSettings
+    settings: PerFedRecSettings
     broadcast_type = PerFedRecBroadcast
     chooses_table = True
 
     @property
     def clusters(self) -> ClusterSettings:
         """The options of clustering."""
-        found: ClusterSettings = self.settings.clusters
-        return found
+        return self.settings.clusters
 
     @cached_property
     def network(self) -> Network:
@@ -66,7 +66,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     def neighbours(self) -> bool:
         """Whether there are neighbour sums. They are layers of LightGCN; the spectral encoder has none."""
         model = self.settings.model
-        return bool(model.neighbours and model.encoder == "lightgcn" and model.n_layers > 0)
+        return model.neighbours and model.encoder == "lightgcn" and model.n_layers > 0
 
     @property
     def reports_vectors(self) -> bool:

@@ -42,9 +42,8 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         pretraining = self.settings.pretraining
         if pretraining.kind != "spectral":
             return ()
-        filling: int = pretraining.cluster_passes if self.clusters.enabled else 0
-        passes: int = pretraining.passes
-        return (SPECTRAL,) * passes + (CLUSTERS,) * filling
+        filling = pretraining.cluster_passes if self.clusters.enabled else 0
+        return (SPECTRAL,) * pretraining.passes + (CLUSTERS,) * filling
 
     @property
     def noisy(self) -> bool:

@@ -7,7 +7,7 @@ Its counterpart is :mod:`perfedrec.methods.federated.summing`: the same computat
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic
 
 import torch
 from torch import Tensor
@@ -17,20 +17,20 @@ from perfedrec.core.algorithm import Phase
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Rows, Spec, Update
 from perfedrec.methods.federated import cohort, neighbourhood
-from perfedrec.methods.federated.state import GraphBroadcast, GraphClient, GraphState
+from perfedrec.methods.federated.state import B, C, GraphClient, GraphState, S
 from perfedrec.privacy.labels import Labels
 
 if TYPE_CHECKING:
     from perfedrec.methods.federated.graph import GraphMethod
 
 
-class Reporting:
+class Reporting(Generic[S, B, C]):
     """How the clients of ``method`` send what is not a change of the model: as reports and edges."""
 
     phases: tuple[Phase, ...] = ()
     n_summed = 0
 
-    def __init__(self, method: GraphMethod[Any, Any, Any]) -> None:
+    def __init__(self, method: GraphMethod[S, B, C]) -> None:
         self.method = method
 
     def labelled(self, rows: Rows, n_items: int, client_state: GraphClient, key: Key) -> Rows:
@@ -41,9 +41,7 @@ class Reporting:
         """[m] the tokens that stand for the items at the service; ``None`` if clients send it no edges."""
         return neighbourhood.tokens(spec.n_items, key) if self.method.joins else None
 
-    def join(
-        self, broadcast: GraphBroadcast, rows: Rows, client_state: GraphClient, key: Key
-    ) -> tuple[Update, GraphClient]:
+    def join(self, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
         """The work of the phase "join": protected edges for the neighbourhood service, and a first protected report."""
         tokens, n_items = broadcast.tokens, broadcast.items.shape[0]
         assert tokens is not None
@@ -65,20 +63,18 @@ class Reporting:
         )
         return update, client_state
 
-    def hand_over(
-        self, update: Update, broadcast: GraphBroadcast, rows: Rows, labels: Labels, client_state: GraphClient
-    ) -> tuple[Update, GraphClient]:
+    def hand_over(self, update: Update, broadcast: B, rows: Rows, labels: Labels, client_state: C) -> tuple[Update, C]:
         """The update with a report of the users' vectors, made of the items that they trained on."""
         if self.method.reports_vectors:
             layers = self.method.layers(broadcast, labels.rows, client_state.private)
             update = replace(update, reports=layers)
         return update, client_state
 
-    def take_sums(self, state: GraphState, phase: str, aggregate: Aggregate) -> Aggregate:
+    def take_sums(self, state: S, phase: str, aggregate: Aggregate) -> Aggregate:
         """The aggregate unchanged: it has no neighbour sums."""
         return aggregate
 
-    def publish(self, state: Any, key: Key) -> Any:
+    def publish(self, state: S, key: Key) -> S:
         """The state unchanged: neighbour sums and clusters come from the service."""
         return state
 

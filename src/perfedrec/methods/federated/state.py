@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -123,6 +124,11 @@ class GraphClient(ClientState):
     """Adds ``sent`` [B, L, d], the layers that a client last contributed to neighbour sums."""
 
     sent: Tensor
+
+
+S = TypeVar("S", bound=GraphState)
+B = TypeVar("B", bound=GraphBroadcast)
+C = TypeVar("C", bound=GraphClient)
 
 
 # --- PerFedRec ---

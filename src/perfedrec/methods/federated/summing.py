@@ -9,7 +9,7 @@ The counterpart is :mod:`perfedrec.methods.federated.reporting`.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import Rows, Spec, Update
 from perfedrec.methods.federated import cohort, neighbourhood
 from perfedrec.methods.federated.phases import DEGREES, JOIN
-from perfedrec.methods.federated.state import GraphBroadcast, GraphClient, GraphState
+from perfedrec.methods.federated.state import B, C, GraphClient, S
 from perfedrec.nn.propagation import edge_weights
 from perfedrec.nn.segments import dot
 from perfedrec.privacy.labels import Labels
@@ -33,12 +33,12 @@ SHARE = 0.25  # length of a client's part of the clusters' sums, as a share of t
 FEWEST = 0.01  # share of the clients; with noise, the sums of a smaller cluster are useless
 
 
-class Summing:
+class Summing(Generic[S, B, C]):
     """How the clients of ``method`` send what is not a change of the model: as parts of sums."""
 
     phases: tuple[Phase, ...] = (DEGREES,)
 
-    def __init__(self, method: GraphMethod[Any, Any, Any]) -> None:
+    def __init__(self, method: GraphMethod[S, B, C]) -> None:
         self.method = method
 
     @property
@@ -54,9 +54,7 @@ class Summing:
         """``None``: without a service no item needs a token."""
         return None
 
-    def join(
-        self, broadcast: GraphBroadcast, rows: Rows, client_state: GraphClient, key: Key
-    ) -> tuple[Update, GraphClient]:
+    def join(self, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
         """The work of the phase "join": a first part of the neighbour sums."""
         client_state = self.method.init_new_user(broadcast, rows, client_state)
         layers = self.method.layers(broadcast, rows, client_state.private)
@@ -71,15 +69,13 @@ class Summing:
         )
         return update, replace(client_state, sent=layers)
 
-    def _tables(self, broadcast: GraphBroadcast, rows: Rows) -> Tensor:
+    def _tables(self, broadcast: B, rows: Rows) -> Tensor:
         """[R L] the table of each row of neighbour sums. These tables come after the models' tables."""
         first = self.method.n_models_of(broadcast)
         numbers = torch.arange(first, first + self.n_summed, device=rows.items.device)
         return numbers.repeat_interleave(rows.items.numel())
 
-    def hand_over(
-        self, update: Update, broadcast: GraphBroadcast, rows: Rows, labels: Labels, client_state: GraphClient
-    ) -> tuple[Update, GraphClient]:
+    def hand_over(self, update: Update, broadcast: B, rows: Rows, labels: Labels, client_state: C) -> tuple[Update, C]:
         """The update with parts of the clusters' sums and of the neighbour sums. A client that has already taken part
         in the maximum number of rounds sends zeros."""
         centroids = self.method.clustering(broadcast)
@@ -103,7 +99,7 @@ class Summing:
         cap = self.method.settings.selection.max_participations
         return None if cap is None else client_state.participations <= cap
 
-    def _with_neighbours(self, update: Update, broadcast: GraphBroadcast, rows: Rows, change: Tensor) -> Update:
+    def _with_neighbours(self, update: Update, broadcast: B, rows: Rows, change: Tensor) -> Update:
         """The update with what a ``change`` [B, L, d] of the users' layers adds to the neighbour sums."""
         segments, items, deltas = update.segments, update.items, update.deltas
         assert segments is not None
@@ -117,7 +113,7 @@ class Summing:
             deltas=torch.cat([deltas, neighbour_rows(rows, broadcast.degrees, change)]),
         )
 
-    def take_sums(self, state: GraphState, phase: str, aggregate: Aggregate) -> Aggregate:
+    def take_sums(self, state: S, phase: str, aggregate: Aggregate) -> Aggregate:
         """Move the neighbour sums from the aggregate's tables to the state, in place. Returns the aggregate without
         them."""
         if state.summed is None or phase not in (JOIN.name, TRAIN.name) or not aggregate.clients:
@@ -127,7 +123,7 @@ class Summing:
         state.summed.flatten(0, 1).index_add_(0, aggregate.keys[place:] - start, from_fixed(aggregate.sums[place:]))
         return replace(aggregate, keys=aggregate.keys[:place], sums=aggregate.sums[:place])
 
-    def publish(self, state: Any, key: Key) -> Any:
+    def publish(self, state: S, key: Key) -> S:
         """The state with new neighbour sums and clusters when they are due: what a service would publish otherwise."""
         trained = self.method.trained(state)
         if state.summed is not None and self.method.refreshes(trained):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from flwr.app import Context, Message
@@ -23,7 +22,7 @@ from perfedrec.runtimes.population import Population, Users
 from perfedrec.runtimes.round import contribute, round_key
 
 
-class Hosted(Population):
+class Hosted(Population[C]):
     """The users of one node, known by their identities ``users`` [h], ascending.
 
     ``offsets`` [h + 1], ``items`` and ``attributes`` [h, F] hold the data of these users, in the same order.
@@ -36,7 +35,7 @@ class Hosted(Population):
         self.users = users
 
     @staticmethod
-    def part(population: Population, users: Tensor) -> Hosted:
+    def part(population: Population[C], users: Tensor) -> Hosted[C]:
         """The node of ``users`` [h] in a federation that is made of one population."""
         users = users.sort().values
         rows, _ = population.rows(users)
@@ -52,10 +51,10 @@ class Hosted(Population):
         rows, positions = super().rows(self._places(users))
         return replace(rows, users=users), positions
 
-    def load_client_states(self, users: Tensor, positions: Tensor) -> Any:
+    def load_client_states(self, users: Tensor, positions: Tensor) -> C:
         return super().load_client_states(self._places(users), positions)
 
-    def save_client_states(self, users: Tensor, positions: Tensor, client_state: Any) -> None:
+    def save_client_states(self, users: Tensor, positions: Tensor, client_state: C) -> None:
         super().save_client_states(self._places(users), positions, client_state)
 
     def _places(self, users: Tensor) -> Tensor:
@@ -68,7 +67,7 @@ class Hosted(Population):
 
 def client_app(
     algorithm: Algorithm[S, B, C],
-    population: Population,
+    population: Population[C],
     layout: BroadcastLayout[B],
     seed: int,
     bundle: Bundle | None = None,
@@ -108,7 +107,7 @@ def client_app(
     return app
 
 
-def sum_of_users(algorithm: Algorithm[S, B, C], population: Users, task: Task[B], seed: int) -> Aggregate:
+def sum_of_users(algorithm: Algorithm[S, B, C], population: Users[C], task: Task[B], seed: int) -> Aggregate:
     """The sum over the users of a task, with noise, as it leaves the node."""
     key = round_key(seed, task.round)
     update, _ = contribute(algorithm, task.phase, task.broadcast, population, task.users, key)
