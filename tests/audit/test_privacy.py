@@ -47,20 +47,20 @@ def figure(found: Any, attack: str, metric: str, which: int | None = None) -> fl
     return values[0]
 
 
-def test_profiles_are_there_and_an_unknown_one_is_refused() -> None:
+def test_profiles_exist_and_an_unknown_one_is_refused() -> None:
     assert presets("profiles") == ["none", "paper", "private", "secure"]
     with pytest.raises(ConfigError, match="did you mean secure"):
         configure("recommended", privacy="secur")
 
 
-def test_a_profile_is_the_whole_of_the_protection() -> None:
+def test_a_profile_replaces_all_privacy_options() -> None:
     for preset in ("paper", "recommended"):
         privacy = configure(preset, privacy="secure").privacy
         assert (privacy.aggregation, privacy.noise_scale, privacy.pseudo_items) == ("secure", 0.0, 0.0)
     assert configure("recommended", privacy="paper").privacy == configure("paper").privacy
 
 
-def test_paper_claims_a_coordinate_and_nothing_else(tmp_path: Path) -> None:
+def test_profile_paper_claims_only_a_coordinate(tmp_path: Path) -> None:
     _, block = run(tmp_path / "run", "paper", "run.rounds=4")
     assert block["claim"] == "per coordinate: epsilon 10; the whole upload: NONE"
     assert block["epsilon_coordinator"] is None
@@ -74,11 +74,11 @@ def test_without_protection_the_claim_is_none(tmp_path: Path) -> None:
     assert block["claim"] == "NONE"
     shown = dict(lines(block))
     assert shown["epsilon, coordinator"].startswith("none (")
-    assert all(shown.values())  # nothing is left blank
+    assert all(shown.values())  # no value is empty
     assert shown["noise source"] == shown["secure aggregation"] == shown["narrower statements"] == "none"
 
 
-def test_secure_claims_that_no_upload_is_visible(tmp_path: Path) -> None:
+def test_profile_secure_claims_that_no_upload_is_visible(tmp_path: Path) -> None:
     result, block = run(tmp_path / "run", "secure", "run.rounds=8")
     assert block["claim"] == "no individual upload is visible (simulated in this run); no DP guarantee"
     assert block["user_vectors"] == "stay on the clients"
@@ -86,7 +86,7 @@ def test_secure_claims_that_no_upload_is_visible(tmp_path: Path) -> None:
     assert result.recommender.state.clusters.centroids is not None
 
 
-def test_private_spends_its_epsilon_on_everything_that_is_released(tmp_path: Path) -> None:
+def test_profile_private_spends_its_epsilon_on_everything_that_is_released(tmp_path: Path) -> None:
     _, block = run(tmp_path / "run", "private", "privacy.epsilon=4")
     assert 3.99 < block["epsilon_coordinator"] <= 4
     assert block["claim"].startswith("user-level DP against the coordinator: epsilon 4 at delta 1e-05")
@@ -96,7 +96,7 @@ def test_private_spends_its_epsilon_on_everything_that_is_released(tmp_path: Pat
     assert "warning" in dict(lines(block))
 
 
-def test_a_delta_that_allows_for_showing_somebody_is_flagged() -> None:
+def test_a_delta_above_one_over_n_is_flagged() -> None:
     private = PrivacySettings(aggregation="secure", norm="l2", clip=1.0, noise=NoiseSettings(spectral=1.0))
     good, floor = {"ndcg@20": 0.2}, {"ndcg@20": 0.1}
     assert warnings(private, 100_000, 10, good, floor) == []
@@ -105,7 +105,7 @@ def test_a_delta_that_allows_for_showing_somebody_is_flagged() -> None:
     assert len(warnings(private, 5, 1000, good, floor)) == 1
 
 
-def test_private_training_is_in_the_ledger_with_its_cap(tmp_path: Path) -> None:
+def test_private_training_is_in_the_ledger_with_its_limit(tmp_path: Path) -> None:
     options = ("run.rounds=6", "selection.max_participations=3", "privacy.epsilon=20", "privacy.delta=1e-4")
     _, block = run(tmp_path / "run", "private", *options)
     assert 19.9 < block["epsilon_coordinator"] <= 20
@@ -124,9 +124,9 @@ def test_private_noise_can_come_from_opendp(tmp_path: Path) -> None:
     two, _ = run(tmp_path / "two", "private", *options)
     assert block["noise_source"] == "OpenDP"
     assert "so was the noise" not in block["claim"]
-    found = audit(tmp_path / "one", trials=1000)  # on noise of its own, which is said
+    found = audit(tmp_path / "one", trials=1000)  # with fresh noise, which is noted
     assert any("cannot be drawn again" in note for note in found.notes)
-    assert not torch.equal(one.recommender.state.items, two.recommender.state.items)  # no seed gives it away
+    assert not torch.equal(one.recommender.state.items, two.recommender.state.items)  # no seed determines it
 
 
 @pytest.mark.parametrize("profile", ["paper", "private"])
@@ -169,7 +169,7 @@ def test_the_audit_breaks_unprotected_uploads(tmp_path: Path) -> None:
     assert "AUC" in audited(found.plain())
 
 
-def test_the_papers_pre_training_is_attacked_and_holds_no_more_than_its_rows_say(tmp_path: Path) -> None:
+def test_attacks_on_the_papers_pre_training_find_only_what_its_rows_show(tmp_path: Path) -> None:
     _, block = run(tmp_path / "run", "paper", "run.rounds=2")
     assert block["user_vectors"] == "leave the clients, with noise"
     found = audit(tmp_path / "run")
@@ -192,7 +192,7 @@ def test_every_federated_method_can_be_audited(tmp_path: Path, name: str) -> Non
     assert reported or block["user_vectors"] == "stay on the clients"
 
 
-def test_sticky_decoys_hold_where_fresh_ones_do_not(tmp_path: Path) -> None:
+def test_sticky_decoys_resist_intersection_and_fresh_ones_do_not(tmp_path: Path) -> None:
     reached = {}
     for sticky in ("false", "true"):
         options = ("run.rounds=20", "clusters.n_clusters=0", "privacy.pseudo_items=1.0", f"privacy.sticky={sticky}")
@@ -202,17 +202,17 @@ def test_sticky_decoys_hold_where_fresh_ones_do_not(tmp_path: Path) -> None:
     assert reached["true"] == pytest.approx(0.5, abs=0.03)
 
 
-def test_noise_on_every_row_leaves_nothing_of_one_upload(tmp_path: Path) -> None:
+def test_noise_on_every_row_hides_a_single_upload(tmp_path: Path) -> None:
     options = ("privacy.aggregation=dense", "privacy.norm=l2", "privacy.clip=1.0", "privacy.noise.training=2.0")
     _, block = run(tmp_path / "run", None, "run.rounds=3", "clusters.n_clusters=0", *options)
     assert block["epsilon_coordinator"] is None  # degrees and pre-training were released without noise
-    assert block["row_sets"] == "exposed to the coordinator"  # in these
+    assert block["row_sets"] == "exposed to the coordinator"  # by these releases
     found = audit(tmp_path / "run", rounds=(3,))
     assert figure(found, "items from one dense upload, with the", "AUC") == pytest.approx(0.5, abs=0.1)
     assert figure(found, "items from one dense upload, with the", "precision at |I_u|") < 0.2
 
 
-def test_a_sum_still_tells_of_one_upload_in_it(tmp_path: Path) -> None:
+def test_a_sum_still_reveals_something_about_a_single_upload(tmp_path: Path) -> None:
     run(tmp_path / "run", "secure", "run.rounds=5")
     found = audit(tmp_path / "run", rounds=(1,))
     assert any(each.attack.startswith("items from the sum of") and each.value > 0.8 for each in found.findings)
@@ -223,7 +223,7 @@ def test_a_sum_still_tells_of_one_upload_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epsilon", [1, 8])
-def test_the_audit_is_near_the_claim_and_catches_half_the_noise(
+def test_the_audit_is_near_the_claim_and_detects_half_the_noise(
     tmp_path: Path, epsilon: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "run", "private", f"privacy.epsilon={epsilon}")
@@ -234,7 +234,7 @@ def test_the_audit_is_near_the_claim_and_catches_half_the_noise(
     declared = Protection.share_scale
     monkeypatch.setattr(Protection, "share_scale", lambda *given: (declared(*given)[0], declared(*given)[1] / 2))
     with pytest.raises(CheckpointError, match="round 0 of pre-training cannot be repeated"):
-        audit(tmp_path / "run", trials=40_000)  # other noise than this run had
+        audit(tmp_path / "run", trials=40_000)  # the replay has other noise than the run
     _, block = run(tmp_path / "broken", "private", f"privacy.epsilon={epsilon}")
     assert block["epsilon_coordinator"] == pytest.approx(epsilon, abs=0.01)  # what it still claims
     broken = audit(tmp_path / "broken", trials=40_000)
@@ -243,7 +243,7 @@ def test_the_audit_is_near_the_claim_and_catches_half_the_noise(
     assert read_audit(tmp_path / "broken")["failed"]  # type: ignore[index]
 
 
-def test_half_of_the_papers_noise_shows_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_the_papers_noise_is_detected_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, block = run(tmp_path / "run", "paper", "run.rounds=2", "privacy.noise_scale=0.5")
     assert block["narrower"] == ["per coordinate: epsilon 2"]
     (honest,) = audit(tmp_path / "run").bounds
@@ -254,18 +254,18 @@ def test_half_of_the_papers_noise_shows_as_well(tmp_path: Path, monkeypatch: pyt
     settings = configure("recommended", privacy="paper", overrides=["privacy.noise_scale=0.5"]).privacy
     (broken,) = bounds(Protection(settings), [], 100_000, Key(0))
     assert broken.failed
-    with pytest.raises(CheckpointError, match="cannot be repeated"):  # these are not the uploads that were sent
+    with pytest.raises(CheckpointError, match="cannot be repeated"):  # these are not the uploads of the run
         audit(tmp_path / "run")
 
 
-def test_local_noise_on_everything_hides_and_is_accounted(tmp_path: Path) -> None:
+def test_local_noise_hides_uploads_and_is_accounted_for(tmp_path: Path) -> None:
     noise = [f"privacy.noise.{name}=40.0" for name in ("degrees", "spectral", "join", "training")]
     options = ("privacy.aggregation=dense", "privacy.norm=l2", "privacy.clip=1.0", "run.rounds=2", *noise)
     _, block = run(tmp_path / "run", None, *options)
     assert block["row_sets"] == "hidden"
     assert block["user_vectors"] == "inside dense uploads, everywhere under noise"
     multipliers = {each["noise_multiplier"] for each in block["releases"]}
-    assert multipliers == {20.0}  # one upload against another: twice the clip
+    assert multipliers == {20.0}  # one upload replaced by another: twice the clip
     found = audit(tmp_path / "run", trials=40_000)
     assert 0 < found.bounds[0].lower_gaussian <= found.bounds[0].claim == block["epsilon_coordinator"]
 
@@ -278,7 +278,7 @@ def test_dense_uploads_without_noise_show_their_rows(tmp_path: Path) -> None:
     assert figure(found, "intersection of 2", "precision at |I_u|") > 0.9
 
 
-def test_a_budget_is_not_shared_out_anew_when_a_run_is_resumed(tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_split_its_budget_again(tmp_path: Path) -> None:
     config = configure("recommended", overrides=SMALL, privacy="private")
     dataset = load(config.data.path)
     train(config.build(), dataset, config.run, output=tmp_path / "run", config=config)

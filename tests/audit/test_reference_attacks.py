@@ -49,7 +49,7 @@ def yelp() -> Dataset:
 
 @dataclass
 class Attacked:
-    """A cohort at work: what its clients hand over, and what an attacker may know."""
+    """A cohort in a round: what its clients send, and what an attacker may know."""
 
     sent: Update
     vectors: Tensor
@@ -92,7 +92,8 @@ def attacked(here: Simulator) -> Attacked:
 
 @dataclass
 class Trained:
-    """What a run of 240 rounds shows: memberships after 60, uploads after 1 and after 240, everybody's vectors then."""
+    """The results of a run of 240 rounds: memberships after 60, uploads after 1 and after 240, and all users' vectors
+    then."""
 
     member: float
     first: Attacked
@@ -158,7 +159,7 @@ def test_decoys_and_the_papers_noise(yelp: Dataset) -> None:
 
 
 def test_a_dense_upload_with_gaussian_noise_at_epsilon_8(yelp: Dataset) -> None:
-    noise: dict[str, Any] = {"training": 2 * gaussian_multiplier(8.0, 1e-5)}  # one upload against any other
+    noise: dict[str, Any] = {"training": 2 * gaussian_multiplier(8.0, 1e-5)}  # one upload replaced by any other
     privacy = PrivacySettings(aggregation="dense", norm="l2", clip=1.0, noise=noise)  # type: ignore[arg-type]
     moment = attacked(simulator(yelp, "client.local_steps=1", "client.learning_rate=1.0"))
     protection = Protection(privacy)

@@ -1,4 +1,4 @@
-"""Methods of one's own that look for held-out interactions in everything that they are given, and find none."""
+"""Methods that search for held-out interactions in everything that they receive, and find none."""
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +63,7 @@ def contents(each: Any) -> bytes:
 
 @dataclass
 class Spy:
-    """What a malicious method does with all that it is handed."""
+    """What a malicious method does with everything that it receives."""
 
     dataset: Dataset
     calls: int = 0
@@ -99,13 +99,13 @@ class Nothing:
 
 
 class Malicious(Method):
-    """Centralised, trained, and looking for held-out items wherever it is called."""
+    """Centralised, trained, and searching for held-out items wherever it is called."""
 
     trained = True
 
     def init(self, data: Training, key: Key) -> Nothing:
         look(self, data, key)
-        _ = data.graph, data.matrix  # what is computed from the interactions is kept beside them
+        _ = data.graph, data.matrix  # computed from the interactions and cached next to them
         return Nothing(data.item_degrees.to(torch.float32))
 
     def epoch(self, state: Nothing, data: Training, key: Key) -> tuple[Nothing, float]:
@@ -122,7 +122,7 @@ class Malicious(Method):
 
 
 def watched(kind: type[Any]) -> type[Any]:
-    """A federated method that looks around in every function of the protocol before it does its work."""
+    """A federated method that searches in every function of the protocol before it does its work."""
     names = [name for name in vars(Algorithm) if not name.startswith("_") and callable(vars(Algorithm)[name])]
 
     def watching(name: str) -> Callable[..., Any]:
@@ -136,15 +136,15 @@ def watched(kind: type[Any]) -> type[Any]:
 
 
 class MaliciousPP(watched(PerFedRecPP)):  # type: ignore[misc]
-    """PerFedRec++ that looks."""
+    """PerFedRec++ that searches."""
 
 
 class MaliciousNCF(watched(FedNCF)):  # type: ignore[misc]
-    """A shared network that looks."""
+    """A method with a shared network that searches."""
 
 
 class MaliciousGP(watched(GPFedRec)):  # type: ignore[misc]
-    """A graph of users that looks."""
+    """A method with a graph of users that searches."""
 
 
 SHORT = ["run.rounds=3", "run.evaluate_every=1"]
@@ -159,7 +159,7 @@ OWN: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_method_that_looks_for_held_out_items_finds_none(name: str, spy: Spy, tmp_path: Path) -> None:
-    """Training, validation, checkpoints, the test and recommending, with a look around at every call."""
+    """Training, validation, checkpoints, the test and recommending, with a search at every call."""
     preset, overrides = OWN[name]
     base = configure(preset, overrides=overrides, algorithm=None if preset else f"{__name__}:{name}")
     algorithm = globals()[name](base.settings)
@@ -171,7 +171,7 @@ def test_a_method_that_looks_for_held_out_items_finds_none(name: str, spy: Spy, 
 
 @pytest.mark.parametrize("hidden", ["dataset", "held", "closure", "view", "float", "attribute"])
 def test_the_spy_finds_what_can_be_found(hidden: str, spy: Spy) -> None:
-    """Where held-out items are within reach, however they are wrapped, the spy sees them."""
+    """Where held-out items can be reached, in whatever container, the spy finds them."""
     dataset, items = spy.dataset, torch.tensor(spy.dataset.test.items)
 
     def closure() -> Tensor:
@@ -203,8 +203,8 @@ def test_an_engine_keeps_no_held_out_items(name: str, spy: Spy) -> None:
 
 
 def test_held_out_items_are_drawn_as_negatives_as_often_as_others() -> None:
-    """A sampler that avoided them would know them. Each user has ``200 - |I_u|`` items to draw from, two of them held
-    out; over 200 draws the share of those is that of chance within four standard errors."""
+    """A sampler that avoided held-out items would know them. Each user has ``200 - |I_u|`` items to draw from, of which
+    two are held out; over 200 draws their share is that of chance within four standard errors."""
     dataset = load(DATA)
     population = Population(torch.tensor(dataset.train.offsets), torch.tensor(dataset.train.items), dataset.n_items)
     rows, _ = population.rows(population.everyone())

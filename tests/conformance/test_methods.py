@@ -1,4 +1,4 @@
-"""Every method, federated or not, through the same questions, on small data with planted clusters."""
+"""Every method, federated or not, in the same tests, on small data with planted clusters."""
 
 import json
 from dataclasses import replace
@@ -61,8 +61,8 @@ def lists(result: Any) -> list[int]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_planted_tastes_are_found(name: str) -> None:
-    """Four tastes, each with a quarter of the items: most of what is recommended is of the user's own. A list that
-    knows no tastes has a quarter."""
+    """There are four tastes, each with a quarter of the items: most recommended items belong to the user's own taste. A
+    list without regard to taste has a quarter of them."""
     dataset = data()
     truth = dataset.truth
     assert truth is not None
@@ -76,7 +76,7 @@ def test_planted_tastes_are_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_is_its_seed(name: str) -> None:
+def test_a_run_is_determined_by_its_seed(name: str) -> None:
     assert lists(run(name, 2)) == lists(run(name, 2))
     other = config(name, 2, "run.seed=1")
     changed = lists(train(other.build(), data(), other.run, config=other)) != lists(run(name, 2))
@@ -85,7 +85,7 @@ def test_a_run_is_its_seed(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_held_out_data_cannot_reach_training(name: str) -> None:
-    """The same training data with other held-out interactions give the same model, negatives and all."""
+    """The same training data with other held-out interactions give the same model, and the same negatives."""
     dataset = data()
     generator = np.random.default_rng(0)
     outside = [
@@ -104,7 +104,7 @@ def test_held_out_data_cannot_reach_training(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stored_run_recommends_the_same_and_nothing_that_was_seen(name: str, tmp_path: Path) -> None:
+def test_a_stored_run_recommends_the_same_and_no_seen_items(name: str, tmp_path: Path) -> None:
     chosen = config(name, 2)
     dataset = data()
     result = train(chosen.build(), dataset, chosen.run, config=chosen, output=tmp_path / "run")
@@ -119,7 +119,7 @@ def test_a_stored_run_recommends_the_same_and_nothing_that_was_seen(name: str, t
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_resumed_run_is_the_run_without_a_break(name: str, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     from perfedrec.runs.folder import RunFolder
 
     short, long = (config(name, rounds, "run.evaluate_every=1") for rounds in (2, 4))
@@ -130,7 +130,7 @@ def test_a_resumed_run_is_the_run_without_a_break(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_methods_name_their_paper_and_what_departs_from_it(name: str) -> None:
+def test_methods_name_their_paper_and_their_differences_from_it(name: str) -> None:
     own = METHODS[name].__doc__ or ""
     text = own + (__import__(METHODS[name].__module__, fromlist=["_"]).__doc__ or "")
     assert name == "popularity" or any(str(year) in text for year in range(1994, 2027))

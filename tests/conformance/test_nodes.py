@@ -1,4 +1,4 @@
-"""Every federated method on a node of its own: for those who were in training, and for those who were not."""
+"""Every federated method on a node: for users who were in training, and for users who were not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEDERATED = [name for name in METHODS if not centralised(METHODS[name])]
 
 
 @pytest.mark.parametrize("name", FEDERATED)
-def test_a_node_serves_its_users_and_newcomers(name: str, tmp_path: Path) -> None:
+def test_a_node_serves_its_users_and_new_users(name: str, tmp_path: Path) -> None:
     chosen, dataset = config(name, 4), data()
     simulator = Simulator(chosen.build(), dataset, seed=0, device="cpu")
     for _ in range(simulator.n_phases + 4):

@@ -26,7 +26,7 @@ def keys(n: int) -> Tensor:
     return Key(1).fold("noise").spread(torch.arange(n))
 
 
-def test_the_clip_is_exact_and_leaves_the_rest_alone() -> None:
+def test_clipping_is_exact_and_changes_nothing_else() -> None:
     values = torch.tensor([[-9.0, -0.5, -0.25, 0.0, 0.49999, 0.5, 0.50001, 3.0]])
     assert Protection(PrivacySettings(clip=0.5)).protect(values, keys(1)).tolist() == [
         [-0.5, -0.5, -0.25, 0.0, values[0, 4].item(), 0.5, 0.5, 0.5]
@@ -47,7 +47,7 @@ def test_noise_is_laplace_of_the_given_scale_on_top_of_the_clipped_value() -> No
     assert np.abs(np.corrcoef(flat.T)[np.triu_indices(4, 1)]).max() < 4 / 20_000**0.5
 
 
-def test_noise_belongs_to_user_and_item_however_rows_are_grouped() -> None:
+def test_noise_depends_on_user_and_item_and_not_on_the_block() -> None:
     settings_ = PrivacySettings(clip=0.5, noise_scale=0.1)
     users, items = torch.arange(12).repeat_interleave(5), torch.arange(60) % 7
     values = torch.rand(60, 3)
@@ -57,7 +57,7 @@ def test_noise_belongs_to_user_and_item_however_rows_are_grouped() -> None:
         assert torch.equal(
             Protection(settings_).protect(values[part], fold_in(key.spread(users[part]), items[part])), whole[part]
         )
-    assert (whole - values).unique(dim=0).shape[0] == 60  # no two pairs share their noise
+    assert (whole - values).unique(dim=0).shape[0] == 60  # no two pairs have the same noise
 
 
 def test_noise_without_a_clip_is_refused() -> None:
@@ -65,7 +65,7 @@ def test_noise_without_a_clip_is_refused() -> None:
         PrivacySettings(noise_scale=0.1)
 
 
-def test_without_labelling_the_rows_are_left_alone() -> None:
+def test_without_labelling_the_rows_do_not_change() -> None:
     rows = rows_of([[1, 4, 7], [2], []])
     labels = label(rows, 20, PrivacySettings(), None, Key(0), keys(3))
     assert labels.rows is rows
@@ -85,7 +85,7 @@ def cases(draw: st.DrawFn) -> tuple[int, list[list[int]], PrivacySettings, int |
 
 @settings(deadline=None, max_examples=300)
 @given(case=cases())
-def test_what_a_label_never_is(case: tuple[int, list[list[int]], PrivacySettings, int | None, int]) -> None:
+def test_rules_for_labels_and_negatives(case: tuple[int, list[list[int]], PrivacySettings, int | None, int]) -> None:
     n_items, lists, privacy, n_negatives, seed = case
     rows = rows_of(lists)
     labels = label(rows, n_items, privacy, n_negatives, Key(seed), keys(len(lists)))
@@ -116,7 +116,7 @@ def test_what_a_label_never_is(case: tuple[int, list[list[int]], PrivacySettings
         assert len(negatives) == min(wanted, n_items - len(own) - len(decoys))
 
 
-def test_mean_shares_of_decoys_and_masked_items_are_those_asked_for() -> None:
+def test_mean_shares_of_decoys_and_masked_items_are_as_configured() -> None:
     n, size = 4000, 7
     rows = rows_of([list(range(user % 50, user % 50 + size)) for user in range(n)])
     labels = label(rows, 400, PrivacySettings(pseudo_items=0.1, masking=0.3), 0, Key(5), keys(n))
@@ -124,10 +124,10 @@ def test_mean_shares_of_decoys_and_masked_items_are_those_asked_for() -> None:
     assert abs(float(decoys.mean()) - 0.7) < 4 * (0.7 * 0.3 / n) ** 0.5
     assert decoys.unique().tolist() == [0.0, 1.0]
     kept = int((labels.positions >= 0).sum())
-    expected = n * (size * 0.7 + 0.3**size)  # all masked but for the one that must stay
+    expected = n * (size * 0.7 + 0.3**size)  # all masked except the one that must stay
     assert abs(kept - expected) < 4 * (n * size * 0.3 * 0.7) ** 0.5
     ranks = (labels.positions % size)[labels.positions >= 0].numpy()
-    assert stats.chisquare(np.bincount(ranks, minlength=size)).pvalue > 1e-3  # no place is masked more than others
+    assert stats.chisquare(np.bincount(ranks, minlength=size)).pvalue > 1e-3  # all positions are masked equally often
 
 
 def test_labels_of_a_user_do_not_depend_on_the_others() -> None:
@@ -149,7 +149,7 @@ def same(a: Labels, b: Labels) -> bool:
     return torch.equal(a.rows.items, b.rows.items) and torch.equal(a.positions, b.positions)
 
 
-def test_sticky_decoys_and_masked_items_are_the_same_every_time() -> None:
+def test_sticky_decoys_and_masked_items_are_the_same_in_every_round() -> None:
     lists = [[1, 5, 9, 22], [2, 3, 4, 8, 11], [0, 7], [7, 12, 13, 14]]
     rows, own = rows_of(lists), keys(4)
     for privacy in (
@@ -158,12 +158,12 @@ def test_sticky_decoys_and_masked_items_are_the_same_every_time() -> None:
     ):
         one, two = (label(rows, 30, privacy, None, Key(seed), own) for seed in (1, 2))
         assert same(one, two)
-        assert not torch.equal(one.negatives, two.negatives)  # these are fresh
+        assert not torch.equal(one.negatives, two.negatives)  # negatives are drawn again
         for labels in (one, two):
             for user in range(4):
                 labelled = labels.rows.items[labels.rows.segments == user].tolist()
                 negatives = labels.negatives[labels.owners == user].tolist()
-                real = [] if privacy.randomised_response else lists[user]  # which may be negatives then
+                real = [] if privacy.randomised_response else lists[user]  # which may be negatives in this case
                 assert not set(negatives) & {*labelled, *real}
                 assert len(set(labelled)) == len(labelled)
         assert not same(
@@ -174,7 +174,7 @@ def test_sticky_decoys_and_masked_items_are_the_same_every_time() -> None:
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 2.0])
-def test_randomised_response_tells_the_truth_with_its_probability(epsilon: float) -> None:
+def test_randomised_response_is_truthful_with_its_probability(epsilon: float) -> None:
     n, n_items, size = 3000, 40, 10
     rows = rows_of([sorted((user + step * 3) % n_items for step in range(size)) for user in range(n)])
     labels = label(rows, n_items, PrivacySettings(randomised_response=epsilon), 0, Key(3), keys(n))
@@ -193,9 +193,10 @@ def test_randomised_response_tells_the_truth_with_its_probability(epsilon: float
 
 
 @pytest.mark.parametrize("sticky", [False, True])
-def test_randomised_response_bounds_what_labels_and_negatives_say_of_an_item(sticky: bool) -> None:
-    """Half of the users have item 0 and half do not: labelled e^epsilon times as often, and a negative as often as
-    every other item that is not labelled (one that never is would give itself away)."""
+def test_randomised_response_bounds_what_labels_and_negatives_reveal_about_an_item(sticky: bool) -> None:
+    """Half of the users have item 0 and half do not. Users who have it are labelled with it e^epsilon times as
+    often; it is a negative as often as every other item that is not labelled (an item that never is one would be
+    recognised)."""
     n, epsilon = 6000, 1.0
     rows = rows_of([[0, 3, 5], [3, 5]] * n)
     privacy = PrivacySettings(randomised_response=epsilon, sticky=sticky)
@@ -209,7 +210,7 @@ def test_randomised_response_bounds_what_labels_and_negatives_say_of_an_item(sti
     p = truth_probability(epsilon)
     assert stats.binomtest(table[0][0], n, p).pvalue > 1e-3
     assert stats.binomtest(table[1][0], n, 1 - p).pvalue > 1e-3
-    # Users with item 0 have other numbers of labels in all; given that item 0 is none, nothing else tells of it.
+    # Users with item 0 have other total numbers of labels; given that item 0 is no label, nothing else depends on it.
     unlabelled = [row[1:] for row in table]
     assert stats.chi2_contingency(unlabelled).pvalue > 1e-3
     assert table[0][1] > 0

@@ -1,4 +1,4 @@
-"""Reference values of the accountant, the two points of view, and what the ledger refuses."""
+"""Reference values of the accountant, the two views, and what the ledger refuses."""
 
 import dp_accounting as dp
 import pytest
@@ -37,12 +37,13 @@ def test_three_sums_over_everybody(multiplier: float, epsilon: float) -> None:
 
 
 def test_the_papers_upload_by_the_accountant() -> None:
-    """30 rows of 64 coordinates with clip 0.5 and Laplace 0.1: 19,200 pure, 17,590 at delta 1e-5."""
+    """30 rows of 64 coordinates with clip 0.5 and Laplace noise 0.1: epsilon 19,200 at delta 0, and 17,590 at delta
+    1e-5."""
     event = dp.SelfComposedDpEvent(dp.LaplaceDpEvent(0.1), 30 * 64)
     assert account(event, 1e-5) == pytest.approx(17_590, rel=0.01)
 
 
-def test_all_releases_are_in_one_account() -> None:
+def test_all_releases_are_composed() -> None:
     alone = Ledger([TRAINING], 1e-5).epsilon("coordinator").value
     both = Ledger([TRAINING, Release("degrees", 1, Guarantee("gaussian", 2.0), 1)], 1e-5).epsilon("coordinator").value
     mixed = Ledger([TRAINING, Release("degrees", 1, Guarantee("laplace", 2.0), 1)], 1e-5).epsilon("coordinator").value
@@ -54,7 +55,7 @@ def test_all_releases_are_in_one_account() -> None:
     assert both == pytest.approx(account(composed, 1e-5), rel=1e-3)
 
 
-def test_one_release_without_a_guarantee_leaves_none() -> None:
+def test_one_release_without_a_guarantee_means_no_epsilon() -> None:
     ledger = Ledger([TRAINING, Release("degrees", 1, Guarantee(reason="taken as public"), 1)], 1e-5)
     for party in ("coordinator", "recipients"):
         epsilon = ledger.epsilon(party)  # type: ignore[arg-type]
@@ -62,7 +63,7 @@ def test_one_release_without_a_guarantee_leaves_none() -> None:
         assert str(epsilon) == "none (taken as public)"
 
 
-def test_nothing_released_costs_nothing() -> None:
+def test_no_release_means_epsilon_zero() -> None:
     ledger = Ledger([Release("training", 0, Guarantee(reason="never"), 0)], 1e-5)
     assert ledger.epsilon("coordinator").value == 0.0
     assert ledger.releases == []
@@ -86,7 +87,8 @@ def test_fixed_cohorts_as_poisson_samples_are_refused(event: dp.DpEvent) -> None
 
 
 def test_sensitivity_is_doubled_once_and_not_twice() -> None:
-    """Under the replace adjacency the accountant takes a multiplier for add-or-remove and doubles the sensitivity."""
+    """Under the replace adjacency the accountant expects a multiplier for add-or-remove, and doubles the sensitivity
+    itself."""
     with pytest.raises(AccountingError, match="doubles the sensitivity"):
         account(dp.GaussianDpEvent(1.0), 1e-5, adjacency="replace", sensitivity="replace")
     halved = account(dp.GaussianDpEvent(2.0), 1e-5, adjacency="replace")
@@ -106,7 +108,7 @@ def test_events_that_the_accountant_does_not_know_are_refused() -> None:
         {"participations": 5, "sampling": "everyone", "rate": 0.5},
     ],
 )
-def test_releases_that_contradict_themselves_are_refused(options: dict[str, object]) -> None:
+def test_contradictory_releases_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(AccountingError, match=r"training: .*expected"):
         Release("training", 200, GAUSSIAN, **options)  # type: ignore[arg-type]
 
@@ -134,17 +136,17 @@ def test_solved_multipliers() -> None:
 
 
 @pytest.mark.parametrize("multiplier", [0.2, 0.6, 1.0, 3.0, 20.0])
-def test_one_gaussian_release_in_closed_form_is_what_the_accountant_finds(multiplier: float) -> None:
+def test_one_gaussian_release_in_closed_form_agrees_with_the_accountant(multiplier: float) -> None:
     found = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE).compose(dp.GaussianDpEvent(multiplier))
     assert account(dp.GaussianDpEvent(multiplier), 1e-5) == pytest.approx(found.get_epsilon(1e-5), rel=1e-3, abs=1e-4)
 
 
 @given(epsilon=st.floats(1e-3, 1e4), delta=st.floats(1e-12, 0.1))
-def test_noise_is_solved_at_once_for_any_epsilon(epsilon: float, delta: float) -> None:
+def test_noise_is_computed_quickly_for_any_epsilon(epsilon: float, delta: float) -> None:
     multiplier = gaussian_multiplier(epsilon, delta)
     assert account(dp.GaussianDpEvent(multiplier), delta) == pytest.approx(epsilon, rel=1e-4, abs=1e-6)
     assert account(dp.GaussianDpEvent(multiplier), delta) <= epsilon * (1 + 1e-9)
 
 
-def test_the_accountant_tells_its_version() -> None:
+def test_the_accountant_states_its_version() -> None:
     assert accountant_version() == "dp-accounting 0.6.0, PLD"

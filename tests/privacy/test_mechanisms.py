@@ -35,7 +35,7 @@ SECURE: dict[str, Any] = {
 }
 
 
-def test_the_papers_mechanism_declares_its_coordinate_and_nothing_more() -> None:
+def test_the_papers_mechanism_guarantees_only_a_coordinate() -> None:
     mechanism = CoordinateLaplace(0.5, 0.1)
     assert mechanism.sensitivity == Sensitivity("coordinate", 1.0)
     assert mechanism.guarantee.law is None
@@ -75,7 +75,7 @@ NONE: list[Mechanism] = [
 
 
 @pytest.mark.parametrize("mechanism", NONE, ids=lambda each: each.name)
-def test_what_cannot_be_accounted_says_none_and_why(mechanism: Mechanism) -> None:
+def test_mechanisms_without_a_guarantee_give_a_reason(mechanism: Mechanism) -> None:
     assert mechanism.guarantee.law is None
     assert len(mechanism.guarantee.reason) > 10
 
@@ -112,12 +112,12 @@ def test_shares_of_noise_add_up_to_the_noise_of_the_sum() -> None:
     assert law == "gaussian"
     assert Protection(settings).fewest(100) == 80
     assert share * sqrt(80) == pytest.approx(1.5 * 2.0)
-    for asked in range(5, 400):  # when all answer, the size of the noise does not tell how many they are
+    for asked in range(5, 400):  # if all answer, the size of the noise does not depend on their number
         assert Protection(settings).share_scale("train", asked)[1] * sqrt(asked) == pytest.approx(
             3.0 / sqrt(0.8), rel=1e-12
         )
     local = PrivacySettings(**{**SECURE, "aggregation": "dense"})
-    assert Protection(local).share_scale("train", 100) == ("gaussian", 3.0)  # each upload carries all of it
+    assert Protection(local).share_scale("train", 100) == ("gaussian", 3.0)  # each upload has the full noise
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,6 @@ def test_shares_of_noise_add_up_to_the_noise_of_the_sum() -> None:
         ({"noise_scale": 0.1, "clip": 1.0, "norm": "l2"}, "norm = coordinate"),
     ],
 )
-def test_what_protects_nothing_is_refused(options: dict[str, Any], said: str) -> None:
+def test_options_that_protect_nothing_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         PrivacySettings(**options)

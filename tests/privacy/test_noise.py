@@ -1,4 +1,4 @@
-"""Sources of noise: moments and laws, the sum of many clients' noise, and OpenDP's samplers."""
+"""Sources of noise: moments and distributions, the sum of many clients' noise, and OpenDP's samplers."""
 
 import numpy as np
 import pytest
@@ -26,13 +26,13 @@ def test_the_summed_noise_has_the_law_of_explicit_draws(law: Law, clients: int) 
     assert abs(summed.var() / variance - 1) < 4 * ((kurtosis + 2) / N) ** 0.5
 
 
-def test_one_clients_noise_is_the_law_itself() -> None:
+def test_one_clients_noise_has_the_given_law() -> None:
     for law, frozen in (("laplace", stats.laplace(scale=0.3)), ("gaussian", stats.norm(scale=0.3))):
         noise = summed_noise(law, (N,), 0.3, 1, Key(5), "simulation").numpy()  # type: ignore[arg-type]
         assert stats.kstest(noise, frozen.cdf).pvalue > 1e-3
 
 
-def test_noise_follows_from_its_key_alone() -> None:
+def test_noise_is_determined_by_its_key() -> None:
     for law in ("laplace", "gaussian"):
         one, two, other = (summed_noise(law, (5, 3), 1.0, 4, Key(seed), "simulation") for seed in (1, 1, 2))  # type: ignore[arg-type]
         assert torch.equal(one, two)
@@ -52,8 +52,8 @@ def test_opendp_draws_the_law_and_states_its_guarantee(law: Law) -> None:
 
 
 @pytest.mark.parametrize("law", ["laplace", "gaussian"])
-def test_opendp_noise_reaches_the_last_bit_of_a_sum(law: Law) -> None:
-    """Noise on a coarser grid than that of the sums would show their low bits."""
+def test_opendp_noise_covers_the_last_bit_of_a_sum(law: Law) -> None:
+    """Noise on a coarser grid than that of the sums would reveal their low bits."""
     fixed = opendp_noise(law, 4096, 0.7) * FIXED_POINT
     assert np.array_equal(fixed, np.rint(fixed))  # on the grid: nothing is rounded when it is added
     assert stats.chisquare(np.bincount(np.mod(fixed, 64).astype(int), minlength=64)).pvalue > 1e-4

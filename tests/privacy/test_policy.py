@@ -1,4 +1,4 @@
-"""What a node insists on: each option that protects less is named, and whatever protects as much or more will do."""
+"""What a node requires: each option that protects less is named, and equal or more protection is accepted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def objection(profile: str, run: str, *options: str, **values: Any) -> str | Non
 
 
 @pytest.mark.parametrize("preset", ["recommended", "paper"])
-def test_a_profile_meets_itself_and_those_below_it(preset: str) -> None:
+def test_a_profile_satisfies_itself_and_weaker_ones(preset: str) -> None:
     profiles = ["none", "paper", "secure", "private"]
     assert policy_of("none") is None
     for place, run in enumerate(profiles):
@@ -56,7 +56,7 @@ def test_a_profile_meets_itself_and_those_below_it(preset: str) -> None:
         ("private", "privacy.noise_source=simulation", "privacy.noise_source is simulation, not opendp"),
     ],
 )
-def test_what_protects_less_is_named(required: str, option: str, said: str) -> None:
+def test_an_option_that_protects_less_is_named(required: str, option: str, said: str) -> None:
     found = objection(required, required, option)
     assert found is not None
     assert found.startswith(said)
@@ -67,24 +67,24 @@ def test_what_protects_less_is_named(required: str, option: str, said: str) -> N
     [
         ("paper", "paper", ("privacy.clip=0.4", "privacy.noise_scale=0.2", "privacy.masking=0.3")),
         ("paper", "private", ("privacy.noise_source=simulation",)),  # nobody sees an upload
-        ("secure", "private", ("privacy.noise_source=simulation",)),  # it asks for no noise
+        ("secure", "private", ("privacy.noise_source=simulation",)),  # it requires no noise
         ("secure", "secure", ("privacy.clip=5", "selection.max_participations=3", "clusters.n_clusters=2")),
         ("private", "private", ("privacy.epsilon=4", "privacy.delta=1e-6")),
     ],
 )
-def test_what_protects_more_will_do(required: str, run: str, options: tuple[str, ...]) -> None:
+def test_more_protection_is_accepted(required: str, run: str, options: tuple[str, ...]) -> None:
     assert objection(required, run, *options) is None
 
 
-def test_randomised_response_takes_the_place_of_decoys_and_masking() -> None:
-    """An epsilon of ln 9 an item flips a tenth of them, as decoys and masking of profile paper do."""
+def test_randomised_response_can_replace_decoys_and_masking() -> None:
+    """An epsilon of ln 9 per item changes a tenth of the items, as decoys and masking of profile paper do."""
     instead = ("privacy.pseudo_items=0", "privacy.masking=0")
     assert objection("paper", "paper", *instead, "privacy.randomised_response=2.19") is None
     found = objection("paper", "paper", *instead, "privacy.randomised_response=2.3")
     assert found == "privacy.randomised_response changes 0.0911, below 0.1"
 
 
-def test_private_training_counts_with_its_cap_and_without_noise_is_not_played() -> None:
+def test_private_training_counts_up_to_its_limit_and_is_refused_without_noise() -> None:
     cap, policy = "selection.max_participations=5", required("private")
     pretraining = with_real_noise(load("recommended", privacy="private")).build()
     assert objection("private", "private", cap, run__rounds=20) is None  # the budget is shared with training
@@ -96,6 +96,6 @@ def test_private_training_counts_with_its_cap_and_without_noise_is_not_played() 
 
 
 @pytest.mark.parametrize("name", ["fedmf", "pfedrec", "fedncf", "fedrap", "fedgnn"])
-def test_other_methods_are_judged_alike(name: str) -> None:
+def test_all_methods_are_checked_in_the_same_way(name: str) -> None:
     assert required("secure").objection(resolve(algorithm=name, privacy="secure").build()) is None
     assert required("secure").objection(resolve(algorithm=name).build()) is not None

@@ -66,7 +66,7 @@ def test_the_bound_holds_exactly_for_the_numbers_that_are_summed(
             assert sum(value**2 for value in fixed) <= bound**2
 
 
-def test_short_uploads_are_left_alone_in_training_and_lengthened_before() -> None:
+def test_short_uploads_are_unchanged_in_training_and_scaled_up_before_it() -> None:
     before = update(3, 4, 2, 0.001, 0)
     options = privacy(noise={"spectral": 1.0})
     after = protection(options).clip_update("train", before)
@@ -81,7 +81,7 @@ def test_short_uploads_are_left_alone_in_training_and_lengthened_before() -> Non
     assert protection(PrivacySettings()).clip_update("train", before) is before
 
 
-def test_noise_is_on_every_row_and_no_weight_is_told() -> None:
+def test_noise_is_on_every_row_and_no_weight_is_released() -> None:
     options = privacy(noise={"training": 0.5})
     sent = update(40, 3, 4, 0.01, 1)
     noise = []
@@ -116,7 +116,7 @@ def test_shares_of_parts_of_a_cohort_make_up_the_noise_of_the_whole() -> None:
     assert stats.kstest(torch.stack(errors).double().numpy().reshape(-1), stats.norm(scale=0.5).cdf).pvalue > 1e-3
 
 
-def test_dense_uploads_carry_their_own_noise_on_every_row() -> None:
+def test_each_dense_upload_has_its_own_noise_on_every_row() -> None:
     options = privacy(aggregation="dense", norm="l1", noise={"training": 0.5})
     sent = replace(update(30, 3, 4, 0.0, 1), dense=None)
     seen = protection(options).as_seen("train", sent, 20, Key(3))
@@ -137,7 +137,7 @@ def test_dense_uploads_carry_their_own_noise_on_every_row() -> None:
         ({"aggregation": "dense", "noise": {"training": 1.0}}, 1, False),
     ],
 )
-def test_sums_of_too_few_are_given_up(options: dict[str, Any], clients: int, expected: bool) -> None:
+def test_sums_of_too_few_clients_are_aborted(options: dict[str, Any], clients: int, expected: bool) -> None:
     assert protection(privacy(**options)).aborted("train", clients, 100) == expected
 
 
@@ -145,6 +145,6 @@ def test_opendp_draws_for_single_uploads_as_well() -> None:
     values = torch.full((40, 50), 3.0)
     asked = privacy(clip=0.5, norm="coordinate", noise_scale=0.2, noise_source="opendp", aggregation="sparse")
     one, two = (protection(asked).protect(values, Key(0).spread(torch.arange(40))) for _ in range(2))
-    assert not torch.equal(one, two)  # no key gives it away
+    assert not torch.equal(one, two)  # no key determines it
     assert stats.kstest((one - 0.5).reshape(-1).double().numpy(), stats.laplace(scale=0.2).cdf).pvalue > 1e-3
     assert protection(asked).protect(values[:0], Key(0).spread(torch.arange(0))).shape == (0, 50)

@@ -1,4 +1,4 @@
-"""Block size and thread count change no bit, with everything on."""
+"""Block size and thread count change no bit, with all options on."""
 
 from typing import Any
 
@@ -38,14 +38,14 @@ def played(kind: str, **options: Any) -> World:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block_size", [1, 7])
-def test_block_size_changes_neither_state_nor_memories(kind: str, block_size: int) -> None:
+def test_block_size_changes_neither_server_state_nor_client_states(kind: str, block_size: int) -> None:
     whole, blocks = played(kind), played(kind, block_size=block_size)
     assert_same(whole.population.client_state, blocks.population.client_state)
     assert_same(whole.state, blocks.state)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_thread_count_changes_neither_state_nor_memories(kind: str) -> None:
+def test_thread_count_changes_neither_server_state_nor_client_states(kind: str) -> None:
     one = played(kind)
     torch.set_num_threads(2)
     try:
@@ -56,8 +56,8 @@ def test_thread_count_changes_neither_state_nor_memories(kind: str) -> None:
     assert_same(one.state, two.state)
 
 
-def test_a_run_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:
-    """Nothing random is consumed: a round is a function of seed, number, state and memories."""
+def test_a_run_continues_from_a_state_as_if_uninterrupted() -> None:
+    """There is no generator state: a round is a function of seed, number, server state and client states."""
     straight, halted = played("bpr"), played("bpr")
     straight.play(2)
     halted.state, halted.population.client_state = copied(halted.state), copied(halted.population.client_state)

@@ -1,4 +1,4 @@
-"""Clients that do not answer: nothing of theirs changes anything, and a round without answers is a round."""
+"""Clients that do not answer: they do not change anything, and a round without answers is a valid round."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def unequal(before: Any, after: Any) -> set[str]:
-    """Names of the tensors that differ, ``None`` counting as different from a tensor."""
+    """Names of the tensors that differ; ``None`` differs from a tensor."""
     old, new = flatten(before)[0], flatten(after)[0]
     return {
         name for name in {*old, *new} if name not in old or name not in new or not torch.equal(old[name], new[name])
@@ -28,7 +28,7 @@ def unequal(before: Any, after: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_when_all_drop_out_only_the_counter_moves(kind: str) -> None:
+def test_when_all_drop_out_only_the_round_number_changes(kind: str) -> None:
     here = world(clusters__start=100, model__refresh_every=100, **KINDS[kind])
     before, client_state = copied(here.state), copied(here.population.client_state)
     reports = here.play(8, dropout_rate=1.0)
@@ -48,7 +48,7 @@ def test_when_all_drop_out_only_the_counter_moves(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_when_all_drop_out_of_trained_rounds_tables_stay(kind: str) -> None:
+def test_tables_do_not_change_when_all_drop_out_of_training(kind: str) -> None:
     here = world(clusters__start=100, model__refresh_every=100, **KINDS[kind])
     here.play(len(here.algorithm.phases) + 2)
     before, client_state = copied(here.state), copied(here.population.client_state)
@@ -60,7 +60,7 @@ def test_when_all_drop_out_of_trained_rounds_tables_stay(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_drops_out_keeps_all_of_its_memory(kind: str) -> None:
+def test_a_client_that_drops_out_keeps_its_state(kind: str) -> None:
     here = world(**KINDS[kind])
     here.play(len(here.algorithm.phases) + 1)
     client_state = copied(here.population.client_state)
@@ -83,15 +83,15 @@ def test_who_drops_out_keeps_all_of_its_memory(kind: str) -> None:
     assert torch.equal(here.state.service.reports[others], reports_before[others])
 
 
-def test_a_round_with_drop_outs_is_a_round_of_those_who_stayed() -> None:
-    """What the others would have sent is nowhere in the sums."""
+def test_a_round_with_drop_outs_equals_a_round_of_the_others() -> None:
+    """What the missing clients would have sent is not in the sums."""
     first, second = world(), world()
     for here in (first, second):
         here.play(3)
     first.play(1, dropout_rate=0.5)
 
     class Only:
-        """The algorithm with a cohort of exactly those who stay."""
+        """The algorithm with a cohort of exactly the clients that stay."""
 
         def __init__(self, here: World) -> None:
             self.here = here
@@ -114,10 +114,10 @@ def test_the_rate_is_the_share_that_drops_out() -> None:
         assert abs(stayed - (1 - rate) * 20_000) < 4 * (rate * (1 - rate) * 20_000) ** 0.5
     assert torch.equal(surviving(cohort, 0.0, Key(1)), cohort)
     alone = [int(user) for user in range(300) if surviving(torch.tensor([user]), 0.7, Key(1)).numel()]
-    assert alone == surviving(torch.arange(300), 0.7, Key(1)).tolist()  # whoever else is asked
+    assert alone == surviving(torch.arange(300), 0.7, Key(1)).tolist()  # for any cohort
 
 
-def test_a_secure_sum_of_too_few_is_given_up_and_the_report_says_so() -> None:
+def test_a_secure_sum_of_too_few_clients_is_aborted_and_reported() -> None:
     noise = {"degrees": 0.1, "spectral": 0.1, "join": 0.1, "training": 0.1}
     privacy = {"aggregation": "secure", "norm": "l2", "clip": 0.5, "noise": noise, "dropout_tolerance": 0.05}
     here = world(pretraining__kind="spectral", **{f"privacy__{name}": value for name, value in privacy.items()})

@@ -1,4 +1,4 @@
-"""Bytes and losses of a round, by hand."""
+"""Bytes and losses of a round, computed by hand."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tests.methods.federated.toys import SEED, world
 from perfedrec.runtimes.round import round_key
 
 
-def test_bytes_of_a_round_of_joining() -> None:
+def test_bytes_of_the_join_phase() -> None:
     """Each of 30 users sends group and weight (8), its items as tokens (4 each), and two layers of 6 numbers."""
     here = world(model__n_layers=2)
     counts = here.population.offsets.diff()
@@ -54,7 +54,7 @@ def test_bytes_of_softmax_dense_weights_and_neighbour_sums() -> None:
     assert report.bytes_down == 12 * 4 * (24 * 6 + 24 + dense + 24 * 4 + 2 * 24 * 6)
 
 
-def test_a_spectral_pass_sends_the_rows_of_the_own_items() -> None:
+def test_a_spectral_pass_sends_the_rows_of_the_users_own_items() -> None:
     here = world(pretraining__kind="spectral", model__encoder="spectral", clusters__n_clusters=0)
     counts = here.population.offsets.diff()
     (report,) = here.play(1)

@@ -1,4 +1,4 @@
-"""A round: the same whatever the block size and thread count; drop-outs; centralised oracle; spectral oracle."""
+"""A round: equal for all block sizes and thread counts; drop-outs; centralised and spectral references."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def test_another_seed_gives_another_run() -> None:
     assert not torch.equal(one.state.items, other.state.items)
 
 
-def test_who_drops_out_keeps_its_memory() -> None:
+def test_a_client_that_drops_out_keeps_its_state() -> None:
     simulator = play("paper", 1, dropout_rate=0.5)
     before = simulator.population.client_state.steps.clone()
     cohort = simulator.algorithm.plan(simulator.state, Key(5).fold("round", 1).fold("plan")).cohort

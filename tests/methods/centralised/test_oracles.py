@@ -1,4 +1,4 @@
-"""Fitted methods against naive dense computations, losses against their definitions."""
+"""Fitted methods against naive dense computations, and losses against their definitions."""
 
 from collections.abc import Callable
 from itertools import combinations
@@ -61,7 +61,7 @@ def test_item_knn(dataset: Dataset) -> None:
     np.testing.assert_allclose(given, matrix @ similar, rtol=1e-5)
 
 
-def test_nearest_neighbours_alone_count(dataset: Dataset) -> None:
+def test_only_the_nearest_neighbours_count(dataset: Dataset) -> None:
     matrix = dense(dataset)
     lengths = np.sqrt(matrix.sum(1).clip(min=1))
     similar = matrix @ matrix.T / (np.outer(lengths, lengths) + 1.0)
@@ -183,7 +183,7 @@ def test_batches_hold_every_interaction_once_with_a_negative_of_its_user(trainin
 
 
 def test_batches_hold_every_interaction_of_a_user_with_most_items() -> None:
-    """A user with 7 of 9 items takes turns at two negatives; one with all of them has none."""
+    """A user with 7 of 9 items uses two negatives by turns; a user with all items has none."""
     offsets = torch.tensor([0, 7, 16, 18])
     rows, _ = block_rows(offsets, torch.tensor([*range(1, 8), *range(9), 3, 4]), torch.arange(3))
     (batch,) = batches(Training(rows, 9), 64, Key(1))
@@ -216,7 +216,7 @@ def test_a_last_batch_of_one_has_no_uniformity(dataset: Dataset) -> None:
     assert engine.play().loss == pytest.approx(whole.play().loss, rel=0.05)
 
 
-def test_training_that_leaves_the_finite_numbers_says_so(dataset: Dataset) -> None:
+def test_a_loss_that_is_not_finite_is_an_error(dataset: Dataset) -> None:
     engine = Central(MF(VectorSettings(learning_rate=1e30, embedding_dim=4)), dataset, device="cpu")
     engine.play()
     with pytest.raises(DivergedError, match=r"loss of epoch 2 is (nan|inf); expected a finite number"):

@@ -1,6 +1,6 @@
-"""One client at a time, in plain Python loops over a dense copy of the whole item table: the reference for ``client``.
+"""One client at a time, in plain Python loops over a dense copy of the item table: the reference for ``client``.
 
-Nothing here comes from the package but the attribute network, which has a reference of its own.
+It uses nothing of the package except the attribute network, which has its own reference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from perfedrec.nn.crossing import Crossing
 
 @dataclass
 class Client:
-    """What one client holds and was told."""
+    """What one client has and receives."""
 
     table: Tensor  # [m, d] its own copy of its cluster's model
     degrees: Tensor  # [m]
@@ -32,7 +32,8 @@ class Client:
 def final_vectors(
     settings: PerFedRecSettings, me: Client, vector: Tensor, table: Tensor, dense: Tensor | None, without: int | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """The user's final vector, with its own item ``without`` left out of the sum, and those of all items."""
+    """The user's final vector, with its own item ``without`` left out of the sum, and the final vectors of all
+    items."""
     model, items0 = settings.model, [table[item] for item in range(table.shape[0])]
     if dense is not None:
         dim = model.embedding_dim
@@ -75,7 +76,7 @@ def score(settings: PerFedRecSettings, user: Tensor, item: Tensor) -> Tensor:
 
 
 def loss(settings: PerFedRecSettings, me: Client, vector: Tensor, table: Tensor, dense: Tensor | None) -> Tensor:
-    """The sum over the client's positives, and L2 on the rows of the batch."""
+    """The sum over the client's positives, plus L2 on the rows of the batch."""
     client, total = settings.client, torch.zeros((), dtype=table.dtype)
     whole, items = final_vectors(settings, me, vector, table, dense, None)
     against = [score(settings, whole, items[item]) for item in me.negatives]

@@ -1,4 +1,4 @@
-"""The work of many clients at once against one client at a time on dense tables, and what must not change it."""
+"""Many clients at once against one client at a time on dense tables, and what must not change the result."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.methods.federated.naive import Client, train
-from tests.methods.federated.toys import SEED, World, assert_same, cluster_table, of_memory, of_user, world
+from tests.methods.federated.toys import SEED, World, assert_same, cluster_table, of_client, of_user, world
 
 from perfedrec.core.keys import Key
 from perfedrec.privacy.labels import label
@@ -15,7 +15,7 @@ COHORT = [4, 17, 2, 29, 11, 8, 23]
 
 
 def trained(**changes: Any) -> World:
-    """A world that has clusters with models of their own, fresh neighbour sums and rows of all users' own."""
+    """A world that has clusters with models of their own, new neighbour sums, and item rows of all users' own."""
     result = world(**changes)
     result.play(4 + len(result.algorithm.phases))
     assert result.algorithm.settings.clusters.n_clusters == 0 or float(result.state.offsets.abs().max()) > 1e-4
@@ -66,7 +66,8 @@ def compare(here: World) -> None:
 
 
 def untouched(here: World) -> World:
-    """The same world with users whose vectors have not trained, so that torch's Adam can follow their first steps."""
+    """The same world with users whose vectors have not trained, so that torch's Adam can reproduce their first
+    steps."""
     client_state = here.population.client_state
     here.population.client_state = replace(
         client_state,
@@ -81,7 +82,7 @@ def untouched(here: World) -> World:
 @pytest.mark.parametrize("loss", ["bpr", "softmax"])
 @pytest.mark.parametrize("similarity", ["inner", "cosine"])
 @pytest.mark.parametrize("leave_one_out", [False, True])
-def test_one_step_is_that_of_one_client_on_dense_tables(
+def test_one_step_equals_that_of_one_client_on_dense_tables(
     encoder: str, loss: str, similarity: str, leave_one_out: bool
 ) -> None:
     compare(
@@ -122,8 +123,8 @@ def test_more_steps_and_other_parts(changes: dict[str, Any]) -> None:
     compare(untouched(trained(**changes)))
 
 
-def test_moments_of_the_private_vector_stay_from_round_to_round() -> None:
-    """Three rounds of one step are three steps of one Adam: with the same labels and a table that stays."""
+def test_moments_of_the_private_vector_are_kept_from_round_to_round() -> None:
+    """Three rounds of one step equal three steps of one Adam, with the same labels and an unchanged table."""
     here = world(model__neighbours=False, clusters__n_clusters=0, client__learning_rate=1e-12)
     broadcast, rows, client_state = here.block(COHORT)
     thrice = world(model__neighbours=False, clusters__n_clusters=0, client__learning_rate=1e-12, client__local_steps=3)
@@ -155,7 +156,7 @@ EVERYTHING = {
     ids=["bpr", "softmax", "spectral"],
 )
 @pytest.mark.parametrize("blocks", [[[user] for user in COHORT], [[29, 4], [8, 2, 23], [17, 11]], [COHORT[::-1]]])
-def test_company_and_order_change_no_bit(changes: dict[str, Any], blocks: list[list[int]]) -> None:
+def test_results_do_not_depend_on_the_block_or_its_order(changes: dict[str, Any], blocks: list[list[int]]) -> None:
     here = trained(**EVERYTHING, **changes)
     whole, client_state = here.train(COHORT)
     rows = here.block(COHORT)[1]
@@ -166,15 +167,15 @@ def test_company_and_order_change_no_bit(changes: dict[str, Any], blocks: list[l
             reference = COHORT.index(user)
             for found, expected in (
                 (of_user(sent, place), of_user(whole, reference)),
-                (of_memory(remembered, own_rows, place), of_memory(client_state, rows, reference)),
+                (of_client(remembered, own_rows, place), of_client(client_state, rows, reference)),
             ):
                 assert found.keys() == expected.keys()
                 for name, value in found.items():
                     assert torch.equal(value, expected[name]), f"{name} of user {user}"
 
 
-def test_attribute_networks_in_company_to_the_last_digits() -> None:
-    """Their matrix products are batched by client, so that the last bit may depend on the block's shape."""
+def test_attribute_networks_depend_on_the_block_only_by_rounding() -> None:
+    """Their matrix products are batched by client, so that the last bits may depend on the block's shape."""
     here = trained(attributes=True, client__local_steps=2, client__learning_rate=0.1, **EVERYTHING)
     whole, _ = here.train(COHORT)
     for place, user in enumerate(COHORT):
@@ -183,7 +184,7 @@ def test_attribute_networks_in_company_to_the_last_digits() -> None:
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-6)
 
 
-def test_what_one_user_does_changes_nothing_of_another() -> None:
+def test_one_user_does_not_affect_another() -> None:
     here = trained(**EVERYTHING)
     broadcast, rows, client_state = here.block([4, 17, 2])
     whole, kept = here.algorithm.client("train", broadcast, rows, client_state, Key(SEED))
@@ -197,7 +198,7 @@ def test_what_one_user_does_changes_nothing_of_another() -> None:
     for place in (0, 2):
         for found, expected in (
             (of_user(sent, place), of_user(whole, place)),
-            (of_memory(remembered, rows, place), of_memory(kept, rows, place)),
+            (of_client(remembered, rows, place), of_client(kept, rows, place)),
         ):
             for name, value in found.items():
                 assert torch.equal(value, expected[name]), name
@@ -205,7 +206,7 @@ def test_what_one_user_does_changes_nothing_of_another() -> None:
 
 
 @pytest.mark.parametrize("loss", ["bpr", "softmax"])
-def test_masked_items_are_in_no_row_that_is_sent(loss: str) -> None:
+def test_no_row_of_a_masked_item_is_sent(loss: str) -> None:
     here = trained(privacy__masking=0.5, client__loss=loss)
     everyone = here.population.everyone()
     broadcast, rows, client_state = here.block(everyone)
@@ -217,10 +218,10 @@ def test_masked_items_are_in_no_row_that_is_sent(loss: str) -> None:
     pairs = set(zip(sent.segments.tolist(), sent.items.tolist(), strict=True))
     assert not pairs & set(zip(rows.segments[masked].tolist(), rows.items[masked].tolist(), strict=True))
     assert set(zip(rows.segments[~masked].tolist(), rows.items[~masked].tolist(), strict=True)) <= pairs
-    assert torch.equal(after.rows[masked], client_state.rows[masked])  # and its own rows of these are left alone
+    assert torch.equal(after.rows[masked], client_state.rows[masked])  # their own rows do not change
 
 
-def test_masked_items_are_in_no_edge_that_is_sent() -> None:
+def test_no_edge_of_a_masked_item_is_sent() -> None:
     here = world(privacy__masking=0.5, privacy__pseudo_items=0.4)
     broadcast, rows, client_state = here.block(here.population.everyone())
     key = Key(SEED)
@@ -236,7 +237,7 @@ def test_masked_items_are_in_no_edge_that_is_sent() -> None:
     assert not {tuple(pair) for pair in hidden} & {tuple(pair) for pair in sent}
 
 
-def test_clip_and_noise_are_on_everything_that_is_sent() -> None:
+def test_everything_that_is_sent_is_clipped_and_noised() -> None:
     exact, clipped, noisy = (
         trained(attributes=True, client__dense_learning_rate=1.0, **privacy)
         for privacy in ({}, {"privacy__clip": 0.01}, {"privacy__clip": 0.01, "privacy__noise_scale": 0.001})
@@ -244,7 +245,7 @@ def test_clip_and_noise_are_on_everything_that_is_sent() -> None:
     for other in (clipped, noisy):  # the same state, so that only the protection differs
         other.state, other.population.client_state = exact.state, exact.population.client_state
     sent = [here.train(COHORT) for here in (exact, clipped, noisy)]
-    assert_same(sent[0][1], sent[1][1])  # what the client keeps is not protected from itself
+    assert_same(sent[0][1], sent[1][1])  # the client state has no noise
     assert_same(sent[0][1], sent[2][1])
     for name in ("deltas", "dense", "reports"):
         raw, bounded, masked = (getattr(update, name) for update, _ in sent)
@@ -266,7 +267,7 @@ def test_users_with_nearly_all_items_or_none(loss: str) -> None:
     assert bool(sent.deltas.isfinite().all())
     assert bool(client_state.private.isfinite().all())
     assert of_user(sent, 1)["items"].numel() == 0 or loss == "softmax"
-    assert float(of_user(sent, 0)["deltas"].abs().max()) == 0.0  # nothing to rank its items against
+    assert float(of_user(sent, 0)["deltas"].abs().max()) == 0.0  # there are no items to rank its own against
     alone, _ = here.train([2])
     assert torch.equal(of_user(alone, 0)["deltas"], of_user(sent, 2)["deltas"])
     assert float(of_user(sent, 2)["deltas"].abs().max()) > 1e-3

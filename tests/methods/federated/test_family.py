@@ -1,4 +1,4 @@
-"""The federated baselines: pairs against whole rankings, blocks, bounds, and what they are special cases of."""
+"""The federated baselines: pairs against whole rankings, blocks, bounds, and special cases of each other."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -58,15 +58,15 @@ def test_pairs_are_scored_as_in_the_ranking(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*FAMILY, "fastpfrec"])
 @pytest.mark.parametrize("block_size", [1, 7])
-def test_blocks_change_nothing(name: str, block_size: int) -> None:
+def test_block_size_changes_nothing(name: str, block_size: int) -> None:
     whole, parts = simulator(name, 11), simulator(name, 11, block_size=block_size)
     for (key, one), other in zip(tensors(whole.state).items(), tensors(parts.state).values(), strict=True):
-        # A network is multiplied in batches, whose kernels round by shape; all else is exact.
+        # A network is multiplied in batches, whose kernels round depending on the shape; all else is exact.
         torch.testing.assert_close(other, one, rtol=0, atol=1e-4 if name == "fedncf" else 0, msg=key)
 
 
 @pytest.mark.parametrize("name", [*FAMILY, "fedmf", "fedgnn", "fastpfrec"])
-def test_the_bound_holds_for_every_number_that_leaves(name: str) -> None:
+def test_the_bound_holds_for_every_number_that_is_sent(name: str) -> None:
     here = simulator(name, 0, "privacy.clip=0.001")
     algorithm, users = here.algorithm, torch.arange(40)
     for _ in algorithm.phases:
@@ -80,8 +80,8 @@ def test_the_bound_holds_for_every_number_that_leaves(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_a_client_depends_on_nobody_else(name: str) -> None:
-    """Alone, and with others, a client hands over the same and keeps the same."""
+def test_a_client_does_not_depend_on_other_clients(name: str) -> None:
+    """Alone and together with others, a client sends the same update and has the same client state."""
     here = simulator(name, 11)
     algorithm, together = here.algorithm, torch.tensor([3, 5, 9])
     client_state = copied(here.population.client_state)
@@ -102,7 +102,7 @@ def test_a_client_depends_on_nobody_else(name: str) -> None:
 
 
 def test_fedrap_keeps_shared_and_personal_vectors_apart() -> None:
-    """One local step of one client against autograd with the two kinds of vectors as leaves of their own."""
+    """One local step of one client against autograd with shared and personal vectors as separate leaves."""
     weights = {"apart": 0.5, "sparsity": 0.1, "learning_rate": 0.1, "warm_up": 2.0}
     given = [f"additive.{name}={value}" for name, value in weights.items()]
     here = simulator("fedrap", 0, "client.local_steps=1", "client.learning_rate=0.5", "model.embedding_dim=6", *given)
@@ -137,7 +137,7 @@ def test_fedrap_keeps_shared_and_personal_vectors_apart() -> None:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_served_table_is_the_average_of_the_rounds(name: str) -> None:
-    """The first vectors are in the average from the start, and each round has a share of ``1 - averaging``."""
+    """The initial vectors are in the average from the start, and each round has a share of ``1 - averaging``."""
     here, tables = simulator(name, 0, "server.averaging=0.75"), []
     expected = here.state.items.clone()
     for _ in range(4):
@@ -151,7 +151,7 @@ def test_the_served_table_is_the_average_of_the_rounds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_clients_can_count_by_their_interactions(name: str) -> None:
+def test_clients_can_be_weighted_by_their_interactions(name: str) -> None:
     here = simulator(name, 0, "server.weighting=interactions")
     rows, positions = here.population.rows(torch.arange(80))
     client_state, broadcast = (
@@ -170,14 +170,14 @@ def test_secure_sums_give_the_same_tables(name: str) -> None:
     torch.testing.assert_close(plain.state.items, summed.state.items, rtol=0, atol=1e-5)
 
 
-def test_users_of_a_taste_share_a_landmark() -> None:
+def test_users_of_the_same_taste_share_a_landmark() -> None:
     here = simulator("gpfedrec", 60, "selection.n_clients_per_round=80", "graph.n_landmarks=2")
     nearest = here.algorithm.broadcast(here.state, torch.arange(80)).weights.argmax(1)
     assert 10 < int((nearest == 0).sum()) < 70
     assert float(here.state.offsets.abs().max()) > 0
 
 
-def test_several_tables_are_not_summed_blindly() -> None:
+def test_several_tables_under_sums_are_refused() -> None:
     class Two(Federated):
         logits = all_scores = None  # type: ignore[assignment]  # nothing is played
 
@@ -213,7 +213,7 @@ def test_fedgnn_needs_its_neighbours() -> None:
 
 
 def nodes(changes: list[tuple[int, int, list[float]]], clients: list[int]) -> Aggregate:
-    """Sums by (node, item) of so many clients of each node, for tables of 10 items."""
+    """Sums by (node, item) for tables of 10 items; ``clients`` is the number of clients of each node."""
     empty = Aggregate.empty(10, len(clients), 2)
     keys = torch.tensor([node * 10 + item for node, item, _ in changes])
     sums = torch.tensor([values for *_, values in changes], dtype=torch.float64) * FIXED_POINT
@@ -221,8 +221,8 @@ def nodes(changes: list[tuple[int, int, list[float]]], clients: list[int]) -> Ag
     return replace(empty, clients=sum(clients), keys=keys, sums=sums, weights=weights)
 
 
-def test_nodes_count_alike_and_one_that_stands_out_does_not_count() -> None:
-    """Node means are (2, 0), (0, 2), (2, 2) over sqrt(2) in length and (40, 0); a fifth node has heard nobody."""
+def test_nodes_have_equal_weight_and_outliers_are_left_out() -> None:
+    """Node means are (2, 0), (0, 2), (2, 2) over sqrt(2) in length and (40, 0); a fifth node received no update."""
     honest = [(0, 3, [8.0, 0.0]), (1, 4, [0.0, 2.0]), (2, 3, [3.0, 3.0])]
     result = averaged(nodes([*honest, (3, 7, [40.0, 0.0])], [4, 1, 2, 1, 0]), 3.5)
     assert result.keys.tolist() == [3, 4]
@@ -232,9 +232,9 @@ def test_nodes_count_alike_and_one_that_stands_out_does_not_count() -> None:
     assert everybody.keys.tolist() == [3, 4, 7]
 
 
-def test_a_poisoned_node_moves_nothing() -> None:
-    """Clients of one node hand over changes a hundred times as large: the tables are those without the node."""
-    small = ("client.learning_rate=10", "client.local_steps=2")  # so that no other node stands out
+def test_a_poisoned_node_has_no_effect() -> None:
+    """Clients of one node send changes a hundred times as large: the tables are those without the node."""
+    small = ("client.learning_rate=10", "client.local_steps=2")  # so that no other node is an outlier
     given = ("nodes.n_nodes=8", "selection.n_clients_per_round=80", "pretraining.kind=none", *small)
     here = simulator("fastpfrec", 0, *given)
     here.play()

@@ -51,7 +51,7 @@ def settings(**privacy: Any) -> FederatedSettings:
 
 
 def outcome(kind: type[Federated[Any, Any, Any]], rounds: int = 4, **privacy: Any) -> dict[str, Any]:
-    """What a run of a method leads to, seen by all who use a method: runtimes, recommender, audit and ledger."""
+    """The results of a run of a method, as seen by all who use a method: runtimes, recommender, audit and ledger."""
     method, people = kind(settings(**privacy)), population()
     spec = Spec(USERS, ITEMS, torch.bincount(people.items, minlength=ITEMS))
     state, tap = method.init(spec, Key(SEED).fold("init")), Tap(method, [1])
@@ -100,7 +100,7 @@ def differ(a: Any, b: Any) -> bool:
 
 
 def shifted(task: LocalTask) -> LocalResult:
-    """A stand-in for the local steps."""
+    """A replacement for the local steps."""
     return replace(found := autograd_steps(task), private=found.private + 1)
 
 
@@ -113,7 +113,7 @@ class Half(Sum):
 
 
 def tables(kind: type[Plain], **hooks: Any) -> type[Plain]:
-    """With two tables beside the shared one, in which clients contribute by turns."""
+    """A method with two tables beside the shared one, to which clients contribute by turns."""
 
     def by_turns(self: Plain, state: ServerState, users: Tensor) -> Tensor:
         return users % 2
@@ -144,7 +144,7 @@ def second(self: Plain, broadcast: Any, rows: Rows, client_state: ClientState) -
 
 
 def with_super(name: str, change: Callable[[Any], Any]) -> dict[str, Any]:
-    """An override that changes what the engine's own function gives."""
+    """An override that changes the result of the engine's own function."""
 
     def function(self: Any, *given: Any) -> Any:
         return change(getattr(super(type(self), self), name)(*given))
@@ -201,20 +201,20 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 """Hooks, each with an override that changes a run of the plain method."""
 
 ELSEWHERE = {
-    "n_tables": "test_tables_beside_the_shared_one_take_the_changes_of_their_groups",
-    "table_share": "test_tables_beside_the_shared_one_take_the_changes_of_their_groups",
-    "groups": "test_tables_beside_the_shared_one_take_the_changes_of_their_groups",
-    "contributes_to": "test_tables_beside_the_shared_one_take_the_changes_of_their_groups",
-    "n_models": "test_tables_beside_the_shared_one_take_the_changes_of_their_groups",
-    "n_groups": "test_a_group_that_is_not_there_is_refused_in_one_line",
+    "n_tables": "test_additional_tables_receive_the_changes_of_their_groups",
+    "table_share": "test_additional_tables_receive_the_changes_of_their_groups",
+    "groups": "test_additional_tables_receive_the_changes_of_their_groups",
+    "contributes_to": "test_additional_tables_receive_the_changes_of_their_groups",
+    "n_models": "test_additional_tables_receive_the_changes_of_their_groups",
+    "n_groups": "test_an_unknown_group_is_refused_in_one_line",
     "chooses_table": "test_several_tables_under_sums_need_clients_that_choose",
-    "phases": "test_a_phase_of_ones_own_is_played_before_training",
-    "trained": "test_a_phase_of_ones_own_is_played_before_training",
-    "questions": "test_a_question_before_the_first_round_is_known_to_privacy",
+    "phases": "test_a_custom_phase_is_played_before_training",
+    "trained": "test_a_custom_phase_is_played_before_training",
+    "questions": "test_phases_before_the_first_round_are_known_to_privacy",
     "star": "tests/methods/federated/test_family.py: FastPFRec",
-    "finetune_rounds": "test_a_node_trains_new_users_as_the_method_says",
-    "init_new_user": "test_a_node_trains_new_users_as_the_method_says",
-    "without_privacy": "test_a_node_trains_new_users_as_the_method_says",
+    "finetune_rounds": "test_a_node_trains_new_users_as_the_method_defines",
+    "init_new_user": "test_a_node_trains_new_users_as_the_method_defines",
+    "without_privacy": "test_a_node_trains_new_users_as_the_method_defines",
     "sums": "a fact that follows from the settings",
     "Options": "tests/runs/test_config.py",
     "broadcast_type": "tests/runtimes/node/test_serving.py",
@@ -238,7 +238,7 @@ def test_the_same_method_plays_the_same_run() -> None:
     assert not any(differ(plain()[key], again[key]) for key in again)
 
 
-def test_tables_beside_the_shared_one_take_the_changes_of_their_groups() -> None:
+def test_additional_tables_receive_the_changes_of_their_groups() -> None:
     base = outcome(tables(Plain))
     for hooks in (
         {"table_share": lambda self, state: 0.0},
@@ -252,7 +252,7 @@ def test_tables_beside_the_shared_one_take_the_changes_of_their_groups() -> None
 
 
 @pytest.mark.parametrize("hook", ["groups", "contributes_to"])
-def test_a_group_that_is_not_there_is_refused_in_one_line(hook: str) -> None:
+def test_an_unknown_group_is_refused_in_one_line(hook: str) -> None:
     beyond = {
         "groups": lambda self, state, users: torch.full_like(users, 2),
         "contributes_to": lambda self, broadcast, rows, client_state: torch.full_like(rows.users, 2),
@@ -272,7 +272,7 @@ def test_several_tables_under_sums_need_clients_that_choose() -> None:
 
 
 class Warm(Plain):
-    """A phase before training, in which clients add up how many items they have."""
+    """A method with a phase before training, in which clients add up how many items they have."""
 
     noise: str | None = None
 
@@ -295,8 +295,8 @@ class Warm(Plain):
         return super().server(state, phase, aggregate, key)
 
 
-def test_a_phase_of_ones_own_is_played_before_training() -> None:
-    """All 30 users are in it; the sum of their counts reaches the server, and training begins after it."""
+def test_a_custom_phase_is_played_before_training() -> None:
+    """All 30 users take part in it; the sum of their counts reaches the server, and training begins after it."""
     played = outcome(Warm, 5)
     assert played["cohorts"] == [30, 12, 12, 12, 12]
     assert played["losses"][0] is None
@@ -336,7 +336,7 @@ def test_a_phase_with_noise_is_accounted_for() -> None:
     assert differ(noisy["items"], quiet["items"])
 
 
-def test_a_question_before_the_first_round_is_known_to_privacy() -> None:
+def test_phases_before_the_first_round_are_known_to_privacy() -> None:
     question = Phase("degrees", noise="degrees", coordinates=False)
     asking = type("Asking", (Plain,), {"questions": (question,)})
     assert asking(settings()).protection.guarantee("degrees").law is None
@@ -344,7 +344,7 @@ def test_a_question_before_the_first_round_is_known_to_privacy() -> None:
         Plain(settings()).protection.guarantee("degrees")
 
 
-def test_a_node_trains_new_users_as_the_method_says(tmp_path: Path) -> None:
+def test_a_node_trains_new_users_as_the_method_defines(tmp_path: Path) -> None:
     def scores(name: str, **hooks: Any) -> Tensor:
         method = type("Own", (Plain,), hooks)(settings(clip=0.5, noise_scale=0.1))
         spec = Spec(USERS, ITEMS, torch.ones(ITEMS))
@@ -368,7 +368,7 @@ def test_a_node_trains_new_users_as_the_method_says(tmp_path: Path) -> None:
 
 
 class Other(Plain):
-    """What a node trains with in place of the method."""
+    """A method that a node trains with instead of the original one."""
 
     def n_negatives(self) -> int:
         return 9

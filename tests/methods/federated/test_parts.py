@@ -21,7 +21,7 @@ def planted(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return vectors * 10.0 ** (2 * torch.rand(200, 1, generator=generator) - 1), truth
 
 
-def test_k_means_finds_planted_directions_whatever_the_lengths() -> None:
+def test_k_means_finds_planted_directions_for_any_lengths() -> None:
     vectors, truth = planted()
     labels, centroids = cluster(vectors, 4, None, Key(0))
     assert adjusted_rand_score(truth, labels) == 1.0
@@ -40,7 +40,7 @@ def test_a_cluster_keeps_its_number_from_one_clustering_to_the_next() -> None:
     assert torch.equal(cluster(moved, 4, centroids[permutation], Key(1))[0], permutation.argsort()[labels])
 
 
-def test_clustering_is_keyed() -> None:
+def test_clustering_is_determined_by_its_key() -> None:
     vectors = torch.randn(60, 5, generator=torch.Generator().manual_seed(2))
     first, again = (cluster(vectors, 5, None, Key(7))[0] for _ in range(2))
     assert torch.equal(first, again)
@@ -92,7 +92,7 @@ def test_members_of_a_cluster_are_equally_likely() -> None:
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "fedadam", "fedyogi", "fedadagrad"])
-def test_a_sparse_step_moves_touched_rows_alone(rule: str) -> None:
+def test_a_sparse_step_changes_only_touched_rows(rule: str) -> None:
     options = ServerSettings(optimizer=rule, learning_rate=0.5, beta1=0.5, beta2=0.75, epsilon=1.0)
     table = torch.zeros(4, 1)
     moments = None if rule == "fedavg" else Moments.zeros(table)
@@ -109,7 +109,7 @@ def test_a_sparse_step_moves_touched_rows_alone(rule: str) -> None:
         ]
 
 
-def test_the_running_average_is_that_of_every_round() -> None:
+def test_the_running_average_equals_the_average_over_all_rounds() -> None:
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(6, 3, generator=generator)
     average, naive, decay = Average.start(table), table.clone().double(), 0.8

@@ -35,7 +35,7 @@ def normalised(rows: Rows, n_items: int) -> np.ndarray:
 
 
 def blocks(n_blocks: int, users: int, items: int, drop: float, seed: int = 0) -> Population:
-    """Users who have the items of their own block but for a few: N has ``n_blocks`` singular values near 1."""
+    """Users who have most items of their own block: N has ``n_blocks`` singular values near 1."""
     generator = np.random.default_rng(seed)
     own = np.kron(np.eye(n_blocks), np.ones((users, items))) * (
         generator.random((n_blocks * users, n_blocks * items)) > drop
@@ -111,7 +111,7 @@ def fill(groups: torch.Tensor, people: Population, basis: torch.Tensor, n_groups
     return offsets.view(n_groups, people.n_items, -1)
 
 
-def test_a_cluster_is_filled_with_what_its_own_members_have() -> None:
+def test_a_cluster_table_spans_the_interactions_of_its_members() -> None:
     people = blocks(3, 15, 8, 0.1)
     matrix = normalised(people.rows(people.everyone())[0], 24)
     basis = torch.from_numpy(np.linalg.svd(matrix)[2][:3].T.copy()).float()
@@ -121,22 +121,22 @@ def test_a_cluster_is_filled_with_what_its_own_members_have() -> None:
         own = slice(8 * group, 8 * group + 8)
         others = [item for item in range(24) if not own.start <= item < own.stop]
         gram = (tables[group] @ tables[group].T).double().numpy()
-        assert np.abs(gram[others]).max() < 1e-3  # what nobody in the cluster has says nothing
+        assert np.abs(gram[others]).max() < 1e-3  # items that nobody in the cluster has are not in it
         image = matrix[15 * group : 15 * group + 15]
         image = image.T @ image @ basis.double().numpy()
         left, values, _ = np.linalg.svd(image, full_matrices=False)
         expected = left @ np.diag(np.sqrt(values / values[0])) @ left.T
         np.testing.assert_allclose(gram, expected, atol=1e-3)
-    assert torch.equal(tables[3], basis)  # nobody is in it
+    assert torch.equal(tables[3], basis)  # it has no members
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.0])
-def test_a_filled_cluster_speaks_the_coordinates_of_the_global_table(scale: float) -> None:
-    """A member's change moves both tables: a cluster of everybody differs from the global table by weights alone."""
+def test_a_cluster_table_has_the_coordinates_of_the_global_table(scale: float) -> None:
+    """A member's change updates both tables: a cluster of all users differs from the global table only by weights."""
     people = blocks(3, 15, 8, 0.3)
     matrix = normalised(people.rows(people.everyone())[0], 24)
     _, values, right = np.linalg.svd(matrix)
-    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]  # any basis of the subspace is as good
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]  # any basis of the subspace will work
     basis = torch.from_numpy(right[:4].T @ turn * scale).float()
     table = basis + fill(torch.zeros(45, dtype=torch.int64), people, basis, 1)[0]
     expected = right[:4].T @ np.diag(np.sqrt(values[:4] / values[0])) @ turn * scale
@@ -170,7 +170,7 @@ def test_contrastive_pretraining_lowers_the_loss_between_the_views() -> None:
     assert path[-1] < 0.8 * path[0]
 
 
-def test_contrast_does_not_change_what_it_starts_from() -> None:
+def test_contrast_does_not_change_its_initial_vectors() -> None:
     here = world(**CONTRASTIVE)
     rows, _ = here.population.rows(here.population.everyone())
     graph = Bipartite.of(rows.segments, rows.items, 30, 24)
@@ -231,8 +231,8 @@ def test_the_service_sees_tokens_and_not_items() -> None:
     assert set(zip(graph.columns.tolist(), owners.tolist(), strict=True)) == named
 
 
-def test_the_tables_rows_come_back_to_their_own_items() -> None:
-    """An item that nobody has takes part in no view: it is not pulled anywhere, while all others are."""
+def test_table_rows_are_mapped_back_to_their_items() -> None:
+    """An item that nobody has is in no view: training does not move it, but moves all others."""
     lonely = {3, 10, 17, 18, 22}
     own = [sorted({(7 * user + k * k) % 24 for k in range(1, 6)} - lonely) for user in range(30)]
     offsets = torch.tensor([0, *itertools.accumulate(len(each) for each in own)])
@@ -254,7 +254,7 @@ def test_pretrained_vectors_are_for_users_who_have_not_trained() -> None:
     assert torch.equal(broadcast.start, start[:2])
     fresh = here.algorithm.scores(broadcast, rows, client_state)
     own = replace(client_state, private=client_state.private + 1)
-    assert torch.equal(here.algorithm.scores(broadcast, rows, own), fresh)  # own random vectors do not count yet
+    assert torch.equal(here.algorithm.scores(broadcast, rows, own), fresh)  # the users' own vectors are not used yet
     seasoned = replace(own, steps=torch.tensor([1, 0]))
     scores = here.algorithm.scores(broadcast, rows, seasoned)
     assert not torch.allclose(scores[0], fresh[0])

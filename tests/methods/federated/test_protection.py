@@ -1,4 +1,5 @@
-"""What a client with sparse uploads says of its items passes through its labels, clip and noise, in every phase."""
+"""What a client with sparse uploads reveals about its items passes through its labels, clip and noise, in every
+phase."""
 
 from __future__ import annotations
 
@@ -22,10 +23,8 @@ PAPER: dict[str, Any] = {"privacy__clip": 0.5, "privacy__noise_scale": 0.1}
 
 
 @pytest.mark.parametrize("neighbours", [True, False])
-def test_nothing_that_is_sent_knows_more_of_the_items_than_the_labels(
-    neighbours: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two histories whose labels are the same send the same, from the first pass of pre-training on."""
+def test_uploads_depend_on_the_items_only_through_the_labels(neighbours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two histories with the same labels send the same updates, from the first pass of pre-training on."""
     one, two = (world(**SPECTRAL, model__neighbours=neighbours, clusters__start=0) for _ in range(2))
     two.population.items = two.population.items.clone()
     for user in range(30):  # as many items, but others
@@ -100,13 +99,13 @@ def test_passes_of_pre_training_show_decoys_and_leave_masked_items_out() -> None
         {"randomised_response": 1.0},
     ],
 )
-def test_what_protects_sparse_uploads_is_not_claimed_for_others(aggregation: Any, option: dict[str, Any]) -> None:
+def test_options_for_sparse_uploads_are_refused_for_sums(aggregation: Any, option: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="protect sparse uploads"):
         PrivacySettings(aggregation=aggregation, **option)
     PrivacySettings(**option)
 
 
-def test_randomised_response_is_refused_beside_what_it_would_not_cover() -> None:
+def test_randomised_response_is_refused_with_options_that_reveal_items() -> None:
     with pytest.raises(ValidationError, match="weighting = uniform"):
         settings(privacy__randomised_response=1.0, server__weighting="interactions")
     with pytest.raises(ValidationError, match="real items"):

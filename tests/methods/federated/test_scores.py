@@ -1,4 +1,4 @@
-"""The personal model: its three parts, its weights, and what serves users who never took part."""
+"""The personal model: its parts, its weights, and what serves users who never took part."""
 
 from dataclasses import replace
 from typing import Any
@@ -44,7 +44,7 @@ def test_parts_sum_to_the_scores(changes: dict[str, Any]) -> None:
 
 
 def test_scores_by_hand() -> None:
-    """Weights 0.5, 0.3 and 0.2 on the local, the cluster's and the global model, each from its own tables."""
+    """Weights 0.5, 0.3 and 0.2 on the local, the cluster's and the global model, each with its own tables."""
     here = played(
         personal__local=0.5, personal__cluster=0.3, personal__global=0.2, model__neighbours=False, clusters__start=0
     )
@@ -71,7 +71,7 @@ def test_scores_by_hand() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"model__encoder": "spectral"}, {"client__similarity": "cosine"}], ids=str)
 def test_training_and_recommending_use_the_same_propagation(changes: dict[str, Any]) -> None:
-    """The loss of a user who is served by one model alone is the loss of the scores that it is served with."""
+    """The training loss of a user who is served by one model alone equals the loss of the served scores."""
     here = played(
         clusters__n_clusters=0, personal__local=0.0, personal__cluster=0.0, personal__global=1.0,
         client__loss="softmax", client__temperature=1.0, **changes,
@@ -98,7 +98,7 @@ def test_scores_of_one_user_do_not_depend_on_the_block() -> None:
     torch.testing.assert_close(here.algorithm.scores(*here.block(backwards)).flip(0), whole, rtol=1e-5, atol=1e-6)
 
 
-def test_users_who_never_took_part_have_a_personal_model_of_their_own() -> None:
+def test_users_who_never_took_part_have_a_personal_model() -> None:
     here = played(selection__n_clients_per_round=3)
     resting = (here.population.client_state.steps == 0).nonzero().squeeze(1)
     assert resting.numel() > 10
@@ -110,7 +110,8 @@ def test_users_who_never_took_part_have_a_personal_model_of_their_own() -> None:
 
 
 def naive_mix(here: World, users: list[int], client_state: Any, rows: Rows, start: torch.Tensor) -> torch.Tensor:
-    """One gradient step on BPR of the mixed scores, an own item left out of the vectors it is scored against."""
+    """One gradient step on BPR of the mixed scores; an own item is left out of the user vectors that it is scored
+    against."""
     broadcast = here.algorithm.broadcast(here.state, torch.tensor(users))
     keys = Key(SEED).fold("mix").spread(rows.users)
     negatives, owners = draw_outside(rows, 24, rows.counts, keys)
@@ -150,14 +151,14 @@ def test_learned_weights_take_a_step_on_the_clients_own_data() -> None:
     assert float((after.mix - client_state.mix).abs().max()) > 1e-3
 
 
-def test_without_learning_the_weights_stay() -> None:
+def test_without_learning_the_weights_do_not_change() -> None:
     here = played(personal__local=0.2, personal__cluster=0.3, personal__global=0.5)
     shares = here.population.client_state.mix.softmax(1)
     torch.testing.assert_close(shares, torch.tensor([[0.2, 0.3, 0.5, 0.0]]).expand(30, 4))
 
 
 @pytest.mark.parametrize("encoder", ["lightgcn", "spectral"])
-def test_the_pretrained_model_recommends_alone_until_something_is_trained(encoder: str) -> None:
+def test_the_pretrained_model_recommends_alone_until_the_first_training_round(encoder: str) -> None:
     here = world(model__encoder=encoder, pretraining__kind="spectral", pretraining__passes=2, personal__pretrained=0.25)
     here.play(2)
     basis = here.state.pretrained.table

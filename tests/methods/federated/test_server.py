@@ -1,4 +1,4 @@
-"""What the server makes of the sums: the global table, cluster models, neighbour sums."""
+"""What the server computes from the sums: the global table, cluster models, neighbour sums."""
 
 import itertools
 from typing import Any
@@ -23,7 +23,7 @@ PLAIN: dict[str, Any] = {
 
 
 def clustered(**changes: Any) -> World:
-    """A world that has just been clustered, with all users' clusters in use."""
+    """A world that has just been clustered, in which each cluster has members."""
     here = world(**PLAIN | changes)
     here.play(1)
     here.state = copied(here.state)
@@ -93,17 +93,17 @@ def test_a_clients_model_is_that_of_its_cluster() -> None:
     assert torch.equal(changed[0], here.algorithm.scores(broadcast, rows, client_state)[0])
 
 
-def test_every_user_has_a_cluster_and_only_its_taste_counts() -> None:
-    """Users who have not been in a cohort are clustered by what they reported when they joined."""
+def test_every_user_has_a_cluster_that_depends_only_on_its_taste() -> None:
+    """Users who have not been in a cohort are clustered by what they reported in the phase "join"."""
     here = world(
         clusters__n_clusters=2, clusters__start=1, selection__n_clients_per_round=2, pretraining__kind="spectral"
     )
-    here.play(4 + 1)  # three passes, the joining, one round
+    here.play(4 + 1)  # three passes, the phase "join", one round
     assert here.state.clusters.labels.shape == (30,)
     assert bool((here.state.service.reports.abs().sum((1, 2)) > 0).all())
 
 
-def test_nobody_answered() -> None:
+def test_a_round_without_answers() -> None:
     here = clustered()
     before = copied(here.state)
     here.state = here.algorithm.server(here.state, "train", Aggregate.empty(24, 3), Key(0))
@@ -112,7 +112,7 @@ def test_nobody_answered() -> None:
     assert here.state.round == before.round + 1
 
 
-def test_neighbour_sums_come_back_in_the_order_of_items() -> None:
+def test_neighbour_sums_are_in_the_order_of_items() -> None:
     """Without protection the published sums are those of the users' own data, item by item."""
     here = world(clusters__n_clusters=0, model__refresh_every=1, model__n_layers=2)
     here.play(1)

@@ -1,4 +1,4 @@
-"""Where clients contribute to sums alone: the same computation as with reports and edges, with nobody's vector."""
+"""Clients that contribute only to sums: the same computation as with reports and edges, without any user's vector."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_degrees_are_unknown_until_they_are_released() -> None:
 
 
 @pytest.mark.parametrize("changes", [SECURE, SECURE | NOISE, {"privacy__aggregation": "dense"} | NOISE])
-def test_nothing_but_sums_reaches_the_server(changes: dict[str, Any]) -> None:
+def test_only_sums_reach_the_server(changes: dict[str, Any]) -> None:
     here = world(**changes, pretraining__kind="spectral")
     seen = set()
     for _ in range(12):
@@ -88,7 +88,7 @@ def test_nothing_but_sums_reaches_the_server(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("phase_round", range(9))
-def test_every_upload_keeps_the_bound_on_its_norm(phase_round: int) -> None:
+def test_every_upload_respects_the_bound_on_its_norm(phase_round: int) -> None:
     here = world(**SECURE, **NOISE, pretraining__kind="spectral")
     here.play(phase_round)
     phase = here.algorithm.phase(here.state)
@@ -98,10 +98,10 @@ def test_every_upload_keeps_the_bound_on_its_norm(phase_round: int) -> None:
     norms = joint_norms(sent, "l2")
     assert float(norms.max()) <= bound
     if phase != "train":
-        assert float(norms[rows.counts > 0].min()) > bound * (1 - 1e-5)  # everybody is brought to it
+        assert float(norms[rows.counts > 0].min()) > bound * (1 - 1e-5)  # every upload is scaled to the bound
 
 
-def test_a_client_that_has_had_its_share_hands_over_zeros() -> None:
+def test_a_client_at_its_participation_limit_sends_zeros() -> None:
     here = world(**SECURE, selection__max_participations=2, selection__n_clients_per_round=30)
     here.play(len(here.algorithm.phases))
     for number in range(4):
@@ -109,7 +109,7 @@ def test_a_client_that_has_had_its_share_hands_over_zeros() -> None:
         sent, after = here.algorithm.client("train", broadcast, rows, client_state, Key(number))
         assert bool(sent.deltas.any()) == (number < 2)
         assert sent.dense is None or bool(sent.dense.any()) == (number < 2)
-        assert not torch.equal(after.private, client_state.private)  # at home it learns on
+        assert not torch.equal(after.private, client_state.private)  # it still learns for itself
         here.play(1)
     assert here.population.client_state.participations.tolist() == [4] * 30
 
@@ -130,8 +130,9 @@ def test_changing_a_user_changes_no_upload_of_another() -> None:
         assert torch.equal(*theirs)
 
 
-def test_noise_is_of_the_size_that_was_declared_whoever_drops_out() -> None:
-    """Shares of all but the tolerated drop-outs make up the noise of the sum, which is given up with fewer."""
+def test_noise_has_the_declared_size_whoever_drops_out() -> None:
+    """The shares of all clients except the tolerated drop-outs make up the noise of the sum, which is aborted with
+    fewer."""
     here = world(**SECURE, **NOISE, privacy__dropout_tolerance=0.1, clusters__n_clusters=0)
     algorithm, n = here.algorithm, 100
     empty = torch.zeros(0, dtype=torch.int64)
@@ -158,7 +159,7 @@ def test_a_sum_of_one_client_is_never_opened() -> None:
     assert not algorithm.protection.aborted("train", 2, 12)
 
 
-def test_rounds_that_are_given_up_change_nothing_at_a_client() -> None:
+def test_aborted_rounds_change_nothing_at_a_client() -> None:
     here = world(**SECURE, **NOISE)
     here.play(len(here.algorithm.phases) + 1)
     client_state, items = here.population.client_state, here.state.items.clone()
@@ -170,7 +171,7 @@ def test_rounds_that_are_given_up_change_nothing_at_a_client() -> None:
         assert torch.equal(getattr(here.population.client_state, name), value), name
 
 
-def test_clients_choose_their_own_cluster_and_its_mean_follows() -> None:
+def test_clients_choose_their_own_cluster_and_its_centroid_becomes_their_mean() -> None:
     vectors = torch.tensor([[3.0, 0.0], [2.0, 0.2], [0.0, 1.0], [0.1, 5.0], [-4.0, 0.0]])
     centroids = torch.tensor([[1.0, 0.1], [0.0, 1.0], [0.7, -0.7]])
     groups = summing.assign(centroids, vectors)
@@ -182,11 +183,11 @@ def test_clients_choose_their_own_cluster_and_its_mean_follows() -> None:
     unit = torch.nn.functional.normalize(vectors, dim=1)
     close(means[0], unit[:2].mean(0))
     close(means[1], unit[2:4].mean(0))
-    assert torch.equal(means[2], centroids[2])  # nobody there
+    assert torch.equal(means[2], centroids[2])  # it has no members
     close(shares, torch.tensor([0.5, 0.5, 0.01]))
 
 
-def test_poisson_cohorts_are_coins_of_their_own() -> None:
+def test_poisson_cohorts_are_independent_draws() -> None:
     here = world(**SECURE, selection__sampling="poisson", selection__n_clients_per_round=9)
     here.play(len(here.algorithm.phases))
     cohorts = [here.algorithm.plan(here.state, Key(seed)).cohort for seed in range(400)]
@@ -198,7 +199,7 @@ def test_poisson_cohorts_are_coins_of_their_own() -> None:
 
 
 def planted() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two directions in 40 frequent items, noise in 400: the image, the truth, the degrees, the items known."""
+    """Two directions in 40 frequent items, noise in 400: the image, the truth, the degrees, the known items."""
     degrees = torch.cat([torch.full((40,), 400.0), torch.full((360,), 1.0)])
     signal = torch.zeros(400, 3)
     signal[:40:2, 1], signal[1:40:2, 1], signal[:20, 2], signal[20:40, 2] = 5.0, -5.0, 4.0, -4.0
@@ -206,7 +207,7 @@ def planted() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return image, torch.nn.functional.normalize(signal[:, 1:], dim=0), degrees, torch.arange(400) < 300
 
 
-def test_planted_directions_survive_noise_and_rare_items_are_silenced() -> None:
+def test_planted_directions_survive_noise_and_rare_items_are_damped() -> None:
     image, truth, degrees, known = planted()
     basis = denoised(image, degrees, known, 1.0)
     first = degrees.sqrt() / degrees.sqrt().norm()
@@ -221,7 +222,7 @@ def test_planted_directions_survive_noise_and_rare_items_are_silenced() -> None:
     assert not denoised(image, degrees, torch.zeros(400, dtype=torch.bool), 1.0)[:, 1:].any()
 
 
-def test_a_noisy_pass_is_made_over_items_whose_degree_is_known() -> None:
+def test_a_noisy_pass_uses_only_items_with_trusted_degrees() -> None:
     noise = {"degrees": 1.0, "spectral": 0.2}
     here = world(**SECURE, privacy__norm="l2", privacy__noise=noise, pretraining__kind="spectral")
     here.play(1)
@@ -247,6 +248,6 @@ def test_a_noisy_pass_is_made_over_items_whose_degree_is_known() -> None:
         ({"server__weighting": "interactions"}, "weighting = uniform"),
     ],
 )
-def test_parts_that_need_a_users_vector_are_refused(changes: dict[str, Any], said: str) -> None:
+def test_options_that_need_a_users_vector_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         settings(**SECURE, **changes)

@@ -1,4 +1,4 @@
-"""Every option changes something: the same world played with one option changed has other scores."""
+"""Every option has an effect: with one option changed, the same world has other scores."""
 
 from functools import cache
 from typing import Any
@@ -84,7 +84,7 @@ def test_each_option_changes_the_scores(base: tuple[tuple[str, Any], ...], chang
     assert difference > 1e-5 * float(before.abs().max())  # rounding is below 1e-6
 
 
-def test_the_algorithm_of_2022_is_that_without_pretraining() -> None:
+def test_perfedrec_equals_perfedrec_pp_without_pretraining() -> None:
     tables = []
     for plus in (False, True):
         here = world(plus=plus)
@@ -100,7 +100,7 @@ def test_the_algorithm_of_2022_is_that_without_pretraining() -> None:
     "changes",
     [
         {"personal__local": 0.0, "personal__cluster": 0.0, "personal__global": 0.0},
-        {"personal__pretrained": 0.5},  # nothing is pre-trained that could recommend
+        {"personal__pretrained": 0.5},  # no pre-trained model that could recommend
         {"model__layers": 2},  # unknown
         {"client__loss": "hinge"},
         {"privacy__masking": 1.0},
@@ -109,7 +109,7 @@ def test_the_algorithm_of_2022_is_that_without_pretraining() -> None:
     ],
     ids=str,
 )
-def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any]) -> None:
+def test_contradictory_settings_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         settings(**changes)
 

@@ -67,13 +67,13 @@ class World:
         return reports
 
     def block(self, users: list[int] | Tensor) -> tuple[Any, Rows, PerFedRecClient]:
-        """View, rows and memory of some users."""
+        """Broadcast, rows and client states of some users."""
         which = torch.as_tensor(users)
         rows, positions = self.population.rows(which)
         return self.algorithm.broadcast(self.state, which), rows, self.population.load_client_states(which, positions)
 
     def train(self, users: list[int] | Tensor) -> tuple[Update, PerFedRecClient]:
-        """One round's work of some users under ``Key(SEED)``, which changes nothing here."""
+        """One training round of some users under ``Key(SEED)``; it does not change the world."""
         return protected(self.algorithm, "train", *self.block(users), Key(SEED))
 
     def scores(self) -> Tensor:
@@ -81,19 +81,19 @@ class World:
 
 
 def protected(algorithm: Any, phase: str, *given: Any) -> tuple[Update, Any]:
-    """What clients send, and what they keep: the method's work under a key, and then its protection."""
+    """What clients send, with protection, and their new client states. The last argument is the key."""
     update, after = algorithm.client(phase, *given)
     return algorithm.protection.upload(phase, update, given[-1]), after
 
 
 def cluster_table(broadcast: Any, group: int) -> Tensor:
-    """[m, d] a cluster's model."""
+    """[m, d] the model of a cluster."""
     every = torch.arange(broadcast.items.shape[0])
     return broadcast.table_rows(every, torch.full_like(every, group))
 
 
 def world(plus: bool = True, attributes: bool = False, **changes: Any) -> World:
-    """A population with a fresh state and fresh memories."""
+    """A population with a new server state and new client states."""
     people = population(attributes=attributes)
     algorithm = (PerFedRecPP if plus else PerFedRec)(settings(model__attributes=attributes, **changes))
     given = torch.rand(people.n_items, 4, generator=torch.Generator().manual_seed(5)) if attributes else None
@@ -110,7 +110,7 @@ def world(plus: bool = True, attributes: bool = False, **changes: Any) -> World:
 
 
 def assert_same(a: Any, b: Any, path: str = "") -> None:
-    """Bit-identical records."""
+    """Assert that two records are equal bit by bit."""
     for field in fields(a):
         left, right, name = getattr(a, field.name), getattr(b, field.name), f"{path}.{field.name}"
         if isinstance(left, Tensor):
@@ -123,7 +123,7 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
 
 
 def of_user(update: Update, place: int) -> dict[str, Tensor]:
-    """What the user at a place of the block sent, rows in ascending order of items."""
+    """What the user at position ``place`` of the block sent, rows in ascending order of items."""
     assert update.segments is not None
     assert update.items is not None
     assert update.deltas is not None
@@ -138,8 +138,8 @@ def of_user(update: Update, place: int) -> dict[str, Tensor]:
     return sent
 
 
-def of_memory(client_state: PerFedRecClient, rows: Rows, place: int) -> dict[str, Tensor]:
-    """The memory of the user at a place of the block."""
+def of_client(client_state: PerFedRecClient, rows: Rows, place: int) -> dict[str, Tensor]:
+    """The client state of the user at position ``place`` of the block."""
     names = ("private", "first", "second", "steps", "mix", "loss")
     return {name: getattr(client_state, name)[place] for name in names} | {
         "rows": client_state.rows[rows.segments == place]
