@@ -83,11 +83,11 @@ def infer_items(
                 float(positive.float().mean()) * min(items.numel(), kept) / max(kept, 1),
             )
         )
-    told = np.array([each for each in figures if not np.isnan(each[0])]).reshape(-1, 5)
+    rated = np.array([each for each in figures if not np.isnan(each[0])]).reshape(-1, 5)
     precision, precision_popular, guess = np.nanmean(np.array(figures)[:, 2:], axis=0).tolist()
     name, found = f"items from {where}, {known}", []
-    if len(told):  # else all rows are real, and there is nothing to distinguish
-        found.append(Finding(name, "AUC", float(told[:, 0].mean()), 0.5, float(told[:, 1].mean()), len(told)))
+    if len(rated):  # else all rows are real, and there is nothing to distinguish
+        found.append(Finding(name, "AUC", float(rated[:, 0].mean()), 0.5, float(rated[:, 1].mean()), len(rated)))
     return [*found, Finding(name, "precision at |I_u|", precision, guess, precision_popular, len(figures))]
 
 

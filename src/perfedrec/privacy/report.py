@@ -20,7 +20,7 @@ On Yelp it was 1.6 times as good as popularity at 15, and worse at 8 (docs/priva
 
 NOT_COVERED = (
     "tuning and model selection",
-    "losses of training, validation and test metrics, and the labels these are taken from",
+    "losses of training, validation and test metrics, and the labels that they are computed from",
     "how many users there are, and who takes part when",
     "colluding clients and an actively malicious coordinator",
 )

@@ -68,8 +68,9 @@ class Federated(ABC, Generic[S, B, C]):
     """Whether clients themselves choose the table that they contribute to, so that nobody else has to know it."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self.settings: Any = settings or self.Options()
-        self.protection = Protection(self.settings.privacy, (*self.phases, *self.questions))
+        chosen: Any = settings or self.Options()
+        self.settings = chosen
+        self.protection = Protection(chosen.privacy, (*self.phases, *self.questions))
         if self.protection.sums and self.n_tables() and not self.chooses_table:
             raise ConfigError(
                 "the server must know which client contributes to which of several tables; expected sparse aggregation"

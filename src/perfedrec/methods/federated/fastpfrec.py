@@ -111,11 +111,11 @@ def averaged(aggregate: Aggregate, threshold: float) -> Aggregate:
     nodes = torch.div(aggregate.keys, n_items, rounding_mode="floor")
     changes = means(aggregate, weights)
     lengths = torch.zeros_like(weights).index_add_(0, nodes, changes.square().sum(1)).sqrt()
-    heard = weights > 0
-    median = lengths[heard].quantile(0.5)
+    active = weights > 0
+    median = lengths[active].quantile(0.5)
     apart = (lengths - median).abs()
-    usual = apart[heard].quantile(0.5).clamp(min=float(median) / 100)  # lengths within 1 % count as equal
-    kept = heard & (0.6745 * apart <= threshold * usual)
+    usual = apart[active].quantile(0.5).clamp(min=float(median) / 100)  # lengths within 1 % count as equal
+    kept = active & (0.6745 * apart <= threshold * usual)
     rows = kept[nodes]
     items, sums = over_tables(aggregate.keys[rows], changes[rows] / kept.sum(), n_items)
     fixed = sums.to(torch.float64) * FIXED_POINT

@@ -68,14 +68,14 @@ class Mixture:
             crossed = network.items0(broadcast.item_attributes, own, rows.items, dense)
             return Part(star.edge, crossed, star.users(first, crossed, rows.segments), finish, items, one)
 
-        def everybodys(which: Tensor, groups: Tensor) -> Tensor:
+        def global_rows(which: Tensor, groups: Tensor) -> Tensor:
             return broadcast.items.index_select(0, which)
 
         cluster = broadcast.table_rows(rows.items, broadcast.groups[rows.segments])
         self.parts = {
             "local": part(cluster + fine_tuned, broadcast.table_rows),
             "cluster": part(cluster, broadcast.table_rows),
-            "global": part(everybodys(rows.items, rows.segments), everybodys),
+            "global": part(global_rows(rows.items, rows.segments), global_rows),
         }
         if broadcast.pretrained is not None:
             self.parts["pretrained"] = self._pretrained(broadcast.pretrained)
