@@ -477,7 +477,7 @@ def _asked(options: list[Any]) -> Any:
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [
-        ("up", ("--preset", "gpfedrec"), "gpfedrec relates users by what they upload; expected privacy.aggregation"),
+        ("up", ("--preset", "gpfedrec"), "gpfedrec compares users by their uploads; expected privacy.aggregation"),
         ("up", ("--preset", "gpfedrec"), "or --privacy paper or none, which protect less"),
         ("up", ("--preset", "fedmf", "--privacy", "private"), "profile private with fedmf: there is no option"),
         ("node", ("--require", "secur"), "there is no privacy profile 'secur'; did you mean secure?"),

@@ -126,7 +126,7 @@ def test_shares_of_noise_add_up_to_the_noise_of_the_sum() -> None:
         ({"noise": {"training": 1.0}}, "noise.training needs clip"),
         ({"noise": {"degrees": 1.0}}, "noise and epsilon need aggregation"),
         ({"noise": {"degrees": 1.0}, "norm": "l2"}, "a sparse upload shows"),
-        ({"epsilon": 8.0, "aggregation": "dense", "norm": "l2"}, "epsilon is solved for"),
+        ({"epsilon": 8.0, "aggregation": "dense", "norm": "l2"}, "epsilon needs aggregation"),
         ({"aggregation": "secure", "norm": "l1", "clip": 1.0, "noise": {"training": 1.0}}, "single uploads"),
         ({"randomised_response": 1.0, "masking": 0.1}, "one or the other"),
         ({"noise_scale": 0.1, "clip": 1.0, "norm": "l2"}, "norm = coordinate"),
