@@ -39,7 +39,10 @@ OLD_WORDS = (
     *("Contribution", "Kept", "given_up", "catching_up", "prelude", "unprotected", "Mediator", "Advisor", "Standing"),
     *("ServiceStation", "tallies", "gathered"),
 )
-STORED = {"privacy/noise.py", "runs/folder.py", "runs/summary.py", "methods/federated/state.py", "compare/schema.py", "compare/results.py"}
+STORED = {
+    *("privacy/noise.py", "runs/folder.py", "runs/summary.py", "methods/federated/state.py"),
+    *("compare/schema.py", "compare/results.py", "report/bench.py"),
+}
 """Files that read what older versions stored, or import a module of that name."""
 
 

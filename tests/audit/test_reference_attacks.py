@@ -84,7 +84,8 @@ def attacked(here: Simulator) -> Attacked:
     rows, positions = here.population.rows(users)
     broadcast = here.algorithm.broadcast(here.state, users)
     client_state = here.population.load_client_states(users, positions)
-    sent, _ = here.algorithm.client("train", broadcast, rows, client_state, Key(5))
+    update, _ = here.algorithm.client("train", broadcast, rows, client_state, Key(5))
+    sent = here.algorithm.protection.upload("train", update, Key(5))
     vectors = here.algorithm.user_vectors(broadcast, rows, client_state)
     own, degrees = list(rows.items.split(rows.counts.tolist())), here.state.degrees
     return Attacked(sent, vectors, own, degrees, here.population.n_items)

@@ -54,7 +54,8 @@ class Model:
 def export(folder: Path, output: Path, data: str | None = None) -> None:
     """Write the model of a finished run of ``perfedrec train`` to a file. ``data`` says where its data are now.
 
-    Raises :class:`ConfigError` where the method is centralised or a file of one's own, and where the file cannot be written.
+    Raises :class:`ConfigError` where the method is centralised or a file of one's own, and where the output cannot be
+    written.
     """
     result, config = open_run(folder, data, "cpu")
     recommender = result.recommender
@@ -62,8 +63,8 @@ def export(folder: Path, output: Path, data: str | None = None) -> None:
         raise ConfigError(f"{folder}: {config.algorithm} is centralised; expected the run of a federated method")
     if config.algorithm not in METHODS:
         raise ConfigError(
-            f"{folder}: {config.algorithm} does not come with perfedrec, and no node takes code from a file; expected the "
-            f"run of one of {', '.join(METHODS)}"
+            f"{folder}: {config.algorithm} does not come with perfedrec, and no node takes code from a file; expected "
+            f"the run of one of {', '.join(METHODS)}"
         )
     broadcast = serving_broadcast(recommender.algorithm, recommender.state, NOBODY)
     tensors, scalars = flatten(broadcast)

@@ -211,6 +211,7 @@ ELSEWHERE = {
     "phases": "test_a_custom_phase_is_played_before_training",
     "trained": "test_a_custom_phase_is_played_before_training",
     "questions": "test_phases_before_the_first_round_are_known_to_privacy",
+    "loss_name": "test_local_steps_of_ones_own_are_checked",
     "star": "tests/methods/federated/test_family.py: FastPFRec",
     "finetune_rounds": "test_a_node_trains_new_users_as_the_method_defines",
     "init_new_user": "test_a_node_trains_new_users_as_the_method_defines",
@@ -365,6 +366,33 @@ def test_a_node_trains_new_users_as_the_method_defines(tmp_path: Path) -> None:
     assert differ(base, scores("longer", finetune_rounds=property(lambda self: 30)))
     assert differ(base, scores("placed", init_new_user=one))
     assert differ(base, scores("other", without_privacy=lambda self: Other(settings())))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda found: None, "returned NoneType; expected a LocalResult"),
+        (
+            lambda found: replace(found, delta=found.delta[1:]),
+            r"returned delta as float32 \[\d+, 4\]; expected float32",
+        ),
+        (lambda found: replace(found, private=found.private.double()), "returned private as float64"),
+        (lambda found: replace(found, dense=torch.zeros(2)), "returned dense as .*; expected NoneType"),
+    ],
+)
+def test_local_steps_of_ones_own_are_checked(change: Callable[[LocalResult], Any], said: str) -> None:
+    """Their type and shape, in one line; a plain function of the task will do, and sees which loss it is."""
+    seen = []
+
+    def steps(task: LocalTask) -> Any:
+        seen.append((task.loss, task.penalised))
+        return change(autograd_steps(task))
+
+    with pytest.raises(ConfigError, match=f"Own.local_steps {said}"):
+        outcome(type("Own", (Plain,), {"local_steps": steps}), 1)
+    with pytest.raises(ConfigError, match=r"Own.local_steps"):
+        outcome(type("Own", (Plain,), {"local_steps": steps, **OVERRIDES["local_loss"], **OVERRIDES["penalty"]}), 1)
+    assert seen == [("logistic", False), (None, True)]
 
 
 class Other(Plain):

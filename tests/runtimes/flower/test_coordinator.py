@@ -207,7 +207,7 @@ def test_a_node_without_opendp_says_so_when_it_is_asked_to_join(
     if not missing:
         assert assembled(given)[-1].startswith("3 nodes and")
         return
-    with pytest.raises(PerfedrecError, match="gave up waiting: 0 nodes and .*needed: 3"):
+    with pytest.raises(PerfedrecError, match=r"gave up waiting: 0 nodes and .*needed: 3"):
         assembled(given, seconds=0.3)
     assert {each.reason for each in given.rejected} == {"noise"}
     assert "this node cannot draw its noise" in given.rejected[0].detail
@@ -307,7 +307,7 @@ def test_a_run_keeps_the_configuration_that_it_began_with(stores: dict[int, Stor
 
 
 def test_waiting_ends(stores: dict[int, Store]) -> None:
-    with pytest.raises(PerfedrecError, match="gave up waiting: 3 nodes and .*needed: 4"):
+    with pytest.raises(PerfedrecError, match=r"gave up waiting: 3 nodes and .*needed: 4"):
         assembled(coordinator(stores), nodes=4, seconds=0.3)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from inspect import isfunction, signature
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import torch
@@ -22,7 +23,7 @@ from perfedrec.core.keys import Key, bits, normal
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Plan, Rows, Spec, Update
 from perfedrec.methods.federated import cohort
-from perfedrec.methods.federated.local import LocalSteps, LocalTask, Parameters, autograd_steps
+from perfedrec.methods.federated.local import LocalSteps, LocalTask, Loss, Parameters, autograd_steps, checked
 from perfedrec.methods.federated.settings import FederatedSettings
 from perfedrec.methods.federated.state import Broadcast, ClientState, OptimizerState, ServerState
 from perfedrec.methods.federated.tables import Average, Moments, means, over_tables, sparse_step
@@ -66,6 +67,13 @@ class Federated(ABC, Generic[S, B, C]):
 
     chooses_table: ClassVar[bool] = False
     """Whether clients themselves choose the table that they contribute to, so that nobody else has to know it."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """A function that takes a task alone needs no ``staticmethod`` to become a method's local steps."""
+        super().__init_subclass__(**more)
+        steps = cls.__dict__.get("local_steps")
+        if isfunction(steps) and len(signature(steps).parameters) == 1:
+            cls.local_steps = staticmethod(steps)
 
     def __init__(self, settings: Settings | None = None) -> None:
         chosen: Any = settings or self.Options()
@@ -150,6 +158,10 @@ class Federated(ABC, Generic[S, B, C]):
         signs = torch.cat([-torch.ones_like(labels.rows.items), torch.ones_like(labels.negatives)]).to(rows.dtype)
         scores = self.logits(parameters.private, rows, segments, parameters.dense)
         return segment_sum(softplus(signs * scores)[order], segments[order], labels.rows.n_users)
+
+    def loss_name(self) -> Loss | None:
+        """The name of :meth:`local_loss`, for local steps with gradients of their own; ``None`` for a method's own."""
+        return "logistic" if type(self).local_loss is Federated.local_loss else None
 
     def penalty(
         self, received: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: C
@@ -343,7 +355,8 @@ class Federated(ABC, Generic[S, B, C]):
         received = self.table_rows(broadcast, items, segments)
         begun = self.begins(client_state, labels.positions, received)
         batch = LocalBatch(broadcast, labels, self.star(broadcast, labels.rows))
-        result = self.local_steps(self._task(batch, received, segments, begun, client_state))
+        task = self._task(batch, received, segments, begun, client_state)
+        result = checked(self.local_steps(task), task, f"{type(self).__name__}.local_steps")
         real = (labels.positions >= 0).nonzero().squeeze(1)
         zero = received.new_zeros(()) if begun is None else begun
         kept = self.keeps(zero, result.delta).index_select(0, real)
@@ -372,7 +385,7 @@ class Federated(ABC, Generic[S, B, C]):
         self, batch: LocalBatch[B], received: Tensor, segments: Tensor, begun: Tensor | None, client_state: C
     ) -> LocalTask:
         """The local training of a block of clients, for :attr:`local_steps`."""
-        client, n_labelled, shared = self.settings.client, batch.labels.rows.items.numel(), batch.broadcast.dense
+        n_labelled, shared = batch.labels.rows.items.numel(), batch.broadcast.dense
         dense = None if shared is None else shared.repeat(batch.labels.rows.n_users, 1)
         private = self.private_of(batch.broadcast, client_state)
         penalised = type(self).penalty is not Federated.penalty
@@ -392,11 +405,10 @@ class Federated(ABC, Generic[S, B, C]):
             begun=begun,
             client_state=client_state,
             objective=objective,
+            loss=self.loss_name(),
+            penalised=penalised,
             star=batch.star,
-            learning_rate=client.learning_rate,
-            user_learning_rate=client.user_learning_rate,
-            dense_learning_rate=client.dense_learning_rate,
-            local_steps=client.local_steps,
+            client=self.settings.client,
         )
 
     def private_of(self, broadcast: B, client_state: C) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows
 from perfedrec.methods.federated.base import B, C, Federated, LocalBatch, S
-from perfedrec.methods.federated.local import Parameters
+from perfedrec.methods.federated.local import Loss, Parameters
 from perfedrec.methods.federated.network import finish, ranking_loss
 from perfedrec.methods.federated.settings import FedMFSettings
 from perfedrec.nn.segments import dot, expand
@@ -43,6 +43,10 @@ class FedMF(Federated[S, B, C]):
         user, segments = parameters.private, batch.labels.rows.segments
         context, up, down = expand(user, segments), parameters.positives, parameters.negatives
         return ranking_loss(self.settings.client, batch.labels, self.finish, parameters, user, context, up, down)
+
+    def loss_name(self) -> Loss | None:
+        found: Loss = self.settings.client.loss
+        return found if type(self).local_loss is FedMF.local_loss else None
 
     def embedding(self, broadcast: B, rows: Rows, client_state: C) -> Embedding | None:
         return Embedding(self.finish(client_state.private), self.finish(broadcast.items))

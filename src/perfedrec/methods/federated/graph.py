@@ -17,7 +17,7 @@ from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Upd
 from perfedrec.methods.federated import neighbourhood
 from perfedrec.methods.federated.base import LocalBatch
 from perfedrec.methods.federated.fedmf import FedMF
-from perfedrec.methods.federated.local import Parameters
+from perfedrec.methods.federated.local import Loss, Parameters
 from perfedrec.methods.federated.network import Network, ranking_loss
 from perfedrec.methods.federated.phases import DEGREES, JOIN, SPECTRAL
 from perfedrec.methods.federated.reporting import Reporting, with_degrees
@@ -316,6 +316,10 @@ class GraphMethod(FedMF[S, B, C]):
         if self.settings.client.leave_one_out:
             context = context - star.edge[:, None] * up0
         return ranking_loss(self.settings.client, batch.labels, self.finish, parameters, user, context, up, down)
+
+    def loss_name(self) -> Loss | None:
+        found: Loss = self.settings.client.loss
+        return found if type(self).local_loss is GraphMethod.local_loss else None
 
     def item_attributes(self, broadcast: B) -> Tensor | None:
         """[m, F] the attributes that enter layer 0 of the items; ``None`` for none."""

@@ -7,11 +7,14 @@ A compiled kernel can replace it: a :class:`LocalTask` holds everything that the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from perfedrec.core.errors import ConfigError
+from perfedrec.methods.federated.settings import ClientSettings, LocalSettings
 from perfedrec.methods.federated.state import ClientState
 from perfedrec.nn.optim import adam
 from perfedrec.nn.propagation import Star
@@ -42,6 +45,9 @@ class Parameters:
         return Parameters(*made)
 
 
+Loss = Literal["bpr", "softmax", "logistic"]
+"""The names of the losses that come with the package."""
+
 Objective = Callable[[Parameters], tuple[Tensor, Tensor]]
 """For parameters: [B] each client's loss, which is reported, and [B] what is minimised, the loss plus penalties that
 are not reported."""
@@ -53,9 +59,14 @@ class LocalTask:
 
     ``labels`` are the items that they train on, ``start`` the parameters at the start; ``begun`` [P + N, d] are offsets
     that the clients add to their item rows before the first step, ``None`` for zeros. ``client_state`` holds Adam's
-    moments. ``star`` is the propagation of the block, ``None`` for a method without one. Learning rates and the number
-    of steps are those of the ``client`` settings (``learning_rate``, ``user_learning_rate``, ``dense_learning_rate``,
-    ``local_steps``).
+    moments. ``star`` is the propagation of the block, ``None`` for a method without one. ``client`` are the settings of
+    local training: learning rates, the number of steps, the loss with its options.
+
+    ``objective`` computes the loss and, where there is one (``penalised``), the penalty. ``loss`` names it for an
+    implementation with gradients of its own, which must refuse what it does not know: "bpr" pairs a client's positives
+    and negatives in their order (:func:`perfedrec.core.sampling.paired`), "softmax" shares its negatives among its
+    positives (both in :func:`perfedrec.methods.federated.network.ranking_loss`), "logistic" is cross-entropy of a
+    method's logits; ``None`` is a method's own.
     """
 
     labels: Labels
@@ -63,11 +74,10 @@ class LocalTask:
     begun: Tensor | None
     client_state: ClientState
     objective: Objective
+    loss: Loss | None
+    penalised: bool
     star: Star | None
-    learning_rate: float
-    user_learning_rate: float
-    dense_learning_rate: float
-    local_steps: int
+    client: ClientSettings | LocalSettings
 
 
 @dataclass(frozen=True)
@@ -94,12 +104,12 @@ def autograd_steps(task: LocalTask) -> LocalResult:
 
     The clients' gradients are independent, because the sum of all clients' objectives separates.
     """
-    received, n_positives = task.start, task.start.positives.shape[0]
+    received, n_positives, settings = task.start, task.start.positives.shape[0], task.client
     counts, clients = task.labels.rows.counts.clamp(min=1)[:, None], task.client_state
     private, dense, delta = received.private, received.dense, task.begun
     first, second, steps = clients.first, clients.second, clients.steps
     loss = torch.zeros(private.shape[0], device=private.device)
-    for _ in range(task.local_steps):
+    for _ in range(settings.local_steps):
         now = replace(received, private=private, dense=dense)
         if delta is not None:
             now = replace(
@@ -111,14 +121,46 @@ def autograd_steps(task: LocalTask) -> LocalResult:
         loss, objective = task.objective(parameters)
         gradients = torch.autograd.grad(objective.sum(), parameters.leaves())
         step, first, second, steps = adam(
-            gradients[0], first, second, steps, task.user_learning_rate, (0.9, 0.999), 1e-8
+            gradients[0], first, second, steps, settings.user_learning_rate, (0.9, 0.999), 1e-8
         )
         private, change = private + step, torch.cat(gradients[1:3])
         if delta is None:
-            delta = change.mul_(-task.learning_rate)
+            delta = change.mul_(-settings.learning_rate)
         else:
-            delta = torch.add(delta, change, alpha=-task.learning_rate)
+            delta = torch.add(delta, change, alpha=-settings.learning_rate)
         if dense is not None:
-            dense = torch.add(dense, gradients[3] / counts, alpha=-task.dense_learning_rate)
+            dense = torch.add(dense, gradients[3] / counts, alpha=-settings.dense_learning_rate)
     assert delta is not None
     return LocalResult(private, first, second, steps, delta, dense, loss.detach())
+
+
+def checked(result: object, task: LocalTask, steps: str) -> LocalResult:
+    """The result of local steps, if it has the types and shapes that the ``task`` asks for.
+
+    Raises :class:`ConfigError`, which names the ``steps`` that returned it.
+    """
+    if not isinstance(result, LocalResult):
+        raise ConfigError(f"{steps} returned {type(result).__name__}; expected a LocalResult")
+    start, clients = task.start, task.client_state
+    rows = start.positives.shape[0] + start.negatives.shape[0]
+    wanted = {
+        "private": start.private,
+        "first": clients.first,
+        "second": clients.second,
+        "steps": clients.steps,
+        "delta": start.positives.new_empty(1, start.positives.shape[1]).expand(rows, -1),
+        "dense": start.dense,
+        "loss": clients.loss,
+    }
+    for name in (field.name for field in fields(LocalResult)):
+        found, like = getattr(result, name), wanted[name]
+        if _form(found) != _form(like):
+            raise ConfigError(f"{steps} returned {name} as {_form(found)}; expected {_form(like)}")
+    return result
+
+
+def _form(value: object) -> str:
+    """Type and shape of a tensor, as text."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

@@ -184,8 +184,8 @@ class Instructions(Generic[S]):
         self.algorithm, self.state, self.phase, self.asked = algorithm, state, phase, asked
         self.identities, self.setup = identities, setup
         self.layout, self.n_groups = BroadcastLayout.of(algorithm), algorithm.n_groups(state)
-        # All groups keep their numbers where uploads are dense, because then only the client may know a user's group; to
-        # recommend with, because the group of a new user is not known yet; and where nothing is sent by groups.
+        # All groups keep their numbers where uploads are dense, because then only the client may know a user's group;
+        # to recommend with, because the group of a new user is not known yet; and where nothing is sent by groups.
         self.all_groups = phase == SERVING or algorithm.protection.sums or not self.layout.per_group
         self._packed: dict[str, ArrayRecord] = {}
 
