@@ -3,7 +3,7 @@
 Keyed noise is fast and repeatable, and so does not protect against anybody who has the seed. Its generator is not
 cryptographic, and floating-point samplers leak through their low bits (Mironov, CCS 2012). OpenDP's samplers are exact
 on a grid and take their randomness from the operating system. The grid is that of the sums, because noise on a coarser
-grid would leave the low bits of a sum unprotected.
+grid would not hide the low bits of a sum.
 """
 
 from __future__ import annotations

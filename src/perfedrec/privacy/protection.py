@@ -205,7 +205,7 @@ class Protection:
         """A sum over some clients' uploads, with the noise that these clients add. The cohort has ``asked`` clients.
 
         The noise is on every number of every row, touched or not. Sums over parts of a cohort have, added up, the noise
-        of the whole cohort. Weights are set to 0, because a group's weight is an unprotected count of clients. Under
+        of the whole cohort. Weights are set to 0, because a group's weight is a count of clients without noise. Under
         secure aggregation without noise, rows that are 0 are left out: such a sum does not show which rows were
         touched.
         """

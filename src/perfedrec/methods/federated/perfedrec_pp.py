@@ -33,7 +33,7 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
     """PerFedRec++ (Luo et al., TIST 2024): PerFedRec with pre-training phases before it.
 
     Departs from the paper, in addition to PerFedRec's differences: contrastive pre-training uses two independently
-    protected graphs and no unprotected edge, and starts from small vectors; spectral pre-training, and the mix with the
+    protected graphs and no other edges, and starts from small vectors; spectral pre-training, and the mix with the
     model that it ends with, are ours.
     """
 
