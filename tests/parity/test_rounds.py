@@ -96,14 +96,14 @@ class Watched(Sum):
 
 
 def test_the_methods_aggregator_combines_the_answers_of_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each answer is one part, and an empty round has none."""
-    twins, watched = Twins(settings(), UNEQUAL), Watched()
+    """Each answer is one part, and an empty round has none. Nodes of one user serve a rule that compares clients."""
+    twins, watched = Twins(settings(), SINGLE), Watched()
     monkeypatch.setattr(twins.algorithm, "aggregator", watched)
     twins.play()
-    assert watched.seen == [list(UNEQUAL)]
+    assert watched.seen == [list(SINGLE)]
     twins.hosts = {}
     assert twins.play().clients == 0
-    assert watched.seen == [list(UNEQUAL), []]
+    assert watched.seen == [list(SINGLE), []]
 
 
 SUMS = {"kind": "spectral", "cluster_passes": 0}

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from perfedrec.core.errors import DivergedError, PerfedrecError
+from perfedrec.core.errors import ConfigError, DivergedError, PerfedrecError
 from perfedrec.core.types import Update
 
 FIXED_POINT = 2.0**36
@@ -97,6 +97,15 @@ class Aggregator(Protocol):
 
     def combine(self, phase: str, parts: Iterable[Aggregate], empty: Aggregate) -> Aggregate:
         """The aggregate of the ``parts``, on the scale of their sum; ``empty`` if there is no part."""
+
+
+def check_aggregator(aggregator: Aggregator, secure: bool) -> None:
+    """Raises :class:`ConfigError` for a rule that needs each client's own part where sums are secure."""
+    if secure and aggregator.separate:
+        raise ConfigError(
+            f"{type(aggregator).__name__} compares updates of single clients, and secure aggregation shows only their "
+            "sum; expected privacy.aggregation = sparse or dense"
+        )
 
 
 class Sum:

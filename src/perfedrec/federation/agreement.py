@@ -16,7 +16,13 @@ from perfedrec.runs.config import Config, check
 
 
 def federated(config: Config) -> Algorithm[Any, Any, Any]:
-    """The method that a configuration describes. Raises :class:`ConfigError` where it is centralised."""
+    """The method that a configuration describes, for nodes. Raises :class:`ConfigError` where it is centralised, and
+    where it is a file: nodes take no code from a coordinator."""
+    if config.algorithm not in METHODS:
+        raise ConfigError(
+            f"{config.algorithm} does not come with perfedrec, and nodes take no code from a coordinator; expected one "
+            f"of {', '.join(METHODS)} (perfedrec train simulates a federation of any method)"
+        )
     algorithm = config.build()
     if isinstance(algorithm, Method):
         raise ConfigError(f"{config.algorithm} is centralised: it has no nodes; expected a federated method")

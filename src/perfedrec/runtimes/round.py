@@ -9,8 +9,9 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from perfedrec.core.aggregate import Aggregate, Sum, reduce
+from perfedrec.core.aggregate import Aggregate, Sum, check_aggregator, reduce
 from perfedrec.core.algorithm import Algorithm, B, C, S
+from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key, uniform
 from perfedrec.core.types import Plan, RoundReport, Update
 from perfedrec.runtimes.population import Population, Users
@@ -57,6 +58,7 @@ def play_round(
     Bytes are counted per user or, with ``nodes`` [n] (the node of each user), per node, which sends the sum of its
     users. Nothing else depends on ``nodes``.
     """
+    check_aggregator(algorithm.aggregator, algorithm.protection.secure)
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
     users, asked, reason = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel(), None
@@ -103,16 +105,18 @@ class _Work(Generic[S, B, C]):
 
     def parts(self, users: Tensor) -> Iterator[Aggregate]:
         """The parts of the aggregate: one per block or, for a rule that compares clients, one per client."""
+        separate = self.algorithm.aggregator.separate
         for members in _together(users, self.nodes):
             blocks = []
             for block in members.split(self.block_size):
                 update = self._contribute(block)
-                if self.algorithm.aggregator.separate:
+                if separate:
                     yield from self._each(update)
-                part = reduce(update, self.population.n_items, self.n_groups)
-                blocks.append(part)
-                if not self.algorithm.aggregator.separate:
-                    yield part
+                if separate and self.nodes is None:
+                    continue
+                blocks.append(reduce(update, self.population.n_items, self.n_groups))
+                if not separate:
+                    yield blocks[-1]
             if self.nodes is not None:
                 self._count_node(members, blocks)
 
@@ -129,11 +133,14 @@ class _Work(Generic[S, B, C]):
         return update
 
     def _each(self, update: Update) -> Iterator[Aggregate]:
-        """One part per client of the ``update``, each with its own noise."""
-        own = self.key.fold("release")
+        """One part per client of the ``update``, each with its own noise. A client whose numbers no sum can hold is
+        left out: the rule is there to bound what one client does."""
+        own, asked = self.key.fold("release"), self.plan.cohort.numel()
         for place, user in enumerate(update.users.tolist()):
-            part = reduce(update.of_user(place), self.population.n_items, self.n_groups)
-            asked = self.plan.cohort.numel()
+            try:
+                part = reduce(update.of_user(place), self.population.n_items, self.n_groups)
+            except DivergedError:
+                continue
             yield self.algorithm.protection.add_noise(self.plan.phase, part, asked, own.fold("client", user))
 
     def _count_node(self, members: Tensor, blocks: list[Aggregate]) -> None:

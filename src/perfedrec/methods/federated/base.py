@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 import torch
 from torch import Tensor
 
-from perfedrec.core.aggregate import Aggregate, Aggregator, Sum, from_fixed
+from perfedrec.core.aggregate import Aggregate, Aggregator, Sum, check_aggregator, from_fixed
 from perfedrec.core.algorithm import TRAIN, Phase
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, normal
@@ -62,6 +62,8 @@ class Federated(ABC, Generic[S, B, C]):
 
     broadcast_type: ClassVar[type[Broadcast]] = Broadcast
     aggregator: Aggregator = Sum()
+    """The rule by which the parts of a round become one aggregate; a property where it depends on the settings."""
+
     local_steps: LocalSteps = staticmethod(autograd_steps)
     """The function that trains on a client. Another function of the same type can replace it."""
 
@@ -83,11 +85,7 @@ class Federated(ABC, Generic[S, B, C]):
             raise ConfigError(
                 "the server must know which client contributes to which of several tables; expected sparse aggregation"
             )
-        if self.protection.secure and self.aggregator.separate:
-            raise ConfigError(
-                f"{type(self.aggregator).__name__} compares updates of single clients, and secure aggregation shows "
-                "only their sum; expected privacy.aggregation = sparse or dense"
-            )
+        check_aggregator(self.aggregator, self.protection.secure)
 
     # --- what a method defines ---
 
@@ -157,6 +155,7 @@ class Federated(ABC, Generic[S, B, C]):
         rows = torch.cat([parameters.positives, parameters.negatives])
         signs = torch.cat([-torch.ones_like(labels.rows.items), torch.ones_like(labels.negatives)]).to(rows.dtype)
         scores = self.logits(parameters.private, rows, segments, parameters.dense)
+        self._check_shape("logits", scores, [rows.shape[0]])
         return segment_sum(softplus(signs * scores)[order], segments[order], labels.rows.n_users)
 
     def loss_name(self) -> Loss | None:
@@ -437,7 +436,14 @@ class Federated(ABC, Generic[S, B, C]):
 
     def scores(self, broadcast: B, rows: Rows, client_state: C) -> Tensor:
         """[B, m] scores of all items."""
-        return self.all_scores(client_state.private, broadcast.items, broadcast.dense)
+        scores = self.all_scores(client_state.private, broadcast.items, broadcast.dense)
+        self._check_shape("all_scores", scores, [rows.n_users, broadcast.items.shape[0]])
+        return scores
+
+    def _check_shape(self, hook: str, found: Tensor, wanted: list[int]) -> None:
+        """Raises :class:`ConfigError` where a hook of the method returned another shape than it should."""
+        if list(found.shape) != wanted:
+            raise ConfigError(f"{type(self).__name__}.{hook} returned shape {list(found.shape)}; expected {wanted}")
 
     def explain(self, broadcast: B, rows: Rows, client_state: C) -> dict[str, Tensor]:
         """The scores, as a single part."""

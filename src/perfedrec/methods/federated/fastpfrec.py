@@ -84,9 +84,9 @@ class FastPFRec(Contrastive[GraphState, GraphBroadcast, GraphClient]):
     Options = FastPFRecSettings
     settings: FastPFRecSettings
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        super().__init__(settings)
-        self.aggregator = TrustedNodes(self.settings.nodes.threshold)
+    @property
+    def aggregator(self) -> TrustedNodes:  # type: ignore[override]  # it depends on the settings
+        return TrustedNodes(self.settings.nodes.threshold)
 
     def n_groups(self, state: GraphState) -> int:
         return self.settings.nodes.n_nodes if self.phase(state) == TRAIN.name else 1

@@ -126,8 +126,10 @@ def autograd_steps(task: LocalTask) -> LocalResult:
         private, change = private + step, torch.cat(gradients[1:3])
         if delta is None:
             delta = change.mul_(-settings.learning_rate)
-        else:
+        elif delta is task.begun:  # which is not ours to change
             delta = torch.add(delta, change, alpha=-settings.learning_rate)
+        else:
+            delta.add_(change, alpha=-settings.learning_rate)
         if dense is not None:
             dense = torch.add(dense, gradients[3] / counts, alpha=-settings.dense_learning_rate)
     assert delta is not None

@@ -9,9 +9,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from perfedrec.core.aggregate import Aggregate, reduce
+from perfedrec.core.aggregate import Aggregate, check_aggregator, reduce
 from perfedrec.core.algorithm import Algorithm, B, C, S
-from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.types import Rows
 from perfedrec.runtimes.flower import service
 from perfedrec.runtimes.flower.codec import BroadcastLayout, Task, reply
@@ -109,6 +109,12 @@ def client_app(
 
 def sum_of_users(algorithm: Algorithm[S, B, C], population: Users[C], task: Task[B], seed: int) -> Aggregate:
     """The sum over the users of a task, with noise, as it leaves the node."""
+    check_aggregator(algorithm.aggregator, algorithm.protection.secure)
+    if algorithm.aggregator.separate and task.users.numel() > 1:
+        raise ConfigError(
+            f"{type(algorithm.aggregator).__name__} compares single clients, and a node sends the sum of its users; "
+            "expected nodes with one user each"
+        )
     key = round_key(seed, task.round)
     update, _ = contribute(algorithm, task.phase, task.broadcast, population, task.users, key)
     # Where the coordinator sent the blocks of some groups alone, it numbered these anew.

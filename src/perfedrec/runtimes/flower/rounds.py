@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from perfedrec.core.aggregate import Aggregate, reduce
+from perfedrec.core.aggregate import Aggregate, check_aggregator, reduce
 from perfedrec.core.algorithm import Algorithm, B, C, S, ServedAlgorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
@@ -136,6 +136,7 @@ class Round(Generic[S, B, C]):
     def collect(self, secure: bool = False) -> Aggregate:
         """The aggregate of what the nodes answer. It is a secure sum where the method or ``secure`` says so; otherwise
         the method's aggregator combines the answers, each of which is one part."""
+        check_aggregator(self.algorithm.aggregator, self.algorithm.protection.secure)
         instructions = self._instructions()
         if secure or self.algorithm.protection.secure:
             return self._secure_sum(instructions)
