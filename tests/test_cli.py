@@ -17,10 +17,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+import typer
 from cryptography import x509
 from typer.testing import CliRunner
 
 from perfedrec.cli import app
+from perfedrec.cli.common import one_line
 
 runner = CliRunner()
 FEW = ["--rounds", "3", "--set", "model.embedding_dim=8", "--set", "selection.n_clients_per_round=16", "--quiet"]
@@ -516,3 +518,14 @@ def test_an_impossible_federation_is_an_error_before_anything_starts(
     assert message in failed.stderr
     assert failed.stderr.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == ([run] if "--resume" in options else [])
+
+
+def test_a_missing_flower_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, one_line():
+        raise ModuleNotFoundError("No module named 'flwr'", name="flwr.common")
+    assert ended.value.exit_code == 2
+    assert capsys.readouterr().err == (
+        "error: real nodes need the extra flower; expected pip install 'perfedrec[flower]'\n"
+    )
+    with pytest.raises(ModuleNotFoundError), one_line():
+        raise ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere")

@@ -95,6 +95,11 @@ def _errors_as_one_line() -> Iterator[None]:
         where = "" if error.filename is None else f"{error.filename}: cannot be read or written: "
         print(f"error: {where}{error.strerror}", file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "flwr":
+            raise
+        print("error: real nodes need the extra flower; expected pip install 'perfedrec[flower]'", file=sys.stderr)
+        raise typer.Exit(PerfedrecError.exit_code) from None
     except Exception as error:
         from perfedrec.methods.registry import in_own_file
 

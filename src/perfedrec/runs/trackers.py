@@ -115,7 +115,7 @@ class TensorBoard(_Tracker):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise ConfigError("--track tensorboard needs the extra: pip install perfedrec[tensorboard]") from None
+            raise ConfigError("--track tensorboard needs the extra: pip install 'perfedrec[tensorboard]'") from None
         self.kind: type[SummaryWriter] = SummaryWriter
 
     @property
@@ -160,7 +160,7 @@ class MLflow(_Tracker):
             with warnings.catch_warnings(action="ignore"):
                 from mlflow import MlflowClient
         except ImportError:
-            raise ConfigError("--track mlflow needs the extra: pip install perfedrec[mlflow]") from None
+            raise ConfigError("--track mlflow needs the extra: pip install 'perfedrec[mlflow]'") from None
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         self.kind: type[MlflowClient] = MlflowClient
