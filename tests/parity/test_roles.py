@@ -49,7 +49,11 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {"privacy": PROTECTED},
     "paper, contrastive": {"privacy": PROTECTED, "pretraining": {"kind": "contrastive"}},
     "secure": {"privacy": SECURE, "pretraining": SUMS},
-    "private": {"privacy": SECURE | {"noise": NOISE, "dropout_tolerance": 0.0}, "pretraining": SUMS},
+    "private": {
+        "privacy": SECURE | {"noise": NOISE, "dropout_tolerance": 0.0},
+        "pretraining": SUMS,
+        "clusters": {"n_clusters": 0},
+    },
 }
 
 

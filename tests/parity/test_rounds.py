@@ -124,10 +124,13 @@ def test_the_same_tables_where_clients_contribute_only_to_sums(
     assert twins.flower.clusters.centroids is not None
 
 
-def test_each_node_adds_the_noise_of_its_own_clients() -> None:
+@pytest.mark.parametrize("changes", [{"privacy": {"rank": 0}}, {"clusters": {"n_clusters": 0}}], ids=["rows", "basis"])
+def test_each_node_adds_the_noise_of_its_own_clients(changes: dict[str, Any]) -> None:
     noise = {"degrees": 0.5, "spectral": 0.5, "join": 0.5, "training": 0.5}
     private = {"aggregation": "secure", "norm": "l2", "clip": 0.5, "noise": noise, "dropout_tolerance": 0.0}
-    twins = Twins(settings(pretraining=SUMS, privacy=private), UNEQUAL)
+    twins = Twins(
+        settings(**{**changes, "pretraining": SUMS, "privacy": private | changes.get("privacy", {})}), UNEQUAL
+    )
     exact = torch.bincount(twins.population.items, minlength=N_ITEMS).float()
     twins.play()
     degrees = twins.flower.degrees

@@ -30,7 +30,9 @@ Tamper = Callable[[Message], Message | None]
 
 
 def secure(sizes: tuple[int, ...], tamper: Tamper | None = None, **privacy: Any) -> Twins:
-    return Twins(settings(pretraining=SUMS, privacy=SECURE | privacy, selection=EVERYONE), sizes, tamper)
+    options = SECURE | {"dropout_tolerance": 0.4} | privacy
+    clusters = {"n_clusters": 0} if "noise" in privacy else {}  # their sizes are summed without noise
+    return Twins(settings(pretraining=SUMS, privacy=options, selection=EVERYONE, clusters=clusters), sizes, tamper)
 
 
 def silent(stage: str, *nodes: int) -> Tamper:
@@ -173,7 +175,7 @@ def test_no_message_holds_a_nodes_vector_or_secret(sizes: tuple[int, ...], monke
 
     monkeypatch.setattr(secure_sum, "to_words", kept)
     monkeypatch.setattr(secure_sum, "Participant", Watched)
-    twins = secure(sizes)
+    twins = secure(sizes, rank=0)  # as in the clear, below
     for _ in range(len(twins.algorithm.phases) + 2):
         twins.play()
     seen = traffic(twins)

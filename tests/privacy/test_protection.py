@@ -68,7 +68,7 @@ def test_the_bound_holds_exactly_for_the_numbers_that_are_summed(
 
 def test_short_uploads_are_unchanged_in_training_and_scaled_up_before_it() -> None:
     before = update(3, 4, 2, 0.001, 0)
-    options = privacy(noise={"spectral": 1.0})
+    options = privacy(noise={"spectral": 1.0}, rank=0)
     after = protection(options).clip_update("train", before)
     assert after.deltas is not None
     assert torch.allclose(after.deltas, before.deltas, atol=1e-9)

@@ -182,19 +182,32 @@ def test_rounds_where_all_clients_drop_out_change_no_table() -> None:
     assert all(entry.report.clients == 0 for entry in more.history)
 
 
+DYING = """
+import os, pathlib, signal
+from perfedrec import PerFedRecPP
+
+class Dying(PerFedRecPP):
+    def plan(self, state, key):
+        flag = pathlib.Path(os.environ["DIED"])
+        if state.round == 70 and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().plan(state, key)
+"""
+
+
 def test_a_run_that_was_killed_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    more = ("run.rounds=300", "run.checkpoint_every=20", "run.evaluate_every=50")
-    run(small("paper", *more), output=tmp_path / "whole")
+    (tmp_path / "dying.py").write_text(DYING)
+    more = ("run.rounds=120", "run.checkpoint_every=20", "run.evaluate_every=50")
     settings = [part for each in (*SMALL, *more) for part in ("--set", each)]
-    command = [sys.executable, "-m", "perfedrec", "train", "--output", str(tmp_path / "killed"), "--quiet"]
-    process = subprocess.Popen([*command, "--preset", "paper", *settings])
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "killed").glob("checkpoints/round-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    command = [sys.executable, "-m", "perfedrec", "train", "--quiet", "--output"]
+    begin = ["--preset", "paper", "--algorithm", f"{tmp_path / 'dying.py'}:Dying", *settings]
+    died = os.environ | {"DIED": str(tmp_path / "died")}
+    killed = subprocess.run([*command, str(tmp_path / "killed"), *begin], env=died, check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "result.json").exists()
-    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "whole"), *begin], env=died, check=True)
+    subprocess.run([*command, str(tmp_path / "killed"), "--resume"], env=died, check=True, capture_output=True)
     for name in ("model/state.safetensors", "model/memory.safetensors", "result.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     histories = [[(e.report, e.valid) for e in RunFolder(tmp_path / name).history()] for name in ("whole", "killed")]

@@ -120,7 +120,8 @@ def test_the_rate_is_the_share_that_drops_out() -> None:
 def test_a_secure_sum_of_too_few_clients_is_aborted_and_reported() -> None:
     noise = {"degrees": 0.1, "spectral": 0.1, "join": 0.1, "training": 0.1}
     privacy = {"aggregation": "secure", "norm": "l2", "clip": 0.5, "noise": noise, "dropout_tolerance": 0.05}
-    here = world(pretraining__kind="spectral", **{f"privacy__{name}": value for name, value in privacy.items()})
+    options = {f"privacy__{name}": value for name, value in privacy.items()}
+    here = world(pretraining__kind="spectral", clusters__n_clusters=0, **options)
     before = copied(here.state)
     (report,) = here.play(1, dropout_rate=0.5)
     assert 0 < len(surviving(torch.arange(30), 0.5, round_key(SEED, 0))) < 28

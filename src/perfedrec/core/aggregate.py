@@ -16,6 +16,12 @@ FIXED_POINT = 2.0**36
 """Values are rounded to whole multiples of 1 / FIXED_POINT and summed as whole numbers in float64. Such sums are exact
 up to ``2^53`` and so do not depend on order, blocks, nodes or threads. (Sums of int64 take four times as long.)"""
 
+BASIS_GRID = 2.0**15
+"""The entries of a basis in which sums are taken are whole multiples of 1 / BASIS_GRID (as int16), and changes are
+then multiples of 1 / DELTA_GRID. So their products are on the grid of the sums, and exact as well."""
+
+DELTA_GRID = FIXED_POINT / BASIS_GRID
+
 LARGEST = 2.0**16
 """Largest norm of what may enter a sum, so that the sum stays where float64 holds whole numbers exactly."""
 

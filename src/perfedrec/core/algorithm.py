@@ -26,13 +26,16 @@ class Phase:
     ``privacy.clip``; "unit" scales it to length 1 where noise is added, whatever its length was, so that no clip has to
     be chosen from users' data. ``noise`` is the option under ``privacy.noise`` that sets the noise of the phase's sums;
     ``None`` for a phase without sums. ``coordinates``: whether the mechanism per coordinate (``privacy.norm =
-    "coordinate"``) applies; it does not apply to counts.
+    "coordinate"``) applies; it does not apply to counts. ``opens`` is what of a sum leaves the clients where
+    ``privacy.rank`` asks for low rank: "all" of it (counts), the "rows" that enough users contribute to, or its part in
+    a "basis" of few columns.
     """
 
     name: str
     bound: Literal["clip", "unit"] = "unit"
     noise: str | None = None
     coordinates: bool = True
+    opens: Literal["all", "rows", "basis"] = "all"
 
     @property
     def release(self) -> str:
@@ -40,7 +43,7 @@ class Phase:
         return self.noise or self.name
 
 
-TRAIN = Phase("train", "clip", "training")
+TRAIN = Phase("train", "clip", "training", opens="basis")
 """A round of training. Every method has it; it comes after the method's own ``phases``."""
 
 
@@ -165,6 +168,9 @@ class Algorithm(Protocol[S, B, C]):
     def n_groups(self, state: S) -> int:
         """The number of groups (tables) by which the next round's updates are summed."""
 
+    def n_rows(self, state: S) -> int:
+        """The number of rows of each of these tables: m, or fewer where :meth:`compress` makes them so."""
+
     def groups(self, state: S, users: Tensor) -> Tensor:
         """[B] the group of each of ``users``."""
 
@@ -176,6 +182,10 @@ class Algorithm(Protocol[S, B, C]):
 
     def server(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
         """The next state, after a round of ``phase`` with this ``aggregate``."""
+
+    def lift(self, state: S, phase: str, aggregate: Aggregate) -> Aggregate:
+        """An aggregate with a row for every item again, from what :meth:`compress` left of it. The server works with
+        it, and so does an attacker who sees what the server sees."""
 
     def serving(self, state: S) -> S:
         """The part of a state that recommending needs. :meth:`scores` takes a broadcast of it."""
@@ -191,6 +201,10 @@ class Algorithm(Protocol[S, B, C]):
 
     def client(self, phase: str, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
         """The users' work in a round: the update that they send, before protection, and their new client states."""
+
+    def compress(self, broadcast: B, phase: str, aggregate: Aggregate) -> Aggregate:
+        """The part of a sum over clients that may leave them. It is exactly linear: compressed sums add up to the
+        compressed sum."""
 
     def init_new_user(self, broadcast: B, rows: Rows, client_state: C) -> C:
         """The client states of new users, who were not in training, when they receive a ``broadcast`` of the trained

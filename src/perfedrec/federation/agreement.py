@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from typing import Any
 
@@ -12,7 +13,7 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import METHODS, method
 from perfedrec.privacy.noise import check_source
-from perfedrec.runs.config import Config, check
+from perfedrec.runs.config import Config, as_written, check, identity
 
 
 def federated(config: Config) -> Algorithm[Any, Any, Any]:
@@ -47,6 +48,12 @@ def method_for_nodes(config: Config, algorithm: Algorithm[Any, Any, Any]) -> str
     return method_of(config.model_copy(update={"privacy": privacy}))
 
 
+def digest_of(configuration: str, seed: int) -> str:
+    """What tells one configuration of a federation from another, and is equal to that of versions before 0.3.0."""
+    text = tomli_w.dumps(identity(tomllib.loads(configuration)))
+    return hashlib.sha256(f"{text}{seed}".encode()).hexdigest()
+
+
 def build(configuration: str) -> Algorithm[Any, Any, Any]:
     """The method in a text that :func:`method_of` wrote.
 
@@ -60,7 +67,7 @@ def build(configuration: str) -> Algorithm[Any, Any, Any]:
     name = tree.get("algorithm")
     if name not in METHODS:
         raise ConfigError(f"the federation's method {name!r} does not come with perfedrec; expected one that does")
-    config = check(tree | {"run": {"rounds": 0}}, "the configuration of the federation")
+    config = check(as_written(tree) | {"run": {"rounds": 0}}, "the configuration of the federation")
     if _unsolved(config):
         raise ConfigError(
             "the configuration of the federation asks for an epsilon and names no noise; expected privacy.noise"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from perfedrec import __version__
 from perfedrec.core.algorithm import Algorithm, RoundState
 from perfedrec.core.records import copied, unflatten
 from perfedrec.data import Catalogue
-from perfedrec.federation.agreement import method_for_nodes
+from perfedrec.federation.agreement import digest_of, method_for_nodes
 from perfedrec.privacy.report import privacy_block
 from perfedrec.runs.checkpoint import Loaded, check_phases
 from perfedrec.runs.config import Config
@@ -60,7 +59,7 @@ class FederatedRun:
         self.users: Tensor | None = None
         self.service_client: ServiceClient | None = None
         configuration = method_for_nodes(config, algorithm)
-        digest = hashlib.sha256(f"{configuration}{config.run.seed}".encode()).hexdigest()
+        digest = digest_of(configuration, config.run.seed)
         self.belongs = {"catalogue": catalogue.fingerprint, "configuration": digest}
         if data is not None:
             self.belongs["data"] = data

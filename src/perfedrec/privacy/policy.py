@@ -45,6 +45,11 @@ class Policy:
             yield f"privacy.norm is {asked.norm}, not {own.norm}"
         if own.clip is not None and (asked.clip is None or asked.clip > own.clip):
             yield f"privacy.clip is {_shown(asked.clip)}, above {own.clip:g}"
+        if own.low_rank and not 0 < asked.rank <= own.rank:
+            yield f"privacy.rank is {asked.rank}, not from 1 to {own.rank}"
+        for name in ("min_contributors", "min_clients"):
+            if own.low_rank and getattr(asked, name) < getattr(own, name):
+                yield f"privacy.{name} is {getattr(asked, name)}, below {getattr(own, name)}"
         if asked.noise_scale < own.noise_scale:
             yield f"privacy.noise_scale is {asked.noise_scale:g}, below {own.noise_scale:g}"
         flips = asked.randomised_response and 1 / (1 + exp(asked.randomised_response))  # share of items that change

@@ -13,7 +13,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from perfedrec.core.aggregate import FIXED_POINT, Aggregate
+from perfedrec.core.aggregate import DELTA_GRID, FIXED_POINT, Aggregate
 from perfedrec.core.algorithm import TRAIN, Phase
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, fold_in, laplace
@@ -36,6 +36,9 @@ from perfedrec.privacy.mechanisms import (
 )
 from perfedrec.privacy.noise import Law, opendp_noised, row_noise, summed_noise
 from perfedrec.privacy.settings import NoiseSettings, PrivacySettings
+
+MISSING = 1 / 3
+"""The share of all clients that may be missing in a sum by row."""
 
 _BELOW = 1 - 2.0**-20  # relative margin below the bound, for rounding errors
 
@@ -61,6 +64,10 @@ class Protection:
     def secure(self) -> bool:
         """Whether sums are taken by secure aggregation."""
         return self.settings.aggregation == "secure"
+
+    def low_rank(self, phase: str) -> bool:
+        """Whether the sums of a phase are taken in a basis of few columns."""
+        return self.settings.low_rank and self.phases[phase].opens == "basis"
 
     # --- bounds, noise and guarantees ---
 
@@ -182,9 +189,11 @@ class Protection:
         The returned values lie on the grid of the sums, and the bound holds for them exactly, without any rounding
         error.
         """
-        bound = self.bound(phase)
+        bound, grid = self.bound(phase), DELTA_GRID if self.low_rank(phase) else FIXED_POINT
         if bound is None:
-            return update
+            deltas = update.deltas
+            coarse = deltas if deltas is None or grid == FIXED_POINT else _on_grid(deltas, grid)
+            return update if coarse is deltas else replace(update, deltas=coarse)
         norms = joint_norms(update, self.settings.norm)
         factors = bound / norms.clamp(min=1e-30)
         if self.phases[phase].bound == "clip":
@@ -194,9 +203,9 @@ class Protection:
         factors = torch.where(over, factors * _BELOW, factors)  # room for rounding to float32 and to the grid
         deltas, dense = update.deltas, update.dense
         if deltas is not None and update.segments is not None:
-            deltas = _on_grid(deltas * factors[update.segments, None])
+            deltas = _on_grid(deltas * factors[update.segments, None], grid)
         if dense is not None:
-            dense = _on_grid(dense * factors[:, None])
+            dense = _on_grid(dense * factors[:, None], FIXED_POINT)
         return replace(update, deltas=deltas, dense=dense)
 
     # --- on sums ---
@@ -233,11 +242,20 @@ class Protection:
         return replace(aggregate, keys=keys, sums=sums, dense=dense)
 
     def aborted(self, phase: str, clients: int, asked: int) -> bool:
-        """Whether too few clients answered, so that the noise of the sum would be too small, or the sum would be a
-        single client's upload."""
+        """Whether too few clients answered, so that the noise of the sum would be too small, or the sum would tell too
+        much about each of them.
+
+        A sum by row opens the rows of items that ``min_contributors`` users have. If many of these were missing, a row
+        could have a single contributor after all, so that at most a third of the clients may be missing.
+        """
         if not self.secure:
             return False
-        return clients < (self.fewest(asked) - 1e-9 if self.multiplier(phase) else min(2, asked))
+        fewest: float = self.settings.min_clients
+        if self.multiplier(phase):
+            fewest = max(fewest, self.fewest(asked) - 1e-9)
+        if self.settings.low_rank and self.phases[phase].opens == "rows":
+            fewest = max(fewest, (1 - MISSING) * asked - 1e-9)
+        return clients < fewest
 
     def as_seen(self, phase: str, update: Update, n_items: int, key: Key) -> Tensor:
         """[B, m, d] dense uploads as the coordinator receives them, each with its own noise (simulated, for audits)."""
@@ -295,7 +313,7 @@ def _stretched(values: Tensor, segments: Tensor, n: int, settings: PrivacySettin
     return values * (settings.clip / largest.clamp(min=1e-30))[segments, None]
 
 
-def _on_grid(values: Tensor) -> Tensor:
-    """float32 values on the grid of the sums, rounded towards zero, so that no norm increases."""
+def _on_grid(values: Tensor, grid: float) -> Tensor:
+    """float32 values as multiples of ``1 / grid``, rounded towards zero, so that no norm increases."""
     wide = values.to(torch.float64)
-    return (wide * FIXED_POINT).trunc_().div_(FIXED_POINT).to(torch.float32)
+    return (wide * grid).trunc_().div_(grid).to(torch.float32)

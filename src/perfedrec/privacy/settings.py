@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from perfedrec.core.settings import Settings
+
+SECURE_ONLY = ("rank", "min_contributors", "min_clients")
+"""Options that only secure sums have."""
 
 
 class NoiseSettings(Settings):
@@ -42,6 +45,16 @@ class PrivacySettings(Settings):
         0.0, ge=0, description="scale of the Laplace noise on each coordinate of each upload (norm coordinate)"
     )
     noise: NoiseSettings = NoiseSettings()
+    rank: int = Field(
+        256,
+        ge=0,
+        description="secure: columns of the public basis in which changes are summed; 0: a row for every item, which "
+        "shows the items of many clients (docs/privacy.md)",
+    )
+    min_contributors: int = Field(
+        5, ge=1, description="secure: a row of a pass of spectral pre-training is summed if so many users have its item"
+    )
+    min_clients: int = Field(2, ge=2, description="secure: a sum of fewer clients is not opened")
     noise_source: Literal["simulation", "opendp"] = Field(
         "simulation",
         description="simulation: fast keyed noise, not cryptographic; opendp: OpenDP's samplers (slow; an extra)",
@@ -91,6 +104,20 @@ class PrivacySettings(Settings):
         if self.randomised_response and (self.pseudo_items or self.masking):
             raise ValueError("randomised_response replaces pseudo_items and masking; expected one or the other")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Options of secure sums are left out where sums are not secure: there they mean nothing, and configurations
+        stay equal to those that earlier versions wrote."""
+        found: dict[str, Any] = handler(self)
+        if self.aggregation != "secure":
+            found = {name: value for name, value in found.items() if name not in SECURE_ONLY}
+        return found
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether changes are summed in a basis of few columns, so that no row of the sum belongs to an item."""
+        return self.aggregation == "secure" and self.rank > 0
 
     @property
     def noisy(self) -> bool:

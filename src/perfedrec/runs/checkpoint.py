@@ -26,8 +26,8 @@ from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.core.records import Scalar, flatten
 
-FORMAT = 3
-READABLE = (2, FORMAT)
+FORMAT = 4
+READABLE = (2, 3, FORMAT)
 """Formats that can be read. In format 2 some fields of records have other names, which
 :func:`perfedrec.core.records.unflatten` knows."""
 
@@ -113,6 +113,11 @@ def check_phases(loaded: Loaded, algorithm: Algorithm[Any, Any, Any]) -> None:
     FedMF of 0.1.0 released item degrees under secure sums, in a phase before training. Such a run can be opened, but
     its rounds are counted in another way. Raises :class:`CheckpointError`.
     """
+    if loaded.format < FORMAT and algorithm.protection.secure:
+        raise CheckpointError(
+            f"{loaded.folder}: made by a version before 0.3.0, whose secure sums showed the items of many clients; "
+            "expected it to be trained anew"
+        )
     released = loaded.format == 2 and algorithm.protection.sums and "degrees" in loaded.records["state"][0]
     if released and all(phase.name != "degrees" for phase in algorithm.phases):
         raise CheckpointError(

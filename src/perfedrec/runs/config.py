@@ -18,7 +18,7 @@ from perfedrec.data import load as load_data
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod, centralised, method, name_of
 from perfedrec.privacy.ledger import split_budget
-from perfedrec.privacy.settings import NoiseSettings
+from perfedrec.privacy.settings import SECURE_ONLY, NoiseSettings
 from perfedrec.runs.config_errors import explain
 from perfedrec.runs.dotted import flat, is_section, merge, put
 from perfedrec.runs.preset_files import DEFAULT, ablation, default_preset, preset_text
@@ -259,6 +259,23 @@ def in_file(file: Path | None) -> dict[str, Any]:
         return {} if file is None else tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def as_written(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a configuration that the package itself wrote in full. Before 0.3.0 there was no privacy.rank, and
+    secure sums were opened by item."""
+    privacy = tree.get("privacy")
+    if not isinstance(privacy, Mapping) or privacy.get("aggregation") != "secure":
+        return dict(tree)
+    return {**tree, "privacy": {"rank": 0, **privacy}}
+
+
+def identity(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree without the options that did not exist before 0.3.0, where they have the meaning that it had then."""
+    privacy = tree.get("privacy")
+    if not isinstance(privacy, Mapping) or privacy.get("rank"):
+        return dict(tree)
+    return {**tree, "privacy": {name: value for name, value in privacy.items() if name not in SECURE_ONLY}}
 
 
 def check(tree: Mapping[str, Any], where: str = "") -> Config:

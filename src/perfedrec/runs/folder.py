@@ -19,7 +19,7 @@ from perfedrec.core.errors import CheckpointError, ConfigError, reason
 from perfedrec.core.types import RoundReport
 from perfedrec.runs import checkpoint
 from perfedrec.runs.checkpoint import Loaded
-from perfedrec.runs.config import Config, check
+from perfedrec.runs.config import Config, as_written, check
 from perfedrec.runs.summary import Summary
 
 CONFIG, ENVIRONMENT, RESULT, NAME = "config.toml", "environment.json", "result.json", "name"
@@ -141,7 +141,7 @@ class RunFolder:
         """The configuration of the run. Raises :class:`CheckpointError` where the folder has none."""
         path = self.path / CONFIG
         try:
-            return check(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+            return check(as_written(tomllib.loads(path.read_text(encoding="utf-8"))), str(path))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise CheckpointError(
                 f"{self.path}: not a run folder: {CONFIG} cannot be read ({reason(error)}); "

@@ -68,6 +68,7 @@ def play_round(
     empty = Aggregate.empty(population.n_items, work.n_groups, device=plan.cohort.device)
     total = algorithm.aggregator.combine(plan.phase, work.parts(users), empty)
     if not algorithm.aggregator.separate:  # else each part already has its own noise
+        total = algorithm.compress(work.broadcast(), plan.phase, total)
         total = algorithm.protection.add_noise(plan.phase, total, asked, key.fold("release"))
     report = RoundReport(
         round=state.round,
@@ -101,7 +102,11 @@ class _Work(Generic[S, B, C]):
     down: int = 0
 
     def __post_init__(self) -> None:
-        self.n_groups = self.algorithm.n_groups(self.state)
+        self.n_groups, self.n_rows = self.algorithm.n_groups(self.state), self.algorithm.n_rows(self.state)
+
+    def broadcast(self) -> B:
+        """What everybody receives, whoever it is."""
+        return self.algorithm.broadcast(self.state, self.plan.cohort[:0])
 
     def parts(self, users: Tensor) -> Iterator[Aggregate]:
         """The parts of the aggregate: one per block or, for a rule that compares clients, one per client."""
@@ -125,7 +130,7 @@ class _Work(Generic[S, B, C]):
         broadcast, protection = self.algorithm.broadcast(self.state, block), self.algorithm.protection
         update, client_state = contribute(self.algorithm, self.plan.phase, broadcast, self.population, block, self.key)
         if self.nodes is None:
-            rows = self.n_groups * self.population.n_items if protection.sums else None
+            rows = self.n_groups * self.n_rows if protection.sums else None
             sent = update.upload_bytes(rows, 8 if protection.secure else 4)
             self._count(int(sent.sum()), int(sent.max()), broadcast.download_bytes() * block.numel())
         if update.deltas is not None:
@@ -147,7 +152,7 @@ class _Work(Generic[S, B, C]):
         """Count the bytes of the node with the users ``members``, which sends their sum."""
         protection, phase = self.algorithm.protection, self.plan.phase
         own = self.key.fold("release").fold("node", int(members.min()))
-        here = Sum().combine(phase, blocks, blocks[0])
+        here = self.algorithm.compress(self.broadcast(), phase, Sum().combine(phase, blocks, blocks[0]))
         leaving = here if protection.secure else protection.add_noise(phase, here, self.plan.cohort.numel(), own)
         size = leaving.upload_bytes(masked=protection.secure)
         self._count(size, size, self.algorithm.broadcast(self.state, members).download_bytes(together=True))

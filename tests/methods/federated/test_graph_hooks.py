@@ -33,6 +33,7 @@ WORLDS: dict[str, dict[str, Any]] = {
         "privacy__masking": 0.2,
     },
     "secure": {"pretraining__kind": "spectral", "pretraining__passes": 2, **SECURE},
+    "by item": {"pretraining__kind": "spectral", "pretraining__passes": 2, **SECURE, "privacy__rank": 0},
 }
 
 
@@ -112,9 +113,12 @@ HOOKS: list[tuple[str, str, Any]] = [
     ("n_views", "contrastive", fixed(1)),
     ("contrasts", "contrastive", fixed(False)),
     ("placed", "secure", lambda self, broadcast, rows, own: replace(broadcast, groups=torch.zeros_like(rows.users))),
-    ("clustering", "secure", lambda self, broadcast: None),
-    ("cluster_by_sums", "secure", same_state),
-    ("recluster", "secure", with_super("recluster", lambda state: _shifted(state))["recluster"]),
+    ("clustering_phases", "secure", fixed(())),
+    ("pretrains_basis", "secure", fixed(False)),
+    ("trains_clusters", "by item", fixed(False)),
+    ("clustering", "by item", lambda self, broadcast: None),
+    ("cluster_by_sums", "by item", same_state),
+    ("recluster", "by item", with_super("recluster", lambda state: _shifted(state))["recluster"]),
 ]
 """Hooks, each with a world in which it is used and an override."""
 

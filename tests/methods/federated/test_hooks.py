@@ -217,6 +217,10 @@ ELSEWHERE = {
     "init_new_user": "test_a_node_trains_new_users_as_the_method_defines",
     "without_privacy": "test_a_node_trains_new_users_as_the_method_defines",
     "sums": "a fact that follows from the settings",
+    "subspace": "tests/methods/federated/test_subspace.py",
+    "n_rows": "tests/methods/federated/test_subspace.py",
+    "lift": "tests/methods/federated/test_subspace.py",
+    "compress": "tests/methods/federated/test_subspace.py",
     "Options": "tests/runs/test_config.py",
     "broadcast_type": "tests/runtimes/node/test_serving.py",
 }
@@ -308,7 +312,7 @@ def test_a_custom_phase_is_played_before_training() -> None:
     assert [each["release"] for each in played["releases"]] == ["warm", "training"]
 
 
-NOISE = {"aggregation": "secure", "norm": "l2", "clip": 1.0, "noise": {"training": 0.1, "degrees": 0.1}}
+NOISE = {"aggregation": "secure", "rank": 0, "norm": "l2", "clip": 1.0, "noise": {"training": 0.1, "degrees": 0.1}}
 
 
 @pytest.mark.parametrize(
@@ -330,10 +334,10 @@ def test_a_phase_that_privacy_cannot_account_for_is_refused(noise: str | None, p
 
 def test_a_phase_with_noise_is_accounted_for() -> None:
     kind = type("Own", (Warm,), {"noise": "degrees"})
-    assert outcome(kind, 2, aggregation="secure")["cohorts"] == [30, 12]
+    assert outcome(kind, 2, aggregation="secure", rank=0)["cohorts"] == [30, 12]
     noisy = outcome(kind, 2, **NOISE)
     assert [each["noise_multiplier"] for each in noisy["releases"]] == [0.1, 0.1]
-    quiet = outcome(kind, 2, aggregation="secure", norm="l2", clip=1.0)
+    quiet = outcome(kind, 2, aggregation="secure", rank=0, norm="l2", clip=1.0)
     assert differ(noisy["items"], quiet["items"])
 
 

@@ -150,7 +150,7 @@ def test_a_trimmed_mean_bounds_what_one_client_does() -> None:
 def test_a_rule_that_compares_clients_is_refused_where_sums_are_secure() -> None:
     said = "TrimmedMean compares updates of single clients, and secure aggregation shows only their sum"
     with pytest.raises(ConfigError, match=said):
-        Trimmed(options(aggregation="secure"))
+        Trimmed(options(aggregation="secure", rank=0))
 
     class Late(FedMF):  # type: ignore[type-arg]
         def __init__(self, settings: FedMFSettings) -> None:

@@ -19,7 +19,7 @@ from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.spectral import deflated, denoised, trusted
 from perfedrec.privacy.protection import joint_norms
 
-SECURE: dict[str, Any] = {"privacy__aggregation": "secure"}
+SECURE: dict[str, Any] = {"privacy__aggregation": "secure", "privacy__rank": 0}
 NOISE = {
     "privacy__norm": "l2",
     "privacy__clip": 0.5,

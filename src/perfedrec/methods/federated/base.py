@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import isfunction, signature
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -24,8 +25,10 @@ from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Plan, Rows, Spec, Update
 from perfedrec.methods.federated import cohort
 from perfedrec.methods.federated.local import LocalSteps, LocalTask, Loss, Parameters, autograd_steps, checked
+from perfedrec.methods.federated.phases import DEGREES, SPECTRAL
 from perfedrec.methods.federated.settings import FederatedSettings
 from perfedrec.methods.federated.state import Broadcast, ClientState, OptimizerState, ServerState
+from perfedrec.methods.federated.subspace import Subspace, with_degrees
 from perfedrec.methods.federated.tables import Average, Moments, means, over_tables, sparse_step
 from perfedrec.nn.losses import softplus
 from perfedrec.nn.propagation import Star
@@ -81,6 +84,11 @@ class Federated(ABC, Generic[S, B, C]):
         chosen: Any = settings or self.Options()
         self.settings = chosen
         self.protection = Protection(chosen.privacy, (*self.phases, *self.questions))
+        if self.subspace is not None and SPECTRAL not in self.phases:
+            raise ConfigError(
+                f"{type(self).__name__}.phases lacks the passes that find the basis of secure sums; expected it to "
+                "begin with super().phases, or privacy.rank = 0, with which a sum shows the items of many clients"
+            )
         if self.protection.sums and self.n_tables() and not self.chooses_table:
             raise ConfigError(
                 "the server must know which client contributes to which of several tables; expected sparse aggregation"
@@ -92,7 +100,12 @@ class Federated(ABC, Generic[S, B, C]):
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The phases before training, one round each. All users take part in each of them."""
-        return ()
+        return () if self.subspace is None else self.subspace.phases
+
+    @cached_property
+    def subspace(self) -> Subspace | None:
+        """The basis in which sums are taken; ``None`` where they are taken by item."""
+        return Subspace(self.settings.privacy) if self.settings.privacy.low_rank else None
 
     @property
     def questions(self) -> tuple[Phase, ...]:
@@ -242,6 +255,7 @@ class Federated(ABC, Generic[S, B, C]):
             offsets=offsets,
             optimizer=OptimizerState(*(None if each is None else Moments.zeros(each) for each in tables)),
             average=Average.start(items) if server.averaging else None,
+            **({} if self.subspace is None else self.subspace.start(items, key)),
         )
 
     def _init_dense(self, spec: Spec, key: Key) -> Tensor | None:
@@ -262,6 +276,9 @@ class Federated(ABC, Generic[S, B, C]):
     def n_groups(self, state: S) -> int:
         return self.n_models(state)
 
+    def n_rows(self, state: S) -> int:
+        return state.items.shape[0] if self.subspace is None else self.subspace.n_rows(state, self.phase(state))
+
     def groups(self, state: S, users: Tensor) -> Tensor:
         return torch.zeros_like(users)
 
@@ -276,12 +293,22 @@ class Federated(ABC, Generic[S, B, C]):
         return cohort.select(state.n_users, self.settings.selection, key, state.items.device)
 
     def broadcast(self, state: S, users: Tensor) -> B:
-        return cast(B, Broadcast(items=state.items, dense=state.dense, groups=self.groups(state, users)))
+        more = {} if self.subspace is None else self.subspace.sent(state, self.phase(state))
+        groups = self.groups(state, users)
+        return cast(B, Broadcast(items=state.items, dense=state.dense, groups=groups, degrees=state.degrees, **more))
 
     def server(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
+        aggregate = self.lift(state, phase, aggregate)
         if aggregate.clients and phase == TRAIN.name:
             self.server_step(state, aggregate)
+        elif aggregate.clients and phase == DEGREES.name:
+            state = replace(state, degrees=with_degrees(state, aggregate, self.protection.multiplier(phase) > 0))
+        elif aggregate.clients and phase == SPECTRAL.name and self.subspace is not None:
+            state = self.subspace.absorb(state, aggregate)
         return replace(state, round=state.round + 1)
+
+    def lift(self, state: S, phase: str, aggregate: Aggregate) -> Aggregate:
+        return aggregate if self.subspace is None else self.subspace.lift(state, phase, aggregate)
 
     def group_weights(self, state: S, aggregate: Aggregate) -> Tensor:
         """[G] the divisor of each group's sums: the weights of its clients or, where these are not released, the
@@ -316,7 +343,9 @@ class Federated(ABC, Generic[S, B, C]):
         items, average = state.items, state.average
         if average is not None:
             items = average.as_of(items, state.round, self.settings.server.averaging)
-        return replace(state, items=items, average=None, optimizer=OptimizerState())
+        return replace(
+            state, items=items, average=None, optimizer=OptimizerState(), basis=None, probe=None, factor=None
+        )
 
     # --- the clients ---
 
@@ -338,6 +367,8 @@ class Federated(ABC, Generic[S, B, C]):
         )
 
     def client(self, phase: str, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
+        if self.subspace is not None and phase in (DEGREES.name, SPECTRAL.name):
+            return self.subspace.client(phase, broadcast, rows), client_state
         if phase != TRAIN.name:
             raise ConfigError(
                 f"{type(self).__name__} has no work for clients in phase {phase}; expected its client() to handle it"
@@ -428,6 +459,9 @@ class Federated(ABC, Generic[S, B, C]):
     ) -> tuple[Update, C]:
         """The update that clients send after local training, with their reports added, and their client states."""
         return replace(update, reports=self.report(broadcast, rows, client_state, key)), client_state
+
+    def compress(self, broadcast: B, phase: str, aggregate: Aggregate) -> Aggregate:
+        return aggregate if self.subspace is None else self.subspace.compress(broadcast, phase, aggregate)
 
     def init_new_user(self, broadcast: B, rows: Rows, client_state: C) -> C:
         return client_state

@@ -20,9 +20,10 @@ from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.methods.federated.local import Loss, Parameters
 from perfedrec.methods.federated.network import Network, ranking_loss
 from perfedrec.methods.federated.phases import DEGREES, JOIN, SPECTRAL
-from perfedrec.methods.federated.reporting import Reporting, with_degrees
+from perfedrec.methods.federated.reporting import Reporting
 from perfedrec.methods.federated.state import B, C, GraphBroadcast, GraphClient, GraphState, S, Service
-from perfedrec.methods.federated.summing import Summing
+from perfedrec.methods.federated.subspace import with_degrees
+from perfedrec.methods.federated.summing import Summing, SummingOnce
 from perfedrec.methods.federated.tables import Average
 from perfedrec.nn.propagation import Star, edge_weights
 from perfedrec.nn.segments import expand, segment_sum
@@ -48,7 +49,8 @@ class GraphMethod(FedMF[S, B, C]):
     @cached_property
     def handover(self) -> Reporting[S, B, C] | Summing[S, B, C]:
         """How clients send vectors and neighbours: as reports and edges, or as parts of sums."""
-        return Summing(self) if self.settings.privacy.sums else Reporting(self)
+        summing = Summing if self.subspace is None else SummingOnce
+        return summing(self) if self.settings.privacy.sums else Reporting(self)
 
     @property
     def neighbours(self) -> bool:
@@ -59,7 +61,7 @@ class GraphMethod(FedMF[S, B, C]):
     def joins(self) -> bool:
         """Whether there is a phase before training in which clients send protected edges to the neighbourhood service,
         or a first part of the neighbour sums."""
-        return self.neighbours
+        return self.neighbours and (self.subspace is None or self.pretrains_basis)
 
     @property
     def n_reported(self) -> int:
@@ -78,8 +80,21 @@ class GraphMethod(FedMF[S, B, C]):
         return ()
 
     @property
+    def pretrains_basis(self) -> bool:
+        """Whether pre-training finds the basis of secure sums, and vectors from which neighbour sums can start."""
+        return SPECTRAL in self.pretraining_phases
+
+    @property
+    def clustering_phases(self) -> tuple[Phase, ...]:
+        """The phases that find clusters before training; none by default."""
+        return ()
+
+    @property
     def phases(self) -> tuple[Phase, ...]:
-        return (*self.handover.phases, *self.pretraining_phases, *((JOIN,) if self.joins else ()))
+        joins, passes = (JOIN,) if self.joins else (), self.pretraining_phases
+        if self.subspace is not None and not self.pretrains_basis:
+            passes = (*self.subspace.passes, *passes)
+        return (*self.handover.phases, *passes, *joins, *self.clustering_phases)
 
     @property
     def questions(self) -> tuple[Phase, ...]:
@@ -119,13 +134,14 @@ class GraphMethod(FedMF[S, B, C]):
     def _graph(self, spec: Spec, key: Key) -> dict[str, Any]:
         """The fields of the first :class:`GraphState`, by name."""
         common, degrees = self._init(spec, key), spec.item_degrees.to(torch.float32)
-        device, tokens, n_summed = common.items.device, self.handover.tokens(spec, key), self.handover.n_summed
+        device, tokens, n_kept = common.items.device, self.handover.tokens(spec, key), self.handover.n_kept
         return {
             **vars(common),
             "degrees": torch.ones_like(degrees) if self.sums else degrees,  # private until they are released
+            **({"probe": None} if self.pretrains_basis else {}),
             "service": self.open_service(spec.n_users, device),
             "tokens": None if tokens is None else tokens.to(device),
-            "summed": common.items.new_zeros(n_summed, *common.items.shape) if n_summed else None,
+            "summed": common.items.new_zeros(n_kept, *common.items.shape) if n_kept else None,
         }
 
     def n_models_of(self, broadcast: B) -> int:
@@ -141,7 +157,7 @@ class GraphMethod(FedMF[S, B, C]):
         """One table per model, and one per layer of neighbour sums."""
         if self.phase(state) in (DEGREES.name, SPECTRAL.name):
             return 1
-        return self.n_models(state) + self.handover.n_summed
+        return self.handover.n_groups(state)
 
     def broadcast(self, state: S, users: Tensor) -> B:
         return cast(B, GraphBroadcast(**self._received(state, users)))
@@ -156,6 +172,7 @@ class GraphMethod(FedMF[S, B, C]):
             "degrees": state.degrees,
             "tokens": state.tokens,
             "neighbours": state.neighbours,
+            **({} if self.subspace is None else self.subspace.sent(state, self.phase(state))),
             "start": None if start is None else start[users.clamp(min=0)].masked_fill(new[:, None], 0.0),
         }
 
@@ -206,7 +223,7 @@ class GraphMethod(FedMF[S, B, C]):
 
         ``published`` has items in the order of item numbers. What the coordinator must not know is left out of it.
         """
-        aggregate = self.handover.take_sums(state, phase, aggregate)
+        state, aggregate = self.handover.take_sums(state, phase, aggregate)
         if aggregate.clients and phase == TRAIN.name:
             self.server_step(state, aggregate)
         state = replace(state, round=state.round + 1)
@@ -222,6 +239,8 @@ class GraphMethod(FedMF[S, B, C]):
 
     def prepare(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
         """The state after a phase before training."""
+        if phase == SPECTRAL.name and self.subspace is not None:
+            return self.subspace.absorb(state, aggregate)
         if phase != DEGREES.name:
             return state
         noisy = self.protection.multiplier(phase) > 0
@@ -263,12 +282,14 @@ class GraphMethod(FedMF[S, B, C]):
     def _graph_client(self, rows: Rows, key: Key) -> dict[str, Any]:
         """The fields of the first :class:`GraphClient`, by name."""
         common = self._init_clients(rows, key)
-        size = (rows.n_users, self.handover.n_summed, self.settings.model.embedding_dim)
+        size = (rows.n_users, self.handover.n_kept, self.settings.model.embedding_dim)
         return {**vars(common), "sent": torch.zeros(*size, device=rows.users.device)}
 
     def client(self, phase: str, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
         if phase == DEGREES.name:
             return self._degrees(broadcast, rows, client_state, key), client_state
+        if phase == SPECTRAL.name:
+            return super().client(phase, broadcast, rows, client_state, key)
         broadcast = self.placed(broadcast, rows, client_state)
         if phase == JOIN.name:
             return self.handover.join(broadcast, rows, client_state, key)

@@ -77,14 +77,23 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     def n_tables(self) -> int:
         return self.clusters.n_clusters if self.clusters.enabled else 0
 
+    @property
+    def trains_clusters(self) -> bool:
+        """Whether cluster models are trained in every round. In sums of low rank they are not: a cohort has few members
+        of a cluster, and their sum would tell much about each of them."""
+        return self.clusters.enabled and not self.settings.privacy.low_rank
+
     def table_share(self, state: PerFedRecState) -> float:
-        return self.clusters.learning_rate if state.clusters.centroids is not None else 0.0
+        return self.clusters.learning_rate if self.trains_clusters and state.clusters.centroids is not None else 0.0
 
     def n_models(self, state: PerFedRecState) -> int:
-        return self.clusters.n_clusters if state.clusters.centroids is not None else 1
+        return self.clusters.n_clusters if self.trains_clusters and state.clusters.centroids is not None else 1
 
     def n_models_of(self, broadcast: PerFedRecBroadcast) -> int:
-        return 1 if broadcast.offsets is None else self.clusters.n_clusters
+        return 1 if broadcast.offsets is None or not self.trains_clusters else self.clusters.n_clusters
+
+    def contributes_to(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Tensor:
+        return broadcast.groups if self.trains_clusters else torch.zeros_like(broadcast.groups)
 
     def _init_dense(self, spec: Spec, key: Key) -> Tensor | None:
         return self.network.init(spec, key, self.settings.model.init_scale)
@@ -97,7 +106,9 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
                 "item_attributes.csv next to the data"
             )
         fields, stats = self._graph(spec, key), None
-        if self.clusters.enabled and self.sums:
+        if not self.trains_clusters:
+            fields["optimizer"] = replace(fields["optimizer"], offsets=None)
+        elif self.sums:
             stats = fields["items"].new_zeros(self.clusters.n_clusters, self.settings.model.embedding_dim + 1)
         own = spec.item_attributes if attributes else None
         return PerFedRecState(**fields, clusters=Clusters(stats=stats), item_attributes=own)
@@ -126,7 +137,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             user_init_scale=state.pretrained.user_init_scale,
             trained=trained > 0,
             centroids=centroids if asks else None,
-            cluster_stats=self.sums and centroids is not None and trained < self.clusters.stop,
+            cluster_stats=self.sums and self.trains_clusters and centroids is not None and trained < self.clusters.stop,
         )
 
     def group_weights(self, state: PerFedRecState, aggregate: Aggregate) -> Tensor:
@@ -166,7 +177,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return replace(state, clusters=clusters)
 
     def cluster_by_sums(self, state: PerFedRecState, trained: int, key: Key) -> PerFedRecState:
-        return self.recluster(state, key) if self.clusters.due(trained) else state
+        return self.recluster(state, key) if self.trains_clusters and self.clusters.due(trained) else state
 
     def recluster(self, state: PerFedRecState, key: Key) -> PerFedRecState:
         """The state with new clusters, from the sums of the clients that took part since the last clustering."""

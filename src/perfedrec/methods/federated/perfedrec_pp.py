@@ -11,16 +11,18 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from perfedrec.core.aggregate import Aggregate, from_fixed
 from perfedrec.core.algorithm import Phase
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Published, Rows, Spec, Update
-from perfedrec.methods.federated import cohort, spectral
+from perfedrec.methods.federated import cohort, spectral, summing
 from perfedrec.methods.federated.contrastive import Contrastive
 from perfedrec.methods.federated.perfedrec import PerFedRec
-from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, SPECTRAL
+from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, SIZES, SPECTRAL
 from perfedrec.methods.federated.state import (
+    Clusters,
     PerFedRecBroadcast,
     PerFedRecClient,
     PerFedRecState,
@@ -42,21 +44,30 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         pretraining = self.settings.pretraining
         if pretraining.kind != "spectral":
             return ()
-        filling = pretraining.cluster_passes if self.clusters.enabled else 0
+        filling = pretraining.cluster_passes if self.clusters.enabled and not self.settings.privacy.low_rank else 0
         return (SPECTRAL,) * pretraining.passes + (CLUSTERS,) * filling
+
+    @property
+    def clustering_phases(self) -> tuple[Phase, ...]:
+        fills = self.clusters.enabled and self.subspace is not None and self.pretrains_basis
+        return (SIZES, CLUSTERS) if fills else ()
 
     @property
     def noisy(self) -> bool:
         """Whether spectral pre-training has noise."""
-        return self.protection.multiplier(SPECTRAL.name) > 0 if SPECTRAL in self.phases else False
+        return self.protection.multiplier(SPECTRAL.name) > 0 if self.pretrains_basis else False
 
     # --- the clients ---
 
     def client(
         self, phase: str, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient, key: Key
     ) -> tuple[Update, PerFedRecClient]:
-        if phase not in (SPECTRAL.name, CLUSTERS.name):
+        if phase not in (SPECTRAL.name, SIZES.name, CLUSTERS.name) or broadcast.probe is not None:
             return super().client(phase, broadcast, rows, client_state, key)
+        if phase != SPECTRAL.name and self.subspace is not None:
+            broadcast = self.placed(broadcast, rows, client_state)
+        if phase == SIZES.name:
+            return self._placing(broadcast, rows), client_state
         shown = self.handover.labelled(rows, broadcast.items.shape[0], client_state, key.fold("labels"))
         product = spectral.gram_rows(broadcast.items, shown, broadcast.degrees)
         if self.noisy:
@@ -70,11 +81,24 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         groups, segments, items = broadcast.groups, shown.segments, shown.items
         return Update(rows.users, groups, ones, segments, items, product, reports=reports), client_state
 
+    def _placing(self, broadcast: PerFedRecBroadcast, rows: Rows) -> Update:
+        """Each client's part of the clusters' sizes: 1 for its own cluster."""
+        centroids, none = broadcast.centroids, torch.zeros_like(broadcast.groups)
+        n_clusters = 1 if centroids is None else centroids.shape[0]
+        own = functional.one_hot(broadcast.groups, n_clusters).to(torch.float32)
+        return Update(rows.users, none, torch.ones(rows.n_users, device=none.device), dense=own)
+
     # --- the server ---
+
+    def n_groups(self, state: PerFedRecState) -> int:
+        centroids = state.clusters.centroids
+        if self.subspace is not None and self.phase(state) == CLUSTERS.name and centroids is not None:
+            return centroids.shape[0]
+        return super().n_groups(state)
 
     def init(self, spec: Spec, key: Key) -> PerFedRecState:
         state = super().init(spec, key)
-        return self.restart(state, spectral.orthonormal(state.items)) if SPECTRAL in self.phases else state
+        return self.restart(state, spectral.orthonormal(state.items)) if self.pretrains_basis else state
 
     def prepare(self, state: PerFedRecState, phase: str, aggregate: Aggregate, key: Key) -> PerFedRecState:
         state = super().prepare(state, phase, aggregate, key)
@@ -83,11 +107,24 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
             deviation = self._deviation(DEGREES, aggregate.clients, state)
             known = sums > spectral.TRUSTED * deviation
             state = self.restart(state, spectral.deflated(state.items, state.degrees, known))
-        if phase == SPECTRAL.name:
+        if phase == SPECTRAL.name and self.pretrains_basis:
             state = self._iterate(state, aggregate, key)
+        if SIZES in self.phases[state.round : state.round + 1]:
+            first = summing.first_centroids(state.items, self.clusters.n_clusters, key.fold("cluster"))
+            state = replace(state, clusters=replace(state.clusters, centroids=first))
+        if phase == SIZES.name and aggregate.dense is not None:
+            state = self._dissolved(state, from_fixed(aggregate.dense))
         elif phase == CLUSTERS.name and state.offsets is not None:
             spectral.fill_clusters(state.offsets, state.items, aggregate)
         return state
+
+    def _dissolved(self, state: PerFedRecState, sizes: Tensor) -> PerFedRecState:
+        """The state without the clusters of fewer users than a sum may have. ``sizes`` [K] of the clusters."""
+        centroids, kept = state.clusters.centroids, sizes >= self.settings.privacy.min_clients
+        if centroids is None or state.offsets is None or int(kept.sum()) < 2:
+            return replace(state, clusters=Clusters(), offsets=None)
+        offsets = state.offsets[: int(kept.sum()) * state.items.shape[0]]
+        return replace(state, clusters=Clusters(centroids=centroids[kept]), offsets=offsets)
 
     def _iterate(self, state: PerFedRecState, aggregate: Aggregate, key: Key) -> PerFedRecState:
         """The state after one pass of subspace iteration."""

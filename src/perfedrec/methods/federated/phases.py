@@ -7,11 +7,14 @@ from perfedrec.core.algorithm import Phase
 DEGREES = Phase("degrees", noise="degrees", coordinates=False)
 """Item degrees, as a sum over all clients."""
 
-SPECTRAL = Phase("spectral", noise="spectral")
+SPECTRAL = Phase("spectral", noise="spectral", opens="rows")
 """One pass of subspace iteration over all clients."""
 
-CLUSTERS = Phase("clusters")
-"""One pass that fills the cluster models. It is played only if the server sees single uploads."""
+SIZES = Phase("sizes")
+"""How many users each cluster has, as a sum over all clients. Clusters that are too small are dissolved."""
 
-JOIN = Phase("join", noise="join")
+CLUSTERS = Phase("clusters", opens="basis")
+"""One pass over all clients that fills the cluster models."""
+
+JOIN = Phase("join", noise="join", opens="basis")
 """Clients send protected edges to the neighbourhood service, or a first part of the neighbour sums."""

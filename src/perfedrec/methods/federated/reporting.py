@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Generic
 import torch
 from torch import Tensor
 
-from perfedrec.core.aggregate import Aggregate, from_fixed
+from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import Phase
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Rows, Spec, Update
 from perfedrec.methods.federated import cohort, neighbourhood
-from perfedrec.methods.federated.state import B, C, GraphClient, GraphState, S
+from perfedrec.methods.federated.state import B, C, GraphClient, S
 from perfedrec.privacy.labels import Labels
 
 if TYPE_CHECKING:
@@ -29,9 +29,14 @@ class Reporting(Generic[S, B, C]):
 
     phases: tuple[Phase, ...] = ()
     n_summed = 0
+    n_kept = 0
 
     def __init__(self, method: GraphMethod[S, B, C]) -> None:
         self.method = method
+
+    def n_groups(self, state: S) -> int:
+        """The number of tables of a round: one per model."""
+        return self.method.n_models(state)
 
     def labelled(self, rows: Rows, n_items: int, client_state: GraphClient, key: Key) -> Rows:
         """The items that clients show: their own items and decoys, without masked items."""
@@ -70,24 +75,10 @@ class Reporting(Generic[S, B, C]):
             update = replace(update, reports=layers)
         return update, client_state
 
-    def take_sums(self, state: S, phase: str, aggregate: Aggregate) -> Aggregate:
-        """The aggregate unchanged: it has no neighbour sums."""
-        return aggregate
+    def take_sums(self, state: S, phase: str, aggregate: Aggregate) -> tuple[S, Aggregate]:
+        """State and aggregate unchanged: there are no neighbour sums."""
+        return state, aggregate
 
     def publish(self, state: S, key: Key) -> S:
         """The state unchanged: neighbour sums and clusters come from the service."""
         return state
-
-
-def with_degrees(state: GraphState, aggregate: Aggregate, noisy: bool) -> Tensor:
-    """[m] item degrees from their sums over clients.
-
-    Without noise the sums are counts. With noise a client adds ``1 / sqrt(|I_u|)`` for each of its items; the sums are
-    then scaled to counts by the mean of ``sqrt(|I_u|)``, which follows from the sums, and items below the mean degree
-    get the mean degree, because their sums are mostly noise.
-    """
-    sums = torch.zeros_like(state.degrees).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums).squeeze(1))
-    if noisy:
-        sums = sums * (sums.sum() / state.n_users).clamp(min=1.0)
-        sums = sums.clamp(min=max(float(sums.mean()), 1.0))
-    return sums

@@ -257,6 +257,11 @@ class PerFedRecSettings(Settings):
             )
         if self.pretraining.cluster_passes:
             raise ValueError(f"{how} hides the vectors that pretraining.cluster_passes needs; expected 0")
+        if self.privacy.low_rank and self.clusters.enabled and (self.privacy.noise.any or self.privacy.epsilon):
+            raise ValueError(
+                "with privacy.rank the sizes of clusters are summed without noise; expected clusters.n_clusters = 0, "
+                "or privacy.rank = 0 and noise on every release"
+            )
         if self.model.neighbours and self.model.encoder == "lightgcn":
             check_layers(self.privacy, self.model.n_layers)
         return self

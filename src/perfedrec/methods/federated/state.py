@@ -28,6 +28,10 @@ class ServerState:
     ``round`` number of rounds played, phases before training included; ``n_users`` number of users; ``items`` [m, d]
     the global table; ``dense`` [D] the weights of a shared network; ``offsets`` [K m, d] further tables as differences
     from the global one; ``optimizer`` the optimiser's moments; ``average`` the running average of the global table.
+
+    Where sums are of low rank (:mod:`perfedrec.methods.federated.subspace`): ``degrees`` [m] of the items; ``basis``
+    [m, r] int16; for a method without spectral pre-training ``probe`` [m, w], the columns of the next pass, and
+    ``factor`` [m, w'] with ``N^T N ~ F F^T``.
     """
 
     round: int
@@ -37,20 +41,29 @@ class ServerState:
     offsets: Tensor | None = None
     optimizer: OptimizerState = OptimizerState()
     average: Average | None = None
+    degrees: Tensor | None = None
+    basis: Tensor | None = None
+    probe: Tensor | None = None
+    factor: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Broadcast:
     """What clients receive: the global table ``items`` [m, d], the weights ``dense`` [D] of the shared network, and
-    ``groups`` [B] the number of each user's group, -1 for new users if groups are made from data."""
+    ``groups`` [B] the number of each user's group, -1 for new users if groups are made from data. ``degrees``,
+    ``probe`` and ``basis`` are those of the server's state, where sums are of low rank."""
 
     items: Tensor
     dense: Tensor | None = None
     groups: Tensor = field(metadata={"per": "user"})
+    degrees: Tensor | None = None
+    probe: Tensor | None = None
+    basis: Tensor | None = None
 
     def download_bytes(self, together: bool = False) -> int:
         """Bytes that one client receives, or a node for all its users ``together``: here both are the same."""
-        return 4 * sum(each.numel() for each in (self.items, self.dense) if each is not None)
+        tables = (self.items, self.dense, self.degrees, self.probe, self.basis)
+        return sum(each.element_size() * each.numel() for each in tables if each is not None)
 
 
 @dataclass(frozen=True)
@@ -112,8 +125,7 @@ class GraphBroadcast(Broadcast):
 
     def download_bytes(self, together: bool = False) -> int:
         """The bytes of whole tables: asking for single rows would show which items a client has."""
-        shared = (self.degrees, self.neighbours)
-        size = super().download_bytes(together) + 4 * sum(each.numel() for each in shared if each is not None)
+        size = super().download_bytes(together) + 4 * (0 if self.neighbours is None else self.neighbours.numel())
         if self.start is not None:
             size += 4 * (self.start.numel() if together else self.start.shape[1])
         return size

@@ -18,6 +18,7 @@ from torch.nn import functional
 from perfedrec.core.aggregate import Aggregate, from_fixed
 from perfedrec.core.algorithm import TRAIN, Phase
 from perfedrec.core.keys import Key
+from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows, Spec, Update
 from perfedrec.methods.federated import cohort, neighbourhood
 from perfedrec.methods.federated.phases import DEGREES, JOIN
@@ -46,6 +47,19 @@ class Summing(Generic[S, B, C]):
         """L, the number of user layers whose neighbour sums clients contribute to."""
         return self.method.n_reported if self.method.neighbours else 0
 
+    @property
+    def n_kept(self) -> int:
+        """The number of layers whose last contributed values a client keeps, because it sends changes of them."""
+        return self.n_summed
+
+    def n_groups(self, state: S) -> int:
+        """The number of tables of a round: one per model, and one per layer of neighbour sums."""
+        return self.method.n_models(state) + self.n_summed
+
+    def first_table(self, broadcast: B) -> int:
+        """The number of the first table of neighbour sums."""
+        return self.method.n_models_of(broadcast)
+
     def labelled(self, rows: Rows, n_items: int, client_state: GraphClient, key: Key) -> Rows:
         """The clients' own items, unchanged, because nobody sees which items these are."""
         return rows
@@ -71,7 +85,7 @@ class Summing(Generic[S, B, C]):
 
     def _tables(self, broadcast: B, rows: Rows) -> Tensor:
         """[R L] the table of each row of neighbour sums. These tables come after the models' tables."""
-        first = self.method.n_models_of(broadcast)
+        first = self.first_table(broadcast)
         numbers = torch.arange(first, first + self.n_summed, device=rows.items.device)
         return numbers.repeat_interleave(rows.items.numel())
 
@@ -113,15 +127,15 @@ class Summing(Generic[S, B, C]):
             deltas=torch.cat([deltas, neighbour_rows(rows, broadcast.degrees, change)]),
         )
 
-    def take_sums(self, state: S, phase: str, aggregate: Aggregate) -> Aggregate:
-        """Move the neighbour sums from the aggregate's tables to the state, in place. Returns the aggregate without
-        them."""
+    def take_sums(self, state: S, phase: str, aggregate: Aggregate) -> tuple[S, Aggregate]:
+        """Move the neighbour sums from the aggregate's tables to the state, in place. Returns the state, and the
+        aggregate without them."""
         if state.summed is None or phase not in (JOIN.name, TRAIN.name) or not aggregate.clients:
-            return aggregate
+            return state, aggregate
         start = self.method.n_models(state) * aggregate.n_items
         place = int(torch.searchsorted(aggregate.keys, start))
         state.summed.flatten(0, 1).index_add_(0, aggregate.keys[place:] - start, from_fixed(aggregate.sums[place:]))
-        return replace(aggregate, keys=aggregate.keys[:place], sums=aggregate.sums[:place])
+        return state, replace(aggregate, keys=aggregate.keys[:place], sums=aggregate.sums[:place])
 
     def publish(self, state: S, key: Key) -> S:
         """The state with new neighbour sums and clusters when they are due: what a service would publish otherwise."""
@@ -129,6 +143,54 @@ class Summing(Generic[S, B, C]):
         if state.summed is not None and self.method.refreshes(trained):
             state = replace(state, neighbours=neighbourhood.published(list(state.summed.unbind(0))))
         return self.method.cluster_by_sums(state, trained, key)
+
+
+class SummingOnce(Summing[S, B, C]):
+    """How the clients of ``method`` send where sums are of low rank: changes of the item table in every round, and
+    their parts of neighbour sums once, before training, if pre-training gave them vectors to start from.
+
+    What changes in a user's vector later would show in the differences between rounds, and it improves nothing
+    (docs/privacy.md). Without pre-training, users' first vectors are random. Then the neighbour sums are those that the
+    server can compute itself: item vectors propagated over all users and back, ``F F^T Q`` (:class:`Subspace`).
+    """
+
+    n_kept = 0
+
+    def join(self, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
+        """The work of the phase "join": the only part of the neighbour sums that a client ever sends."""
+        alone = replace(broadcast, groups=torch.zeros_like(broadcast.groups))
+        update, joined = super().join(alone, rows, client_state, key)
+        return update, replace(joined, sent=client_state.sent)
+
+    def n_groups(self, state: S) -> int:
+        return self.n_summed if self.method.phase(state) == JOIN.name else 1
+
+    def first_table(self, broadcast: B) -> int:
+        return 0
+
+    def hand_over(self, update: Update, broadcast: B, rows: Rows, labels: Labels, client_state: C) -> tuple[Update, C]:
+        """The update unchanged: a round of training sums changes of the item table only."""
+        return update, client_state
+
+    def take_sums(self, state: S, phase: str, aggregate: Aggregate) -> tuple[S, Aggregate]:
+        """The aggregate by item, and the state with the neighbour sums that are in it."""
+        aggregate = self.method.lift(state, phase, aggregate)
+        if phase != JOIN.name or not aggregate.clients:
+            return state, aggregate
+        sums = state.items.new_zeros(self.n_summed * aggregate.n_items, state.items.shape[1])
+        sums.index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
+        layers = list(sums.view(self.n_summed, -1, sums.shape[1]).unbind(0))
+        return replace(state, neighbours=neighbourhood.published(layers)), aggregate
+
+    def publish(self, state: S, key: Key) -> S:
+        """The state with neighbour sums that the server computes itself, where they are due."""
+        factor, trained = state.factor, self.method.trained(state)
+        if factor is None or not self.n_summed or not self.method.refreshes(trained):
+            return state
+        with one_thread():
+            second = factor @ (factor.T @ state.items)
+        layers = [torch.zeros_like(second), second]
+        return replace(state, neighbours=neighbourhood.published(layers[: self.n_summed]))
 
 
 def first_centroids(items: Tensor, n_clusters: int, key: Key) -> Tensor:

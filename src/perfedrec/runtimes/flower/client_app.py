@@ -121,5 +121,6 @@ def sum_of_users(algorithm: Algorithm[S, B, C], population: Users[C], task: Task
     if not algorithm.protection.sums and BroadcastLayout.of(algorithm).per_group:
         update = replace(update, groups=task.present[update.groups])
     total = reduce(update, population.n_items, task.n_groups)
+    total = algorithm.compress(task.broadcast, task.phase, total)
     own = key.fold("release").fold("node", int(task.users.min())) if task.users.numel() else key
     return algorithm.protection.add_noise(task.phase, total, task.asked, own)

@@ -73,7 +73,7 @@ def pack(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 _NARROW = {torch.float64: torch.float32, torch.int64: torch.int32}
 _KINDS = {str(kind).removeprefix("torch."): kind for kind in (torch.float64, torch.float32, torch.int64, torch.int32)}
-_KINDS |= {"bool": torch.bool, "uint8": torch.uint8, "float16": torch.float16, "int8": torch.int8}
+_KINDS |= {"bool": torch.bool, "uint8": torch.uint8, "float16": torch.float16, "int8": torch.int8, "int16": torch.int16}
 
 
 def unpack(record: ArrayRecord, device: torch.device | None = None) -> dict[str, Tensor]:

@@ -218,6 +218,7 @@ class Round(Generic[S, B, C]):
         update, _ = self.algorithm.client(self.plan.phase, broadcast, rows, client_state, Key(0))
         # Noise is left out: it changes no shape, and is slow to draw.
         total = reduce(update, n_items, self.algorithm.n_groups(self.state))
+        total = self.algorithm.compress(broadcast, self.plan.phase, total)
         return total if self.service_client is None else for_coordinator(total)
 
     # --- the service ---

@@ -1,0 +1,220 @@
+"""Clients whose changes are summed in a public basis of few columns, so that no number of a sum belongs to one item.
+
+A sum by item shows item lists: most of its rows have one contributor, and all rows of one client lie in few directions.
+Here the clients' sum ``D`` [m, d] stays with them, and what leaves is ``V^T D`` [r, d] for a public basis ``V`` [m, r]
+that is nearly orthonormal. Each of its numbers adds up parts of all clients. The server continues with ``V V^T D``, the
+part of the change that items share with similar items.
+
+``V`` is a block Krylov basis (Musco and Musco, NeurIPS 2015): the sums of passes of subspace iteration over all users,
+those of spectral pre-training or passes of their own, the last one first, orthonormalised, at most ``privacy.rank``
+columns. A pass is summed by item, but only for items that at least ``privacy.min_contributors`` users have. The rows of
+other items never leave a client, and are 0 in ``V``.
+
+Products are exact: ``V`` has multiples of 1 / BASIS_GRID and ``D`` has multiples of 1 / DELTA_GRID, so that compressed
+sums of blocks, nodes and clients add up to the compressed sum, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from perfedrec.core.aggregate import BASIS_GRID, Aggregate, from_fixed
+from perfedrec.core.algorithm import TRAIN, Phase
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.keys import Key, normal
+from perfedrec.core.threads import one_thread
+from perfedrec.core.types import Rows, Update
+from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, JOIN, SPECTRAL
+from perfedrec.methods.federated.spectral import gram_rows, orthonormal
+from perfedrec.methods.federated.state import Broadcast, ServerState
+from perfedrec.privacy.settings import PrivacySettings
+
+PASSES = 4
+"""Passes for a method without spectral pre-training. Each adds a quarter of the basis."""
+
+IN_BASIS = (JOIN.name, CLUSTERS.name, TRAIN.name)
+"""The phases whose sums are taken in the basis."""
+
+S = TypeVar("S", bound=ServerState)
+
+
+class Subspace:
+    """The part of a method that finds the basis and takes sums in it, under the options ``privacy``."""
+
+    passes: tuple[Phase, ...] = (SPECTRAL,) * PASSES
+
+    def __init__(self, privacy: PrivacySettings) -> None:
+        self.privacy = privacy
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of a method that has no others."""
+        return (DEGREES, *self.passes)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether passes have noise on every row, which protects rows with few contributors as well."""
+        return self.privacy.noise.spectral > 0
+
+    def is_open(self, degrees: Tensor) -> Tensor:
+        """[m] whether an item's row of a pass may leave the clients, by the released ``degrees`` [m]."""
+        return degrees >= self.privacy.min_contributors
+
+    # --- the clients ---
+
+    def client(self, phase: str, broadcast: Broadcast, rows: Rows) -> Update:
+        """The work of the phases "degrees" and "spectral"."""
+        ones = torch.ones(rows.n_users, device=rows.users.device)
+        if phase == DEGREES.name:
+            deltas = torch.ones(rows.items.numel(), 1, device=rows.items.device)
+        else:
+            assert broadcast.probe is not None
+            assert broadcast.degrees is not None
+            deltas = gram_rows(broadcast.probe, rows, broadcast.degrees)
+        return Update(rows.users, torch.zeros_like(rows.users), ones, rows.segments, rows.items, deltas)
+
+    def compress(self, broadcast: Broadcast, phase: str, aggregate: Aggregate) -> Aggregate:
+        """What leaves the clients of their sum: rows that enough users contribute to, or the part in the basis."""
+        if phase == SPECTRAL.name and not self.noisy and broadcast.degrees is not None:
+            return selected(aggregate, self.is_open(broadcast.degrees))
+        if phase not in IN_BASIS:
+            return aggregate
+        if broadcast.basis is None or broadcast.basis.shape[1] > self.privacy.rank:
+            raise PerfedrecError(
+                f"a sum of phase {phase} needs a basis of at most {self.privacy.rank} columns, and there is none; "
+                "expected one from the passes before it (were there too few clients in them?)"
+            )
+        return projected(aggregate, broadcast.basis)
+
+    # --- the server ---
+
+    def start(self, items: Tensor, key: Key) -> dict[str, Tensor]:
+        """Degrees, which are unknown, and the first columns to multiply by, as fields of a server state."""
+        every = torch.arange(items.shape[0], device=items.device)
+        width = min(-(-self.privacy.rank // PASSES), items.shape[0])
+        probe = orthonormal(normal(key.fold("probe").spread(every), width))
+        return {"degrees": torch.ones_like(items[:, 0]), "probe": probe}
+
+    def sent(self, state: ServerState, phase: str) -> dict[str, Tensor | None]:
+        """What clients receive in a ``phase`` for its sums, as fields of a broadcast."""
+        return {
+            "probe": state.probe if phase == SPECTRAL.name else None,
+            "basis": state.basis if phase in IN_BASIS else None,
+        }
+
+    def n_rows(self, state: ServerState, phase: str) -> int:
+        """The rows of each table of a compressed sum."""
+        if phase == SPECTRAL.name and not self.noisy and state.degrees is not None:
+            return int(self.is_open(state.degrees).sum())
+        return int(state.items.shape[0] if phase not in IN_BASIS or state.basis is None else state.basis.shape[1])
+
+    def lift(self, state: ServerState, phase: str, aggregate: Aggregate) -> Aggregate:
+        """The sum with a row for every item; see :meth:`compress`."""
+        if not aggregate.clients:
+            return aggregate
+        if phase == SPECTRAL.name and not self.noisy and state.degrees is not None:
+            return spread(aggregate, self.is_open(state.degrees))
+        if phase in IN_BASIS and state.basis is not None:
+            return lifted(aggregate, state.basis)
+        return aggregate
+
+    def absorb(self, state: S, aggregate: Aggregate) -> S:
+        """The state after a pass whose sum by item is the ``aggregate``.
+
+        With a probe of its own it also has the factor ``F`` of Nystroem's approximation ``N^T N ~ F F^T``, by which the
+        server propagates item vectors over all users without asking them.
+        """
+        probe, own = state.probe, from_fixed(aggregate.sums)
+        image = own.new_zeros(aggregate.n_items, own.shape[1]).index_copy_(0, aggregate.keys, own)
+        state = replace(state, basis=krylov(image, state.basis, self.privacy.rank))
+        if probe is None:
+            return state
+        return replace(state, probe=orthonormal(image), factor=nystroem(probe, image))
+
+
+def with_degrees(state: ServerState, aggregate: Aggregate, noisy: bool) -> Tensor:
+    """[m] item degrees from their sums over clients.
+
+    Without noise the sums are counts. With noise a client adds ``1 / sqrt(|I_u|)`` for each of its items; the sums are
+    then scaled to counts by the mean of ``sqrt(|I_u|)``, which follows from the sums, and items below the mean degree
+    get the mean degree, because their sums are mostly noise.
+    """
+    sums = torch.zeros_like(state.items[:, 0])
+    sums.index_copy_(0, aggregate.keys, from_fixed(aggregate.sums).squeeze(1))
+    if noisy:
+        sums = sums * (sums.sum() / state.n_users).clamp(min=1.0)
+        sums = sums.clamp(min=max(float(sums.mean()), 1.0))
+    return sums
+
+
+def nystroem(probe: Tensor, image: Tensor) -> Tensor:
+    """[m, w] a factor ``F`` with ``N^T N ~ F F^T``, from the ``image`` [m, w] of an orthonormal ``probe`` [m, w]."""
+    with one_thread():
+        values, vectors = torch.linalg.eigh(probe.to(torch.float64).T @ image.to(torch.float64))
+        known = values > 1e-6 * values[-1].clamp(min=1e-12)
+        scaled = vectors[:, known] * values[known].rsqrt()
+        factor: Tensor = image.to(torch.float64) @ scaled
+    return factor.to(torch.float32)
+
+
+def krylov(image: Tensor, basis: Tensor | None, rank: int) -> Tensor:
+    """[m, r] int16: the basis of the columns of ``image`` [m, d], the newest, and then those of ``basis`` [m, r'].
+
+    It has at most ``rank`` columns, in multiples of 1 / BASIS_GRID, and no singular value above 1, so that no norm
+    grows in it. Rows that are 0 in both stay 0.
+    """
+    columns, known = orthonormal(image), image.any(1)
+    if basis is not None:
+        columns, known = torch.cat([columns, basis.to(torch.float32) / BASIS_GRID], dim=1), known | basis.any(1)
+    whole = (orthonormal(columns)[:, :rank].to(torch.float64) * known[:, None]).contiguous()
+    grid, longest = whole, 1.0
+    with one_thread():
+        while longest >= 1:  # rounding may lengthen a direction by a little
+            whole = whole * ((1 - 2.0**-15) / longest)
+            grid = (whole * BASIS_GRID).trunc_()
+            longest = float(torch.linalg.eigvalsh(grid.T @ grid)[-1]) ** 0.5 / BASIS_GRID
+    return grid.to(torch.int16)
+
+
+def projected(aggregate: Aggregate, basis: Tensor) -> Aggregate:
+    """``V^T D`` for each table ``D`` of a sum by item, with ``V`` the ``basis`` [m, r]."""
+    n_items, (_, rank) = aggregate.n_items, basis.shape
+    tables = aggregate.weights.numel()
+    sums = aggregate.sums.new_zeros(tables, rank, aggregate.sums.shape[1])
+    limits = torch.searchsorted(aggregate.keys, torch.arange(tables + 1, device=basis.device) * n_items).tolist()
+    for table, (start, stop) in enumerate(pairwise(limits)):
+        rows = basis.index_select(0, aggregate.keys[start:stop] - table * n_items).to(torch.float64)
+        sums[table] = rows.T @ (aggregate.sums[start:stop] / BASIS_GRID)
+    keys = torch.arange(tables * rank, device=basis.device)
+    return replace(aggregate, n_items=rank, keys=keys, sums=sums.flatten(0, 1))
+
+
+def lifted(aggregate: Aggregate, basis: Tensor) -> Aggregate:
+    """``V T`` for each table ``T`` of a sum in a ``basis`` [m, r]: a row for every item that has a row in the basis."""
+    n_items, rank = basis.shape
+    tables = aggregate.weights.numel()
+    sums = aggregate.sums.new_zeros(tables * rank, aggregate.sums.shape[1])
+    sums.index_copy_(0, aggregate.keys, aggregate.sums)
+    known = basis.any(1).nonzero().squeeze(1)
+    rows = basis[known].to(torch.float64) / BASIS_GRID
+    offsets = torch.arange(tables, device=basis.device)[:, None] * n_items
+    with one_thread():
+        wide = (rows @ sums.view(tables, rank, -1)).flatten(0, 1)
+    return replace(aggregate, n_items=n_items, keys=(offsets + known).flatten(), sums=wide)
+
+
+def selected(aggregate: Aggregate, kept: Tensor) -> Aggregate:
+    """The rows of the ``kept`` [m] items of a sum with one table, numbered anew."""
+    mine = kept[aggregate.keys]
+    places = kept.cumsum(0) - 1
+    return replace(aggregate, n_items=int(kept.sum()), keys=places[aggregate.keys[mine]], sums=aggregate.sums[mine])
+
+
+def spread(aggregate: Aggregate, kept: Tensor) -> Aggregate:
+    """A sum over the ``kept`` [m] items with these items' own numbers again."""
+    return replace(aggregate, n_items=kept.numel(), keys=kept.nonzero().squeeze(1)[aggregate.keys])
