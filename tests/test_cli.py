@@ -373,6 +373,14 @@ def test_errors_of_privacy_commands_are_one_line(arguments: tuple[str, ...], mes
     assert failed.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("delta", ["1e-15", "1e-20", "1e-300"])
+def test_a_plan_for_a_small_delta_is_sensible(delta: str) -> None:
+    plan = cli("privacy", "plan", "--epsilon", "8", "--users", "50000", "--rounds", "200", "--delta", delta, "--json")
+    found = json.loads(plan.stdout)["training"]
+    assert plan.stderr == ""
+    assert 0.6 < found["recipients"] < found["coordinator"] < 7
+
+
 def test_a_plan_warns_of_a_delta_that_permits_disclosing_one_user() -> None:
     plan = ("privacy", "plan", "--epsilon", "8", "--users", "500", "--delta")
     assert "delta 0.1 is above 1 / 500 users" in cli(*plan, "0.1").stderr

@@ -82,8 +82,17 @@ def test_profile_secure_claims_that_no_upload_is_visible(tmp_path: Path) -> None
     result, block = run(tmp_path / "run", "secure", "run.rounds=8")
     assert block["claim"] == "no individual upload is visible (simulated in this run); no DP guarantee"
     assert block["user_vectors"] == "stay on the clients"
-    assert [each["release"] for each in block["releases"]] == ["degrees", "spectral", "join", "training"]
+    released = ["degrees", "spectral", "join", "sizes", "clusters", "training"]
+    assert [each["release"] for each in block["releases"]] == released
     assert result.recommender.state.clusters.centroids is not None
+    assert block["sums"] == (
+        "in a basis of at most 256 columns; passes by item, for items of 5 users or more; over 32 clients or more"
+    )
+    _, rows = run(tmp_path / "rows", "secure", "run.rounds=1", "privacy.rank=0")
+    assert rows["claim"] == (
+        "no individual upload is visible (simulated in this run), but sums by item show the items of many users; "
+        "no DP guarantee"
+    )
 
 
 def test_profile_private_spends_its_epsilon_on_everything_that_is_released(tmp_path: Path) -> None:
@@ -213,13 +222,42 @@ def test_noise_on_every_row_hides_a_single_upload(tmp_path: Path) -> None:
 
 
 def test_a_sum_still_reveals_something_about_a_single_upload(tmp_path: Path) -> None:
-    run(tmp_path / "run", "secure", "run.rounds=5")
+    run(tmp_path / "run", "secure", "run.rounds=5", "privacy.rank=0")
     found = audit(tmp_path / "run", rounds=(1,))
     assert any(each.attack.startswith("items from the sum of") and each.value > 0.8 for each in found.findings)
+    run(tmp_path / "basis", "secure", "run.rounds=5")
+    less = audit(tmp_path / "basis", rounds=(1,))
+    aucs = [
+        [each.value for each in one.findings if each.attack.startswith("items from the sum of") and each.round]
+        for one in (found, less)
+    ]
+    assert aucs[1][0] < aucs[0][0]
     assert [note.split(":")[0] for note in found.notes] == [
         "fit and linkage of user vectors",
         "intersection of row sets",
     ]
+
+
+def test_sums_by_item_show_lists_and_name_users_and_sums_in_a_basis_do_not(tmp_path: Path) -> None:
+    """With few clients a round most rows have one contributor. In neighbour sums these are multiples of its vector."""
+    few = ("selection.n_clients_per_round=12", "run.rounds=40", "clusters.n_clusters=0", "privacy.min_clients=2")
+    run(tmp_path / "rows", "secure", *few, "privacy.rank=0")
+    found = audit(tmp_path / "rows", rounds=(1, 40))
+    name = "collinear rows of neighbour sums"
+    assert figure(found, name, "users exposed") > 5
+    assert figure(found, name, "item precision") > 0.99
+    assert figure(found, name, "users named") > 10
+    control = [each.guessing for each in found.findings if each.attack == name]
+    assert control == [0.0] * 4
+    assert figure(found, "rows of few contributors of neighbour sums", "users exposed", 40) > 5
+
+    run(tmp_path / "basis", "secure", *few)
+    repaired = audit(tmp_path / "basis", rounds=(1, 40))
+    for each in repaired.findings:
+        if each.metric in ("users exposed", "users named", "item precision"):
+            assert each.value == each.guessing == 0, each
+    assert any(each.startswith("collinear rows of all passes together") for each in repaired.without_result())
+    assert figure(repaired, "differences between 40 rounds of training", "precision at |I_u|") < 0.3
 
 
 @pytest.mark.parametrize("epsilon", [1, 8])

@@ -14,17 +14,19 @@ from torch import Tensor
 from perfedrec.audit import attacks
 from perfedrec.audit.attacks import Finding
 from perfedrec.audit.canary import Bound, bounds
+from perfedrec.audit.opened import SumAttacks
 from perfedrec.core.aggregate import Aggregate, from_fixed
-from perfedrec.core.algorithm import AnyAlgorithm, ClientRecord, Protects, Received
+from perfedrec.core.algorithm import AnyAlgorithm, ClientRecord, Protects, Received, RoundState
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Rows, Update, block_rows
+from perfedrec.core.types import Plan, Rows, Update, block_rows
 from perfedrec.data import Interactions
 from perfedrec.evaluation import Held
 from perfedrec.methods.centralised.method import Method
 from perfedrec.privacy.protection import Protection
 from perfedrec.runs.config import RunSettings
 from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.opened import Opened
 from perfedrec.runs.result import CUTOFFS, Result, open_run
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
@@ -33,6 +35,7 @@ SPARSE, DENSE = 200, 40  # clients of a captured round whose uploads are attacke
 MEMBERS = 1000  # users whose membership is attacked
 REPLAYED = 60  # training rounds that are replayed at least, if the run has them: some users then take part often
 PARTICIPATIONS = (1, 2, 5)
+SUM_METRICS = ("users exposed", "item precision", "share of list", "users named", "groups of rows")
 PRETRAINING = 0  # the number under which the last pass of spectral pre-training is captured
 
 
@@ -40,13 +43,15 @@ PRETRAINING = 0  # the number under which the last pass of spectral pre-training
 class Captured:
     """What the coordinator received in a round: the uploads or, if it cannot see them, only their sum. Also what an
     attacker might know besides: the users' vectors [B, d] at that time (``None`` if the method does not score with
-    vectors). The first ``n_models`` tables of the sum are changes of item tables."""
+    vectors). The first ``n_models`` tables of the sum are changes of item tables; ``table_seen`` [m, d] is their sum by
+    item, as far as the coordinator can tell it from ``total``."""
 
     update: Update
     vectors: Tensor | None
     table: Tensor
     n_models: int
     total: Aggregate | None = None
+    table_seen: Tensor | None = None
 
 
 class Tap:
@@ -59,7 +64,9 @@ class Tap:
         self.captured: dict[int, Captured] = {}
         self.row_sets: dict[int, list[Tensor]] = {}
         self.reports: dict[int, list[Tensor]] = {}
+        self.opened: SumAttacks | None = None
         self._work: tuple[Received, Rows, ClientRecord] | None = None
+        self._users: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.algorithm, name)
@@ -70,9 +77,28 @@ class Tap:
         self._work = broadcast, rows, client_state
         return self.algorithm.client(phase, broadcast, rows, client_state, key)
 
+    def server(self, state: RoundState, phase: str, aggregate: Aggregate, key: Key) -> RoundState:
+        number = self._wanted(phase)
+        if number in self.captured and aggregate.clients:
+            self.captured[number].table_seen = self._by_item(state, phase, aggregate, self.captured[number].n_models)
+        if self.opened is not None and self._users is not None:
+            opened = Opened.of(self.algorithm, state, Plan(phase, self._users), aggregate)
+            if opened is not None:
+                self.opened.see(opened)
+        after: RoundState = self.algorithm.server(state, phase, aggregate, key)
+        return after
+
+    def _by_item(self, state: RoundState, phase: str, total: Aggregate, n_models: int) -> Tensor:
+        """[m, d] the sum of the changes of all models by item."""
+        total = self.algorithm.lift(state, phase, total)
+        models = total.keys < n_models * total.n_items
+        table = torch.zeros(total.n_items, total.sums.shape[1])
+        return table.index_add_(0, total.keys[models] % total.n_items, from_fixed(total.sums[models]))
+
     def see_update(self, phase: str, sent: Update) -> None:
         """Record what clients send in a phase."""
         assert self._work is not None
+        self._users = sent.users
         if phase == "train":
             self._collect(sent)
         if self._wanted(phase) is not None:
@@ -142,6 +168,14 @@ class Audit:
     def failed(self) -> bool:
         return any(each.failed for each in self.bounds)
 
+    def without_result(self) -> list[str]:
+        """The attacks on sums that found no group of rows at all, in any release."""
+        found: dict[str, bool] = {}
+        for each in self.findings:
+            if each.metric in SUM_METRICS:
+                found[each.attack] = found.get(each.attack, False) or each.value > 0
+        return [name for name, something in found.items() if not something]
+
     def plain(self) -> dict[str, Any]:
         """The audit as plain values for JSON."""
         return {
@@ -186,9 +220,15 @@ def audit(
     degrees = torch.bincount(population.items, minlength=population.n_items).to(torch.float32)
     releases = algorithm.releases(max(played, 0), population.n_users)
     found.bounds = bounds(protection_of(algorithm), releases, trials, Key(config.run.seed).fold("audit"))
-    tap = _replayed(algorithm, result, config.run, rounds if played > 0 else (), history, progress)
+    tap = Tap(algorithm, rounds if played > 0 else ())
+    if algorithm.protection.secure:
+        lists = population.offsets, population.items
+        tap.opened = SumAttacks(degrees, lists, rounds, directions(algorithm), config.run.seed)
+    _replay(tap, result, config.run, history, progress)
     for number, captured in sorted(tap.captured.items()):
         found.findings += _from_uploads(algorithm, captured, number, population, degrees)
+    if tap.opened is not None:
+        found.findings += tap.opened.findings()
     if not algorithm.reports_vectors:
         found.notes.append("fit and linkage of user vectors: clients send no vectors")
     if tap.row_sets:
@@ -216,17 +256,12 @@ def read_audit(folder: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def _replayed(
-    algorithm: AnyAlgorithm,
-    result: Result,
-    run: RunSettings,
-    rounds: Sequence[int],
-    history: Sequence[Entry],
-    progress: Callable[[int, int], None],
-) -> Tap:
+def _replay(
+    tap: Tap, result: Result, run: RunSettings, history: Sequence[Entry], progress: Callable[[int, int], None]
+) -> None:
     """Replay the run with a :class:`Tap` and compare each round with its record. Raises :class:`CheckpointError` if
     they differ."""
-    tap, phases = Tap(algorithm, rounds), len(algorithm.phases)
+    algorithm, rounds, phases = tap.algorithm, tap.rounds, len(tap.algorithm.phases)
     held = Held.of(result.dataset.valid.offsets, result.dataset.valid.items, torch.device("cpu"))
     everybody = result.dataset.n_users  # in one block, so that a round is captured whole
     simulator = Simulator(
@@ -256,7 +291,13 @@ def _replayed(
                     f"recorded, but the replay gave {again[run.select_by]}; expected the run's machine and versions"
                 )
         progress(number + 1, total)
-    return tap
+
+
+def directions(algorithm: AnyAlgorithm) -> int:
+    """In how many directions the rows of one client's training lie at most: its vector, its gradient, and one more for
+    each local step."""
+    client = getattr(algorithm.settings, "client", None)
+    return int(getattr(client, "local_steps", 1)) + 2
 
 
 def protection_of(algorithm: AnyAlgorithm) -> Protection:
@@ -299,12 +340,9 @@ def _from_uploads(
         seen = protection_of(algorithm).as_seen(phase, few, n_items, Key(number).fold("audit"))
         uploads, where = [(every, table) for table in seen], "one dense upload"
     else:
-        total = captured.total
-        assert total is not None
-        models = total.keys < captured.n_models * n_items
-        table = torch.zeros(n_items, total.sums.shape[1])
-        table.index_add_(0, total.keys[models] % n_items, from_fixed(total.sums[models]))
-        uploads, where = [(every, table)] * n, f"the sum of {total.clients} uploads"
+        assert captured.table_seen is not None
+        assert captured.total is not None
+        uploads, where = [(every, captured.table_seen)] * n, f"the sum of {captured.total.clients} uploads"
     where += "" if number else " of pre-training"
     real = _own(population, sent.users[:n])
     found = []

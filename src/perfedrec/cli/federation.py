@@ -33,6 +33,9 @@ NODES, DATA = 4, "synthetic:users=256,items=500"
 
 Deadline = Annotated[float, typer.Option(help="seconds after which a round is closed with the answers that have come")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")]
+KeepSums = Annotated[
+    bool, typer.Option("--keep-sums", help="keep what is opened in each round in the run's folder, for perfedrec audit")
+]
 Rounds = Annotated[int | None, typer.Option(help="rounds of training")]
 
 
@@ -62,6 +65,7 @@ def serve(
         float, typer.Option(help="share of the clients asked whose answers are enough to close a round")
     ] = 1.0,
     metrics_port: MetricsPort = None,
+    keep_sums: KeepSums = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     as_json: AsJson = False,
@@ -87,8 +91,10 @@ def serve(
         resolved = _resolved(output, resume, preset, config, set_, privacy, rounds)
         files = {"catalogue": catalogue, "certificates": certificates, "nodes": nodes, "output": output}
         again = ["serve", "--resume", *_options(**files, rounds=rounds, metrics_port=metrics_port, **terms.changed())]
+        again += ["--keep-sums"] if keep_sums else []
         with _hint_to_resume(again), exposed(metrics_port) as expose:
-            given = Deployment(resolved, read_catalogue(catalogue), output, certificates, nodes, terms, resume)
+            items = read_catalogue(catalogue)
+            given = Deployment(resolved, items, output, certificates, nodes, terms, resume, keep_sums=keep_sums)
             summary = run(given, reporter(quiet, as_json), _tell, expose)
         _show(summary, output, as_json)
 
@@ -109,6 +115,7 @@ def up(
     output: Annotated[Path, typer.Option(help="folder of the federation")] = Path("federation"),
     deadline: Deadline = 60.0,
     metrics_port: MetricsPort = None,
+    keep_sums: KeepSums = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the federation in --output")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     as_json: AsJson = False,
@@ -136,6 +143,7 @@ def up(
         service, changed = needs_service(federated(resolved)), Terms(deadline=deadline).changed()
         again = ["federation", "up", "--resume"]
         again += _options(output=output, rounds=rounds, metrics_port=metrics_port, **changed)
+        again += ["--keep-sums"] if keep_sums else []
         with exposed(metrics_port) as expose:
             dataset = None if resume else open_data(resolved.data)
             if dataset is not None:
@@ -145,7 +153,8 @@ def up(
             terms = Terms(port=port, min_nodes=sum(1 for _ in (output / "nodes").iterdir()), deadline=deadline)
             catalogue, places = read_catalogue(output / local.CATALOGUE), (output / "certificates", output / "keys")
             with _hint_to_resume(again):
-                deployment = Deployment(resolved, catalogue, output / "run", *places, terms, resume)
+                run_folder = output / "run"
+                deployment = Deployment(resolved, catalogue, run_folder, *places, terms, resume, keep_sums=keep_sums)
                 tell = _tell if not quiet else lambda line: None
                 beside = local.nodes(output, port, service, _tell)
                 summary = run(deployment, reporter(quiet, as_json), tell, expose, beside)

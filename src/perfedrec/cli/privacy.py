@@ -137,16 +137,25 @@ def audit(
     rounds: Annotated[str, typer.Option(help="numbers of the rounds of training to attack, as in 1,50")] = "1",
     trials: Annotated[int, typer.Option(help="number of canaries for each noisy release")] = 100_000,
     data: Moved = None,
+    nodes: Annotated[
+        Path | None, typer.Option(help="folder of the nodes' files, to judge attacks on a federation's sums by")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Attack the uploads of a run. The exit code is 1 if canaries show a larger epsilon than the run claims.
+    """Attack what left the clients of a run: uploads, or the sums that were opened in it. The exit code is 1 if
+    canaries show a larger epsilon than the run claims.
 
     [bold]perfedrec audit runs/a --rounds 1,50[/bold]
+
+    [bold]perfedrec audit federation/run --nodes federation/nodes[/bold]
+    (a federation that was run with --keep-sums)
     """
     with one_line():
         from rich.progress import Progress
 
         from perfedrec.audit.audit import audit as run_audit
+        from perfedrec.audit.federation import audit_records, lists_of
+        from perfedrec.runs.folder import RunFolder
 
         try:
             chosen = [int(each) for each in rounds.split(",")]
@@ -154,9 +163,16 @@ def audit(
             raise ConfigError(f"--rounds is {rounds!r}; expected numbers, as in 1,50") from None
         with Progress(console=Console(stderr=True), transient=True, disable=as_json or not sys.stderr.isatty()) as bar:
             task = bar.add_task("playing the run again", total=None)
-            found = run_audit(
-                run, chosen, trials, data, lambda done, total: bar.update(task, completed=done, total=total)
-            )
+
+            def tell(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            if RunFolder(run).is_federation:
+                found = audit_records(run, {} if nodes is None else lists_of(nodes), tell)
+            elif nodes is not None:
+                raise ConfigError("--nodes judges the sums of a federation, and this run was simulated; expected none")
+            else:
+                found = run_audit(run, chosen, trials, data, tell)
         if as_json:
             print(json.dumps(found.plain()))
         else:
@@ -168,16 +184,22 @@ def audit(
 
 
 def print_audit(found: Audit) -> None:
-    """Print the findings of an audit and its lower bounds on epsilon."""
+    """Print the findings of an audit and its lower bounds on epsilon. Attacks on sums that found nothing share a
+    line."""
     table = Table(box=None, padding=(0, 1, 0, 0))  # narrow, so that names fit on 80 columns
     for name in ("attack", "round", "figure", "reached", "guessing", "popularity", "cases"):
         table.add_column(name, no_wrap=name != "attack")
+    quiet = found.without_result()
     for each in found.findings:
-        where = "-" if each.round is None else str(each.round or "pre")
+        if each.attack in quiet:
+            continue
+        where = "-" if each.round is None else str(max(each.round, 0) or "pre")
         popular = "-" if each.popularity is None else f"{each.popularity:.3f}"
         row = (each.attack, where, each.metric, f"{each.value:.3f}", f"{each.guessing:.3f}", popular, str(each.cases))
         table.add_row(*row)
     console.print(table)
+    if quiet:
+        console.print(f"found nothing, exposed and named nobody: {', '.join(quiet)}", soft_wrap=True)
     if found.bounds:
         table = Table("canaries on", "epsilon claimed", "shown, any noise", "shown, normal noise", "trials", "")
         for bound in found.bounds:

@@ -102,7 +102,8 @@ class Deployment:
     The configuration of the run, the ``catalogue`` of items that all nodes have, the folder ``output`` to which the run
     is written (``docs/federation.md`` describes it), the folder ``certificates`` with the server's certificates, the
     folder ``keys`` with the nodes' public keys, and the terms. With ``resume`` the run in ``output`` is continued, also
-    after SIGKILL. ``name`` is the name of a new run (default: a random one).
+    after SIGKILL. ``name`` is the name of a new run (default: a random one). ``keep_sums``: what is
+    opened in each round is kept in the folder ``opened`` of the run, so that it can be audited.
 
     The key ``service.pub`` among the keys is that of the neighbourhood service, which some methods need
     (:func:`perfedrec.runtimes.flower.needs_service`).
@@ -116,6 +117,7 @@ class Deployment:
     terms: Terms = Terms()
     resume: bool = False
     name: str | None = None
+    keep_sums: bool = False
 
 
 def serve(
@@ -296,6 +298,7 @@ def _coordinator(grid: Any, given: Deployment, run: FederatedRun, names: dict[in
         item_attributes=None if items is None else torch.tensor(items.values),
         n_user_attributes=catalogue.n_user_attributes,
         service_client=run.service_client,
+        witness=run.keep_opened if given.keep_sums else None,
     )
     return Coordinator(grid, federation, names, run.users, service)
 

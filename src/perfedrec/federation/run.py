@@ -10,11 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from perfedrec import __version__
+from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import Algorithm, RoundState
 from perfedrec.core.records import copied, unflatten
+from perfedrec.core.types import Plan
 from perfedrec.data import Catalogue
 from perfedrec.federation.agreement import digest_of, method_for_nodes
 from perfedrec.privacy.report import privacy_block
+from perfedrec.runs import opened as opened_sums
 from perfedrec.runs.checkpoint import Loaded, check_phases
 from perfedrec.runs.config import Config
 from perfedrec.runs.folder import Entry, RunFolder
@@ -125,6 +128,12 @@ class FederatedRun:
         self.folder.append(entry)
         self.checkpoint()
         return entry, without
+
+    def keep_opened(self, state: RoundState, plan: Plan, total: Aggregate) -> None:
+        """Keep what was opened in a round, for an audit."""
+        opened = opened_sums.Opened.of(self.algorithm, state, plan, total)
+        if opened is not None and self.users is not None:
+            opened_sums.write(self.folder.path, state.round, opened, self.users)
 
     def checkpoint(self) -> None:
         """Write a checkpoint after the last round."""

@@ -42,8 +42,8 @@ class SpectralPlan:
 @dataclass(frozen=True)
 class TrainingPlan:
     """A plan of gradient training: at most ``cap`` participations of a user; the noise multiplier of a round that
-    reaches the epsilon against the ``coordinator``, and against model ``recipients`` only; and ``signal``, the largest
-    norm that a cohort's sum can have divided by the norm of the noise."""
+    reaches the epsilon against the ``coordinator``, and against model ``recipients`` only, which is never more because
+    they see less; and ``signal``, the largest norm that a cohort's sum can have divided by the norm of the noise."""
 
     cap: int
     rate: float
@@ -76,5 +76,5 @@ def plan_training(
     rate = cohort / users
     cap = min(rounds, max(1, ceil(rounds * rate))) if cap is None else min(cap, rounds)
     coordinator = gaussian_multiplier(epsilon, delta) * sqrt(cap)
-    recipients = poisson_multiplier(epsilon, delta, rate, rounds)
+    recipients = min(coordinator, poisson_multiplier(epsilon, delta, rate, rounds))
     return TrainingPlan(cap, rate, coordinator, recipients, cohort / (coordinator * sqrt(items * dim)))

@@ -37,8 +37,8 @@ from perfedrec.privacy.mechanisms import (
 from perfedrec.privacy.noise import Law, opendp_noised, row_noise, summed_noise
 from perfedrec.privacy.settings import NoiseSettings, PrivacySettings
 
-MISSING = 1 / 3
-"""The share of all clients that may be missing in a sum by row."""
+MISSING = 0.4
+"""The share of all clients that may be missing in a sum by row: some more than the third of the nodes that may."""
 
 _BELOW = 1 - 2.0**-20  # relative margin below the bound, for rounding errors
 
@@ -246,7 +246,7 @@ class Protection:
         much about each of them.
 
         A sum by row opens the rows of items that ``min_contributors`` users have. If many of these were missing, a row
-        could have a single contributor after all, so that at most a third of the clients may be missing.
+        could have a single contributor after all, so that at most the share MISSING of the clients may be.
         """
         if not self.secure:
             return False

@@ -18,6 +18,9 @@ FEW = 10.0
 """Users per unit of noise, ``n / (z sqrt(m))``, below which spectral pre-training is not expected to beat popularity.
 On Yelp it was 1.6 times as good as popularity at 15, and worse at 8 (docs/privacy.md)."""
 
+BY_ITEM = "by item"
+"""The block's word for sums that are opened with a row for every item."""
+
 NOT_COVERED = (
     "tuning and model selection",
     "losses of training, validation and test metrics, and the labels that they are computed from",
@@ -53,6 +56,7 @@ def privacy_block(
         "weak": coordinator.value is not None and coordinator.value > WEAK,
         "narrower": list(narrower),
         "row_sets": "exposed to the coordinator" if exposed else "hidden",
+        "sums": _sums(settings),
         "user_vectors": _vectors(settings, exposed, reporting),
         "secure_aggregation": secure_aggregation if settings.aggregation == "secure" else "none",
         "noise_source": source if noisy else "none",
@@ -66,6 +70,16 @@ def privacy_block(
 def centralised_block() -> Block:
     """The privacy block of a centralised method, which guarantees nothing."""
     return {"claim": "NONE: a centralised method has everybody's interactions in one place", "releases": []}
+
+
+def _sums(settings: PrivacySettings) -> str:
+    """What is opened of sums over clients."""
+    if not settings.low_rank:
+        return BY_ITEM if settings.sums else "none"
+    rows = (
+        "" if settings.noise.spectral else f"; passes by item, for items of {settings.min_contributors} users or more"
+    )
+    return f"in a basis of at most {settings.rank} columns{rows}; over {settings.min_clients} clients or more"
 
 
 def _vectors(settings: PrivacySettings, exposed: bool, reporting: bool) -> str:
@@ -88,7 +102,8 @@ def claim(block: Block) -> str:
         )
     if block["secure_aggregation"] != "none":
         how = " (simulated in this run)" if block["secure_aggregation"] == "simulated" else ""
-        return f"no individual upload is visible{how}; no DP guarantee"
+        seen = ", but sums by item show the items of many users" if block.get("sums", BY_ITEM) == BY_ITEM else ""
+        return f"no individual upload is visible{how}{seen}; no DP guarantee"
     if block["narrower"]:
         return "; ".join(block["narrower"]) + "; the whole upload: NONE"
     return "NONE"
@@ -118,6 +133,7 @@ def lines(block: Block) -> list[tuple[str, str]]:
         ("delta, accountant", f"{block['delta']:g}; {block['accountant']}"),
         ("narrower statements", "; ".join(block["narrower"]) or "none"),
         ("row sets", block["row_sets"]),
+        ("opened sums", block.get("sums", BY_ITEM)),
         ("user vectors", block["user_vectors"]),
         ("secure aggregation", block["secure_aggregation"]),
         ("noise source", block["noise_source"]),

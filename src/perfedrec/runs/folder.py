@@ -148,6 +148,11 @@ class RunFolder:
                 "expected the folder that a run was written to"
             ) from None
 
+    @property
+    def is_federation(self) -> bool:
+        """Whether a coordinator wrote the run: federations have names."""
+        return (self.path / NAME).is_file()
+
     def name(self) -> str:
         """The name of a federation's run. Raises :class:`CheckpointError` where the folder has none."""
         try:

@@ -7,8 +7,8 @@ part of the change that items share with similar items.
 
 ``V`` is a block Krylov basis (Musco and Musco, NeurIPS 2015): the sums of passes of subspace iteration over all users,
 those of spectral pre-training or passes of their own, the last one first, orthonormalised, at most ``privacy.rank``
-columns. A pass is summed by item, but only for items that at least ``privacy.min_contributors`` users have. The rows of
-other items never leave a client, and are 0 in ``V``.
+columns, and at most one for :data:`ITEMS_PER_COLUMN` items. A pass is summed by item, but only for items that at least
+``privacy.min_contributors`` users have. The rows of other items never leave a client, and are 0 in ``V``.
 
 Products are exact: ``V`` has multiples of 1 / BASIS_GRID and ``D`` has multiples of 1 / DELTA_GRID, so that compressed
 sums of blocks, nodes and clients add up to the compressed sum, bit for bit.
@@ -36,6 +36,10 @@ from perfedrec.privacy.settings import PrivacySettings
 
 PASSES = 4
 """Passes for a method without spectral pre-training. Each adds a quarter of the basis."""
+
+ITEMS_PER_COLUMN = 8
+"""There are at least so many items in the passes for each column of the basis. With as many columns as items the
+projection would change nothing, and sums would show rows again."""
 
 IN_BASIS = (JOIN.name, CLUSTERS.name, TRAIN.name)
 """The phases whose sums are taken in the basis."""
@@ -131,7 +135,8 @@ class Subspace:
         """
         probe, own = state.probe, from_fixed(aggregate.sums)
         image = own.new_zeros(aggregate.n_items, own.shape[1]).index_copy_(0, aggregate.keys, own)
-        state = replace(state, basis=krylov(image, state.basis, self.privacy.rank))
+        rank = min(self.privacy.rank, max(int(image.any(1).sum()) // ITEMS_PER_COLUMN, 1))
+        state = replace(state, basis=krylov(image, state.basis, rank))
         if probe is None:
             return state
         return replace(state, probe=orthonormal(image), factor=nystroem(probe, image))

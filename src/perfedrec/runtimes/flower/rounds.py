@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,7 @@ class Federation(Generic[S, B, C]):
     ``setup`` is what nodes have to agree to. ``seed`` is that of the selection of clients and of the server's steps. A
     round is closed after ``deadline`` seconds, or once the share ``enough`` of the clients that were asked has
     answered. ``service_client`` asks the neighbourhood service; without it the coordinator is the service as well.
+    ``witness`` receives what was opened in each round: the state before it, who took part, and the sum.
     """
 
     algorithm: Algorithm[S, B, C]
@@ -47,6 +48,7 @@ class Federation(Generic[S, B, C]):
     item_attributes: Tensor | None = None
     n_user_attributes: int = 0
     service_client: ServiceClient | None = None
+    witness: Callable[[S, Plan, Aggregate], None] | None = None
 
     def spec(self, n_users: int, degrees: Tensor) -> Spec:
         """The sizes of a model for a number of users, with the items' ``degrees`` [m]."""
@@ -117,6 +119,8 @@ class Round(Generic[S, B, C]):
     def play(self, rejected: list[Rejection] | None = None) -> tuple[S, RoundReport]:
         """The whole round: see :func:`play_round`."""
         aggregate, aborted = self._aggregate()
+        if self.federation.witness is not None and aggregate.clients:
+            self.federation.witness(self.state, replace(self.plan, cohort=self._present(aggregate)), aggregate)
         if rejected is None and not self.algorithm.protection.secure:
             self._raise_first_rejection()
         if self.service_client is None:
@@ -199,6 +203,12 @@ class Round(Generic[S, B, C]):
         if sealed is not None:
             self.sealed[node] = sealed
         return _by_place(part, self.identities)
+
+    def _present(self, aggregate: Aggregate) -> Tensor:
+        """The users who are in the sum: those of all nodes that were not rejected."""
+        gone = {each.node for each in self.traffic.rejections}
+        users = torch.cat([users for node, users in self.asked.items() if node not in gone] or [self.plan.cohort[:0]])
+        return users if users.numel() == aggregate.clients else self.plan.cohort
 
     def _empty(self) -> Aggregate:
         return Aggregate.empty(
