@@ -42,7 +42,8 @@ def dataset(tmp_path: Path) -> Dataset:
 def test_a_federation_with_attributes_computes_what_the_simulator_computes(
     dataset: Dataset, tmp_path: Path, privacy: str | None
 ) -> None:
-    given = config.load("perfedrec", None, [*SMALL, "selection.n_clients_per_round=12"], privacy=privacy)
+    few = () if privacy is None else ("privacy.min_clients=2",)
+    given = config.load("perfedrec", None, [*SMALL, "selection.n_clients_per_round=12", *few], privacy=privacy)
     algorithm, folder, known = given.build(), tmp_path / "federation", Catalogue.of(dataset, attributes=True)
     local.deal_out(folder, dataset, known, local.parted(dataset.train, 4), SECRET)
     known.write(folder / "items.txt")

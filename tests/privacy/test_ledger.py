@@ -320,3 +320,13 @@ def test_accountants_that_contradict_each_other_are_reported(monkeypatch: pytest
 
 def test_the_accountant_states_its_version() -> None:
     assert accountant_version() == "dp-accounting 0.6.0, PLD or RDP"
+
+
+def test_very_little_noise_is_accounted_for_without_a_grid() -> None:
+    """PLD would take minutes and more than ten gigabytes."""
+    guarantee = Guarantee("gaussian", multiplier=1e-4)
+    release = Release("training", 50, guarantee, 50, "poisson", 0.4)
+    found = Ledger([release], 1e-5).epsilon("recipients")
+    assert found.value is not None
+    assert 1e7 < found.value < inf
+    assert found.accountant in ("RDP", "closed form")

@@ -62,6 +62,11 @@ STEP = 1.002
 """Noise for Poisson samples is solved as a power of this number, so that a smaller delta never needs less."""
 
 
+LITTLE_NOISE = 0.2
+"""The Gaussian multiplier below which PLD is not asked: its grid has a place for every step of a privacy loss that has
+no bound, and takes minutes and many gigabytes. Epsilon is far above any use then, and RDP's bound says so."""
+
+
 class AccountingError(PerfedrecError):
     """Raised for an event for which the accountant would give a wrong result."""
 
@@ -211,10 +216,13 @@ def _accounted(event: DpEvent, delta: float, adjacency: Adjacency) -> tuple[floa
 
     if isinstance(event, dp.GaussianDpEvent):  # the PLD accountant takes minutes for little noise
         return gaussian_epsilon(event.noise_multiplier / (2 if adjacency == "replace" else 1), delta), "closed form"
-    found = _pld_epsilon(event, delta, adjacency)
     if adjacency == "replace":  # the RDP accountant does not double the sensitivity
-        return found, "PLD"
+        return _pld_epsilon(event, delta, adjacency), "PLD"
     bound = _rdp_epsilon(event, delta)
+    noise = [part.noise_multiplier for part in _parts(event) if isinstance(part, dp.GaussianDpEvent)]
+    if bound < inf and min(noise, default=1.0) < LITTLE_NOISE:
+        return bound, "RDP"
+    found = _pld_epsilon(event, delta, adjacency)
     return (bound, "RDP") if bound < found else (found, "PLD")
 
 

@@ -208,7 +208,7 @@ def test_clusters_that_are_too_small_are_dissolved_before_their_sums_are_opened(
     assert here.state.offsets.shape[0] == total.weights.numel() * M
     assert bool(here.state.offsets.any())
 
-    few = world(**SECURE, clusters__n_clusters=5, privacy__min_clients=30)
+    few = world(**SECURE, clusters__n_clusters=5, privacy__min_clients=30, selection__n_clients_per_round=30)
     few.play(phases.index("sizes") + 3)
     assert few.state.clusters.centroids is None
     assert few.state.offsets is None
@@ -245,6 +245,13 @@ def test_there_are_many_more_items_than_columns(monkeypatch: pytest.MonkeyPatch)
     assert here.state.basis.shape[1] == known // 8 == 2
 
 
+def test_too_few_users_or_clients_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"there are 30 users, and no sum of fewer than 31 is opened"):
+        world(**SECURE, privacy__min_clients=31, selection__n_clients_per_round=40)
+    with pytest.raises(ValueError, match=r"n_clients_per_round of at least that \(it is 12\)"):
+        settings(**SECURE, privacy__min_clients=13)
+
+
 def test_without_a_basis_nothing_leaves_the_clients() -> None:
     here = world(**SECURE)
     here.play(len(here.algorithm.phases))
@@ -275,7 +282,8 @@ def test_a_pass_in_which_too_many_are_missing_is_aborted() -> None:
     assert not aborted("spectral", 18, 30)
     assert not aborted("train", 10, 30)
     assert aborted("train", 1, 30)
-    assert world(**SECURE, privacy__min_clients=21).algorithm.protection.aborted("train", 20, 30)
+    larger = world(**SECURE, privacy__min_clients=21, selection__n_clients_per_round=30)
+    assert larger.algorithm.protection.aborted("train", 20, 30)
 
 
 def test_a_method_of_ones_own_must_play_the_passes() -> None:

@@ -73,6 +73,12 @@ def store(path: Path, users: torch.Tensor, named: bool = True, items: int = N_IT
     return made
 
 
+def for_few(policy: Policy | None) -> Policy | None:
+    """The policy for federations of fewer users than a profile's least sum has."""
+    privacy = None if policy is None else policy.privacy.model_copy(update={"min_clients": 2})
+    return None if policy is None or privacy is None else replace(policy, privacy=privacy)
+
+
 def coordinator(
     stores: dict[int, Store],
     tamper: Callable[[Message], Message | None] | None = None,
@@ -87,7 +93,7 @@ def coordinator(
             build,
             (versions or {}).get(node, "1"),
             bundles[node],
-            policy_of((policies or {}).get(node, "none")),
+            for_few(policy_of((policies or {}).get(node, "none"))),
         )
         for node, each in stores.items()
     }

@@ -162,6 +162,7 @@ def test_under_profile_private_the_nodes_of_federation_up_draw_with_opendp(
     monkeypatch.setattr(Coordinator, "begin", joined)
     data = "synthetic:users=12,items=40,interactions_per_user=8,clusters=2"
     options = ["--nodes", "3", "--data", data, "--privacy", "private", "--set", "pretraining.passes=1"]
+    options += ["--set", "privacy.min_clients=2"]
     ended = CliRunner().invoke(
         app, ["federation", "up", "--output", str(tmp_path / "up"), *options, "--quiet", "--json"]
     )

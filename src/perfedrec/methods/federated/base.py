@@ -255,7 +255,7 @@ class Federated(ABC, Generic[S, B, C]):
             offsets=offsets,
             optimizer=OptimizerState(*(None if each is None else Moments.zeros(each) for each in tables)),
             average=Average.start(items) if server.averaging else None,
-            **({} if self.subspace is None else self.subspace.start(items, key)),
+            **({} if self.subspace is None else self.subspace.start(spec, key)),
         )
 
     def _init_dense(self, spec: Spec, key: Key) -> Tensor | None:

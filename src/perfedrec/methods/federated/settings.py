@@ -145,6 +145,7 @@ class FederatedSettings(Settings):
     @model_validator(mode="after")
     def _uncounted(self) -> Self:
         check_weights(self.privacy, self.server)
+        check_cohort(self.privacy, self.selection)
         return self
 
 
@@ -167,6 +168,7 @@ class FedMFSettings(Settings):
     @model_validator(mode="after")
     def _withheld(self) -> Self:
         check_weights(self.privacy, self.server)
+        check_cohort(self.privacy, self.selection)
         return self
 
 
@@ -248,6 +250,7 @@ class PerFedRecSettings(Settings):
     @model_validator(mode="after")
     def _withheld(self) -> Self:
         check_weights(self.privacy, self.server)
+        check_cohort(self.privacy, self.selection)
         if not self.privacy.sums:
             return self
         how = f"privacy.aggregation = {self.privacy.aggregation}"
@@ -275,6 +278,15 @@ def check_weights(privacy: PrivacySettings, server: ServerSettings) -> None:
         raise ValueError(
             f"privacy.aggregation = {privacy.aggregation} hides how many interactions a client has; expected "
             "server.weighting = uniform"
+        )
+
+
+def check_cohort(privacy: PrivacySettings, selection: SelectionSettings) -> None:
+    """Raise ValueError for cohorts that are smaller than any sum that may be opened."""
+    if privacy.low_rank and selection.n_clients_per_round < privacy.min_clients:
+        raise ValueError(
+            f"no sum of fewer than privacy.min_clients = {privacy.min_clients} clients is opened; expected "
+            f"selection.n_clients_per_round of at least that (it is {selection.n_clients_per_round})"
         )
 
 

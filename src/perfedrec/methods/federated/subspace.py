@@ -25,10 +25,10 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import BASIS_GRID, Aggregate, from_fixed
 from perfedrec.core.algorithm import TRAIN, Phase
-from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.threads import one_thread
-from perfedrec.core.types import Rows, Update
+from perfedrec.core.types import Rows, Spec, Update
 from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, JOIN, SPECTRAL
 from perfedrec.methods.federated.spectral import gram_rows, orthonormal
 from perfedrec.methods.federated.state import Broadcast, ServerState
@@ -97,12 +97,18 @@ class Subspace:
 
     # --- the server ---
 
-    def start(self, items: Tensor, key: Key) -> dict[str, Tensor]:
-        """Degrees, which are unknown, and the first columns to multiply by, as fields of a server state."""
-        every = torch.arange(items.shape[0], device=items.device)
-        width = min(-(-self.privacy.rank // PASSES), items.shape[0])
+    def start(self, spec: Spec, key: Key) -> dict[str, Tensor]:
+        """Degrees, which are unknown, and the first columns to multiply by, as fields of a server state. Raises
+        :class:`ConfigError` for so few users that no sum could be opened."""
+        if spec.n_users < self.privacy.min_clients:
+            raise ConfigError(
+                f"there are {spec.n_users} users, and no sum of fewer than {self.privacy.min_clients} is opened "
+                "(privacy.min_clients); expected more users, or a smaller number, with which a sum tells more of each"
+            )
+        every = torch.arange(spec.n_items, device=spec.item_degrees.device)
+        width = min(-(-self.privacy.rank // PASSES), spec.n_items)
         probe = orthonormal(normal(key.fold("probe").spread(every), width))
-        return {"degrees": torch.ones_like(items[:, 0]), "probe": probe}
+        return {"degrees": torch.ones(spec.n_items, device=probe.device), "probe": probe}
 
     def sent(self, state: ServerState, phase: str) -> dict[str, Tensor | None]:
         """What clients receive in a ``phase`` for its sums, as fields of a broadcast."""
