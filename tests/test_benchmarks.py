@@ -19,3 +19,19 @@ def test_accuracy_under_privacy_is_measured_beside_floor_and_ceiling() -> None:
     assert found["popularity"]["users"] == found["epsilon 8"]["users"] == 240
     ratio = found["epsilon 8"]["value"] / found["without noise"]["value"]
     assert abs(found["epsilon 8, ratios"]["of_noiseless"] - ratio) < 0.001
+
+
+def test_repairs_of_secure_sums_are_compared() -> None:
+    data = "synthetic:users=600,items=600,clusters=3,interactions_per_user=8"
+    only = ["by item", "rows of 5 contributors", "random basis", "rank 32"]
+    command = [sys.executable, "benchmarks/secure.py", "--data", data, "--rounds", "3", "--only", *only]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    found = {line["candidate"]: line for line in map(json.loads, run.stdout.splitlines())}
+    assert list(found) == only
+    exposed = {name: line["attacks"]["users exposed"]["value"] for name, line in found.items()}
+    assert exposed.pop("by item") > 5
+    assert set(exposed.values()) == {0}
+    sent = {name: line["bytes_up_a_round"] for name, line in found.items()}
+    assert sent["by item"] == sent["rows of 5 contributors"] > 10 * sent["random basis"] > 10 * sent["rank 32"]
+    assert all(line["valid_ndcg@20"] > 0 for line in found.values())

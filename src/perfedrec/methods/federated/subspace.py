@@ -212,10 +212,10 @@ def lifted(aggregate: Aggregate, basis: Tensor) -> Aggregate:
     sums = aggregate.sums.new_zeros(tables * rank, aggregate.sums.shape[1])
     sums.index_copy_(0, aggregate.keys, aggregate.sums)
     known = basis.any(1).nonzero().squeeze(1)
-    rows = basis[known].to(torch.float64) / BASIS_GRID
     offsets = torch.arange(tables, device=basis.device)[:, None] * n_items
-    with one_thread():
-        wide = (rows @ sums.view(tables, rank, -1)).flatten(0, 1)
+    with one_thread():  # in float32: what follows is the server's own, and need not be exact
+        wide = basis[known].to(torch.float32) @ (sums / BASIS_GRID).to(torch.float32).view(tables, rank, -1)
+    wide = wide.flatten(0, 1).to(torch.float64)
     return replace(aggregate, n_items=n_items, keys=(offsets + known).flatten(), sums=wide)
 
 
