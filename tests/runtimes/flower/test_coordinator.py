@@ -27,6 +27,7 @@ from perfedrec.federation.agreement import build, method_of
 from perfedrec.federation.node import policy_of
 from perfedrec.federation.service import StateStore
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.privacy.policy import Policy
 from perfedrec.runs.config import RunSettings, config_of
 from perfedrec.runtimes.flower import (
     Bundle,

@@ -162,7 +162,7 @@ def test_under_profile_private_the_nodes_of_federation_up_draw_with_opendp(
     monkeypatch.setattr(Coordinator, "begin", joined)
     data = "synthetic:users=12,items=40,interactions_per_user=8,clusters=2"
     options = ["--nodes", "3", "--data", data, "--privacy", "private", "--set", "pretraining.passes=1"]
-    options += ["--set", "privacy.min_clients=2"]
+    options += ["--set", "privacy.min_clients=2", "--keep-sums"]
     ended = CliRunner().invoke(
         app, ["federation", "up", "--output", str(tmp_path / "up"), *options, "--quiet", "--json"]
     )
@@ -173,3 +173,8 @@ def test_under_profile_private_the_nodes_of_federation_up_draw_with_opendp(
     assert (summary["users"], sorted(summary["nodes_with_model"])) == (12, ["n0", "n1", "n2"])
     assert [each.report.clients for each in RunFolder(tmp_path / "up" / "run").history()] == [12, 12]
     assert not (tmp_path / "up" / "run" / "rejections.jsonl").exists()
+    files = ["--nodes", str(tmp_path / "up" / "nodes")]
+    attacked = CliRunner().invoke(app, ["audit", str(tmp_path / "up" / "run"), *files, "--json"])
+    assert attacked.exit_code == 0, attacked.output
+    found = {each["attack"]: each["value"] for each in json.loads(attacked.stdout)["findings"]}
+    assert found["collinear rows of passes"] == 0
