@@ -179,6 +179,7 @@ def figures(results: Sequence[Result]) -> dict[str, Any]:
     """Accuracy, bytes and time of the runs of a candidate, which differ in the seed."""
     training = [each for each in results[0].history if each.report.phase == "train"]
     before = [each.report for each in results[0].history if each.report.phase != "train"]
+    last = [next(each.valid for each in reversed(result.history) if each.valid) for result in results]
     up, clients = (sum(getattr(each.report, name) for each in training) for name in ("bytes_up", "clients"))
     return {
         **{
@@ -186,6 +187,7 @@ def figures(results: Sequence[Result]) -> dict[str, Any]:
             for name in ("recall@20", "ndcg@20")
         },
         "best_round": [each.best_round for each in results],
+        "valid_recall@20_at_the_end": round(statistics.mean(each["recall@20"] for each in last), 4),
         "bytes_up_a_round": round(up / max(clients, 1)),
         "bytes_up_before": round(sum(each.bytes_up / max(each.clients, 1) for each in before)),
         "seconds_a_round": round(statistics.median(each.seconds for each in training), 4),

@@ -491,6 +491,7 @@ def _asked(options: list[Any]) -> Any:
         ("up", ("--preset", "gpfedrec"), "or --privacy paper or none, which protect less"),
         ("up", ("--preset", "fedmf", "--privacy", "private"), "profile private with fedmf: there is no option"),
         ("node", ("--require", "secur"), "there is no privacy profile 'secur'; did you mean secure?"),
+        ("up", ("--users", "20"), "there are 20 users, and no sum of fewer than 32 is opened"),
         ("up", ("--nodes", "2", "--resume"), "--resume continues with the nodes and users in --output"),
         ("up", ("--data", "d.csv", "--columns", "user=a,thing=b"), "thing"),
         ("node", ("--coordinator", "host"), "--coordinator host: expected HOST:PORT, as in fed.example.org:18000"),

@@ -24,6 +24,7 @@ from perfedrec.data import Interactions
 from perfedrec.evaluation import Held
 from perfedrec.methods.centralised.method import Method
 from perfedrec.privacy.protection import Protection
+from perfedrec.privacy.report import without_result
 from perfedrec.runs.config import RunSettings
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.opened import Opened
@@ -35,7 +36,6 @@ SPARSE, DENSE = 200, 40  # clients of a captured round whose uploads are attacke
 MEMBERS = 1000  # users whose membership is attacked
 REPLAYED = 60  # training rounds that are replayed at least, if the run has them: some users then take part often
 PARTICIPATIONS = (1, 2, 5)
-SUM_METRICS = ("users exposed", "item precision", "share of list", "users named", "groups of rows")
 PRETRAINING = 0  # the number under which the last pass of spectral pre-training is captured
 
 
@@ -169,12 +169,8 @@ class Audit:
         return any(each.failed for each in self.bounds)
 
     def without_result(self) -> list[str]:
-        """The attacks on sums that found no group of rows at all, in any release."""
-        found: dict[str, bool] = {}
-        for each in self.findings:
-            if each.metric in SUM_METRICS:
-                found[each.attack] = found.get(each.attack, False) or each.value > 0
-        return [name for name, something in found.items() if not something]
+        """The attacks on opened sums that found no group of rows at all."""
+        return without_result([asdict(each) for each in self.findings])
 
     def plain(self) -> dict[str, Any]:
         """The audit as plain values for JSON."""

@@ -140,13 +140,15 @@ def up(
             raise ConfigError("--resume continues with the nodes and users in --output; expected no others")
         given = {"data__path": data or DATA, "data__format": format, "data__columns": columns or None}
         resolved = _resolved(output / "run", resume, preset, None, set_, privacy, rounds, **given)
-        service, changed = needs_service(federated(resolved)), Terms(deadline=deadline).changed()
+        method = federated(resolved)
+        service, changed = needs_service(method), Terms(deadline=deadline).changed()
         again = ["federation", "up", "--resume"]
         again += _options(output=output, rounds=rounds, metrics_port=metrics_port, **changed)
         again += ["--keep-sums"] if keep_sums else []
         with exposed(metrics_port) as expose:
             dataset = None if resume else open_data(resolved.data)
             if dataset is not None:
+                method.settings.privacy.check_users(min(users or dataset.n_users, dataset.n_users))
                 count = NODES if nodes is None else nodes
                 local.lay_out(output, dataset, count, users, attributes=resolved.attributes)
             port = local.free_port()

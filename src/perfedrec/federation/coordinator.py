@@ -307,9 +307,10 @@ def _wait_for_nodes(
     coordinator: Coordinator, terms: Terms, algorithm: Algorithm[Any, Any, Any], tell: Tell, caught: list[int]
 ) -> Directory:
     """Wait until enough nodes and users, and the service, are connected; returns who hosts whom."""
-    least = terms.least_nodes(algorithm)
+    least, privacy = terms.least_nodes(algorithm), algorithm.settings.privacy
+    users = max(terms.min_users, privacy.min_clients if privacy.low_rank else 1)
     try:
-        return coordinator.assemble(least, terms.min_users, terms.wait, tell, lambda: bool(caught))
+        return coordinator.assemble(least, users, terms.wait, tell, lambda: bool(caught))
     except PerfedrecError:
         if caught:
             raise InterruptedRunError("stopped while it waited for nodes", caught[0]) from None

@@ -144,19 +144,36 @@ def lines(block: Block) -> list[tuple[str, str]]:
     return pairs + [("warning", text) for text in block.get("warnings", ())]
 
 
+SUM_METRICS = ("users exposed", "item precision", "share of list", "users named", "groups of rows")
+"""The figures of attacks that look for groups of rows in opened sums."""
+
+
+def without_result(findings: Sequence[Block]) -> list[str]:
+    """The attacks on opened sums that found no group of rows at all, in any round."""
+    found: dict[str, bool] = {}
+    for each in findings:
+        if each["metric"] in SUM_METRICS:
+            found[each["attack"]] = found.get(each["attack"], False) or each["value"] > 0
+    return [name for name, something in found.items() if not something]
+
+
 def audited(found: Block) -> str:
     """The result of an audit in one line: the largest value that each kind of attack reached, and the lower bounds on
     epsilon."""
     best: dict[str, float] = {}
+    quiet = without_result(found["findings"])
     for each in found["findings"]:
         name = f"{each['attack']} {each['metric']}"
-        best[name] = max(each["value"], best.get(name, 0.0))
-    shown = [
+        if each["attack"] not in quiet:
+            best[name] = max(each["value"], best.get(name, 0.0))
+    shown = [f"{len(quiet)} attacks on opened sums exposed and named nobody"] if quiet else []
+    shown += [f"{name} {value:.2f}" for name, value in best.items()]
+    shown += [
         f"epsilon {max(each['lower'], each['lower_gaussian'] or 0):.2f} or more of {each['claim']:.2f}, {each['what']}"
         for each in found["bounds"]
     ]
     verdict = "FAILED: " if found["failed"] else ""
-    return verdict + "; ".join([*(f"{name} {value:.2f}" for name, value in best.items()), *shown])
+    return verdict + "; ".join(shown)
 
 
 def warnings(

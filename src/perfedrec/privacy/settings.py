@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from perfedrec.core.errors import ConfigError
 from perfedrec.core.settings import Settings
 
 SECURE_ONLY = ("rank", "min_contributors", "min_clients")
@@ -118,6 +119,14 @@ class PrivacySettings(Settings):
     def low_rank(self) -> bool:
         """Whether changes are summed in a basis of few columns, so that no row of the sum belongs to an item."""
         return self.aggregation == "secure" and self.rank > 0
+
+    def check_users(self, n_users: int) -> None:
+        """Raise :class:`ConfigError` for so few users that no sum over them could be opened."""
+        if self.low_rank and n_users < self.min_clients:
+            raise ConfigError(
+                f"there are {n_users} users, and no sum of fewer than {self.min_clients} is opened "
+                "(privacy.min_clients); expected more users, or a smaller number, with which a sum tells more of each"
+            )
 
     @property
     def noisy(self) -> bool:

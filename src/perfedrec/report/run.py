@@ -10,7 +10,7 @@ import polars as pl
 
 from perfedrec.audit.audit import read_audit
 from perfedrec.core.errors import CheckpointError
-from perfedrec.privacy.report import audited, lines
+from perfedrec.privacy.report import audited, lines, without_result
 from perfedrec.report import run_charts as charts
 from perfedrec.report.page import Block, Code, Page, Pairs, Prose, Section, Table, Tile, Tiles
 from perfedrec.report.statistics import Mean, by_activity, mean_of
@@ -244,23 +244,24 @@ def _privacy(run: Run) -> list[Block]:
 
 
 def _audit(found: dict[str, Any]) -> list[Block]:
+    quiet = without_result(found["findings"])
     rows = [
         [
             each["attack"],
             each["metric"],
-            "all" if each["round"] is None else str(each["round"] or "before training"),
+            "all" if each["round"] is None else str(max(each["round"], 0) or "before training"),
             f"{each['value']:.3f}",
             f"{each['guessing']:.3f}",
             "none" if each["popularity"] is None else f"{each['popularity']:.3f}",
             f"{each['cases']:,}",
         ]
         for each in found["findings"]
+        if each["attack"] not in quiet
     ]
     header = ("attack", "figure", "round", "reached", "guessing", "popularity", "cases")
-    notes = "; ".join(found["notes"])
-    blocks: list[Block] = [
-        Table("Attacks on this run's own uploads", header, rows, 3, notes and f"Not attacked: {notes}.")
-    ]
+    said = [f"Exposed and named nobody in the sums that were opened: {', '.join(quiet)}."] if quiet else []
+    notes = " ".join([*said, f"Not attacked: {'; '.join(found['notes'])}." if found["notes"] else ""]).strip()
+    blocks: list[Block] = [Table("Attacks on this run's own uploads", header, rows, 3, notes)]
     if found["bounds"]:
         shown = [
             [

@@ -77,11 +77,19 @@ class ServerSettings(Settings):
 
 
 class ClusterSettings(Settings):
-    """Options of the clusters of similar users and their models."""
+    """Options of the clusters of similar users and their models.
+
+    Where sums are of low rank (``privacy.rank``) clusters are found once, before training, and need spectral
+    pre-training: without it there are none.
+    """
 
     n_clusters: int = Field(5, ge=0, description="number of clusters; 0 or 1: no clusters")
-    start: int = Field(41, ge=0, description="first training round after which users are clustered")
-    stop: int = Field(179, ge=0, description="last training round after which users are clustered")
+    start: int = Field(
+        41, ge=0, description="first training round after which users are clustered (not with sums of low rank)"
+    )
+    stop: int = Field(
+        179, ge=0, description="last training round after which users are clustered (not with sums of low rank)"
+    )
     every: int = Field(6, ge=1, description="number of rounds from one clustering to the next")
     learning_rate: float = Field(0.1, ge=0, description="step of a cluster's offset, as a share of the server's step")
     proportional: bool = Field(True, description="select from each cluster in proportion to its size")

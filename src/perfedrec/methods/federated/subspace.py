@@ -25,7 +25,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import BASIS_GRID, Aggregate, from_fixed
 from perfedrec.core.algorithm import TRAIN, Phase
-from perfedrec.core.errors import ConfigError, PerfedrecError
+from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows, Spec, Update
@@ -100,11 +100,7 @@ class Subspace:
     def start(self, spec: Spec, key: Key) -> dict[str, Tensor]:
         """Degrees, which are unknown, and the first columns to multiply by, as fields of a server state. Raises
         :class:`ConfigError` for so few users that no sum could be opened."""
-        if spec.n_users < self.privacy.min_clients:
-            raise ConfigError(
-                f"there are {spec.n_users} users, and no sum of fewer than {self.privacy.min_clients} is opened "
-                "(privacy.min_clients); expected more users, or a smaller number, with which a sum tells more of each"
-            )
+        self.privacy.check_users(spec.n_users)
         every = torch.arange(spec.n_items, device=spec.item_degrees.device)
         width = min(-(-self.privacy.rank // PASSES), spec.n_items)
         probe = orthonormal(normal(key.fold("probe").spread(every), width))
