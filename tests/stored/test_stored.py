@@ -48,9 +48,7 @@ NODES = sorted(EXPECTED["node"])
 READ, TRAINED = 1e-6, 1e-4
 """Relative tolerances of scores: of what is read, and after training."""
 
-ANEW = (
-    "made by a version before 0.3.0, whose secure sums showed the items of many clients; expected it to be trained anew"
-)
+ANEW = "made by a version before 0.3.0, which opened secure sums by item; expected it to be trained anew"
 
 Copy = Callable[[str], Path]
 

@@ -308,7 +308,7 @@ def _wait_for_nodes(
 ) -> Directory:
     """Wait until enough nodes and users, and the service, are connected; returns who hosts whom."""
     least, privacy = terms.least_nodes(algorithm), algorithm.settings.privacy
-    users = max(terms.min_users, privacy.min_clients if privacy.low_rank else 1)
+    users = max(terms.min_users, privacy.min_clients if algorithm.protection.secure else 1)
     try:
         return coordinator.assemble(least, users, terms.wait, tell, lambda: bool(caught))
     except PerfedrecError:

@@ -38,7 +38,8 @@ from perfedrec.privacy.noise import Law, opendp_noised, row_noise, summed_noise
 from perfedrec.privacy.settings import NoiseSettings, PrivacySettings
 
 MISSING = 0.4
-"""The share of all clients that may be missing in a sum by row: some more than the third of the nodes that may."""
+"""The share of all users that may be missing in a phase before training: some more than the third of the nodes that
+may."""
 
 _BELOW = 1 - 2.0**-20  # relative margin below the bound, for rounding errors
 
@@ -245,15 +246,16 @@ class Protection:
         """Whether too few clients answered, so that the noise of the sum would be too small, or the sum would tell too
         much about each of them.
 
-        A sum by row opens the rows of items that ``min_contributors`` users have. If many of these were missing, a row
-        could have a single contributor after all, so that at most the share MISSING of the clients may be.
+        Rows of passes and clusters are chosen by counts over all users in a phase before. If many of these are missing
+        later, a sum could have fewer contributors than the counts said. So in phases over all users at most the share
+        MISSING of them may be missing.
         """
         if not self.secure:
             return False
         fewest: float = self.settings.min_clients
         if self.multiplier(phase):
             fewest = max(fewest, self.fewest(asked) - 1e-9)
-        if self.settings.low_rank and self.phases[phase].opens == "rows":
+        if self.settings.low_rank and phase != TRAIN.name:
             fewest = max(fewest, (1 - MISSING) * asked - 1e-9)
         return clients < fewest
 

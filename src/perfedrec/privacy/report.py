@@ -79,7 +79,8 @@ def _sums(settings: PrivacySettings) -> str:
     rows = (
         "" if settings.noise.spectral else f"; passes by item, for items of {settings.min_contributors} users or more"
     )
-    return f"in a basis of at most {settings.rank} columns{rows}; over {settings.min_clients} clients or more"
+    rows = f"; degrees and cluster sizes as counts; weights of networks in full{rows}"
+    return f"changes in a basis of at most {settings.rank} columns{rows}; over {settings.min_clients} clients or more"
 
 
 def _vectors(settings: PrivacySettings, exposed: bool, reporting: bool) -> str:

@@ -122,10 +122,10 @@ class PrivacySettings(Settings):
 
     def check_users(self, n_users: int) -> None:
         """Raise :class:`ConfigError` for so few users that no sum over them could be opened."""
-        if self.low_rank and n_users < self.min_clients:
+        if self.aggregation == "secure" and n_users < self.min_clients:
             raise ConfigError(
-                f"there are {n_users} users, and no sum of fewer than {self.min_clients} is opened "
-                "(privacy.min_clients); expected more users, or a smaller number, with which a sum tells more of each"
+                f"there are {n_users} users, and no sum of fewer than {self.min_clients} is opened; expected more "
+                "users, or a smaller privacy.min_clients (each sum then tells more about each user)"
             )
 
     @property

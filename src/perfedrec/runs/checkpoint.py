@@ -115,8 +115,8 @@ def check_phases(loaded: Loaded, algorithm: Algorithm[Any, Any, Any]) -> None:
     """
     if loaded.format < FORMAT and algorithm.protection.secure:
         raise CheckpointError(
-            f"{loaded.folder}: made by a version before 0.3.0, whose secure sums showed the items of many clients; "
-            "expected it to be trained anew"
+            f"{loaded.folder}: made by a version before 0.3.0, which opened secure sums by item; expected it to be "
+            "trained anew"
         )
     released = loaded.format == 2 and algorithm.protection.sums and "degrees" in loaded.records["state"][0]
     if released and all(phase.name != "degrees" for phase in algorithm.phases):

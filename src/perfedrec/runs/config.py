@@ -18,6 +18,7 @@ from perfedrec.data import load as load_data
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod, centralised, method, name_of
 from perfedrec.privacy.ledger import split_budget
+from perfedrec.privacy.protection import MISSING
 from perfedrec.privacy.settings import SECURE_ONLY, NoiseSettings
 from perfedrec.runs.config_errors import explain
 from perfedrec.runs.dotted import flat, is_section, merge, put
@@ -129,6 +130,8 @@ class Config(Settings):
                 f"run.dropout_rate is above privacy.dropout_tolerance ({privacy.dropout_tolerance:g}): every noisy sum "
                 "would be aborted"
             )
+        if privacy.low_rank and self.run.dropout_rate > MISSING:
+            raise ValueError(f"run.dropout_rate is above {MISSING:g}: every phase over all users would be aborted")
         return self
 
     def build(self) -> AnyMethod:

@@ -42,14 +42,15 @@ class Opened:
         if not total.clients or not total.sums.shape[1]:
             return None
         table = torch.zeros(total.weights.numel() * total.n_items, total.sums.shape[1])
-        table.index_copy_(0, total.keys, from_fixed(total.sums))
+        table.index_copy_(0, total.keys.cpu(), from_fixed(total.sums).cpu())
         basis, n_items = getattr(state, "basis", None), int(state.items.shape[0])
         lift = None
         if total.n_items != n_items and plan.phase == "spectral":  # the rows of some items
             wide = algorithm.lift(state, plan.phase, total)
-            table = torch.zeros(n_items, table.shape[1]).index_copy_(0, wide.keys, from_fixed(wide.sums))
+            table = torch.zeros(n_items, table.shape[1])
+            table.index_copy_(0, wide.keys.cpu(), from_fixed(wide.sums).cpu())
         elif total.n_items != n_items and basis is not None:
-            lift = basis.to(torch.float32) / BASIS_GRID
+            lift = basis.cpu().to(torch.float32) / BASIS_GRID
         n_models = int(getattr(algorithm, "n_models", lambda state: 1)(state))
         rows = n_items if lift is None else lift.shape[1]
         number = state.round - len(algorithm.phases) + 1
@@ -71,7 +72,7 @@ def write(folder: Path, number: int, opened: Opened, identities: Tensor) -> None
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
     basis = place / "basis.safetensors"
-    if opened.lift is not None and not basis.exists():
+    if opened.lift is not None and (opened.phase != "train" or not basis.exists()):  # a pass may have been repeated
         save_file({"lift": opened.lift.contiguous()}, basis)
     about = {"number": opened.number, "phase": opened.phase, "n_models": opened.n_models}
     tensors = {"sums": opened.sums.contiguous(), "cohort": identities[opened.cohort]}

@@ -40,6 +40,7 @@ M, DIM = 24, 4
 def few_items(monkeypatch: pytest.MonkeyPatch) -> None:
     """These worlds have 24 items: enough for 3 columns. More are needed to see what a basis does."""
     monkeypatch.setattr(subspace, "ITEMS_PER_COLUMN", 1)
+    monkeypatch.setattr(subspace, "LEVERAGE", 2.0)
 
 
 def table(seed: int, tables: int = 1, rows: int = M) -> Aggregate:
@@ -192,17 +193,17 @@ def test_neighbour_sums_are_those_of_everybody_in_the_basis_and_stay() -> None:
 
 
 def test_clusters_that_are_too_small_are_dissolved_before_their_sums_are_opened() -> None:
-    here = world(**SECURE, clusters__n_clusters=5, privacy__min_clients=6)
+    here = world(**SECURE, clusters__n_clusters=5, privacy__min_clients=2)
     phases = [each.name for each in here.algorithm.phases]
     here.play(phases.index("sizes"))
     _, total = opened(here)
     assert total.dense is not None
     sizes = from_fixed(total.dense)
     assert float(sizes.sum()) == 30
-    assert 0 < int((sizes < 6).sum()) < 4  # some are too small, and two or more are not
+    assert 0 < int((sizes < 4).sum()) < 4  # some are too small, and two or more are not
     here.play(1)
     _, total = opened(here)
-    assert total.weights.numel() == int((sizes >= 6).sum())
+    assert total.weights.numel() == int((sizes >= 4).sum())
     here.play(1)
     assert here.state.offsets is not None
     assert here.state.offsets.shape[0] == total.weights.numel() * M
@@ -252,15 +253,20 @@ def test_too_few_users_or_clients_are_refused_at_once() -> None:
         settings(**SECURE, privacy__min_clients=13)
 
 
-def test_without_a_basis_nothing_leaves_the_clients() -> None:
+def test_without_a_basis_nothing_leaves_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     here = world(**SECURE)
     here.play(len(here.algorithm.phases))
     broadcast, rows, client_state = here.block(here.population.everyone())
     sent, _ = protected(here.algorithm, "train", broadcast, rows, client_state, Key(SEED))
     total = reduce(sent, M, 1)
-    wide = torch.zeros(M, 11, dtype=torch.int16)
-    for given_ in (None, wide):  # none, and one with more columns than the options say
-        with pytest.raises(PerfedrecError, match="needs a basis of at most 10 columns"):
+    for given_, said in (
+        (None, "needs a basis, and none was sent"),
+        (torch.ones(M, 11, dtype=torch.int16), "has 11 columns; expected at most 10"),
+        (torch.eye(M, 9, dtype=torch.int16), "has 9 columns; expected at most 2"),  # as many columns as items
+    ):
+        if given_ is not None and given_.shape[1] == 9:
+            monkeypatch.setattr(subspace, "ITEMS_PER_COLUMN", 8)
+        with pytest.raises(PerfedrecError, match=said):
             here.algorithm.compress(replace(broadcast, basis=given_), TRAIN.name, total)
 
 
@@ -280,6 +286,7 @@ def test_a_pass_in_which_too_many_are_missing_is_aborted() -> None:
     aborted = world(**SECURE).algorithm.protection.aborted
     assert aborted("spectral", 17, 30)
     assert not aborted("spectral", 18, 30)
+    assert [aborted(phase, 17, 30) for phase in ("degrees", "join", "sizes", "clusters")] == [True] * 4
     assert not aborted("train", 10, 30)
     assert aborted("train", 1, 30)
     larger = world(**SECURE, privacy__min_clients=21, selection__n_clients_per_round=30)
@@ -293,6 +300,38 @@ def test_a_method_of_ones_own_must_play_the_passes() -> None:
     with pytest.raises(ConfigError, match=r"Own\.phases lacks the passes .* begin with super\(\)\.phases"):
         Own(FedMFSettings(privacy=PrivacySettings(aggregation="secure")))
     Own(FedMFSettings(privacy=PrivacySettings(aggregation="secure", rank=0)))
+
+
+def test_a_rare_item_that_the_basis_could_tell_from_others_has_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two items that six users have, who have nothing else, would be a column of their own."""
+    monkeypatch.undo()
+    apart = [[0, 1]] * 6
+    others = [sorted({2 + (5 * user + step * step) % 38 for step in range(12)}) for user in range(60)]
+    lists = apart + others
+    offsets = torch.tensor([0, *(len(each) for each in lists)]).cumsum(0)
+    people = Population(offsets, torch.tensor([item for each in lists for item in each]), 40)
+    privacy = PrivacySettings(aggregation="secure", rank=8)
+    method = FedMF(FedMFSettings(privacy=privacy))
+    state = method.init(Spec(66, 40, torch.ones(40)), Key(0))
+    people.init_clients(method, 0)
+    for _ in method.phases:
+        state, _ = play_round(method, state, people, 0)
+    assert state.degrees is not None
+    assert state.basis is not None
+    assert state.degrees[:2].tolist() == [6, 6]
+    assert not state.basis[:2].any()
+    assert not state.items[:2].any()
+    assert bool(state.basis[2:].any(1).all())
+
+
+def test_data_in_which_no_item_has_enough_users_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no item has 40 users, so that no row of a pass is summed"):
+        world(**SECURE | {"privacy__min_contributors": 40}).play(2)
+
+
+def test_noise_on_passes_needs_noise_on_degrees() -> None:
+    with pytest.raises(ValueError, match=r"expected noise\.degrees and noise\.spectral both, or neither"):
+        settings(**SECURE, privacy__norm="l2", privacy__noise={"spectral": 1.0}, clusters__n_clusters=0)
 
 
 def test_noise_and_clusters_exclude_each_other() -> None:

@@ -29,6 +29,7 @@ from perfedrec.methods.federated.state import (
     Pretrained,
     Service,
 )
+from perfedrec.privacy.protection import MISSING
 
 
 class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]):
@@ -119,8 +120,9 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         return state
 
     def _dissolved(self, state: PerFedRecState, sizes: Tensor) -> PerFedRecState:
-        """The state without the clusters of fewer users than a sum may have. ``sizes`` [K] of the clusters."""
-        centroids, kept = state.clusters.centroids, sizes >= self.settings.privacy.min_clients
+        """The state without clusters of so few users that a sum over those who answer could have too few of them.
+        ``sizes`` [K] of the clusters."""
+        centroids, kept = state.clusters.centroids, sizes * (1 - MISSING) >= self.settings.privacy.min_clients
         if centroids is None or state.offsets is None or int(kept.sum()) < 2:
             return replace(state, clusters=Clusters(), offsets=None)
         offsets = state.offsets[: int(kept.sum()) * state.items.shape[0]]

@@ -270,8 +270,7 @@ class PerFedRecSettings(Settings):
             raise ValueError(f"{how} hides the vectors that pretraining.cluster_passes needs; expected 0")
         if self.privacy.low_rank and self.clusters.enabled and (self.privacy.noise.any or self.privacy.epsilon):
             raise ValueError(
-                "with privacy.rank the sizes of clusters are summed without noise; expected clusters.n_clusters = 0, "
-                "or privacy.rank = 0 and noise on every release"
+                "with privacy.rank the sizes of clusters are summed without noise; expected clusters.n_clusters = 0"
             )
         if self.model.neighbours and self.model.encoder == "lightgcn":
             check_layers(self.privacy, self.model.n_layers)
@@ -290,11 +289,16 @@ def check_weights(privacy: PrivacySettings, server: ServerSettings) -> None:
 
 
 def check_cohort(privacy: PrivacySettings, selection: SelectionSettings) -> None:
-    """Raise ValueError for cohorts that are smaller than any sum that may be opened."""
-    if privacy.low_rank and selection.n_clients_per_round < privacy.min_clients:
+    """Raise ValueError for cohorts that are smaller than any sum that may be opened, and for passes without noise whose
+    rows are chosen by degrees with noise, or the reverse."""
+    if privacy.aggregation == "secure" and selection.n_clients_per_round < privacy.min_clients:
         raise ValueError(
             f"no sum of fewer than privacy.min_clients = {privacy.min_clients} clients is opened; expected "
             f"selection.n_clients_per_round of at least that (it is {selection.n_clients_per_round})"
+        )
+    if privacy.low_rank and bool(privacy.noise.degrees) != bool(privacy.noise.spectral):
+        raise ValueError(
+            "degrees decide which rows of passes are summed; expected noise.degrees and noise.spectral both, or neither"
         )
 
 

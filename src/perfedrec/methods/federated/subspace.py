@@ -25,13 +25,14 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import BASIS_GRID, Aggregate, from_fixed
 from perfedrec.core.algorithm import TRAIN, Phase
-from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows, Spec, Update
 from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, JOIN, SPECTRAL
 from perfedrec.methods.federated.spectral import gram_rows, orthonormal
 from perfedrec.methods.federated.state import Broadcast, ServerState
+from perfedrec.methods.federated.tables import Average
 from perfedrec.privacy.settings import PrivacySettings
 
 PASSES = 4
@@ -40,6 +41,13 @@ PASSES = 4
 ITEMS_PER_COLUMN = 8
 """There are at least so many items in the passes for each column of the basis. With as many columns as items the
 projection would change nothing, and sums would show rows again."""
+
+LEAST_NOISE = 0.1
+"""Noise in passes, as a multiple of a client's part, with which rows of few contributors may be summed as well."""
+
+LEVERAGE, RARE = 0.25, 4
+"""An item of fewer than RARE times ``min_contributors`` users has no row in the basis if the row's squared length were
+above LEVERAGE: then the basis could tell it from others, as for items that only each other's users have."""
 
 IN_BASIS = (JOIN.name, CLUSTERS.name, TRAIN.name)
 """The phases whose sums are taken in the basis."""
@@ -63,7 +71,7 @@ class Subspace:
     @property
     def noisy(self) -> bool:
         """Whether passes have noise on every row, which protects rows with few contributors as well."""
-        return self.privacy.noise.spectral > 0
+        return self.privacy.noise.spectral >= LEAST_NOISE
 
     def is_open(self, degrees: Tensor) -> Tensor:
         """[m] whether an item's row of a pass may leave the clients, by the released ``degrees`` [m]."""
@@ -86,12 +94,17 @@ class Subspace:
         """What leaves the clients of their sum: rows that enough users contribute to, or the part in the basis."""
         if phase == SPECTRAL.name and not self.noisy and broadcast.degrees is not None:
             return selected(aggregate, self.is_open(broadcast.degrees))
-        if phase not in IN_BASIS:
+        if phase not in IN_BASIS or not aggregate.clients:
             return aggregate
-        if broadcast.basis is None or broadcast.basis.shape[1] > self.privacy.rank:
+        if broadcast.basis is None:
             raise PerfedrecError(
-                f"a sum of phase {phase} needs a basis of at most {self.privacy.rank} columns, and there is none; "
-                "expected one from the passes before it (were there too few clients in them?)"
+                f"a sum of phase {phase} needs a basis, and none was sent; expected one from the passes before it, or "
+                "more clients in them"
+            )
+        most = min(self.privacy.rank, 2 * _most_columns(broadcast.basis))  # some items have lost their row since
+        if broadcast.basis.shape[1] > most:
+            raise PerfedrecError(
+                f"the basis of a sum of phase {phase} has {broadcast.basis.shape[1]} columns; expected at most {most}"
             )
         return projected(aggregate, broadcast.basis)
 
@@ -137,11 +150,27 @@ class Subspace:
         """
         probe, own = state.probe, from_fixed(aggregate.sums)
         image = own.new_zeros(aggregate.n_items, own.shape[1]).index_copy_(0, aggregate.keys, own)
-        rank = min(self.privacy.rank, max(int(image.any(1).sum()) // ITEMS_PER_COLUMN, 1))
-        state = replace(state, basis=krylov(image, state.basis, rank))
+        if not bool(image.any()):
+            raise ConfigError(
+                f"no item has {self.privacy.min_contributors} users, so that no row of a pass is summed; expected "
+                "denser data, or a smaller privacy.min_contributors"
+            )
+        basis = krylov(image, state.basis, min(self.privacy.rank, _most_columns(image)))
+        if not self.noisy and state.degrees is not None:
+            apart = (basis.to(torch.float32) / BASIS_GRID).square().sum(1) > LEVERAGE
+            basis[apart & (state.degrees < RARE * self.privacy.min_contributors)] = 0
+        state = replace(state, basis=basis)
         if probe is None:
             return state
-        return replace(state, probe=orthonormal(image), factor=nystroem(probe, image))
+        items = state.items * basis.any(1)[:, None]  # what cannot be learnt is not recommended by chance
+        average = None if state.average is None else Average.start(items)
+        factor = nystroem(probe, image)
+        return replace(state, items=items, average=average, probe=orthonormal(image), factor=factor)
+
+
+def _most_columns(rows: Tensor) -> int:
+    """The most columns of a basis for items whose ``rows`` [m, d] are not 0."""
+    return max(int(rows.any(1).sum()) // ITEMS_PER_COLUMN, 1)
 
 
 def with_degrees(state: ServerState, aggregate: Aggregate, noisy: bool) -> Tensor:
