@@ -86,7 +86,7 @@ def test_profile_secure_claims_that_no_upload_is_visible(tmp_path: Path) -> None
     assert [each["release"] for each in block["releases"]] == released
     assert result.recommender.state.clusters.centroids is not None
     assert block["sums"] == (
-        "changes in a basis of at most 256 columns; degrees and cluster sizes as counts; weights of networks in full; "
+        "changes in a basis of at most 64 columns; degrees and cluster sizes as counts; weights of networks in full; "
         "passes by item, for items of 5 users or more; over 32 clients or more"
     )
     _, rows = run(tmp_path / "rows", "secure", "run.rounds=1", "privacy.rank=0")

@@ -47,7 +47,7 @@ class PrivacySettings(Settings):
     )
     noise: NoiseSettings = NoiseSettings()
     rank: int = Field(
-        256,
+        64,
         ge=0,
         description="secure: columns of the public basis in which changes are summed; 0: a row for every item, which "
         "shows the items of many clients (docs/privacy.md)",
