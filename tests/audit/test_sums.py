@@ -493,3 +493,20 @@ def test_findings_of_an_exposure() -> None:
         Finding("collinear rows of a sum", "item precision", 0.9, 0.2, 0.3, 7, 4),
         Finding("collinear rows of a sum", "share of list", 0.4, 0.1, None, 3, 4),
     ]
+
+
+def test_a_direction_of_a_sum_shows_who_stands_out_in_it() -> None:
+    """One upload is ten times as long as the others: the first direction ranks its items first."""
+    generator = torch.Generator().manual_seed(3)
+    lists = [torch.randperm(300, generator=generator)[:10] for _ in range(30)]
+    table = torch.zeros(300, 8)
+    for user, own in enumerate(lists):
+        table[own] += (10 if user == 4 else 1) * torch.randn(8, generator=generator)
+    absent = [torch.randperm(300, generator=generator)[:10] for _ in range(30)]
+    found, others = sums.by_directions(table, None, lists), sums.by_directions(table, None, absent)
+    assert found[4] == 1
+    assert float(others.max()) < 0.6
+    turned, _ = torch.linalg.qr(torch.randn(300, 300, generator=generator))
+    lifted = sums.by_directions(turned.T @ table, turned, lists)
+    assert lifted[4] == 1
+    assert sums.by_directions(table, None, [torch.zeros(0, dtype=torch.int64)]).tolist() == [0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.audit import sums
-from perfedrec.audit.attacks import Finding
+from perfedrec.audit.attacks import Finding, precision_at_own
 from perfedrec.runs.opened import Opened
 
 FOLLOWED = 200  # users whose contributions are estimated from differences between rounds
@@ -58,6 +58,8 @@ class SumAttacks:
                 self.kept[kind, place if kind == "neighbour sums" else 0].append((opened.sums[place], opened.cohort))
             if opened.number in self.rounds or opened.phase != "train":
                 self._slowly(kind, rows, opened)
+            if opened.number in self.rounds and kind == "training":
+                self._along_directions(opened.sums[place], opened)
         if opened.phase == "spectral":
             self.passes.append(opened)
 
@@ -88,6 +90,28 @@ class SumAttacks:
             results.append([sums.exposed(g, *self.lists, opened.cohort, self.degrees) for g in (grouped, few)])
         for name, found, control in zip(("rows in few directions", "rows of few contributors"), *results, strict=True):
             self.slow += sums.exposure_findings(f"{name} of {kind}", found, control, number)
+
+    def _along_directions(self, table: Tensor, opened: Opened) -> None:
+        """Singular directions of one sum, for those who took part and for as many others."""
+        if self.lists is None:
+            return
+        offsets, items = self.lists
+        order = torch.randperm(offsets.numel() - 1, generator=self._random)
+        others = order[~torch.isin(order, opened.cohort)][: opened.cohort.numel()]
+        if not others.numel():
+            return
+        means = []
+        for users in (opened.cohort, others):
+            own = [items[offsets[user] : offsets[user + 1]] for user in users.tolist()]
+            means.append(float(sums.by_directions(table, opened.lift, own).mean()))
+        popular = [
+            precision_at_own(self.degrees, torch.isin(torch.arange(self.degrees.numel()), each), each.numel())
+            for each in (items[offsets[user] : offsets[user + 1]] for user in opened.cohort.tolist())
+            if each.numel()
+        ]
+        name, n = "directions of one sum of training", opened.cohort.numel()
+        popularity = float(np.mean(popular))
+        self.slow.append(Finding(name, "precision at |I_u|", means[0], means[1], popularity, n, opened.number))
 
     def findings(self) -> list[Finding]:
         """What all attacks found, over all rounds."""
