@@ -2,7 +2,7 @@
 # dp-accounting 0.6.0, PLD accountant, add-or-remove neighbours: below a delta of about 1e-14 the epsilon of many
 # releases is infinite, although a finite one exists, and just above that it is too small, which is worse.
 #
-# 200 Gaussian releases with noise multiplier 0.66 over Poisson samples of 256 of 50,000 users. Seen:
+# Seen 2026-11-29, with 200 Gaussian releases of noise multiplier 0.66 over Poisson samples of 256 of 50,000 users:
 #   delta 1e-14: PLD 7.76; numerical inversion of the characteristic function with an exponential tilt gives 7.83
 #   delta 1e-15: PLD infinite; the RDP accountant of the same package bounds epsilon by less than 10
 # The smallest probability that the Fourier transform of a composition can tell from rounding is about 1e-14 of all

@@ -65,8 +65,8 @@ class SumAttacks:
 
     def _group(self, kind: str, rows: Tensor, opened: Opened) -> None:
         known = rows.any(1).nonzero().squeeze(1)
-        pairs = [(known, rows[known]), (known, sums.shuffled(rows[known], self._random))]
-        real, control = (sums.collinear(each, items) for items, each in pairs)
+        pair = rows[known], sums.shuffled(rows[known], self._random)
+        real, control = (sums.collinear(each, known) for each in pair)
         found = self.found[kind]
         found.groups.append((len(real), len(control)))
         found.chains.see(real, opened.cohort)
@@ -95,23 +95,25 @@ class SumAttacks:
         """Singular directions of one sum, for those who took part and for as many others."""
         if self.lists is None:
             return
-        offsets, items = self.lists
-        order = torch.randperm(offsets.numel() - 1, generator=self._random)
+        order = torch.randperm(self.lists[0].numel() - 1, generator=self._random)
         others = order[~torch.isin(order, opened.cohort)][: opened.cohort.numel()]
         if not others.numel():
             return
-        means = []
-        for users in (opened.cohort, others):
-            own = [items[offsets[user] : offsets[user + 1]] for user in users.tolist()]
-            means.append(float(sums.by_directions(table, opened.lift, own).mean()))
+        present, absent = (self._lists(users) for users in (opened.cohort, others))
+        means = [float(sums.by_directions(table, opened.lift, own).mean()) for own in (present, absent)]
+        every = torch.arange(self.degrees.numel())
         popular = [
-            precision_at_own(self.degrees, torch.isin(torch.arange(self.degrees.numel()), each), each.numel())
-            for each in (items[offsets[user] : offsets[user + 1]] for user in opened.cohort.tolist())
-            if each.numel()
+            precision_at_own(self.degrees, torch.isin(every, own), own.numel()) for own in present if own.numel()
         ]
         name, n = "directions of one sum of training", opened.cohort.numel()
         popularity = float(np.mean(popular))
         self.slow.append(Finding(name, "precision at |I_u|", means[0], means[1], popularity, n, opened.number))
+
+    def _lists(self, users: Tensor) -> list[Tensor]:
+        """The items of each of ``users`` [B]."""
+        assert self.lists is not None
+        offsets, items = self.lists
+        return [items[offsets[user] : offsets[user + 1]] for user in users.tolist()]
 
     def findings(self) -> list[Finding]:
         """What all attacks found, over all rounds."""
@@ -154,17 +156,16 @@ class SumAttacks:
         """Attack by differences between rounds, on those users who took part most often."""
         if self.lists is None:
             return []
-        offsets, items = self.lists
-        result = []
+        n_users, result = self.lists[0].numel() - 1, []
         for (kind, place), rounds in self.kept.items():
             if len(rounds) < 2:
                 continue
-            took_part = torch.zeros(len(rounds), offsets.numel() - 1, dtype=torch.bool)
+            took_part = torch.zeros(len(rounds), n_users, dtype=torch.bool)
             for number, (_, cohort) in enumerate(rounds):
                 took_part[number, cohort] = True
             often = took_part.sum(0).argsort(descending=True, stable=True)[:FOLLOWED]
             scores = sums.by_cohorts(torch.stack([each for each, _ in rounds]), took_part, self.lift, often)
-            own = [items[offsets[user] : offsets[user + 1]] for user in often.tolist()]
+            own = self._lists(often)
             where = f"{len(rounds)} rounds of {kind}" + (f", layer {place}" if kind == "neighbour sums" else "")
             result.append(sums.infer_by_cohorts(scores, own, self.degrees, where))
         return result

@@ -53,7 +53,7 @@ class PrivacySettings(Settings):
         "shows the items of many clients (docs/privacy.md)",
     )
     min_contributors: int = Field(
-        5, ge=1, description="secure: a row of a pass of spectral pre-training is summed if so many users have its item"
+        5, ge=1, description="secure: least number of users of an item whose row of a pass over all users is summed"
     )
     min_clients: int = Field(2, ge=2, description="secure: a sum of fewer clients is not opened")
     noise_source: Literal["simulation", "opendp"] = Field(

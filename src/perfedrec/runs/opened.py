@@ -41,15 +41,13 @@ class Opened:
         """What a coordinator with a ``state`` sees in a sum ``total``; ``None`` if there are no tables in it."""
         if not total.clients or not total.sums.shape[1]:
             return None
+        basis, n_items = getattr(state, "basis", None), int(state.items.shape[0])
+        if plan.phase == "spectral":  # the rows of some items, which need no basis
+            total = algorithm.lift(state, plan.phase, total)
         table = torch.zeros(total.weights.numel() * total.n_items, total.sums.shape[1])
         table.index_copy_(0, total.keys.cpu(), from_fixed(total.sums).cpu())
-        basis, n_items = getattr(state, "basis", None), int(state.items.shape[0])
         lift = None
-        if total.n_items != n_items and plan.phase == "spectral":  # the rows of some items
-            wide = algorithm.lift(state, plan.phase, total)
-            table = torch.zeros(n_items, table.shape[1])
-            table.index_copy_(0, wide.keys.cpu(), from_fixed(wide.sums).cpu())
-        elif total.n_items != n_items and basis is not None:
+        if total.n_items != n_items and basis is not None:
             lift = basis.cpu().to(torch.float32) / BASIS_GRID
         n_models = int(getattr(algorithm, "n_models", lambda state: 1)(state))
         rows = n_items if lift is None else lift.shape[1]

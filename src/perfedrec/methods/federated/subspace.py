@@ -2,7 +2,7 @@
 
 A sum by item shows item lists: most of its rows have one contributor, and all rows of one client lie in few directions.
 Here the clients' sum ``D`` [m, d] stays with them, and what leaves is ``V^T D`` [r, d] for a public basis ``V`` [m, r]
-that is nearly orthonormal. Each of its numbers adds up parts of all clients. The server continues with ``V V^T D``, the
+that is nearly orthonormal. Its numbers add up parts of many clients. The server continues with ``V V^T D``, the
 part of the change that items share with similar items.
 
 ``V`` is a block Krylov basis (Musco and Musco, NeurIPS 2015): the sums of passes of subspace iteration over all users,
@@ -39,8 +39,8 @@ PASSES = 4
 """Passes for a method without spectral pre-training. Each adds a quarter of the basis."""
 
 ITEMS_PER_COLUMN = 8
-"""There are at least so many items in the passes for each column of the basis. With as many columns as items the
-projection would change nothing, and sums would show rows again."""
+"""A basis has at most one column for this number of items. With as many columns as items the projection would change
+nothing, and sums would show rows again."""
 
 LEAST_NOISE = 0.1
 """Noise in passes, as a multiple of a client's part, with which rows of few contributors may be summed as well."""
