@@ -8,10 +8,12 @@ from perfedrec.data.detection import detect
 from perfedrec.data.fetch import SOURCES, Source, fetch
 from perfedrec.data.formats import FORMATS, parse_columns, read
 from perfedrec.data.interactions import Interactions
+from perfedrec.data.lists import read_negatives
 from perfedrec.data.prepare import PrepareReport, prepare
 from perfedrec.data.source import LoadOptions, attributes_beside, load
 from perfedrec.data.split import from_files, split
 from perfedrec.data.synthetic import synthetic
+from perfedrec.data.ties import LastTies, last_ties
 from perfedrec.data.write import write
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Encoding",
     "HeldOut",
     "Interactions",
+    "LastTies",
     "LoadOptions",
     "PrepareReport",
     "Source",
@@ -35,12 +38,14 @@ __all__ = [
     "fetch",
     "from_files",
     "gini",
+    "last_ties",
     "load",
     "parse_columns",
     "prepare",
     "read",
     "read_attributes",
     "read_catalogue",
+    "read_negatives",
     "split",
     "synthetic",
     "write",
