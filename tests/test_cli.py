@@ -196,6 +196,19 @@ def test_data_of_two_users(preset: str, lines: str, tmp_path: Path) -> None:
     assert runner.invoke(app, ["recommend", "--run", str(tmp_path / "run"), "--user", "u2"]).exit_code == 0
 
 
+def test_a_run_that_has_played_all_its_rounds_says_so(ratings: Path, tmp_path: Path) -> None:
+    again = ("train", "--resume", "--output", tmp_path / "run")
+    cli("train", "--data", ratings, "--output", tmp_path / "run", *FEW)
+    assert cli(*again, "--rounds", "3", "--quiet").stderr == (
+        "no round was left to play; --rounds with a larger number plays more\n"
+    )
+    fewer = cli(*again, "--rounds", "2", code=2)
+    assert fewer.stderr == (
+        f"error: {tmp_path / 'run'}: 3 rounds of training have been played; expected --rounds 3 or more\n"
+    )
+    assert cli(*again, "--rounds", "4", "--quiet").stderr == ""
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_run_with_a_closed_pipe_ends_quietly_and_can_be_resumed(stream: str, ratings: Path, tmp_path: Path) -> None:
     """stdout is closed before the final figures; stderr is closed after the first round."""

@@ -1,6 +1,7 @@
 """The run folder: what it reads of older versions, what a resumed run forgets, and its summary."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,22 @@ def test_the_newest_checkpoint_that_can_be_used_is_taken(tmp_path: Path) -> None
     assert (found.extra, found.records["state"][0]["items"].tolist()) == ({"n": 4}, [4.0, 4.0])
     with pytest.raises(CheckpointError, match="another data than this run's"):
         folder.newest_checkpoint({"data": "other"})
+
+
+def test_a_run_is_not_continued_to_fewer_rounds_than_it_has_played(tmp_path: Path) -> None:
+    """Rounds after the checkpoint are played again and do not count, and phases before training never count."""
+    folder = RunFolder(tmp_path)
+    folder.check_rounds(0)
+    for number, phase in enumerate(("degrees", "train", "train", "train", "train")):
+        folder.append(Entry(replace(REPORT, round=number, phase=phase), 0.1))
+        if number in (1, 3):
+            folder.save_checkpoint(number + 1, {}, {}, {})
+    folder.check_rounds(3)
+    with pytest.raises(ConfigError, match=r": 3 rounds of training have been played; expected --rounds 3 or more$"):
+        folder.check_rounds(2)
+    folder.check_rounds(1, folder.checkpoints()[1])
+    with pytest.raises(ConfigError, match=r": 1 rounds"):
+        folder.check_rounds(0, folder.checkpoints()[1])
 
 
 def test_a_summary_keeps_its_form_in_the_file(tmp_path: Path) -> None:

@@ -280,8 +280,10 @@ def _resolved(
         return with_real_noise(loaded, chosen=any(each.startswith("privacy.noise_source") for each in set_ or ()))
     if preset or config or set_ or privacy:
         raise ConfigError("--resume continues with the run's own configuration; only --rounds may change")
-    tree = RunFolder(output).config().model_dump(by_alias=True)
+    folder = RunFolder(output)
+    tree = folder.config().model_dump(by_alias=True)
     if rounds is not None:
+        folder.check_rounds(rounds)
         tree["run"]["rounds"] = rounds
     return with_real_noise(configuration.check(tree), chosen=True)  # the source was chosen when the run began
 

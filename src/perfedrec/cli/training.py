@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -81,6 +82,7 @@ def train(
     [bold]perfedrec train --resume --output runs/a[/bold]
     """
     with one_line():
+        from perfedrec.runs.checkpoint import number_of
         from perfedrec.runs.config import resolve
         from perfedrec.runs.trackers import trackers
 
@@ -99,6 +101,8 @@ def train(
             resolved, checkpoint = resolve(preset, config, set_ or (), without or (), **given), None
         show = reporter(quiet, as_json)
         result = _play(resolved, output, show, data=not (quiet or as_json), trackers=logs, resume=checkpoint)
+        if checkpoint is not None and len(result.history) == number_of(checkpoint):
+            print("no round was left to play; --rounds with a larger number plays more", file=sys.stderr)
         print_result(result, as_json)
         for each in logs if not as_json else ():
             console.print(f"logged: {each.hint()}", soft_wrap=True)
@@ -137,6 +141,8 @@ def _resumed(output: Path, rounds: int | None, device: str | None, previous: boo
 
     folder = RunFolder(output)
     resolved, checkpoint = folder.config(), folder.latest_checkpoint(skip_damaged=previous)
+    if rounds is not None:
+        folder.check_rounds(rounds, checkpoint)
     tree = resolved.model_dump(by_alias=True)
     tree["run"] |= {key: value for key, value in (("rounds", rounds), ("device", device)) if value is not None}
     return check(tree), checkpoint

@@ -21,7 +21,7 @@ from perfedrec.federation import certificates
 from perfedrec.federation.agreement import federated
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.metrics import Expose, Watch, nowhere
-from perfedrec.federation.run import FederatedRun
+from perfedrec.federation.run import LINK, FederatedRun
 from perfedrec.runs.config import Config
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.progress import Reporter
@@ -38,9 +38,6 @@ from perfedrec.runtimes.flower import (
     needs_service,
     public_key,
 )
-
-LINK = "superlink"
-"""Folder of a run in which its SuperLink keeps its state."""
 
 LEAST = 3
 """Least nodes in a secure sum: each of two nodes could subtract its own part and see the part of the other."""
@@ -143,9 +140,8 @@ def serve(
     files = check_certificates(given.certificates, tell)
     registered = read_keys(given.keys, terms.least_nodes(algorithm))
     _check_free(terms.host, terms.port)
-    name = given.name or secrets.token_hex(8)
-    run = FederatedRun(given.config, algorithm, given.catalogue, RunFolder(given.output), name, given.resume)
     with (
+        _locked_run(given, algorithm) as run,
         signals(tell) as caught,
         _superlink(given.output / LINK, terms, files) as (link, control),
         beside or nullcontext(),
@@ -263,6 +259,14 @@ def _check_free(host: str, port: int, seconds: float = 5.0) -> None:
 
 
 @contextmanager
+def _locked_run(given: Deployment, algorithm: Algorithm[Any, Any, Any]) -> Iterator[FederatedRun]:
+    """The run of a deployment, of which no other process is the coordinator."""
+    name, folder = given.name or secrets.token_hex(8), RunFolder(given.output)
+    with folder.locked():
+        yield FederatedRun(given.config, algorithm, given.catalogue, folder, name, given.resume)
+
+
+@contextmanager
 def _superlink(folder: Path, terms: Terms, files: Certificates) -> Iterator[tuple[SuperLink, Control]]:
     """A SuperLink that is ready, and the connection that controls it."""
     link = SuperLink(folder, terms.host, terms.port, files)
@@ -322,6 +326,8 @@ def _play(
 ) -> None:
     """Play all rounds that are left. A signal ends the run after the current one."""
     watch.begin(run.progress.done, time.time())
+    if run.progress.over:
+        tell("no round is left to play, and the nodes get the model again; --rounds with a larger number plays more")
     reporter.start(run.progress)
     try:
         while not run.progress.over and not caught:

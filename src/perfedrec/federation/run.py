@@ -15,15 +15,22 @@ from perfedrec.core.algorithm import Algorithm, RoundState
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Plan
 from perfedrec.data import Catalogue
+from perfedrec.data.catalogue import ENCODING
 from perfedrec.federation.agreement import digest_of, method_for_nodes
 from perfedrec.privacy.report import privacy_block
 from perfedrec.runs import opened as opened_sums
 from perfedrec.runs.checkpoint import Loaded, check_phases
-from perfedrec.runs.config import Config
-from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.config import NODES, Config
+from perfedrec.runs.folder import CONFIG, ENVIRONMENT, ITEMS, Entry, RunFolder
 from perfedrec.runs.progress import Progress
 from perfedrec.runs.summary import Summary
 from perfedrec.runtimes.flower import Coordinator, Rejection, ServiceClient, Setup, needs_service
+
+LINK = "superlink"
+"""Folder of a run in which its SuperLink keeps its state."""
+
+BEFORE_ROUNDS = (CONFIG, ENVIRONMENT, ITEMS, "item_attributes.csv", ENCODING, LINK)
+"""What is in the folder of a run before nodes are asked for anything."""
 
 STATE, USERS, SERVICE = "state", "roll", "mediator"
 """Names of the records in a checkpoint: the server's state, the participants, and what the service gave out."""
@@ -39,10 +46,12 @@ class Participants:
 class FederatedRun:
     """A run of a federated ``algorithm``: a new one, or with ``resume`` the one that ``folder`` holds.
 
-    A new run gets the ``name``; nodes know it by that name. Raises :class:`CheckpointError` for a checkpoint of another
-    configuration or catalogue, for one that cannot be resumed (:func:`perfedrec.runs.checkpoint.check_phases`) and,
-    where the fingerprint of the ``data`` is known, for one of other data; and :class:`ConfigError` where the folder of
-    a new run is not empty.
+    A new run gets the ``name``. It is written down before nodes are asked for anything; a coordinator that ended before
+    that leaves a folder in which it can begin again.
+
+    Raises :class:`CheckpointError` for a checkpoint of another configuration or catalogue, for one that cannot be
+    resumed (:func:`perfedrec.runs.checkpoint.check_phases`) and, where the fingerprint of the ``data`` is known, for
+    one of other data; and :class:`ConfigError` where the folder of a new run is not empty.
     """
 
     def __init__(
@@ -55,6 +64,8 @@ class FederatedRun:
         resume: bool,
         data: str | None = None,
     ) -> None:
+        if data is None:  # the nodes have them
+            config = config.model_copy(update={"data": config.data.model_copy(update={"path": NODES})})
         self.config, self.algorithm, self.folder = config, algorithm, folder
         self.n_phases = len(algorithm.phases)
         self.progress = Progress(config.run.rounds + self.n_phases, config.run.select_by)
@@ -67,12 +78,13 @@ class FederatedRun:
         if data is not None:
             self.belongs["data"] = data
         self._loaded: Loaded | None = None
-        if resume:
+        unbegun = self._is_unbegun()
+        if resume and not unbegun:
             name = self._restore()
         else:
-            folder.claim()
-            folder.write_settings(config)
-            folder.write_name(name)
+            folder.claim(BEFORE_ROUNDS if unbegun else ())
+        folder.write_settings(self.config)
+        folder.write_catalogue(catalogue)
         self.setup = Setup(name, configuration, self.belongs["catalogue"], __version__)
 
     @property
@@ -80,6 +92,11 @@ class FederatedRun:
         """The server's state after the last round."""
         assert self._state is not None, "the run has not begun"
         return self._state
+
+    def _is_unbegun(self) -> bool:
+        """Whether the folder is that of a coordinator that ended before it asked nodes for anything."""
+        folder = self.folder
+        return not folder.is_federation and (folder.path / CONFIG).is_file() and folder.config().data.path == NODES
 
     def _restore(self) -> str:
         """Read the newest complete checkpoint, if a round has been played, and return the run's name."""
@@ -105,6 +122,7 @@ class FederatedRun:
     def begin(self, coordinator: Coordinator, users: Tensor) -> None:
         """Set the state that the run starts or continues from, for the identities [n] of its ``users``."""
         self.users = users
+        self.folder.write_name(self.setup.run)
         if self._loaded is None:
             self._state = coordinator.begin()
             return

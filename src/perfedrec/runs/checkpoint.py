@@ -42,13 +42,14 @@ Records = dict[str, tuple[dict[str, Tensor], dict[str, Scalar]]]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A verified checkpoint in a ``folder``: its ``format``, its ``records``, and the ``extra`` values that were stored
-    with them."""
+    """A verified checkpoint in a ``folder``: its ``format``, its ``records``, the ``extra`` values beside them, and
+    what it ``belongs`` to."""
 
     folder: Path
     format: int
     records: Records
     extra: dict[str, Any]
+    belongs: dict[str, str]
 
 
 def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], extra: Mapping[str, Any]) -> None:
@@ -104,7 +105,7 @@ def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
             records[name] = (load_tensors(content), entry["scalars"])
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged checkpoint: {reason(error)}") from None
-    return Loaded(folder, form, records, extra)
+    return Loaded(folder, form, records, extra, theirs)
 
 
 def check_phases(loaded: Loaded, algorithm: Algorithm[Any, Any, Any]) -> None:
@@ -135,6 +136,11 @@ def folders(root: Path) -> list[Path]:
 def folder_of(root: Path, number: int) -> Path:
     """The folder of the checkpoint after ``number`` rounds."""
     return root / f"round-{number:06d}"
+
+
+def number_of(folder: Path) -> int:
+    """The number of rounds after which the checkpoint in a ``folder`` was written."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def prune(root: Path) -> None:

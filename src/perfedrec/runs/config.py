@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, cast
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
-from perfedrec.core.errors import ConfigError, reason
+from perfedrec.core.errors import ConfigError, DataError, reason
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset, parse_columns
 from perfedrec.data import load as load_data
@@ -26,6 +26,12 @@ from perfedrec.runs.preset_files import DEFAULT, ablation, default_preset, prese
 
 _FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint says whether the data are the same
 _FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # these change no result
+
+NODES = "nodes:"
+"""``data.path`` of a federation's run: its users' data are on their nodes."""
+
+ELSEWHERE = {NODES: "the data of this run are with the nodes of a federation"}
+"""Values of ``data.path`` that name no file, and what they say in a message."""
 
 METRIC = "^(recall|ndcg|hr|mrr|precision)@(10|20)$"
 """Names of the metrics by which a run can be selected or compared."""
@@ -183,7 +189,10 @@ def _sectioned(kind: type[BaseModel]) -> bool:
 
 
 def open_data(settings: DataSettings) -> Dataset:
-    """The data set that a configuration names. Raises :class:`perfedrec.core.errors.DataError`."""
+    """The data set that a configuration names. Raises :class:`perfedrec.core.errors.DataError`, also where the data are
+    in no file (:data:`ELSEWHERE`)."""
+    if settings.train is None and settings.path in ELSEWHERE:
+        raise DataError(f"{ELSEWHERE[settings.path]}; expected --data with a file, a folder or synthetic:...")
     return load_data(
         None if settings.train else settings.path,
         format=settings.format,

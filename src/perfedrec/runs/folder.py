@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import shutil
+import tempfile
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,12 +20,14 @@ import torch
 
 from perfedrec.core.errors import CheckpointError, ConfigError, reason
 from perfedrec.core.types import RoundReport
+from perfedrec.data import Catalogue, read_catalogue
 from perfedrec.runs import checkpoint
 from perfedrec.runs.checkpoint import Loaded
 from perfedrec.runs.config import Config, as_written, check
 from perfedrec.runs.summary import Summary
 
-CONFIG, ENVIRONMENT, RESULT, NAME = "config.toml", "environment.json", "result.json", "name"
+CONFIG, ENVIRONMENT, RESULT = "config.toml", "environment.json", "result.json"
+NAME, ITEMS = "name", "items.txt"
 HISTORY, REJECTIONS = "metrics.jsonl", "rejections.jsonl"
 CHECKPOINTS, MODEL = "checkpoints", "model"
 
@@ -68,21 +73,46 @@ class RunFolder:
 
     # --- a new run ---
 
-    def claim(self) -> None:
-        """Make the folder. Raises :class:`ConfigError` unless it is new or empty."""
-        if self.path.exists() and any(self.path.iterdir()):
+    def claim(self, leftovers: Collection[str] = ()) -> None:
+        """Make the folder. Raises :class:`ConfigError` unless it is new or empty.
+
+        ``leftovers`` are names of files that an attempt left which ended before its first round; they are removed.
+        """
+        found = list(self.path.iterdir()) if self.path.exists() else []
+        hidden = "." if leftovers else f".{CONFIG}."  # what a process was writing when it was killed
+        if any(each.name not in leftovers and not each.name.startswith(hidden) for each in found):
             raise ConfigError(
                 f"{self.path} is not empty; expected a new folder (or --resume to continue the run in it)"
             )
         self._made = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
+        self._empty()
 
     def withdraw(self) -> None:
         """Undo :meth:`claim` and remove all that was written since, so that the run can be started there again."""
-        for each in self.path.iterdir():
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        self._empty()
         if self._made:
             self.path.rmdir()
+
+    def _empty(self) -> None:
+        for each in self.path.iterdir():
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let no other process of this machine be the coordinator of the run in this folder. The folder is made where
+        it is missing. Raises :class:`ConfigError` where another process is the coordinator."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise ConfigError(
+                f"{self.path}: another process is the coordinator of this run; expected it to end first"
+            ) from None
+        finally:
+            os.close(descriptor)
 
     def write_settings(self, config: Config) -> None:
         """Write the whole configuration, and the environment that results depend on besides."""
@@ -90,8 +120,15 @@ class RunFolder:
         self.write(ENVIRONMENT, json.dumps(environment(), indent=1).encode())
 
     def write_name(self, name: str) -> None:
-        """Write the name by which the nodes of a federation know the run."""
+        """Write the name by which the nodes of a federation know the run, before they are asked for anything."""
         self.write(NAME, name.encode())
+
+    def write_catalogue(self, catalogue: Catalogue) -> None:
+        """Write the items of a federation, with their attributes and the encoding of users' attributes."""
+        with tempfile.TemporaryDirectory(prefix=".", dir=self.path) as made:
+            catalogue.write(Path(made) / ITEMS)
+            for each in Path(made).iterdir():
+                each.replace(self.path / each.name)
 
     def write(self, name: str, content: bytes) -> None:
         """Write any file of the folder, so that it is either complete or absent."""
@@ -162,6 +199,20 @@ class RunFolder:
                 f"{self.path}: not a coordinator's run: {NAME} cannot be read ({reason(error)}); "
                 "expected the folder that perfedrec serve wrote"
             ) from None
+
+    def catalogue(self, fingerprint: str) -> Catalogue:
+        """The items of a federation, by the ``fingerprint`` of its catalogue. Raises :class:`CheckpointError` where the
+        folder has none.
+
+        Versions up to 0.2.0 kept none in this folder, and ``perfedrec federation up`` one beside it.
+        """
+        for path in (self.path / ITEMS, self.path.parent / ITEMS):
+            if path.is_file() and (found := read_catalogue(path)).fingerprint == fingerprint:
+                return found
+        raise CheckpointError(
+            f"{self.path}: has no catalogue of this federation's items; expected the file of serve --catalogue, with "
+            f"the attributes beside it, as {self.path / ITEMS}"
+        )
 
     def history(self) -> list[Entry]:
         """The rounds that have been recorded, up to a line that was cut off.
@@ -238,11 +289,24 @@ class RunFolder:
             raise problem
         return None
 
+    def check_rounds(self, rounds: int, last: Path | None = None) -> None:
+        """Refuse to continue the run, from the checkpoint in the folder ``last`` (default: the newest one), to a number
+        of ``rounds`` of training which it has left behind. Raises :class:`ConfigError`."""
+        last = last or next(iter(self.checkpoints()), None)
+        played = self.history()[: checkpoint.number_of(last)] if last else []
+        trained = sum(entry.report.phase == "train" for entry in played)
+        if rounds < trained:
+            raise ConfigError(
+                f"{self.path}: {trained} rounds of training have been played; expected --rounds {trained} or more"
+            )
+
     def model(self, belongs: Mapping[str, str]) -> Loaded:
         """The stored model. Raises :class:`CheckpointError` where the run has none yet, and where it is damaged."""
         if not (self.path / MODEL).exists():
+            command = "serve" if self.is_federation else "train"
             raise CheckpointError(
-                f"{self.path}: the run has no model yet; finish it with perfedrec train --resume --output {self.path}"
+                f"{self.path}: the run has no model yet; finish it with perfedrec {command} --resume --output "
+                f"{self.path}"
             )
         return checkpoint.load(self.path / MODEL, belongs)
 
