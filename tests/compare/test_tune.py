@@ -177,7 +177,7 @@ def test_without_optuna_the_error_names_the_extra(tmp_path: Path, monkeypatch: A
     monkeypatch.setitem(sys.modules, "optuna", None)
     refused = tune(tmp_path / "study")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
-    assert "perfedrec[tune]" in refused.stderr
+    assert "tuning needs the extra tune" in refused.stderr
 
 
 def test_two_processes_share_a_study_and_a_signal_loses_no_trial(tmp_path: Path) -> None:

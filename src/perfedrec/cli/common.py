@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from rich.padding import Padding
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.extras import MissingExtraError, extra_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -95,19 +97,23 @@ def _errors_as_one_line() -> Iterator[None]:
         where = "" if error.filename is None else f"{error.filename}: cannot be read or written: "
         print(f"error: {where}{error.strerror}", file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "flwr":
-            raise
-        print("error: real nodes need the extra flower; expected pip install 'perfedrec[flower]'", file=sys.stderr)
-        raise typer.Exit(PerfedrecError.exit_code) from None
     except Exception as error:
-        from perfedrec.methods.registry import in_own_file
-
-        message = in_own_file(error)
+        message = _explained(error)
         if message is None:
             raise  # a bug in perfedrec
         print("error: " + " ".join(message.split()), file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
+
+
+def _explained(error: Exception) -> str | None:
+    """What is wrong outside of perfedrec: a missing extra, or an error in a user's own method; otherwise ``None``."""
+    extra = extra_of(error)
+    if extra is not None:
+        context = click.get_current_context(silent=True)
+        return str(MissingExtraError(context.command_path if context else "this command", extra))
+    from perfedrec.methods.registry import in_own_file
+
+    return in_own_file(error)
 
 
 def reporter(quiet: bool, as_json: bool) -> Reporter:

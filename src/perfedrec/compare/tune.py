@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from perfedrec.core.errors import ConfigError, DivergedError, reason
+from perfedrec.core.extras import needed_by
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.runs.checkpoint import write_atomic
@@ -252,13 +253,8 @@ class Tuning:
 
         Trials whose process has ended without a result are put back, to be played again.
         """
-        try:
+        with needed_by("tuning"):
             import optuna
-        except ImportError:
-            raise ConfigError(
-                "perfedrec tune needs Optuna, which is not installed; expected perfedrec with the extra tune: "
-                "pip install 'perfedrec[tune]'"
-            ) from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.output.mkdir(parents=True, exist_ok=True)
         with open(self.output / ".lock", "w") as lock:

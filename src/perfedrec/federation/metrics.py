@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from perfedrec.core.errors import ConfigError, PerfedrecError
+from perfedrec.core.extras import needed_by
 from perfedrec.privacy.ledger import Ledger
 from perfedrec.runtimes.flower import REASONS, counted
 
@@ -220,10 +221,8 @@ def exposed(port: int | None) -> Iterator[Expose]:
         return
     if not 0 < port < 65536:
         raise ConfigError(f"--metrics-port {port}: expected a port, a number from 1 to 65535")
-    try:
+    with needed_by("--metrics-port"):
         from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
-    except ImportError:
-        raise ConfigError("--metrics-port needs the extra: pip install 'perfedrec[flower]'") from None
     registry, page = CollectorRegistry(), _Page()
     ProcessCollector(registry=registry)
     registry.register(page)

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perfedrec.core.aggregate import FIXED_POINT
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.extras import MissingExtraError, needed_by
 from perfedrec.core.keys import Key, laplace, normal
 from perfedrec.privacy.settings import PrivacySettings
 
 Law = Literal["laplace", "gaussian"]
-MISSING = "privacy.noise_source is opendp, but OpenDP is not installed; expected pip install 'perfedrec[opendp]'"
+_REAL_NOISE = "noise from OpenDP (privacy.noise_source)"
 _ROW = 64  # numbers drawn with one key
 
 
@@ -58,9 +58,9 @@ def row_noise(law: Law, keys: Tensor, n: int, scale: float) -> Tensor:
 
 
 def check_source(settings: PrivacySettings) -> None:
-    """Raise :class:`ConfigError` before the first draw if the settings need OpenDP and it is not installed."""
+    """Raise :class:`MissingExtraError` before the first draw if the settings need OpenDP and it is not installed."""
     if settings.noisy and settings.noise_source == "opendp" and find_spec("opendp") is None:
-        raise ConfigError(MISSING)
+        raise MissingExtraError(_REAL_NOISE, "opendp")
 
 
 def opendp_noise(law: Law, size: int, scale: float) -> NDArray[np.float64]:
@@ -76,11 +76,10 @@ def opendp_noised(law: Law, values: NDArray[np.floating], scale: float) -> NDArr
 
 def opendp_measurement(law: Law, size: int, scale: float) -> tuple[Any, Any]:
     """OpenDP's mechanism for a vector of ``size`` numbers, and its module. ``.map(d_in)`` of the mechanism states its
-    guarantee. Raises :class:`ConfigError` if OpenDP is not installed."""
-    try:
+    guarantee. Raises :class:`MissingExtraError` if OpenDP is not
+    installed."""
+    with needed_by(_REAL_NOISE):
         import opendp.prelude as dp
-    except ImportError:
-        raise ConfigError(MISSING) from None
     dp.enable_features("contrib")
     domain = dp.vector_domain(dp.atom_domain(T=float, nan=False), size=size)
     metric = dp.l1_distance(T=float) if law == "laplace" else dp.l2_distance(T=float)

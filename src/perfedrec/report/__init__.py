@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.extras import needed_by
 from perfedrec.runs.checkpoint import write_atomic
 
 
@@ -17,15 +18,10 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     Raises :class:`CheckpointError` where the folder holds neither a run nor a comparison, and :class:`ConfigError`
     where the extra ``report`` is not installed or the file cannot be written.
     """
-    try:
+    with needed_by("a report"):
         from perfedrec.report.bench import bench_page
         from perfedrec.report.page import render
         from perfedrec.report.run import run_page
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"a report needs the package {error.name}, which is not installed; expected perfedrec with the extra "
-            "report: pip install 'perfedrec[report]'"
-        ) from None
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such folder; expected the folder of a finished run or comparison")
     output = output or folder / "report.html"

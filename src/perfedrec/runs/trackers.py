@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfedrec.core.errors import ConfigError
+from perfedrec.core.extras import needed_by
 from perfedrec.runs.checkpoint import write_atomic
 from perfedrec.runs.config import Config
 from perfedrec.runs.config_errors import nearest
@@ -112,10 +113,8 @@ class TensorBoard(_Tracker):
 
     def __init__(self, output: Path) -> None:
         super().__init__(output)
-        try:
+        with needed_by("--track tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError("--track tensorboard needs the extra: pip install 'perfedrec[tensorboard]'") from None
         self.kind: type[SummaryWriter] = SummaryWriter
 
     @property
@@ -156,11 +155,8 @@ class MLflow(_Tracker):
         os.environ.setdefault(
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
         )  # a server that does not answer must not stop training
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                from mlflow import MlflowClient
-        except ImportError:
-            raise ConfigError("--track mlflow needs the extra: pip install 'perfedrec[mlflow]'") from None
+        with needed_by("--track mlflow"), warnings.catch_warnings(action="ignore"):
+            from mlflow import MlflowClient
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         self.kind: type[MlflowClient] = MlflowClient

@@ -218,7 +218,8 @@ def test_a_node_without_opendp_says_so_when_it_is_asked_to_join(
         assembled(given, seconds=0.3)
     assert {each.reason for each in given.rejected} == {"noise"}
     assert "this node cannot draw its noise" in given.rejected[0].detail
-    assert "pip install 'perfedrec[opendp]'" in given.rejected[0].detail
+    assert "it lacks the extra opendp" in given.rejected[0].detail
+    assert sys.prefix not in given.rejected[0].detail  # a node's paths are not the coordinator's
     assert [each.status()["run"] for each in stores.values()] == [None] * 3
 
 

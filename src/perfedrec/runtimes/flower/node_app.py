@@ -15,7 +15,8 @@ from flwr.clientapp import ClientApp
 
 from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import Algorithm
-from perfedrec.core.errors import ConfigError, PerfedrecError
+from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.extras import MissingExtraError
 from perfedrec.privacy.noise import check_source
 from perfedrec.privacy.policy import Policy
 from perfedrec.runtimes.flower import service
@@ -184,8 +185,8 @@ class NodeApp:
             ) from error
         try:
             check_source(algorithm.settings.privacy)
-        except ConfigError as error:
-            raise UploadError("noise", f"this node cannot draw its noise: {error}") from error
+        except MissingExtraError as error:  # its message names paths on this node, which are not the coordinator's
+            raise UploadError("noise", f"this node cannot draw its noise: it lacks the extra {error.extra}") from error
         if self.policy is not None and (why := self.policy.objection(algorithm)):
             raise UploadError("policy", self._objection(self.policy, why))
         if self.bundle is None and service.needs_service(algorithm):
