@@ -29,7 +29,9 @@ SMALL = (
 def run(output: Path, rounds: int, told: Any, resume: Path | None = None) -> Any:
     config = configure("recommended", overrides=[*SMALL, f"run.rounds={rounds}"])
     dataset = open_data(config.data)
-    return train(config.build(), dataset, config.run, config=config, output=output, trackers=told, resume=resume)
+    return train(
+        config.build(), dataset, config.run, config=config, output=output, callbacks=told, resume=resume or False
+    )
 
 
 def test_both_record_each_round_once_also_in_a_run_that_is_resumed(tmp_path: Path, monkeypatch: Any) -> None:

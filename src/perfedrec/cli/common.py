@@ -124,7 +124,7 @@ def reporter(quiet: bool, as_json: bool) -> Reporter:
         return progress.Quiet()
     if as_json:
         return progress.JsonLines()
-    return progress.Bar() if sys.stderr.isatty() else progress.Lines()
+    return progress.best_reporter()
 
 
 def print_data(dataset: Dataset) -> None:

@@ -164,16 +164,7 @@ def _play(
     dataset = open_data(config.data)
     if data:
         print_data(dataset)
-    return run_training(
-        config.build(),
-        dataset,
-        config.run,
-        reporter=reporter,
-        trackers=trackers,
-        output=output,
-        config=config,
-        resume=resume,
-    )
+    return run_training(config, dataset, output=output, resume=resume or False, progress=reporter, callbacks=trackers)
 
 
 def demo(

@@ -220,7 +220,7 @@ class Tuning:
         watch, state, value, remark = _Watch(trial, self.config.run.select_by), "complete", None, ""
         try:
             config = self.with_changes(changes)
-            train(config.build(), self.dataset, config.run, config=config, reporter=reporter, trackers=[watch])
+            train(config, self.dataset, progress=reporter, callbacks=[watch])
             value = watch.best
             study.tell(trial, value)
         except TrialPruned:

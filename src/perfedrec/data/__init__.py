@@ -7,6 +7,7 @@ from perfedrec.data.describe import describe, gini
 from perfedrec.data.detection import detect
 from perfedrec.data.fetch import SOURCES, Source, fetch
 from perfedrec.data.formats import FORMATS, parse_columns, read
+from perfedrec.data.frames import DataLike, rows_of
 from perfedrec.data.interactions import Interactions
 from perfedrec.data.lists import read_negatives
 from perfedrec.data.prepare import PrepareReport, prepare
@@ -21,6 +22,7 @@ __all__ = [
     "SOURCES",
     "Attributes",
     "Catalogue",
+    "DataLike",
     "Dataset",
     "Encoding",
     "HeldOut",
@@ -46,6 +48,7 @@ __all__ = [
     "read_attributes",
     "read_catalogue",
     "read_negatives",
+    "rows_of",
     "split",
     "synthetic",
     "write",

@@ -27,7 +27,7 @@ class Encoding:
     ranges: tuple[tuple[float, float], ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attributes:
     """Attributes of users or items.
 
@@ -39,6 +39,9 @@ class Attributes:
     names: tuple[str, ...]
     values: NDArray[np.float32]
     ranges: tuple[tuple[float, float], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Attributes of {len(self.values):,}: {len(self.names)} numbers each>"
 
     @property
     def encoding(self) -> Encoding:
@@ -129,7 +132,7 @@ class SplitReport:
         return lines + list(self.remarks)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Training, validation and test interactions of the users and items that occur in training.
 
@@ -155,6 +158,11 @@ class Dataset:
         for attributes, rows in ((self.user_attributes, self.n_users), (self.item_attributes, self.n_items)):
             if attributes is not None and attributes.values.shape[0] != rows:
                 raise DataError(f"attributes must have {rows} rows, got {attributes.values.shape[0]}")
+
+    def __repr__(self) -> str:
+        sizes = f"{self.n_users:,} users, {self.n_items:,} items"
+        parts = (f"{name} {getattr(self, name).n_interactions:,}" for name in ("train", "valid", "test"))
+        return f"<Dataset {self.name}: {sizes}; interactions: {', '.join(parts)}>"
 
     @property
     def n_users(self) -> int:

@@ -228,9 +228,16 @@ def _read_parquet(path: Path, data: bytes, columns: Columns | None) -> pl.DataFr
         table = pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path}: is not a readable parquet file ({str(error).splitlines()[0]})") from None
-    where = _locate_roles(path, table.columns, True, columns)
+    return roles_of(str(path), table, columns)
+
+
+def roles_of(where: str, table: pl.DataFrame, columns: Columns | None) -> pl.DataFrame:
+    """The columns of a ``table`` that have a role, as :func:`read` returns them; ``where`` is for messages."""
+    for role in columns or {}:
+        check_name(role, ROLES, "column role")
+    places = _locate_roles(Path(where), table.columns, True, columns)
 
     def complain(row: int, problem: str) -> NoReturn:
-        raise DataError(f"{path}, row {row + 1}: {problem}")
+        raise DataError(f"{where}, row {row + 1}: {problem}")
 
-    return convert(pl.DataFrame({role: table.to_series(i) for role, i in where.items()}), False, complain)
+    return convert(pl.DataFrame({role: table.to_series(i) for role, i in places.items()}), False, complain)

@@ -19,7 +19,7 @@ Ids = NDArray[Any]  # int64, or object holding str
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Interactions:
     """Implicit feedback as CSR rows: user ``u`` took ``items[offsets[u]:offsets[u + 1]]``, ascending and unique.
 
@@ -113,6 +113,10 @@ class Interactions:
         rows, columns = np.divmod(keys, max(len(item_ids), 1))
         offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(user_ids)))])
         return cls(user_ids, item_ids, offsets, columns, timestamps)
+
+    def __repr__(self) -> str:
+        times = "" if self.timestamps is None else ", with times"
+        return f"<Interactions: {self.n_users:,} users, {self.n_items:,} items, {self.n_interactions:,} pairs{times}>"
 
     @classmethod
     def from_frame(

@@ -14,6 +14,7 @@ from perfedrec.core.errors import DataError
 from perfedrec.data.attributes import read_attributes, read_movielens_items, read_movielens_users
 from perfedrec.data.dataset import Attributes, Dataset, Encoding
 from perfedrec.data.formats import Columns, check_name, read
+from perfedrec.data.frames import DataLike, rows_of
 from perfedrec.data.interactions import Ids, Interactions
 from perfedrec.data.prepare import prepare
 from perfedrec.data.split import ORDERS, from_files, split
@@ -77,14 +78,18 @@ class _Options:
         return _Options(**given)
 
 
-def load(spec: str | Path | None = None, **options: Unpack[LoadOptions]) -> Dataset:
+def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Dataset:
     """Load a data set: the one that ``spec`` names, or the one in the three files ``train``, ``valid`` and ``test``.
 
     ``spec`` is one of
 
     - ``synthetic`` or ``synthetic:users=5000,items=7000,...``: see :func:`perfedrec.data.synthetic.synthetic`;
     - a folder with train, valid and test (.txt, .csv, .tsv, .parquet or .inter): this split is used as it is;
-    - a folder of MovieLens, or a single file: its interactions are prepared and split.
+    - a folder of MovieLens, or a single file: its interactions are prepared and split;
+    - interactions in memory, which are prepared and split like those of a file: a data frame of polars or pandas, a
+      mapping of columns, a sparse matrix, an array (see :func:`perfedrec.data.frames.rows_of`), or
+      :class:`Interactions`;
+    - a data set, which is returned as it is.
 
     The folder of the data may also hold ``user_attributes.csv`` and ``item_attributes.csv``. MovieLens 100K and 1M have
     attributes of their own.
@@ -117,12 +122,20 @@ def load(spec: str | Path | None = None, **options: Unpack[LoadOptions]) -> Data
     if spec is None:
         raise DataError("no data are named; expected a file, a folder, synthetic:..., or train, valid and test")
 
+    if isinstance(spec, Dataset):
+        return spec
+    if not isinstance(spec, str | Path):
+        return _split(rows_of(spec, chosen.columns), "data in memory", chosen)
     text = str(spec)
     if text.partition(":")[0] == "synthetic":
         interactions, truth = synthetic(**_settings(text))
         data = _split(interactions.frame(), text, chosen)
         return replace(data, truth=truth.take(data.train.user_ids, data.train.item_ids))
-    path = Path(spec)
+    return _at(Path(spec), chosen)
+
+
+def _at(path: Path, chosen: _Options) -> Dataset:
+    """The data set in a file or in a folder."""
     if not path.is_dir():
         return _with_attributes(_split(read(path, chosen.format, chosen.columns), path.stem, chosen), path.parent)
     parts = {part: found for part in PARTS if (found := _find(path, part)) is not None}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model, model_vali
 
 from perfedrec.core.errors import ConfigError, DataError, reason
 from perfedrec.core.settings import Settings
-from perfedrec.data import Dataset, parse_columns
+from perfedrec.data import DataLike, Dataset, parse_columns
 from perfedrec.data import load as load_data
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod, centralised, method, name_of
@@ -188,18 +188,21 @@ def _sectioned(kind: type[BaseModel]) -> bool:
     return bool(annotations) and all(map(is_section, annotations))
 
 
-def open_data(settings: DataSettings) -> Dataset:
-    """The data set that a configuration names. Raises :class:`perfedrec.core.errors.DataError`, also where the data are
-    in no file (:data:`ELSEWHERE`)."""
-    if settings.train is None and settings.path in ELSEWHERE:
+def open_data(settings: DataSettings, *, given: DataLike | None = None) -> Dataset:
+    """The data set that a configuration names, or the ``given`` data, read, prepared and split as it says.
+
+    Raises :class:`perfedrec.core.errors.DataError`, also where the data are in no file (:data:`ELSEWHERE`).
+    """
+    if given is None and settings.train is None and settings.path in ELSEWHERE:
         raise DataError(f"{ELSEWHERE[settings.path]}; expected --data with a file, a folder or synthetic:...")
+    files = {part: getattr(settings, part) if given is None else None for part in ("train", "valid", "test")}
     return load_data(
-        None if settings.train else settings.path,
+        given if given is not None else None if settings.train else settings.path,
         format=settings.format,
         columns=parse_columns(settings.columns),
-        train=settings.train,
-        valid=settings.valid,
-        test=settings.test,
+        train=files["train"],
+        valid=files["valid"],
+        test=files["test"],
         min_rating=settings.min_rating,
         k_core=settings.k_core,
         split_how=settings.split,
@@ -210,7 +213,7 @@ def open_data(settings: DataSettings) -> Dataset:
 
 def load(
     preset: str | None = None,
-    file: Path | None = None,
+    file: str | Path | None = None,
     overrides: Iterable[str] = (),
     without: Iterable[str] = (),
     *,
@@ -232,7 +235,7 @@ def load(
         merge(tree, _profile(privacy, tree))
     if file is not None:
         try:
-            merge(tree, _parse(file.read_text(encoding="utf-8"), str(file), tree))
+            merge(tree, _parse(Path(file).read_text(encoding="utf-8"), str(file), tree))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: cannot be read ({reason(error)}); expected a TOML file") from None
     for part in without:
@@ -251,7 +254,7 @@ def load(
 
 def resolve(
     preset: str | None = None,
-    file: Path | None = None,
+    file: str | Path | None = None,
     overrides: Iterable[str] = (),
     without: Iterable[str] = (),
     *,
@@ -265,10 +268,10 @@ def resolve(
     return load(preset, file, overrides, without, privacy=privacy, algorithm=algorithm, **values)
 
 
-def in_file(file: Path | None) -> dict[str, Any]:
+def in_file(file: str | Path | None) -> dict[str, Any]:
     """The content of a TOML file; empty where it cannot be read, which :func:`load` reports."""
     try:
-        return {} if file is None else tomllib.loads(file.read_text(encoding="utf-8"))
+        return {} if file is None else tomllib.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

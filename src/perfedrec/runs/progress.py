@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 import time
@@ -167,6 +168,44 @@ class Bar:
 
     def stop(self, progress: Progress) -> None:
         self.bar.stop()
+
+
+class Notebook(Quiet):
+    """Shows a bar in a notebook, with a line of figures, at most ten times a second. It needs no widgets."""
+
+    def __init__(self) -> None:
+        self.progress, self._last = Progress(0, ""), 0.0
+        self._handle: Any = None
+
+    def start(self, progress: Progress) -> None:
+        from IPython.display import display
+
+        self.progress = progress
+        self._handle = display(self, display_id=True)
+
+    def round(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if self._handle is not None and (now - self._last >= 0.1 or progress.over):
+            self._last, self.progress = now, progress
+            self._handle.update(self)
+
+    def stop(self, progress: Progress) -> None:
+        self._last = 0.0
+        self.round(progress)
+
+    def __repr__(self) -> str:
+        return describe(self.progress)
+
+    def _repr_html_(self) -> str:
+        figures = html.escape(describe(self.progress))
+        return f'<progress max="{self.progress.total}" value="{self.progress.done}"></progress> {figures}'
+
+
+def best_reporter() -> Reporter:
+    """What shows progress best: a bar in a notebook or on a terminal, plain lines elsewhere."""
+    if Console(stderr=True).is_jupyter:
+        return Notebook()
+    return Bar() if sys.stderr.isatty() else Lines()
 
 
 def describe(progress: Progress, bar: bool = False) -> str:

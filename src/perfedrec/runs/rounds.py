@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from perfedrec.data import Dataset
@@ -40,9 +40,9 @@ class Rounds:
 
     @property
     def best_round(self) -> int:
-        """The best round, counted in rounds of training; the last planned one where there are no validation data."""
+        """The best round, counted in rounds of training; the last one where there are no validation data."""
         best = self.progress.best_round
-        return self.run.rounds if best is None else best
+        return self.trained if best is None else best
 
     def play(self) -> Entry:
         """Play the next round, and evaluate it if that is due."""
@@ -53,14 +53,26 @@ class Rounds:
         valid = None
         # Rounds before training are few, and one of them may be the best: all of them are evaluated.
         if self.trained <= 0 or self._is_evaluated() or self.progress.over:
-            start = time.perf_counter()
-            valid = self.engine.recommender().evaluate(self._valid, CUTOFFS)
-            self._compare(valid)
+            valid = self._evaluate()
             self._end_early()
-            self.progress.seconds += time.perf_counter() - start
         entry = Entry(report, seconds, valid)
         self.history.append(entry)
         return entry
+
+    def end(self) -> Entry:
+        """Make the last round the last one of all, evaluate it if it was not, and return its entry."""
+        self.progress.total = self.progress.done
+        if self.history[-1].valid is None:
+            self.history[-1] = replace(self.history[-1], valid=self._evaluate())
+        return self.history[-1]
+
+    def _evaluate(self) -> dict[str, float]:
+        """The validation metrics after the last round, whose recommender is kept if it is the best so far."""
+        start = time.perf_counter()
+        valid = self.engine.recommender().evaluate(self._valid, CUTOFFS)
+        self._compare(valid)
+        self.progress.seconds += time.perf_counter() - start
+        return valid
 
     def _is_evaluated(self) -> bool:
         """Whether the last round of training is one of every ``evaluate_every``."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from perfedrec.data import Dataset
+from perfedrec.core.errors import ConfigError
+from perfedrec.data import DataLike, Dataset
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.runs import checkpoint
-from perfedrec.runs.config import Config, RunSettings, config_of
+from perfedrec.runs.checkpoint import Loaded
+from perfedrec.runs.config import Config, RunSettings
 from perfedrec.runs.engine import engine_of
-from perfedrec.runs.folder import RunFolder
-from perfedrec.runs.progress import Quiet, Reporter, Tracker
+from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.progress import Progress, Quiet, Reporter, Tracker, best_reporter
+from perfedrec.runs.request import data_of, method_of
 from perfedrec.runs.result import Result
 from perfedrec.runs.rounds import Rounds
 from perfedrec.runs.signals import InterruptedRunError, signals
@@ -23,63 +27,128 @@ from perfedrec.runs.writer import NoWriter, RunWriter, belonging
 
 
 def train(
-    algorithm: AnyMethod,
-    dataset: Dataset,
+    method: str | Config | AnyMethod,
+    data: DataLike | None = None,
     run: RunSettings | None = None,
     *,
-    reporter: Reporter | None = None,
-    trackers: Sequence[Tracker] = (),
-    output: Path | None = None,
+    output: str | Path | None = None,
+    resume: bool | str | Path = False,
     config: Config | None = None,
-    resume: Path | None = None,
+    progress: bool | Reporter = False,
+    callbacks: Sequence[Tracker | Callable[[Entry], object]] = (),
+    **options: Any,
 ) -> Result:
-    """Train a method on a data set and return the recommender of the best validation round.
+    """Train a method on data, and return the recommender of the best validation round.
 
-    With ``output`` the run is written to that folder (see ``docs/runs.md``), and can be resumed: ``resume`` is the
-    folder of a checkpoint. SIGINT and SIGTERM end the run after the current round, with a checkpoint and an
-    :class:`InterruptedRunError`. Without ``output`` the test split is not ranked.
+    ``method`` is a name (:func:`perfedrec.list_methods`), a configuration (:func:`perfedrec.configure`) or a method. A
+    name stands for the method's preset, with these changes: what is set in ``run``, and ``options``. An option is named
+    as in :func:`perfedrec.configure` (``model__embedding_dim=32``, ``privacy="private"``); those of the section
+    ``run`` need no section (``rounds=20``, ``seed=1``).
+
+    ``data`` is anything that :func:`perfedrec.load` takes, or its result. Without it, the configuration names the data.
+
+    With ``output`` the run is written to that folder (see ``docs/runs.md``), and can be continued: ``resume=True``
+    continues from its newest checkpoint, a path from that checkpoint. Without ``output`` the test split is not ranked.
+    ``config`` is the configuration that belongs to a method which was built from one.
+
+    ``progress=True`` shows a bar on a terminal, a line in a notebook, and lines elsewhere. Each function among
+    ``callbacks`` receives the :class:`Entry` of each round. If it returns a true value, the training ends after this
+    round. A :class:`perfedrec.runs.progress.Tracker` receives the beginning and the end of the run as well.
+
+    SIGINT and SIGTERM end the run after the current round, with a checkpoint and an :class:`InterruptedRunError`.
+    Raises :class:`ConfigError` for a method, an option or a folder that cannot be used, and :class:`DataError` for
+    such data.
     """
-    run, reporter = run or RunSettings(), reporter or Quiet()
-    config = config or config_of(algorithm, run)
+    algorithm, config = method_of(method, run, config, options)
+    dataset, config = data_of(data, config)
+    run, folder = config.run, None if output is None else RunFolder(Path(output))
     if run.threads:
         torch.set_num_threads(run.threads)
     rounds, belongs = Rounds(engine_of(algorithm, dataset, run), dataset, run), belonging(algorithm, dataset, config)
-    writer = NoWriter() if output is None else RunWriter(RunFolder(output), algorithm, dataset, config, belongs)
-    if resume is None:
+    writer = NoWriter() if folder is None else RunWriter(folder, algorithm, dataset, config, belongs)
+    start = _checkpoint(resume, folder)
+    if start is None:
         writer.claim()
     else:
-        loaded = checkpoint.load(resume, belongs)
-        if not isinstance(algorithm, Method):
-            checkpoint.check_phases(loaded, algorithm)
-        rounds.restore(loaded)
-        rounds.history = writer.resume(rounds.progress.done)
-    result, started = None, list[Tracker]()
-    reporter.start(rounds.progress)
+        _restore(rounds, writer, checkpoint.load(start, belongs), algorithm)
+    result, listeners = None, _Listeners(progress, callbacks)
+    listeners.reporter.start(rounds.progress)
     try:
-        if resume is None:
+        if start is None:
             writer.begin(rounds)
-        for tracker in trackers:
-            tracker.start(config, rounds.progress.done)
-            started.append(tracker)
-        with signals() as caught:
-            while not rounds.progress.over:
-                entry = rounds.play()
-                writer.add(entry, rounds)
-                _report(reporter, rounds, writer)
-                for tracker in trackers:
-                    tracker.entry(entry)
-                if caught:
-                    raise _interrupted(caught[0], rounds, writer)
-        found = Result(rounds.finish(), dataset, rounds.best_round, rounds.best_valid, rounds.history, output)
+        listeners.start(config, rounds.progress.done)
+        _play(rounds, writer, listeners)
+        found = _result(rounds, dataset, folder)
         writer.finish(found, rounds)
         result = found
         return result
     finally:
-        reporter.stop(rounds.progress)
-        for tracker in started:
-            tracker.stop(result)
-        if result is None and resume is None and not rounds.history:
+        listeners.stop(rounds.progress, result)
+        if result is None and start is None and not rounds.history:
             writer.withdraw()
+
+
+def _restore(rounds: Rounds, writer: NoWriter, loaded: Loaded, algorithm: AnyMethod) -> None:
+    """Continue from a checkpoint."""
+    if not isinstance(algorithm, Method):
+        checkpoint.check_phases(loaded, algorithm)
+    rounds.restore(loaded)
+    rounds.history = writer.resume(rounds.progress.done)
+
+
+class _Listeners:
+    """All who are told of a run: the reporter, and the functions and trackers among the ``callbacks``."""
+
+    def __init__(self, progress: bool | Reporter, callbacks: Sequence[Tracker | Callable[[Entry], object]]) -> None:
+        shown = best_reporter() if progress is True else Quiet()
+        self.reporter: Reporter = shown if isinstance(progress, bool) else progress
+        self.functions = [each for each in callbacks if callable(each)]
+        self.trackers = [each for each in callbacks if not callable(each)]
+        self._started: list[Tracker] = []
+
+    def start(self, config: Config, done: int) -> None:
+        for tracker in self.trackers:
+            tracker.start(config, done)
+            self._started.append(tracker)
+
+    def asked_to_end(self, entry: Entry) -> bool:
+        """Tell all functions of a round; whether one of them wants it to be the last one."""
+        answers = [bool(function(entry)) for function in self.functions]
+        return any(answers)
+
+    def stop(self, progress: Progress, result: Result | None) -> None:
+        self.reporter.stop(progress)
+        for tracker in self._started:
+            tracker.stop(result)
+
+
+def _play(rounds: Rounds, writer: NoWriter, listeners: _Listeners) -> None:
+    """All rounds that are left."""
+    with signals() as caught:
+        while not rounds.progress.over:
+            entry = rounds.play()
+            if listeners.asked_to_end(entry):
+                entry = rounds.end()
+            writer.add(entry, rounds)
+            _report(listeners.reporter, rounds, writer)
+            for tracker in listeners.trackers:
+                tracker.entry(entry)
+            if caught:
+                raise _interrupted(caught[0], rounds, writer)
+
+
+def _checkpoint(resume: bool | str | Path, folder: RunFolder | None) -> Path | None:
+    """The folder of the checkpoint that a run continues from; ``None`` for a new run."""
+    if not isinstance(resume, bool):
+        return Path(resume)
+    if resume and folder is None:
+        raise ConfigError("resume=True continues the run in a folder; expected output=FOLDER")
+    return folder.latest_checkpoint() if resume and folder is not None else None
+
+
+def _result(rounds: Rounds, dataset: Dataset, folder: RunFolder | None) -> Result:
+    recommender, output = rounds.finish(), None if folder is None else folder.path
+    return Result(recommender, dataset, rounds.best_round, rounds.best_valid, rounds.history, output)
 
 
 def _report(reporter: Reporter, rounds: Rounds, writer: NoWriter) -> None:

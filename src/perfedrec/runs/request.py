@@ -1,0 +1,60 @@
+"""What a call of :func:`perfedrec.train` asks for: a method with its configuration, and a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from perfedrec.core.errors import ConfigError
+from perfedrec.data import DataLike, Dataset
+from perfedrec.methods.registry import AnyMethod
+from perfedrec.runs.config import Config, RunSettings, check, config_of, open_data, resolve
+from perfedrec.runs.dotted import merge, put
+
+
+def method_of(
+    method: str | Config | AnyMethod, run: RunSettings | None, config: Config | None, options: Mapping[str, Any]
+) -> tuple[AnyMethod, Config]:
+    """The method and its configuration. The arguments are those of :func:`perfedrec.train`.
+
+    Raises :class:`ConfigError` for an option that does not exist or cannot be used.
+    """
+    values = {f"run__{name}" if name in RunSettings.model_fields else name: each for name, each in options.items()}
+    if isinstance(method, str):
+        named = _changed(resolve(algorithm=method, **values), run, {})
+        return named.build(), named
+    if isinstance(method, Config):
+        changed = _changed(method, run, values)
+        return changed.build(), changed
+    if strange := sorted(name for name in values if not name.startswith("run__")):
+        raise ConfigError(
+            f"{', '.join(strange)}: the options of a method cannot change after it was made; expected them where it is "
+            "made, or the name of the method instead of it"
+        )
+    return method, _changed(config or config_of(method, RunSettings()), run, values)
+
+
+def _changed(config: Config, run: RunSettings | None, values: Mapping[str, Any]) -> Config:
+    """The configuration with what is set in ``run``, and with ``values`` by key."""
+    if run is None and not values:
+        return config
+    tree = config.model_dump(by_alias=True)
+    if run is not None:
+        merge(tree, {"run": run.model_dump(exclude_unset=True)})
+    for key, value in values.items():
+        put(tree, key.replace("__", "."), value)
+    return check(tree)
+
+
+def data_of(data: DataLike | None, config: Config) -> tuple[Dataset, Config]:
+    """The data set, and the configuration that names it. ``None`` stands for the data that ``config`` names."""
+    if isinstance(data, Dataset):
+        return data, config
+    if data is None:
+        return open_data(config.data), config
+    if isinstance(data, str | Path):
+        moved = {"path": str(data), "train": None, "valid": None, "test": None}
+        config = config.model_copy(update={"data": config.data.model_copy(update=moved)})
+        return open_data(config.data), config
+    return open_data(config.data, given=data), config
