@@ -432,7 +432,7 @@ def test_a_renewed_certificate_has_the_same_names_and_the_same_authority(tmp_pat
 
     certs = tmp_path / "certs"
     cli("federation", "certificates", tmp_path / "other")
-    assert names(tmp_path / "other") == ["localhost", "127.0.0.1"]
+    assert names(tmp_path / "other") == ["localhost", "127.0.0.1", "::1"]
     cli("federation", "certificates", certs, "--name", "fed.example.org", "--name", "10.0.0.7")
     authority, first = (certs / "ca.crt").read_bytes(), (certs / "server.pem").read_bytes()
     cli("federation", "certificates", certs)
@@ -508,7 +508,7 @@ def _asked(options: list[Any]) -> Any:
         ("up", ("--users", "20"), "there are 20 users, and no sum of fewer than 32 is opened"),
         ("up", ("--nodes", "2", "--resume"), "--resume continues with the nodes and users in --output"),
         ("up", ("--data", "d.csv", "--columns", "user=a,thing=b"), "thing"),
-        ("node", ("--coordinator", "host"), "--coordinator host: expected HOST:PORT, as in fed.example.org:18000"),
+        ("node", ("--coordinator", "host"), "--coordinator host: has no port; expected HOST:PORT, as in host:18000"),
         ("node", ("--threads", "0"), "--threads 0: expected at least 1"),
         ("serve", ("--port", "99999"), "port is 99999; expected 1 to 65535"),
         ("serve", ("--min-users", "0"), "min_users is 0; expected at least 1"),

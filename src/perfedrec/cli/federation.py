@@ -53,7 +53,7 @@ def serve(
     privacy: NodeProfile = None,
     set_: Set = None,
     rounds: Rounds = None,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address to listen on (0.0.0.0 or :: for all)")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 18000,
     min_nodes: Annotated[
         int | None, typer.Option(help="nodes to wait for (default: 3 where sums are secure, else 1)")
@@ -173,7 +173,7 @@ def certificates(
         list[str] | None,
         typer.Option(help="host or address that nodes use, may be repeated (default: as before, else this machine)"),
     ] = None,
-    days: Annotated[int, typer.Option(help="days until the server's certificate expires")] = 365,
+    days: Annotated[int, typer.Option(min=1, max=36_500, help="days until the server's certificate expires")] = 365,
 ) -> None:
     """Make an authority and a server's certificate. If there is an authority already, renew the server's certificate.
 

@@ -14,7 +14,7 @@ from perfedrec.cli.common import MetricsPort, one_line
 
 service = typer.Typer(help="Be the neighbourhood service of a federation.", no_args_is_help=True)
 
-Coordinator = Annotated[str, typer.Option(help="HOST:PORT of the coordinator")]
+Coordinator = Annotated[str, typer.Option(help="HOST:PORT of the coordinator; an IPv6 address stands in brackets")]
 Authority = Annotated[Path, typer.Option(help="certificate of the authority that vouches for the coordinator")]
 Threads = Annotated[int, typer.Option(help="threads of the numerical library")]
 UntilClosed = Annotated[

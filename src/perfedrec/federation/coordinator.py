@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from perfedrec.core.address import PORT, Address, own, parse_host
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError, PerfedrecError, reason
 from perfedrec.data import Catalogue
@@ -28,10 +29,12 @@ from perfedrec.runs.progress import Reporter
 from perfedrec.runs.signals import InterruptedRunError, signals
 from perfedrec.runs.summary import Summary
 from perfedrec.runtimes.flower import (
+    AwayError,
     Certificates,
     Control,
     Coordinator,
     Directory,
+    Endpoint,
     Federation,
     SuperLink,
     attached,
@@ -59,7 +62,7 @@ class Terms:
     """
 
     host: str = "127.0.0.1"
-    port: int = 18000
+    port: int = PORT
     min_nodes: int | None = None
     min_users: int = 1
     wait: float = 600.0
@@ -67,6 +70,7 @@ class Terms:
     enough: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "host", parse_host(self.host, "--host"))  # without brackets
         for name, fits, expected in (
             ("port", 0 < self.port < 65536, "1 to 65535"),
             ("min_nodes", self.min_nodes is None or self.min_nodes > 0, "at least 1"),
@@ -87,9 +91,9 @@ class Terms:
         return self.min_nodes or (LEAST if algorithm.protection.secure else 1)
 
     @property
-    def address(self) -> str:
-        """Where the coordinator itself finds its SuperLink."""
-        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+    def address(self) -> Address:
+        """Where the SuperLink listens."""
+        return Address(self.host, self.port)
 
 
 @dataclass(frozen=True)
@@ -137,19 +141,22 @@ def serve(
     _check_needs(given, algorithm)
     # With more threads, which have little work at a time, most would only wait for each other.
     torch.set_num_threads(given.config.run.threads or 1)
-    files = check_certificates(given.certificates, tell)
+    files, served_as = check_certificates(given.certificates, tell)
     registered = read_keys(given.keys, terms.least_nodes(algorithm))
-    _check_free(terms.host, terms.port)
+    _check_free(terms.address)
+    # The SuperLink is recognised by a name that its certificate has, and not by the address at which it is called.
+    here = Endpoint(Address(own(terms.host), terms.port), files.ca, served_as[0].replace("*", "any"))
     with (
         _locked_run(given, algorithm) as run,
         signals(tell) as caught,
-        _superlink(given.output / LINK, terms, files) as (link, control),
+        _superlink(given.output / LINK, terms, files, here) as (link, control),
         beside or nullcontext(),
     ):
         names = _register(control, registered, given.keys)
-        with attached(terms.address, files.ca, link.secret, control.open()) as grid:
+        with attached(here, link.secret, control.open()) as grid:
             count = len(registered) - (SERVICE in registered.values())
-            tell(f"listening on {terms.host}:{terms.port} for {count} registered nodes")
+            called = ", ".join(served_as)
+            tell(f"listening on {terms.address} for {count} registered nodes, with a certificate for {called}")
             tell(roles(algorithm))
             coordinator = _coordinator(grid, given, run, names)
             watch = Watch(names, run.progress.total, terms.deadline, certificate_ends(files))
@@ -191,25 +198,21 @@ def _check_needs(given: Deployment, algorithm: Algorithm[Any, Any, Any]) -> None
         )
 
 
-def check_certificates(folder: Path, tell: Tell) -> Certificates:
-    """The server's certificates in a folder. ``tell`` receives a line about each one that expires soon.
+def check_certificates(folder: Path, tell: Tell) -> tuple[Certificates, tuple[str, ...]]:
+    """The server's certificates in a folder, and the names that they are for. ``tell`` receives a line about each one
+    that expires soon.
 
-    Raises :class:`ConfigError` for one that is missing or has expired.
+    Raises :class:`ConfigError` for one that nodes would not trust.
     """
-    names = (certificates.CA, certificates.CERTIFICATE, certificates.KEY)
-    found = Certificates(*(folder / name for name in names))
-    for path in (found.ca, found.certificate, found.key):
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such file; make certificates with perfedrec federation certificates")
+    files = Certificates(*(folder / name for name in (certificates.CA, certificates.CERTIFICATE, certificates.KEY)))
+    names = certificates.checked(files.ca, files.certificate, files.key)
     for path, remedy in (
-        (found.ca, "make certificates in a new folder, and give the nodes its ca.crt"),
-        (found.certificate, f"renew it with perfedrec federation certificates {folder}"),
+        (files.ca, "make certificates in a new folder, and give the nodes its ca.crt"),
+        (files.certificate, f"renew it with perfedrec federation certificates {folder}"),
     ):
-        if (left := certificates.days_left(path)) <= 0:
-            raise ConfigError(f"{path}: has expired; {remedy}")
-        if left < SOON:
+        if (left := certificates.days_left(path)) < SOON:
             tell(f"{path}: expires in {left:.0f} days; {remedy}")
-    return found
+    return files, names
 
 
 def certificate_ends(files: Certificates) -> dict[str, float]:
@@ -236,7 +239,7 @@ def read_keys(folder: Path, least: int) -> dict[bytes, str]:
     return found
 
 
-def _check_free(host: str, port: int, seconds: float = 5.0) -> None:
+def _check_free(address: Address, seconds: float = 5.0) -> None:
     """Refuse an address on which nothing can listen.
 
     A port in use is tried again for some ``seconds``: the SuperLink of a coordinator that was killed needs time to end.
@@ -244,14 +247,17 @@ def _check_free(host: str, port: int, seconds: float = 5.0) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((host, port))
-                return
+            for family, kind, _, _, place in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+                with socket.socket(family, kind) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6:
+                        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    probe.bind(place)
+            return
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > end:
                 wanted = "an address of this machine (--host) and a free port (--port)"
-                raise ConfigError(f"{host}:{port}: {reason(error)}; expected {wanted}") from error
+                raise ConfigError(f"{address}: {reason(error)}; expected {wanted}") from error
         time.sleep(0.1)
 
 
@@ -267,12 +273,15 @@ def _locked_run(given: Deployment, algorithm: Algorithm[Any, Any, Any]) -> Itera
 
 
 @contextmanager
-def _superlink(folder: Path, terms: Terms, files: Certificates) -> Iterator[tuple[SuperLink, Control]]:
+def _superlink(folder: Path, terms: Terms, files: Certificates, here: Endpoint) -> Iterator[tuple[SuperLink, Control]]:
     """A SuperLink that is ready, and the connection that controls it."""
     link = SuperLink(folder, terms.host, terms.port, files)
-    control = Control(terms.address, files.ca)
+    control = Control(here)
     try:
-        control.wait()
+        try:
+            control.wait()
+        except AwayError as error:
+            raise AwayError(f"the SuperLink did not start ({error}); see {link.log}") from None
         yield link, control
     finally:
         control.close()

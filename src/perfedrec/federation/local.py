@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from perfedrec.core.address import Address
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import Catalogue, Dataset
 from perfedrec.data.interactions import Interactions, id_series
@@ -103,17 +104,21 @@ def deal_out(
 
 @contextmanager
 def nodes(
-    folder: Path, port: int, service: bool = False, tell: Callable[[str], None] = lambda line: None
+    folder: Path,
+    port: int,
+    service: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    host: str = "127.0.0.1",
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run the processes of all nodes in a folder, and of the neighbourhood ``service``, until the end of the block.
 
-    They work for the coordinator on ``port`` of this machine. ``tell`` receives a line about each process that ends
+    They work for the coordinator at ``host`` and ``port``. ``tell`` receives a line about each process that ends
     before the block does.
     """
     found, over = list[subprocess.Popen[bytes]](), threading.Event()
 
     def start(place: Path, *own: str) -> None:
-        process = _child(folder, place, port, *own)
+        process = _child(folder, place, Address(host, port), *own)
         found.append(process)
         threading.Thread(target=watch, args=(place, process), daemon=True).start()
 
@@ -147,12 +152,12 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _child(folder: Path, place: Path, port: int, *own: str) -> subprocess.Popen[bytes]:
+def _child(folder: Path, place: Path, coordinator: Address, *own: str) -> subprocess.Popen[bytes]:
     """A process of a perfedrec command with its ``own`` options, for the files in ``place`` and the key of that name.
 
     It ends when this process ends, however that happens.
     """
-    command = [sys.executable, "-m", "perfedrec", *own, "--until-stdin-closes", "--coordinator", f"127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "perfedrec", *own, "--until-stdin-closes", "--coordinator", str(coordinator)]
     command += ["--ca", str(folder / "certificates" / CA), "--key", str(folder / "keys" / place.name)]
     with open(place / LOG, "ab") as file:
         return subprocess.Popen(

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from perfedrec.core.address import Address
 from perfedrec.core.errors import ConfigError
-from perfedrec.runtimes.flower import Fleet
+from perfedrec.runtimes.flower import Endpoint, Fleet
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,7 @@ class Connection:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ConfigError(f"--coordinator {self.address}: expected HOST:PORT, as in fed.example.org:18000")
+        Address.parse(self.address, "--coordinator")
         if self.threads < 1:
             raise ConfigError(f"--threads {self.threads}: expected at least 1")
 
@@ -41,4 +40,4 @@ class Connection:
 
     def open(self) -> Fleet:
         """A connection to the coordinator's SuperLink."""
-        return Fleet(self.address, self.ca, self.key)
+        return Fleet(Endpoint(Address.parse(self.address, "--coordinator"), self.ca), self.key)

@@ -27,6 +27,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from perfedrec.cli import app
+from perfedrec.core.address import Address
 from perfedrec.core.records import flatten
 from perfedrec.data.dataset import Dataset
 from perfedrec.federation import local
@@ -36,7 +37,7 @@ from perfedrec.runs import checkpoint, config
 from perfedrec.runs.config import DataSettings, open_data
 from perfedrec.runs.engine import engine
 from perfedrec.runs.folder import RunFolder
-from perfedrec.runtimes.flower import Certificates, Control, SuperLink, needs_service, public_key
+from perfedrec.runtimes.flower import Certificates, Control, Endpoint, SuperLink, needs_service, public_key
 from perfedrec.runtimes.node import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -202,7 +203,10 @@ def serving(folder: Path, port: int, files: Path, wait: bool = True) -> Iterator
     given = Certificates(files / "ca.crt", files / "server.pem", files / "server.key")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SuperLink, "_start", crew.lenient(SuperLink._start))
-        link, control = SuperLink(folder, "127.0.0.1", port, given), Control(f"127.0.0.1:{port}", given.ca)
+        link, control = (
+            SuperLink(folder, "127.0.0.1", port, given),
+            Control(Endpoint(Address("127.0.0.1", port), given.ca)),
+        )
     try:
         if wait:
             control.wait()

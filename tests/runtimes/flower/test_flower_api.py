@@ -20,14 +20,16 @@ from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from perfedrec.core.address import Address
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.federation.certificates import make_certificates, make_key
-from perfedrec.runtimes.flower import Certificates, SuperLink, fleet, public_key
+from perfedrec.runtimes.flower import Certificates, Endpoint, SuperLink, fleet, public_key
 from perfedrec.runtimes.flower.control import APP
 from perfedrec.runtimes.flower.keys import private_key
 from perfedrec.runtimes.flower.messages import Bundler
@@ -51,7 +53,9 @@ def test_flower_is_the_version_that_was_read() -> None:
         assert [name for name in names if not hasattr(client, name)] == [], client
     assert ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED == 2004
     assert {"_runtime_client", "pull_messages", "push_messages", "set_run"} <= set(dir(HttpGrid))
-    assert list(inspect.signature(HttpGrid).parameters)[:3] == ["runtime_api_address", "insecure", "root_certificates"]
+    assert list(inspect.signature(HttpGrid).parameters)[:1] == ["runtime_api_address"]
+    made = vars(ProtobufClient("https://localhost:1")).keys()
+    assert made == {"_base_url", "_interceptors", "_retry_invoker", "_client"}, "see Endpoint.client"
 
 
 def test_the_app_that_opens_a_run_can_be_built() -> None:
@@ -115,7 +119,7 @@ def test_no_heartbeat_comes_after_a_goodbye(tmp_path: Path, monkeypatch: pytest.
         time.sleep(0.2)  # close() is called meanwhile
         calls.append("heartbeat")
 
-    connection = fleet.Fleet("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "n0")
+    connection = fleet.Fleet(Endpoint(Address("127.0.0.1", 1), tmp_path / "ca.crt"), tmp_path / "n0")
     connection._client = SimpleNamespace(  # type: ignore[assignment]
         ActivateNode=lambda request: SimpleNamespace(node_id=7),
         SendNodeHeartbeat=beat,

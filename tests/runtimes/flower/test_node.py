@@ -20,7 +20,7 @@ from perfedrec.runtimes.flower import Fleet, NodeApp, Setup, run_node
 class Inbox:
     """A connection that delivers messages, and stops the node once they are answered."""
 
-    address = "here"
+    endpoint = "here"
 
     def __init__(self, messages: list[Message]) -> None:
         self.messages, self.answers, self.ending = messages, list[Message](), threading.Event()

@@ -22,6 +22,7 @@ from perfedrec.core.records import flatten
 from perfedrec.data import read_catalogue
 from perfedrec.federation import local
 from perfedrec.federation.bundles import BUNDLE, KEYS, read_bundle
+from perfedrec.federation.certificates import make_certificates
 from perfedrec.federation.coordinator import Deployment, Terms, serve
 from perfedrec.federation.service import StateStore
 from perfedrec.runs import checkpoint, config
@@ -45,20 +46,28 @@ def draws(folder: Path, algorithm: Any) -> int:
         return store.join_run(algorithm, NAME)
 
 
-@pytest.mark.parametrize(("users", "nodes", "rounds"), [(3, 3, 2), (24, 2, 3)], ids=["one user a node", "many"])
-def test_processes_compute_the_tables_of_the_simulator(tmp_path: Path, users: int, nodes: int, rounds: int) -> None:
+@pytest.mark.parametrize(
+    ("users", "nodes", "rounds", "host"), [(3, 3, 2, "127.0.0.1"), (24, 2, 3, "::1")], ids=["one user a node", "many"]
+)
+def test_processes_compute_the_tables_of_the_simulator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: int, nodes: int, rounds: int, host: str
+) -> None:
+    """Also over IPv6, with a certificate whose first name is none of this machine, and where there is a proxy for other
+    machines."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://192.0.2.1:9")
     size = f"data.path=synthetic:users={users},items=200,interactions_per_user=8,clusters=2"
     cohort = f"selection.n_clients_per_round={max(users - 2, 2)}"
     given = config.load("recommended", None, [size, cohort, *SMALL], run__rounds=rounds)
     dataset = open_data(given.data)
     folder = tmp_path / "federation"
     local.lay_out(folder, dataset, nodes, secret=SECRET)
+    make_certificates(folder / "certificates", ["fed.example.org", host])
     seed = draws(folder, given.build())
     given = given.model_copy(update={"run": given.run.model_copy(update={"seed": seed})})
 
     port, lines = local.free_port(), list[str]()
-    with local.nodes(folder, port, service=True):
-        terms = Terms(port=port, min_nodes=nodes, wait=120, deadline=60)
+    with local.nodes(folder, port, service=True, host=host):
+        terms = Terms(f"[{host}]" if ":" in host else host, port, min_nodes=nodes, wait=120, deadline=60)
         ids = read_catalogue(folder / local.CATALOGUE)
         files, keys = folder / "certificates", folder / "keys"
         deployment = Deployment(given, ids, tmp_path / "run", files, keys, terms, name=NAME)

@@ -8,7 +8,7 @@ A deployment is a :class:`Coordinator` over the grid of a :class:`SuperLink`, an
 
 from perfedrec.runtimes.flower.client_app import Hosted, client_app
 from perfedrec.runtimes.flower.codec import REASONS, BroadcastLayout, Setup, Task, counted
-from perfedrec.runtimes.flower.connection import AwayError, RefusedError
+from perfedrec.runtimes.flower.connection import AwayError, Endpoint, RefusedError
 from perfedrec.runtimes.flower.control import Control
 from perfedrec.runtimes.flower.coordinator import Coordinator
 from perfedrec.runtimes.flower.exchange import Rejection
@@ -34,6 +34,7 @@ __all__ = [
     "Control",
     "Coordinator",
     "Directory",
+    "Endpoint",
     "Federation",
     "Fleet",
     "Hosted",

@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 
 import tomli_w
 from flwr.cli.build import build_fab_from_files
@@ -25,7 +24,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.runtimes.flower.connection import A, AwayError, Q, call, trust
+from perfedrec.runtimes.flower.connection import A, AwayError, Endpoint, Q, call
 
 APP = {
     "project": {"name": "perfedrec", "version": "1.0.0", "license": "Apache-2.0", "dependencies": []},
@@ -47,12 +46,12 @@ coordinator takes the run's task itself, and nodes answer messages in their own 
 
 
 class Control:
-    """The control API of the SuperLink at ``address``, whose certificate is from the authority ``ca``."""
+    """The control API of the SuperLink at an ``endpoint``."""
 
-    def __init__(self, address: str, ca: Path) -> None:
-        self.address = address
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
         version = RuntimeVersionHttpInterceptor(component_name="flwr-cli")
-        self._client = ControlHttpClient(f"https://{address}", interceptors=[version], verify=trust(ca))
+        self._client = endpoint.client(ControlHttpClient, [version])
 
     def wait(self, seconds: float = 60.0) -> None:
         """Wait until the SuperLink answers; raises :class:`~perfedrec.runtimes.flower.connection.AwayError` after
@@ -98,4 +97,4 @@ class Control:
         self._client.close()
 
     def _call(self, method: Callable[[Q], A], request: Q) -> A:
-        return call(method, request, self.address)
+        return call(method, request, self.endpoint)

@@ -40,12 +40,12 @@ from perfedrec.runtimes.flower.connection import (
     UPLOAD_SECONDS,
     A,
     AwayError,
+    Endpoint,
     LongPolling,
     Q,
     StoppedError,
     UnknownKeyError,
     call,
-    trust,
 )
 from perfedrec.runtimes.flower.keys import private_key
 from perfedrec.runtimes.flower.messages import Bundler, put_together, take_apart
@@ -64,20 +64,20 @@ AWAY_SECONDS = 60.0
 
 
 class Fleet:
-    """A node's connection to the SuperLink at ``address``, with TLS; the node's ``key`` signs every request.
+    """A node's connection to the SuperLink at an ``endpoint``, with TLS; the node's ``key`` signs every request.
 
     Methods raise :class:`~perfedrec.runtimes.flower.connection.AwayError` where waiting may help and
     :class:`~perfedrec.runtimes.flower.connection.RefusedError` where it does not.
     """
 
-    def __init__(self, address: str, ca: Path, key: Path) -> None:
-        self.address, private = address, private_key(key)
+    def __init__(self, endpoint: Endpoint, key: Path) -> None:
+        self.endpoint, private = endpoint, private_key(key)
         self._public = public_key_to_bytes(private.public_key())
         signed = NodeAuthHttpInterceptor(private, private.public_key())
         version = RuntimeVersionHttpInterceptor(component_name="SuperNode")
         self.ending = threading.Event()  # once it is set, calls no longer wait for a SuperLink that is away
         interceptors: list[ProtobufClientInterceptor] = [version, signed, LongPolling(NODE_WAITS)]
-        self._client = FleetHttpClient(f"https://{address}", interceptors=interceptors, verify=trust(ca))
+        self._client = endpoint.client(FleetHttpClient, interceptors)
         self._node: Node | None = None
         self._stop = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
@@ -95,7 +95,7 @@ class Fleet:
         SuperLink has missed its heartbeats.
         """
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT)
-        self._node = Node(node_id=call(self._client.ActivateNode, request, self.address).node_id)
+        self._node = Node(node_id=call(self._client.ActivateNode, request, self.endpoint).node_id)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, self.node_id
         self._beating.start()
         return self.node_id
@@ -156,14 +156,14 @@ class Fleet:
         if self._node is not None:
             self._beating.join(GOODBYE)
             with suppress(PerfedrecError):
-                call(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self.node_id), self.address)
+                call(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self.node_id), self.endpoint)
         self._client.close()
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT / 4):
             with suppress(PerfedrecError, RuntimeError):  # the main thread meets the same error and reports it
                 request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT)
-                call(self._client.SendNodeHeartbeat, request, self.address)
+                call(self._client.SendNodeHeartbeat, request, self.endpoint)
 
     def _call(self, method: Callable[[Q], A], request: Q) -> A:
         """Call a method, again and again while the SuperLink is away for a short time: a message that was sent in part
@@ -171,9 +171,9 @@ class Fleet:
         end, wait = time.monotonic() + AWAY_SECONDS, 0.1
         while True:
             try:
-                return call(method, request, self.address)
+                return call(method, request, self.endpoint)
             except UnknownKeyError:  # the key was accepted before: another run has begun, or the key was replaced
-                raise AwayError(f"{self.address}: the coordinator no longer knows this node") from None
+                raise AwayError(f"{self.endpoint}: the coordinator no longer knows this node") from None
             except AwayError:
                 if time.monotonic() > end or self.ending.is_set() or self._stop.wait(wait):
                     raise

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 from flwr.app import Error, Message, Metadata
@@ -35,7 +34,12 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -43,10 +47,10 @@ from flwr.superlink.grid import HttpGrid
 from perfedrec.runtimes.flower.connection import (
     COORDINATOR_WAITS,
     UPLOAD_SECONDS,
+    Endpoint,
     LongPolling,
     RefusedError,
     call,
-    trust,
 )
 from perfedrec.runtimes.flower.messages import Bundler, put_together, take_apart
 
@@ -66,11 +70,17 @@ class FastGrid(HttpGrid):
     """A grid whose :meth:`pull_messages` takes no longer than the SuperLink holds a request. A reply that has not
     arrived whole by then is looked for in the next call."""
 
-    def __init__(self, address: str, ca: Path, token: str) -> None:
-        super().__init__(address, root_certificates=ca.read_bytes(), token=token)
+    def __init__(self, endpoint: Endpoint, token: str) -> None:
+        super().__init__(str(endpoint), token=token)
         self._arriving: dict[str, _Arriving] = {}
         self._polling = LongPolling(COORDINATOR_WAITS)
-        self._runtime_client._interceptors += (self._polling,)
+        version = RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")
+        interceptors: list[ProtobufClientInterceptor] = [
+            version,
+            RuntimeTokenHttpInterceptor(token=token),
+            self._polling,
+        ]
+        self._client = endpoint.client(RuntimeHttpClient, interceptors, self._retry_invoker)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages, and return the name of each (empty: not accepted).
@@ -148,13 +158,13 @@ def _lost(head: ProtoMessage, run_id: int) -> Message:
 
 
 @contextmanager
-def attached(address: str, ca: Path, secret: bytes, run_id: int) -> Iterator[Grid]:
+def attached(endpoint: Endpoint, secret: bytes, run_id: int) -> Iterator[Grid]:
     """The grid of a run. The run is marked as completed at the end of the block, and as failed after an error.
 
-    ``secret`` is the one of the SuperLink at ``address``. Raises
+    ``secret`` is the one of the SuperLink at the ``endpoint``. Raises
     :class:`~perfedrec.runtimes.flower.connection.RefusedError` where the SuperLink has no task for the run.
     """
-    grid, done = FastGrid(address, ca, _token(address, ca, secret, run_id)), threading.Event()
+    grid, done = FastGrid(endpoint, _token(endpoint, secret, run_id)), threading.Event()
     client = grid._runtime_client
 
     def beat() -> None:
@@ -178,19 +188,19 @@ def attached(address: str, ca: Path, secret: bytes, run_id: int) -> Iterator[Gri
         grid.close()
 
 
-def _token(address: str, ca: Path, secret: bytes, run_id: int) -> str:
+def _token(endpoint: Endpoint, secret: bytes, run_id: int) -> str:
     """The token of the coordinator of a run, whose task is taken for it; tasks of other runs are taken and dropped."""
     version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
     signed = SuperExecAuthHttpInterceptor(
         master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
     )
-    with RuntimeHttpClient(f"https://{address}", interceptors=[version, signed], verify=trust(ca)) as client:
+    with endpoint.client(RuntimeHttpClient, [version, signed]) as client:
         request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
         while True:
-            answer = call(client.AcquireTask, request, address)
+            answer = call(client.AcquireTask, request, endpoint)
             if not answer.HasField("task"):
                 raise RefusedError(
-                    f"{address}: the SuperLink has no task for this coordinator; expected that of its run"
+                    f"{endpoint}: the SuperLink has no task for this coordinator; expected that of its run"
                 )
             if answer.task.run_id == run_id:
                 return answer.token

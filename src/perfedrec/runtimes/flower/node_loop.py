@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.runtimes.flower.codec import REASONS, UploadError, counted
-from perfedrec.runtimes.flower.connection import AwayError, StoppedError
+from perfedrec.runtimes.flower.connection import AwayError, StoppedError, UnknownNameError
 from perfedrec.runtimes.flower.exchange import FAILED
 from perfedrec.runtimes.flower.fleet import Fleet
 
@@ -28,6 +28,10 @@ LINGER = 1.0
 
 PATIENCE = 5.0
 """The longest time between two attempts to reach a coordinator, in seconds."""
+
+NAME_SECONDS = 60.0
+"""How long a process tries to resolve the name of a coordinator that it has not reached before, in seconds. The network
+of a machine that has just started may need some time; after that the name is probably wrong."""
 
 
 @dataclass
@@ -81,20 +85,27 @@ def run_node(
     change.
 
     A connection that breaks is made again, after longer and longer waits. Raises
-    :class:`~perfedrec.runtimes.flower.connection.RefusedError` where trying again cannot help.
+    :class:`~perfedrec.runtimes.flower.connection.RefusedError` where trying again cannot help, and
+    :class:`~perfedrec.runtimes.flower.connection.UnknownNameError` where the coordinator's name cannot be resolved for
+    :data:`NAME_SECONDS` after the start.
     """
-    app, wait = deployed.app(), POLL
+    app, wait, reached, end = deployed.app(), POLL, False, time.monotonic() + NAME_SECONDS
     while not stop.is_set():
         fleet = connect()
         fleet.ending = stop
         try:
             node = fleet.activate()
-            log(f"connected to {fleet.address} as node {node}, with {deployed.description}")
-            deployed.activity.connected, wait = True, POLL
+            log(f"connected to {fleet.endpoint} as node {node}, with {deployed.description}")
+            deployed.activity.connected, reached, wait = True, True, POLL
             _answer_all(fleet, node, app, deployed.activity, stop, log)
         except AwayError as error:
+            unknown = isinstance(error, UnknownNameError) and not reached
+            if unknown and time.monotonic() > end and not stop.is_set():
+                raise UnknownNameError(
+                    f"{error}; expected --coordinator HOST:PORT with a name that is known here"
+                ) from None
             if not stop.is_set():
-                log(f"{error}; trying again in {wait:.1f} s")
+                log(f"{error}; trying again in {wait:.1f} s{f', for {NAME_SECONDS:.0f} s in all' if unknown else ''}")
             stop.wait(wait)
             wait = min(2 * wait, PATIENCE)
         finally:

@@ -23,7 +23,7 @@ class SuperLink:
     """A SuperLink as a child process of this one.
 
     It ends with this process, and keeps in ``folder`` which nodes are registered and which runs are open. When it dies
-    it is started again; ``restarts`` counts how often that happened.
+    it is started again; ``restarts`` counts how often that happened. What it prints is in the file ``log``.
     """
 
     def __init__(self, folder: Path, host: str, port: int, certificates: Certificates) -> None:
@@ -33,7 +33,7 @@ class SuperLink:
         self._secret_file = folder / "superexec.secret"
         self._secret_file.touch(mode=0o600)
         self._secret_file.write_bytes(self.secret)
-        self._log = folder / "superlink.log"
+        self.log = folder / "superlink.log"
         self._command = [
             *(sys.executable, "-P", str(Path(__file__).with_name("superlink.py"))),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret_file)),
@@ -48,7 +48,7 @@ class SuperLink:
         self._watching.start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with open(self._log, "ab") as log:
+        with open(self.log, "ab") as log:
             return subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
