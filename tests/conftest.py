@@ -3,6 +3,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes decides nothing.
+settings.register_profile("perfedrec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("perfedrec")
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def test_80_columns_show_all_figures_and_a_pipe_gets_plain_lines(ratings: Path, 
         while part := os.read(controller, 4096):
             shown += part
     os.close(controller)
-    assert process.wait(timeout=60) == 0
+    assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     frames = [frame for frame in re.split(r"[\r\n]+", text) if "rounds/s" in frame]
     assert frames
@@ -212,18 +212,24 @@ def test_a_run_that_has_played_all_its_rounds_says_so(ratings: Path, tmp_path: P
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_run_with_a_closed_pipe_ends_quietly_and_can_be_resumed(stream: str, ratings: Path, tmp_path: Path) -> None:
-    """stdout is closed before the final figures; stderr is closed after the first round."""
+    """stdout is closed before the final figures; stderr is closed after the first round. The pipe holds fewer lines
+    than the run prints, so that the run cannot end before it is closed."""
     run, rounds = tmp_path / "run", 4000 if stream == "stderr" else 3
     command = [sys.executable, "-m", "perfedrec", "train", "--data", str(ratings), "--output", str(run), "--json"]
     command += [*FEW[2:-1], "--rounds", str(rounds), "--set", "run.evaluate_every=50"]
-    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        out, err = process.stdout, process.stderr
-        assert out is not None
-        assert err is not None
-        printed = err.readline()
-        (err if stream == "stderr" else out).close()
-        printed += (out if stream == "stderr" else err).read()
-        assert process.wait(timeout=120) == 141
+    reader, writer = os.pipe()
+    if stream == "stdout":
+        os.close(reader)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: writer}
+    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+        os.close(writer)
+        if stream == "stderr":
+            fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+            with open(reader, encoding="utf-8", buffering=4096) as pipe:
+                printed = pipe.readline()
+        else:
+            printed = process.stderr.read()
+        assert process.wait() == 141
     assert all(json.loads(line)["event"] == "round" for line in printed.splitlines()), printed
     newest = max((run / "checkpoints").iterdir())
     assert (run / "result.json").exists() == (stream == "stdout")

@@ -140,7 +140,7 @@ def test_sole_rows_of_neighbour_sums_are_found_and_nothing_else(world: World) ->
     assert sums.same_subspace(mixed, EVERY, 3) == []
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-3, -1.0, 7.0]))
 def test_order_and_length_of_rows_do_not_matter(seed: int, scale: float) -> None:
     world = World(clients=8, m=60, own=10, seed=seed)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 def workers(folder: Path) -> set[str]:
     """The processes that have finished a trial."""
-    return {each.user_attrs["process"] for each in trials(folder) if each.state.is_finished()}
+    return {each.user_attrs["process"] for each in trials(folder) if each.state == TrialState.COMPLETE}
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "popularity"])
@@ -180,33 +179,58 @@ def test_without_optuna_the_error_names_the_extra(tmp_path: Path, monkeypatch: A
     assert "tuning needs the extra tune" in refused.stderr
 
 
+STOPPED = """
+import os, pathlib, time
+from perfedrec.methods.federated.fedmf import FedMF
+
+class Stopped(FedMF):
+    trials = 0
+
+    def plan(self, state, key):
+        Stopped.trials += state.round == 0
+        if "SIGNAL" in os.environ and (Stopped.trials, state.round) == (2, 5):  # both processes are in a second trial
+            flags = pathlib.Path(os.environ["FLAGS"])
+            (flags / os.environ["SIGNAL"]).touch()
+            while len(list(flags.iterdir())) < 2:
+                time.sleep(0.01)
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+        return super().plan(state, key)
+"""
+
+
 def test_two_processes_share_a_study_and_a_signal_loses_no_trial(tmp_path: Path) -> None:
-    output = tmp_path / "study"
-    settings = [part for each in (*FEW, "run.rounds=40") for part in ("--set", each)]
-    command = [sys.executable, "-m", "perfedrec", "tune", "--data", DATA, "--algorithm", "fedmf", *settings]
-    command += ["--trials", "1000", "--output", str(output)]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        time.sleep(0.2)
-        if (output / "best.toml").exists() and len(workers(output)) == 2:
-            break
-    for process, number in zip(both, (signal.SIGINT, signal.SIGKILL), strict=True):
-        os.kill(process.pid, number)
-    printed = [process.communicate(timeout=60)[1] for process in both]
+    """Each process has finished one trial and is in the middle of another one when it stops."""
+    output, flags, ends = tmp_path / "study", tmp_path / "flags", (signal.SIGINT, signal.SIGKILL)
+    flags.mkdir()
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    (tmp_path / "space.toml").write_text('[space]\n"client.learning_rate" = { low = 0.01, high = 0.1 }\n')
+    settings = [part for each in FEW for part in ("--set", each)]
+    command = [sys.executable, "-m", "perfedrec", "tune", "--data", DATA, "--output", str(output), *settings]
+    command += ["--algorithm", f"{tmp_path / 'stopped.py'}:Stopped", "--space", str(tmp_path / "space.toml")]
+    both = [
+        subprocess.Popen(
+            [*command, "--trials", "9"],
+            env=os.environ | {"FLAGS": str(flags), "SIGNAL": str(int(number))},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for number in ends
+    ]
+    printed = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [130, -signal.SIGKILL], printed
-    assert "run the same command again to continue" in printed[0].splitlines()[-1]
+    assert "2 of 9 trials are finished; run the same command again to continue" in printed[0].splitlines()[-1]
     before = trials(output)
-    finished = sum(each.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in before)
-    broken = [each for each in before if each.state in (TrialState.FAIL, TrialState.RUNNING)]
-    assert len(broken) >= 1
-    command[command.index("1000")] = str(finished + 2)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert len(workers(output)) == 2
+    states = [each.state for each in before]
+    assert [states.count(each) for each in (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)] == [2, 1, 1]
+    broken = [each.params for each in before if each.state in (TrialState.FAIL, TrialState.RUNNING)]
+    done = subprocess.run([*command, "--trials", "4"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    after = trials(output)
-    assert not [each for each in after if each.state == TrialState.RUNNING]
-    again = [each.params for each in after[len(before) - sum(each.state == TrialState.WAITING for each in before) :]]
-    assert all(each.params in again for each in broken)
+    after = [each for each in trials(output) if each.state == TrialState.COMPLETE]
+    assert len(after) == 4
+    assert all(each in [trial.params for trial in after] for each in broken)
+    assert not [each for each in trials(output) if each.state == TrialState.RUNNING]
 
 
 def test_a_space_from_a_file_is_searched(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_the_extreme_words_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) 
     assert float(laplace(keys, 8).abs().max()) == pytest.approx(24 * np.log(2), rel=1e-6)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     size=st.integers(1, 3000) | st.sampled_from([1, 2, 3, 4, 5, 31, 32, 33, 4095, 4096, 4097, 7919]), key=st.integers()
 )

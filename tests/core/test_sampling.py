@@ -25,7 +25,6 @@ def drawn(lists: list[list[int]], n_items: int, counts: list[int], seed: int = 0
     return [items[owners == user].tolist() for user in range(len(lists))]
 
 
-@settings(deadline=None)
 @given(size=st.integers(1, 200), n=st.integers(0, 250), seed=st.integers(0, 99))
 def test_choose_takes_distinct_numbers(size: int, n: int, seed: int) -> None:
     chosen = choose(size, n, Key(seed)).tolist()
@@ -70,7 +69,7 @@ def populations(draw: st.DrawFn) -> tuple[int, list[list[int]], list[int]]:
     return n_items, lists, [draw(st.integers(0, 70)) for _ in range(n_users)]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(population=populations(), seed=st.integers(0, 1000))
 def test_draws_are_distinct_not_owned_and_as_many_as_asked_for(
     population: tuple[int, list[list[int]], list[int]], seed: int

@@ -90,7 +90,7 @@ def test_blocks_of_any_size_give_the_same_bits(size: int) -> None:
     assert_equal(fold(lambda a, b: a + b, blocks), reduce(whole, N_ITEMS, N_GROUPS))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(order=st.permutations(range(23)), size=st.integers(1, 23), backwards=st.booleans())
 def test_any_order_of_users_and_of_sums_gives_the_same_bits(order: list[int], size: int, backwards: bool) -> None:
     whole = update(seed=1)
@@ -183,7 +183,6 @@ def test_a_node_sends_rows_that_its_users_share_once_and_in_more_bytes_where_4_w
     assert reporting.upload_bytes() == rounded.upload_bytes() + 2 * (4 + 4 * 3 * 2) + 5 * 3 * 4
 
 
-@settings(deadline=None)
 @given(keys=st.lists(st.integers(0, 99), max_size=30), extra=st.sampled_from([0, 10_000]))
 def test_distinct_by_counting_and_by_sorting(keys: list[int], extra: int) -> None:
     values, places = distinct(torch.tensor(keys, dtype=torch.int64), 100 + extra)

@@ -162,7 +162,7 @@ def test_an_ambiguous_file_can_be_read_in_both_formats(path: Path) -> None:
     assert rows(read(path, "adjacency")) == [(0, 5), (0, 3), (1, 7), (1, 4)]
 
 
-RELAXED = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+RELAXED = settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 some_pairs = st.sets(st.tuples(st.integers(0, 30), st.integers(0, 10**7)), min_size=1, max_size=60)
 
 

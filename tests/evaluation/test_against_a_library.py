@@ -52,7 +52,7 @@ def rankings(draw: st.DrawFn) -> tuple[list[list[int]], list[set[int]], int]:
     return lists, [draw(held) for _ in range(n_users)], n_items
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rankings())
 def test_random_rankings(case: tuple[list[list[int]], list[set[int]], int]) -> None:
     lists, wanted, n_items = case

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.ports import reserved_port
 
 from perfedrec.federation import local
 from perfedrec.runs import config
@@ -14,8 +15,11 @@ from perfedrec.runs.config import open_data
 pytest.importorskip("flwr")
 
 
-def test_a_node_that_ends_early_is_reported_and_the_others_end_in_order(tmp_path: Path) -> None:
+def test_a_node_that_ends_early_is_reported_and_the_others_end_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing listens on the port: a node that works waits for the coordinator, and ends cleanly when asked to."""
+    monkeypatch.setattr(local, "GOODBYE", 600.0)
     told, ended, folder = list[str](), threading.Event(), tmp_path / "up"
     given = config.load(
         "recommended", None, ["data.path=synthetic:users=4,items=24,clusters=2,interactions_per_user=4"]
@@ -27,8 +31,8 @@ def test_a_node_that_ends_early_is_reported_and_the_others_end_in_order(tmp_path
         told.append(line)
         ended.set()
 
-    with local.nodes(folder, local.free_port(), tell=tell) as processes:
-        assert ended.wait(60)
+    with local.nodes(folder, reserved_port(), tell=tell) as processes:
+        assert ended.wait(600)
         log = folder / "nodes" / "n0" / local.LOG
         while "cannot be reached" not in log.read_text():
             assert processes[0].poll() is None
@@ -38,3 +42,11 @@ def test_a_node_that_ends_early_is_reported_and_the_others_end_in_order(tmp_path
     ]
     assert processes[0].returncode == 0
     assert "Fatal" not in log.read_text()
+
+
+def test_a_free_port_is_not_one_of_outgoing_connections() -> None:
+    """Nodes call it before anything listens there, and could otherwise be connected to themselves."""
+    outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found = {local.free_port() for _ in range(20)}
+    assert len(found) > 1
+    assert all(10_000 <= port < outgoing for port in found)

@@ -22,13 +22,13 @@ import torch
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as strictly
 from prometheus_client.parser import text_string_to_metric_families
+from tests.ports import reserved_port
 from typer.testing import CliRunner
 
 import perfedrec
 from perfedrec.cli import app
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
-from perfedrec.federation.local import free_port
 from perfedrec.federation.metrics import COORDINATOR, NODE, SERVICE, Source, Watch, exposed, of_node, of_service
 from perfedrec.runs.folder import Entry
 from perfedrec.runtimes.flower import REASONS, Activity
@@ -40,7 +40,7 @@ REPORT = RoundReport(0, "train", cohort=10, clients=10, loss=None, bytes_up=1000
 
 
 def page(port: int, accept: str = "text/plain") -> str:
-    with urlopen(Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept}), timeout=10) as answer:
+    with urlopen(Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept}), timeout=600) as answer:
         return str(answer.read().decode())
 
 
@@ -195,9 +195,10 @@ def test_a_node_shows_its_work_and_how_many_users_it_has(store: Store) -> None:
     work.play("a", 0)  # asked again
     work.play("b", 0)
     work.refused["version"] += 1
+    before = int(time.time())
     store.receive(Served(torch.zeros(2, 3)), torch.zeros(0, dtype=torch.int64), "b", 1, "")
     found = shown(lambda: of_node(work, store))
-    assert 0 <= time.time() - found.pop("perfedrec_node_model_timestamp_seconds") < 60
+    assert before <= found.pop("perfedrec_node_model_timestamp_seconds") <= time.time()
     assert {name.removeprefix("perfedrec_node_"): value for name, value in found.items() if value} == {
         "connected": 1,
         "rounds_total": 2,
@@ -234,7 +235,7 @@ def test_metrics_of_a_node_can_be_read_while_it_computes_a_round(store: Store) -
     def work() -> bytes:
         looker = threading.Thread(target=lambda: found.append(shown(lambda: of_node(Activity(), store))))
         looker.start()
-        looker.join(20)
+        looker.join()
         return b"done"
 
     store.join_run(None, "a run")  # type: ignore[arg-type]
@@ -246,7 +247,7 @@ def test_metrics_of_a_node_can_be_read_while_it_computes_a_round(store: Store) -
 
 def test_the_page_is_for_this_machine_and_has_the_process_on_it() -> None:
     watch, coordinator, link = watching()
-    port = free_port()
+    port = reserved_port()
     with exposed(port) as expose:
         expose(lambda: watch.metrics(coordinator, link))
         families = {each.name: each for each in strictly(page(port, "application/openmetrics-text; version=1.0.0"))}

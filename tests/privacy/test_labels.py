@@ -83,7 +83,7 @@ def cases(draw: st.DrawFn) -> tuple[int, list[list[int]], PrivacySettings, int |
     return n_items, lists, privacy, draw(st.sampled_from([None, 0, 1, 20])), draw(st.integers(0, 10_000))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(case=cases())
 def test_rules_for_labels_and_negatives(case: tuple[int, list[list[int]], PrivacySettings, int | None, int]) -> None:
     n_items, lists, privacy, n_negatives, seed = case

@@ -125,7 +125,7 @@ def test_contradictory_releases_are_refused(options: dict[str, object]) -> None:
         Release("training", 200, GAUSSIAN, **options)  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     epsilon=st.sampled_from([0.5, 1.0, 4.0, 8.0]),
     passes=st.integers(1, 4),
@@ -218,7 +218,7 @@ def test_rdp_gives_the_figure_where_pld_gives_none() -> None:
     assert account(sampled(100, 0.001, 100_000), 1e-5) < 0.01  # PLD's grid is too coarse for losses this small: 0.024
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(multiplier=st.floats(0.3, 30), rate=st.floats(1e-4, 0.9), delta=DELTAS)
 def test_one_sampled_release_at_small_deltas_is_bounded_by_the_exact_figure(
     multiplier: float, rate: float, delta: float
@@ -238,7 +238,7 @@ def test_epsilon_grows_as_delta_falls() -> None:
     assert found[-1] < 2
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     multiplier=st.floats(0.3, 20),
     times=st.integers(1, 500),

@@ -39,7 +39,7 @@ def update(n: int, rows: int, dim: int, scale: float, seed: int, n_items: int = 
     return Update(torch.arange(n), zeros, torch.ones(n), segments, items, deltas, dense=dense)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     norm=st.sampled_from(["l1", "l2"]),
     phase=st.sampled_from(["train", "spectral"]),

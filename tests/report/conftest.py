@@ -97,7 +97,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("there is no Chromium: install it to test reports in a browser (see CONTRIBUTING.md)")
     with sync_playwright() as driver:
         # The sandbox does not work for root. It is not needed: the browser only opens files of these tests.
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"], timeout=0)
         yield browser
         browser.close()
 

@@ -17,6 +17,7 @@ class Tab:
 
     def __init__(self, browser: Browser, file: Path, **options: Any) -> None:
         self.context = browser.new_context(**options)
+        self.context.set_default_timeout(0)  # only pytest ends a test that hangs
         self.page: Page = self.context.new_page()
         self.errors: list[str] = []
         self.requests: list[str] = []

@@ -71,7 +71,7 @@ def test_the_browser_blocks_all_requests_and_foreign_scripts(report: Path, visit
           const script = document.createElement('script');
           script.textContent = 'window.stolen = true';
           document.body.append(script);
-          await new Promise(done => setTimeout(done, 100));
+          while (refused.length < 5) await new Promise(done => setTimeout(done, 20));
           return refused;
         }""",
         port,

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -182,51 +181,52 @@ def test_rounds_where_all_clients_drop_out_change_no_table() -> None:
     assert all(entry.report.clients == 0 for entry in more.history)
 
 
-DYING = """
-import os, pathlib, signal
+SIGNALLED = """
+import os, pathlib
 from perfedrec import PerFedRecPP
 
-class Dying(PerFedRecPP):
+class Signalled(PerFedRecPP):
     def plan(self, state, key):
-        flag = pathlib.Path(os.environ["DIED"])
+        flag = pathlib.Path(__file__).with_suffix(".flag")
         if state.round == 70 and not flag.exists():
             flag.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
         return super().plan(state, key)
 """
 
 
+def signalled(folder: Path, *options: str, number: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """``perfedrec train`` with a method that sends its own process a signal in round 70, once in a ``folder``."""
+    (folder / "signalled.py").write_text(SIGNALLED)
+    command = [sys.executable, "-m", "perfedrec", "train", "--quiet", *options]
+    if "--resume" not in options:
+        more = (*SMALL, "run.rounds=120", "run.checkpoint_every=20", "run.evaluate_every=50")
+        command += ["--preset", "paper", "--algorithm", f"{folder / 'signalled.py'}:Signalled"]
+        command += [part for each in more for part in ("--set", each)]
+    environment = os.environ | {"SIGNAL": str(int(number))}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
 def test_a_run_that_was_killed_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    (tmp_path / "dying.py").write_text(DYING)
-    more = ("run.rounds=120", "run.checkpoint_every=20", "run.evaluate_every=50")
-    settings = [part for each in (*SMALL, *more) for part in ("--set", each)]
-    command = [sys.executable, "-m", "perfedrec", "train", "--quiet", "--output"]
-    begin = ["--preset", "paper", "--algorithm", f"{tmp_path / 'dying.py'}:Dying", *settings]
-    died = os.environ | {"DIED": str(tmp_path / "died")}
-    killed = subprocess.run([*command, str(tmp_path / "killed"), *begin], env=died, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "result.json").exists()
-    subprocess.run([*command, str(tmp_path / "whole"), *begin], env=died, check=True)
-    subprocess.run([*command, str(tmp_path / "killed"), "--resume"], env=died, check=True, capture_output=True)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    assert signalled(tmp_path, "--output", str(killed), number=signal.SIGKILL).returncode == -signal.SIGKILL
+    assert not (killed / "result.json").exists()
+    for options in (("--output", str(whole)), ("--output", str(killed), "--resume")):
+        done = signalled(tmp_path, *options, number=signal.SIGKILL)
+        assert done.returncode == 0, done.stderr
     for name in ("model/state.safetensors", "model/memory.safetensors", "result.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
-    histories = [[(e.report, e.valid) for e in RunFolder(tmp_path / name).history()] for name in ("whole", "killed")]
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    histories = [[(e.report, e.valid) for e in RunFolder(folder).history()] for folder in (whole, killed)]
     assert histories[0] == histories[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_checkpoint_that_resumes(number: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "perfedrec", "train", "--output", str(tmp_path / "run"), "--quiet"]
-    settings = [part for each in SMALL for part in ("--set", each)]
-    process = subprocess.Popen([*command, *settings, "--rounds", "100000"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "checkpoints").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert said.count("\n") == 1
-    assert "--resume" in said
-    done = int(RunFolder(tmp_path / "run").latest_checkpoint().name.removeprefix("round-"))
-    again = subprocess.run([*command, "--resume", "--rounds", str(done)], capture_output=True, text=True, check=False)
+    run = tmp_path / "run"
+    stopped = signalled(tmp_path, "--output", str(run), number=number)
+    assert stopped.returncode == 128 + number
+    assert stopped.stderr.count("\n") == 1
+    assert "--resume" in stopped.stderr
+    assert RunFolder(run).latest_checkpoint().name == "round-000071"
+    again = signalled(tmp_path, "--output", str(run), "--resume", "--rounds", "71", number=number)
     assert again.returncode == 0, again.stderr

@@ -4,6 +4,7 @@ processes."""
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,16 @@ def environment() -> Mapping[str, str]:
 
 
 def free_port() -> int:
-    """A port of this machine that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that is free now, and that the kernel gives to no outgoing connection.
+
+    Otherwise the attempts of nodes to reach a port where nothing listens yet could take this port themselves.
+    """
+    try:
+        outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        outgoing = 32768
+    for port in (10_000 + secrets.randbelow(max(outgoing - 10_000, 1)) for _ in range(100)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ConfigError(f"no port of 127.0.0.1 from 10000 to {outgoing - 1} is free; expected one for the coordinator")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import adjusted_rand_score
@@ -71,7 +71,6 @@ def test_quotas_by_hand(sizes: list[int], n: int, expected: list[int]) -> None:
     assert quotas(sizes, n) == expected
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any), n=st.integers(1, 120))
 def test_quotas_are_shares_rounded_up_or_down(sizes: list[int], n: int) -> None:
     got, total = quotas(sizes, n), sum(sizes)

@@ -30,7 +30,7 @@ def vectors(n: int, size: int = 50, seed: int = 0) -> dict[int, secagg.Words]:
     return dict(enumerate(drawn.view(np.uint64)))
 
 
-@effort(deadline=None, max_examples=15)
+@effort(max_examples=15)
 @given(
     st.integers(2, 7).flatmap(
         lambda n: st.tuples(st.just(n), st.sampled_from(STAGES), st.sets(st.integers(0, n - 1), max_size=n // 3))

@@ -4,6 +4,7 @@ changed, read superlink.py again."""
 from __future__ import annotations
 
 import asyncio
+import selectors
 import stat
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ from perfedrec.runtimes.flower.superlink import DurableState, FastPath
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 PUBLIC = public_key_to_bytes(KEY.public_key())
+HEARTBEAT = 1000.0
 SECRET = b"what a node sends stays off the disk"
 
 
@@ -56,7 +58,7 @@ def opened(given: DurableState) -> tuple[int, int, str]:
     return run, task.task_id, token
 
 
-def message(node: int, number: int = 0, ttl: float = 60.0) -> Message:
+def message(node: int, number: int = 0, ttl: float = 10_000.0) -> Message:
     content = RecordDict({"content": ConfigRecord({"secret": SECRET, "number": number})})
     made = Message(content, dst_node_id=node, message_type="train", ttl=ttl)
     made.metadata.__dict__["_message_id"] = made.object_id
@@ -96,7 +98,7 @@ def test_registered_nodes_and_open_runs_survive_a_restart_and_messages_do_not(tm
     gone = before.create_node("", "", b"another key", 0)
     node = before.create_node("", "", PUBLIC, 0)
     before.delete_node("", gone)
-    assert before.activate_node(node, 20.0)
+    assert before.activate_node(node, HEARTBEAT)
     run, task, token = opened(before)
     name = taken(before, message(node))
     assert before.object_store.get(name)
@@ -129,10 +131,10 @@ def test_a_node_that_is_silent_after_a_restart_no_longer_counts_as_connected(
 ) -> None:
     before = state(tmp_path)
     node = before.create_node("", "", PUBLIC, 0)
-    before.activate_node(node, 20.0)
+    before.activate_node(node, HEARTBEAT)
     run, _, _ = opened(before)
     after = state(tmp_path)
-    late = superlink.now().timestamp() + 41.0
+    late = superlink.now().timestamp() + 2 * HEARTBEAT + 1.0
     monkeypatch.setattr(
         "flwr.server.superlink.linkstate.in_memory_linkstate.now", lambda: datetime.fromtimestamp(late, tz=UTC)
     )
@@ -143,7 +145,7 @@ def test_a_node_receives_its_own_messages_once_and_in_order(tmp_path: Path) -> N
     given = state(tmp_path)
     nodes = [given.create_node("", "", bytes([each]), 0) for each in range(2)]
     for each in nodes:
-        given.activate_node(each, 20.0)
+        given.activate_node(each, HEARTBEAT)
     run, _, _ = opened(given)
     names = [taken(given, message(nodes[number % 2], number)) for number in range(5)]
     assert taken(given, message(nodes[0], 0)) not in names[1:]  # another one, made later
@@ -158,7 +160,7 @@ def test_a_node_receives_its_own_messages_once_and_in_order(tmp_path: Path) -> N
 def test_messages_that_a_node_had_when_it_died_are_unknown_afterwards(tmp_path: Path) -> None:
     given = state(tmp_path)
     node = given.create_node("", "", PUBLIC, 0)
-    given.activate_node(node, 20.0)
+    given.activate_node(node, HEARTBEAT)
     run, _, _ = opened(given)
     answers, lost, half, waiting = (message(node, number) for number in range(4))
     for each in (answers, lost, half):
@@ -174,7 +176,7 @@ def test_messages_that_a_node_had_when_it_died_are_unknown_afterwards(tmp_path: 
     )  # and its parts never arrive
     name = taken(given, waiting)
     given.deactivate_node(node)
-    assert given.activate_node(node, 20.0)
+    assert given.activate_node(node, HEARTBEAT)
     assert fails(given, lost.metadata.message_id, run) == ErrorCode.MESSAGE_UNAVAILABLE
     assert fails(given, half.metadata.message_id, run) == ErrorCode.MESSAGE_UNAVAILABLE
     assert reply.metadata.message_id not in given.object_store
@@ -186,13 +188,13 @@ def test_messages_that_a_node_had_when_it_died_are_unknown_afterwards(tmp_path: 
 def test_expired_messages_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = state(tmp_path)
     node = given.create_node("", "", PUBLIC, 0)
-    given.activate_node(node, 20.0)
+    given.activate_node(node, HEARTBEAT)
     opened(given)
     lasting = taken(given, message(node))
-    taken(given, message(node, 1, ttl=5.0))
+    taken(given, message(node, 1, ttl=1000.0))
     answered(given, given.get_message_ins(node, 2)[1])
     assert len(given.object_store) == 9  # two messages, their contents and their records, and those of the answer
-    soon = timedelta(seconds=superlink.GRACE + 10.0)
+    soon = timedelta(seconds=superlink.GRACE + 1001.0)
     monkeypatch.setattr(superlink, "now", lambda: datetime.now(UTC) + soon)
     new = taken(given, message(node, 2))
     assert len(given.object_store) == 6
@@ -200,10 +202,33 @@ def test_expired_messages_are_deleted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert new in given.object_store
 
 
+class Timeless(asyncio.SelectorEventLoop):
+    """An event loop with a clock of its own. Where all tasks wait, the clock jumps to the time that comes first."""
+
+    def __init__(self) -> None:
+        self.now, selector = 0.0, selectors.DefaultSelector()
+        super().__init__(selector)
+        select = selector.select
+
+        def jump(timeout: float | None = None) -> Any:
+            self.now += timeout or 0.0
+            return select(None if timeout is None else 0.0)
+
+        selector.select = jump  # type: ignore[method-assign]
+
+    def time(self) -> float:
+        return self.now
+
+
 def in_a_loop(play: Coroutine[Any, Any, Any]) -> Any:
     """In a thread of its own: other tests with a browser may have left a running loop in this one."""
+
+    def run() -> Any:
+        with asyncio.Runner(loop_factory=Timeless) as runner:
+            return runner.run(play)
+
     with ThreadPoolExecutor(1) as threads:
-        return threads.submit(asyncio.run, play).result()
+        return threads.submit(run).result()
 
 
 class Line:
@@ -212,7 +237,7 @@ class Line:
     def __init__(self, folder: Path) -> None:
         self.state, self.fallen = state(folder), list[str]()
         self.node = self.state.create_node("", "", PUBLIC, 0)
-        self.state.activate_node(self.node, 20.0)
+        self.state.activate_node(self.node, HEARTBEAT)
         self.run, _, self.token = opened(self.state)
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -255,7 +280,7 @@ def test_a_request_is_held_until_there_is_news(tmp_path: Path) -> None:
         assert not (await line.pull()).messages_list
         start = time()
         assert not (await line.pull(wait=1)).messages_list
-        assert time() - start > 0.9
+        assert time() - start == 1.0
         held = asyncio.create_task(line.pull(wait=9))
         await asyncio.sleep(0.05)
         assert not held.done()

@@ -56,7 +56,7 @@ def killed(killer: subprocess.Popen[str], path: Path, kind: str, start: int, del
             confirmed.append(int(rest[0]))
         if child and confirmed and alive:
             time.sleep(delay)
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)  # it is there: it makes its changes and waits for this
             alive = False
         if word == "ended":
             return confirmed
@@ -244,8 +244,9 @@ def test_a_writer_waits_for_another_process(tmp_path: Path, monkeypatch: pytest.
         assert store.add_interactions("ann", "5") == 1
 
 
-def test_many_writers_at_once(tmp_path: Path) -> None:
+def test_many_writers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.node"
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 600.0)  # SQLite does not serve the one first that has waited longest
     Store.create(path, ITEMS[:200]).close()
 
     def write(name: str) -> None:

@@ -1,4 +1,7 @@
-"""A process to be killed: it changes a node's file without end, and prints each change that the store has confirmed.
+"""A process to be killed: it changes a node's file, and prints each change that the store has confirmed.
+
+After a number of changes, which take longer than the tests wait at most, it makes no more and waits for its end, so
+that it does not run out of items where the tests are slow to kill it.
 
 For every line ``PATH KIND START`` on standard input it forks a child that does the work. Forking is fast, because all
 imports are already done.
@@ -7,9 +10,9 @@ imports are already done.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import polars as pl
@@ -25,13 +28,13 @@ def write(*words: object) -> None:
 
 
 def add(store: Store, start: int) -> None:
-    for number in count(start):
+    for number in range(start, start + 3000):
         store.add_interactions(f"u{number % 5}", str(number))
         write("ack", number)
 
 
 def import_rows(store: Store, start: int) -> None:
-    for number in count(start):
+    for number in range(start, start + 24):
         items = [str(number * BATCH + each) for each in range(BATCH)]
         store.import_interactions(pl.DataFrame({"user": [f"u{number % 5}"] * BATCH, "item": items}))
         write("ack", number)
@@ -40,7 +43,7 @@ def import_rows(store: Store, start: int) -> None:
 def play(store: Store, start: int) -> None:
     store.join_run(ALGORITHM, "run")
     everyone = store.everyone()
-    for number in count(start):
+    for number in range(start, start + 3000):
         store.answer_round(number, b"tables", lambda: count_up(store, everyone))
         write("ack", number)
 
@@ -59,6 +62,7 @@ if __name__ == "__main__":
         if not child:
             with Store.open(Path(path)) as opened:
                 {"add": add, "import": import_rows, "play": play}[kind](opened, int(start))
+                signal.pause()
         write("pid", child)
         os.waitpid(child, 0)
         write("ended")
