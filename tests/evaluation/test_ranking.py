@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import ndcg_score
 
 from perfedrec.core.types import block_rows
-from perfedrec.evaluation import Held, Totals, mask_seen, rank_block
+from perfedrec.evaluation import Held, RandomOrder, Totals, mask_seen, rank_block
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.popularity import Counts, Popularity
 from perfedrec.runs.engine import CentralRecommender
@@ -31,7 +31,8 @@ def world(seed: int = 0) -> tuple[torch.Tensor, list[set[int]], list[set[int]], 
 
 def ranked(scores: torch.Tensor, seen: list[set[int]], users: list[int], k: int) -> torch.Tensor:
     pairs = torch.tensor([(row, item) for row, user in enumerate(users) for item in seen[user]])
-    return rank_block(mask_seen(scores[users].clone(), pairs[:, 0], pairs[:, 1]), k)[1]
+    masked = mask_seen(scores[users].clone(), pairs[:, 0], pairs[:, 1])
+    return rank_block(masked, k, torch.tensor(users), RandomOrder.of_numbers(N, M))[1]
 
 
 def brute(scores: torch.Tensor, seen: list[set[int]], wanted: list[set[int]], k: int) -> dict[str, float]:
@@ -136,7 +137,7 @@ def test_without_held_out_items_there_are_no_metrics() -> None:
 def test_a_list_that_is_longer_than_the_catalogue() -> None:
     held = Held(torch.tensor([0, 1]), torch.tensor([2]))
     users = torch.tensor([0])
-    _, lists = rank_block(torch.tensor([[1.0, 3.0, 2.0]]), 10)
+    _, lists = rank_block(torch.tensor([[1.0, 3.0, 2.0]]), 10, users, RandomOrder.of_numbers(1, 3))
     assert lists.tolist() == [[1, 2, 0]]
     result = Totals((2, 10), 3)
     result.add(held.hits(users, lists, 3), held.counts(users), lists, users)

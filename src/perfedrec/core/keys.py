@@ -12,6 +12,7 @@ It is a good statistical generator, and **not** a cryptographic one: it is for s
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isqrt
 
@@ -70,13 +71,22 @@ class Key:
         value = self.value & _MASK
         for part in parts:
             if isinstance(part, str):
-                part = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
+                part = int.from_bytes(_digest(part), "little")
             value = _mix_int((value ^ _mix_int((part + _GOLDEN) & _MASK)) + _GOLDEN & _MASK)
         return Key(value)
 
     def spread(self, ids: Tensor) -> Tensor:
         """One key for each id (of a user or an item), as int64 of the shape of ``ids``."""
         return fold_in(torch.full((), _signed(self.value & _MASK), device=ids.device), ids)
+
+
+def words_of(names: Iterable[str]) -> Tensor:
+    """One int64 word for each name: a digest of it, so that two names practically never share a word."""
+    return torch.from_numpy(np.frombuffer(b"".join(map(_digest, names)), dtype="<i8").astype(np.int64))
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
 def fold_in(keys: Tensor, ids: Tensor) -> Tensor:

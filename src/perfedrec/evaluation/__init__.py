@@ -1,6 +1,7 @@
 """Evaluation: full ranking block by block, ranking metrics that can be added up, and the base of all recommenders."""
 
+from perfedrec.evaluation.order import RandomOrder
 from perfedrec.evaluation.ranking import Held, Totals, mask_seen, rank_block
 from perfedrec.evaluation.recommender import Recommender, Stored
 
-__all__ = ["Held", "Recommender", "Stored", "Totals", "mask_seen", "rank_block"]
+__all__ = ["Held", "RandomOrder", "Recommender", "Stored", "Totals", "mask_seen", "rank_block"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from perfedrec.core.errors import ConfigError
 from perfedrec.data.interactions import Ids, id_series
+from perfedrec.evaluation.order import RandomOrder
 from perfedrec.evaluation.ranking import rank_block
 
 
@@ -19,19 +21,27 @@ def check_length(k: int) -> None:
         raise ConfigError(f"the length k of the list is {k}; expected 1 or more")
 
 
-def explained(scores: Tensor, parts: Mapping[str, Tensor], item_ids: Ids, k: int) -> pl.DataFrame:
+def explained(scores: Tensor, parts: Mapping[str, Tensor], user_id: int | str, item_ids: Ids, k: int) -> pl.DataFrame:
     """A user's ``k`` best items as a table with columns item, rank, score, one column for each part, and moved.
 
     ``scores`` [m] are minus infinity for items that cannot be recommended. The ``parts`` [m] add up to the score.
-    ``item_ids`` [m] are external ids. ``moved`` is the number of places that an item gained over the ranking by the
-    part ``global`` alone. Raises :class:`ConfigError` where ``k`` is below 1.
+    ``user_id`` and ``item_ids`` [m] are external ids. ``moved`` is the number of places that an item gained over the
+    ranking by the part ``global`` alone. Raises :class:`ConfigError` where ``k`` is below 1.
     """
     check_length(k)
-    _, ranked = rank_block(scores[None].clone(), k)
-    items = ranked[0][scores[ranked[0]] > -torch.inf]  # a user who has seen nearly all items gets a shorter list
-    alone = parts["global"].masked_fill(scores == -torch.inf, -torch.inf)
-    rank = torch.arange(1, items.numel() + 1, device=items.device)
-    rank_alone = (alone[None, :] > alone[items][:, None]).sum(1) + 1
+    order = RandomOrder(np.array([user_id], dtype=object), item_ids)
+
+    def ranked(values: Tensor, length: int) -> Tensor:
+        """The items of a list by ``values`` [m], which ends before the items that cannot be recommended."""
+        values = values.masked_fill(scores == -torch.inf, -torch.inf)
+        best, items = rank_block(values[None], length, torch.zeros(1, dtype=torch.int64, device=values.device), order)
+        return items[0][best[0] > -torch.inf]
+
+    items, alone = ranked(scores, k), ranked(parts["global"], scores.numel())
+    ranks = torch.arange(1, scores.numel() + 1, device=items.device)
+    rank, rank_alone = ranks[: items.numel()], torch.zeros_like(ranks)
+    rank_alone[alone] = ranks[: alone.numel()]
+    rank_alone = rank_alone[items]
     if not bool(parts["global"].any()):  # the global model has weight 0: there is no ranking to compare with
         rank_alone = rank
     return pl.DataFrame(

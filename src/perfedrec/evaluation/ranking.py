@@ -3,7 +3,8 @@
 With ``L`` the held-out items of a user, ``r_1 < r_2 < ...`` their ranks in the list and ``k`` the cut-off:
 ``Recall = hits / |L|``; ``Precision = hits / k``; ``HR = [hits > 0]``; ``MRR = 1 / r_1`` if ``r_1 <= k``;
 ``NDCG = sum_j 1 / log2(1 + r_j) / sum_{j <= min(k, |L|)} 1 / log2(1 + j)``. Means are over users with held-out items.
-Coverage is the share of all items that are in the list of at least one user.
+Coverage is the share of all items that are in the list of at least one user. Items with equal scores are ordered by the
+rule of :mod:`.order`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perfedrec.core.types import block_rows
+from perfedrec.evaluation.order import RandomOrder
 
 METRICS = ("recall", "ndcg", "hr", "mrr", "precision")
+
+_FIRST, _LAST = torch.iinfo(torch.int64).max, torch.iinfo(torch.int64).min
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,29 @@ def mask_seen(scores: Tensor, segments: Tensor, items: Tensor) -> Tensor:
     return scores
 
 
-def rank_block(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` best items of each row, best first: scores and items [B, min(k, m)]."""
-    values, items = torch.topk(scores, min(k, scores.shape[1]), dim=1)
+def rank_block(scores: Tensor, k: int, users: Tensor, order: RandomOrder) -> tuple[Tensor, Tensor]:
+    """The ``k`` best items of each row, best first: scores and items [B, min(k, m)].
+
+    Row i of ``scores`` [B, m] are those of user i of ``users`` [B]. Items with equal scores come in the ``order`` of
+    their user. Items with minus infinity come last, in any order.
+    """
+    k = min(k, scores.shape[1])
+    values, items = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)  # one more, to see a tie at the end
+    tied = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)
+    cut, inside = tied[:, k - 1 :].any(1), tied[:, : k - 1].any(1)
+    values, items = values[:, :k].contiguous(), items[:, :k].contiguous()
+    if bool(cut.any()):  # of the items that have the last place's score, those that come first
+        rows = cut.nonzero().squeeze(1)
+        words, own, last = order.words(users[rows]), scores[rows], values[rows, -1:]
+        words.masked_fill_(own > last, _FIRST).masked_fill_(own < last, _LAST)
+        items[rows] = words.topk(k, dim=1).indices
+        values[rows] = own.gather(1, items[rows])
+    again = cut | inside
+    if bool(again.any()):
+        rows = again.nonzero().squeeze(1)
+        some = items[rows]
+        some = some.gather(1, order.words(users[rows], some).argsort(dim=1, descending=True))
+        own = scores[rows[:, None], some]
+        values[rows], places = own.sort(dim=1, descending=True, stable=True)
+        items[rows] = some.gather(1, places)
     return values, items

@@ -12,6 +12,7 @@ from torch import Tensor
 from perfedrec.core.keys import Key
 from perfedrec.core.records import Scalar, copied, unflatten
 from perfedrec.core.types import Embedding, block_rows
+from perfedrec.evaluation.order import RandomOrder
 from perfedrec.evaluation.ranking import Held, Totals, mask_seen, rank_block
 from perfedrec.evaluation.sampled import rank_among
 
@@ -25,10 +26,12 @@ class Recommender(ABC):
     """Scores of all items for the users of the training data.
 
     The training data are given as CSR arrays, ``offsets`` [n + 1] and ``items``; there are ``n_items`` items (m).
+    ``order`` decides between items with equal scores; by default the numbers of users and items are their ids.
     """
 
-    def __init__(self, offsets: Tensor, items: Tensor, n_items: int) -> None:
+    def __init__(self, offsets: Tensor, items: Tensor, n_items: int, order: RandomOrder | None = None) -> None:
         self.offsets, self.items, self.n_items = offsets, items, n_items
+        self.order = order or RandomOrder.of_numbers(offsets.numel() - 1, n_items)
 
     @abstractmethod
     def explain(self, users: Tensor) -> dict[str, Tensor]:
@@ -81,7 +84,7 @@ class Recommender(ABC):
 
         Both are [B, min(k, m)]. Users are ranked in blocks of ``block_size``, which bounds the memory.
         """
-        ranked = [rank_block(self.scores(block), k) for block in users.split(block_size)]
+        ranked = [rank_block(self.scores(block), k, block, self.order) for block in users.split(block_size)]
         return torch.cat([items for _, items in ranked]), torch.cat([values for values, _ in ranked])
 
     def rank(
@@ -93,9 +96,10 @@ class Recommender(ABC):
         """
         totals = Totals(ks, self.n_items)
         for users in self.everyone().split(block_size):
-            values, lists = rank_block(self.scores(users, hide=hide), max(ks))
-            hits = held.hits(users, lists, self.n_items)
-            totals.add(hits, held.counts(users), lists.masked_fill(values == -torch.inf, -1), users)
+            values, lists = rank_block(self.scores(users, hide=hide), max(ks), users, self.order)
+            shown = values > -torch.inf  # a user who has seen nearly all items gets a shorter list
+            hits = held.hits(users, lists, self.n_items) & shown
+            totals.add(hits, held.counts(users), lists.masked_fill(~shown, -1), users)
         return totals
 
     def evaluate(
@@ -109,9 +113,9 @@ class Recommender(ABC):
     ) -> Totals:
         """Rank each held-out item among ``n_negatives`` random unseen items of its user: see :mod:`.sampled`.
 
-        The draws depend on ``seed`` and the user only.
+        The draws depend on ``seed`` and on the ids of user and items only.
         """
         totals, key = Totals(ks, self.n_items), Key(seed).fold("sampled negatives")
         for users in self.everyone().split(RANKED_AT_ONCE):
-            rank_among(self.scores(users, hide=hide), users, held, n_negatives, key, totals)
+            rank_among(self.scores(users, hide=hide), users, held, n_negatives, key, self.order, totals)
         return totals

@@ -10,27 +10,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from perfedrec.core.keys import Key, uniform
+from perfedrec.core.keys import Key
+from perfedrec.evaluation.order import RandomOrder
 from perfedrec.evaluation.ranking import Held, Totals
 
+_NEVER = torch.iinfo(torch.int64).min
 
-def rank_among(scores: Tensor, users: Tensor, held: Held, n_negatives: int, key: Key, totals: Totals) -> None:
+
+def rank_among(
+    scores: Tensor, users: Tensor, held: Held, n_negatives: int, key: Key, order: RandomOrder, totals: Totals
+) -> None:
     """Rank each held-out item of ``users`` [B] among negatives by ``scores`` [B, m], and add the result to ``totals``.
 
-    ``scores`` are minus infinity for items that must not be drawn. ``key`` decides the draws: up to ``n_negatives`` for
-    each user. Each held-out item is a case of its own, with one right answer. Each negative with an equal score counts
-    as half a rank, so that a model that gives all items the same score ends in the middle.
+    ``scores`` are minus infinity for items that must not be drawn. ``key`` and the ids that ``order`` knows decide the
+    draws: up to ``n_negatives`` for each user. Each held-out item is a case of its own, with one right answer. Items
+    with equal scores come in the ``order`` of their user, as in full ranking.
     """
     segments, items = held.rows(users)
     if not items.numel():
         return
     allowed = scores > -torch.inf
     allowed[segments, items] = False
-    draws = uniform(key.spread(users), scores.shape[1]).masked_fill_(~allowed, -1.0)
+    draws = order.words(users, key=key).masked_fill_(~allowed, _NEVER)
     values, drawn = draws.topk(min(n_negatives, scores.shape[1]), dim=1)
-    others = scores.gather(1, drawn).masked_fill_(values < 0, -torch.inf)[segments]
-    own = scores[segments, items][:, None]
-    rank = (others > own).sum(1) + (((others == own) & (own > -torch.inf)).sum(1) + 1) // 2  # from 0
+    others, own = scores.gather(1, drawn)[segments], scores[segments, items][:, None]
+    later = order.words(users, drawn)[segments] < order.words(users[segments], items[:, None])
+    ahead = ((others > own) | ((others == own) & ~later)) & (values > _NEVER)[segments]
+    rank = ahead.sum(1)  # from 0
     hits = torch.arange(max(totals.ks), device=rank.device) == rank[:, None]
     ones = torch.ones_like(rank)
     totals.add(hits, ones, None, users[segments])

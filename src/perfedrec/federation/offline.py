@@ -41,4 +41,4 @@ def recommend(store: Store, user_id: str, k: int) -> pl.DataFrame:
     """
     users = torch.tensor([store.identity(user_id)])
     scores, parts = LocalRecommender(store, build(store.served().configuration)).scores(users)
-    return explained(scores[0], {name: values[0] for name, values in parts.items()}, store.item_ids, k)
+    return explained(scores[0], {name: values[0] for name, values in parts.items()}, user_id, store.item_ids, k)

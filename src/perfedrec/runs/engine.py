@@ -14,7 +14,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Embedding, RoundReport
 from perfedrec.data import Dataset
-from perfedrec.evaluation import Recommender, Stored
+from perfedrec.evaluation import RandomOrder, Recommender, Stored
 from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.runs.config import RunSettings
@@ -42,10 +42,11 @@ class Engine(Protocol):
 
 
 class CentralRecommender(Recommender):
-    """A centralised method with a state that it scores with, and the training ``data``."""
+    """A centralised method with a state that it scores with, and the training ``data``; ``order`` is that of
+    :class:`Recommender`."""
 
-    def __init__(self, method: Method, state: Any, data: Training) -> None:
-        super().__init__(data.rows.offsets, data.rows.items, data.n_items)
+    def __init__(self, method: Method, state: Any, data: Training, order: RandomOrder | None = None) -> None:
+        super().__init__(data.rows.offsets, data.rows.items, data.n_items, order)
         self.method, self.state, self.data = method, state, data
 
     def raw_scores(self, users: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class CentralRecommender(Recommender):
         return {"state": self.state}
 
     def with_records(self, records: Mapping[str, Any]) -> CentralRecommender:
-        return CentralRecommender(self.method, records["state"], self.data)
+        return CentralRecommender(self.method, records["state"], self.data, self.order)
 
 
 class Central:
@@ -76,6 +77,7 @@ class Central:
     ) -> None:
         self.method, self.seed, self.device, self.round = method, seed, pick_device(device), 0
         self.data = Training.of(dataset, self.device)
+        self.order = RandomOrder(dataset.train.user_ids, dataset.train.item_ids)
         self.n_phases = 0 if method.trained else 1
         self.state = method.init(self.data, Key(seed).fold("init"))
 
@@ -96,7 +98,7 @@ class Central:
 
     def recommender(self) -> CentralRecommender:
         """The recommender after the last round."""
-        return CentralRecommender(self.method, self.method.serving(self.state, self.data), self.data)
+        return CentralRecommender(self.method, self.method.serving(self.state, self.data), self.data, self.order)
 
     def records(self) -> dict[str, Any]:
         """The records of a checkpoint, by name."""

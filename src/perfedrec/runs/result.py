@@ -93,11 +93,12 @@ class Result:
         The columns ``local``, ``cluster``, ``global`` and, where it is mixed in, ``pretrained`` sum to the score.
         ``moved`` is the number of places by which the personal model ranks an item higher than the global model alone.
         """
-        users = torch.tensor([self.dataset.train.user_index(user_id)], device=self.recommender.device)
+        train = self.dataset.train
+        users = torch.tensor([train.user_index(user_id)], device=self.recommender.device)
+        own = id_series(train.user_ids)[users.tolist()]
         parts = {name: values[0] for name, values in self.recommender.explain(users).items()}
-        frame = explained(self.recommender.scores(users)[0], parts, self.dataset.train.item_ids, k)
-        ids = id_series(self.dataset.train.user_ids)[users.tolist()]
-        return frame.select(pl.repeat(ids[0], frame.height, dtype=ids.dtype).alias("user"), pl.all())
+        frame = explained(self.recommender.scores(users)[0], parts, own[0], train.item_ids, k)
+        return frame.select(pl.repeat(own[0], frame.height, dtype=own.dtype).alias("user"), pl.all())
 
 
 def open_run(folder: Path, data: str | None = None, device: str | None = None) -> tuple[Result, Config]:

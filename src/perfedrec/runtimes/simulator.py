@@ -14,7 +14,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Embedding, RoundReport, Rows, Spec
 from perfedrec.data import Dataset
-from perfedrec.evaluation import Recommender, Stored
+from perfedrec.evaluation import RandomOrder, Recommender, Stored
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round
 
@@ -28,10 +28,13 @@ def populate(dataset: Dataset, device: torch.device) -> Population[C]:
 
 
 class PersonalRecommender(Recommender, Generic[S, B, C]):
-    """A served state with the client states of all users: it recommends with each user's personal model."""
+    """A served state with the client states of all users: it recommends with each user's personal model. ``order`` is
+    that of :class:`Recommender`."""
 
-    def __init__(self, algorithm: Algorithm[S, B, C], state: S, population: Population[C]) -> None:
-        super().__init__(population.offsets, population.items, population.n_items)
+    def __init__(
+        self, algorithm: Algorithm[S, B, C], state: S, population: Population[C], order: RandomOrder | None = None
+    ) -> None:
+        super().__init__(population.offsets, population.items, population.n_items, order)
         self.algorithm, self.state, self.population = algorithm, state, population
 
     def raw_scores(self, users: Tensor) -> Tensor:
@@ -61,7 +64,7 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
         given = self.population
         population: Population[C] = Population(given.offsets, given.items, given.n_items, given.attributes)
         population.client_state = records["memory"]
-        return PersonalRecommender(self.algorithm, records["state"], population)
+        return PersonalRecommender(self.algorithm, records["state"], population, self.order)
 
 
 class Simulator(Generic[S, B, C]):
@@ -84,6 +87,7 @@ class Simulator(Generic[S, B, C]):
         self.algorithm, self.seed, self.block_size, self.dropout_rate = algorithm, seed, block_size, dropout_rate
         self.device = pick_device(device)
         self.population: Population[C] = populate(dataset, self.device)
+        self.order = RandomOrder(dataset.train.user_ids, dataset.train.item_ids)
         items, users = dataset.item_attributes, dataset.user_attributes
         spec = Spec(
             n_users=dataset.n_users,
@@ -116,7 +120,7 @@ class Simulator(Generic[S, B, C]):
 
     def recommender(self) -> PersonalRecommender[S, B, C]:
         """The recommender of the current state. It shares storage with the simulator and changes with it."""
-        return PersonalRecommender(self.algorithm, self.algorithm.serving(self.state), self.population)
+        return PersonalRecommender(self.algorithm, self.algorithm.serving(self.state), self.population, self.order)
 
     def records(self) -> dict[str, Any]:
         """What a checkpoint holds."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from perfedrec.data import Dataset, Interactions, SyntheticTruth, load, split
+from perfedrec.evaluation.lists import explained
 from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.methods.federated.gpfedrec import GPFedRec
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
@@ -97,6 +98,26 @@ def test_a_node_recommends_what_the_simulator_recommends(name: str, dataset: Dat
         assert torch.equal(kept.participations, before.participations)
         unchanged, _ = local.scores(SOME[[0, 1, 3, 4]])
         torch.testing.assert_close(unchanged, recommender.scores(SOME[[0, 1, 3, 4]]), rtol=1e-5, atol=1e-6)
+
+
+class Indifferent(FedMF):
+    """Gives all items of a user the same score."""
+
+    def scores(self, broadcast: Any, rows: Any, client_state: Any) -> torch.Tensor:
+        return torch.zeros_like(super().scores(broadcast, rows, client_state))
+
+
+def test_equal_scores_come_in_the_same_order_on_a_node(dataset: Dataset, tmp_path: Path) -> None:
+    simulator = Simulator(Indifferent(FedMF.Options.model_validate(METHODS["fedmf"][1])), dataset, seed=5, device="cpu")
+    simulator.play()
+    expected, _ = simulator.recommender().recommend(SOME, 20)
+    with node_of(simulator, dataset, tmp_path / "a.node") as store:
+        for user, own in zip(dataset.train.user_ids[SOME.numpy()], expected.numpy(), strict=True):
+            scores, parts = LocalRecommender(store, simulator.algorithm).scores(
+                torch.tensor([store.identity(str(user))])
+            )
+            frame = explained(scores[0], {name: each[0] for name, each in parts.items()}, str(user), store.item_ids, 20)
+            assert frame["item"].to_list() == dataset.train.item_ids[own].tolist()
 
 
 def test_a_served_broadcast_contains_only_its_own_users(dataset: Dataset) -> None:
