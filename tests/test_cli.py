@@ -136,9 +136,11 @@ def test_a_split_in_three_files_with_any_names(ratings: Path, tmp_path: Path) ->
     trained = runner.invoke(app, ["train", *files, "--output", str(tmp_path / "run"), "--json", *FEW])
     assert trained.exit_code == 0, trained.output
     assert json.loads(trained.stdout)["test"]["users"] == 30
+    two = runner.invoke(app, ["train", *files[:2], *files[4:], "--output", str(tmp_path / "two"), "--json", *FEW])
+    assert two.exit_code == 0, two.output
     some = runner.invoke(app, ["train", *files[:4], "--output", str(tmp_path / "other"), *FEW])
     assert some.exit_code == 2
-    assert "needs all three" in some.stderr
+    assert "needs train and test, and valid if there is one" in some.stderr
 
 
 def test_missing_attributes_are_an_error_of_one_line(ratings: Path, tmp_path: Path) -> None:

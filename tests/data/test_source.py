@@ -61,6 +61,7 @@ def test_a_single_file_is_split_by_time_where_it_has_timestamps(ratings: Path) -
     data = load(ratings)
     assert data.name == "ratings"
     assert data.notes.lines()[0] == "split: leave-one-out by time"
+    assert data.notes.looks_ahead is False  # all users took items at the same times
     assert data.train.item_ids.tolist() == list(range(18))  # all users took items in the order 0 .. 19
     assert data.notes.test.unknown_items == 1
     without = ratings.with_name("pairs.csv")
@@ -117,24 +118,44 @@ def test_given_parts_as_a_folder_and_as_files(tmp_path: Path) -> None:
     assert data.fingerprint == load(**paths).fingerprint  # type: ignore[arg-type]
     assert (data.train.n_interactions, data.valid.n_interactions, data.test.n_interactions) == (3, 1, 0)
     assert data.notes.test.unknown_items == 1
-    for options in ({"min_rating": 3}, {"k_core": 2}):
-        with pytest.raises(DataError, match=r"not prepared again; expected min_rating and k_core with a single file"):
-            load(tmp_path, **options)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"either a file, a folder .* or all of train, valid and test"):
-        load(train=paths["train"], test=paths["test"])
-    with pytest.raises(DataError, match=r"either a file, a folder .* or all of train, valid and test"):
+    with pytest.raises(DataError, match=r"given are not removed; expected k_core with a single file"):
+        load(tmp_path, k_core=2)
+    with pytest.raises(DataError, match=r"train.csv: the data have no ratings to compare with min_rating"):
+        load(tmp_path, min_rating=3)
+    for wrong in ({"train": paths["train"]}, {"test": paths["test"], "valid": paths["valid"]}):
+        with pytest.raises(DataError, match=r"either a file, a folder .* or train and test, and valid if there is one"):
+            load(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"either a file, a folder .* or train and test"):
         load(tmp_path, **paths)  # type: ignore[arg-type]
+    used = "data.split = ratio is not used: the files are split already"
+    assert used in load(tmp_path, split_how="ratio").notes.remarks
     (tmp_path / "valid.txt").write_text("1 2\n")
-    with pytest.raises(DataError, match=r"holds valid.txt and valid.csv; expected only one of them"):
+    with pytest.raises(DataError, match=r"holds valid.csv and valid.txt; expected only one of them"):
         load(tmp_path)
     (tmp_path / "valid.txt").unlink()
-    (tmp_path / "valid.csv").unlink()
-    with pytest.raises(DataError, match=r"needs train, valid and test; missing: valid"):
+    (tmp_path / "train.csv").unlink()
+    with pytest.raises(DataError, match=r"there is test.csv, valid.csv, missing: train"):
         load(tmp_path)
+
+
+def test_ratings_below_a_threshold_are_removed_from_all_parts_of_a_given_split(tmp_path: Path) -> None:
+    for part, rows in (
+        ("train", "1,1,5\n1,2,2\n1,3,4\n2,1,4\n"),
+        ("valid", "2,3,4\n2,2,1\n"),
+        ("test", "1,2,9\n2,3,3\n"),
+    ):
+        (tmp_path / f"{part}.csv").write_text("user,item,rating\n" + rows)
+    data = load(tmp_path, min_rating=4)
+    assert [part.frame().rows() for part in (data.train, data.valid, data.test)] == [
+        [(1, 1), (1, 3), (2, 1)],
+        [(2, 3)],
+        [],  # item 2 is in no training interaction
+    ]
+    assert "interactions rated below 4 were removed from all parts" in data.notes.lines()
 
 
 def test_folders_without_a_known_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected train, valid and test files, one of u.data.*; found nothing"):
+    with pytest.raises(DataError, match=r"expected train and test files, one of u.data.*; found nothing"):
         load(tmp_path)
     (tmp_path / "a.inter").write_text("user_id:token\titem_id:token\n" + "".join(f"u\ti{i}\n" for i in range(5)))
     assert load(tmp_path).n_items == 3

@@ -1,5 +1,6 @@
 """The configuration: its sources, which of them wins, and messages that name the nearest valid name."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,12 @@ def test_options_have_to_fit_together_in_all_sources_and_not_in_each_one(tmp_pat
         ("run.rounds=off", "run.rounds: expected a whole number (given: off)"),
         ("run.rounds.x=1", "run.rounds: expected a whole number (given: a section)"),
         ("run=1", "run: expected a section (given: 1)"),
-        ("data.split=half", "data.split: expected leave-one-out or ratio (given: 'half')"),
+        ("data.split=half", "data.split: expected leave-one-out, ratio, global-time or folds (given: 'half')"),
+        ("data.ratio=[1, 2]", "data.ratio: expected three shares, such as [0.8, 0.1, 0.1] (given: [1, 2])"),
+        ("data.ratio=1,0", "data.ratio: expected three shares"),
+        ("data.folds=1", "data: split folds needs the number of folds, at least 2, got 1"),
+        ("data.ties=all", "data.ties: expected random or together"),
+        ("data.test=a.csv", "data: a given split needs train and test, and valid if there is one"),
         ("run.dropout_rate=2", "run.dropout_rate: expected at most 1 (given: 2)"),
         ("personal.pretrained=0.9", "needs pretraining.kind = spectral"),
     ],
@@ -71,6 +77,34 @@ def test_mistakes_are_named(override: str, said: str) -> None:
         config.load("paper", overrides=[override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_split_is_the_one_that_the_other_options_belong_to(tmp_path: Path) -> None:
+    def data(*overrides: str) -> config.DataSettings:
+        return config.load(None, None, overrides).data
+
+    assert (data().split, data("data.order=random").split) == ("leave-one-out", "leave-one-out")
+    assert data("data.ratio=[0.6, 0.2, 0.2]").split == "ratio"
+    assert data("data.ratio=0.6,0.2,0.2").ratio == (0.6, 0.2, 0.2)
+    assert data("data.split=global-time", "data.ratio=[0.6, 0.2, 0.2]").split == "global-time"
+    assert data("data.folds=5", "data.fold=2").split == "folds"
+    dated = data("data.valid_from=2020-01-01", "data.test_from=2020-02-01T00:00:00Z")
+    assert (dated.split, dated.valid_from, dated.test_from) == (
+        "global-time",
+        "2020-01-01",
+        "2020-02-01 00:00:00+00:00",
+    )
+    assert data("data.valid_from=5", "data.test_from=6").valid_from == "5"
+    with pytest.raises(ConfigError, match="ratio changes nothing with split leave-one-out"):
+        data("data.split=leave-one-out", "data.ratio=[0.6, 0.2, 0.2]")
+    whole = config.load(None, None, ["data.folds=5"])
+    assert config.check(tomllib.loads(whole.to_toml())) == whole
+
+
+def test_train_and_test_on_the_command_line_replace_a_split_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('[data]\ntrain = "a"\nvalid = "b"\ntest = "c"\n')
+    given = config.load(None, tmp_path / "a.toml", data__train="x", data__test="y").data
+    assert (given.train, given.valid, given.test) == ("x", None, "y")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -52,16 +52,32 @@ def data_prepare(
     columns: Columns = "",
     min_rating: Annotated[float | None, typer.Option(help="remove interactions with a lower rating")] = None,
     k_core: Annotated[int, typer.Option(help="remove users and items with fewer interactions, repeatedly")] = 0,
-    split: Annotated[str, typer.Option(help="leave-one-out or ratio")] = "leave-one-out",
+    split: Annotated[
+        str | None,
+        typer.Option(help="leave-one-out, ratio, global-time or folds (default: what the options below belong to)"),
+    ] = None,
+    ratio: Annotated[
+        str | None, typer.Option(help="shares of train, valid and test, for ratio and global-time: 0.8,0.1,0.1")
+    ] = None,
+    valid_from: Annotated[str | None, typer.Option(help="date where validation starts, for global-time")] = None,
+    test_from: Annotated[str | None, typer.Option(help="date where test starts, for global-time")] = None,
+    folds: Annotated[int | None, typer.Option(help="number of folds, for folds")] = None,
+    fold: Annotated[int, typer.Option(help="the fold that is tested, from 0")] = 0,
     order: Annotated[str, typer.Option(help="order of a user's interactions: auto, time or random")] = "auto",
-    seed: Annotated[int, typer.Option(help="seed of a random order")] = 0,
+    ties: Annotated[
+        str, typer.Option(help="a user's interactions at the same time: random (order), or together (never split)")
+    ] = "random",
+    seed: Annotated[int, typer.Option(help="seed of what is random in the split")] = 0,
 ) -> None:
     """Filter and split interactions, and write them as a data set.
+
+    Leave-one-out and ratio follow the time of each user, so that training has interactions that are later than tested
+    ones of other users; global-time has none.
 
     [bold]perfedrec data prepare ratings.csv --min-rating 4 --k-core 5 --output prepared[/bold]
     """
     with one_line():
-        from perfedrec.data import load, parse_columns, write
+        from perfedrec.data import load, parse_columns, parse_ratio, write
 
         dataset = load(
             source,
@@ -70,7 +86,13 @@ def data_prepare(
             min_rating=min_rating,
             k_core=k_core,
             split_how=split,
+            ratio=None if ratio is None else parse_ratio(ratio),
+            valid_from=valid_from,
+            test_from=test_from,
+            folds=folds,
+            fold=fold,
             order=order,
+            ties=ties,
             seed=seed,
         )
         write(dataset, output)

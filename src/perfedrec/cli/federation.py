@@ -146,7 +146,7 @@ def up(
         again += _options(output=output, rounds=rounds, metrics_port=metrics_port, **changed)
         again += ["--keep-sums"] if keep_sums else []
         with exposed(metrics_port) as expose:
-            dataset = None if resume else open_data(resolved.data)
+            dataset = None if resume else open_data(resolved.data, resolved.attributes)
             if dataset is not None:
                 method.settings.privacy.check_users(min(users or dataset.n_users, dataset.n_users))
                 count = NODES if nodes is None else nodes

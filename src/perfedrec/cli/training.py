@@ -52,7 +52,9 @@ Track = Annotated[list[str] | None, typer.Option(help="log to tensorboard or mlf
 def train(
     data: Data = None,
     train_file: Annotated[str | None, typer.Option("--train", help="training file of a given split")] = None,
-    valid: Annotated[str | None, typer.Option(help="validation file of a given split")] = None,
+    valid: Annotated[
+        str | None, typer.Option(help="validation file of a given split (default: part of training)")
+    ] = None,
     test: Annotated[str | None, typer.Option(help="test file of a given split")] = None,
     format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
     columns: Columns = "",
@@ -126,7 +128,7 @@ def _check_start(data: str | None, files: Sequence[str | None], previous: bool) 
     if previous:
         raise ConfigError("--previous makes --resume skip damaged checkpoints; expected both options or neither")
     if data and any(files):
-        raise ConfigError("the data are given twice; expected either --data, or --train, --valid and --test")
+        raise ConfigError("the data are given twice; expected either --data, or --train, --test and perhaps --valid")
 
 
 def _check_resume(fixed: Sequence[object]) -> None:
@@ -161,7 +163,7 @@ def _play(
     from perfedrec.runs.config import open_data
     from perfedrec.runs.training import train as run_training
 
-    dataset = open_data(config.data)
+    dataset = open_data(config.data, config.attributes)
     if data:
         print_data(dataset)
     return run_training(config, dataset, output=output, resume=resume or False, progress=reporter, callbacks=trackers)

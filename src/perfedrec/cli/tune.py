@@ -50,7 +50,7 @@ def tune(
         given: dict[str, Any] = {"data__path": data, "run__rounds": rounds, "run__seed": seed}
         resolved = resolve(preset, config, set_ or (), without or (), privacy=privacy, algorithm=algorithm, **given)
         searched = ready_made(resolved.algorithm) if space is None else read_space(space)
-        tuning = Tuning(resolved, searched, open_data(resolved.data), output)
+        tuning = Tuning(resolved, searched, open_data(resolved.data, resolved.attributes), output)
         shown = progress.Bar if sys.stderr.isatty() and not as_json else progress.Quiet
         study = tuning.play(trials, _Lines(trials, resolved.run.select_by, as_json), shown)
         finished = {"trials": len(study.get_trials(deepcopy=False)), "output": str(output)}

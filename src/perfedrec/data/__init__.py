@@ -2,17 +2,27 @@
 
 from perfedrec.data.attributes import read_attributes
 from perfedrec.data.catalogue import Catalogue, read_catalogue
-from perfedrec.data.dataset import Attributes, Dataset, Encoding, HeldOut, SplitReport, SyntheticTruth, counted
+from perfedrec.data.dataset import (
+    Attributes,
+    Dataset,
+    Encoding,
+    HeldOut,
+    SplitReport,
+    SyntheticTruth,
+    Ties,
+    counted,
+)
 from perfedrec.data.describe import describe, gini
 from perfedrec.data.detection import detect
 from perfedrec.data.fetch import SOURCES, Source, fetch
 from perfedrec.data.formats import FORMATS, parse_columns, read
 from perfedrec.data.frames import DataLike, rows_of
+from perfedrec.data.given import from_files
 from perfedrec.data.interactions import Interactions
 from perfedrec.data.lists import read_negatives
 from perfedrec.data.prepare import PrepareReport, prepare
 from perfedrec.data.source import LoadOptions, attributes_beside, load
-from perfedrec.data.split import from_files, split
+from perfedrec.data.split import SplitRule, implied, parse_ratio, split
 from perfedrec.data.synthetic import synthetic
 from perfedrec.data.ties import LastTies, last_ties
 from perfedrec.data.write import write
@@ -32,7 +42,9 @@ __all__ = [
     "PrepareReport",
     "Source",
     "SplitReport",
+    "SplitRule",
     "SyntheticTruth",
+    "Ties",
     "attributes_beside",
     "counted",
     "describe",
@@ -40,9 +52,11 @@ __all__ = [
     "fetch",
     "from_files",
     "gini",
+    "implied",
     "last_ties",
     "load",
     "parse_columns",
+    "parse_ratio",
     "prepare",
     "read",
     "read_attributes",

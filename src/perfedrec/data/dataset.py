@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -96,12 +96,38 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Ties:
+    """How often chance decided a split by time, because a user has several interactions at the same time.
+
+    Of the ``users`` who have interactions held out, for ``test`` it decided which ones are tested, and for ``any``
+    which ones are tested or validated with. ``seed`` is the seed that decided.
+    """
+
+    users: int
+    test: int
+    any: int
+    seed: int
+
+    def line(self) -> str:
+        """The counts as a sentence."""
+        share = self.any / max(self.users, 1)
+        test = f" ({self.test:,}: which one is tested)" if self.test and self.test < self.any else ""
+        what = "which interaction is tested" if self.test == self.any else "which interactions are held out"
+        return (
+            f"chance decides {what} for {self.any:,} of {self.users:,} users ({share:.0%}){test}: they have several at "
+            f"the same time, and data.seed={self.seed} chooses (data.ties=together keeps them together)"
+        )
+
+
+@dataclass(frozen=True)
 class SplitReport:
     """How a data set was made, and what it leaves out.
 
     ``how`` describes the split. ``duplicates`` is the number of rows that repeat a pair within their part.
-    ``short_users`` is the number of users with too few interactions to hold one out. ``remarks`` are further sentences,
-    about preparation and attributes.
+    ``short_users`` is the number of users who have fewer than ``short_of``, which is too little to hold any out.
+    ``ties`` says how often chance decided a split by time. ``looks_ahead`` is true where each user's own times decided,
+    and training has interactions that are later than test interactions of other users. ``remarks`` are further
+    sentences, about files, preparation and attributes.
     """
 
     how: str
@@ -109,17 +135,24 @@ class SplitReport:
     test: HeldOut
     duplicates: int = 0
     short_users: int = 0
+    short_of: str = "3 interactions"
+    ties: Ties | None = None
+    looks_ahead: bool = False
     remarks: tuple[str, ...] = field(default=())
 
     def lines(self) -> list[str]:
         """The report as sentences: one for each count that is not zero."""
         lines = [f"split: {self.how}"]
+        if self.looks_ahead:
+            lines.append("training has interactions that are later than tested ones (none with data.split=global-time)")
+        if self.ties is not None and self.ties.any:
+            lines.append(self.ties.line())
         if self.duplicates:
             verb = "was" if self.duplicates == 1 else "were"
             lines.append(f"{counted(self.duplicates, 'repeated interaction')} {verb} counted once")
         if self.short_users:
             verb = "is" if self.short_users == 1 else "are"
-            lines.append(f"{counted(self.short_users, 'user')} with fewer than 3 interactions {verb} in training only")
+            lines.append(f"{counted(self.short_users, 'user')} with fewer than {self.short_of} {verb} in training only")
         for name, part in (("validation", self.valid), ("test", self.test)):
             if part.left_out:
                 lines.append(
@@ -131,14 +164,26 @@ class SplitReport:
             lines.append("no user can be evaluated: no interactions are held out for validation or test")
         return lines + list(self.remarks)
 
+    def stored(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return asdict(self)
+
+    @staticmethod
+    def read(stored: Mapping[str, Any]) -> SplitReport:
+        """The report that :meth:`stored` gave. Raises :class:`KeyError` or :class:`TypeError` for other content."""
+        parts = {name: HeldOut(**stored[name]) for name in ("valid", "test")}
+        ties = None if stored["ties"] is None else Ties(**stored["ties"])
+        return SplitReport(**{**stored, **parts, "ties": ties, "remarks": tuple(stored["remarks"])})
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Training, validation and test interactions of the users and items that occur in training.
 
     ``notes`` says what was left out and why. ``user_attributes`` has one row per user and ``item_attributes`` one per
-    item. ``truth`` is known for synthetic data only. Raises :class:`DataError` where the parts have different ids, or
-    where attributes have another number of rows.
+    item. ``truth`` is known for synthetic data only. ``origin`` has the arguments of :func:`perfedrec.data.load` that
+    give these data again, with ``path`` for the specification; None for data that were made otherwise. Raises
+    :class:`DataError` where the parts have different ids, or where attributes have another number of rows.
     """
 
     name: str
@@ -149,6 +194,7 @@ class Dataset:
     user_attributes: Attributes | None = None
     item_attributes: Attributes | None = None
     truth: SyntheticTruth | None = None
+    origin: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for part in (self.valid, self.test):
@@ -176,7 +222,7 @@ class Dataset:
         """The same data with an empty test part, for the selection of options, which must not use the test part."""
         nothing = np.empty(0, dtype=np.int64)
         empty = Interactions.from_rows(self.train.user_ids, self.train.item_ids, nothing, nothing, None)
-        return replace(self, test=empty)
+        return replace(self, test=empty, origin=None)
 
     @cached_property
     def fingerprint(self) -> str:

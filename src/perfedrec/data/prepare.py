@@ -51,9 +51,7 @@ def prepare(
         raise DataError(f"k_core must be at least 0, got {k_core}")
     steps = [_count(frame, "as read")]
     if min_rating is not None:
-        if "rating" not in frame.columns:
-            raise DataError("the data have no ratings to compare with min_rating")
-        frame = frame.filter(pl.col("rating") >= min_rating)
+        frame = rated(frame, min_rating)
         steps.append(_count(frame, f"rated {min_rating:g} or more"))
     order = ["user", "timestamp", "item"] if "timestamp" in frame.columns else ["user", "item"]
     frame = frame.select(order).sort(order).unique(["user", "item"], keep="first", maintain_order=True)
@@ -66,6 +64,18 @@ def prepare(
     if not frame.height:
         raise DataError(f"no interaction is left after preparation ({'; '.join(report.lines())})")
     return frame, report
+
+
+def rated(frame: pl.DataFrame, min_rating: float | None, where: str = "") -> pl.DataFrame:
+    """The rows that are rated ``min_rating`` or more; all where it is None.
+
+    Raises :class:`DataError` where there are no ratings; ``where`` comes before the message.
+    """
+    if min_rating is None:
+        return frame
+    if "rating" not in frame.columns:
+        raise DataError(f"{where}the data have no ratings to compare with min_rating")
+    return frame.filter(pl.col("rating") >= min_rating)
 
 
 def _core(frame: pl.DataFrame, k: int) -> np.ndarray:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -15,14 +14,13 @@ from perfedrec.data.attributes import read_attributes, read_movielens_items, rea
 from perfedrec.data.dataset import Attributes, Dataset, Encoding
 from perfedrec.data.formats import Columns, check_name, read
 from perfedrec.data.frames import DataLike, rows_of
+from perfedrec.data.given import from_files
 from perfedrec.data.interactions import Ids, Interactions
+from perfedrec.data.layouts import Found, find
 from perfedrec.data.prepare import prepare
-from perfedrec.data.split import ORDERS, from_files, split
+from perfedrec.data.split import Moment, SplitRule, split_by
 from perfedrec.data.synthetic import synthetic
 
-PARTS = ("train", "valid", "test")
-SUFFIXES = (".txt", ".csv", ".tsv", ".parquet", ".inter")
-WHOLE = {"u.data": "ml-100k", "ratings.dat": "ml-1m", "ratings.csv": "ml-csv"}  # known files and their formats
 MOVIELENS = {
     "user": (("u.user", "users.dat"), read_movielens_users),
     "item": (("u.item", "movies.dat"), read_movielens_items),
@@ -47,9 +45,16 @@ class LoadOptions(TypedDict, total=False):
     test: str | Path | None
     min_rating: float | None
     k_core: int
-    split_how: str
+    split_how: str | None
     order: str
+    ties: str
+    ratio: tuple[float, float, float] | None
+    valid_from: Moment | None
+    test_from: Moment | None
+    folds: int | None
+    fold: int
     seed: int
+    attributes: bool | None
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,21 @@ class _Options:
     test: str | Path | None = None
     min_rating: float | None = None
     k_core: int = 0
-    split_how: str = "leave-one-out"
+    split_how: str | None = None
     order: str = "auto"
+    ties: str = "random"
+    ratio: tuple[float, float, float] | None = None
+    valid_from: Moment | None = None
+    test_from: Moment | None = None
+    folds: int | None = None
+    fold: int = 0
     seed: int = 0
+    attributes: bool | None = None
+    rule: SplitRule = field(init=False)
 
     @staticmethod
     def of(given: LoadOptions) -> _Options:
-        known = [field.name for field in fields(_Options)]
+        known = [field.name for field in fields(_Options) if field.init]
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -77,50 +90,69 @@ class _Options:
                 raise TypeError(f"load() has no option {name!r}: expected {', '.join(known)}{hint}")
         return _Options(**given)
 
+    def __post_init__(self) -> None:
+        """Check how a single file is split, before anything is read."""
+        named = {
+            each.name: getattr(self, "split_how" if each.name == "how" else each.name) for each in fields(SplitRule)
+        }
+        object.__setattr__(self, "rule", SplitRule(**named))
+
 
 def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Dataset:
-    """Load a data set: the one that ``spec`` names, or the one in the three files ``train``, ``valid`` and ``test``.
+    """Load a data set: the one that ``spec`` names, or the one in the files ``train``, ``valid`` and ``test``.
 
     ``spec`` is one of
 
     - ``synthetic`` or ``synthetic:users=5000,items=7000,...``: see :func:`perfedrec.data.synthetic.synthetic`;
-    - a folder with train, valid and test (.txt, .csv, .tsv, .parquet or .inter): this split is used as it is;
+    - a folder with train, test and perhaps valid, by these or other usual names: this split is used as it is;
+    - FOLDER/u1, for the split u1.base and u1.test in a folder that holds several;
     - a folder of MovieLens, or a single file: its interactions are prepared and split;
     - interactions in memory, which are prepared and split like those of a file: a data frame of polars or pandas, a
       mapping of columns, a sparse matrix, an array (see :func:`perfedrec.data.frames.rows_of`), or
       :class:`Interactions`;
     - a data set, which is returned as it is.
 
-    The folder of the data may also hold ``user_attributes.csv`` and ``item_attributes.csv``. MovieLens 100K and 1M have
-    attributes of their own.
+    :mod:`perfedrec.data.layouts` has the names of files. Where a split has no validation part, one is taken from
+    training: see :func:`perfedrec.data.given.from_files`. The folder of the data may also hold ``user_attributes.csv``
+    and ``item_attributes.csv``. MovieLens 100K and 1M have attributes of their own.
 
     Options, all of them keyword arguments (see :class:`LoadOptions`):
 
     - ``format`` ("auto") and ``columns`` (None): the format of the files and the places of their columns, as in
       :func:`perfedrec.data.formats.read`;
-    - ``train``, ``valid``, ``test`` (None): the files of a split, instead of ``spec``;
-    - ``min_rating`` (None): interactions with a lower rating are removed;
+    - ``train``, ``valid``, ``test`` (None): the files of a split, instead of ``spec``; valid may be missing;
+    - ``min_rating`` (None): interactions with a lower rating are removed, from all parts;
     - ``k_core`` (0): users and items with fewer interactions are removed, repeatedly;
-    - ``split_how`` ("leave-one-out") or "ratio": see :func:`perfedrec.data.split.split`;
+    - ``split_how`` (None), ``ratio``, ``valid_from``, ``test_from``, ``folds`` (None), ``fold`` (0) and ``ties``
+      ("random"): how a single file is split, see :func:`perfedrec.data.split.split`;
     - ``order`` ("auto"): the order of a user's interactions for the split, "time" or "random"; "auto" is by time where
       the data have timestamps, and random otherwise;
-    - ``seed`` (0): the seed of a random order, at least 0.
+    - ``seed`` (0): the seed of what is random in a split, at least 0;
+    - ``attributes`` (None): True reads attributes, and then an error in them is an error of the data; False does not
+      read them; with None, attributes that cannot be read are left out, with a remark.
 
-    Raises :class:`DataError` for data that cannot be read, and for ``min_rating`` or ``k_core`` with a split that is
-    given. Raises :class:`TypeError` for an option that does not exist.
+    Raises :class:`DataError` for data that cannot be read, and for ``k_core`` with a split that is given. Raises
+    :class:`TypeError` for an option that does not exist.
     """
     chosen = _Options.of(options)
-    check_name(chosen.order, ("auto", *ORDERS), "order")
+    data = _load(spec, chosen)
+    if spec is not None and not isinstance(spec, str | Path):
+        return data
+    origin = {"path": None if spec is None else str(spec)}
+    return replace(data, origin=origin | {name: value for name, value in options.items() if name != "attributes"})
+
+
+def _load(spec: DataLike | None, chosen: _Options) -> Dataset:
     files = {"train": chosen.train, "valid": chosen.valid, "test": chosen.test}
-    if given := {part: path for part, path in files.items() if path is not None}:
-        if spec is not None or len(given) < 3:
+    if given := {part: Path(path) for part, path in files.items() if path is not None}:
+        if spec is not None or not {"train", "test"} <= set(given):
             raise DataError(
-                "the data are named twice or in part; expected either a file, a folder or synthetic:..., or all of "
-                "train, valid and test"
+                "the data are named twice or in part; expected either a file, a folder or synthetic:..., or train and "
+                "test, and valid if there is one"
             )
-        return _given(given, Path(given["train"]).parent, chosen)
+        return _given(Found("", given), given["train"].parent, chosen)
     if spec is None:
-        raise DataError("no data are named; expected a file, a folder, synthetic:..., or train, valid and test")
+        raise DataError("no data are named; expected a file, a folder, synthetic:..., or train and test")
 
     if isinstance(spec, Dataset):
         return spec
@@ -136,63 +168,74 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
 
 def _at(path: Path, chosen: _Options) -> Dataset:
     """The data set in a file or in a folder."""
-    if not path.is_dir():
-        return _with_attributes(_split(read(path, chosen.format, chosen.columns), path.stem, chosen), path.parent)
-    parts = {part: found for part in PARTS if (found := _find(path, part)) is not None}
-    if parts:
-        return _given(parts, path, chosen)
-    file = _single_file(path)
-    format = WHOLE.get(file.name, "auto") if chosen.format == "auto" else chosen.format
-    return _with_attributes(_split(read(file, format, chosen.columns), path.resolve().name, chosen), path)
+    found, folder = find(path), path if path.is_dir() else path.parent
+    if found.whole is None:
+        return _given(found, folder, chosen)
+    format = found.format if chosen.format == "auto" else chosen.format
+    data = _split(read(found.whole, format, chosen.columns), found.name, chosen)
+    return _with_attributes(_remarked(data, found.remarks), folder, chosen.attributes)
 
 
 def _split(frame: pl.DataFrame, name: str, options: _Options) -> Dataset:
     """Prepare and split the interactions of one file."""
     frame, report = prepare(frame, min_rating=options.min_rating, k_core=options.k_core)
-    order = options.order
-    if order == "auto":
-        order = "time" if "timestamp" in frame.columns else "random"
-    data = split(Interactions.from_frame(frame), options.split_how, order, seed=options.seed, name=name)
+    data = split_by(options.rule, Interactions.from_frame(frame), name)
     return replace(data, notes=replace(data.notes, duplicates=report.duplicates, remarks=tuple(report.lines())))
 
 
-def _given(parts: Mapping[str, str | Path], folder: Path, options: _Options) -> Dataset:
+def _given(found: Found, folder: Path, options: _Options) -> Dataset:
     """The data set of a split that is given as files."""
-    if missing := [part for part in PARTS if part not in parts]:
-        raise DataError(f"{folder}: a split that is given needs train, valid and test; missing: {', '.join(missing)}")
-    if options.min_rating is not None or options.k_core:
+    if options.k_core:
         raise DataError(
-            f"{folder}: a split that is given is not prepared again; expected min_rating and k_core with a single file "
+            f"{folder}: users and items of a split that is given are not removed; expected k_core with a single file "
             "only"
         )
-    data = from_files(parts["train"], parts["valid"], parts["test"], options.format, options.columns)
-    return _with_attributes(data, folder)
+    parts = found.parts
+    data = from_files(
+        parts["train"],
+        parts.get("valid"),
+        parts["test"],
+        options.format,
+        options.columns,
+        found.name or None,
+        min_rating=options.min_rating,
+        order=options.order,
+        ties=options.ties,
+        seed=options.seed,
+    )
+    remarks = found.remarks
+    if options.min_rating is not None:
+        remarks = (f"interactions rated below {options.min_rating:g} were removed from all parts", *remarks)
+    if options.rule.how != "leave-one-out":
+        remarks = (*remarks, f"data.split = {options.rule.how} is not used: the files are split already")
+    return _with_attributes(_remarked(data, remarks), folder, options.attributes)
 
 
-def _find(folder: Path, part: str) -> Path | None:
-    found = [folder / (part + suffix) for suffix in SUFFIXES if (folder / (part + suffix)).is_file()]
-    if len(found) > 1:
-        raise DataError(f"{folder}: holds {' and '.join(path.name for path in found)}; expected only one of them")
-    return found[0] if found else None
+def _remarked(data: Dataset, remarks: tuple[str, ...]) -> Dataset:
+    return replace(data, notes=replace(data.notes, remarks=data.notes.remarks + remarks))
 
 
-def _single_file(folder: Path) -> Path:
-    """The only file of interactions in a folder."""
-    found = [folder / name for name in WHOLE if (folder / name).is_file()] or sorted(folder.glob("*.inter"))
-    if len(found) != 1:
-        raise DataError(
-            f"{folder}: expected train, valid and test files, one of {', '.join(WHOLE)}, or one .inter file; "
-            f"found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
-        )
-    return found[0]
+def _with_attributes(data: Dataset, folder: Path, wanted: bool | None) -> Dataset:
+    """The data set with the attributes in its folder, and remarks about them.
 
-
-def _with_attributes(data: Dataset, folder: Path) -> Dataset:
-    """The data set with the attributes in its folder, and remarks about them."""
-    users, of_users = attributes_beside(folder, "user", data.train.user_ids)
-    items, of_items = attributes_beside(folder, "item", data.train.item_ids)
-    notes = replace(data.notes, remarks=data.notes.remarks + of_users + of_items)
-    return replace(data, notes=notes, user_attributes=users, item_attributes=items)
+    Where ``wanted`` is None, attributes that cannot be read are left out.
+    """
+    if wanted is False:
+        return data
+    found: list[Attributes | None] = []
+    remarks: tuple[str, ...] = ()
+    kinds: tuple[tuple[Literal["user", "item"], Ids], ...]
+    kinds = ("user", data.train.user_ids), ("item", data.train.item_ids)
+    for kind, ids in kinds:
+        try:
+            attributes, said = attributes_beside(folder, kind, ids)
+        except DataError as error:
+            if wanted:
+                raise
+            attributes, said = None, (f"{kind} attributes are not used, and cannot be: {error}",)
+        found.append(attributes)
+        remarks += said
+    return replace(_remarked(data, remarks), user_attributes=found[0], item_attributes=found[1])
 
 
 def attributes_beside(

@@ -1,108 +1,344 @@
-"""Making a data set of interactions: by a split, or from three files."""
+"""Splitting interactions into training, validation and test."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time
+from typing import NamedTuple
 
 import numpy as np
-import polars as pl
+from numpy.typing import NDArray
 
 from perfedrec.core.errors import DataError
-from perfedrec.data.dataset import Dataset, Rows, assemble
-from perfedrec.data.detection import detect
-from perfedrec.data.formats import Columns, check_name, read
-from perfedrec.data.interactions import Interactions, encode, ordering, unique_ids
+from perfedrec.data.dataset import Dataset, Rows, Ties, assemble
+from perfedrec.data.formats import check_name
+from perfedrec.data.interactions import Interactions, Ints, ordering
 
-SPLITS = ("leave-one-out", "ratio")
+SPLITS = ("leave-one-out", "ratio", "global-time", "folds")
 ORDERS = ("time", "random")
+TIES = ("random", "together")
 FEWEST = 3  # one interaction for each part
+RATIO = (0.8, 0.1, 0.1)
+_OF = {
+    "ratio": ("ratio", "global-time"),
+    "valid_from": ("global-time",),
+    "test_from": ("global-time",),
+    "folds": ("folds",),
+}
+"""The splits that use an option; the first one is meant where no split is named."""
+
+Moment = str | int | date
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How interactions are split: the options of :func:`split`.
+
+    Without ``how``, the split is the one that the other options belong to, or else leave-one-out. ``order`` may also be
+    "auto": by time where there are timestamps. Raises :class:`DataError` for options that are wrong or have no effect.
+    """
+
+    how: str | None = None
+    order: str = "auto"
+    ties: str = "random"
+    ratio: tuple[float, float, float] | None = None
+    valid_from: Moment | None = None
+    test_from: Moment | None = None
+    folds: int | None = None
+    fold: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [option for option in _OF if getattr(self, option) is not None]
+        how = self.how or implied(given)
+        object.__setattr__(self, "how", how)
+        check_name(how, SPLITS, "split")
+        check_name(self.order, ("auto", *ORDERS), "order")
+        check_name(self.ties, TIES, "ties")
+        for option in given:
+            if how not in _OF[option]:
+                raise DataError(f"{option} changes nothing with split {how}; it belongs to {' and '.join(_OF[option])}")
+        ratio = RATIO if self.ratio is None else self.ratio
+        if min(ratio) < 0 or ratio[0] <= 0 or not np.isclose(sum(ratio), 1):
+            raise DataError(f"ratio must be three shares that add up to 1, the first above 0, got {ratio}")
+        if self.seed < 0:
+            raise DataError(f"the seed of a split must be at least 0, got {self.seed}")
+        if self.ties == "together" and (how not in ("leave-one-out", "ratio") or self.order == "random"):
+            raise DataError("ties together changes nothing here; it belongs to leave-one-out and ratio by time")
+        if how == "global-time":
+            self._check_times()
+        if how == "folds" and (self.folds is None or self.folds < 2):
+            raise DataError(f"split folds needs the number of folds, at least 2, got {self.folds}")
+        if self.fold and how != "folds":
+            raise DataError(f"fold changes nothing with split {how}; it belongs to folds")
+        if not 0 <= self.fold < (self.folds or 1):
+            raise DataError(f"fold must be from 0 to {(self.folds or 1) - 1}, got {self.fold}")
+
+    def _check_times(self) -> None:
+        if self.order == "random":
+            raise DataError("split global-time is by time; expected no order random")
+        if (self.valid_from is None) != (self.test_from is None) or (self.valid_from is not None and self.ratio):
+            raise DataError("split global-time needs either ratio, or both valid_from and test_from")
+        if self.valid_from is not None and self.test_from is not None and not self.times[0] <= self.times[1]:
+            raise DataError(f"valid_from must not be later than test_from, got {self.valid_from} and {self.test_from}")
+
+    @property
+    def times(self) -> tuple[int, int]:
+        """``valid_from`` and ``test_from`` in seconds since 1970, where they are given."""
+        assert self.valid_from is not None
+        assert self.test_from is not None
+        return _seconds("valid_from", self.valid_from), _seconds("test_from", self.test_from)
+
+    def by_time(self, timed: bool) -> bool:
+        """Whether each user's interactions are in order of time; ``timed``: whether there are timestamps.
+
+        Raises :class:`DataError` where times are wanted and there are none.
+        """
+        if self.order == "time" and not timed:
+            raise DataError("the data have no timestamps to split by; expected order random")
+        if self.ties == "together" and not timed:
+            raise DataError("the data have no timestamps; expected no ties together")
+        return timed and self.order != "random"
+
+
+def implied(options: Iterable[str]) -> str:
+    """The split that is meant where it is not named, and these ``options`` are given."""
+    given = set(options)
+    return next((splits[0] for option, splits in reversed(_OF.items()) if option in given), "leave-one-out")
+
+
+def parse_ratio(text: str) -> tuple[float, float, float]:
+    """The shares in a text such as ``0.8,0.1,0.1``. Raises :class:`DataError` for any other text."""
+    try:
+        train, valid, test = (float(part) for part in text.split(","))
+    except ValueError:
+        raise DataError(f"ratio is {text!r}; expected three shares, such as 0.8,0.1,0.1") from None
+    return train, valid, test
+
+
+class _Cut(NamedTuple):
+    """Which of the parts 0, 1, 2 each row [nnz] belongs to, and what the report says of it."""
+
+    part: Ints
+    made: str
+    short_users: int = 0
+    short_of: str = "3 interactions"
+    ties: Ties | None = None
+    by_time: bool = False
 
 
 def split(
     interactions: Interactions,
-    how: str = "leave-one-out",
+    how: str | None = None,
     order: str = "time",
-    ratio: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    ratio: tuple[float, float, float] | None = None,
     seed: int = 0,
     name: str = "data",
+    *,
+    ties: str = "random",
+    valid_from: Moment | None = None,
+    test_from: Moment | None = None,
+    folds: int | None = None,
+    fold: int = 0,
 ) -> Dataset:
-    """Split the interactions of each user into training, validation and test.
+    """Split interactions into training, validation and test.
 
-    The interactions of a user are first put in ``order``: by "time", or "random". Interactions of the same second are
-    in random order, so that ids have no influence. Then, with ``how`` "leave-one-out", the last one is for testing and
-    the one before for validation. With "ratio", the first ``ratio[0]`` of them are for training and the last
-    ``ratio[2]`` for testing; the limits between the parts are rounded. Users with fewer than 3 interactions stay in
-    training and are counted in the ``notes`` of the data set. ``seed`` (at least 0) decides the random order, and
-    ``name`` is the name of the data set.
+    ``how`` is one of
 
-    Raises :class:`DataError` for an unknown ``how`` or ``order``, a ``ratio`` that does not add up to 1, a negative
-    seed, and where ``order`` is "time" and there are no timestamps.
+    - "leave-one-out" (the default): the last interaction of each user is for testing, the one before for validation;
+    - "ratio": of each user's interactions, the first ``ratio[0]`` are for training and the last ``ratio[2]`` for
+      testing (default 0.8, 0.1, 0.1); the limits between the parts are rounded;
+    - "global-time": interactions before ``valid_from`` are for training, those from ``test_from`` on for testing, those
+      between for validation. Both are dates, ISO times (in UTC where they name no zone) or seconds since 1970. Without
+      them, the two times are chosen so that the parts have the shares ``ratio`` of all interactions;
+    - "folds": each user's interactions are dealt at random into ``folds`` parts that differ by at most one interaction;
+      part ``fold``, counted from 0, is for testing. Validation is one random interaction of each user, see
+      :func:`validation_rows`.
+
+    Leave-one-out and ratio put the interactions of a user in ``order``: by "time", "random", or "auto", which is by
+    time where there are timestamps. Users with fewer than 3 interactions stay in training. With ``ties`` "random",
+    interactions at the same time are in random order, so that ids have no influence. With "together", a user's
+    interactions at the same time are never in different parts: leave-one-out tests all those at the last time and
+    validates with all those at the time before; a limit of ratio moves to the nearest change of time (of two that are
+    equally near, to the earlier one), but never to the start; and users with fewer than 3 different times stay in
+    training.
+
+    ``seed`` (at least 0) decides what is random, and ``name`` is the name of the data set. Its ``notes`` count what was
+    left out and how often chance decided. Raises :class:`DataError` for wrong options, options that have no effect,
+    missing timestamps, and a training part that would be empty.
     """
-    check_name(how, SPLITS, "split")
-    check_name(order, ORDERS, "order")
-    if min(ratio) < 0 or ratio[0] <= 0 or not np.isclose(sum(ratio), 1):
-        raise DataError(f"ratio must be three shares that add up to 1, the first above 0, got {ratio}")
-    if seed < 0:
-        raise DataError(f"the seed of a split must be at least 0, got {seed}")
-    users = interactions.users_of_rows()
+    rule = SplitRule(how, order, ties, ratio, valid_from, test_from, folds, fold, seed)
+    return split_by(rule, interactions, name)
+
+
+def split_by(rule: SplitRule, interactions: Interactions, name: str = "data") -> Dataset:
+    """:func:`split` by a rule that was made before."""
+    cuts = {"leave-one-out": _by_user, "ratio": _by_user, "global-time": _by_global_time, "folds": _by_folds}
+    cut = cuts[str(rule.how)](rule, interactions)
+    users, items, times, part = interactions.users_of_rows(), interactions.items, interactions.timestamps, cut.part
+    rows = [Rows(users[part == p], items[part == p], None if times is None else times[part == p]) for p in range(3)]
+    data = assemble(name, interactions.user_ids, interactions.item_ids, rows, cut.made, cut.short_users)
+    ahead = cut.by_time and bool(
+        times is not None and (part == 2).any() and times[part == 0].max() > times[part == 2].min()
+    )
+    notes = replace(data.notes, short_of=cut.short_of, ties=cut.ties, looks_ahead=ahead)
+    return replace(data, notes=notes)
+
+
+def validation_rows(
+    users: Ints, items: Ints, times: Ints | None, seed: int, together: bool = False
+) -> tuple[NDArray[np.bool_], Ties | None]:
+    """bool [rows] which training interactions become validation where no validation part is given, and their ties.
+
+    One interaction of each user who has at least 2: the last one by ``times`` [rows] (interactions at the same time are
+    in random order), or a random one where these are None. With ``together``, it is all interactions at the user's last
+    time, if any are left. One interaction of each item always stays in training, the earliest or a random one; then it
+    is the user's next one that is taken. Therefore training keeps all its users and items, and all test interactions
+    can still be evaluated. ``users`` and ``items`` [rows] are indices, and no pair may occur twice.
+    """
+    if not users.size:
+        return np.zeros(0, dtype=bool), None
     chance = np.random.default_rng(seed).random(users.size)
-    if order == "random":
-        sequence = ordering(users, chance)
-    elif interactions.timestamps is None:
-        raise DataError("the data have no timestamps to split by; expected order random")
+    keys = [chance] if times is None else [times, chance]
+    first_of_item = ordering(items, *keys)
+    first_of_item = first_of_item[np.concatenate([[True], np.diff(items[first_of_item]) > 0])]
+    free = np.ones(users.size, dtype=bool)
+    free[first_of_item] = False
+    free &= np.bincount(users)[users] >= 2
+    free_rows = np.flatnonzero(free)
+    taken = np.zeros(users.size, dtype=bool)
+    if not free_rows.size:
+        return taken, None
+    sequence = free_rows[ordering(users[free_rows], *(key[free_rows] for key in keys))]
+    is_last = np.concatenate([np.diff(users[sequence]) > 0, [True]])
+    last = sequence[is_last]
+    taken[last] = True
+    if times is None:
+        return taken, None
+    before = np.concatenate([[last[0]], sequence[:-1]])[is_last]
+    tied = (before != last) & (users[before] == users[last]) & (times[before] == times[last])
+    if not together:
+        return taken, Ties(int(last.size), 0, int(tied.sum()), seed)
+    last_time = np.full(int(users.max()) + 1, -1, dtype=np.int64)
+    last_time[users[last]] = times[last]
+    taken = free & (times == last_time[users])
+    whole = np.bincount(users, taken) == np.bincount(users)  # nothing of these users would be left in training
+    return taken & ~whole[users], None
+
+
+def _by_user(rule: SplitRule, interactions: Interactions) -> _Cut:
+    """Cut each user's interactions where the split says: the first rows train, then rows validate, the last test."""
+    users, times, counts = interactions.users_of_rows(), interactions.timestamps, interactions.degrees
+    chance = np.random.default_rng(rule.seed).random(users.size)
+    by_time = rule.by_time(times is not None)
+    together = by_time and rule.ties == "together"
+    sequence = ordering(users, times, chance) if by_time and times is not None else ordering(users, chance)
+    starts = interactions.offsets[:-1]
+    place = np.arange(sequence.size) - starts[users]  # of the rows in sequence, within their user
+    changes = place == 0  # where a user or a time begins, in sequence
+    if by_time and times is not None:
+        changes[1:] |= np.diff(times[sequence]) != 0
+    group = np.cumsum(changes) - 1
+    first_group = group[starts[users]]  # of the user of each row
+    size = np.bincount(users, changes, counts.size).astype(np.int64) if together else counts
+    if rule.how == "leave-one-out":
+        where, train_end, valid_end = (group - first_group if together else place), size - 2, size - 1
     else:
-        sequence = ordering(users, interactions.timestamps, chance)
-    place = np.empty_like(sequence)
-    place[sequence] = np.arange(sequence.size) - interactions.offsets[:-1][users]
-    counts = interactions.degrees
-    if how == "leave-one-out":
-        train_end, valid_end = counts - 2, counts - 1
-    else:
+        where, ratio = place, rule.ratio or RATIO
         train_end = np.maximum(1, np.rint(counts * ratio[0])).astype(np.int64)
         valid_end = np.maximum(train_end, np.ceil(counts * (1 - ratio[2]) - 0.5).astype(np.int64))
-    short = counts < FEWEST
-    train_end[short] = valid_end[short] = counts[short]
-    part = (place >= train_end[users]).astype(np.int64) + (place >= valid_end[users])
+        if together:
+            train_end = _to_change(train_end, starts, counts, changes)
+            valid_end = np.maximum(train_end, _to_change(valid_end, starts, counts, changes))
+    short = size < FEWEST
+    train_end[short] = valid_end[short] = size[short] if rule.how == "leave-one-out" else counts[short]
+    part = np.empty_like(sequence)
+    part[sequence] = (where >= train_end[users]).astype(np.int64) + (where >= valid_end[users])
+    shares = "" if rule.how == "leave-one-out" else " " + ":".join(f"{share:g}" for share in rule.ratio or RATIO)
+    if not by_time:
+        return _Cut(part, f"{rule.how}{shares} in random order (seed {rule.seed})", int(short.sum()))
+    made = f"{rule.how}{shares} by time" + (", interactions at the same time together" if together else "")
+    if together:
+        return _Cut(part, made, int(short.sum()), "3 different times", by_time=True)
+    test, valid = (_inside(end, starts, counts, changes) for end in (valid_end, train_end))
+    ties = Ties(int((~short).sum()), int(test.sum()), int((test | valid).sum()), rule.seed)
+    return _Cut(part, made, int(short.sum()), ties=ties, by_time=True)
+
+
+def _inside(ends: Ints, starts: Ints, counts: Ints, changes: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """bool [n] whether the limit before place ``ends`` [n] of each user is between interactions at the same time."""
+    real = (ends > 0) & (ends < counts)
+    found = np.zeros(ends.size, dtype=bool)
+    found[real] = ~changes[(starts + ends)[real]]
+    return found
+
+
+def _to_change(ends: Ints, starts: Ints, counts: Ints, changes: NDArray[np.bool_]) -> Ints:
+    """int64 [n] the limits before the places ``ends`` [n], moved to the nearest change of time (see :func:`split`)."""
+    at = np.concatenate([np.flatnonzero(changes), [changes.size]])  # ends of users are among them
+    wanted = starts + ends
+    after = at[np.minimum(np.searchsorted(at, wanted), at.size - 1)]
+    before = at[np.maximum(np.searchsorted(at, wanted, side="right") - 1, 0)]
+    early = (wanted - before <= after - wanted) & (before > starts)
+    moved: Ints = np.where(early, before, after) - starts
+    return np.where(ends < counts, moved, ends)
+
+
+def _by_global_time(rule: SplitRule, interactions: Interactions) -> _Cut:
     times = interactions.timestamps
-    rows = [
-        Rows(users[part == p], interactions.items[part == p], None if times is None else times[part == p])
-        for p in range(3)
-    ]
-    shares = "" if how == "leave-one-out" else " " + ":".join(f"{share:g}" for share in ratio)
-    made = f"{how}{shares} by time" if order == "time" else f"{how}{shares} in random order (seed {seed})"
-    return assemble(name, interactions.user_ids, interactions.item_ids, rows, made, int(short.sum()))
-
-
-def from_files(
-    train: str | Path,
-    valid: str | Path,
-    test: str | Path,
-    format: str = "auto",
-    columns: Columns | None = None,
-    name: str | None = None,
-) -> Dataset:
-    """Make a data set of three files. Ratings are ignored: each line is an interaction.
-
-    ``format`` and ``columns`` are those of :func:`perfedrec.data.formats.read`, which also raises. With format "auto",
-    if the training file is detected as triples or an adjacency list, the other two are read as the same format.
-    ``name`` is the name of the data set (default: the name of the folder of the training file).
-    """
-    paths = [Path(train), Path(valid), Path(test)]
-    if format == "auto" and (found := detect(paths[0])) in ("triples", "adjacency"):
-        format = found  # held-out files are small, and in a small file the two formats are harder to tell apart
-    frames = [read(path, format, columns) for path in paths]
-    for column in ("user", "item"):
-        kinds = {frame[column].dtype for frame in frames if frame.height} or {pl.Int64()}
-        kind = kinds.pop() if len(kinds) == 1 else pl.String()  # integers in one part, names in another: names in all
-        frames = [frame.with_columns(pl.col(column).cast(kind)) for frame in frames]
-    user_ids = unique_ids(pl.concat([frame["user"] for frame in frames]))
-    item_ids = unique_ids(pl.concat([frame["item"] for frame in frames]))
-    rows = [
-        Rows(
-            encode(frame["user"], user_ids),
-            encode(frame["item"], item_ids),
-            frame["timestamp"].to_numpy() if "timestamp" in frame.columns else None,
+    if times is None or not times.size:
+        raise DataError("the data have no timestamps; expected another split than global-time")
+    if rule.test_from is not None:
+        valid_from, test_from = rule.times
+        made = "global-time"
+    else:
+        ratio, ascending = rule.ratio or RATIO, np.sort(times)
+        ends = [round(times.size * share) for share in (ratio[0], ratio[0] + ratio[1])]
+        valid_from, test_from = (int(ascending[end] if end < times.size else ascending[-1] + 1) for end in ends)
+        made = "global-time " + ":".join(f"{share:g}" for share in ratio)
+    if valid_from <= int(times.min()):
+        raise DataError(
+            f"no interaction is before {_utc(valid_from)}, where validation starts; the times are from "
+            f"{_utc(int(times.min()))} to {_utc(int(times.max()))}"
         )
-        for frame in frames
-    ]
-    return assemble(name or paths[0].resolve().parent.name, user_ids, item_ids, rows, "as given in files")
+    made += f", validation from {_utc(valid_from)}, test from {_utc(test_from)}"
+    return _Cut((times >= valid_from).astype(np.int64) + (times >= test_from), made)
+
+
+def _by_folds(rule: SplitRule, interactions: Interactions) -> _Cut:
+    users, folds = interactions.users_of_rows(), rule.folds or 2
+    generator = np.random.default_rng(rule.seed)
+    sequence = ordering(users, generator.random(users.size))
+    first = generator.integers(folds, size=interactions.n_users)  # so that no fold is larger for many small users
+    dealt = np.empty_like(sequence)
+    dealt[sequence] = (np.arange(users.size) - interactions.offsets[:-1][users] + first[users]) % folds
+    part = np.where(dealt == rule.fold, 2, 0)
+    rest = np.flatnonzero(part == 0)
+    chosen, _ = validation_rows(users[rest], interactions.items[rest], None, rule.seed)
+    part[rest[chosen]] = 1
+    made = f"fold {rule.fold} of {folds} at random (seed {rule.seed}), validation: one random interaction of each user"
+    return _Cut(part, made)
+
+
+def _seconds(option: str, moment: Moment) -> int:
+    """A date, an ISO time or seconds as seconds since 1970."""
+    try:
+        if isinstance(moment, int):
+            return moment
+        if isinstance(moment, str):
+            moment = moment.strip()
+            if moment.isdecimal():
+                return int(moment)
+            moment = datetime.fromisoformat(moment)
+        elif not isinstance(moment, datetime):
+            moment = datetime.combine(moment, time())
+    except ValueError:
+        raise DataError(
+            f"{option} is {moment!r}; expected a date such as 2015-01-31, an ISO time or seconds since 1970"
+        ) from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _utc(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

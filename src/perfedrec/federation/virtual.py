@@ -102,7 +102,7 @@ def play(grid: Any, given: Mapping[str, Any]) -> None:
     chosen = options(given)
     config, output = resolved(chosen), RunFolder(Path(chosen.output))
     algorithm, resume = federated(config), _is_resumed(output)
-    dataset = open_data(config.data)
+    dataset = open_data(config.data, config.attributes)
     places = partitions(grid, ANSWER_SECONDS)
     parts, catalogue = parted(dataset.train, len(places)), Catalogue.of(dataset, config.attributes)
     if resume and (before := sum(1 for _ in (output.path / NODES).iterdir())) != len(places):

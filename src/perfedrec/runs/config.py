@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
 
 from perfedrec.core.errors import ConfigError, DataError, reason
 from perfedrec.core.settings import Settings
-from perfedrec.data import DataLike, Dataset, parse_columns
+from perfedrec.data import DataLike, Dataset, SplitRule, implied, parse_columns, parse_ratio
 from perfedrec.data import load as load_data
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod, centralised, method, name_of
@@ -44,20 +45,68 @@ class DataSettings(Settings):
     format: str = Field("auto", description="format of the files; auto: detected from their content")
     columns: str = Field("", description="where columns are: user=customer,item=2 (names, or positions from 1)")
     train: str | None = Field(None, description="training file of a given split")
-    valid: str | None = Field(None, description="validation file of a given split")
+    valid: str | None = Field(None, description="validation file of a given split (default: taken from training)")
     test: str | None = Field(None, description="test file of a given split")
     min_rating: float | None = Field(None, description="ratings below this do not count as interactions")
     k_core: int = Field(0, ge=0, description="drop users and items with fewer interactions, repeatedly")
-    split: Literal["leave-one-out", "ratio"] = Field("leave-one-out", description="how a single file is split")
+    split: Literal["leave-one-out", "ratio", "global-time", "folds"] = Field(
+        "leave-one-out", description="how a single file is split (default: what the options below belong to)"
+    )
+    ratio: tuple[float, float, float] | None = Field(
+        None, description="shares of train, valid and test, for ratio and global-time (default: [0.8, 0.1, 0.1])"
+    )
+    valid_from: str | None = Field(None, description="date or time where validation starts, for global-time")
+    test_from: str | None = Field(None, description="date or time where test starts, for global-time")
+    folds: int | None = Field(None, description="number of folds, for folds")
+    fold: int = Field(0, description="the fold that is tested, from 0")
     order: Literal["auto", "time", "random"] = Field("auto", description="what is held out: the last, or at random")
-    seed: int = Field(0, ge=0, description="seed of a random split")
+    ties: Literal["random", "together"] = Field(
+        "random", description="a user's interactions at the same time: in random order, or never split"
+    )
+    seed: int = Field(0, ge=0, description="seed of what is random in a split")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _implied(cls, tree: Any) -> Any:
+        """A split that is not named is the one that the other options belong to."""
+        if not isinstance(tree, Mapping) or tree.get("split") is not None:
+            return tree
+        how = implied(option for option, value in tree.items() if value is not None)
+        return {**{key: value for key, value in tree.items() if key != "split"}, "split": how}
+
+    @field_validator("ratio", mode="before")
+    @classmethod
+    def _three(cls, value: Any) -> Any:
+        """Three numbers, also as text: 0.8,0.1,0.1."""
+        try:
+            return (
+                value if value is None else parse_ratio(value if isinstance(value, str) else ",".join(map(str, value)))
+            )
+        except (DataError, TypeError):
+            raise ValueError("expected three shares, such as [0.8, 0.1, 0.1]") from None
+
+    @field_validator("valid_from", "test_from", mode="before")
+    @classmethod
+    def _moment(cls, value: Any) -> Any:
+        """TOML has dates and whole numbers; they are kept as text."""
+        return str(value) if isinstance(value, date | int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        given = [part for part in (self.train, self.valid, self.test) if part is not None]
-        if given and len(given) < 3:
-            raise ValueError("a given split needs all three of train, valid and test")
+        given = {part for part in ("train", "valid", "test") if getattr(self, part) is not None}
+        if given and not {"train", "test"} <= given:
+            raise ValueError("a given split needs train and test, and valid if there is one")
+        try:
+            SplitRule(**self.rule)
+        except DataError as error:
+            raise ValueError(str(error)) from None
         return self
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """The options of :class:`perfedrec.data.SplitRule`."""
+        names = ("order", "ties", "ratio", "valid_from", "test_from", "folds", "fold", "seed")
+        return {"how": self.split, **{name: getattr(self, name) for name in names}}
 
 
 class RunSettings(Settings):
@@ -188,14 +237,16 @@ def _sectioned(kind: type[BaseModel]) -> bool:
     return bool(annotations) and all(map(is_section, annotations))
 
 
-def open_data(settings: DataSettings, *, given: DataLike | None = None) -> Dataset:
+def open_data(settings: DataSettings, attributes: bool = False, *, given: DataLike | None = None) -> Dataset:
     """The data set that a configuration names, or the ``given`` data, read, prepared and split as it says.
 
-    Raises :class:`perfedrec.core.errors.DataError`, also where the data are in no file (:data:`ELSEWHERE`).
+    ``attributes`` says whether they are used: only then is a mistake in them an error. Raises
+    :class:`perfedrec.core.errors.DataError`, also where the data are in no file (:data:`ELSEWHERE`).
     """
     if given is None and settings.train is None and settings.path in ELSEWHERE:
         raise DataError(f"{ELSEWHERE[settings.path]}; expected --data with a file, a folder or synthetic:...")
     files = {part: getattr(settings, part) if given is None else None for part in ("train", "valid", "test")}
+    rule = settings.rule
     return load_data(
         given if given is not None else None if settings.train else settings.path,
         format=settings.format,
@@ -205,9 +256,9 @@ def open_data(settings: DataSettings, *, given: DataLike | None = None) -> Datas
         test=files["test"],
         min_rating=settings.min_rating,
         k_core=settings.k_core,
-        split_how=settings.split,
-        order=settings.order,
-        seed=settings.seed,
+        split_how=rule.pop("how"),
+        attributes=True if attributes else None,
+        **rule,
     )
 
 
@@ -223,9 +274,9 @@ def load(
     """A configuration from a preset, a privacy profile, a TOML file, ablations ``without`` a part,
     ``section.key=value`` overrides, and ``values`` by dotted key, where ``run__seed`` stands for ``run.seed``.
 
-    Later sources win, in this order. A ``data__path`` replaces a split that is given in files. A value of ``None`` is
-    ignored. Raises :class:`ConfigError` with one line that names every mistake, and for an unknown key the nearest
-    valid one.
+    Later sources win, in this order. A ``data__path`` or ``data__train`` replaces a split that was given in files. A
+    value of ``None`` is ignored. Raises :class:`ConfigError` with one line that names every mistake, and for an unknown
+    key the nearest valid one.
     """
     tree: dict[str, Any] = {} if values.get("algorithm") is None else {"algorithm": values["algorithm"]}
     if preset is not None:
@@ -243,7 +294,7 @@ def load(
             put(tree, key, value)
     for override in overrides:
         put(tree, *_override(override))
-    if values.get("data__path") is not None:
+    if any(values.get(f"data__{name}") is not None for name in ("path", "train", "test")):
         for part in ("train", "valid", "test"):
             put(tree, f"data.{part}", None)
     for key, value in values.items():

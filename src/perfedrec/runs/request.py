@@ -52,9 +52,9 @@ def data_of(data: DataLike | None, config: Config) -> tuple[Dataset, Config]:
     if isinstance(data, Dataset):
         return data, config
     if data is None:
-        return open_data(config.data), config
+        return open_data(config.data, config.attributes), config
     if isinstance(data, str | Path):
         moved = {"path": str(data), "train": None, "valid": None, "test": None}
         config = config.model_copy(update={"data": config.data.model_copy(update=moved)})
-        return open_data(config.data), config
+        return open_data(config.data, config.attributes), config
     return open_data(config.data, given=data), config

@@ -113,7 +113,7 @@ def open_run(folder: Path, data: str | None = None, device: str | None = None) -
     if data is not None:
         moved = {"path": data, "train": None, "valid": None, "test": None}
         config = config.model_copy(update={"data": config.data.model_copy(update=moved)})
-    dataset = open_data(config.data)
+    dataset = open_data(config.data, config.attributes)
     loaded = stored.model({"data": dataset.fingerprint})
     run = config.run.model_copy(update={"device": device or config.run.device})
     recommender = engine_of(config.build(), dataset, run).recommender().restored(loaded.records)

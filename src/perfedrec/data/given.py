@@ -1,0 +1,98 @@
+"""Making a data set of files that are split already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from perfedrec.core.errors import DataError
+from perfedrec.data.dataset import Dataset, Rows, assemble
+from perfedrec.data.detection import detect
+from perfedrec.data.formats import Columns, read
+from perfedrec.data.interactions import Ids, Interactions, encode, unique_ids
+from perfedrec.data.prepare import rated
+from perfedrec.data.split import SplitRule, validation_rows
+
+
+def from_files(
+    train: str | Path,
+    valid: str | Path | None,
+    test: str | Path,
+    format: str = "auto",
+    columns: Columns | None = None,
+    name: str | None = None,
+    *,
+    min_rating: float | None = None,
+    order: str = "auto",
+    ties: str = "random",
+    seed: int = 0,
+) -> Dataset:
+    """Make a data set of the files of a split. Each line is an interaction, unless it is rated below ``min_rating``.
+
+    ``format`` and ``columns`` are those of :func:`perfedrec.data.formats.read`, which also raises. With format "auto",
+    if the training file is detected as triples or an adjacency list, the others are read as the same format.
+    ``name`` is the name of the data set (default: the name of the folder of the training file).
+
+    Without a ``valid`` file, interactions of the training file become validation, by the rule of
+    :func:`perfedrec.data.split.validation_rows`: each user's last one ("order" is "time"), or a random one ("random").
+    With "auto" it is done as the test part was made: by time if no test interaction is earlier than the training
+    interactions of its user, at random otherwise. ``ties`` "together" holds out all interactions at the last time.
+    ``seed`` decides what is random.
+    """
+    rule = SplitRule(order=order, ties=ties, seed=seed)
+    paths = [Path(path) for path in (train, valid, test) if path is not None]
+    if format == "auto" and (found := detect(paths[0])) in ("triples", "adjacency"):
+        format = found  # held-out files are small, and in a small file the two formats are harder to tell apart
+    frames = [rated(read(path, format, columns), min_rating, f"{path}: ") for path in paths]
+    for column in ("user", "item"):
+        kinds = {frame[column].dtype for frame in frames if frame.height} or {pl.Int64()}
+        kind = kinds.pop() if len(kinds) == 1 else pl.String()  # integers in one part, names in another: names in all
+        frames = [frame.with_columns(pl.col(column).cast(kind)) for frame in frames]
+    user_ids = unique_ids(pl.concat([frame["user"] for frame in frames]))
+    item_ids = unique_ids(pl.concat([frame["item"] for frame in frames]))
+    rows = [
+        Rows(
+            encode(frame["user"], user_ids),
+            encode(frame["item"], item_ids),
+            frame["timestamp"].to_numpy() if "timestamp" in frame.columns else None,
+        )
+        for frame in frames
+    ]
+    name = name or paths[0].resolve().parent.name
+    if valid is not None:
+        return assemble(name, user_ids, item_ids, rows, "as given in files")
+    return _with_validation(name, user_ids, item_ids, rows, rule)
+
+
+def _with_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Rows], rule: SplitRule) -> Dataset:
+    """The data set of training and test ``rows``, with validation taken from training."""
+    train, test = rows
+    whole = Interactions.from_rows(user_ids, item_ids, train.users, train.items, train.timestamps)  # each pair once
+    users, items, times = whole.users_of_rows(), whole.items, whole.timestamps
+    by_time = rule.by_time(times is not None) and (rule.order == "time" or _is_last(whole, test))
+    if rule.ties == "together" and not by_time:
+        raise DataError(
+            f"{name}: the test interactions are not the last ones by time, so validation is random too; expected "
+            "order time, or no ties together"
+        )
+    chosen, ties = validation_rows(users, items, times if by_time else None, rule.seed, rule.ties == "together")
+    parts = [Rows(users[mask], items[mask], None if times is None else times[mask]) for mask in (~chosen, chosen)]
+    taken = "the last interaction by time" if by_time else f"one random interaction (seed {rule.seed})"
+    taken = "all interactions at the last time" if rule.ties == "together" else taken
+    how = f"training and test as given in files; validation: {taken} of each user who has two or more in training"
+    data = assemble(name, user_ids, item_ids, [*parts, test], how)
+    repeated = data.notes.duplicates + train.users.size - whole.n_interactions
+    return replace(data, notes=replace(data.notes, duplicates=repeated, ties=ties))
+
+
+def _is_last(train: Interactions, test: Rows) -> bool:
+    """Whether no test interaction is earlier than a training interaction of its user."""
+    if test.timestamps is None or train.timestamps is None:
+        return False
+    latest = np.full(train.n_users, np.iinfo(np.int64).min)
+    np.maximum.at(latest, train.users_of_rows(), train.timestamps)
+    return bool((test.timestamps >= latest[test.users]).all())

@@ -1,0 +1,136 @@
+"""Which files of a folder are a data set: the parts of a split by their names, or one file with all interactions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from perfedrec.core.errors import DataError
+
+PARTS = ("train", "valid", "test")
+SUFFIXES = (".txt", ".csv", ".tsv", ".parquet", ".inter", ".dat", ".data", ".json", ".jsonl", ".rating")
+PACKED = (".gz", ".zip")
+WHOLE = {"u.data": "ml-100k", "ratings.dat": "ml-1m", "ratings.csv": "ml-csv"}  # known files and their formats
+WORDS = {
+    "train": ("train", "training", "trn", "base"),
+    "valid": ("valid", "validation", "val", "dev"),
+    "test": ("test", "testing", "tst"),
+}
+"""The names by which the parts of a split go; ``base`` is that of MovieLens 100K."""
+
+_WORDS = {word: part for part, words in WORDS.items() for word in words}
+_NAME = re.compile(rf"(?:(?P<before>.+)[._-])?(?P<word>{'|'.join(_WORDS)})(?:[._-](?P<after>.+))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a data set: the ``parts`` of a split by their names, or one ``whole`` file.
+
+    ``name`` is the name of the data set, ``format`` that of the whole file ("auto": to be detected), and ``remarks``
+    are sentences about files that are not used.
+    """
+
+    name: str
+    parts: dict[str, Path]
+    whole: Path | None = None
+    format: str = "auto"
+    remarks: tuple[str, ...] = ()
+
+
+def find(path: Path) -> Found:
+    """The data set that ``path`` names: a file, a folder, or FOLDER/u1 for u1.base and u1.test in a folder.
+
+    A folder is searched, in this order, for train and test (valid may be missing); a known file of MovieLens; one pair
+    of files whose names have these words in them; a training part alone; and one ``.inter`` file. Raises
+    :class:`DataError` where nothing or too much is found.
+    """
+    if path.is_dir():
+        return _in_folder(path)
+    splits = _splits(path.parent) if path.parent.is_dir() else {}
+    if path.exists():
+        mine = next((each for each in splits.values() if each.get("train") == path and "test" in each), None)
+        remark = f"only {path.name} is read, and split; name the folder to use {mine['test'].name} too" if mine else ""
+        return Found(path.stem, {}, path, remarks=(remark,) if remark else ())
+    if path.name in splits and {"train", "test"} <= set(splits[path.name]):
+        return Found(path.name, splits[path.name], remarks=_negatives(path.parent, path.name))
+    return Found(path.stem, {}, path)
+
+
+def _in_folder(folder: Path) -> Found:
+    splits = _splits(folder)
+    whole = [found for name in WHOLE if (found := _packed(folder, name)) is not None]
+    complete = [name for name, parts in splits.items() if {"train", "test"} <= set(parts)]
+    name = folder.resolve().name
+    if "" in complete:
+        return Found(name, splits[""])
+    if "" in splits and set(splits[""]) != {"train"}:
+        missing = " and ".join(part for part in ("train", "test") if part not in splits[""])
+        there = ", ".join(path.name for path in splits[""].values())
+        raise DataError(
+            f"{folder}: a split needs train and test, and valid if there is one; there is {there}, missing: {missing}"
+        )
+    if len(whole) == 1:
+        format = WHOLE[whole[0].name.removesuffix(".gz").removesuffix(".zip")]
+        others = tuple(
+            f"not used: the given splits {', '.join(complete)}; name one as {folder}/{complete[0]}"
+            for _ in complete[:1]
+        )
+        return Found(name, {}, whole[0], format, others)
+    if len(complete) == 1:
+        return Found(name, splits[complete[0]], remarks=_negatives(folder, complete[0]))
+    if complete:
+        raise DataError(
+            f"{folder}: holds the splits {', '.join(complete)}; expected one of them: {folder}/{complete[0]}"
+        )
+    alone = [parts["train"] for parts in splits.values() if set(parts) == {"train"}] if not whole else []
+    if len(alone) == 1:
+        return Found(name, {}, alone[0], remarks=(f"there is no test file: {alone[0].name} is split",))
+    whole = whole or sorted(folder.glob("*.inter"))
+    if len(whole) != 1:
+        raise DataError(
+            f"{folder}: expected train and test files, one of {', '.join(WHOLE)}, or one .inter file; "
+            f"found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
+        )
+    return Found(name, {}, whole[0])
+
+
+def _splits(folder: Path) -> dict[str, dict[str, Path]]:
+    """The files of a folder that are named like parts of a split, by the rest of their names: "" for train.csv, "u1"
+    for u1.base, "ml-1m" for ml-1m.train.rating."""
+    splits: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        matched = _NAME.fullmatch(_bare(path.name))
+        if matched is None or not path.is_file():
+            continue
+        rest = ".".join(filter(None, (matched["before"], matched["after"])))
+        part = _WORDS[matched["word"].lower()]
+        parts = splits.setdefault(rest, {})
+        if part in parts:
+            raise DataError(f"{folder}: holds {parts[part].name} and {path.name}; expected only one of them")
+        parts[part] = path
+    return splits
+
+
+def _bare(name: str) -> str:
+    """The name of a file without the endings that say how it is packed and written."""
+    for endings in (PACKED, SUFFIXES):
+        for ending in endings:
+            name = name.removesuffix(ending)
+    return name
+
+
+def _packed(folder: Path, name: str) -> Path | None:
+    """The file of this name, which may be packed."""
+    return next((path for end in ("", *PACKED) if (path := folder / (name + end)).is_file()), None)
+
+
+def _negatives(folder: Path, name: str) -> tuple[str, ...]:
+    """A remark about negatives that a split is published with."""
+    path = folder / f"{name}.test.negative"
+    if not path.is_file():
+        return ()
+    return (
+        f"{path.name} is not used: all items are ranked; with run.sampled_negatives=99 each test item is also ranked "
+        "among 99 random ones",
+    )
