@@ -10,7 +10,7 @@ import torch
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.types import RoundReport
 from perfedrec.runs.folder import Entry, RunFolder
-from perfedrec.runs.summary import Summary
+from perfedrec.runs.summary import Summary, communication
 
 OLD = (
     '{"round": 3, "phase": "train", "cohort": 20, "clients": 0, "loss": null, "bytes_up": 0, "bytes_up_max": 0, '
@@ -79,7 +79,7 @@ def test_a_run_is_not_continued_to_fewer_rounds_than_it_has_played(tmp_path: Pat
 
 
 def test_a_summary_keeps_its_form_in_the_file(tmp_path: Path) -> None:
-    folder, sent = RunFolder(tmp_path), {"bytes_up": 1}
+    folder, sent = RunFolder(tmp_path), communication(100, 40, 8, 5)
     trained = Summary("mf", 2, 7, sent, {"claim": "NONE"}, {"users": 1}, {"users": 2}, None, {"test": "full ranking"})
     folder.write_summary(trained)
     keys = ["algorithm", "prelude", "best_round", "valid", "test", "test_sampled", "protocols", "popularity"]
@@ -92,6 +92,10 @@ def test_a_summary_keeps_its_form_in_the_file(tmp_path: Path) -> None:
     keys = ["algorithm", "prelude", "best_round", "users", "nodes_with_model", "communication", "privacy"]
     assert list(json.loads((tmp_path / "result.json").read_text())) == keys
     assert folder.summary() == federated
+    older = folder.summary().stored() | {"communication": {"bytes_up": 100, "bytes_down": 40, "uploads": 8}}
+    (tmp_path / "result.json").write_text(json.dumps(older))
+    assert folder.summary() == federated
+    assert (sent["uploads_per_client"], sent["bytes_up_per_upload"], sent["bytes_down_per_upload"]) == (1.6, 12.5, 5)
     for text, why in (("{}", "it is not a summary: 'prelude'"), ("[1]", "it is not a summary"), ("{", "expecting")):
         (tmp_path / "result.json").write_text(text)
         with pytest.raises(CheckpointError, match=f"not a finished run: result.json cannot be read .{why}"):

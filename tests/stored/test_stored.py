@@ -31,10 +31,12 @@ from perfedrec.core.types import Spec
 from perfedrec.data.catalogue import read_catalogue
 from perfedrec.federation.agreement import build, federated
 from perfedrec.federation.bundles import KEYS, read_keys
+from perfedrec.federation.model_file import export, read_model
 from perfedrec.federation.run import FederatedRun
 from perfedrec.federation.service import StateStore
 from perfedrec.report.run import run_page
 from perfedrec.runs.folder import RunFolder
+from perfedrec.runs.result import open_run
 from perfedrec.runtimes.node import RoundError, Store
 from perfedrec.runtimes.node.database import MIGRATIONS
 
@@ -219,6 +221,32 @@ def test_a_coordinator_knows_what_its_service_gave_out(copy: Copy) -> None:
 def test_a_coordinator_of_secure_sums_is_trained_anew(name: str, copy: Copy) -> None:
     with pytest.raises(CheckpointError, match=f"round-00000[0-9]: {ANEW}$"):
         resume(copy(f"coordinator/{name}"))
+
+
+DATA = "synthetic:users=24,items=20,clusters=2,interactions_per_user=5,seed=2"
+
+
+@pytest.mark.parametrize("name", ["fedmf", "paper", "secure"])
+def test_the_model_of_a_federation_is_evaluated_and_exported(name: str, copy: Copy, tmp_path: Path) -> None:
+    """Its coordinator kept no catalogue: it is beside the run, where federation up put it."""
+    folder = copy(f"coordinator/{name}") / "run"
+    result, _ = open_run(folder, DATA)
+    assert ("neighbour sums that the service gave to nodes" in result.basis) == (name == "paper")
+    assert result.evaluate()["users"] > 20
+    assert len(result.recommend([result.dataset.train.user_ids[0]], 5)) == 5
+    export(folder, tmp_path / "a.model")
+    assert read_model(tmp_path / "a.model").catalogue.fingerprint == result_catalogue(folder)
+    (folder.parent / "items.txt").rename(folder / "items.txt")
+    assert open_run(folder, DATA)[0].evaluate() == result.evaluate()
+    (folder / "items.txt").unlink()
+    with pytest.raises(CheckpointError, match="has no catalogue of this federation's items"):
+        open_run(folder, DATA)
+
+
+def result_catalogue(folder: Path) -> str:
+    """The fingerprint of the catalogue to which a coordinator's model belongs."""
+    manifest = json.loads((folder / "model" / "checkpoint.json").read_text())
+    return str(manifest["belongs"]["catalogue"])
 
 
 @pytest.mark.parametrize(("name", "federation"), [("paper", "paper")])

@@ -168,6 +168,11 @@ def audit(
                 bar.update(task, completed=done, total=total)
 
             if RunFolder(run).is_federation:
+                if data is not None:
+                    raise ConfigError(
+                        "--data is for a simulated run; the attacks on a federation's sums are judged by its nodes' "
+                        "files: expected --nodes FOLDER"
+                    )
                 found = audit_records(run, {} if nodes is None else lists_of(nodes), tell)
             elif nodes is not None:
                 raise ConfigError("--nodes judges the sums of a federation, and this run was simulated; expected none")

@@ -142,6 +142,8 @@ def _resumed(output: Path, rounds: int | None, device: str | None, previous: boo
     from perfedrec.runs.folder import RunFolder
 
     folder = RunFolder(output)
+    if folder.is_federation:
+        raise ConfigError(f"{output}: is the run of a federation; expected perfedrec serve --resume, or federation up")
     resolved, checkpoint = folder.config(), folder.latest_checkpoint(skip_damaged=previous)
     if rounds is not None:
         folder.check_rounds(rounds, checkpoint)
@@ -206,9 +208,12 @@ def evaluate(
         result, _ = open_run(run, data)
         metrics = result.evaluate(part)
         if as_json:
-            print(json.dumps({"part": part, "metrics": metrics}))
+            print(json.dumps({"part": part, "metrics": metrics, **_basis(result)}))
         else:
+            if result.basis:
+                print_data(result.dataset)
             console.print(metric_table({part: metrics}))
+            print_basis(result)
 
 
 def recommend(
@@ -235,9 +240,11 @@ def recommend(
             raise ConfigError(f"--output is {output}; expected a name that ends in .parquet or .csv")
         result, _ = open_run(run, data)
         if user is not None and as_json:
-            print(json.dumps({"user": user, "items": result.explain(user, k).drop("user").to_dicts()}))
+            items = result.explain(user, k).drop("user").to_dicts()
+            print(json.dumps({"user": user, "items": items, **_basis(result)}))
         elif user is not None:
             print_explained(result, user, k)
+            print_basis(result)
         elif output is not None:
             frame = result.recommend(None, k)
             temporary = output.with_name(f".{output.name}.part")
@@ -247,9 +254,10 @@ def recommend(
             except OSError as error:
                 raise ConfigError(f"{output}: cannot be written ({reason(error)})") from None
             if as_json:
-                print(json.dumps({"rows": frame.height, "output": str(output)}))
+                print(json.dumps({"rows": frame.height, "output": str(output), **_basis(result)}))
             else:
                 console.print(f"{frame.height} rows in {output}", soft_wrap=True)
+                print_basis(result)
 
 
 def print_result(result: Result, as_json: bool) -> None:
@@ -301,6 +309,17 @@ def metric_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
         row = [f"{values[name]:.4f}" if name in values else "-" for values in columns.values()]
         table.add_row(name, *row)
     return table
+
+
+def print_basis(result: Result) -> None:
+    """Print what lists are made from, where that is not the whole model of the run."""
+    if result.basis:
+        console.print(f"made from {result.basis}", soft_wrap=True)
+
+
+def _basis(result: Result) -> dict[str, str]:
+    """The same for JSON."""
+    return {"basis": result.basis} if result.basis else {}
 
 
 def print_explained(result: Result, user: str, k: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,9 +17,9 @@ import polars as pl
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.attributes import read_encoding, write_encoding
-from perfedrec.data.dataset import Attributes, Dataset, Encoding
+from perfedrec.data.dataset import Attributes, Dataset, Encoding, counted
 from perfedrec.data.detection import HEADER_NAMES
-from perfedrec.data.interactions import Ids
+from perfedrec.data.interactions import Ids, Interactions, encode, id_series
 from perfedrec.data.source import attributes_beside
 from perfedrec.data.text import clean, fail, read_bytes
 from perfedrec.data.values import parse_ids
@@ -54,6 +54,34 @@ class Catalogue:
                 "item_attributes.csv in the folder of the data"
             )
         return Catalogue(item_ids, items, None if users is None else users.encoding)
+
+    def number(self, dataset: Dataset) -> Dataset:
+        """A data set with its items numbered as in the catalogue, without users' attributes.
+
+        Interactions with other items are left out, which the notes of the result say. Raises :class:`DataError` where
+        no training interaction is left.
+        """
+        place = encode(id_series(dataset.train.item_ids), self.item_ids)
+        parts, user_ids = [], dataset.train.user_ids
+        for part in (dataset.train, dataset.valid, dataset.test):
+            kept = place[part.items] >= 0
+            times = None if part.timestamps is None else part.timestamps[kept]
+            rows = part.users_of_rows()[kept], place[part.items][kept]
+            parts.append(Interactions.from_rows(user_ids, self.item_ids, *rows, times))
+        if not parts[0].n_interactions:
+            raise DataError(
+                f"{dataset.name}: none of its {dataset.n_items:,} items is among the {len(self.item_ids):,} items of "
+                f"the federation's catalogue; expected ids such as {self.item_ids[0]}"
+            )
+        remarks = dataset.notes.remarks
+        if unknown := int((place < 0).sum()):
+            count = sum(part.n_interactions for part in (dataset.train, dataset.valid, dataset.test))
+            count -= sum(part.n_interactions for part in parts)
+            left = f"{counted(count, 'interaction')} with {counted(unknown, 'item')}"
+            remarks += (f"{left} that the federation's catalogue does not have: left out",)
+        notes = replace(dataset.notes, remarks=remarks)
+        train, valid, test = parts
+        return Dataset(dataset.name, train, valid, test, notes, item_attributes=self.item_attributes)
 
     @property
     def n_user_attributes(self) -> int:

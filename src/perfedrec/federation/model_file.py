@@ -23,7 +23,9 @@ from perfedrec.data import Catalogue, Encoding
 from perfedrec.federation.agreement import build, method_of
 from perfedrec.methods.registry import METHODS
 from perfedrec.runs.checkpoint import write_atomic
+from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.result import open_run
+from perfedrec.runs.shared_model import SharedModel, open_federation
 from perfedrec.runtimes.node import Store, serving_broadcast
 from perfedrec.runtimes.simulator import PersonalRecommender
 
@@ -52,29 +54,26 @@ class Model:
 
 
 def export(folder: Path, output: Path, data: str | None = None) -> None:
-    """Write the model of a finished run of ``perfedrec train`` to a file. ``data`` says where its data are now.
+    """Write the model of a finished run, simulated or of a federation, to a file. ``data`` says where the data of a
+    simulated run are now.
 
     Raises :class:`ConfigError` where the method is centralised or a file of one's own, and where the output cannot be
     written.
     """
-    result, config = open_run(folder, data, "cpu")
-    recommender = result.recommender
-    if not isinstance(recommender, PersonalRecommender):
-        raise ConfigError(f"{folder}: {config.algorithm} is centralised; expected the run of a federated method")
+    model = _shared_model(folder, data)
+    config, catalogue = model.config, model.catalogue
     if config.algorithm not in METHODS:
         raise ConfigError(
             f"{folder}: {config.algorithm} does not come with perfedrec, and no node takes code from a file; expected "
             f"the run of one of {', '.join(METHODS)}"
         )
-    broadcast = serving_broadcast(recommender.algorithm, recommender.state, NOBODY)
-    tensors, scalars = flatten(broadcast)
-    catalogue = Catalogue.of(result.dataset, config.attributes)
+    tensors, scalars = flatten(serving_broadcast(model.algorithm, model.state, NOBODY))
     content = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     digest = hashlib.sha256(b"".join(name.encode() + each.numpy().tobytes() for name, each in content.items()))
     metadata = {
         "format": FORMAT,
         "run": f"{folder.resolve().name}-{digest.hexdigest()[:12]}",
-        "round": str(result.best_round),
+        "round": str(model.best_round),
         "configuration": method_of(config),
         "scalars": json.dumps(scalars),
         "catalogue": json.dumps(catalogue.item_ids.tolist()),
@@ -84,6 +83,19 @@ def export(folder: Path, output: Path, data: str | None = None) -> None:
         write_atomic(output, dump_tensors(content, metadata))
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror})") from None
+
+
+def _shared_model(folder: Path, data: str | None) -> SharedModel:
+    """What a finished run has for users who were not in training."""
+    stored = RunFolder(folder)
+    if stored.is_federation:
+        return open_federation(stored)
+    result, config = open_run(folder, data, "cpu")
+    recommender = result.recommender
+    if not isinstance(recommender, PersonalRecommender):
+        raise ConfigError(f"{folder}: {config.algorithm} is centralised; expected the run of a federated method")
+    catalogue = Catalogue.of(result.dataset, config.attributes)
+    return SharedModel(config, recommender.algorithm, recommender.state, catalogue, result.best_round)
 
 
 def read_model(path: Path) -> Model:

@@ -23,6 +23,7 @@ from perfedrec.runs.checkpoint import Loaded, check_phases
 from perfedrec.runs.config import NODES, Config
 from perfedrec.runs.folder import CONFIG, ENVIRONMENT, ITEMS, Entry, RunFolder
 from perfedrec.runs.progress import Progress
+from perfedrec.runs.shared_model import STATE, USERS
 from perfedrec.runs.summary import Summary
 from perfedrec.runtimes.flower import Coordinator, Rejection, ServiceClient, Setup, needs_service
 
@@ -32,8 +33,8 @@ LINK = "superlink"
 BEFORE_ROUNDS = (CONFIG, ENVIRONMENT, ITEMS, "item_attributes.csv", ENCODING, LINK)
 """What is in the folder of a run before nodes are asked for anything."""
 
-STATE, USERS, SERVICE = "state", "roll", "mediator"
-"""Names of the records in a checkpoint: the server's state, the participants, and what the service gave out."""
+SERVICE = "mediator"
+"""Name of the record of a checkpoint that has what the service gave out."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class FederatedRun:
             best_round=trained,
             users=self.users.numel(),
             nodes_with_model=nodes_with_model,
-            communication={name: getattr(self.progress, name) for name in ("bytes_up", "bytes_down", "uploads")},
+            communication=self.progress.sent(self.users.numel()),
             privacy=privacy_block(settings, releases, secure_aggregation, self.algorithm.reports_vectors),
         )
         self.folder.write_summary(summary)

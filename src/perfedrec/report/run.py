@@ -10,8 +10,10 @@ import polars as pl
 
 from perfedrec.audit.audit import read_audit
 from perfedrec.core.errors import CheckpointError
+from perfedrec.data import counted
 from perfedrec.privacy.report import audited, lines, without_result
 from perfedrec.report import run_charts as charts
+from perfedrec.report.federation import nodes
 from perfedrec.report.page import Block, Code, Page, Pairs, Prose, Section, Table, Tile, Tiles
 from perfedrec.report.statistics import Mean, by_activity, mean_of
 from perfedrec.report.style import axes_of, metric_name, spent
@@ -46,6 +48,8 @@ class Run:
     @property
     def data(self) -> str:
         """The name of the data set."""
+        if self.summary.nodes_with_model is not None:
+            return "the data of its nodes"
         name: str = self.notes.get("data", {}).get("name") or Path(self.config.data.path).name
         return name
 
@@ -54,18 +58,24 @@ class Run:
         """The number of users, each of them a client."""
         sent = self.summary.communication
         found = self.notes.get("data", {}).get("users")
-        return int(found or round(sent["uploads"] / max(sent["uploads_per_client"], 1e-9)) or 1)
+        return int(found or self.summary.users or round(sent["uploads"] / max(sent["uploads_per_client"], 1e-9)) or 1)
 
 
 def run_page(folder: Path) -> Page:
     """The report of a finished run. Raises :class:`CheckpointError` where the folder holds no finished run."""
     run = Run(folder)
+    if run.summary.nodes_with_model is None:
+        figures = [
+            Section("learning", "Learning", _learning(run)),
+            Section("test", "Test results", _test(run)),
+            Section("users", "Users", _users(run)),
+            Section("vectors", "Vectors", _vectors(run)),
+        ]
+    else:
+        figures = [Section("nodes", "Nodes", nodes(RunFolder(folder)))]
     sections = [
         Section("summary", "Summary", _summary(run)),
-        Section("learning", "Learning", _learning(run)),
-        Section("test", "Test results", _test(run)),
-        Section("users", "Users", _users(run)),
-        Section("vectors", "Vectors", _vectors(run)),
+        *figures,
         Section("communication", "Communication", _communication(run)),
         Section("privacy", "Privacy", _privacy(run)),
         Section("set-up", "Set-up", _set_up(run)),
@@ -74,6 +84,11 @@ def run_page(folder: Path) -> Page:
 
 
 def _lead(run: Run) -> str:
+    if run.summary.nodes_with_model is not None:
+        return (
+            f"{run.config.algorithm} was trained by a federation of {counted(run.clients, 'user')}, whose data stayed "
+            "on their nodes. There are no figures of accuracy here."
+        )
     if not run.tested:
         return f"{run.config.algorithm} was trained on {run.data}, which has no test interactions."
     metric, popular = "ndcg@20", run.summary.popularity
@@ -96,7 +111,8 @@ def _summary(run: Run) -> list[Block]:
     chosen = f"chosen by validation {metric_name(run.config.run.select_by)}" if run.summary.valid else "the last one"
     rounds = f"of {len(run.history) - run.n_phases} rounds of training"
     before = f" (and {run.n_phases} before training)" if run.n_phases else ""
-    tiles.append(Tile("Best round", str(run.best), f"{rounds}{before}; {chosen}"))
+    name = "Best round" if run.summary.valid else "Round of the model"
+    tiles.append(Tile(name, str(run.best), f"{rounds}{before}; {chosen}"))
     sent = run.summary.communication
     if sent["bytes_up"]:
         up, down = sent["bytes_up"] / run.clients, sent["bytes_down"] / run.clients

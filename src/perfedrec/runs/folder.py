@@ -150,7 +150,7 @@ class RunFolder:
         A line that was cut off is removed too.
         """
         self._rewrite(HISTORY, [entry.line() for entry in self.history()[:rounds]])
-        self._rewrite(REJECTIONS, [line for line in self._rejections() if line["round"] < rounds])
+        self._rewrite(REJECTIONS, [line for line in self.rejections() if line["round"] < rounds])
 
     def save_checkpoint(
         self, rounds: int, records: Mapping[str, Any], belongs: Mapping[str, str], extra: Mapping[str, Any]
@@ -236,6 +236,16 @@ class RunFolder:
                 ) from None
         return entries
 
+    def rejections(self) -> list[dict[str, Any]]:
+        """The nodes that rounds of a federation went on without: what :meth:`append_rejection` recorded."""
+        path, found = self.path / REJECTIONS, list[dict[str, Any]]()
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                found.append(json.loads(text))
+            except ValueError:
+                continue  # it was cut off
+        return found
+
     def summary(self) -> Summary:
         """The summary of a finished run. Raises :class:`CheckpointError` where the folder has none."""
         try:
@@ -319,15 +329,6 @@ class RunFolder:
     def _rewrite(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
         if (self.path / name).exists():
             self.write(name, "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-    def _rejections(self) -> list[dict[str, Any]]:
-        path, found = self.path / REJECTIONS, list[dict[str, Any]]()
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                found.append(json.loads(text))
-            except ValueError:
-                continue  # it was cut off
-        return found
 
 
 def environment() -> dict[str, Any]:

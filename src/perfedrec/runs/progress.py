@@ -16,6 +16,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from perfedrec.core.types import RoundReport
+from perfedrec.runs.summary import communication
 
 if TYPE_CHECKING:
     from perfedrec.runs.config import Config
@@ -57,6 +58,10 @@ class Progress:
         self.bytes_down += report.bytes_down
         self.uploads += report.clients
         self.seconds += seconds
+
+    def sent(self, users: int) -> dict[str, float]:
+        """The communication of the run so far, as a :class:`~perfedrec.runs.summary.Summary` has it."""
+        return communication(self.bytes_up, self.bytes_down, self.uploads, users)
 
     @property
     def over(self) -> bool:

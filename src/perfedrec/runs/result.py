@@ -15,9 +15,10 @@ from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, Recommender, Totals
 from perfedrec.evaluation.lists import check_length, explained
 from perfedrec.methods.centralised.popularity import Popularity
-from perfedrec.runs.config import Config, open_data
+from perfedrec.runs.config import Config, DataSettings, RunSettings, open_data
 from perfedrec.runs.engine import Central, engine_of
 from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.shared_model import SharedModel, open_federation
 
 CUTOFFS = (10, 20)
 """Lengths of lists at which metrics are computed."""
@@ -28,7 +29,8 @@ class Result:
     """The recommender of the best validation round, and the history that led to it.
 
     ``best_round`` counts rounds of training: 0 and below are rounds of pre-training. ``valid`` has the validation
-    metrics of that round, ``output`` is the run's folder, if there is one.
+    metrics of that round, ``output`` is the run's folder, if there is one. ``basis`` says in a sentence what lists are
+    made from where that is not the whole model: a federation's run has no users' own parts.
     """
 
     recommender: Recommender
@@ -37,6 +39,7 @@ class Result:
     valid: dict[str, float]
     history: list[Entry] = field(default_factory=list)
     output: Path | None = None
+    basis: str = ""
 
     def evaluate(self, part: str = "test", ks: tuple[int, ...] = CUTOFFS) -> dict[str, float]:
         """Full-ranking metrics on the ``part`` "test" or "valid", as means over users.
@@ -105,19 +108,32 @@ def open_run(folder: Path, data: str | None = None, device: str | None = None) -
     """The result that a finished run stored, and its configuration.
 
     ``data`` names the data set where it has moved since, ``device`` the one to compute on (default: as in the
-    configuration). Raises :class:`perfedrec.core.errors.CheckpointError` where the folder has no model, or the data
-    differ.
+    configuration). The users of a federation are on its nodes: its shared model recommends to the users of any ``data``
+    as to new users (:class:`perfedrec.runtimes.new_users.NewUserRecommender`).
+
+    Raises :class:`perfedrec.core.errors.CheckpointError` where the folder has no model, or the data differ, and
+    :class:`perfedrec.core.errors.DataError` where the data cannot be opened.
     """
     stored = RunFolder(folder)
     config = stored.config()
     if data is not None:
         moved = {"path": data, "train": None, "valid": None, "test": None}
         config = config.model_copy(update={"data": config.data.model_copy(update=moved)})
+    run = config.run.model_copy(update={"device": device or config.run.device})
+    if stored.is_federation:
+        return _of_federation(open_federation(stored), config.data, run, folder), config
     dataset = open_data(config.data, config.attributes)
     loaded = stored.model({"data": dataset.fingerprint})
-    run = config.run.model_copy(update={"device": device or config.run.device})
     recommender = engine_of(config.build(), dataset, run).recommender().restored(loaded.records)
     return Result(recommender, dataset, loaded.extra["best_round"], loaded.extra["valid"], output=folder), config
+
+
+def _of_federation(model: SharedModel, data: DataSettings, run: RunSettings, folder: Path) -> Result:
+    """The result of a federation for the users of the ``data``."""
+    place = Path(data.path)
+    dataset = model.over(open_data(data), place if place.is_dir() else place.parent)
+    recommender = model.recommender(dataset, run.device)
+    return Result(recommender, dataset, model.best_round, {}, output=folder, basis=model.basis(dataset))
 
 
 def popularity(dataset: Dataset) -> dict[str, float]:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 FULL, SAMPLED = "full ranking", "{} sampled negatives"
 """Names of the protocols of evaluation. They stand beside all figures: figures of different protocols cannot be
 compared."""
+
+
+def communication(bytes_up: float, bytes_down: float, uploads: float, users: int) -> dict[str, float]:
+    """Bytes and uploads of a whole run: in total, and as means over ``users`` and over uploads."""
+    return {
+        "bytes_up": bytes_up,
+        "bytes_down": bytes_down,
+        "uploads": uploads,
+        "uploads_per_client": uploads / max(users, 1),
+        "bytes_up_per_upload": bytes_up / max(uploads, 1),
+        "bytes_down_per_upload": bytes_down / max(uploads, 1),
+    }
 
 
 @dataclass(frozen=True)
@@ -53,4 +65,9 @@ class Summary:
     def read(stored: Mapping[str, Any]) -> Summary:
         """The summary that :meth:`stored` gave. Raises :class:`KeyError` or :class:`TypeError` for other content."""
         names = [name for name in Summary.__dataclass_fields__ if name in stored]
-        return Summary(n_phases=stored["prelude"], **{name: stored[name] for name in names})
+        found = Summary(n_phases=stored["prelude"], **{name: stored[name] for name in names})
+        if found.users is None:
+            return found
+        sent = found.communication  # up to 0.2.0 a federation had the totals alone
+        totals = (sent["bytes_up"], sent["bytes_down"], sent["uploads"])
+        return replace(found, communication=communication(*totals, found.users))

@@ -20,7 +20,6 @@ from perfedrec.privacy.report import centralised_block, privacy_block, warnings
 from perfedrec.runs.config import Config, identity
 from perfedrec.runs.diagnostics import Diagnostics
 from perfedrec.runs.folder import Entry, RunFolder
-from perfedrec.runs.progress import Progress
 from perfedrec.runs.result import Result, popularity
 from perfedrec.runs.rounds import Rounds
 from perfedrec.runs.summary import FULL, SAMPLED, Summary
@@ -109,7 +108,7 @@ class RunWriter(NoWriter):
             test_sampled=result.evaluate_sampled("test", negatives, seed) if negatives else None,
             protocols={"test": FULL, **({"test_sampled": SAMPLED.format(negatives)} if negatives else {})},
             popularity=popular,
-            communication=communication(rounds.progress, self.dataset.n_users),
+            communication=rounds.progress.sent(self.dataset.n_users),
             privacy=self._privacy(max(rounds.trained, 0), test, popular),
         )
         self.folder.write_summary(summary)
@@ -146,15 +145,3 @@ def belonging(algorithm: AnyMethod, dataset: Dataset, config: Config) -> dict[st
         settings["noise"] = algorithm.settings.privacy.noise.model_dump()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return {"data": dataset.fingerprint, "configuration": digest}
-
-
-def communication(progress: Progress, users: int) -> dict[str, float]:
-    """Bytes and uploads of a whole run: in total, and as means over clients and over uploads."""
-    return {
-        "bytes_up": progress.bytes_up,
-        "bytes_down": progress.bytes_down,
-        "uploads": progress.uploads,
-        "uploads_per_client": progress.uploads / users,
-        "bytes_up_per_upload": progress.bytes_up / max(progress.uploads, 1),
-        "bytes_down_per_upload": progress.bytes_down / max(progress.uploads, 1),
-    }

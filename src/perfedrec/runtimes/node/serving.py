@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.algorithm import Algorithm, B, C, S
-from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Rows
+from perfedrec.runtimes.new_users import finetuned
 from perfedrec.runtimes.node.rounds import fields_per, tensors_of
 from perfedrec.runtimes.node.store import Store
 
@@ -52,16 +52,9 @@ class LocalRecommender(Generic[B, C]):
             started = self.algorithm.init_new_user(broadcast, rows, client_state)
             client_state = select_states(found.stored, rows, client_state, started)
         if bool((found.outdated | ~found.stored).any()):
-            tuned = self._finetune(broadcast, rows, client_state)
+            tuned = finetuned(self.algorithm, broadcast, rows, client_state, self.store.seed)
             client_state = select_states(found.stored & ~found.outdated, rows, client_state, tuned)
         return broadcast, rows, client_state
-
-    def _finetune(self, broadcast: B, rows: Rows, client_state: C) -> C:
-        """The client states after local training, without decoys, masking and noise: no update leaves the node."""
-        local, key = self.algorithm.without_privacy(), Key(self.store.seed).fold("alone")
-        for number in range(self.algorithm.finetune_rounds):
-            _, client_state = local.client("train", broadcast, rows, client_state, key.fold(number))
-        return client_state
 
 
 def select_states(first: Tensor, rows: Rows, a: C, b: C) -> C:

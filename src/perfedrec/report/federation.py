@@ -1,0 +1,45 @@
+"""The part of a report that is about a federation: its nodes, and the rounds that went on without some of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from perfedrec.data import counted
+from perfedrec.report.page import Block, Prose, Table, Tile, Tiles
+from perfedrec.runs.folder import Entry, RunFolder
+
+
+def nodes(run: RunFolder) -> list[Block]:
+    """The nodes of a federation, and its rounds that were not as planned."""
+    summary = run.summary()
+    having = summary.nodes_with_model or []
+    tiles = [
+        Tile("Users", f"{summary.users or 0:,}", "who took part, on their nodes"),
+        Tile("Nodes with the model", str(len(having)), ", ".join(having) or "none was connected at the end"),
+    ]
+    told = (
+        "Interactions, losses and held-out items stay on the nodes, so a coordinator has no figures of accuracy. To "
+        f"evaluate the model on data that you have: perfedrec evaluate --run {run.path} --data FILE."
+    )
+    return [Tiles(tiles), *_without(run.rejections()), *_aborted(run.history()), Prose(told)]
+
+
+def _without(rejections: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """The nodes that rounds went on without."""
+    times = Counter((str(each["node"]), str(each["reason"])) for each in rejections)
+    if not times:
+        return [Prose("No round went on without a node.")]
+    details = {(str(each["node"]), str(each["reason"])): str(each["detail"]) for each in rejections}
+    rows = [[node, reason, str(count), details[node, reason]] for (node, reason), count in sorted(times.items())]
+    return [Table("Rounds that went on without a node", ("node", "reason", "rounds", "last detail"), rows, 2)]
+
+
+def _aborted(history: Sequence[Entry]) -> list[Block]:
+    """The rounds whose sum was not opened."""
+    found = [entry.report for entry in history if entry.report.aborted]
+    if not found:
+        return []
+    why = "; ".join(dict.fromkeys(str(each.aborted) for each in found))
+    return [Prose(f"{counted(len(found), 'round')} ended without a sum: {why}.")]
