@@ -82,6 +82,16 @@ def test_help_describes_arguments_as_well_as_options() -> None:
         (["train", "--data", "{ratings}", "--set", "run.round=3"], "did you mean run.rounds"),
         (["train", "--data", "{ratings}", "--preset", "papr"], "paper"),
         (["train", "--resume"], "config.toml"),
+        (["train", "--data", "{ratings}", "--device", "cuda"], "torch finds no CUDA device"),
+        (["train", "--data", "missing.csv", "--device", "cuda"], "torch finds no CUDA device"),
+        (["train", "--config", "{comparison}"], "{comparison}: this is the file of a comparison"),
+        (["train", "--config", "{space}"], "{space}: this is a search space"),
+        (["bench", "{configuration}", "--output", "{prepared}"], "{configuration}: this is the configuration of a run"),
+        (["bench", "{comparison}", "--output", "{ratings}/a"], "cannot be written to, because {ratings} is a file"),
+        (["bench", "{comparison}", "--output", "{used}"], "{used} is not empty; expected a new folder"),
+        (["bench", "{comparison}", "--output", "{finished}"], "{finished} holds a run; expected a new folder"),
+        (["tune", "--data", "missing.csv", "--output", "{used}"], "{used} is not empty; expected a new folder"),
+        (["tune", "--data", "{ratings}", "--set", "run.device=cuda", "--output", "{prepared}"], "no CUDA device"),
         (["train", "--data", "{binary}"], "{binary}"),
         (["train", "--data", "{empty}"], "{empty}"),
         (["evaluate", "--run", "nowhere"], "nowhere"),
@@ -91,9 +101,10 @@ def test_help_describes_arguments_as_well_as_options() -> None:
         (["recommend", "--run", "nowhere", "--all-users"], "--output FILE"),
         (["train", "--resume", "--algorithm", "mf"], "only --rounds and --device may change"),
         (["train", "--data", "{ratings}", "--previous"], "--resume"),
-        (["train", "--data", "{ratings}", "--algorithm", "mf", "--privacy", "paper"], "there is no section privacy"),
+        (["train", "--data", "{ratings}", "--algorithm", "mf", "--privacy", "paper"], "mf is centralised: it has"),
+        (["train", "--algorithm", "fedgnn", "--privacy", "private"], "expected profile none, paper or secure, or a m"),
         (["data", "prepare", "{ratings}", "--output", "{ratings}/a"], "{ratings}"),
-        (["tune", "--data", "{ratings}", "--output", "{ratings}/a"], "{ratings}/a: cannot be read or written: Not a"),
+        (["tune", "--data", "{ratings}", "--output", "{ratings}/a"], "cannot be written to, because {ratings} is a fi"),
         (["federation", "key", "{ratings}/a"], "{ratings}: cannot be read or written"),
         (["data", "info", "{long}"], "{long}, line 3: cannot be split into columns"),
         (["data", "prepare", "{ratings}", "--output", "{prepared}", "--seed", "-1"], "at least 0"),
@@ -106,12 +117,24 @@ def test_help_describes_arguments_as_well_as_options() -> None:
     ],
 )
 def test_an_error_is_one_line_with_exit_code_2_and_nothing_is_written(
-    arguments: list[str], message: str, ratings: Path, tmp_path: Path
+    arguments: list[str], message: str, ratings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     names = {"ratings": ratings, "binary": tmp_path / "binary.csv", "empty": tmp_path / "empty.csv"}
     names["binary"].write_bytes(b"\x00\xff\xfe\x01" * 50)
     names["empty"].write_bytes(b"")
     names |= {"long": tmp_path / "long.csv", "prepared": tmp_path / "run"}
+    for name, text in (
+        ("comparison", '[data.a]\npath = "missing.csv"\n[methods.popularity]\n'),
+        ("space", '[space]\n"method.shrink" = { low = 1, high = 2 }\n'),
+        ("configuration", "[run]\nrounds = 3\n"),
+    ):
+        names[name] = tmp_path / f"{name}.toml"
+        names[name].write_text(text)
+    for name, content in (("used", "notes.txt"), ("finished", "config.toml")):
+        names[name] = tmp_path / name
+        names[name].mkdir()
+        (names[name] / content).write_text("")
     names["long"].write_text("user,item,rating\n1,2,3\n4," + "5" * 200_000 + "\n")
     output = tmp_path / "run"
     filled = [each.format(**names) for each in arguments]
@@ -510,8 +533,12 @@ def _asked(options: list[Any]) -> Any:
     ("command", "options", "message"),
     [
         ("up", ("--preset", "gpfedrec"), "gpfedrec compares users by their uploads; expected privacy.aggregation"),
-        ("up", ("--preset", "gpfedrec"), "or --privacy paper or none, which protect less"),
-        ("up", ("--preset", "fedmf", "--privacy", "private"), "profile private with fedmf: there is no option"),
+        ("up", ("--preset", "gpfedrec"), "expected profile none or paper, or a method that secure fits: fedmf"),
+        (
+            "up",
+            ("--preset", "fedmf", "--privacy", "private"),
+            "does not fit fedmf: the profile sets model.encoder, which",
+        ),
         ("node", ("--require", "secur"), "there is no privacy profile 'secur'; did you mean secure?"),
         ("up", ("--users", "20"), "there are 20 users, and no sum of fewer than 32 is opened"),
         ("up", ("--nodes", "2", "--resume"), "--resume continues with the nodes and users in --output"),

@@ -46,16 +46,16 @@ def test_string_ids() -> None:
     assert data.user_ids.tolist() == ["ann", "bob"]
     assert data.items.tolist() == [1, 0]
     assert data.user_index("bob") == 1
-    with pytest.raises(DataError, match="unknown user 'bobb'; a known user is bob"):
+    with pytest.raises(DataError, match="unknown user 'bobb'; expected one of the 2 users in the training data"):
         data.user_index("bobb")
 
 
 def test_index_of_an_external_id(toy: Interactions) -> None:
     assert toy.user_index(10) == toy.user_index("10") == 1
     assert toy.item_index("9") == 2
-    with pytest.raises(DataError, match="unknown user 11; a known user is 10"):
+    with pytest.raises(DataError, match="unknown user 11; expected one of the 3 users"):
         toy.user_index(11)
-    with pytest.raises(DataError, match="unknown item 'abc'; ids are integers such as 5"):
+    with pytest.raises(DataError, match="unknown item 'abc'; expected a whole number, as all ids of items are"):
         toy.item_index("abc")
 
 

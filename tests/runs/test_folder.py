@@ -41,7 +41,7 @@ def test_a_folder_is_claimed_once_and_given_back_as_it_was(tmp_path: Path) -> No
         folder.claim()
         folder.write("a", b"1")
         folder.save_checkpoint(1, {}, {}, {})
-        with pytest.raises(ConfigError, match=r"is not empty; expected a new folder \(or --resume to continue"):
+        with pytest.raises(ConfigError, match="is not empty; expected a new folder"):
             RunFolder(path).claim()
         folder.withdraw()
         assert path.exists() == before

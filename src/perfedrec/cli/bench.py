@@ -41,13 +41,14 @@ def bench(
     """
     with one_line():
         from perfedrec.compare.bench import read
-        from perfedrec.compare.cells import locked, play, processors
+        from perfedrec.compare.cells import check_output, locked, play, processors
         from perfedrec.compare.results import collect
         from perfedrec.compare.tables import comma_separated, latex, markdown
         from perfedrec.runs.checkpoint import write_atomic
 
         moved = {name: path or None for name, _, path in (each.partition("=") for each in data or ())}
         comparison = read(file, output, moved)
+        check_output(output)
         comparison.prepare()
         cells = list(comparison.cells())
         with locked(output), _Show(cells, output, as_json) as show:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.extras import MissingExtraError, extra_of
+from perfedrec.core.extras import MissingExtraError, extra_of, near
 
 if TYPE_CHECKING:
     import polars as pl
@@ -103,6 +105,22 @@ def _errors_as_one_line() -> Iterator[None]:
             raise  # a bug in perfedrec
         print("error: " + " ".join(message.split()), file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
+
+
+def command(*words: object) -> str:
+    """A command line of perfedrec as it works here: ``perfedrec`` alone where that is on the PATH and is this one."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py" and called.parent.name == "perfedrec":
+        program = [_callable(Path(sys.executable)), "-m", "perfedrec"]
+    else:
+        program = [_callable(called) if called.name == "perfedrec" else "perfedrec"]
+    return shlex.join([*program, *map(str, words)])
+
+
+def _callable(path: Path) -> str:
+    """The name of a program if the shell finds this very file by it, otherwise its path."""
+    found = shutil.which(path.name)
+    return path.name if found is not None and Path(found).absolute() == path.absolute() else near(path.absolute())
 
 
 def _explained(error: Exception) -> str | None:

@@ -271,12 +271,7 @@ def _resolved(
 
     if not resume:
         profile = privacy or (None if "privacy" in configuration.in_file(config) else DEFAULT_PROFILE)
-        try:
-            loaded = configuration.resolve(preset, config, set_ or (), privacy=profile, run__rounds=rounds, **given)
-        except ConfigError as error:
-            if profile != privacy and str(error).startswith("privacy profile"):
-                raise ConfigError(f"{error}; or --privacy paper or none, which protect less") from None
-            raise
+        loaded = configuration.resolve(preset, config, set_ or (), privacy=profile, run__rounds=rounds, **given)
         return with_real_noise(loaded, chosen=any(each.startswith("privacy.noise_source") for each in set_ or ()))
     if preset or config or set_ or privacy:
         raise ConfigError("--resume continues with the run's own configuration; only --rounds may change")

@@ -23,6 +23,7 @@ from perfedrec.cli.common import (
     Preset,
     Profile,
     Quiet,
+    command,
     console,
     one_line,
     print_data,
@@ -88,6 +89,8 @@ def train(
         from perfedrec.runs.config import resolve
         from perfedrec.runs.trackers import trackers
 
+        if resume and output is None:
+            raise ConfigError("--resume continues the run in --output, which is not given; expected --output FOLDER")
         output = output or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
         logs = trackers(track or (), output)
         source = _source(data, train_file, valid, test, format, columns)
@@ -161,10 +164,15 @@ def _play(
     trackers: Sequence[Tracker] = (),
     resume: Path | None = None,
 ) -> Result:
-    """Open the data, print their sizes if ``data``, and train."""
+    """Open the data, print their sizes if ``data``, and train. What can be refused without the data comes first."""
     from perfedrec.runs.config import open_data
+    from perfedrec.runs.folder import RunFolder
     from perfedrec.runs.training import train as run_training
 
+    config.build()
+    config.check_here()
+    if resume is None:
+        RunFolder(output).check_free()
     dataset = open_data(config.data, config.attributes)
     if data:
         print_data(dataset)
@@ -188,8 +196,8 @@ def demo(
         print_result(result, False)
         user = result.dataset.train.user_ids[0]
         print_explained(result, str(user), 5)
-        console.print(f"Next: perfedrec recommend --run {output} --user {user}", soft_wrap=True)
-        console.print("      perfedrec train --data YOUR_FILE", soft_wrap=True)
+        console.print(f"Next: {command('recommend', '--run', output, '--user', user)}", soft_wrap=True)
+        console.print(f"      {command('train', '--data', 'YOUR_FILE')}", soft_wrap=True)
 
 
 def evaluate(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from perfedrec.cli.common import Algorithm, AsJson, ConfigFile, Data, Preset, Profile, console, one_line
+from perfedrec.cli.common import Algorithm, AsJson, ConfigFile, Data, Preset, Profile, command, console, one_line
 
 if TYPE_CHECKING:
     from perfedrec.compare.tune import Outcome
+    from perfedrec.runs.config import Config
 
 
 def tune(
@@ -43,13 +44,15 @@ def tune(
     [bold]perfedrec train --data FOLDER --config study/best.toml[/bold]
     """
     with one_line():
-        from perfedrec.compare.tune import BEST, Tuning, read_space, ready_made
+        from perfedrec.compare.tune import BEST, Tuning, check_output, read_space, ready_made
         from perfedrec.runs import progress
         from perfedrec.runs.config import open_data, resolve
 
         given: dict[str, Any] = {"data__path": data, "run__rounds": rounds, "run__seed": seed}
         resolved = resolve(preset, config, set_ or (), without or (), privacy=privacy, algorithm=algorithm, **given)
         searched = ready_made(resolved.algorithm) if space is None else read_space(space)
+        resolved.check_here()
+        check_output(output)
         tuning = Tuning(resolved, searched, open_data(resolved.data, resolved.attributes), output)
         shown = progress.Bar if sys.stderr.isatty() and not as_json else progress.Quiet
         study = tuning.play(trials, _Lines(trials, resolved.run.select_by, as_json), shown)
@@ -65,7 +68,15 @@ def tune(
         for key, value in best.params.items():
             console.print(f"  {key} = {_short(value)}")
         console.print(f"written to {output / BEST}", soft_wrap=True)
-        console.print(f"Next: perfedrec train --config {output / BEST} --data {resolved.data.path}", soft_wrap=True)
+        console.print(f"Next: {command(*_repeated(resolved, output / BEST))}", soft_wrap=True)
+
+
+def _repeated(config: Config, best: Path) -> list[object]:
+    """The words of the command that trains with the best options as their trial did: same data, same seed."""
+    files = {name: getattr(config.data, name) for name in ("train", "valid", "test")}
+    data = {"data": config.data.path} if files["train"] is None else files
+    given = [word for name, value in data.items() if value is not None for word in (f"--{name}", value)]
+    return ["train", "--config", best, *given, *(["--seed", config.run.seed] if config.run.seed else [])]
 
 
 class _Lines:
@@ -88,7 +99,8 @@ class _Lines:
         }[outcome.state]
         best = "" if outcome.best_value is None else f", best {outcome.best_value:.4f} (trial {outcome.best_number})"
         options = " ".join(f"{key}={_short(value)}" for key, value in outcome.changes.items())
-        line = f"{outcome.finished}/{self.trials} trial {outcome.number}: {ending}{best}, {seconds:.0f} s: {options}"
+        which = f"trial {outcome.number}" + (" (as configured)" if outcome.as_configured else "")
+        line = f"{outcome.finished}/{self.trials} {which}: {ending}{best}, {seconds:.0f} s: {options}"
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 

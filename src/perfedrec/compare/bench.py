@@ -23,6 +23,9 @@ from perfedrec.runs.config import METRIC, Config, DataSettings, differences, ope
 from perfedrec.runs.config_errors import explain, nearest
 from perfedrec.runs.folder import RunFolder
 
+BENCH = "bench.toml"
+"""The file in the folder of a comparison that has every configuration in full."""
+
 _NAME = re.compile(r"[\w@(+][\w .,@=()+-]*")
 
 
@@ -149,7 +152,7 @@ class Bench:
             )
             for label, data in reversed(self.configs)
         }
-        write_atomic(self.output / "bench.toml", tomli_w.dumps(tree).encode())
+        write_atomic(self.output / BENCH, tomli_w.dumps(tree).encode())
 
 
 def read(path: Path, output: Path, moved: Mapping[str, str | None] | None = None) -> Bench:
@@ -166,6 +169,8 @@ def read(path: Path, output: Path, moved: Mapping[str, str | None] | None = None
         raise ConfigError(f"{path}: cannot be read ({reason(error)}); expected the TOML file of a comparison") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: this is not valid TOML: {error}") from None
+    if "methods" not in tree and ("run" in tree or "algorithm" in tree):
+        raise ConfigError(f"{path}: this is the configuration of a run; expected the file of a comparison")
     try:
         file = BenchFile.model_validate(tree)
     except ValidationError as error:
@@ -221,6 +226,7 @@ def _config(label: str, entry: MethodEntry, common: MethodEntry, path: Path) -> 
         algorithm=algorithm,
     )
     resolved.build()  # computes the noise of the profile, and raises where that is not possible
+    resolved.check_here()
     return resolved
 
 

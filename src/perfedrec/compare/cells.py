@@ -18,12 +18,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from perfedrec.compare.bench import Cell
+from perfedrec.compare.bench import BENCH, Cell
 from perfedrec.core.errors import ConfigError
-from perfedrec.runs.checkpoint import write_atomic
+from perfedrec.runs.checkpoint import check_writable, write_atomic
+from perfedrec.runs.folder import CONFIG
 from perfedrec.runs.signals import InterruptedRunError, signals
 
 COST = "cost.json"
+LOCK = ".lock"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 
 
@@ -43,10 +45,23 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_output(output: Path) -> None:
+    """Raise :class:`ConfigError` where a folder can hold no comparison: it holds something else, it is in use, or it
+    cannot be written to."""
+    check_writable(output)
+    holds_run = (output / CONFIG).exists()
+    if holds_run or (output.exists() and any(output.iterdir()) and not (output / BENCH).exists()):
+        what = "holds a run" if holds_run else "is not empty"
+        raise ConfigError(f"{output} {what}; expected a new folder, or that of a comparison to continue it")
+    if (output / LOCK).exists():
+        with locked(output):
+            pass
+
+
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Lock the folder of a comparison. Raises :class:`ConfigError` where another process uses it."""
-    with open(output / ".lock", "w") as lock:
+    with open(output / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

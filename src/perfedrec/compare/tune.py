@@ -26,11 +26,11 @@ from perfedrec.core.errors import ConfigError, DivergedError, reason
 from perfedrec.core.extras import needed_by
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
-from perfedrec.runs.checkpoint import write_atomic
+from perfedrec.runs.checkpoint import check_writable, write_atomic
 from perfedrec.runs.config import Config, check, differences
 from perfedrec.runs.config_errors import explain, nearest
+from perfedrec.runs.dotted import flat, put
 from perfedrec.runs.dotted import keys as keys_of
-from perfedrec.runs.dotted import put
 from perfedrec.runs.folder import Entry
 from perfedrec.runs.progress import Quiet, Reporter
 from perfedrec.runs.result import Result
@@ -45,7 +45,12 @@ if TYPE_CHECKING:
 Value = bool | int | float | str
 """A value of an option that can be searched."""
 
-BEST = "best.toml"
+BASE, BEST, STUDY, LOCK = "base.toml", "best.toml", "study.db", ".lock"
+"""Files in the folder of a study."""
+
+START = "start"
+"""The mark of the trial that tries the configuration that the study starts from."""
+
 STARTUP = 5
 """The number of complete trials that are needed before a trial may be pruned: there must be some to compare with."""
 
@@ -78,6 +83,16 @@ class Dimension(Settings):
         """The values to check: if these are valid, all others are."""
         return self.choices or (self.low, self.high)
 
+    def takes(self, value: Value | None) -> bool:
+        """Whether a trial can try a ``value``."""
+        if self.choices:
+            return any(value == each and type(value) is type(each) for each in self.choices)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        assert self.low is not None and self.high is not None
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        return self.low <= value <= self.high and (value == int(value) or not whole)
+
     def suggest(self, trial: Trial, key: str) -> Value | None:
         """The value that a trial tries for the option ``key``."""
         if self.choices:
@@ -102,7 +117,8 @@ class Outcome:
     ``state`` is complete, pruned or infeasible (its options are not possible together, or training diverged; then
     ``remark`` says why). ``value`` is the trial's best validation figure, ``rounds`` the number of rounds it played,
     ``changes`` the options that it tried. ``best_value`` and ``best_number`` are those of the best trial so far, and
-    ``finished`` is the number of finished trials of the study.
+    ``finished`` is the number of finished trials of the study. ``as_configured`` marks the trial that tries the
+    configuration that the study starts from.
     """
 
     number: int
@@ -114,6 +130,18 @@ class Outcome:
     best_number: int | None
     finished: int
     remark: str = ""
+    as_configured: bool = False
+
+
+def check_output(output: Path) -> None:
+    """Raise :class:`ConfigError` where a folder can hold no study, or Optuna is not installed."""
+    with needed_by("tuning"):
+        import optuna  # noqa: F401
+    check_writable(output)
+    if output.exists() and not (output / BASE).exists():
+        left = {BASE, LOCK, STUDY, f"{STUDY}-journal"}  # by a process that was killed while it made the study
+        if any(each.name not in left for each in output.iterdir()):
+            raise ConfigError(f"{output} is not empty; expected a new folder, or that of a study to continue it")
 
 
 def ready_made(algorithm: str) -> Space:
@@ -194,7 +222,8 @@ class Tuning:
                 trial = study.ask()
                 study.sampler = _sampler(self.config.run.seed, trial.number)
                 trial.set_user_attr("process", f"{platform.node()}:{os.getpid()}")
-                changes = {key: dimension.suggest(trial, key) for key, dimension in self.space.space.items()}
+                tried = self._start() if START in trial.user_attrs else self.space.space
+                changes = {key: self.space.space[key].suggest(trial, key) for key in tried}
                 try:
                     outcome = self._try(study, trial, changes, reporter())
                 except InterruptedRunError as error:
@@ -205,6 +234,12 @@ class Tuning:
         if _best(study) is not None:  # again: another process may have ended after its trial and before writing this
             self._write_best(study)
         return study
+
+    def _start(self) -> dict[str, Value | None]:
+        """The options of the space with the values of the configuration that the study starts from. An option whose
+        value is outside of the space is left out, and keeps its value in the first trial."""
+        values = flat(self.base)
+        return {key: values[key] for key, dimension in self.space.space.items() if dimension.takes(values[key])}
 
     def _interrupted(self, study: Study, n_trials: int, number: int) -> InterruptedRunError:
         return InterruptedRunError(
@@ -233,7 +268,7 @@ class Tuning:
         except BaseException as error:
             study.tell(trial, state=TrialState.FAIL)
             if isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
-                study.enqueue_trial(trial.params)
+                _put_back(study, trial)
             raise
         best = _best(study)
         return Outcome(
@@ -246,6 +281,7 @@ class Tuning:
             best.number if best else None,
             len(_finished(study)),
             remark,
+            START in trial.user_attrs,
         )
 
     def _open(self) -> Study:
@@ -253,23 +289,24 @@ class Tuning:
 
         Trials whose process has ended without a result are put back, to be played again.
         """
-        with needed_by("tuning"):
-            import optuna
+        check_output(self.output)
+        import optuna
+
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.output.mkdir(parents=True, exist_ok=True)
-        with open(self.output / ".lock", "w") as lock:
+        with open(self.output / LOCK, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two processes may start at the same time, and only one makes the study
             study = self._create()
         for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
             if _dead(stale.user_attrs.get("process", "")):
                 study.tell(stale.number, state=optuna.trial.TrialState.FAIL)
-                study.enqueue_trial(stale.params)
+                _put_back(study, stale)
         return study
 
     def _create(self) -> Study:
         import optuna
 
-        base, path = self.output / "base.toml", self.output / "study.db"
+        base, path = self.output / BASE, self.output / STUDY
         new = not base.exists()
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
         pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=self.config.run.rounds // 5)
@@ -281,6 +318,7 @@ class Tuning:
             "space": self.space.model_dump(mode="json", include={"space"})["space"],
         }
         if new:
+            study.enqueue_trial(self._start(), user_attrs={START: True}, skip_if_exists=True)
             write_atomic(base, self.config.to_toml().encode())
             for name, value in mark.items():
                 study.set_user_attr(name, value)
@@ -302,7 +340,10 @@ class Tuning:
         best = study.best_trial
         config = self.with_changes(best.params)
         tree = config.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude={"data": True, "run": {"seed", "threads", "device"}}
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            exclude={"data": {"path", "train", "valid", "test"}, "run": {"seed", "threads", "device"}},
         )
         about = (
             f"# The best of {len(_finished(study))} trials on {self.dataset.name}: "
@@ -342,7 +383,16 @@ class _Watch:
 def _sampler(seed: int, number: int) -> TPESampler:
     from optuna.samplers import TPESampler
 
-    return TPESampler(seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+    # Written out, because versions of Optuna differ in what they assume. A running trial counts as a bad one, so that
+    # processes try different values. Options are drawn one by one, because a trial may not have all of them.
+    return TPESampler(
+        seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]), constant_liar=True, multivariate=False
+    )
+
+
+def _put_back(study: Study, trial: Trial | FrozenTrial) -> None:
+    """Let a trial that ended without a result be played again."""
+    study.enqueue_trial(trial.params, user_attrs={START: True} if START in trial.user_attrs else None)
 
 
 def _finished(study: Study) -> Sequence[FrozenTrial]:

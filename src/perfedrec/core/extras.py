@@ -65,14 +65,14 @@ def extra_of(error: BaseException) -> str | None:
 
 def install(extra: str) -> str:
     """The command that adds an extra to this installation: into the Python that runs, from where perfedrec came."""
-    return shlex.join([_near(Path(sys.executable or "python")), "-m", "pip", "install", *_requirement(extra)])
+    return shlex.join([near(Path(sys.executable or "python")), "-m", "pip", "install", *_requirement(extra)])
 
 
 def _requirement(extra: str) -> list[str]:
     origin = _origin()
     url, folder = str(origin.get("url", "")), origin.get("dir_info")
     if folder is not None and urlparse(url).scheme == "file":
-        path = f"{_near(Path(url2pathname(urlparse(url).path)))}[{extra}]"
+        path = f"{near(Path(url2pathname(urlparse(url).path)))}[{extra}]"
         return ["--editable", path] if folder.get("editable") else [path]
     if "vcs_info" in origin:
         url = f"{origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}"
@@ -88,7 +88,7 @@ def _origin() -> dict[str, Any]:
     return found
 
 
-def _near(path: Path) -> str:
+def near(path: Path) -> str:
     """A path from the working directory where it lies in it, otherwise the whole path."""
     here = os.getcwd()
     if path.is_relative_to(here):

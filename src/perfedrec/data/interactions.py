@@ -213,8 +213,7 @@ def _index_of(ids: Ids, wanted: int | str, kind: str) -> int:
         try:
             value: int | str = int(wanted)
         except ValueError:
-            hint = f"; ids are integers such as {ids[0]}" if ids.size else ""
-            raise DataError(f"unknown {kind} {wanted!r}{hint}") from None
+            raise DataError(f"unknown {kind} {wanted!r}; expected a whole number, as all ids of {kind}s are") from None
     else:
         value = str(wanted)
     found = np.flatnonzero(ids == value)
@@ -222,6 +221,8 @@ def _index_of(ids: Ids, wanted: int | str, kind: str) -> int:
         return int(found[0])
     if not ids.size:
         raise DataError(f"unknown {kind} {wanted!r}: the data hold no {kind}s")
+    if kind == "user":  # a message must not name anybody else
+        raise DataError(f"unknown user {wanted!r}; expected one of the {ids.size} users in the training data")
     if isinstance(value, int):
         near = ids[np.argmin(np.abs(ids.astype(np.float64) - float(value)))]
     else:

@@ -23,7 +23,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from perfedrec.core.algorithm import Algorithm
-from perfedrec.core.errors import CheckpointError, reason
+from perfedrec.core.errors import CheckpointError, ConfigError, reason
 from perfedrec.core.records import Scalar, flatten
 
 FORMAT = 4
@@ -147,6 +147,15 @@ def prune(root: Path) -> None:
     """Remove all but the last :data:`KEPT` checkpoints, and incomplete ones that a killed process left."""
     for old in (*folders(root)[KEPT:], *root.glob(".round-*")):
         shutil.rmtree(old, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise :class:`ConfigError` where a ``folder``, which may not exist yet, cannot be written to."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{folder}: cannot be written to, because {there} is a file; expected a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: cannot be written to, because {there} is not writable; expected another folder")
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -12,18 +12,20 @@ from typing import Any, Literal, Self, cast
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
 
+from perfedrec.core.device import pick_device
 from perfedrec.core.errors import ConfigError, DataError, reason
 from perfedrec.core.settings import Settings
 from perfedrec.data import DataLike, Dataset, SplitRule, implied, parse_columns, parse_ratio
 from perfedrec.data import load as load_data
 from perfedrec.methods.centralised.method import Method
-from perfedrec.methods.registry import AnyMethod, centralised, method, name_of
+from perfedrec.methods.registry import METHODS, AnyMethod, centralised, method, name_of
 from perfedrec.privacy.ledger import split_budget
+from perfedrec.privacy.noise import check_source
 from perfedrec.privacy.protection import MISSING
 from perfedrec.privacy.settings import SECURE_ONLY, NoiseSettings
 from perfedrec.runs.config_errors import explain
-from perfedrec.runs.dotted import flat, is_section, merge, put
-from perfedrec.runs.preset_files import DEFAULT, ablation, default_preset, preset_text
+from perfedrec.runs.dotted import flat, is_section, keys, merge, put
+from perfedrec.runs.preset_files import DEFAULT, ablation, default_preset, preset_text, presets
 
 _FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint says whether the data are the same
 _FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # these change no result
@@ -33,6 +35,12 @@ NODES = "nodes:"
 
 ELSEWHERE = {NODES: "the data of this run are with the nodes of a federation"}
 """Values of ``data.path`` that name no file, and what they say in a message."""
+
+_OTHER_FILES = {
+    "methods": "the file of a comparison (perfedrec bench runs it)",
+    "space": "a search space (perfedrec tune --space takes it)",
+}
+"""TOML files that are no configuration, by a section that only they have."""
 
 METRIC = "^(recall|ndcg|hr|mrr|precision)@(10|20)$"
 """Names of the metrics by which a run can be selected or compared."""
@@ -202,6 +210,12 @@ class Config(Settings):
         solved = privacy.model_copy(update={"noise": NoiseSettings(**noise)})
         solution: AnyMethod = kind(settings.model_copy(update={"privacy": solved}))
         return solution
+
+    def check_here(self) -> None:
+        """Raise :class:`ConfigError` where this machine lacks what the run needs: its device, or OpenDP."""
+        pick_device(self.run.device)
+        if not centralised(method(self.algorithm)):
+            check_source(self.settings.privacy)  # type: ignore[attr-defined]
 
     def to_toml(self) -> str:
         """The whole configuration as TOML. A key that is absent is an option that is off."""
@@ -397,17 +411,56 @@ def _parse(text: str, where: str, before: Mapping[str, Any]) -> dict[str, Any]:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    other = next((what for key, what in _OTHER_FILES.items() if isinstance(tree.get(key), dict)), None)
+    if other is not None:
+        raise ConfigError(f"{where}: this is {other}; expected the configuration of a run")
     _check_part({"algorithm": before.get("algorithm", DEFAULT), **tree}, where)
     return tree
 
 
 def _profile(name: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """A privacy profile, without the sections that the method does not have."""
+    """A privacy profile, without the sections that the method does not have. Raises :class:`ConfigError` where the
+    method cannot have the profile; the message says what is possible."""
     algorithm = before.get("algorithm", DEFAULT)
-    tree, has = tomllib.loads(preset_text(name, "profiles")), config_type(algorithm).model_fields
-    tree = {section: values for section, values in tree.items() if section in has or section == "privacy"}
-    check({"algorithm": algorithm, **tree}, f"privacy profile {name} with {algorithm}")
+    tree = _sections(name, algorithm)
+    if centralised(method(algorithm)):
+        raise ConfigError(
+            f"{algorithm} is centralised: it has everybody's interactions in one place, so no privacy profile fits it; "
+            f"expected a federated method, or no profile (given: {name})"
+        )
+    problem = _misfit(name, algorithm)
+    if problem:
+        fitting = [each for each in presets("profiles") if not _misfit(each, algorithm)]
+        methods = [each for each, kind in METHODS.items() if not centralised(kind) and not _misfit(name, each)]
+        raise ConfigError(
+            f"privacy profile {name} does not fit {algorithm}: {problem}; "
+            f"expected profile {_or(fitting)}, or a method that {name} fits: {', '.join(methods)}"
+        )
     return tree
+
+
+def _sections(profile: str, algorithm: str) -> dict[str, Any]:
+    """A privacy profile, without the sections that a method does not have."""
+    tree, has = tomllib.loads(preset_text(profile, "profiles")), config_type(algorithm).model_fields
+    return {section: values for section, values in tree.items() if section in has or section == "privacy"}
+
+
+def _misfit(profile: str, algorithm: str) -> str:
+    """Why a federated method cannot have a privacy profile; empty where it can."""
+    tree = _sections(profile, algorithm)
+    missing = [key for key in flat(tree) if key not in keys(config_type(algorithm))]
+    if missing:
+        return f"the profile sets {missing[0]}, which is no option of {algorithm}"
+    try:
+        check({"algorithm": algorithm, **tree})
+    except ConfigError as error:
+        return str(error).removeprefix("configuration: ")
+    return ""
+
+
+def _or(names: Sequence[str]) -> str:
+    """Names as ``a, b or c``."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -78,15 +78,20 @@ class RunFolder:
 
         ``leftovers`` are names of files that an attempt left which ended before its first round; they are removed.
         """
-        found = list(self.path.iterdir()) if self.path.exists() else []
-        hidden = "." if leftovers else f".{CONFIG}."  # what a process was writing when it was killed
-        if any(each.name not in leftovers and not each.name.startswith(hidden) for each in found):
-            raise ConfigError(
-                f"{self.path} is not empty; expected a new folder (or --resume to continue the run in it)"
-            )
+        self.check_free(leftovers)
         self._made = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self._empty()
+
+    def check_free(self, leftovers: Collection[str] = ()) -> None:
+        """Raise the errors of :meth:`claim` without making anything, so that a run can be refused before its data are
+        read."""
+        checkpoint.check_writable(self.path)
+        found = list(self.path.iterdir()) if self.path.exists() else []
+        hidden = "." if leftovers else f".{CONFIG}."  # what a process was writing when it was killed
+        if any(each.name not in leftovers and not each.name.startswith(hidden) for each in found):
+            hint = " (or --resume to continue the run in it)" if (self.path / CONFIG).exists() else ""
+            raise ConfigError(f"{self.path} is not empty; expected a new folder{hint}")
 
     def withdraw(self) -> None:
         """Undo :meth:`claim` and remove all that was written since, so that the run can be started there again."""

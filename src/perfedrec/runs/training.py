@@ -60,8 +60,12 @@ def train(
     such data.
     """
     algorithm, config = method_of(method, run, config, options)
+    config.check_here()
+    folder = None if output is None else RunFolder(Path(output))
+    if folder is not None and not resume:
+        folder.check_free()  # before the data are read
     dataset, config = data_of(data, config)
-    run, folder = config.run, None if output is None else RunFolder(Path(output))
+    run = config.run
     if run.threads:
         torch.set_num_threads(run.threads)
     rounds, belongs = Rounds(engine_of(algorithm, dataset, run), dataset, run), belonging(algorithm, dataset, config)

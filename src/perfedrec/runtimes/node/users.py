@@ -192,9 +192,9 @@ class UserStore:
         with self._database.reading() as db:
             row = db.execute("SELECT coalesce(identity, -user) FROM users WHERE id = ?", (user_id,)).fetchone()
             if row is None:
-                raise DataError(
-                    f"unknown user {user_id!r}; expected one of the {counts(db)[0]} users who are in {self.path}"
-                )
+                n_users = counts(db)[0]
+                known = f"expected one of its {n_users} users" if n_users else "it holds no users yet"
+                raise DataError(f"unknown user {user_id!r}: {self.path} has no such user; {known}")
         return int(row[0])
 
     def forget(self, user_id: str) -> None:
