@@ -19,11 +19,16 @@ import polars as pl
 import pytest
 import typer
 from cryptography import x509
+from rich.console import Console
 from typer.testing import CliRunner
 
 from perfedrec.cli import app
-from perfedrec.cli.common import one_line
+from perfedrec.cli import config as config_commands
+from perfedrec.cli.common import command, console, one_line
 from perfedrec.core.extras import MissingExtraError
+from perfedrec.runs.config import resolve
+from perfedrec.runs.dotted import keys
+from perfedrec.runs.preset_files import ABLATIONS
 
 runner = CliRunner()
 FEW = ["--rounds", "3", "--set", "model.embedding_dim=8", "--set", "selection.n_clients_per_round=16", "--quiet"]
@@ -370,8 +375,36 @@ def test_config_commands(tmp_path: Path) -> None:
     file.write_text(shown.stdout)
     assert runner.invoke(app, ["config", "show", str(file)]).stdout == shown.stdout
     assert "clusters" in runner.invoke(app, ["config", "list"]).stdout
-    assert runner.invoke(app, ["config", "keys"]).exit_code == 0
+    keys = json.loads(cli("config", "keys", "--json").stdout)
+    assert keys["privacy.clip"]["default"] is None
+    assert keys["run.rounds"]["default"] == resolve().run.rounds
+    listed = json.loads(cli("config", "list", "--json").stdout)
+    assert set(listed["without"]) == set(ABLATIONS)
     assert runner.invoke(app, ["--version"]).stdout.strip()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("what", ["list", "keys"])
+def test_names_of_options_are_whole_on_80_columns_and_in_a_pipe(
+    what: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values are whole, too: ``off`` where there is none. In a pipe each option is one line."""
+    monkeypatch.setattr(config_commands, "console", Console(width=80, force_terminal=True) if terminal else console)
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", cli("config", what).stdout)
+    if terminal:
+        assert max(map(len, printed.splitlines())) <= 80
+    config = resolve()
+    lines = {words[0]: line for line in printed.splitlines() if (words := line.split())}
+    for key, field in keys(type(config)).items() if what == "keys" else ():
+        assert key in lines
+        if not terminal:
+            assert lines[key].split("  ", 1)[1].strip().endswith(str(field.description))
+    for part, changes in ABLATIONS.items() if what == "list" else ():
+        assert part in lines
+        assert all(f"{key}=" in printed for key in changes)
+    if what == "keys":
+        assert re.search(r"^ privacy\.clip +off ", printed, re.MULTILINE)
+        assert "None" not in printed
 
 
 def cli(*arguments: object, code: int = 0) -> Any:
@@ -585,3 +618,22 @@ def test_a_missing_flower_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == f"error: {MissingExtraError('this command', 'flower')}\n"
     with pytest.raises(ModuleNotFoundError), one_line():
         raise ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere")
+
+
+def test_a_printed_command_can_be_typed_where_it_was_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / ".venv" / "bin" / "perfedrec"
+    script.parent.mkdir(parents=True)
+    script.touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert command("train", "--data", "a b.csv") == ".venv/bin/perfedrec train --data 'a b.csv'"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert command("train") == "perfedrec train"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "perfedrec").touch(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'other'}:{script.parent}")
+    assert command("train") == ".venv/bin/perfedrec train"
+    monkeypatch.setattr(sys, "argv", ["/lib/perfedrec/__main__.py"])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert command("train") == "./python -m perfedrec train"

@@ -99,6 +99,6 @@ def test_attributes_are_errors_only_where_they_are_used(tmp_path: Path) -> None:
     assert any(
         "user attributes are not used, and cannot be" in line and "users.dat" in line for line in data.notes.lines()
     )
-    assert load(tmp_path, attributes=False).notes.lines()[-1].startswith("repetitions removed")
+    assert load(tmp_path, attributes=False).notes.lines()[-1].startswith("each pair of user and item once")
     with pytest.raises(DataError, match=r"users\.dat"):
         load(tmp_path, attributes=True)

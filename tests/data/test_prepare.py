@@ -27,7 +27,7 @@ def test_threshold_then_repetitions_earliest_kept() -> None:
     assert report.duplicates == 1
     assert report.lines() == [
         "as read: 2 users, 3 items, 5 interactions",
-        "repetitions removed: 2 users, 3 items, 4 interactions",
+        "each pair of user and item once: 2 users, 3 items, 4 interactions",
     ]
 
 

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+WIDE = 10_000
+"""Columns of an output that is no terminal: nothing is wrapped or cut there, so that programs can read it."""
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # for :func:`one_line`; rich itself would exit with code 1
@@ -71,10 +75,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """End the command with one line and an exit code for errors that a user can fix.
+    """End the command with one line and an exit code for errors that a user can fix. An output that is no terminal
+    gets :data:`WIDE` lines.
 
     Where nobody reads the output any more (``| head``), the command ends with exit code 141 and without a line.
     """
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE
     try:
         with _errors_as_one_line():
             yield

@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
-from perfedrec.cli.common import Algorithm, console, one_line
+from perfedrec.cli.common import Algorithm, AsJson, console, one_line
 
 app = typer.Typer(help="Show presets, options and configurations.", no_args_is_help=True)
 
 
 @app.command("list")
-def config_list() -> None:
+def config_list(as_json: AsJson = False) -> None:
     """List methods, presets, privacy profiles, and the parts that --without switches off."""
-    from perfedrec.methods.registry import METHODS
-    from perfedrec.runs.preset_files import ABLATIONS, presets
+    with one_line():
+        from perfedrec.methods.registry import METHODS
+        from perfedrec.runs.preset_files import ABLATIONS, presets
 
-    console.print("methods: " + ", ".join(METHODS))
-    console.print("presets: " + ", ".join(presets()))
-    console.print("privacy profiles: " + ", ".join(presets("profiles")))
-    table = Table("--without", "sets")
-    for part, changes in ABLATIONS.items():
-        table.add_row(part, ", ".join(f"{key}={'off' if value is None else value}" for key, value in changes.items()))
-    console.print(table)
+        names = {"methods": list(METHODS), "presets": presets(), "privacy profiles": presets("profiles")}
+        if as_json:
+            print(json.dumps({**names, "without": ABLATIONS}))
+            return
+        for kind, found in names.items():
+            console.print(f"{kind}: {', '.join(found)}")
+        table = Table("--without", "sets", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.columns[0].no_wrap = True
+        for part, changes in ABLATIONS.items():
+            table.add_row(part, ", ".join(f"{key}={as_text(value)}" for key, value in changes.items()))
+        console.print(table)
 
 
 @app.command("keys")
-def config_keys(algorithm: Algorithm = None) -> None:
-    """List all options of a method, each with its default and a description.
+def config_keys(algorithm: Algorithm = None, as_json: AsJson = False) -> None:
+    """List all options of a method, each with the value in its preset and a description.
 
     [bold]perfedrec config keys --algorithm lightgcn[/bold]
     """
     with one_line():
-        from perfedrec.runs.config import config_type
-        from perfedrec.runs.dotted import keys
-        from perfedrec.runs.preset_files import DEFAULT
+        from perfedrec.runs.config import resolve
+        from perfedrec.runs.dotted import flat, keys
 
-        kind = config_type(algorithm or DEFAULT)
-        table = Table("key", "default", "description")
-        for key, field in keys(kind).items():
-            table.add_row(key, str(field.default), field.description)
+        config = resolve(algorithm=algorithm)
+        about = keys(type(config))
+        values = {key: field.default for key, field in about.items()}  # a dump leaves some options out
+        values |= flat(config.model_dump(mode="json", by_alias=True))
+        if as_json:
+            print(json.dumps({key: {"default": values[key], "description": about[key].description} for key in about}))
+            return
+        table = Table("key", "default", "description", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.columns[0].no_wrap = True
+        table.columns[1].overflow = "fold"
+        if console.is_terminal:
+            table.columns[1].max_width = 14
+        for key, field in about.items():
+            table.add_row(key, as_text(values[key]), field.description)
         console.print(table)
 
 
@@ -65,3 +81,10 @@ def config_show(what: Annotated[str, typer.Argument(help="a preset, a run folder
         else:
             resolved = configuration.load(what)
         print(resolved.to_toml(), end="")
+
+
+def as_text(value: object) -> str:
+    """A value as ``--set`` takes it: ``off`` for no value."""
+    if value is None or value == {}:
+        return "off"
+    return value if isinstance(value, str) and value else json.dumps(value)

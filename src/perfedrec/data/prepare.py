@@ -1,4 +1,4 @@
-"""Preparing data: from logged ratings to implicit feedback, by a rating threshold, removed repetitions and a k-core."""
+"""Preparing data: from logged ratings to implicit feedback, by a rating threshold, without repeated rows, and a k-core."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def prepare(
         steps.append(_count(frame, f"rated {min_rating:g} or more"))
     order = ["user", "timestamp", "item"] if "timestamp" in frame.columns else ["user", "item"]
     frame = frame.select(order).sort(order).unique(["user", "item"], keep="first", maintain_order=True)
-    steps.append(_count(frame, "repetitions removed"))
+    steps.append(_count(frame, "each pair of user and item once"))
     duplicates = steps[-2].interactions - steps[-1].interactions
     if k_core > 1:
         frame = frame.filter(pl.Series(_core(frame, k_core)))
