@@ -1,4 +1,4 @@
-"""Preparing data: from logged ratings to implicit feedback, by a rating threshold, without repeated rows, and a k-core."""
+"""Preparing data: from logged ratings to implicit feedback, by a rating threshold, repeated rows, and a k-core."""
 
 from __future__ import annotations
 
