@@ -8,14 +8,17 @@ if TYPE_CHECKING:
     from perfedrec.core.keys import Key
     from perfedrec.core.settings import Settings
     from perfedrec.data import Dataset, Interactions, load, split, synthetic
+    from perfedrec.evaluation import metrics
     from perfedrec.methods.centralised.method import Method, Training
     from perfedrec.methods.centralised.vectors import Batch, VectorMethod, VectorSettings
     from perfedrec.methods.federated.base import Federated
     from perfedrec.methods.federated.perfedrec import PerFedRec
     from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
     from perfedrec.methods.federated.settings import FederatedSettings, PerFedRecSettings
+    from perfedrec.methods.registry import list_methods
     from perfedrec.runs.config import Config, RunSettings
     from perfedrec.runs.config import load as configure
+    from perfedrec.runs.folder import Entry
     from perfedrec.runs.result import Result, open_run
     from perfedrec.runs.training import train
 
@@ -28,6 +31,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Dataset",
+    "Entry",
     "Federated",
     "FederatedSettings",
     "Interactions",
@@ -44,7 +48,9 @@ __all__ = [
     "VectorMethod",
     "VectorSettings",
     "configure",
+    "list_methods",
     "load",
+    "metrics",
     "open_run",
     "split",
     "synthetic",
@@ -62,7 +68,10 @@ _HOMES = {
     "perfedrec.core.keys": ("Key",),
     "perfedrec.core.settings": ("Settings",),
     "perfedrec.data": ("Dataset", "Interactions", "load", "split", "synthetic"),
+    "perfedrec.evaluation": ("metrics",),
+    "perfedrec.methods.registry": ("list_methods",),
     "perfedrec.runs.config": ("Config", "RunSettings", "configure"),
+    "perfedrec.runs.folder": ("Entry",),
     "perfedrec.runs.result": ("Result", "open_run"),
     "perfedrec.runs.training": ("train",),
 }

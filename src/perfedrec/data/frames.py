@@ -48,11 +48,11 @@ def rows_of(data: Table, columns: Columns | None = None) -> pl.DataFrame:
             )
         named = {role: _column(role, data[:, place]) for place, role in enumerate(ROLES[: data.shape[1]])}
         return roles_of("array", pl.DataFrame(named), columns)
-    return roles_of("data frame", _table(data), columns)
+    return roles_of("data frame", columns_of(data), columns)
 
 
-def _table(data: Table) -> pl.DataFrame:
-    """All columns of a data frame or of a mapping."""
+def columns_of(data: Table) -> pl.DataFrame:
+    """All columns of a data frame or of a mapping, as a frame of polars."""
     if isinstance(data, pl.LazyFrame):
         data = data.collect()
     if isinstance(data, pl.DataFrame):

@@ -41,6 +41,13 @@ class Recommender(ABC):
     def raw_scores(self, users: Tensor) -> Tensor:
         """[B, m] scores of all items for ``users`` [B]. The caller may overwrite the tensor."""
 
+    @abstractmethod
+    def scores_of_new_user(self, items: Tensor) -> Tensor:
+        """[m] scores of all items for somebody who was not in training and has ``items`` [r], ascending.
+
+        Raises :class:`perfedrec.core.errors.ConfigError` for a method that cannot recommend to such a user.
+        """
+
     def embedding(self, users: Tensor) -> Embedding | None:
         """The vectors of ``users`` [B] and of all items; ``None`` for a method without such vectors."""
         return None

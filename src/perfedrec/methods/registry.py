@@ -12,7 +12,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError
@@ -70,6 +70,16 @@ GROUP = "perfedrec.methods"
 
 _OWN = "perfedrec_method_"
 """The beginning of the module names under which users' own files are loaded."""
+
+
+def list_methods(kind: Literal["centralised", "federated"] | None = None) -> list[str]:
+    """The names of all methods, also those that other packages offer; with ``kind`` those of one kind."""
+    names = [*METHODS, *sorted({entry.name for entry in metadata.entry_points(group=GROUP)} - METHODS.keys())]
+    if kind is None:
+        return names
+    if kind not in ("centralised", "federated"):
+        raise ConfigError(f"there is no kind {kind!r} of methods; expected centralised or federated")
+    return [name for name in names if centralised(method(name)) == (kind == "centralised")]
 
 
 def method(name: str) -> type[Any]:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from perfedrec.core.device import pick_device
 from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
-from perfedrec.core.types import Embedding, RoundReport
+from perfedrec.core.types import NEWCOMER, Embedding, RoundReport, Rows
 from perfedrec.data import Dataset
 from perfedrec.evaluation import RandomOrder, Recommender, Stored
 from perfedrec.methods.centralised.method import Method, Training
@@ -51,6 +52,11 @@ class CentralRecommender(Recommender):
 
     def raw_scores(self, users: Tensor) -> Tensor:
         return self.method.scores(self.state, self.data, users)
+
+    def scores_of_new_user(self, items: Tensor) -> Tensor:
+        limits = items.new_tensor([0, items.numel()])
+        rows = Rows(items.new_tensor([NEWCOMER]), limits, items, torch.zeros_like(items))
+        return self.method.scores_of_new_users(self.state, self.data, rows)[0]
 
     def explain(self, users: Tensor) -> dict[str, Tensor]:
         return {"global": self.raw_scores(users)}

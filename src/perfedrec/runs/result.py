@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import SupportsInt
 
 import polars as pl
 import torch
 
-from perfedrec.core.errors import ConfigError
-from perfedrec.data import Dataset
+from perfedrec.core.errors import ConfigError, DataError
+from perfedrec.data import DataLike, Dataset
 from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, Recommender, Totals
 from perfedrec.evaluation.lists import check_length, explained
+from perfedrec.evaluation.metrics import cutoffs_of
 from perfedrec.methods.centralised.popularity import Popularity
-from perfedrec.runs.config import Config, DataSettings, RunSettings, open_data
+from perfedrec.runs.config import Config
 from perfedrec.runs.engine import Central, engine_of
 from perfedrec.runs.folder import Entry, RunFolder
-from perfedrec.runs.shared_model import SharedModel, open_federation
+from perfedrec.runs.request import data_of
+from perfedrec.runs.shared_model import open_federation
+from perfedrec.runs.tables import by_user, curves, vectors
 
 CUTOFFS = (10, 20)
 """Lengths of lists at which metrics are computed."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """The recommender of the best validation round, and the history that led to it.
 
     ``best_round`` counts rounds of training: 0 and below are rounds of pre-training. ``valid`` has the validation
     metrics of that round, ``output`` is the run's folder, if there is one. ``basis`` says in a sentence what lists are
-    made from where that is not the whole model: a federation's run has no users' own parts.
+    made from where that is not the whole model: a federation's run has no users' own parts. ``config`` is the
+    configuration.
     """
 
     recommender: Recommender
@@ -40,19 +45,49 @@ class Result:
     history: list[Entry] = field(default_factory=list)
     output: Path | None = None
     basis: str = ""
+    config: Config | None = None
 
-    def evaluate(self, part: str = "test", ks: tuple[int, ...] = CUTOFFS) -> dict[str, float]:
-        """Full-ranking metrics on the ``part`` "test" or "valid", as means over users.
+    def __repr__(self) -> str:
+        name = "" if self.config is None else f" of {self.config.algorithm}"
+        best = "".join(f", {key} {self.valid[key]:.4f}" for key in ("recall@20", "ndcg@20") if key in self.valid)
+        where = "" if self.output is None else f", in {self.output}"
+        return f"<Result{name} on {self.dataset.name}: best round {self.best_round}{best and best + ' (valid)'}{where}>"
+
+    def evaluate(self, part: str = "test", ks: int | Sequence[int] = CUTOFFS) -> dict[str, float]:
+        """Full-ranking metrics on the ``part`` "test" or "valid" at the cut-offs ``ks``, one or several, as means over
+        users.
 
         For "test", validation items are left out of the lists. Raises :class:`ConfigError` for another part.
         """
-        wanted, hide = self._held(part)
-        return self.recommender.evaluate(wanted, ks, hide)
+        return self.rank(part, ks).means()
 
-    def rank(self, part: str = "test", ks: tuple[int, ...] = CUTOFFS) -> Totals:
-        """The metrics of :meth:`evaluate` user by user."""
+    def rank(self, part: str = "test", ks: int | Sequence[int] = CUTOFFS) -> Totals:
+        """The metrics of :meth:`evaluate` as sums, with the values of each user."""
         wanted, hide = self._held(part)
-        return self.recommender.rank(wanted, ks, hide)
+        return self.recommender.rank(wanted, cutoffs_of(ks), hide)
+
+    def per_user(self, part: str = "test", ks: int | Sequence[int] = CUTOFFS) -> pl.DataFrame:
+        """The metrics of :meth:`evaluate` user by user: columns user, interactions (in the training data) and one for
+        each metric. Users without held-out items are left out."""
+        return by_user(self.rank(part, ks), self.dataset)
+
+    def curves(self) -> pl.DataFrame:
+        """The history of the run, with one row per round: see :func:`perfedrec.runs.tables.curves`."""
+        return curves(self.history)
+
+    @property
+    def user_vectors(self) -> pl.DataFrame:
+        """The vectors of all users, whose products with :attr:`item_vectors` are the scores (of the global model, where
+        several models are mixed): columns user and vector. ``frame["vector"].to_numpy()`` is an array [n, d].
+
+        Raises :class:`ConfigError` for a method that has no such vectors.
+        """
+        return vectors(self.recommender, self.dataset.train, "user")
+
+    @property
+    def item_vectors(self) -> pl.DataFrame:
+        """The vectors of all items: columns item and vector. Otherwise like :attr:`user_vectors`."""
+        return vectors(self.recommender, self.dataset.train, "item")
 
     def evaluate_sampled(self, part: str = "test", n_negatives: int = 99, seed: int = 0) -> dict[str, float]:
         """Metrics of each held-out item among ``n_negatives`` sampled items, for comparison with papers that do so."""
@@ -66,13 +101,15 @@ class Result:
         valid = held_out(self.dataset.valid, self.recommender.device)
         return (held_out(self.dataset.test, self.recommender.device), valid) if part == "test" else (valid, None)
 
-    def recommend(self, user_ids: Sequence[int | str] | None = None, k: int = 20) -> pl.DataFrame:
+    def recommend(self, user_ids: int | str | Iterable[int | str] | None = None, k: int = 20) -> pl.DataFrame:
         """The ``k`` best unseen items of each user: columns user, item, rank, score.
 
-        ``user_ids`` are those of the data set; ``None`` stands for all users. Raises
+        ``user_ids`` is one id of the data set or several; ``None`` stands for all users. Raises
         :class:`perfedrec.core.errors.DataError` for an unknown user.
         """
         check_length(k)
+        if isinstance(user_ids, SupportsInt | str):
+            user_ids = [user_ids]
         train = self.dataset.train
         users = torch.arange(train.n_users, device=self.recommender.device)
         if user_ids is not None:
@@ -90,6 +127,41 @@ class Result:
             }
         )
 
+    def recommend_for(self, item_ids: Iterable[int | str], k: int = 20) -> pl.DataFrame:
+        """The ``k`` best items for somebody who was not in training and has the items ``item_ids``: columns item, rank,
+        score.
+
+        A federated method fine-tunes for this user as a node does; nothing of it is kept. Attributes of the user are
+        not known. Raises :class:`perfedrec.core.errors.DataError` for an unknown item and without any item, and
+        :class:`ConfigError` for a method that knows the users of its training alone (UserKNN does not).
+        """
+        check_length(k)
+        train, given = self.dataset.train, [item_ids] if isinstance(item_ids, str) else item_ids
+        own = torch.tensor(sorted({train.item_index(each) for each in given}), dtype=torch.int64)
+        if not own.numel():
+            raise DataError("there is no item to recommend by; expected at least one item that the user has")
+        own = own.to(self.recommender.device)
+        scores = self.recommender.scores_of_new_user(own)
+        scores[own] = -torch.inf
+        frame = explained(scores, {"global": scores.clone()}, "", train.item_ids, k)
+        return frame.select("item", "rank", "score")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run to a new or empty ``folder``, as training with ``output`` does, and return the folder.
+
+        A run that has a folder is copied, without its checkpoints. Otherwise the test split is ranked now, and
+        ``diagnostics.json`` has the best round alone. Raises :class:`ConfigError` for a folder that is not empty.
+        """
+        from perfedrec.runs.writer import save  # the writer of runs imports this module
+
+        save(self, Path(folder))
+        return Path(folder)
+
+    @staticmethod
+    def load(folder: str | Path, data: DataLike | None = None, device: str | None = None) -> Result:
+        """The result that a run stored in a folder: :func:`open_run` without the configuration."""
+        return open_run(folder, data, device)[0]
+
     def explain(self, user_id: int | str, k: int = 20) -> pl.DataFrame:
         """:meth:`recommend` for one user, with the parts of each score.
 
@@ -104,36 +176,30 @@ class Result:
         return frame.select(pl.repeat(own[0], frame.height, dtype=own.dtype).alias("user"), pl.all())
 
 
-def open_run(folder: Path, data: str | None = None, device: str | None = None) -> tuple[Result, Config]:
+def open_run(folder: str | Path, data: DataLike | None = None, device: str | None = None) -> tuple[Result, Config]:
     """The result that a finished run stored, and its configuration.
 
-    ``data`` names the data set where it has moved since, ``device`` the one to compute on (default: as in the
-    configuration). The users of a federation are on its nodes: its shared model recommends to the users of any ``data``
-    as to new users (:class:`perfedrec.runtimes.new_users.NewUserRecommender`).
+    ``data`` are given where they have moved since, or were in memory; ``device`` is the one to compute on (default: as
+    in the configuration). The users of a federation are on its nodes: its shared model recommends to the users of any
+    ``data`` as to new users (:class:`perfedrec.runtimes.new_users.NewUserRecommender`).
 
     Raises :class:`perfedrec.core.errors.CheckpointError` where the folder has no model, or the data differ, and
     :class:`perfedrec.core.errors.DataError` where the data cannot be opened.
     """
-    stored = RunFolder(folder)
-    config = stored.config()
-    if data is not None:
-        moved = {"path": data, "train": None, "valid": None, "test": None}
-        config = config.model_copy(update={"data": config.data.model_copy(update=moved)})
+    stored = RunFolder(Path(folder))
+    dataset, config = data_of(data, stored.config())
     run = config.run.model_copy(update={"device": device or config.run.device})
     if stored.is_federation:
-        return _of_federation(open_federation(stored), config.data, run, folder), config
-    dataset = open_data(config.data, config.attributes)
+        model = open_federation(stored)
+        place = Path(config.data.path)
+        dataset = model.over(dataset, place if place.is_dir() else place.parent)
+        recommender: Recommender = model.recommender(dataset, run.device)
+        basis = model.basis(dataset)
+        return Result(recommender, dataset, model.best_round, {}, stored.history(), stored.path, basis, config), config
     loaded = stored.model({"data": dataset.fingerprint})
     recommender = engine_of(config.build(), dataset, run).recommender().restored(loaded.records)
-    return Result(recommender, dataset, loaded.extra["best_round"], loaded.extra["valid"], output=folder), config
-
-
-def _of_federation(model: SharedModel, data: DataSettings, run: RunSettings, folder: Path) -> Result:
-    """The result of a federation for the users of the ``data``."""
-    place = Path(data.path)
-    dataset = model.over(open_data(data), place if place.is_dir() else place.parent)
-    recommender = model.recommender(dataset, run.device)
-    return Result(recommender, dataset, model.best_round, {}, output=folder, basis=model.basis(dataset))
+    best = (loaded.extra["best_round"], loaded.extra["valid"])
+    return Result(recommender, dataset, *best, stored.history(), stored.path, config=config), config
 
 
 def popularity(dataset: Dataset) -> dict[str, float]:

@@ -82,8 +82,8 @@ def train(
             writer.begin(rounds)
         listeners.start(config, rounds.progress.done)
         _play(rounds, writer, listeners)
-        found = _result(rounds, dataset, folder)
-        writer.finish(found, rounds)
+        found = _result(rounds, dataset, folder, config)
+        writer.finish(found, rounds.progress, rounds.n_phases)
         result = found
         return result
     finally:
@@ -150,9 +150,9 @@ def _checkpoint(resume: bool | str | Path, folder: RunFolder | None) -> Path | N
     return folder.latest_checkpoint() if resume and folder is not None else None
 
 
-def _result(rounds: Rounds, dataset: Dataset, folder: RunFolder | None) -> Result:
+def _result(rounds: Rounds, dataset: Dataset, folder: RunFolder | None, config: Config) -> Result:
     recommender, output = rounds.finish(), None if folder is None else folder.path
-    return Result(recommender, dataset, rounds.best_round, rounds.best_valid, rounds.history, output)
+    return Result(recommender, dataset, rounds.best_round, rounds.best_valid, rounds.history, output, config=config)
 
 
 def _report(reporter: Reporter, rounds: Rounds, writer: NoWriter) -> None:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-
+from perfedrec.core.algorithm import TRAIN
+from perfedrec.core.errors import ConfigError
 from perfedrec.data import Dataset
-from perfedrec.data.interactions import id_series
-from perfedrec.evaluation import Totals
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.privacy.report import centralised_block, privacy_block, warnings
 from perfedrec.runs.config import Config, identity
 from perfedrec.runs.diagnostics import Diagnostics
-from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.folder import CHECKPOINTS, Entry, RunFolder
+from perfedrec.runs.progress import Progress
 from perfedrec.runs.result import Result, popularity
 from perfedrec.runs.rounds import Rounds
 from perfedrec.runs.summary import FULL, SAMPLED, Summary
+from perfedrec.runs.tables import by_user
 
 
 class NoWriter:
@@ -45,7 +45,7 @@ class NoWriter:
         """Write a checkpoint, and return its folder; ``None`` where there is no run folder."""
         return None
 
-    def finish(self, result: Result, rounds: Rounds) -> None:
+    def finish(self, result: Result, progress: Progress, n_phases: int) -> None:
         """Write the model and all figures. The test split is ranked here, once."""
 
     def withdraw(self) -> None:
@@ -90,26 +90,28 @@ class RunWriter(NoWriter):
     def checkpoint(self, rounds: Rounds) -> Path:
         return self.folder.save_checkpoint(rounds.progress.done, rounds.records(), self.belongs, rounds.extra())
 
-    def finish(self, result: Result, rounds: Rounds) -> None:
+    def finish(self, result: Result, progress: Progress, n_phases: int) -> None:
         best = {"best_round": result.best_round, "valid": result.valid}
         self.folder.save_model(result.recommender.records(), self.belongs, best)
         ranked, popular = result.rank("test"), popularity(self.dataset)
-        if ranked.users:
-            self._write_users(ranked)
+        if ranked.users:  # methods are compared by the metrics of each user
+            content = io.BytesIO()
+            by_user(ranked, self.dataset).write_parquet(content)
+            self.folder.write("test_users.parquet", content.getvalue())
         self.diagnostics.note("best", result.best_round, result.recommender)
         self.diagnostics.draw_map(result.recommender)
         test, negatives, seed = ranked.means(), self.config.run.sampled_negatives, self.config.run.seed
         summary = Summary(
             algorithm=self.config.algorithm,
-            n_phases=rounds.n_phases,
+            n_phases=n_phases,
             best_round=result.best_round,
             valid=result.valid,
             test=test,
             test_sampled=result.evaluate_sampled("test", negatives, seed) if negatives else None,
             protocols={"test": FULL, **({"test_sampled": SAMPLED.format(negatives)} if negatives else {})},
             popularity=popular,
-            communication=rounds.progress.sent(self.dataset.n_users),
-            privacy=self._privacy(max(rounds.trained, 0), test, popular),
+            communication=progress.sent(self.dataset.n_users),
+            privacy=self._privacy(max(progress.done - n_phases, 0), test, popular),
         )
         self.folder.write_summary(summary)
 
@@ -122,18 +124,34 @@ class RunWriter(NoWriter):
         block = privacy_block(settings, releases, "simulated", self.algorithm.reports_vectors)
         return block | {"warnings": warnings(settings, users, self.dataset.n_items, test, popular)}
 
-    def _write_users(self, ranked: Totals) -> None:
-        """Write the test metrics of each user, by which methods are compared."""
-        users, values = ranked.by_user()
-        train, index = self.dataset.train, users.cpu().numpy()
-        columns = {"user": id_series(train.user_ids)[index], "interactions": np.diff(train.offsets)[index]}
-        frame = pl.DataFrame(columns | {name: value.cpu().numpy() for name, value in values.items()})
-        content = io.BytesIO()
-        frame.write_parquet(content)
-        self.folder.write("test_users.parquet", content.getvalue())
-
     def withdraw(self) -> None:
         self.folder.withdraw()
+
+
+def save(result: Result, folder: Path) -> None:
+    """Write a finished run to a new ``folder``; see :meth:`Result.save`."""
+    target = RunFolder(folder)
+    target.claim()
+    if result.output is not None:
+        shutil.copytree(result.output, folder, ignore=shutil.ignore_patterns(CHECKPOINTS), dirs_exist_ok=True)
+        return
+    if result.config is None:
+        raise ConfigError("a result without a configuration cannot be saved; expected one that train() returned")
+    algorithm, config = result.config.build(), result.config
+    progress = Progress(len(result.history), config.run.select_by)
+    for entry in result.history:
+        progress.count(entry.report, entry.seconds)
+    n_phases = sum(entry.report.phase != TRAIN.name for entry in result.history)
+    writer = RunWriter(target, algorithm, result.dataset, config, belonging(algorithm, result.dataset, config))
+    try:
+        target.write_settings(config)
+        for entry in result.history:
+            target.append(entry)
+        writer.finish(result, progress, n_phases)
+    except BaseException:
+        target.withdraw()
+        raise
+    result.output = folder
 
 
 def belonging(algorithm: AnyMethod, dataset: Dataset, config: Config) -> dict[str, str]:

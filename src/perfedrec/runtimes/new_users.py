@@ -53,6 +53,9 @@ class NewUserRecommender(Recommender, Generic[S, B, C]):
     def explain(self, users: Tensor) -> dict[str, Tensor]:
         return self.algorithm.explain(*self._given(users))
 
+    def scores_of_new_user(self, items: Tensor) -> Tensor:
+        return scores_of_new_user(self.algorithm, self.state, self.population, items, self.seed)
+
     def embedding(self, users: Tensor) -> Embedding | None:
         return self.algorithm.embedding(*self._given(users))
 
@@ -69,3 +72,13 @@ class NewUserRecommender(Recommender, Generic[S, B, C]):
 
     def with_records(self, records: Mapping[str, Any]) -> NewUserRecommender[S, B, C]:
         return NewUserRecommender(self.algorithm, records["state"], self.population, self.seed, self.order)
+
+
+def scores_of_new_user(
+    algorithm: Algorithm[S, B, C], state: S, like: Population[C], items: Tensor, seed: int
+) -> Tensor:
+    """[m] scores of all items for a new user with ``items`` [r], ascending, who is described ``like`` the users of a
+    population. Attributes of the user are not known, and are 0."""
+    attributes = None if like.attributes is None else torch.zeros_like(like.attributes[:1])
+    alone: Population[C] = Population(items.new_tensor([0, items.numel()]), items, like.n_items, attributes)
+    return NewUserRecommender(algorithm, state, alone, seed).raw_scores(alone.everyone())[0]

@@ -15,6 +15,7 @@ from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Embedding, RoundReport, Rows, Spec
 from perfedrec.data import Dataset
 from perfedrec.evaluation import RandomOrder, Recommender, Stored
+from perfedrec.runtimes.new_users import scores_of_new_user
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round
 
@@ -46,6 +47,9 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
 
     def embedding(self, users: Tensor) -> Embedding | None:
         return self.algorithm.embedding(*self._given(users))
+
+    def scores_of_new_user(self, items: Tensor) -> Tensor:
+        return scores_of_new_user(self.algorithm, self.state, self.population, items, 0)
 
     def _given(self, users: Tensor) -> tuple[B, Rows, C]:
         """Broadcast, rows and client states of ``users`` [B]."""

@@ -29,6 +29,7 @@ class ItemKNN(Method):
 
     Options = ItemKNNSettings
     settings: ItemKNNSettings
+    item_based = True
 
     def init(self, data: Training, key: Key) -> Similarity:
         by_user = data.matrix

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows, block_rows
@@ -64,8 +65,14 @@ class Method(ABC):
     trained: ClassVar[bool] = False
     """Whether the method is trained in epochs (``run.rounds`` of them). Otherwise :meth:`init` fits it completely."""
 
+    item_based: ClassVar[bool] = False
+    """Whether the scores of a user depend on the state and on the user's own items alone."""
+
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings: Any = settings or self.Options()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.settings})"
 
     @abstractmethod
     def init(self, data: Training, key: Key) -> Any:
@@ -82,6 +89,18 @@ class Method(ABC):
     @abstractmethod
     def scores(self, state: Any, data: Training, users: Tensor) -> Tensor:
         """[B, m] scores of all items for ``users`` [B]."""
+
+    def scores_of_new_users(self, state: Any, data: Training, rows: Rows) -> Tensor:
+        """[B, m] scores of all items for B users who were not in training, from their ``rows``.
+
+        Raises :class:`ConfigError` for a method that knows the users of its training alone.
+        """
+        if not self.item_based:
+            raise ConfigError(
+                f"{type(self).__name__} can recommend to users who were in training alone; expected a method that "
+                "needs no more of a user than a list of items, for example item_knn, mf or any federated method"
+            )
+        return self.scores(state, Training(rows, data.n_items), torch.arange(rows.n_users, device=rows.items.device))
 
     def embedding(self, state: Any, data: Training, users: Tensor) -> Embedding | None:
         """Vectors whose inner products are the scores; ``None`` for a method without vectors."""

@@ -51,11 +51,16 @@ def nearest(
         if lengths is not None:
             block /= lengths[start : start + block.shape[0], None] * lengths[None, :] + shrink
         block[places, start + places] = 0.0
-        if k < block.shape[1]:
-            smallest = np.partition(block, -k, axis=1)[:, -k]
-            block[block < smallest[:, None]] = 0.0
-        blocks.append(sparse.csr_array(block))
+        blocks.append(sparse.csr_array(largest(block, k)))
     return sparse.csr_array(sparse.vstack(blocks))
+
+
+def largest(block: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """The ``k`` largest entries of each row, in place of a ``block`` that has zeros elsewhere."""
+    if k < block.shape[1]:
+        smallest = np.partition(block, -k, axis=1)[:, -k]
+        block[block < smallest[:, None]] = 0.0
+    return block
 
 
 def product(left: sparse.csr_array, right: sparse.csr_array, device: torch.device) -> Tensor:

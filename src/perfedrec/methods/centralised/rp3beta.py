@@ -38,6 +38,7 @@ class RP3Beta(Method):
 
     Options = RP3BetaSettings
     settings: RP3BetaSettings
+    item_based = True
 
     def init(self, data: Training, key: Key) -> Similarity:
         settings, by_user = self.settings, data.matrix

@@ -43,6 +43,7 @@ class SpectralFilter(Method):
 
     Options = SpectralFilterSettings
     settings: SpectralFilterSettings
+    item_based = True
 
     def init(self, data: Training, key: Key) -> Basis:
         users = sparse.diags_array(data.rows.counts.cpu().numpy().clip(min=1) ** -0.5)

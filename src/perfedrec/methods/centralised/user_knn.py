@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from pydantic import Field
+from scipy import sparse
 from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.settings import Settings
+from perfedrec.core.types import Rows
 from perfedrec.methods.centralised.method import Method, Training
-from perfedrec.methods.centralised.neighbours import Similarity, nearest, product
+from perfedrec.methods.centralised.neighbours import Similarity, largest, nearest, product
 
 
 class UserKNNSettings(Settings):
@@ -38,3 +40,10 @@ class UserKNN(Method):
 
     def scores(self, state: Similarity, data: Training, users: Tensor) -> Tensor:
         return product(state.matrix()[users.cpu().numpy()], data.matrix, users.device)
+
+    def scores_of_new_users(self, state: Similarity, data: Training, rows: Rows) -> Tensor:
+        own, settings = Training(rows, data.n_items), self.settings
+        overlap = (own.matrix @ data.matrix.T).toarray()
+        known, new = (np.sqrt(each.rows.counts.cpu().numpy().clip(min=1)) for each in (data, own))
+        weights = largest(overlap / (new[:, None] * known[None, :] + settings.shrink), settings.n_neighbours)
+        return product(sparse.csr_array(weights), data.matrix, rows.items.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.sampling import choose, draw_outside, paired
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import Embedding
+from perfedrec.core.types import Embedding, Rows
 from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.nn.losses import info_nce, softplus
 from perfedrec.nn.segments import dot
+
+PAIRS_AT_ONCE = 1 << 23
 
 
 class VectorSettings(Settings):
@@ -111,11 +114,50 @@ class VectorMethod(Method):
     def embedding(self, state: Vectors, data: Training, users: Tensor) -> Embedding:
         return Embedding(state.users[users], state.items)
 
+    def scores_of_new_users(self, state: Vectors, data: Training, rows: Rows) -> Tensor:
+        """Scores by vectors that are fitted to the item vectors, which stay as they are: see :func:`folded_in`."""
+        limits = rows.offsets.tolist()
+        own = [rows.items[first:last] for first, last in pairwise(limits)]
+        return torch.stack([folded_in(state.items, items) for items in own]) @ state.items.T
+
     def decay(self, users: Tensor, items: Tensor, batch: Batch) -> Tensor:
         """L2 term on the learned vectors of a batch, as a mean over its interactions."""
         squares = users[batch.users].square().sum() + items[batch.positives].square().sum()
         squares = squares + items[batch.negatives].square().sum()
         return 0.5 * self.settings.l2 * squares / batch.users.numel()
+
+
+FOLD_IN_L2 = 0.01
+"""Weight of the L2 term of :func:`folded_in`."""
+
+
+def folded_in(items: Tensor, own: Tensor) -> Tensor:
+    """[d] the vector ``p`` of a new user with the items ``own`` [r], for the item vectors ``items`` [m, d].
+
+    It minimises BPR over all pairs of an own item i and another item j, ``mean softplus(p . q_j - p . q_i) + w |p|^2 /
+    2``. The problem is convex, so that the result depends on nothing else.
+    """
+    other = torch.ones(items.shape[0], dtype=torch.bool, device=items.device)
+    other[own] = False
+    if not bool(other.any()):
+        return items.new_zeros(items.shape[1])
+    up, down, vector = items[own], items[other], items.new_zeros(items.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([vector], max_iter=100, tolerance_change=1e-7, line_search_fn="strong_wolfe")
+    at_once = max(1, PAIRS_AT_ONCE // down.shape[0])
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        total = 0.5 * FOLD_IN_L2 * vector.square().sum()
+        torch.autograd.backward(total)
+        for block in up.split(at_once):
+            pairs = softplus((down @ vector)[None, :] - (block @ vector)[:, None])
+            part = pairs.sum() / (up.shape[0] * down.shape[0])
+            torch.autograd.backward(part)
+            total = total + part
+        return total.detach()
+
+    solver.step(objective)
+    return vector.detach()
 
 
 def batches(data: Training, size: int, key: Key) -> list[Batch]:
