@@ -5,6 +5,8 @@ Commands import large modules only when they run, so that help and completion ar
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -33,10 +35,28 @@ def _one_line() -> Iterator[None]:
         raise typer.Exit(error.exit_code) from None
 
 
+def _print_what_can_be_printed() -> None:
+    """Let a character that the terminal's encoding does not have be printed as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _check_encoding(words: list[str]) -> None:
+    """Refuse words that Python could not read, because they are not in the encoding of the locale."""
+    for word in words:
+        if re.search("[\udc80-\udcff]", word):
+            text, encoding = os.fsencode(word).decode("utf-8", "replace"), sys.getfilesystemencoding()
+            other = "" if encoding == "utf-8" else ", or a locale with UTF-8, such as LC_ALL=C.UTF-8 (or PYTHONUTF8=1)"
+            raise click.UsageError(f"the word {text} cannot be read; expected text in {encoding}{other}")
+
+
 class _Commands(TyperGroup):
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+    def make_context(self, info_name: str | None, args: list[str], *given: Any, **named: Any) -> click.Context:
+        _print_what_can_be_printed()
         with _one_line():
-            return super().make_context(*args, **kwargs)
+            _check_encoding(args)
+            return super().make_context(info_name, args, *given, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
         with _one_line():

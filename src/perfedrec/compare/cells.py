@@ -61,7 +61,7 @@ def check_output(output: Path) -> None:
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Lock the folder of a comparison. Raises :class:`ConfigError` where another process uses it."""
-    with open(output / LOCK, "w") as lock:
+    with open(output / LOCK, "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

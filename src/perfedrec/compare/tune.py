@@ -294,7 +294,7 @@ class Tuning:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.output.mkdir(parents=True, exist_ok=True)
-        with open(self.output / LOCK, "w") as lock:
+        with open(self.output / LOCK, "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two processes may start at the same time, and only one makes the study
             study = self._create()
         for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):

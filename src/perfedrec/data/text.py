@@ -106,7 +106,7 @@ def records(path: Path, text: bytes, layout: Layout) -> Iterator[tuple[int, list
     This is slow: it is meant for the first lines of a file and for error messages. Raises :class:`DataError` where a
     line cannot be split.
     """
-    stream = io.TextIOWrapper(io.BytesIO(text), newline="")
+    stream = io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", newline="")
     if layout.separator in (",", ";", "\t"):
         reader, line = csv.reader(stream, delimiter=layout.separator), 1
         try:

@@ -178,7 +178,7 @@ def free_port() -> int:
     Otherwise the attempts of nodes to reach a port where nothing listens yet could take this port themselves.
     """
     try:
-        outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="utf-8").split()[0])
     except OSError:
         outgoing = 32768
     for port in (10_000 + secrets.randbelow(max(outgoing - 10_000, 1)) for _ in range(100)):
