@@ -343,6 +343,8 @@ def test_data_info_and_prepare(ratings: Path, tmp_path: Path) -> None:
     assert (facts["users"], facts["interactions"] + facts["duplicates"]) == (30, 30 * 8)
     ratings.write_text(ratings.read_text() + "u0,i0,5,1001\n")  # which u0 already had
     again = json.loads(cli("data", "info", ratings, "--json").stdout)
+    assert again["read"].pop("rows") == facts["read"].pop("rows") + 1 == 30 * 8 + 1
+    assert again["read"].pop("ratings")["max"] == facts["read"].pop("ratings")["max"]
     assert again == facts | {"duplicates": facts["duplicates"] + 1}
     assert "training part" in cli("data", "info", "synthetic").stdout
     folder = tmp_path / "prepared"
@@ -358,8 +360,11 @@ def test_columns_with_unusual_names(ratings: Path, tmp_path: Path) -> None:
     assert "buyer, thing, stars, when" in asked.stderr
     assert "columns" in asked.stderr
     named = ["--columns", "user=buyer, item=2, rating=stars, timestamp=when"]
-    expected = runner.invoke(app, ["data", "info", str(ratings), "--json"]).stdout
-    assert runner.invoke(app, ["data", "info", str(odd), "--json", *named]).stdout == expected
+    expected = json.loads(runner.invoke(app, ["data", "info", str(ratings), "--json"]).stdout)
+    found = json.loads(runner.invoke(app, ["data", "info", str(odd), "--json", *named]).stdout)
+    assert found["read"].pop("columns")["user"] == {"position": 1, "name": "buyer"}
+    assert expected["read"].pop("columns")["user"] == {"position": 1, "name": "user"}
+    assert found == expected
     trained = runner.invoke(app, ["train", "--data", str(odd), *named, "--output", str(tmp_path / "r"), *FEW])
     assert trained.exit_code == 0, trained.output
     assert runner.invoke(app, ["evaluate", "--run", str(tmp_path / "r")]).exit_code == 0

@@ -69,6 +69,10 @@ MetricsPort = Annotated[
 Columns = Annotated[
     str, typer.Option(help="columns by name or position (from 1), as in user=customer,item=2,rating=stars")
 ]
+Header = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help="whether the first line names the columns (default: as it looks)"),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file that is applied after the preset")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
 

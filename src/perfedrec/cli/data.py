@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from perfedrec.cli.common import AsJson, Columns, Format, console, one_line, print_data
+from perfedrec.cli.common import AsJson, Columns, Format, Header, console, one_line, print_data
 
 app = typer.Typer(help="Inspect, prepare and download interaction data.", no_args_is_help=True)
 
@@ -20,23 +20,33 @@ def data_info(
     file: Annotated[str, typer.Argument(help="file, folder, or synthetic:users=..,items=..")],
     format: Format = "auto",
     columns: Columns = "",
+    header: Header = None,
+    min_rating: Annotated[float | None, typer.Option(help="leave out interactions with a lower rating")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show users, items, density, degrees and time range of a file, or of the training part of a data set.
+    """Show how a file is read, and its users, items, density, degrees, ratings and times; or those of a data set.
 
     [bold]perfedrec data info ratings.csv[/bold]
     """
     with one_line():
-        from perfedrec.data import describe, load, parse_columns, read
+        from perfedrec.data import describe, load, parse_columns, read_with_report
+        from perfedrec.data.prepare import rated
 
         title, chosen = file, parse_columns(columns)
         if file.partition(":")[0] == "synthetic" or Path(file).is_dir():
-            facts, title = describe(load(file, format=format, columns=chosen).train), f"{file}, training part"
+            data = load(file, format=format, columns=chosen, header=header, min_rating=min_rating)
+            facts, title, lines = describe(data.train), f"{file}, training part", data.notes.lines()
+            read: dict[str, Any] = {"remarks": lines}
         else:
-            facts = describe(read(file, format, chosen))
+            frame, report = read_with_report(file, format, chosen, header=header, min_rating=min_rating)
+            if min_rating is not None:
+                frame = rated(frame, min_rating)
+            facts, lines, read = describe(frame), report.lines(), report.facts()
         if as_json:
-            print(json.dumps(facts, default=str))
+            print(json.dumps(facts | {"read": read}, default=str))
             return
+        for line in lines:
+            console.print(line, soft_wrap=True, highlight=False)
         table = Table("figure", "value", title=title)
         for name, value in flat(facts):
             if value is not None:
@@ -50,6 +60,7 @@ def data_prepare(
     output: Annotated[Path, typer.Option(help="folder to write train, valid and test to; must be new or empty")],
     format: Format = "auto",
     columns: Columns = "",
+    header: Header = None,
     min_rating: Annotated[float | None, typer.Option(help="remove interactions with a lower rating")] = None,
     k_core: Annotated[int, typer.Option(help="remove users and items with fewer interactions, repeatedly")] = 0,
     split: Annotated[
@@ -63,7 +74,9 @@ def data_prepare(
     test_from: Annotated[str | None, typer.Option(help="date where test starts, for global-time")] = None,
     folds: Annotated[int | None, typer.Option(help="number of folds, for folds")] = None,
     fold: Annotated[int, typer.Option(help="the fold that is tested, from 0")] = 0,
-    order: Annotated[str, typer.Option(help="order of a user's interactions: auto, time or random")] = "auto",
+    order: Annotated[
+        str, typer.Option(help="order of a user's interactions: auto, time, file (its lines) or random")
+    ] = "auto",
     ties: Annotated[
         str, typer.Option(help="a user's interactions at the same time: random (order), or together (never split)")
     ] = "random",
@@ -83,6 +96,7 @@ def data_prepare(
             source,
             format=format,
             columns=parse_columns(columns),
+            header=header,
             min_rating=min_rating,
             k_core=k_core,
             split_how=split,

@@ -19,6 +19,7 @@ from perfedrec.cli.common import (
     ConfigFile,
     Data,
     FinishedRun,
+    Header,
     Moved,
     Preset,
     Profile,
@@ -59,6 +60,7 @@ def train(
     test: Annotated[str | None, typer.Option(help="test file of a given split")] = None,
     format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
     columns: Columns = "",
+    header: Header = None,
     algorithm: Algorithm = None,
     preset: Preset = None,
     privacy: Profile = None,
@@ -93,7 +95,7 @@ def train(
             raise ConfigError("--resume continues the run in --output, which is not given; expected --output FOLDER")
         output = output or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
         logs = trackers(track or (), output)
-        source = _source(data, train_file, valid, test, format, columns)
+        source = _source(data, train_file, valid, test, format, columns, header)
         run: dict[str, Any] = {"run__rounds": rounds, "run__seed": seed, "run__device": device}
         run["run__dropout_rate"] = dropout_rate
         if resume:
@@ -114,7 +116,13 @@ def train(
 
 
 def _source(
-    data: str | None, train: str | None, valid: str | None, test: str | None, format: str | None, columns: str
+    data: str | None,
+    train: str | None,
+    valid: str | None,
+    test: str | None,
+    format: str | None,
+    columns: str,
+    header: bool | None,
 ) -> dict[str, str | None]:
     """The options of the section [data] that are given on the command line."""
     return {
@@ -124,6 +132,7 @@ def _source(
         "data__path": data,
         "data__format": format,
         "data__columns": columns or None,
+        "data__header": None if header is None else "yes" if header else "no",
     }
 
 

@@ -15,12 +15,13 @@ from perfedrec.data.dataset import (
 from perfedrec.data.describe import describe, gini
 from perfedrec.data.detection import detect
 from perfedrec.data.fetch import SOURCES, Source, fetch
-from perfedrec.data.formats import FORMATS, parse_columns, read
+from perfedrec.data.formats import FORMATS, parse_columns, read, read_with_report
 from perfedrec.data.frames import DataLike, rows_of
 from perfedrec.data.given import from_files
 from perfedrec.data.interactions import Interactions
 from perfedrec.data.lists import read_negatives
 from perfedrec.data.prepare import PrepareReport, prepare
+from perfedrec.data.readreport import ReadReport
 from perfedrec.data.source import LoadOptions, attributes_beside, load
 from perfedrec.data.split import SplitRule, implied, parse_ratio, split
 from perfedrec.data.synthetic import synthetic
@@ -40,6 +41,7 @@ __all__ = [
     "LastTies",
     "LoadOptions",
     "PrepareReport",
+    "ReadReport",
     "Source",
     "SplitReport",
     "SplitRule",
@@ -62,6 +64,7 @@ __all__ = [
     "read_attributes",
     "read_catalogue",
     "read_negatives",
+    "read_with_report",
     "rows_of",
     "split",
     "synthetic",

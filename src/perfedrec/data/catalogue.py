@@ -18,8 +18,8 @@ import polars as pl
 from perfedrec.core.errors import DataError
 from perfedrec.data.attributes import read_encoding, write_encoding
 from perfedrec.data.dataset import Attributes, Dataset, Encoding, counted
-from perfedrec.data.detection import HEADER_NAMES
 from perfedrec.data.interactions import Ids, Interactions, encode, id_series
+from perfedrec.data.roles import names_role
 from perfedrec.data.source import attributes_beside
 from perfedrec.data.text import clean, fail, read_bytes
 from perfedrec.data.values import parse_ids
@@ -122,13 +122,13 @@ def _read_ids(path: Path) -> Ids:
             table = pl.read_parquet(io.BytesIO(data))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"{path}: is not a readable parquet file ({str(error).splitlines()[0]})") from None
-        named = [name for name in table.columns if _names_items(name)]
+        named = [name for name in table.columns if names_role(name, "item", ids=True)]
         if len(named) != 1:
             raise DataError(f"{path}: expected one column of items; the columns are {', '.join(table.columns)}")
         values, first = table[named[0]], 1
     else:
         lines = [line.strip().strip('"') for line in clean(path, data).decode().split("\n")]
-        first = 2 if _names_items(lines[0]) else 1
+        first = 2 if names_role(lines[0], "item", ids=True) else 1
         values = pl.Series(lines[first - 1 :], dtype=pl.String)
     ids, bad = parse_ids(values)
     if bad is not None:
@@ -137,7 +137,3 @@ def _read_ids(path: Path) -> Ids:
         place = int((~ids.is_first_distinct()).arg_max() or 0)
         fail(path, place + first, f"item {ids[place]!r} occurs a second time; expected each item once")
     return ids.to_numpy() if ids.dtype.is_integer() else np.array(ids.to_list(), dtype=object)
-
-
-def _names_items(name: str) -> bool:
-    return name.lower().replace("_", "") in HEADER_NAMES["item"] - {"i"}

@@ -127,7 +127,7 @@ class SplitReport:
     ``short_users`` is the number of users who have fewer than ``short_of``, which is too little to hold any out.
     ``ties`` says how often chance decided a split by time. ``looks_ahead`` is true where each user's own times decided,
     and training has interactions that are later than test interactions of other users. ``remarks`` are further
-    sentences, about files, preparation and attributes.
+    sentences, about preparation and attributes. ``files`` are sentences about how the files were read.
     """
 
     how: str
@@ -139,10 +139,11 @@ class SplitReport:
     ties: Ties | None = None
     looks_ahead: bool = False
     remarks: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The report as sentences: one for each count that is not zero."""
-        lines = [f"split: {self.how}"]
+        lines = [*self.files, f"split: {self.how}"]
         if self.looks_ahead:
             lines.append("training has interactions that are later than tested ones (none with data.split=global-time)")
         if self.ties is not None and self.ties.any:
@@ -173,7 +174,9 @@ class SplitReport:
         """The report that :meth:`stored` gave. Raises :class:`KeyError` or :class:`TypeError` for other content."""
         parts = {name: HeldOut(**stored[name]) for name in ("valid", "test")}
         ties = None if stored["ties"] is None else Ties(**stored["ties"])
-        return SplitReport(**{**stored, **parts, "ties": ties, "remarks": tuple(stored["remarks"])})
+        return SplitReport(
+            **{**stored, **parts, "ties": ties, "remarks": tuple(stored["remarks"]), "files": tuple(stored["files"])}
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from perfedrec.data.interactions import Interactions, Ints
+from perfedrec.data.ties import last_ties
+from perfedrec.data.times import time_unit, utc
 
 
 def describe(interactions: Interactions | pl.DataFrame) -> dict[str, Any]:
@@ -16,14 +18,16 @@ def describe(interactions: Interactions | pl.DataFrame) -> dict[str, Any]:
 
     The result is ready for JSON: ``users``, ``items``, ``interactions``, ``duplicates`` (rows of a frame that repeat a
     pair), ``density`` (the share of all pairs of user and item that occur), ``user_degrees`` and ``item_degrees`` (each
-    with min, q1, median, q3, mean, max and gini), and ``first`` and ``last`` (times in UTC; None where unknown).
+    with min, q1, median, q3, mean, max and gini), ``first`` and ``last`` (times in UTC; None where unknown), and
+    ``equal_times`` (None where times are unknown): of ``users`` with at least 3 interactions, for how many the ``last``
+    interaction, and for how many the ``last_two``, are not determined by time.
     """
     rows = interactions.n_interactions if isinstance(interactions, Interactions) else interactions.height
     if isinstance(interactions, pl.DataFrame):
         interactions = Interactions.from_frame(interactions)
     pairs = interactions.n_users * interactions.n_items
-    times = interactions.timestamps
-    timed = times is not None and times.size > 0
+    times, ties = interactions.timestamps, last_ties(interactions)
+    unit = None if times is None or not times.size else time_unit(int(times.max()))
     return {
         "users": interactions.n_users,
         "items": interactions.n_items,
@@ -32,8 +36,9 @@ def describe(interactions: Interactions | pl.DataFrame) -> dict[str, Any]:
         "density": interactions.n_interactions / pairs if pairs else 0.0,
         "user_degrees": _distribution(interactions.degrees),
         "item_degrees": _distribution(interactions.item_degrees),
-        "first": _utc(times.min()) if timed and times is not None else None,
-        "last": _utc(times.max()) if timed and times is not None else None,
+        "first": None if unit is None or times is None else utc(int(times.min()), unit).isoformat(),
+        "last": None if unit is None or times is None else utc(int(times.max()), unit).isoformat(),
+        "equal_times": None if ties is None else asdict(ties),
     }
 
 
@@ -55,7 +60,3 @@ def _distribution(counts: Ints) -> dict[str, float]:
         "mean": float(counts.mean()),
         "gini": gini(counts),
     }
-
-
-def _utc(seconds: int) -> str:
-    return datetime.fromtimestamp(int(seconds), UTC).isoformat()

@@ -8,16 +8,14 @@ from pathlib import Path
 import polars as pl
 
 from perfedrec.core.errors import DataError
+from perfedrec.data.lists import NEGATIVES
+from perfedrec.data.roles import MANY, is_header
 from perfedrec.data.text import clean, filled_lines, read_bytes, single_spaces
+from perfedrec.data.times import EARLIEST
 
-HEADER_NAMES = {
-    "user": {"user", "userid", "uid", "u", "reviewerid", "customer", "customerid", "visitorid"},
-    "item": {"item", "itemid", "iid", "i", "movieid", "movie", "bookid", "businessid", "productid", "artistid", "asin"},
-    "rating": {"rating", "ratings", "score", "weight", "stars", "value", "r"},
-    "timestamp": {"timestamp", "time", "ts", "t", "date", "datetime", "unixreviewtime"},
-}
 HEAD = 1 << 20  # bytes at the start of a file that are examined first
-EARLIEST_TIME = 10**8  # 1973: larger than ids and ratings, smaller than any log of interactions
+SEQUENCE = re.compile(r"([^\s:,;|]+)\s*:\s*([^\s:,;|]+([\s,]+[^\s:,;|]+)*)?")
+BLOCK = re.compile(r"\S+:\s*")
 
 
 def detect(path: str | Path) -> str:
@@ -29,22 +27,32 @@ def detect(path: str | Path) -> str:
 def detect_text(path: Path, text: bytes) -> str:
     """Like :func:`detect`, for a text that :func:`.text.clean` returned; ``path`` is for messages."""
     start = text.lstrip()[: 1 << 16]
-    first = start.partition(b"\n")[0].decode(errors="replace")
+    head = [line for line in start.decode(errors="replace").split("\n")[: MANY + 1] if line.strip()]
+    head = head[:-1] if len(start) == 1 << 16 and len(head) > 1 else head  # the last one may be cut
+    first = head[0]
+    if re.match(r"\{|\[\s*(\{|$)", start[:1000].decode(errors="replace")):
+        return "json"
+    if re.match(NEGATIVES, first):
+        return "negatives"
+    if BLOCK.fullmatch(first) and len(head) > 1 and "," in head[1] and not SEQUENCE.fullmatch(head[1]):
+        return "netflix"
     if re.search(r"\S::\S", first):
         return "ml-1m"
     if re.search(r":(token|float)\b", first):
         return "recbole"
-    separator = next((sign for sign in "\t,;" if sign in first), None)
-    header = is_header(first.split(separator))
+    if _are_sequences(head):
+        return "sequences"
+    separator = next((sign for sign in "\t,;|" if sign in first), None)
+    header = is_header([line.split(separator) for line in head])
     if separator != "\t" and (separator or header):
         return "csv"
     if separator == "\t" and (header or re.search(rb"[^\d. \t\r\n]", start)):
         return "tsv"  # an id that contains spaces can be read only when tabs separate the fields
     whole_lines = text if len(text) <= HEAD else text[:HEAD].rpartition(b"\n")[0] or text
-    head = filled_lines(single_spaces(whole_lines))
-    verdict = _is_adjacency(head)
+    lines = filled_lines(single_spaces(whole_lines))
+    verdict = _is_adjacency(lines)
     # If the first lines look like a table and repeat users, this is enough to decide; otherwise examine the whole file.
-    if len(text) > HEAD and (verdict is not False or _users(head).is_unique().all()):
+    if len(text) > HEAD and (verdict is not False or _users(lines).is_unique().all()):
         verdict = _is_adjacency(filled_lines(single_spaces(text)))
     if verdict is None:
         raise DataError(
@@ -84,7 +92,7 @@ def _is_adjacency(lines: pl.Series) -> bool | None:
         return False  # a weight of 1 on all lines, as in implicit feedback
     if width == 4:
         time = rows["field_3"].cast(pl.Float64, strict=False)
-        if at_least(time, EARLIEST_TIME) and not at_least(item, EARLIEST_TIME):
+        if _at_least(time, EARLIEST) and not _at_least(item, EARLIEST):
             return False
     if 2 * n_users <= n_lines:
         return False
@@ -97,17 +105,13 @@ def _users(lines: pl.Series) -> pl.Series:
     return lines.str.splitn(" ", 2).struct.field("field_0")
 
 
-def at_least(values: pl.Series, bound: int) -> bool:
+def _at_least(values: pl.Series, bound: int) -> bool:
     """Whether no value is missing and all are at least ``bound``."""
     return bool((values.fill_null(0) >= bound).all())
 
 
-def is_header(fields: list[str]) -> bool:
-    """Whether a first line names at least a user or an item column."""
-    names = [plain_name(field) for field in fields]
-    return any(name in HEADER_NAMES["user"] | HEADER_NAMES["item"] - {"i"} for name in names)
-
-
-def plain_name(name: str) -> str:
-    """A column name in the form of :data:`HEADER_NAMES`: "userid" for "user_id:token"."""
-    return re.sub(r"[^a-z0-9]", "", name.split(":")[0].lower())
+def _are_sequences(lines: list[str]) -> bool:
+    """Whether lines are users with their items behind a colon: ``17:301 44``. Each user has one line."""
+    found = [SEQUENCE.fullmatch(line.strip()) for line in lines]
+    users = [match[1] for match in found if match]
+    return len(users) == len(lines) == len(set(users)) and any(match[2] for match in found if match)

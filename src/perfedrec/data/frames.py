@@ -12,8 +12,10 @@ from scipy import sparse
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Dataset
-from perfedrec.data.formats import Columns, roles_of
+from perfedrec.data.formats import roles_of
 from perfedrec.data.interactions import Interactions
+from perfedrec.data.readreport import ReadReport
+from perfedrec.data.roles import Columns
 from perfedrec.data.values import ROLES
 
 Table: TypeAlias = Any
@@ -32,14 +34,23 @@ def rows_of(data: Table, columns: Columns | None = None) -> pl.DataFrame:
     sparse matrix [users, items] are ids, and its entries other than 0 are ratings. An array [rows, 2 to 4] has the
     columns user, item, rating and timestamp. Raises :class:`DataError` for anything else.
     """
-    if isinstance(data, Interactions):
-        return data.frame()
+    return data.frame() if isinstance(data, Interactions) else rows_with_report(data, columns)[0]
+
+
+def rows_with_report(
+    data: Table, columns: Columns | None = None, min_rating: float | None = None
+) -> tuple[pl.DataFrame, ReadReport]:
+    """Like :func:`rows_of`, for anything but :class:`Interactions`; also tells how the rows were read.
+
+    ``min_rating`` is that of :func:`perfedrec.data.formats.read`.
+    """
     if sparse.issparse(data):
         matrix = sparse.coo_array(data)
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
         users, items = (index.astype(np.int64) for index in matrix.coords)
-        return roles_of("matrix", pl.DataFrame({"user": users, "item": items, "rating": matrix.data}), None)
+        table = pl.DataFrame({"user": users, "item": items, "rating": matrix.data})
+        return roles_of("matrix", table, None, min_rating)
     if isinstance(data, np.ndarray) and data.dtype.names is None:
         if data.ndim != 2 or not 2 <= data.shape[1] <= len(ROLES):
             raise DataError(
@@ -47,8 +58,8 @@ def rows_of(data: Table, columns: Columns | None = None) -> pl.DataFrame:
                 "known, rating and timestamp (a matrix of users and items is given as scipy.sparse.csr_array(matrix))"
             )
         named = {role: _column(role, data[:, place]) for place, role in enumerate(ROLES[: data.shape[1]])}
-        return roles_of("array", pl.DataFrame(named), columns)
-    return roles_of("data frame", columns_of(data), columns)
+        return roles_of("array", pl.DataFrame(named), columns, min_rating)
+    return roles_of("data frame", columns_of(data), columns, min_rating)
 
 
 def columns_of(data: Table) -> pl.DataFrame:

@@ -12,9 +12,11 @@ import polars as pl
 from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Dataset, Rows, assemble
 from perfedrec.data.detection import detect
-from perfedrec.data.formats import Columns, read
+from perfedrec.data.formats import read_with_report
 from perfedrec.data.interactions import Ids, Interactions, encode, unique_ids
 from perfedrec.data.prepare import rated
+from perfedrec.data.readreport import of_parts
+from perfedrec.data.roles import Columns
 from perfedrec.data.split import SplitRule, validation_rows
 
 
@@ -26,6 +28,7 @@ def from_files(
     columns: Columns | None = None,
     name: str | None = None,
     *,
+    header: bool | None = None,
     min_rating: float | None = None,
     order: str = "auto",
     ties: str = "random",
@@ -33,9 +36,9 @@ def from_files(
 ) -> Dataset:
     """Make a data set of the files of a split. Each line is an interaction, unless it is rated below ``min_rating``.
 
-    ``format`` and ``columns`` are those of :func:`perfedrec.data.formats.read`, which also raises. With format "auto",
-    if the training file is detected as triples or an adjacency list, the others are read as the same format.
-    ``name`` is the name of the data set (default: the name of the folder of the training file).
+    ``format``, ``columns`` and ``header`` are those of :func:`perfedrec.data.formats.read`, which also raises. With
+    format "auto", if the training file is detected as triples or as lists of items, the others are read as the same
+    format. ``name`` is the name of the data set (default: the name of the folder of the training file).
 
     Without a ``valid`` file, interactions of the training file become validation, by the rule of
     :func:`perfedrec.data.split.validation_rows`: each user's last one ("order" is "time"), or a random one ("random").
@@ -45,9 +48,13 @@ def from_files(
     """
     rule = SplitRule(order=order, ties=ties, seed=seed)
     paths = [Path(path) for path in (train, valid, test) if path is not None]
-    if format == "auto" and (found := detect(paths[0])) in ("triples", "adjacency"):
+    if format == "auto" and (found := detect(paths[0])) in ("triples", "adjacency", "sequences"):
         format = found  # held-out files are small, and in a small file the two formats are harder to tell apart
-    frames = [rated(read(path, format, columns), min_rating, f"{path}: ") for path in paths]
+    files = [
+        read_with_report(path, format, columns, header=header, min_rating=min_rating, held_out=i > 0)
+        for i, path in enumerate(paths)
+    ]
+    frames = [rated(frame, min_rating, f"{path}: ") for path, (frame, _) in zip(paths, files, strict=True)]
     for column in ("user", "item"):
         kinds = {frame[column].dtype for frame in frames if frame.height} or {pl.Int64()}
         kind = kinds.pop() if len(kinds) == 1 else pl.String()  # integers in one part, names in another: names in all
@@ -64,8 +71,10 @@ def from_files(
     ]
     name = name or paths[0].resolve().parent.name
     if valid is not None:
-        return assemble(name, user_ids, item_ids, rows, "as given in files")
-    return _with_validation(name, user_ids, item_ids, rows, rule)
+        data = assemble(name, user_ids, item_ids, rows, "as given in files")
+    else:
+        data = _with_validation(name, user_ids, item_ids, rows, rule)
+    return replace(data, notes=replace(data.notes, files=of_parts([report for _, report in files])))
 
 
 def _with_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Rows], rule: SplitRule) -> Dataset:

@@ -24,9 +24,10 @@ class Interactions:
     """Implicit feedback as CSR rows: user ``u`` took ``items[offsets[u]:offsets[u + 1]]``, ascending and unique.
 
     ``user_ids`` [n] and ``item_ids`` [m] are the ids of the data (int64, or objects of str); the position of an id is
-    its internal index. ``offsets`` int64 [n + 1], ``items`` int64 [nnz], ``timestamps`` int64 [nnz] in seconds since
-    1970, aligned with ``items``, or None. The arrays are read-only. Raises :class:`DataError` where the arrays do not
-    fit together.
+    its internal index. ``offsets`` int64 [n + 1], ``items`` int64 [nnz], ``timestamps`` int64 [nnz] since 1970,
+    in one unit (see :func:`.times.time_unit`), aligned with ``items``, or None. ``positions`` int64 [nnz] are the
+    places of the interactions in their file, where its order is the order in time, or None. The arrays are read-only.
+    Raises :class:`DataError` where the arrays do not fit together.
     """
 
     user_ids: Ids
@@ -34,11 +35,12 @@ class Interactions:
     offsets: Ints
     items: Ints
     timestamps: Ints | None = None
+    positions: Ints | None = None
 
     def __post_init__(self) -> None:
         for name in ("user_ids", "item_ids"):
             object.__setattr__(self, name, _frozen_ids(getattr(self, name), name))
-        for name in ("offsets", "items", "timestamps"):
+        for name in ("offsets", "items", "timestamps", "positions"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _frozen_ints(getattr(self, name), name))
         offsets, items = self.offsets, self.items
@@ -52,8 +54,9 @@ class Interactions:
         rising[offsets[(offsets > 0) & (offsets < items.size)] - 1] = True  # a new user may start anywhere
         if not rising.all():
             raise DataError("the items of a user must be ascending and unique")
-        if self.timestamps is not None and self.timestamps.shape != items.shape:
-            raise DataError(f"timestamps must be given for each of the {items.size} interactions")
+        for name, values in (("timestamps", self.timestamps), ("positions", self.positions)):
+            if values is not None and values.shape != items.shape:
+                raise DataError(f"{name} must be given for each of the {items.size} interactions")
 
     @property
     def n_users(self) -> int:
@@ -90,16 +93,24 @@ class Interactions:
         return _index_of(self.item_ids, external_id, "item")
 
     def frame(self) -> pl.DataFrame:
-        """A frame with columns user, item and, where known, timestamp: external ids, one row per interaction."""
+        """A frame with columns user, item and, where known, timestamp and position, with external ids."""
         columns = {"user": id_series(self.user_ids).gather(self.users_of_rows())}
         columns["item"] = id_series(self.item_ids).gather(self.items)
         if self.timestamps is not None:
             columns["timestamp"] = pl.Series(self.timestamps)
+        if self.positions is not None:
+            columns["position"] = pl.Series(self.positions)
         return pl.DataFrame(columns)
 
     @classmethod
     def from_rows(
-        cls, user_ids: Ids, item_ids: Ids, users: Ints, items: Ints, timestamps: Ints | None = None
+        cls,
+        user_ids: Ids,
+        item_ids: Ids,
+        users: Ints,
+        items: Ints,
+        timestamps: Ints | None = None,
+        positions: Ints | None = None,
     ) -> Interactions:
         """Build from rows in any order: ``users`` and ``items`` int64 [rows] are internal indices.
 
@@ -107,12 +118,13 @@ class Interactions:
         """
         keys = users.astype(np.int64) * max(len(item_ids), 1) + items
         if not np.all(keys[1:] > keys[:-1]):
-            order = ordering(keys) if timestamps is None else ordering(keys, timestamps)
+            order = ordering(keys, *(each for each in (timestamps, positions) if each is not None))
             first = order[np.concatenate([[True], np.diff(keys[order]) > 0])]
             keys, timestamps = keys[first], None if timestamps is None else timestamps[first]
+            positions = None if positions is None else positions[first]
         rows, columns = np.divmod(keys, max(len(item_ids), 1))
         offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(user_ids)))])
-        return cls(user_ids, item_ids, offsets, columns, timestamps)
+        return cls(user_ids, item_ids, offsets, columns, timestamps, positions)
 
     def __repr__(self) -> str:
         times = "" if self.timestamps is None else ", with times"
@@ -122,7 +134,7 @@ class Interactions:
     def from_frame(
         cls, frame: pl.DataFrame, *, user_ids: Ids | None = None, item_ids: Ids | None = None
     ) -> Interactions:
-        """Build from a frame with columns user, item and optionally timestamp; other columns are ignored.
+        """Build from a frame with columns user, item and optionally timestamp and position; others are ignored.
 
         ``user_ids`` and ``item_ids`` give the ids and their order; without them, the ids are those of the frame in
         ascending order. Of the rows that repeat a pair, the earliest is kept. Raises :class:`DataError` where a column
@@ -140,8 +152,11 @@ class Interactions:
                 unknown = frame[name][int(np.argmax(code < 0))]
                 raise DataError(f"unknown {name} {unknown!r}: it is not among the {len(ids)} given {name} ids")
             codes.append(code)
-        times = frame["timestamp"].cast(pl.Int64).to_numpy() if "timestamp" in frame.columns else None
-        return cls.from_rows(user_ids, item_ids, codes[0], codes[1], times)
+        times, positions = (
+            frame[name].cast(pl.Int64).to_numpy() if name in frame.columns else None
+            for name in ("timestamp", "position")
+        )
+        return cls.from_rows(user_ids, item_ids, codes[0], codes[1], times, positions)
 
     @classmethod
     def from_file(

@@ -11,7 +11,7 @@ from perfedrec.core.errors import DataError
 PARTS = ("train", "valid", "test")
 SUFFIXES = (".txt", ".csv", ".tsv", ".parquet", ".inter", ".dat", ".data", ".json", ".jsonl", ".rating")
 PACKED = (".gz", ".zip")
-WHOLE = {"u.data": "ml-100k", "ratings.dat": "ml-1m", "ratings.csv": "ml-csv"}  # known files and their formats
+WHOLE = ("u.data", "ratings.dat", "ratings.csv")  # the files of interactions of MovieLens
 WORDS = {
     "train": ("train", "training", "trn", "base"),
     "valid": ("valid", "validation", "val", "dev"),
@@ -27,14 +27,12 @@ _NAME = re.compile(rf"(?:(?P<before>.+)[._-])?(?P<word>{'|'.join(_WORDS)})(?:[._
 class Found:
     """The files of a data set: the ``parts`` of a split by their names, or one ``whole`` file.
 
-    ``name`` is the name of the data set, ``format`` that of the whole file ("auto": to be detected), and ``remarks``
-    are sentences about files that are not used.
+    ``name`` is the name of the data set, and ``remarks`` are sentences about files that are not used.
     """
 
     name: str
     parts: dict[str, Path]
     whole: Path | None = None
-    format: str = "auto"
     remarks: tuple[str, ...] = ()
 
 
@@ -71,12 +69,11 @@ def _in_folder(folder: Path) -> Found:
             f"{folder}: a split needs train and test, and valid if there is one; there is {there}, missing: {missing}"
         )
     if len(whole) == 1:
-        format = WHOLE[whole[0].name.removesuffix(".gz").removesuffix(".zip")]
         others = tuple(
             f"not used: the given splits {', '.join(complete)}; name one as {folder}/{complete[0]}"
             for _ in complete[:1]
         )
-        return Found(name, {}, whole[0], format, others)
+        return Found(name, {}, whole[0], others)
     if len(complete) == 1:
         return Found(name, splits[complete[0]], remarks=_negatives(folder, complete[0]))
     if complete:

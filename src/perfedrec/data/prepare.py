@@ -45,7 +45,7 @@ def prepare(
     of the rows that repeat a pair of user and item, the earliest is kept; users and items with fewer than ``k_core``
     interactions are removed, again and again until there are none (the k-core of the bipartite graph). The result has
     no ratings. Raises :class:`DataError` where ``k_core`` is negative, where there are no ratings to compare with
-    ``min_rating``, and where no interaction is left.
+    ``min_rating``, and where no interaction is left. A column position, the place in the file, stands in for times.
     """
     if k_core < 0:
         raise DataError(f"k_core must be at least 0, got {k_core}")
@@ -53,7 +53,7 @@ def prepare(
     if min_rating is not None:
         frame = rated(frame, min_rating)
         steps.append(_count(frame, f"rated {min_rating:g} or more"))
-    order = ["user", "timestamp", "item"] if "timestamp" in frame.columns else ["user", "item"]
+    order = [name for name in ("user", "timestamp", "position", "item") if name in frame.columns]
     frame = frame.select(order).sort(order).unique(["user", "item"], keep="first", maintain_order=True)
     steps.append(_count(frame, "each pair of user and item once"))
     duplicates = steps[-2].interactions - steps[-1].interactions

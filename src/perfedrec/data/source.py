@@ -12,12 +12,14 @@ import polars as pl
 from perfedrec.core.errors import DataError
 from perfedrec.data.attributes import read_attributes, read_movielens_items, read_movielens_users
 from perfedrec.data.dataset import Attributes, Dataset, Encoding
-from perfedrec.data.formats import Columns, check_name, read
-from perfedrec.data.frames import DataLike, rows_of
+from perfedrec.data.formats import check_name, read_with_report
+from perfedrec.data.frames import DataLike, rows_with_report
 from perfedrec.data.given import from_files
 from perfedrec.data.interactions import Ids, Interactions
 from perfedrec.data.layouts import Found, find
 from perfedrec.data.prepare import prepare
+from perfedrec.data.readreport import ReadReport
+from perfedrec.data.roles import Columns
 from perfedrec.data.split import Moment, SplitRule, split_by
 from perfedrec.data.synthetic import synthetic
 
@@ -40,6 +42,7 @@ class LoadOptions(TypedDict, total=False):
 
     format: str
     columns: Columns | None
+    header: bool | None
     train: str | Path | None
     valid: str | Path | None
     test: str | Path | None
@@ -63,6 +66,7 @@ class _Options:
 
     format: str = "auto"
     columns: Columns | None = None
+    header: bool | None = None
     train: str | Path | None = None
     valid: str | Path | None = None
     test: str | Path | None = None
@@ -118,15 +122,16 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
 
     Options, all of them keyword arguments (see :class:`LoadOptions`):
 
-    - ``format`` ("auto") and ``columns`` (None): the format of the files and the places of their columns, as in
-      :func:`perfedrec.data.formats.read`;
+    - ``format`` ("auto"), ``columns`` (None) and ``header`` (None): the format of the files, the places of their
+      columns, and whether their first line names these, as in :func:`perfedrec.data.formats.read`;
     - ``train``, ``valid``, ``test`` (None): the files of a split, instead of ``spec``; valid may be missing;
     - ``min_rating`` (None): interactions with a lower rating are removed, from all parts;
     - ``k_core`` (0): users and items with fewer interactions are removed, repeatedly;
     - ``split_how`` (None), ``ratio``, ``valid_from``, ``test_from``, ``folds`` (None), ``fold`` (0) and ``ties``
       ("random"): how a single file is split, see :func:`perfedrec.data.split.split`;
-    - ``order`` ("auto"): the order of a user's interactions for the split, "time" or "random"; "auto" is by time where
-      the data have timestamps, and random otherwise;
+    - ``order`` ("auto"): the order of a user's interactions for the split, "time", "file" (the order of its
+      lines) or "random"; "auto" is by time where the data have timestamps, by the file where its lists are in the order
+      of time, and random otherwise;
     - ``seed`` (0): the seed of what is random in a split, at least 0;
     - ``attributes`` (None): True reads attributes, and then an error in them is an error of the data; False does not
       read them; with None, attributes that cannot be read are left out, with a remark.
@@ -157,7 +162,10 @@ def _load(spec: DataLike | None, chosen: _Options) -> Dataset:
     if isinstance(spec, Dataset):
         return spec
     if not isinstance(spec, str | Path):
-        return _split(rows_of(spec, chosen.columns), "data in memory", chosen)
+        if isinstance(spec, Interactions):
+            return _split(spec.frame(), "data in memory", chosen)
+        frame, report = rows_with_report(spec, chosen.columns, chosen.min_rating)
+        return _split(frame, "data in memory", chosen, report)
     text = str(spec)
     if text.partition(":")[0] == "synthetic":
         interactions, truth = synthetic(**_settings(text))
@@ -171,16 +179,21 @@ def _at(path: Path, chosen: _Options) -> Dataset:
     found, folder = find(path), path if path.is_dir() else path.parent
     if found.whole is None:
         return _given(found, folder, chosen)
-    format = found.format if chosen.format == "auto" else chosen.format
-    data = _split(read(found.whole, format, chosen.columns), found.name, chosen)
+    frame, report = read_with_report(
+        found.whole, chosen.format, chosen.columns, header=chosen.header, min_rating=chosen.min_rating
+    )
+    data = _split(frame, found.name, chosen, report)
     return _with_attributes(_remarked(data, found.remarks), folder, chosen.attributes)
 
 
-def _split(frame: pl.DataFrame, name: str, options: _Options) -> Dataset:
-    """Prepare and split the interactions of one file."""
+def _split(frame: pl.DataFrame, name: str, options: _Options, read: ReadReport | None = None) -> Dataset:
+    """Prepare and split the interactions of one file, which was read as ``read`` tells."""
+    if options.order == "file" and "position" not in frame.columns:
+        frame = frame.with_row_index("position")
     frame, report = prepare(frame, min_rating=options.min_rating, k_core=options.k_core)
     data = split_by(options.rule, Interactions.from_frame(frame), name)
-    return replace(data, notes=replace(data.notes, duplicates=report.duplicates, remarks=tuple(report.lines())))
+    notes = replace(data.notes, duplicates=report.duplicates, remarks=tuple(report.lines()))
+    return replace(data, notes=replace(notes, files=tuple(read.lines()) if read else ()))
 
 
 def _given(found: Found, folder: Path, options: _Options) -> Dataset:
@@ -198,6 +211,7 @@ def _given(found: Found, folder: Path, options: _Options) -> Dataset:
         options.format,
         options.columns,
         found.name or None,
+        header=options.header,
         min_rating=options.min_rating,
         order=options.order,
         ties=options.ties,

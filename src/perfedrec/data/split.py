@@ -14,9 +14,10 @@ from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Dataset, Rows, Ties, assemble
 from perfedrec.data.formats import check_name
 from perfedrec.data.interactions import Interactions, Ints, ordering
+from perfedrec.data.times import SIZES, time_unit, utc
 
 SPLITS = ("leave-one-out", "ratio", "global-time", "folds")
-ORDERS = ("time", "random")
+ORDERS = ("time", "file", "random")
 TIES = ("random", "together")
 FEWEST = 3  # one interaction for each part
 RATIO = (0.8, 0.1, 0.1)
@@ -36,7 +37,8 @@ class SplitRule:
     """How interactions are split: the options of :func:`split`.
 
     Without ``how``, the split is the one that the other options belong to, or else leave-one-out. ``order`` may also be
-    "auto": by time where there are timestamps. Raises :class:`DataError` for options that are wrong or have no effect.
+    "auto": by time where there are timestamps, or else by place in the file where this is the order in time. Raises
+    :class:`DataError` for options that are wrong or have no effect.
     """
 
     how: str | None = None
@@ -64,7 +66,7 @@ class SplitRule:
             raise DataError(f"ratio must be three shares that add up to 1, the first above 0, got {ratio}")
         if self.seed < 0:
             raise DataError(f"the seed of a split must be at least 0, got {self.seed}")
-        if self.ties == "together" and (how not in ("leave-one-out", "ratio") or self.order == "random"):
+        if self.ties == "together" and (how not in ("leave-one-out", "ratio") or self.order in ("file", "random")):
             raise DataError("ties together changes nothing here; it belongs to leave-one-out and ratio by time")
         if how == "global-time":
             self._check_times()
@@ -76,8 +78,8 @@ class SplitRule:
             raise DataError(f"fold must be from 0 to {(self.folds or 1) - 1}, got {self.fold}")
 
     def _check_times(self) -> None:
-        if self.order == "random":
-            raise DataError("split global-time is by time; expected no order random")
+        if self.order in ("file", "random"):
+            raise DataError(f"split global-time is by time; expected no order {self.order}")
         if (self.valid_from is None) != (self.test_from is None) or (self.valid_from is not None and self.ratio):
             raise DataError("split global-time needs either ratio, or both valid_from and test_from")
         if self.valid_from is not None and self.test_from is not None and not self.times[0] <= self.times[1]:
@@ -99,7 +101,16 @@ class SplitRule:
             raise DataError("the data have no timestamps to split by; expected order random")
         if self.ties == "together" and not timed:
             raise DataError("the data have no timestamps; expected no ties together")
-        return timed and self.order != "random"
+        return timed and self.order not in ("file", "random")
+
+    def by_file(self, timed: bool, placed: bool) -> bool:
+        """Whether each user's interactions are in the order of the file; ``placed``: whether this order is known.
+
+        Raises :class:`DataError` where this order is wanted and not known.
+        """
+        if self.order == "file" and not placed:
+            raise DataError("the order of the file is not known; expected another order than file")
+        return placed and (self.order == "file" or (self.order == "auto" and not timed))
 
 
 def implied(options: Iterable[str]) -> str:
@@ -156,10 +167,11 @@ def split(
       part ``fold``, counted from 0, is for testing. Validation is one random interaction of each user, see
       :func:`validation_rows`.
 
-    Leave-one-out and ratio put the interactions of a user in ``order``: by "time", "random", or "auto", which is by
-    time where there are timestamps. Users with fewer than 3 interactions stay in training. With ``ties`` "random",
-    interactions at the same time are in random order, so that ids have no influence. With "together", a user's
-    interactions at the same time are never in different parts: leave-one-out tests all those at the last time and
+    Leave-one-out and ratio put the interactions of a user in ``order``: by "time", "file" (by ``positions``), "random",
+    or "auto", which is by time where there are timestamps, or else by positions where there are any. Users with
+    fewer than 3 interactions stay in training. With ``ties`` "random", interactions at the same time are in random
+    order, so that ids have no influence. With "together", a user's interactions at the same time are never in different
+    parts: leave-one-out tests all those at the last time and
     validates with all those at the time before; a limit of ratio moves to the nearest change of time (of two that are
     equally near, to the earlier one), but never to the start; and users with fewer than 3 different times stay in
     training.
@@ -232,8 +244,10 @@ def _by_user(rule: SplitRule, interactions: Interactions) -> _Cut:
     users, times, counts = interactions.users_of_rows(), interactions.timestamps, interactions.degrees
     chance = np.random.default_rng(rule.seed).random(users.size)
     by_time = rule.by_time(times is not None)
+    by_file = rule.by_file(times is not None, interactions.positions is not None)
     together = by_time and rule.ties == "together"
-    sequence = ordering(users, times, chance) if by_time and times is not None else ordering(users, chance)
+    along = times if by_time else interactions.positions if by_file else None
+    sequence = ordering(users, chance) if along is None else ordering(users, along, chance)
     starts = interactions.offsets[:-1]
     place = np.arange(sequence.size) - starts[users]  # of the rows in sequence, within their user
     changes = place == 0  # where a user or a time begins, in sequence
@@ -256,6 +270,8 @@ def _by_user(rule: SplitRule, interactions: Interactions) -> _Cut:
     part = np.empty_like(sequence)
     part[sequence] = (where >= train_end[users]).astype(np.int64) + (where >= valid_end[users])
     shares = "" if rule.how == "leave-one-out" else " " + ":".join(f"{share:g}" for share in rule.ratio or RATIO)
+    if by_file:
+        return _Cut(part, f"{rule.how}{shares} in the order of the file", int(short.sum()))
     if not by_time:
         return _Cut(part, f"{rule.how}{shares} in random order (seed {rule.seed})", int(short.sum()))
     made = f"{rule.how}{shares} by time" + (", interactions at the same time together" if together else "")
@@ -289,8 +305,9 @@ def _by_global_time(rule: SplitRule, interactions: Interactions) -> _Cut:
     times = interactions.timestamps
     if times is None or not times.size:
         raise DataError("the data have no timestamps; expected another split than global-time")
+    unit = time_unit(int(times.max()))
     if rule.test_from is not None:
-        valid_from, test_from = rule.times
+        valid_from, test_from = (seconds * SIZES[unit] for seconds in rule.times)
         made = "global-time"
     else:
         ratio, ascending = rule.ratio or RATIO, np.sort(times)
@@ -299,10 +316,10 @@ def _by_global_time(rule: SplitRule, interactions: Interactions) -> _Cut:
         made = "global-time " + ":".join(f"{share:g}" for share in ratio)
     if valid_from <= int(times.min()):
         raise DataError(
-            f"no interaction is before {_utc(valid_from)}, where validation starts; the times are from "
-            f"{_utc(int(times.min()))} to {_utc(int(times.max()))}"
+            f"no interaction is before {_utc(valid_from, unit)}, where validation starts; the times are from "
+            f"{_utc(int(times.min()), unit)} to {_utc(int(times.max()), unit)}"
         )
-    made += f", validation from {_utc(valid_from)}, test from {_utc(test_from)}"
+    made += f", validation from {_utc(valid_from, unit)}, test from {_utc(test_from, unit)}"
     return _Cut((times >= valid_from).astype(np.int64) + (times >= test_from), made)
 
 
@@ -340,5 +357,5 @@ def _seconds(option: str, moment: Moment) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def _utc(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+def _utc(value: int, unit: str) -> str:
+    return utc(value, unit).strftime("%Y-%m-%d %H:%M:%S")

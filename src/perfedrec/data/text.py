@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import re
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from typing import NoReturn
 import polars as pl
 
 from perfedrec.core.errors import DataError
+from perfedrec.data.packed import unpack
 
+QUOTING = (",", ";", "|")  # separators between fields that quotes may enclose
 CONTROL = bytes(code for code in range(32) if chr(code) not in "\t\n")
 
 
@@ -26,50 +29,103 @@ class Layout:
 
     separator: str
     header: bool | None = None  # None: to be detected
-    adjacency: bool = False
     integers: bool = False  # ids must be integers
 
 
-def fail(path: Path, line: int, problem: str) -> NoReturn:
-    """Raise :class:`DataError` for a problem in a line, counted from 1."""
-    raise DataError(f"{path}, line {line}: {problem}")
+class UnreadableError(DataError):
+    """A file that does not have the form it is read in. Where the form is a guess, the guess may be wrong."""
+
+
+def fail(path: Path, line: int | str, problem: str) -> NoReturn:
+    """Raise :class:`UnreadableError` for a problem in a line, counted from 1, or in a place such as ``row 7``."""
+    raise UnreadableError(f"{path}, {line if isinstance(line, str) else f'line {line}'}: {problem}")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises :class:`DataError` where it does not exist, is empty or cannot be read."""
+    """The bytes of a file, unpacked where it is packed (see :func:`.packed.unpack`).
+
+    Raises :class:`DataError` where it does not exist, is empty or cannot be read.
+    """
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; expected a file")
+        listed = ", ".join(sorted(each.name for each in path.iterdir())[:8])
+        raise DataError(f"{path}: is a folder; expected a file{f', such as one of {listed}' if listed else ''}")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise DataError(f"{path}: no such file{_nearest(path)}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    data = unpack(path, data)
     if not data:
         raise DataError(f"{path}: is empty")
     return data
 
 
+def _nearest(path: Path) -> str:
+    """What to do about a file that does not exist."""
+    if not path.parent.is_dir():
+        return f"; the folder {path.parent} does not exist"
+    names = sorted(each.name for each in path.parent.iterdir() if not each.name.startswith("."))
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    near = near or [name for name in names if name.startswith(path.stem)][:3]
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return "" if path.is_absolute() else f"; the path starts at {Path.cwd()}"
+
+
+def encoding_of(path: Path, data: bytes) -> str:
+    """The encoding of a text: utf-8, utf-16 or utf-32 (by their marks or zero bytes), or windows-1252.
+
+    A text that is not UTF-8 and holds no letter of UTF-8 either is taken as windows-1252. This tells ids apart even
+    where the encoding is another one. Raises :class:`DataError` for damaged UTF-8, which holds both.
+    """
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "utf-32"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    start = data[:1000]
+    for offset, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if len(start) > 3 and start[offset::2].count(0) > 0.9 * len(start) // 2 and not start[1 - offset :: 2].count(0):
+            return name
+    if data.isascii():
+        return "utf-8"
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        text = data.decode(errors="ignore")
+        if text.isascii():
+            return "windows-1252"
+        line = data.count(b"\n", 0, error.start) + 1
+        fail(path, line, "is not UTF-8 text, though other lines are; convert the file to UTF-8")
+    return "utf-8"
+
+
 def clean(path: Path, data: bytes) -> bytes:
     """The text of a file as UTF-8, with line ends ``\\n`` and none at the end. Line numbers do not change.
 
-    Raises :class:`DataError` for an empty text, a control character, and text that is not UTF-8.
+    Lines may end with ``\\n``, ``\\r\\n`` or, as in old files, ``\\r``. Raises :class:`DataError` for an empty text, a
+    control character, and damaged text.
     """
+    encoding = encoding_of(path, data)
+    if encoding != "utf-8":
+        try:
+            data = data.decode(encoding).encode()
+        except UnicodeDecodeError as error:
+            if encoding != "windows-1252":
+                raise DataError(f"{path}: is damaged {encoding.upper()} text ({error.reason})") from None
+            data = data.decode("latin-1").encode()  # differs from windows-1252 in the few codes that this one lacks
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n ")
     if not data.strip():
         raise DataError(f"{path}: is empty")
     if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n")
+        data = data.replace(b"\r\n", b"\n") if b"\n" in data else data.replace(b"\r", b"\n")
     if any(len(part) != len(part.translate(None, CONTROL)) for part in _parts(data)):
         control = re.search(b"[" + re.escape(CONTROL) + b"]", data)
         assert control is not None
         line = data.count(b"\n", 0, control.start()) + 1
+        if control[0] == b"\r":
+            fail(path, line, "holds a carriage return inside the line; expected one kind of line end in the whole file")
         fail(path, line, f"holds the control character {control[0][0]:#04x}; expected text or parquet")
-    if not data.isascii():
-        try:
-            data.decode()
-        except UnicodeDecodeError as error:
-            fail(path, data.count(b"\n", 0, error.start) + 1, "is not UTF-8 text; convert the file to UTF-8")
     return data
 
 
@@ -103,11 +159,11 @@ def all_lines(text: bytes) -> pl.DataFrame:
 def records(path: Path, text: bytes, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """The line number (counted from 1) and the fields of each record; a blank line has no fields.
 
-    This is slow: it is meant for the first lines of a file and for error messages. Raises :class:`DataError` where a
-    line cannot be split.
+    This is slow: it is meant for the first lines of a file and for error messages. Where quotes may enclose fields, the
+    text must come from :func:`.quotes.settle_quotes`. Raises :class:`DataError` where a line cannot be split.
     """
     stream = io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", newline="")
-    if layout.separator in (",", ";", "\t"):
+    if layout.separator in QUOTING:
         reader, line = csv.reader(stream, delimiter=layout.separator), 1
         try:
             for fields in reader:

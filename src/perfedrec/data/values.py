@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
 
 import polars as pl
+
+from perfedrec.data.text import fail
+from perfedrec.data.times import from_dates, from_numbers, from_text, largest, time_unit, units_in
 
 SCHEMA: dict[str, type[pl.DataType]] = {
     "user": pl.Int64,
@@ -18,22 +21,27 @@ Bad = tuple[int, str] | None
 """The first cell that cannot be converted: its row and the problem. ``None`` where there is no such cell."""
 
 
-def convert(table: pl.DataFrame, integers: bool, complain: Callable[[int, str], NoReturn]) -> pl.DataFrame:
-    """Convert a table with columns by role to ids, ratings and times.
+def convert(
+    path: Path, table: pl.DataFrame, integers: bool, place: Callable[[int], str]
+) -> tuple[pl.DataFrame, str | None]:
+    """Convert a table with columns by role to ids, ratings and times; and tell the form of the times, or ``None``.
 
-    ``integers`` requires all ids to be integers. ``complain`` is called with the row and the problem of the first cell
-    that cannot be converted; it must raise.
+    ``integers`` requires all ids to be integers. ``place`` gives the place of a row in the file ``path``, as in
+    ``line 7``. Raises :class:`.text.UnreadableError` for the first cell that cannot be converted.
     """
     done: dict[str, pl.Series] = {}
+    form = None
     for role in ROLES:
         if role in table.columns:
             if role in ("user", "item"):
                 done[role], bad = parse_ids(table[role], integers)
+            elif role == "rating":
+                done[role], bad = _ratings(table[role])
             else:
-                done[role], bad = (_ratings if role == "rating" else _times)(table[role])
+                done[role], bad, form = _times(table[role], place)
             if bad is not None:
-                complain(bad[0], f"{role} {bad[1]}")
-    return pl.DataFrame(done)
+                fail(path, place(bad[0]), f"{role} {bad[1]}")
+    return pl.DataFrame(done), form
 
 
 def parse_ids(values: pl.Series, integers: bool = False) -> tuple[pl.Series, Bad]:
@@ -81,45 +89,33 @@ def _canonical(values: pl.Series, numbers: pl.Series) -> bool:
 
 
 def _ratings(values: pl.Series) -> tuple[pl.Series, Bad]:
-    numbers = values.str.strip_chars() if values.dtype == pl.String else values
-    numbers = numbers.cast(pl.Float64, strict=False)
-    broken = ~(numbers.is_finite() & (numbers >= 0)).fill_null(False)
-    return numbers, _first(broken, values, "expected a number that is not negative")
+    cells = values.str.strip_chars() if values.dtype == pl.String else values
+    numbers = cells.cast(pl.Float64, strict=False)
+    if values.dtype == pl.String and numbers.null_count():
+        numbers = cells.str.replace(r"^(-?\d+),(\d+)$", "${1}.${2}").cast(pl.Float64, strict=False)
+    return numbers, _first(~numbers.is_finite().fill_null(False), values, "expected a number")
 
 
-def _times(values: pl.Series) -> tuple[pl.Series, Bad]:
-    """Seconds since 1970 as Int64. A column is read as numbers or as dates, whichever fits more of its cells."""
-    expected = "seconds since 1970 or an ISO date"
-    if values.dtype.is_temporal():
-        numbers = values.cast(pl.Datetime("ms")).dt.epoch("s").cast(pl.Float64)
-    elif values.dtype == pl.String:
-        stripped = values.str.strip_chars()
-        numbers = stripped.cast(pl.Float64, strict=False)
-        if numbers.null_count():
-            dates, kind = _dates(stripped), "seconds since 1970"
-            mixed = max(numbers.null_count(), dates.null_count()) < len(dates)
-            if dates.null_count() < numbers.null_count():
-                numbers, kind = dates, "an ISO date"
-            expected = f"{kind}, as in other lines" if mixed else expected
-    else:
-        numbers = values.cast(pl.Float64)
-    broken = ~(numbers.is_finite() & (numbers >= 0)).fill_null(False)
-    bad = _first(broken, values, f"expected {expected}")
-    if bad is None:
-        while (numbers > 1e11).any():  # milli-, micro- or nanoseconds; seconds reach 1e11 in the year 5138
-            numbers = numbers / 1000
-        numbers = numbers.floor().cast(pl.Int64)
-    return numbers, bad
-
-
-def _dates(values: pl.Series) -> pl.Series:
-    """ISO dates, with or without time, as seconds since 1970; null where a value is not such a date."""
-    for dtype in (pl.Datetime("ms"), pl.Date):
-        try:
-            return values.str.strptime(dtype, strict=False).cast(pl.Datetime("ms")).dt.epoch("s").cast(pl.Float64)
-        except pl.exceptions.PolarsError:
-            continue
-    return pl.repeat(None, len(values), dtype=pl.Float64, eager=True)
+def _times(values: pl.Series, place: Callable[[int], str]) -> tuple[pl.Series, Bad, str | None]:
+    """Times as Int64 in the unit of the file, the first cell that is none, and their form for people."""
+    try:
+        if values.dtype.is_temporal():
+            times = from_dates(values)
+        else:
+            times = from_text(values.str.strip_chars()) if values.dtype == pl.String else from_numbers(values)
+    except ValueError as error:
+        return values, (0, f"is {values[0]!r}, {error}"), None
+    numbers, numeric = times.values, times.form == "numbers"
+    expected = "seconds since 1970 or a date"
+    if 0 < numbers.null_count() < len(numbers):
+        expected = f"{'seconds since 1970' if numeric else f'a date {times.form}'}, as in other lines"
+    bad = _first((numbers < 0).fill_null(True), values, f"expected {expected}")
+    if bad is None and numeric and len(units := units_in(numbers)) > 1:
+        (one, first), (other, second) = units[:2]
+        problem = f"{place(first)} has {values[first]}, which seems to be in {one}; expected one unit"
+        bad = second, f"is {values[second]} and seems to be in {other}, but {problem}"
+    form = time_unit(largest(numbers)) if numeric and len(numbers) and not numbers.null_count() else times.form
+    return numbers, bad, form
 
 
 def _first(broken: pl.Series, values: pl.Series, expected: str) -> Bad:

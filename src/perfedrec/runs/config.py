@@ -52,6 +52,7 @@ class DataSettings(Settings):
     path: str = Field("synthetic:users=2000,items=1500", description="file, folder, or synthetic:users=..,items=..")
     format: str = Field("auto", description="format of the files; auto: detected from their content")
     columns: str = Field("", description="where columns are: user=customer,item=2 (names, or positions from 1)")
+    header: Literal["auto", "yes", "no"] = Field("auto", description="whether the first line names the columns")
     train: str | None = Field(None, description="training file of a given split")
     valid: str | None = Field(None, description="validation file of a given split (default: taken from training)")
     test: str | None = Field(None, description="test file of a given split")
@@ -67,7 +68,9 @@ class DataSettings(Settings):
     test_from: str | None = Field(None, description="date or time where test starts, for global-time")
     folds: int | None = Field(None, description="number of folds, for folds")
     fold: int = Field(0, description="the fold that is tested, from 0")
-    order: Literal["auto", "time", "random"] = Field("auto", description="what is held out: the last, or at random")
+    order: Literal["auto", "time", "file", "random"] = Field(
+        "auto", description="what is held out: the last by time or by the order of the file, or at random"
+    )
     ties: Literal["random", "together"] = Field(
         "random", description="a user's interactions at the same time: in random order, or never split"
     )
@@ -265,6 +268,7 @@ def open_data(settings: DataSettings, attributes: bool = False, *, given: DataLi
         given if given is not None else None if settings.train else settings.path,
         format=settings.format,
         columns=parse_columns(settings.columns),
+        header={"auto": None, "yes": True, "no": False}[settings.header],
         train=files["train"],
         valid=files["valid"],
         test=files["test"],
