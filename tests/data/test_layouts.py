@@ -56,7 +56,6 @@ def test_one_of_several_splits_is_named(tmp_path: Path) -> None:
     made(folder, "u.data")
     whole = find(folder)
     assert whole.whole == folder / "u.data"
-    assert whole.format == "ml-100k"
     assert whole.remarks == (f"not used: the given splits u1, ua; name one as {folder}/u1",)
     with pytest.raises(DataError, match=r"u9: no such file"):
         load(folder / "u9")
