@@ -200,20 +200,20 @@ def test_80_columns_show_all_figures_and_a_pipe_gets_plain_lines(ratings: Path, 
     os.close(controller)
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    frames = [frame for frame in re.split(r"[\r\n]+", text) if "rounds/s" in frame]
+    frames = [frame for frame in re.split(r"[\r\n]+", text) if "a client: " in frame]
     assert frames
     assert all(len(frame) <= 80 and "…" not in frame for frame in frames)
-    assert all(re.search(r"rounds/s +up .*B down .*B", frame) for frame in frames)
-    assert re.search(r"loss .* recall@20 .* rounds/s", frames[-1])
-    assert re.search(r"round \d+/\d+ .*eta", text)
+    assert all(re.search(r"a client: .*B up, .*B down", frame) for frame in frames)
+    assert re.search(r"loss .* validation recall@20 .* a client", frames[-1])
+    assert re.search(r"round \d+/60 .*eta", text)
 
     piped = subprocess.run(
         [*command, "--output", str(tmp_path / "b")], capture_output=True, text=True, check=True, env=environment
     )
     lines = piped.stderr.splitlines()
     assert lines
-    assert all(re.match(r"round \d+/\d+ \w+  ", line) for line in lines)
-    assert re.search(r"  loss ", lines[-1])
+    assert all(re.match(r"(phase \d+/\d+ \w+|round \d+/60)  ", line) for line in lines)
+    assert re.search(r"^round 60/60  loss ", lines[-1])
     assert "\x1b" not in piped.stdout + piped.stderr
 
 

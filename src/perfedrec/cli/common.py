@@ -186,6 +186,15 @@ def print_list(explained: pl.DataFrame, user: str) -> None:
         console.print(f"score = {' + '.join(models)}; moved: places gained over the global model")
 
 
+def print_communication(sent: dict[str, float]) -> None:
+    """Print what a client has sent and received, as means, from the communication of a summary."""
+    from perfedrec.runs.progress import size
+
+    uploads = sent["uploads_per_client"]
+    up, down = (size(sent[f"bytes_{way}_per_upload"] * uploads) for way in ("up", "down"))
+    console.print(f"a client sent {up} in {uploads:.1f} uploads and received {down}, on average", soft_wrap=True)
+
+
 def print_privacy(block: dict[str, Any]) -> None:
     """Print the privacy block of a run."""
     from perfedrec.privacy.report import lines

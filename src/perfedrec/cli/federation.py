@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perfedrec.cli.common import AsJson, Columns, MetricsPort, Preset, console, one_line, print_privacy, reporter
+from perfedrec.cli.common import (
+    AsJson,
+    Columns,
+    MetricsPort,
+    Preset,
+    console,
+    one_line,
+    print_communication,
+    print_privacy,
+    reporter,
+)
 
 if TYPE_CHECKING:
     from perfedrec.runs.config import Config
@@ -285,14 +295,14 @@ def _resolved(
 
 def _show(summary: Summary, output: Path, as_json: bool) -> None:
     """Print the summary of a run, or all of it as JSON."""
+    from perfedrec.data import counted
+
     if as_json:
         print(json.dumps({**summary.stored(), "output": str(output)}))
         return
-    sent = summary.communication
-    console.print(
-        f"{summary.n_phases + summary.best_round} rounds with {summary.users} users; "
-        f"{sent['bytes_up'] / 1e6:.1f} MB up and {sent['bytes_down'] / 1e6:.1f} MB down",
-        soft_wrap=True,
-    )
+    phases = f" after {counted(summary.n_phases, 'phase')}" if summary.n_phases else ""
+    played, users = counted(max(summary.best_round, 0), "round"), counted(summary.users or 0, "user")
+    console.print(f"{played} of training{phases}, with {users}", soft_wrap=True)
+    print_communication(summary.communication)
     print_privacy(summary.privacy)
     console.print(f"run written to {output}", soft_wrap=True)

@@ -27,6 +27,7 @@ from perfedrec.cli.common import (
     command,
     console,
     one_line,
+    print_communication,
     print_data,
     print_list,
     print_privacy,
@@ -296,11 +297,7 @@ def print_result(result: Result, as_json: bool) -> None:
     sent = summary.communication
     console.print(which_round(summary), soft_wrap=True)
     if sent["bytes_up"]:
-        console.print(
-            f"a client sent {sent['uploads_per_client']:.1f} uploads of {sent['bytes_up_per_upload'] / 1000:.1f} kB on "
-            f"average, and received {sent['bytes_down_per_upload'] / 1e6:.2f} MB for each",
-            soft_wrap=True,
-        )
+        print_communication(sent)
     print_privacy(summary.privacy)
     console.print(f"run written to {result.output}", soft_wrap=True)
 
@@ -308,7 +305,7 @@ def print_result(result: Result, as_json: bool) -> None:
 def which_round(summary: Summary) -> str:
     """The round whose model is used, as text."""
     best, n_phases = summary.best_round, summary.n_phases
-    name = f"round {best}" if best > 0 or not n_phases else f"round {best + n_phases} of {n_phases} before training"
+    name = f"round {best}" if best > 0 or not n_phases else f"phase {best + n_phases} of {n_phases} before training"
     if summary.valid.get("users"):
         return f"best round by validation: {name}"
     return f"no validation data, so the last round is used: {name}"

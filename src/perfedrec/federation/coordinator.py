@@ -345,4 +345,4 @@ def _play(
     finally:
         reporter.stop(run.progress)
     if caught:
-        raise InterruptedRunError(f"stopped after round {run.progress.done}", caught[0])
+        raise InterruptedRunError(f"stopped after {run.progress.place}", caught[0])

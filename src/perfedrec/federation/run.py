@@ -22,7 +22,7 @@ from perfedrec.runs import opened as opened_sums
 from perfedrec.runs.checkpoint import Loaded, check_phases
 from perfedrec.runs.config import NODES, Config
 from perfedrec.runs.folder import CONFIG, ENVIRONMENT, ITEMS, Entry, RunFolder
-from perfedrec.runs.progress import Progress
+from perfedrec.runs.progress import Progress, round_name
 from perfedrec.runs.shared_model import STATE, USERS
 from perfedrec.runs.summary import Summary
 from perfedrec.runtimes.flower import Coordinator, Rejection, ServiceClient, Setup, needs_service
@@ -69,7 +69,7 @@ class FederatedRun:
             config = config.model_copy(update={"data": config.data.model_copy(update={"path": NODES})})
         self.config, self.algorithm, self.folder = config, algorithm, folder
         self.n_phases = len(algorithm.phases)
-        self.progress = Progress(config.run.rounds + self.n_phases, config.run.select_by)
+        self.progress = Progress(config.run.rounds + self.n_phases, config.run.select_by, n_phases=self.n_phases)
         self._state: RoundState | None = None
         self.users: Tensor | None = None
         self.service_client: ServiceClient | None = None
@@ -105,7 +105,7 @@ class FederatedRun:
         self._loaded = self.folder.newest_checkpoint(self.belongs)
         if self._loaded is not None:
             check_phases(self._loaded, self.algorithm)
-            self.progress = Progress.resumed(self._loaded.extra["standing"], self.progress.total)
+            self.progress = self.progress.resumed(self._loaded.extra["standing"])
             self.users = self._loaded.records[USERS][0]["users"]
         self.folder.forget_after(self.progress.done)
         return name
@@ -122,7 +122,7 @@ class FederatedRun:
 
     def begin(self, coordinator: Coordinator, users: Tensor) -> None:
         """Set the state that the run starts or continues from, for the identities [n] of its ``users``."""
-        self.users = users
+        self.users, self.progress.users = users, users.numel()
         self.folder.write_name(self.setup.run)
         if self._loaded is None:
             self._state = coordinator.begin()
@@ -169,7 +169,8 @@ class FederatedRun:
         without = [(names.get(each.node, str(each.node)), each.reason) for each in rejected]
         for each, (node, _) in zip(rejected, without, strict=True):
             self.folder.append_rejection(asdict(each) | {"node": node})
-            tell(f"round {each.round}: went on without node {node}: {each.reason}: {each.detail}")
+            where = round_name(each.round, self.n_phases)
+            tell(f"{where}: went on without node {node}: {each.reason}: {each.detail}")
         rejected.clear()
         return without
 

@@ -109,10 +109,11 @@ def _summary(run: Run) -> list[Block]:
             note = f"95 % interval {mean.interval()}; popularity {run.summary.popularity[metric]:.4f}"
             tiles.append(Tile(f"{metric_name(metric)}, test", f"{mean.value:.4f}", note))
     chosen = f"chosen by validation {metric_name(run.config.run.select_by)}" if run.summary.valid else "the last one"
-    rounds = f"of {len(run.history) - run.n_phases} rounds of training"
-    before = f" (and {run.n_phases} before training)" if run.n_phases else ""
+    rounds = f"of {counted(max(len(run.history) - run.n_phases, 0), 'round')} of training"
+    before = f" (after {counted(run.n_phases, 'phase')})" if run.n_phases else ""
+    best = str(run.best) if run.best > 0 or not run.n_phases else f"phase {run.best + run.n_phases}"
     name = "Best round" if run.summary.valid else "Round of the model"
-    tiles.append(Tile(name, str(run.best), f"{rounds}{before}; {chosen}"))
+    tiles.append(Tile(name, best, f"{rounds}{before}; {chosen}"))
     sent = run.summary.communication
     if sent["bytes_up"]:
         up, down = sent["bytes_up"] / run.clients, sent["bytes_down"] / run.clients

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """How far a run is: rounds ``done`` of ``total`` (phases before training included), the ``phase`` and ``loss`` of
-    the last round, the last and the ``best`` value of the validation ``metric``, bytes and uploads of all clients so
-    far, and the ``seconds`` that this process has spent since it ``started_at`` a round."""
+    """How far a run is: rounds ``done`` of ``total``, of which the first ``n_phases`` are phases before training, the
+    ``phase`` and ``loss`` of the last round, the last and the ``best`` value of the validation ``metric``, bytes and
+    uploads of all clients so far, the number of ``users`` (0 while it is not known), each of them a client, and the
+    ``seconds`` that this process has spent since it ``started_at`` a round."""
 
     total: int
     metric: str
@@ -43,13 +44,21 @@ class Progress:
     uploads: int = 0
     seconds: float = 0.0
     started_at: int = 0
+    n_phases: int = 0
+    users: int = 0
 
-    @staticmethod
-    def resumed(stored: Mapping[str, Any], total: int) -> Progress:
-        """The progress that a checkpoint stored, of a run that shall now have ``total`` rounds."""
-        progress = Progress(**stored)
-        progress.total, progress.seconds, progress.started_at = total, 0.0, progress.done
-        return progress
+    def resumed(self, stored: Mapping[str, Any]) -> Progress:
+        """This run, as far as a checkpoint has ``stored``."""
+        planned = {"total": self.total, "n_phases": self.n_phases, "users": self.users}
+        return Progress(**{**stored, **planned, "seconds": 0.0, "started_at": stored["done"]})
+
+    @property
+    def place(self) -> str:
+        """The last round as people count: ``phase 3/5`` before training, and ``round 60/300`` in training."""
+        trained = self.done - self.n_phases
+        if trained > 0 or not self.n_phases:
+            return f"round {trained}/{self.total - self.n_phases}"
+        return f"phase {self.done}/{self.n_phases} {self.phase}".rstrip()
 
     def count(self, report: RoundReport, seconds: float) -> None:
         """Add a round that took ``seconds``."""
@@ -154,22 +163,22 @@ class Bar:
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("round {task.completed}/{task.total}"),
+            TextColumn("{task.fields[place]}"),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
             console=console or Console(stderr=True),
             transient=True,
         )
-        self.task = self.bar.add_task("training", total=None, detail="")
+        self.task = self.bar.add_task("training", total=None, place="", detail="")
 
     def start(self, progress: Progress) -> None:
-        self.bar.update(self.task, total=progress.total, completed=progress.done)
+        self.bar.update(self.task, total=progress.total, completed=progress.done, place=progress.place)
         self.bar.start()
 
     def round(self, progress: Progress) -> None:
         detail = describe(progress, bar=True)
-        self.bar.update(self.task, completed=progress.done, description=progress.phase, detail=detail)
+        self.bar.update(self.task, total=progress.total, completed=progress.done, place=progress.place, detail=detail)
 
     def stop(self, progress: Progress) -> None:
         self.bar.stop()
@@ -214,20 +223,32 @@ def best_reporter() -> Reporter:
 
 
 def describe(progress: Progress, bar: bool = False) -> str:
-    """One line: round, loss and validation metric where there are any, rounds per second, bytes so far, and time left.
+    """One line: round, loss and validation metric where there are any, rounds per second, what a client has sent and
+    received so far, as a mean over all clients, and the time left.
 
-    For a ``bar``, which shows them itself, round and time left are left out.
+    For a ``bar``, which shows them itself, round, speed and time left are left out.
     """
-    parts = [] if bar else [f"round {progress.done}/{progress.total} {progress.phase}"]
+    parts = [] if bar else [progress.place]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")
     if progress.value is not None:
-        parts.append(f"{progress.metric} {progress.value:.4f}")
-    parts.append(f"{progress.rate:.1f} rounds/s")
-    parts.append(f"up {size(progress.bytes_up)} down {size(progress.bytes_down)}")
+        parts.append(f"validation {progress.metric} {progress.value:.4f}")
+    if not bar:
+        parts.append(f"{progress.rate:.1f} rounds/s")
+    if progress.bytes_up and progress.users:
+        up, down = (size(count / progress.users) for count in (progress.bytes_up, progress.bytes_down))
+        parts.append(f"a client: {up} up, {down} down")
     if not bar and progress.rate:
         parts.append(f"eta {(progress.total - progress.done) / progress.rate:.0f} s")
     return "  ".join(parts)
+
+
+def round_name(number: int, n_phases: int) -> str:
+    """Round ``number`` of a run, counted from 0 with its ``n_phases`` phases, as people count: ``phase 1`` or
+    ``round 1``."""
+    if number < 0:
+        return "before the first round"
+    return f"phase {number + 1}" if number < n_phases else f"round {number - n_phases + 1}"
 
 
 def size(count: float) -> str:

@@ -27,7 +27,9 @@ class Rounds:
 
     def __init__(self, engine: Engine, dataset: Dataset, run: RunSettings) -> None:
         self.engine, self.run, self.n_phases = engine, run, engine.n_phases
-        self.progress = Progress(run.rounds + self.n_phases, run.select_by)
+        self.progress = Progress(
+            run.rounds + self.n_phases, run.select_by, n_phases=self.n_phases, users=dataset.n_users
+        )
         self.history: list[Entry] = []
         self.best: Recommender | None = None
         self.best_valid: dict[str, float] = {}
@@ -105,7 +107,7 @@ class Rounds:
 
     def restore(self, loaded: Loaded) -> None:
         """Continue from a checkpoint: afterwards the run is the one that was not interrupted."""
-        self.progress = Progress.resumed(loaded.extra["standing"], self.progress.total)
+        self.progress = self.progress.resumed(loaded.extra["standing"])
         self._end_early()
         self.best_valid = loaded.extra["best_valid"]
         self.engine.restore(loaded.records, self.progress.done)

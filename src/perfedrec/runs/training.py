@@ -169,4 +169,4 @@ def _interrupted(number: int, rounds: Rounds, writer: NoWriter) -> InterruptedRu
     where = writer.checkpoint(rounds)
     hint = f"; a checkpoint is in {where}, continue with --resume" if where else ""
     name = signal.Signals(number).name
-    return InterruptedRunError(f"stopped by {name} after round {rounds.progress.done}{hint}", number)
+    return InterruptedRunError(f"stopped by {name} after {rounds.progress.place}{hint}", number)
