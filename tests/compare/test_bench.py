@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,11 +19,13 @@ from perfedrec.cli import bench as commands
 from perfedrec.compare import tables
 from perfedrec.compare.bench import Target, read
 from perfedrec.compare.cells import locked
+from perfedrec.compare.remaining import Remaining
 from perfedrec.compare.results import reached, spread
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
-from perfedrec.methods.registry import METHODS
-from perfedrec.runs.config import resolve
+from perfedrec.methods.registry import METHODS, seedless
+from perfedrec.runs.config import DataSettings, open_data, resolve
+from perfedrec.runs.engine import engine
 from perfedrec.runs.folder import Entry
 from perfedrec.runs.preset_files import ABLATIONS
 
@@ -157,9 +160,9 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     output = tmp_path / "out"
     failed = bench(written(tmp_path, TOY + more), output)
     assert failed.exit_code == 1
-    assert "2 of 6 runs failed" in failed.stderr
+    assert "2 of 5 runs failed" in failed.stderr
     start = json.loads(failed.stderr.splitlines()[0])
-    assert start == {"event": "start", "runs": 6, "finished": 0, "output": str(output)}
+    assert start == {"event": "start", "runs": 5, "finished": 0, "output": str(output)}
     assert "on purpose" in failed.stderr
     results = json.loads(failed.stdout)
     assert {each["label"] for each in results["cells"] if each["error"]} == {"broken"}
@@ -187,6 +190,10 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     assert line["comparison"]["low"] < line["comparison"]["difference"] < line["comparison"]["high"]
     assert line["cpu_seconds"]["mean"] > 0
     assert results["data"]["toy"]["popularity"]["recall@20"] == pytest.approx(floor)
+
+    assert [each["label"] for each in results["cells"]].count("popularity") == 1  # which takes no seed
+    assert [(each["n"], each["seedless"]) for each in results["summary"]] == [(1, True), (2, False)]
+    assert "takes no seed" in (output / "table.md").read_text()
 
     figure = f"{line['test']['recall@20']['mean']:.4f} ± {line['test']['recall@20']['sd']:.4f}"
     assert figure in (output / "table.md").read_text()
@@ -283,6 +290,89 @@ def test_a_terminal_shows_only_columns_that_fit_and_breaks_no_line(
     paper = next(text for text in printed if text.startswith(" perfedrec_pp paper "))
     every = ["perfedrec_pp paper", *["0.0732 ± 0.0018"] * 2, "-0.0043", "0.0014", "-0.0061, -0.0022", "123.4"]
     assert re.split(r"\s{2,}", paper.strip()) == every[: len(heads)]
+
+
+def test_only_methods_that_draw_nothing_run_once(tmp_path: Path) -> None:
+    """The flag is right: another seed gives the same scores. Sampled negatives are drawn with the seed, too."""
+    once = [name for name, kind in METHODS.items() if seedless(kind)]
+    assert once == ["popularity", "item_knn", "user_knn", "rp3beta"]
+    dataset = open_data(DataSettings(path="synthetic:users=60,items=250"))
+    for name in once:
+        config = resolve(algorithm=name)
+        first, second = (engine(config.build(), dataset, seed=seed, device="cpu") for seed in (0, 7))
+        users = torch.arange(dataset.n_users)
+        assert torch.equal(first.recommender().scores(users), second.recommender().scores(users)), name
+
+    class Own(METHODS["item_knn"]):  # type: ignore[misc]  # may draw, whatever its base says
+        pass
+
+    assert not seedless(Own)
+    text = TOY.replace("[methods.popularity]", '[methods.popularity]\nset = ["run.sampled_negatives=9"]')
+    for content, expected in ((TOY, [0]), (text, [0, 3])):
+        cells = list(read(written(tmp_path, content), tmp_path / "out").cells())
+        assert [cell.seed for cell in cells if cell.label == "popularity"] == expected
+        assert [cell.seed for cell in cells if cell.label == "fedmf"] == [0, 3]
+
+
+def test_a_figure_without_deviation_shows_none() -> None:
+    assert tables.with_deviation({"mean": 0.25, "sd": 0.0}) == "0.2500"
+    assert tables.with_deviation({"mean": 0.25, "sd": None}) == "0.2500"
+    assert tables.with_deviation({"mean": 0.25, "sd": 0.01}) == "0.2500 ± 0.0100"
+
+
+def test_the_time_that_is_left_follows_from_the_runs_so_far(tmp_path: Path) -> None:
+    text = TOY.replace("[0, 3]", "[0, 1, 2, 3]").replace("[methods.popularity]\n", "[methods.mf]\n")
+    cells = list(read(written(tmp_path, text.replace('reference = "popularity"\n', "")), tmp_path / "out").cells())
+    mf, fedmf = ([cell for cell in cells if cell.label == label] for label in ("mf", "fedmf"))
+    now = 100.0
+    left = Remaining(cells, 2, lambda cell: None, lambda: now)
+    assert left.all() is None
+    left.begin(mf[0])
+    left.begin(fedmf[0])
+    now += 10
+    left.advance(mf[0], 0.5)
+    assert left.of(mf[0]) == 10  # as long as so far
+    assert left.of(fedmf[0]) == 10  # of the 20 seconds that mf seems to take
+    assert left.all() == (10 + 10 + 6 * 20) / 2
+    left.end(mf[0])
+    left.advance(fedmf[0], 0.1)
+    assert left.of(fedmf[0]) == 90
+    assert left.all() == (90 + 3 * 10 + 3 * 100) / 2
+    left.end(fedmf[0])
+    for cell in (*mf[1:], *fedmf[1:]):
+        left.begin(cell)
+    assert left.all() == 3 * 10
+    for cell in (*mf[1:], *fedmf[1:]):
+        left.end(cell)
+    assert left.all() == 0
+
+
+def test_finished_runs_say_how_long_the_others_take(tmp_path: Path) -> None:
+    cells = list(read(written(tmp_path, TOY), tmp_path / "out").cells())
+    done = next(cell for cell in cells if cell.label == "fedmf")
+    done.folder.mkdir(parents=True)
+    (done.folder / "result.json").write_text("{}")
+    assert Remaining(cells, 1, lambda cell: 7.0).all() == 2 * 7.0
+
+
+def test_progress_without_a_terminal_is_lines_with_the_time_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "EVERY", 0.0)
+    cells = list(read(written(tmp_path, TOY), tmp_path / "out").cells())
+    line = {"done": 30, "total": 60, "started_at": 0, "metric": "recall@20", "best": 0.25}
+    for as_json in (False, True):
+        with commands._Show(cells, tmp_path / "out", 1, as_json) as show:
+            show.begin(cells[0])
+            show.round(cells[0], line)
+        printed = capsys.readouterr().err.splitlines()[-1]
+        if as_json:
+            told = json.loads(printed)
+            assert (told["event"], told["run"], told["round"], told["rounds"]) == ("playing", cells[0].name, 30, 60)
+            assert told["seconds_left"] >= 0
+        else:
+            here = "playing  popularity, toy, seed 0: round 30/60 recall@20 0.2500, N s left"
+            assert re.sub(r"\d+(?= s left)", "N", printed) == f"{here}; all: 0 of 3 runs, N s left"
 
 
 def test_the_cost_of_a_target_is_summed_over_rounds() -> None:

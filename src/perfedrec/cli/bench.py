@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,8 +52,9 @@ def bench(
         check_output(output)
         comparison.prepare()
         cells = list(comparison.cells())
-        with locked(output), _Show(cells, output, as_json) as show:
-            failed = play(cells, processes or processors(), show)
+        at_once = processes or processors()
+        with locked(output), _Show(cells, output, at_once, as_json) as show:
+            failed = play(cells, at_once, show)
         results = collect(comparison, failed)
         write_atomic(output / "results.json", (json.dumps(results, indent=1) + "\n").encode())
         for name, text in (("md", markdown), ("csv", comma_separated), ("tex", latex)):
@@ -90,16 +92,25 @@ def print_results(results: Results) -> None:
         console.print(table)
 
 
-class _Show:
-    """Shows the progress of a comparison: a bar for each run that is playing, and a line for each that has ended."""
+EVERY = 10.0
+"""Seconds between two lines about runs that are playing, where there is no terminal."""
 
-    def __init__(self, cells: list[Cell], output: Path, as_json: bool) -> None:
+
+class _Show:
+    """Shows the progress of a comparison: a line for each run that has ended, and for the runs that are playing a bar
+    each on a terminal, or now and then a line elsewhere."""
+
+    def __init__(self, cells: list[Cell], output: Path, processes: int, as_json: bool) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+        from perfedrec.compare.cells import cost
+        from perfedrec.compare.remaining import Remaining
         from perfedrec.data import counted
 
         self.total, self.ended, self.as_json = len(cells), sum(cell.finished for cell in cells), as_json
         self.console, self.lock = Console(stderr=True), threading.Lock()
+        self.left = Remaining(cells, processes, lambda cell: cost(cell.folder).get("seconds"))
+        self.printed = time.monotonic()
         self.bars = self.console.is_terminal and not as_json
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -110,6 +121,7 @@ class _Show:
             transient=True,
             disable=not self.bars,
         )
+        self.all = self.progress.add_task("all runs", total=self.total, completed=self.ended, detail=self._overall())
         self.tasks: dict[str, TaskID] = {}
         self.last: dict[str, dict[str, Any]] = {}
         start = {"event": "start", "runs": self.total, "finished": self.ended, "output": str(output)}
@@ -124,15 +136,30 @@ class _Show:
 
     def begin(self, cell: Cell) -> None:
         with self.lock:
+            self.left.begin(cell)
             self.tasks[cell.name] = self.progress.add_task(cell.name, total=None, detail="starting")
 
     def round(self, cell: Cell, progress: dict[str, Any]) -> None:
-        self.last[cell.name] = progress
-        detail = f"{progress['done']}/{progress['total']} {progress['metric']} " + _figure(progress["best"])
-        self.progress.update(self.tasks[cell.name], total=progress["total"], completed=progress["done"], detail=detail)
+        with self.lock:
+            self.last[cell.name] = progress
+            done, total = progress["done"], progress["total"]
+            begun = progress["started_at"]  # more than 0 in a run that is continued
+            self.left.advance(cell, (done - begun) / max(total - begun, 1))
+            detail = f"round {done}/{total} {progress['metric']} {_figure(progress['best'])}{_time(self.left.of(cell))}"
+            self.progress.update(self.tasks[cell.name], total=total, completed=done, detail=detail)
+            self.progress.update(self.all, completed=self.ended, detail=self._overall())
+            if not self.bars and time.monotonic() - self.printed >= EVERY:
+                self.printed = time.monotonic()
+                event = {"event": "playing", "run": cell.name, "round": done, "rounds": total, "best": progress["best"]}
+                event |= {"done": self.ended, "of": self.total, "seconds_left": self.left.all()}
+                self._print(event, f"playing  {cell.name}: {detail}; all: {self._overall()}")
+
+    def _overall(self) -> str:
+        return f"{self.ended} of {self.total} runs{_time(self.left.all())}"
 
     def end(self, cell: Cell, error: str | None) -> None:
         with self.lock:
+            self.left.end(cell)
             self.progress.remove_task(self.tasks.pop(cell.name))
             last = self.last.pop(cell.name, {})
             if error is None and not cell.finished:
@@ -142,6 +169,7 @@ class _Show:
             self.ended += 1
             done = {"event": "failed" if error else "finished", "run": cell.name, "done": self.ended, "of": self.total}
             where = f"{self.ended}/{self.total}"
+            self.progress.update(self.all, completed=self.ended, detail=self._overall())
             if error:
                 self._print(done | {"error": error}, f"{where} failed  {cell.name}: {error}")
             else:
@@ -154,6 +182,16 @@ class _Show:
             print(json.dumps(event), file=sys.stderr, flush=True)
         else:
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _time(seconds: float | None) -> str:
+    """A time that is left, as ``, 3 min left``; empty where it is not known."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f", {seconds:.0f} s left"
+    minutes = round(seconds / 60)
+    return f", {minutes} min left" if minutes < 100 else f", {minutes / 60:.1f} h left"
 
 
 def _figure(value: float | None) -> str:

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator
 from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
+from perfedrec.methods.registry import method, seedless
 from perfedrec.runs.checkpoint import folders, write_atomic
 from perfedrec.runs.config import METRIC, Config, DataSettings, differences, open_data, resolve
 from perfedrec.runs.config_errors import explain, nearest
@@ -120,13 +121,21 @@ class Bench:
         return list(dict.fromkeys(label for label, _ in self.configs))
 
     def cells(self) -> Iterator[Cell]:
-        """All runs in the order in which they start: by data set, then by seed, then by method."""
+        """All runs in the order in which they start: by data set, then by seed, then by method. A method that takes no
+        seed has one run on a data set."""
         for data in self.file.data:
             for seed in self.file.seeds:
                 for label in self.labels:
                     config = self.configs[label, data]
+                    if seed != self.file.seeds[0] and self.seedless(label, data):
+                        continue
                     config = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
                     yield Cell(label, data, seed, config, self.output / "runs" / label / data / f"seed-{seed}")
+
+    def seedless(self, label: str, data: str) -> bool:
+        """Whether all seeds give the same result. Sampled negatives are drawn with the seed."""
+        config = self.configs[label, data]
+        return seedless(method(config.algorithm)) and not config.run.sampled_negatives
 
     def prepare(self) -> None:
         """Open all data sets, check the runs that the folder already holds, and write ``bench.toml``.

@@ -140,10 +140,11 @@ def _summaries(bench: Bench, data: str, cells: Sequence[CellEntry]) -> list[Summ
             "n": len(finished),
             "missing": len(of_label) - len(finished),
             "algorithm": bench.configs[label, data].algorithm,
+            "seedless": bench.seedless(label, data),
         }
         if finished:
             _add_means(entry, finished)
-            entry["comparison"] = _comparison(bench, label, runs)
+            entry["comparison"] = _comparison(bench, label, data, runs)
         entries.append(entry)
     compared = [found for entry in entries if (found := entry.get("comparison")) is not None]
     for comparison, p in zip(compared, adjusted([each["p"] for each in compared]), strict=True):
@@ -151,15 +152,22 @@ def _summaries(bench: Bench, data: str, cells: Sequence[CellEntry]) -> list[Summ
     return entries
 
 
-def _comparison(bench: Bench, label: str, runs: Mapping[str, Mapping[int, CellEntry]]) -> ComparisonEntry | None:
-    """A method against the reference, over the seeds that both have finished."""
+def _comparison(
+    bench: Bench, label: str, data: str, runs: Mapping[str, Mapping[int, CellEntry]]
+) -> ComparisonEntry | None:
+    """A method against the reference, over the seeds that both have finished. The one run of a method that takes no
+    seed counts for every seed."""
     reference, metric = bench.file.reference, bench.file.metric
     if reference is None or label == reference:
         return None
-    shared = [seed for seed, run in runs[label].items() if run["finished"] and runs[reference][seed]["finished"]]
-    ours, theirs = (
-        by_user([bench.output / runs[name][seed]["folder"] for seed in shared], metric) for name in (label, reference)
-    )
+
+    def run_of(name: str, seed: int) -> CellEntry:
+        own = runs[name]
+        return next(iter(own.values())) if bench.seedless(name, data) else own[seed]
+
+    both = [(run_of(label, seed), run_of(reference, seed)) for seed in bench.file.seeds]
+    shared = [pair for pair in both if all(run["finished"] for run in pair)]
+    ours, theirs = (by_user([bench.output / pair[side]["folder"] for pair in shared], metric) for side in (0, 1))
     if not shared or ours.height < 2:
         return None
     joined = ours.join(theirs, on="user", how="inner", suffix=" of reference", maintain_order="left")

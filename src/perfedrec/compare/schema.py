@@ -117,6 +117,7 @@ class SummaryEntry(TypedDict):
     n: NotRequired[int]
     missing: NotRequired[int]
     algorithm: str
+    seedless: NotRequired[bool]
     test: NotRequired[dict[str, Spread]]
     test_sampled: NotRequired[dict[str, Spread]]
     valid: NotRequired[dict[str, Spread]]

@@ -205,10 +205,10 @@ def _note(results: Results) -> str:
 
 
 def with_deviation(value: Spread | None) -> str:
-    """A mean with its standard deviation, if it has one."""
+    """A mean with its standard deviation, if it has one: not where there is one run, or all have the same value."""
     if value is None:
         return "-"
-    return f"{value['mean']:.4f}" + ("" if value["sd"] is None else f" ± {value['sd']:.4f}")
+    return f"{value['mean']:.4f}" + (f" ± {value['sd']:.4f}" if value["sd"] else "")
 
 
 def _uploads(line: SummaryEntry) -> str:
@@ -268,6 +268,8 @@ def _privacy(line: SummaryEntry) -> str:
 def _seeds(line: SummaryEntry) -> str:
     if "n" not in line:
         return "-"
+    if line.get("seedless") and line["n"]:
+        return "takes no seed"
     return str(line["n"]) + (f" ({line['missing']} missing)" if line["missing"] else "")
 
 

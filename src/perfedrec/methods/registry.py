@@ -178,6 +178,11 @@ def name_of(algorithm: AnyMethod) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
+def seedless(kind: type[Any]) -> bool:
+    """Whether a method draws no random numbers, so that its seed changes nothing."""
+    return bool(vars(kind).get("seedless", False))
+
+
 def centralised(kind: type[Any]) -> bool:
     """Whether a method has the interactions of all users in one place."""
     return issubclass(kind, Method)

@@ -28,6 +28,7 @@ class ItemKNN(Method):
     """
 
     Options = ItemKNNSettings
+    seedless = True
     settings: ItemKNNSettings
     item_based = True
 

@@ -68,6 +68,10 @@ class Method(ABC):
     item_based: ClassVar[bool] = False
     """Whether the scores of a user depend on the state and on the user's own items alone."""
 
+    seedless: ClassVar[bool] = False
+    """Whether the seed changes nothing, so that one run is enough. Each class says so for itself: a subclass may draw
+    random numbers."""
+
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings: Any = settings or self.Options()
 

@@ -22,6 +22,7 @@ class Popularity(Method):
     """Ranks items by their number of interactions in the training data. There is no paper to depart from."""
 
     item_based = True
+    seedless = True
 
     def init(self, data: Training, key: Key) -> Counts:
         return Counts(data.item_degrees.to(torch.float32))

@@ -37,6 +37,7 @@ class RP3Beta(Method):
     """
 
     Options = RP3BetaSettings
+    seedless = True
     settings: RP3BetaSettings
     item_based = True
 

@@ -30,6 +30,7 @@ class UserKNN(Method):
     """
 
     Options = UserKNNSettings
+    seedless = True
     settings: UserKNNSettings
 
     def init(self, data: Training, key: Key) -> Similarity:
