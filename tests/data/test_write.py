@@ -1,6 +1,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,15 +20,45 @@ def data() -> Dataset:
 @pytest.mark.parametrize("format", ["csv", "parquet"])
 def test_a_written_data_set_is_read_back(data: Dataset, tmp_path: Path, format: str) -> None:
     folder = write(data, tmp_path / "deep" / "set", format)
-    names = {f"{part}.{format}" for part in ("train", "valid", "test")} | {"user_attributes.csv"}
+    names = {f"{part}.{format}" for part in ("train", "valid", "test")} | {"user_attributes.csv", "split.json"}
     assert {path.name for path in folder.iterdir()} == names
     assert [path.name for path in folder.parent.iterdir()] == ["set"]
     again = load(folder)
     assert again.fingerprint == data.fingerprint
+    assert again.notes == data.notes
     assert again.user_attributes is not None
     assert again.user_attributes.names == ("age", "job=cook")
     for part in ("train", "valid", "test"):
         assert np.array_equal(getattr(again, part).timestamps, getattr(data, part).timestamps)
+
+
+def test_the_report_is_forgotten_when_the_files_change(data: Dataset, tmp_path: Path) -> None:
+    folder = write(data, tmp_path / "set")
+    assert load(folder).notes.how.startswith("leave-one-out by time")
+    lines = (folder / "train.csv").read_text().splitlines()
+    (folder / "train.csv").write_text("\n".join(lines[:-1]))
+    assert load(folder).notes.how == "as given in files"
+    for text in ("{}", "no json", '{"fingerprint": "x", "report": {"how": 3}}'):
+        (folder / "split.json").write_text(text)
+        assert load(folder).notes.how == "as given in files"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ties": "together"},
+        {"ratio": (0.5, 0.3, 0.2)},
+        {"split_how": "global-time"},
+        {"folds": 3, "fold": 2},
+        {"order": "random", "seed": 5},
+    ],
+)
+def test_every_split_is_read_back(tmp_path: Path, options: dict[str, Any]) -> None:
+    made = load("synthetic:users=30,items=60,clusters=2,interactions_per_user=8", **options)
+    again = load(write(made, tmp_path / "set"))
+    assert again.fingerprint == made.fingerprint
+    assert again.notes == made.notes
+    assert again.notes.lines() == made.notes.lines()
 
 
 def test_unusual_names_are_read_back(tmp_path: Path) -> None:

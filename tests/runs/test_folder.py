@@ -82,7 +82,7 @@ def test_a_summary_keeps_its_form_in_the_file(tmp_path: Path) -> None:
     folder, sent = RunFolder(tmp_path), communication(100, 40, 8, 5)
     trained = Summary("mf", 2, 7, sent, {"claim": "NONE"}, {"users": 1}, {"users": 2}, None, {"test": "full ranking"})
     folder.write_summary(trained)
-    keys = ["algorithm", "prelude", "best_round", "valid", "test", "test_sampled", "protocols", "popularity"]
+    keys = ["algorithm", "prelude", "best_round", "valid", "test", "test_sampled", "protocols", "popularity", "data"]
     stored = json.loads((tmp_path / "result.json").read_text())
     assert list(stored) == [*keys, "communication", "privacy"]
     assert (stored["prelude"], stored["test_sampled"]) == (2, None)

@@ -50,7 +50,8 @@ def check_output(output: Path) -> None:
     cannot be written to."""
     check_writable(output)
     holds_run = (output / CONFIG).exists()
-    if holds_run or (output.exists() and any(output.iterdir()) and not (output / BENCH).exists()):
+    known = any((output / name).exists() for name in (BENCH, "results.json"))
+    if holds_run or (output.exists() and any(output.iterdir()) and not known):
         what = "holds a run" if holds_run else "is not empty"
         raise ConfigError(f"{output} {what}; expected a new folder, or that of a comparison to continue it")
     if (output / LOCK).exists():

@@ -184,8 +184,8 @@ class Dataset:
     """Training, validation and test interactions of the users and items that occur in training.
 
     ``notes`` says what was left out and why. ``user_attributes`` has one row per user and ``item_attributes`` one per
-    item. ``truth`` is known for synthetic data only. ``origin`` has the arguments of :func:`perfedrec.data.load` that
-    give these data again, with ``path`` for the specification; None for data that were made otherwise. Raises
+    item. ``truth`` is known for synthetic data only. ``origin`` has the options of the section ``[data]`` of a
+    configuration that give these data again; None where the data were not loaded by their name. Raises
     :class:`DataError` where the parts have different ids, or where attributes have another number of rows.
     """
 

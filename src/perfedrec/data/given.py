@@ -19,6 +19,9 @@ from perfedrec.data.readreport import of_parts
 from perfedrec.data.roles import Columns
 from perfedrec.data.split import SplitRule, validation_rows
 
+TAKEN = SplitRule()
+"""How validation is taken from training where nothing else is said."""
+
 
 def from_files(
     train: str | Path,
@@ -27,12 +30,9 @@ def from_files(
     format: str = "auto",
     columns: Columns | None = None,
     name: str | None = None,
-    *,
     header: bool | None = None,
     min_rating: float | None = None,
-    order: str = "auto",
-    ties: str = "random",
-    seed: int = 0,
+    rule: SplitRule = TAKEN,
 ) -> Dataset:
     """Make a data set of the files of a split. Each line is an interaction, unless it is rated below ``min_rating``.
 
@@ -40,13 +40,12 @@ def from_files(
     format "auto", if the training file is detected as triples or as lists of items, the others are read as the same
     format. ``name`` is the name of the data set (default: the name of the folder of the training file).
 
-    Without a ``valid`` file, interactions of the training file become validation, by the rule of
-    :func:`perfedrec.data.split.validation_rows`: each user's last one ("order" is "time"), or a random one ("random").
-    With "auto" it is done as the test part was made: by time if no test interaction is earlier than the training
-    interactions of its user, at random otherwise. ``ties`` "together" holds out all interactions at the last time.
-    ``seed`` decides what is random.
+    Without a ``valid`` file, interactions of the training file become validation, see
+    :func:`perfedrec.data.split.validation_rows`. The order of the ``rule`` says which: each user's last one ("time"),
+    or a random one ("random"). With "auto" it is done as the test part was made: by time if no test interaction is
+    earlier than the training interactions of its user, at random otherwise. With the ties "together", all interactions
+    at the last time are taken. The rule's seed decides what is random; its other options are not used.
     """
-    rule = SplitRule(order=order, ties=ties, seed=seed)
     paths = [Path(path) for path in (train, valid, test) if path is not None]
     if format == "auto" and (found := detect(paths[0])) in ("triples", "adjacency", "sequences"):
         format = found  # held-out files are small, and in a small file the two formats are harder to tell apart

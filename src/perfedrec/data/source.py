@@ -22,6 +22,7 @@ from perfedrec.data.readreport import ReadReport
 from perfedrec.data.roles import Columns
 from perfedrec.data.split import Moment, SplitRule, split_by
 from perfedrec.data.synthetic import synthetic
+from perfedrec.data.write import written_report
 
 MOVIELENS = {
     "user": (("u.user", "users.dat"), read_movielens_users),
@@ -143,8 +144,21 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
     data = _load(spec, chosen)
     if spec is not None and not isinstance(spec, str | Path):
         return data
-    origin = {"path": None if spec is None else str(spec)}
-    return replace(data, origin=origin | {name: value for name, value in options.items() if name != "attributes"})
+    return replace(data, origin=_origin(spec, options))
+
+
+def _origin(spec: str | Path | None, options: LoadOptions) -> dict[str, Any]:
+    """The arguments of :func:`load` as a configuration has them."""
+    origin: dict[str, Any] = {"path": None if spec is None else str(spec), **options}
+    origin.pop("attributes", None)  # whether they are used is an option of the method
+    for part in ("train", "valid", "test"):
+        if origin.get(part) is not None:
+            origin[part] = str(origin[part])
+    if (columns := origin.pop("columns", None)) is not None:
+        origin["columns"] = ",".join(f"{role}={place}" for role, place in columns.items())
+    if (how := origin.pop("split_how", None)) is not None:
+        origin["split"] = how
+    return origin
 
 
 def _load(spec: DataLike | None, chosen: _Options) -> Dataset:
@@ -211,18 +225,18 @@ def _given(found: Found, folder: Path, options: _Options) -> Dataset:
         options.format,
         options.columns,
         found.name or None,
-        header=options.header,
-        min_rating=options.min_rating,
-        order=options.order,
-        ties=options.ties,
-        seed=options.seed,
+        options.header,
+        options.min_rating,
+        options.rule,
     )
     remarks = found.remarks
     if options.min_rating is not None:
         remarks = (f"interactions rated below {options.min_rating:g} were removed from all parts", *remarks)
     if options.rule.how != "leave-one-out":
         remarks = (*remarks, f"data.split = {options.rule.how} is not used: the files are split already")
-    return _with_attributes(_remarked(data, remarks), folder, options.attributes)
+    data = _with_attributes(_remarked(data, remarks), folder, options.attributes)
+    report = written_report(folder, data) if options.min_rating is None else None
+    return data if report is None else replace(data, notes=report)
 
 
 def _remarked(data: Dataset, remarks: tuple[str, ...]) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,16 @@ _OF = {
 """The splits that use an option; the first one is meant where no split is named."""
 
 Moment = str | int | date
+
+
+class MoreOptions(TypedDict, total=False):
+    """Options of :func:`split` that are keyword arguments."""
+
+    ties: str
+    valid_from: Moment | None
+    test_from: Moment | None
+    folds: int | None
+    fold: int
 
 
 @dataclass(frozen=True)
@@ -146,16 +156,12 @@ def split(
     ratio: tuple[float, float, float] | None = None,
     seed: int = 0,
     name: str = "data",
-    *,
-    ties: str = "random",
-    valid_from: Moment | None = None,
-    test_from: Moment | None = None,
-    folds: int | None = None,
-    fold: int = 0,
+    **more: Unpack[MoreOptions],
 ) -> Dataset:
     """Split interactions into training, validation and test.
 
-    ``how`` is one of
+    The options after ``name`` are ``ties`` ("random"), ``valid_from``, ``test_from``, ``folds`` (None) and ``fold``
+    (0). ``how`` is one of
 
     - "leave-one-out" (the default): the last interaction of each user is for testing, the one before for validation;
     - "ratio": of each user's interactions, the first ``ratio[0]`` are for training and the last ``ratio[2]`` for
@@ -180,8 +186,7 @@ def split(
     left out and how often chance decided. Raises :class:`DataError` for wrong options, options that have no effect,
     missing timestamps, and a training part that would be empty.
     """
-    rule = SplitRule(how, order, ties, ratio, valid_from, test_from, folds, fold, seed)
-    return split_by(rule, interactions, name)
+    return split_by(SplitRule(how, order, ratio=ratio, seed=seed, **more), interactions, name)
 
 
 def split_by(rule: SplitRule, interactions: Interactions, name: str = "data") -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -10,19 +11,21 @@ from pathlib import Path
 import polars as pl
 
 from perfedrec.core.errors import DataError
-from perfedrec.data.dataset import Attributes, Dataset
+from perfedrec.data.dataset import Attributes, Dataset, SplitReport
 from perfedrec.data.formats import check_name
 from perfedrec.data.interactions import Ids, id_series
 
 WRITABLE = ("csv", "parquet")
+REPORT = "split.json"
 
 
 def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
-    """Write train, valid and test to ``folder`` as "csv" or "parquet" (``format``), and attributes as CSV.
+    """Write train, valid and test to ``folder`` as "csv" or "parquet" (``format``), attributes as CSV, and a report of
+    the split as ``split.json``.
 
     The files have the ids of the data. Interactions that the split left out are not written. A data set that is loaded
-    from the folder has the same fingerprint. The folder appears only when it is complete. Raises :class:`DataError`
-    where the folder exists and is not empty, and where it cannot be written. Returns the folder.
+    from the folder has the same fingerprint and the same report. The folder appears only when it is complete. Raises
+    :class:`DataError` where the folder exists and is not empty, and where it cannot be written. Returns the folder.
     """
     check_name(format, WRITABLE, "format to write")
     folder = Path(folder)
@@ -40,6 +43,8 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
                 frame.write_csv(scratch / f"{name}.csv")
             else:
                 frame.write_parquet(scratch / f"{name}.parquet")
+        stored = {"fingerprint": dataset.fingerprint, "report": dataset.notes.stored()}
+        (scratch / REPORT).write_text(json.dumps(stored, indent=1), encoding="utf-8")
         write_attributes(scratch, "user", dataset.train.user_ids, dataset.user_attributes)
         write_attributes(scratch, "item", dataset.train.item_ids, dataset.item_attributes)
         scratch.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
@@ -51,6 +56,18 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def written_report(folder: Path, data: Dataset) -> SplitReport | None:
+    """The report of the split that was written to ``folder`` with the ``data``.
+
+    It is None where there is none, and where the files have changed since.
+    """
+    try:
+        stored = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        return SplitReport.read(stored["report"]) if stored["fingerprint"] == data.fingerprint else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write_attributes(folder: Path, kind: str, ids: Ids, attributes: Attributes | None) -> None:

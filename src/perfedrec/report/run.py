@@ -129,6 +129,8 @@ def _summary(run: Run) -> list[Block]:
                 f"Seed {run.config.run.seed}. Privacy: {run.summary.privacy['claim']}."
             )
         )
+    if run.summary.data:
+        blocks.append(Prose("; ".join(run.summary.data) + "."))
     return blocks
 
 

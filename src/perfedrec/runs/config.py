@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,13 @@ _FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}
 NODES = "nodes:"
 """``data.path`` of a federation's run: its users' data are on their nodes."""
 
-ELSEWHERE = {NODES: "the data of this run are with the nodes of a federation"}
+MEMORY = "memory:"
+"""``data.path`` of a run whose data were given in Python, and did not come from a file."""
+
+ELSEWHERE = {
+    NODES: "the data of this run are with the nodes of a federation",
+    MEMORY: "the data of this run were given in Python and are stored nowhere",
+}
 """Values of ``data.path`` that name no file, and what they say in a message."""
 
 _OTHER_FILES = {
@@ -261,10 +268,13 @@ def open_data(settings: DataSettings, attributes: bool = False, *, given: DataLi
     :class:`perfedrec.core.errors.DataError`, also where the data are in no file (:data:`ELSEWHERE`).
     """
     if given is None and settings.train is None and settings.path in ELSEWHERE:
-        raise DataError(f"{ELSEWHERE[settings.path]}; expected --data with a file, a folder or synthetic:...")
+        raise DataError(
+            f"{ELSEWHERE[settings.path]}; expected --data with a file, a folder or synthetic:... "
+            "(in Python: open_run(folder, data=...))"
+        )
     files = {part: getattr(settings, part) if given is None else None for part in ("train", "valid", "test")}
     rule = settings.rule
-    return load_data(
+    dataset = load_data(
         given if given is not None else None if settings.train else settings.path,
         format=settings.format,
         columns=parse_columns(settings.columns),
@@ -278,6 +288,14 @@ def open_data(settings: DataSettings, attributes: bool = False, *, given: DataLi
         attributes=True if attributes else None,
         **rule,
     )
+    return dataset if given is not None else replace(dataset, origin=settings.model_dump())
+
+
+def settings_of(dataset: Dataset) -> DataSettings:
+    """The settings that give a data set again. Where it was made in Python, they say that (:data:`MEMORY`)."""
+    if dataset.origin is None:
+        return DataSettings(path=MEMORY)
+    return DataSettings(**{name: value for name, value in dataset.origin.items() if value is not None})
 
 
 def load(

@@ -9,7 +9,7 @@ from typing import Any
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import DataLike, Dataset
 from perfedrec.methods.registry import AnyMethod
-from perfedrec.runs.config import Config, RunSettings, check, config_of, open_data, resolve
+from perfedrec.runs.config import MEMORY, Config, RunSettings, check, config_of, open_data, resolve, settings_of
 from perfedrec.runs.dotted import merge, put
 
 
@@ -48,13 +48,15 @@ def _changed(config: Config, run: RunSettings | None, values: Mapping[str, Any])
 
 
 def data_of(data: DataLike | None, config: Config) -> tuple[Dataset, Config]:
-    """The data set, and the configuration that names it. ``None`` stands for the data that ``config`` names."""
+    """The data set, and the configuration that says where it comes from.
+
+    ``None`` stands for the data that ``config`` names. Data in memory are prepared and split as ``config`` says.
+    """
     if isinstance(data, Dataset):
-        return data, config
+        return data, config.model_copy(update={"data": settings_of(data)})
     if data is None:
         return open_data(config.data, config.attributes), config
-    if isinstance(data, str | Path):
-        moved = {"path": str(data), "train": None, "valid": None, "test": None}
-        config = config.model_copy(update={"data": config.data.model_copy(update=moved)})
-        return open_data(config.data, config.attributes), config
-    return open_data(config.data, given=data), config
+    named = str(data) if isinstance(data, str | Path) else MEMORY
+    moved = config.data.model_copy(update={"path": named, "train": None, "valid": None, "test": None})
+    config = config.model_copy(update={"data": moved})
+    return open_data(moved, config.attributes, given=data if named == MEMORY else None), config

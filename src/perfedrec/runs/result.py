@@ -10,7 +10,7 @@ from typing import SupportsInt
 import polars as pl
 import torch
 
-from perfedrec.core.errors import ConfigError, DataError
+from perfedrec.core.errors import CheckpointError, ConfigError, DataError
 from perfedrec.data import DataLike, Dataset
 from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, Recommender, Totals
@@ -179,12 +179,12 @@ class Result:
 def open_run(folder: str | Path, data: DataLike | None = None, device: str | None = None) -> tuple[Result, Config]:
     """The result that a finished run stored, and its configuration.
 
-    ``data`` are given where they have moved since, or were in memory; ``device`` is the one to compute on (default: as
-    in the configuration). The users of a federation are on its nodes: its shared model recommends to the users of any
+    ``data`` are needed where they have moved since, or were given in Python; ``device`` is the one to compute on
+    (default: as in the configuration). The users of a federation are on its nodes: its shared model recommends to the users of any
     ``data`` as to new users (:class:`perfedrec.runtimes.new_users.NewUserRecommender`).
 
     Raises :class:`perfedrec.core.errors.CheckpointError` where the folder has no model, or the data differ, and
-    :class:`perfedrec.core.errors.DataError` where the data cannot be opened.
+    :class:`perfedrec.core.errors.DataError` where the data cannot be opened, or are in no file and not given.
     """
     stored = RunFolder(Path(folder))
     dataset, config = data_of(data, stored.config())
@@ -196,7 +196,12 @@ def open_run(folder: str | Path, data: DataLike | None = None, device: str | Non
         recommender: Recommender = model.recommender(dataset, run.device)
         basis = model.basis(dataset)
         return Result(recommender, dataset, model.best_round, {}, stored.history(), stored.path, basis, config), config
-    loaded = stored.model({"data": dataset.fingerprint})
+    loaded = stored.model({})
+    if loaded.belongs.get("data") != dataset.fingerprint:
+        raise CheckpointError(
+            f"{folder}: foreign checkpoint: the run was made with other data than {dataset.name}; expected --data with "
+            "the data of the run (in Python: open_run(folder, data=...))"
+        )
     recommender = engine_of(config.build(), dataset, run).recommender().restored(loaded.records)
     best = (loaded.extra["best_round"], loaded.extra["valid"])
     return Result(recommender, dataset, *best, stored.history(), stored.path, config=config), config

@@ -31,7 +31,8 @@ class Summary:
     rounds before it. ``communication`` has bytes and uploads, ``privacy`` the privacy block.
 
     A simulated run has metrics of validation and test, the latter also of popularity and, if asked for, among sampled
-    negatives, and the names of the ``protocols``. A federation has none of these. It has its number of ``users`` and
+    negatives, the names of the ``protocols``, and how the ``data`` were prepared and split, in sentences (nothing in
+    runs of versions before 0.4). A federation has none of these. It has its number of ``users`` and
     the names of the nodes that received the model, ``nodes_with_model``.
     """
 
@@ -45,12 +46,13 @@ class Summary:
     test_sampled: dict[str, float] | None = None
     protocols: dict[str, str] = field(default_factory=dict)
     popularity: dict[str, float] = field(default_factory=dict)
+    data: list[str] = field(default_factory=list)
     users: int | None = None
     nodes_with_model: list[str] | None = None
 
     def stored(self) -> dict[str, Any]:
         """As ``result.json`` has it, where ``n_phases`` is called "prelude"."""
-        simulated = ["valid", "test", "test_sampled", "protocols", "popularity"]
+        simulated = ["valid", "test", "test_sampled", "protocols", "popularity", "data"]
         names = simulated if self.nodes_with_model is None else ["users", "nodes_with_model"]
         return {
             "algorithm": self.algorithm,

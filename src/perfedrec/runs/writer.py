@@ -110,6 +110,7 @@ class RunWriter(NoWriter):
             test_sampled=result.evaluate_sampled("test", negatives, seed) if negatives else None,
             protocols={"test": FULL, **({"test_sampled": SAMPLED.format(negatives)} if negatives else {})},
             popularity=popular,
+            data=self.dataset.notes.lines(),
             communication=progress.sent(self.dataset.n_users),
             privacy=self._privacy(max(progress.done - n_phases, 0), test, popular),
         )
