@@ -59,7 +59,7 @@ def test_a_run_on_data_in_memory_says_so_and_is_opened_with_the_data(tmp_path: P
         open_run(tmp_path / "run")
     assert open_run(tmp_path / "run", data=data)[0].evaluate() == made.evaluate()
     other, _ = synthetic(users=30, items=20, clusters=2, interactions_per_user=5)
-    with pytest.raises(CheckpointError, match=r"with other data than data.*; expected --data with the data of the run"):
+    with pytest.raises(CheckpointError, match=r"with another data set than data.*; expected --data with the"):
         open_run(tmp_path / "run", data=other)
 
 

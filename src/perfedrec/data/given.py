@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,14 @@ from perfedrec.data.readreport import of_parts
 from perfedrec.data.roles import Columns
 from perfedrec.data.split import SplitRule, validation_rows
 
+
+class Reading(TypedDict, total=False):
+    """Options of :func:`from_files` that say how files are read, and are keyword arguments."""
+
+    header: bool | None
+    min_rating: float | None
+
+
 TAKEN = SplitRule()
 """How validation is taken from training where nothing else is said."""
 
@@ -30,13 +39,12 @@ def from_files(
     format: str = "auto",
     columns: Columns | None = None,
     name: str | None = None,
-    header: bool | None = None,
-    min_rating: float | None = None,
     rule: SplitRule = TAKEN,
+    **reading: Unpack[Reading],
 ) -> Dataset:
     """Make a data set of the files of a split. Each line is an interaction, unless it is rated below ``min_rating``.
 
-    ``format``, ``columns`` and ``header`` are those of :func:`perfedrec.data.formats.read`, which also raises. With
+    ``reading`` may hold ``min_rating`` and ``header``. ``format``, ``columns`` and ``header`` are those of :func:`perfedrec.data.formats.read`, which also raises. With
     format "auto", if the training file is detected as triples or as lists of items, the others are read as the same
     format. ``name`` is the name of the data set (default: the name of the folder of the training file).
 
@@ -49,10 +57,8 @@ def from_files(
     paths = [Path(path) for path in (train, valid, test) if path is not None]
     if format == "auto" and (found := detect(paths[0])) in ("triples", "adjacency", "sequences"):
         format = found  # held-out files are small, and in a small file the two formats are harder to tell apart
-    files = [
-        read_with_report(path, format, columns, header=header, min_rating=min_rating, held_out=i > 0)
-        for i, path in enumerate(paths)
-    ]
+    files = [read_with_report(path, format, columns, held_out=i > 0, **reading) for i, path in enumerate(paths)]
+    min_rating = reading.get("min_rating")
     frames = [rated(frame, min_rating, f"{path}: ") for path, (frame, _) in zip(paths, files, strict=True)]
     for column in ("user", "item"):
         kinds = {frame[column].dtype for frame in frames if frame.height} or {pl.Int64()}

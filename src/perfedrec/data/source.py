@@ -225,9 +225,9 @@ def _given(found: Found, folder: Path, options: _Options) -> Dataset:
         options.format,
         options.columns,
         found.name or None,
-        options.header,
-        options.min_rating,
         options.rule,
+        header=options.header,
+        min_rating=options.min_rating,
     )
     remarks = found.remarks
     if options.min_rating is not None:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from perfedrec.core.device import pick_device
-from perfedrec.core.errors import ConfigError, DataError, reason
+from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.settings import Settings
-from perfedrec.data import DataLike, Dataset, SplitRule, implied, parse_columns, parse_ratio
-from perfedrec.data import load as load_data
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import METHODS, AnyMethod, centralised, method, name_of
 from perfedrec.privacy.ledger import split_budget
@@ -25,23 +21,17 @@ from perfedrec.privacy.noise import check_source
 from perfedrec.privacy.protection import MISSING
 from perfedrec.privacy.settings import SECURE_ONLY, NoiseSettings
 from perfedrec.runs.config_errors import explain
+from perfedrec.runs.data_settings import ELSEWHERE as ELSEWHERE
+from perfedrec.runs.data_settings import MEMORY as MEMORY
+from perfedrec.runs.data_settings import NODES as NODES
+from perfedrec.runs.data_settings import DataSettings as DataSettings
+from perfedrec.runs.data_settings import open_data as open_data
+from perfedrec.runs.data_settings import settings_of as settings_of
 from perfedrec.runs.dotted import flat, is_section, keys, merge, put
 from perfedrec.runs.preset_files import DEFAULT, ablation, default_preset, preset_text, presets
 
 _FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint says whether the data are the same
 _FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # these change no result
-
-NODES = "nodes:"
-"""``data.path`` of a federation's run: its users' data are on their nodes."""
-
-MEMORY = "memory:"
-"""``data.path`` of a run whose data were given in Python, and did not come from a file."""
-
-ELSEWHERE = {
-    NODES: "the data of this run are with the nodes of a federation",
-    MEMORY: "the data of this run were given in Python and are stored nowhere",
-}
-"""Values of ``data.path`` that name no file, and what they say in a message."""
 
 _OTHER_FILES = {
     "methods": "the file of a comparison (perfedrec bench runs it)",
@@ -51,80 +41,6 @@ _OTHER_FILES = {
 
 METRIC = "^(recall|ndcg|hr|mrr|precision)@(10|20)$"
 """Names of the metrics by which a run can be selected or compared."""
-
-
-class DataSettings(Settings):
-    """Where the interactions come from, how they are prepared, and how they are split."""
-
-    path: str = Field("synthetic:users=2000,items=1500", description="file, folder, or synthetic:users=..,items=..")
-    format: str = Field("auto", description="format of the files; auto: detected from their content")
-    columns: str = Field("", description="where columns are: user=customer,item=2 (names, or positions from 1)")
-    header: Literal["auto", "yes", "no"] = Field("auto", description="whether the first line names the columns")
-    train: str | None = Field(None, description="training file of a given split")
-    valid: str | None = Field(None, description="validation file of a given split (default: taken from training)")
-    test: str | None = Field(None, description="test file of a given split")
-    min_rating: float | None = Field(None, description="ratings below this do not count as interactions")
-    k_core: int = Field(0, ge=0, description="drop users and items with fewer interactions, repeatedly")
-    split: Literal["leave-one-out", "ratio", "global-time", "folds"] = Field(
-        "leave-one-out", description="how a single file is split (default: what the options below belong to)"
-    )
-    ratio: tuple[float, float, float] | None = Field(
-        None, description="shares of train, valid and test, for ratio and global-time (default: [0.8, 0.1, 0.1])"
-    )
-    valid_from: str | None = Field(None, description="date or time where validation starts, for global-time")
-    test_from: str | None = Field(None, description="date or time where test starts, for global-time")
-    folds: int | None = Field(None, description="number of folds, for folds")
-    fold: int = Field(0, description="the fold that is tested, from 0")
-    order: Literal["auto", "time", "file", "random"] = Field(
-        "auto", description="what is held out: the last by time or by the order of the file, or at random"
-    )
-    ties: Literal["random", "together"] = Field(
-        "random", description="a user's interactions at the same time: in random order, or never split"
-    )
-    seed: int = Field(0, ge=0, description="seed of what is random in a split")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _implied(cls, tree: Any) -> Any:
-        """A split that is not named is the one that the other options belong to."""
-        if not isinstance(tree, Mapping) or tree.get("split") is not None:
-            return tree
-        how = implied(option for option, value in tree.items() if value is not None)
-        return {**{key: value for key, value in tree.items() if key != "split"}, "split": how}
-
-    @field_validator("ratio", mode="before")
-    @classmethod
-    def _three(cls, value: Any) -> Any:
-        """Three numbers, also as text: 0.8,0.1,0.1."""
-        try:
-            return (
-                value if value is None else parse_ratio(value if isinstance(value, str) else ",".join(map(str, value)))
-            )
-        except (DataError, TypeError):
-            raise ValueError("expected three shares, such as [0.8, 0.1, 0.1]") from None
-
-    @field_validator("valid_from", "test_from", mode="before")
-    @classmethod
-    def _moment(cls, value: Any) -> Any:
-        """TOML has dates and whole numbers; they are kept as text."""
-        return str(value) if isinstance(value, date | int) and not isinstance(value, bool) else value
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        given = {part for part in ("train", "valid", "test") if getattr(self, part) is not None}
-        if given and not {"train", "test"} <= given:
-            raise ValueError("a given split needs train and test, and valid if there is one")
-        try:
-            SplitRule(**self.rule)
-        except DataError as error:
-            raise ValueError(str(error)) from None
-        return self
-
-    @property
-    def rule(self) -> dict[str, Any]:
-        """The options of :class:`perfedrec.data.SplitRule`."""
-        names = ("order", "ties", "ratio", "valid_from", "test_from", "folds", "fold", "seed")
-        return {"how": self.split, **{name: getattr(self, name) for name in names}}
 
 
 class RunSettings(Settings):
@@ -259,43 +175,6 @@ def _sectioned(kind: type[BaseModel]) -> bool:
     """Whether all options of a class are grouped in sections."""
     annotations = [field.annotation for field in kind.model_fields.values()]
     return bool(annotations) and all(map(is_section, annotations))
-
-
-def open_data(settings: DataSettings, attributes: bool = False, *, given: DataLike | None = None) -> Dataset:
-    """The data set that a configuration names, or the ``given`` data, read, prepared and split as it says.
-
-    ``attributes`` says whether they are used: only then is a mistake in them an error. Raises
-    :class:`perfedrec.core.errors.DataError`, also where the data are in no file (:data:`ELSEWHERE`).
-    """
-    if given is None and settings.train is None and settings.path in ELSEWHERE:
-        raise DataError(
-            f"{ELSEWHERE[settings.path]}; expected --data with a file, a folder or synthetic:... "
-            "(in Python: open_run(folder, data=...))"
-        )
-    files = {part: getattr(settings, part) if given is None else None for part in ("train", "valid", "test")}
-    rule = settings.rule
-    dataset = load_data(
-        given if given is not None else None if settings.train else settings.path,
-        format=settings.format,
-        columns=parse_columns(settings.columns),
-        header={"auto": None, "yes": True, "no": False}[settings.header],
-        train=files["train"],
-        valid=files["valid"],
-        test=files["test"],
-        min_rating=settings.min_rating,
-        k_core=settings.k_core,
-        split_how=rule.pop("how"),
-        attributes=True if attributes else None,
-        **rule,
-    )
-    return dataset if given is not None else replace(dataset, origin=settings.model_dump())
-
-
-def settings_of(dataset: Dataset) -> DataSettings:
-    """The settings that give a data set again. Where it was made in Python, they say that (:data:`MEMORY`)."""
-    if dataset.origin is None:
-        return DataSettings(path=MEMORY)
-    return DataSettings(**{name: value for name, value in dataset.origin.items() if value is not None})
 
 
 def load(

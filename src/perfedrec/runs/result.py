@@ -180,8 +180,8 @@ def open_run(folder: str | Path, data: DataLike | None = None, device: str | Non
     """The result that a finished run stored, and its configuration.
 
     ``data`` are needed where they have moved since, or were given in Python; ``device`` is the one to compute on
-    (default: as in the configuration). The users of a federation are on its nodes: its shared model recommends to the users of any
-    ``data`` as to new users (:class:`perfedrec.runtimes.new_users.NewUserRecommender`).
+    (default: as in the configuration). The users of a federation are on its nodes: its shared model recommends to the
+    users of any ``data`` as to new users (:class:`perfedrec.runtimes.new_users.NewUserRecommender`).
 
     Raises :class:`perfedrec.core.errors.CheckpointError` where the folder has no model, or the data differ, and
     :class:`perfedrec.core.errors.DataError` where the data cannot be opened, or are in no file and not given.
@@ -199,7 +199,7 @@ def open_run(folder: str | Path, data: DataLike | None = None, device: str | Non
     loaded = stored.model({})
     if loaded.belongs.get("data") != dataset.fingerprint:
         raise CheckpointError(
-            f"{folder}: foreign checkpoint: the run was made with other data than {dataset.name}; expected --data with "
+            f"{folder}: foreign checkpoint: it was made with another data set than {dataset.name}; expected --data with "
             "the data of the run (in Python: open_run(folder, data=...))"
         )
     recommender = engine_of(config.build(), dataset, run).recommender().restored(loaded.records)
