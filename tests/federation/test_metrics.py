@@ -280,7 +280,7 @@ def test_without_a_port_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with exposed(None) as expose:
         expose(lambda: pytest.fail("nobody asked"))
-    with pytest.raises(ConfigError, match=r"needs the extra: pip install 'perfedrec\[flower\]'"), exposed(1):
+    with pytest.raises(ConfigError, match=r"--metrics-port needs the extra flower, which is not installed"), exposed(1):
         pass
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.ports import reserved_port
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -35,7 +36,7 @@ from perfedrec.runtimes.flower.codec import pack
 from perfedrec.runtimes.flower.sealing import unseal
 from perfedrec.runtimes.node import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SECRET, NAME = bytes(range(32)), "a run"
 SMALL = ["model.embedding_dim=8", "pretraining.passes=1", "clusters.n_clusters=2", "clusters.start=1"]
 
@@ -65,9 +66,9 @@ def test_processes_compute_the_tables_of_the_simulator(
     seed = draws(folder, given.build())
     given = given.model_copy(update={"run": given.run.model_copy(update={"seed": seed})})
 
-    port, lines = local.free_port(), list[str]()
+    port, lines = reserved_port(), list[str]()
     with local.nodes(folder, port, service=True, host=host):
-        terms = Terms(f"[{host}]" if ":" in host else host, port, min_nodes=nodes, wait=120, deadline=60)
+        terms = Terms(f"[{host}]" if ":" in host else host, port, min_nodes=nodes, wait=900, deadline=900)
         ids = read_catalogue(folder / local.CATALOGUE)
         files, keys = folder / "certificates", folder / "keys"
         deployment = Deployment(given, ids, tmp_path / "run", files, keys, terms, name=NAME)
@@ -171,7 +172,7 @@ def test_under_profile_private_the_nodes_of_federation_up_draw_with_opendp(
     monkeypatch.setattr(Coordinator, "begin", joined)
     data = "synthetic:users=12,items=40,interactions_per_user=8,clusters=2"
     options = ["--nodes", "3", "--data", data, "--privacy", "private", "--set", "pretraining.passes=1"]
-    options += ["--set", "privacy.min_clients=2", "--keep-sums"]
+    options += ["--set", "privacy.min_clients=2", "--keep-sums", "--deadline", "900"]
     ended = CliRunner().invoke(
         app, ["federation", "up", "--output", str(tmp_path / "up"), *options, "--quiet", "--json"]
     )
