@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lock clean
+.PHONY: help demo test check docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -24,16 +24,22 @@ check: $(VENV)/.installed-dev ## lint, format, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+docs: $(VENV)/.installed-docs ## build the site in build/site, without a network
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
+	@echo "build/site/index.html"
+
 # pip is the last thing that venv writes: a folder left by an interrupted run has none, and is completed.
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp says which set is installed: test holds demo, dev holds both.
+# A stamp says which set is installed: test and docs hold demo, dev holds all.
+extras_docs := [docs]
 extras_test := [test]
 extras_dev := [dev]
 sets_demo := demo
+sets_docs := demo docs
 sets_test := demo test
-sets_dev := demo test dev
+sets_dev := demo docs test dev
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing perfedrec$(extras_$*) into $(VENV) ..."

@@ -4,6 +4,7 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,21 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     printed = capsys.readouterr().out
     assert "recall@20" in printed
     assert "u0" in printed
+
+
+def test_the_examples_of_the_page_on_python_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for example in re.findall(r"```python\n(.*?)```", text_of(ROOT / "docs" / "python.md"), flags=re.DOTALL):
+        exec(compile(example, "python.md", "exec"), names)  # noqa: S102 - the examples themselves are tested
+    assert names["same"].n_users == names["data"].n_users == 300
+    assert len(names["losses"]) == len(names["short"].history) < 50
+    assert len(names["own"].history) == len(names["federated"].history)
+    lists = [each.recommend(7, k=5)["item"].to_list() for each in (names["result"], names["again"], names["opened"])]
+    assert lists[0] == lists[1] == lists[2]
+    assert names["config"].algorithm == "lightgcn"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

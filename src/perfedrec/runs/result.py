@@ -22,6 +22,7 @@ from perfedrec.runs.engine import Central, engine_of
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.request import data_of
 from perfedrec.runs.shared_model import open_federation
+from perfedrec.runs.summary import Summary
 from perfedrec.runs.tables import by_user, curves, vectors
 
 CUTOFFS = (10, 20)
@@ -70,6 +71,13 @@ class Result:
         """The metrics of :meth:`evaluate` user by user: columns user, interactions (in the training data) and one for
         each metric. Users without held-out items are left out."""
         return by_user(self.rank(part, ks), self.dataset)
+
+    def summary(self) -> Summary:
+        """What the run says about itself: test metrics, bytes, and under ``privacy`` who saw what and what may be
+        claimed. Raises :class:`ConfigError` for a run without a folder."""
+        if self.output is None:
+            raise ConfigError("a run has a summary where it is written to a folder; expected train(..., output=FOLDER)")
+        return RunFolder(self.output).summary()
 
     def curves(self) -> pl.DataFrame:
         """The history of the run, with one row per round: see :func:`perfedrec.runs.tables.curves`."""

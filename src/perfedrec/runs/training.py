@@ -61,9 +61,7 @@ def train(
     """
     algorithm, config = method_of(method, run, config, options)
     config.check_here()
-    folder = None if output is None else RunFolder(Path(output))
-    if folder is not None and not resume:
-        folder.check_free()  # before the data are read
+    folder = _folder(output, new=not resume)  # before the data are read
     dataset, config = data_of(data, config)
     run = config.run
     if run.threads:
@@ -90,6 +88,16 @@ def train(
         listeners.stop(rounds.progress, result)
         if result is None and start is None and not rounds.history:
             writer.withdraw()
+
+
+def _folder(output: str | Path | None, new: bool) -> RunFolder | None:
+    """The folder to write to. Raises :class:`ConfigError` where that of a ``new`` run is not free."""
+    if output is None:
+        return None
+    folder = RunFolder(Path(output))
+    if new:
+        folder.check_free()
+    return folder
 
 
 def _restore(rounds: Rounds, writer: NoWriter, loaded: Loaded, algorithm: AnyMethod) -> None:
