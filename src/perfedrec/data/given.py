@@ -44,9 +44,9 @@ def from_files(
 ) -> Dataset:
     """Make a data set of the files of a split. Each line is an interaction, unless it is rated below ``min_rating``.
 
-    ``reading`` may hold ``min_rating`` and ``header``. ``format``, ``columns`` and ``header`` are those of :func:`perfedrec.data.formats.read`, which also raises. With
-    format "auto", if the training file is detected as triples or as lists of items, the others are read as the same
-    format. ``name`` is the name of the data set (default: the name of the folder of the training file).
+    ``reading`` may hold ``min_rating`` and ``header``. ``format``, ``columns`` and ``header`` are those of
+    :func:`perfedrec.data.formats.read`, which also raises. With format "auto", if the training file is detected as
+    triples or as lists of items, the others are read as the same format. ``name`` is the name of the data set (default: the name of the folder of the training file).
 
     Without a ``valid`` file, interactions of the training file become validation, see
     :func:`perfedrec.data.split.validation_rows`. The order of the ``rule`` says which: each user's last one ("time"),

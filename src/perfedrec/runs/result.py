@@ -207,8 +207,8 @@ def open_run(folder: str | Path, data: DataLike | None = None, device: str | Non
     loaded = stored.model({})
     if loaded.belongs.get("data") != dataset.fingerprint:
         raise CheckpointError(
-            f"{folder}: foreign checkpoint: it was made with another data set than {dataset.name}; expected --data with "
-            "the data of the run (in Python: open_run(folder, data=...))"
+            f"{folder}: foreign checkpoint: it was made with another data set than {dataset.name}; expected --data "
+            "with the data of the run (in Python: open_run(folder, data=...))"
         )
     recommender = engine_of(config.build(), dataset, run).recommender().restored(loaded.records)
     best = (loaded.extra["best_round"], loaded.extra["valid"])

@@ -74,11 +74,10 @@ def train(
     else:
         _restore(rounds, writer, checkpoint.load(start, belongs), algorithm)
     result, listeners = None, _Listeners(progress, callbacks)
-    listeners.reporter.start(rounds.progress)
     try:
         if start is None:
             writer.begin(rounds)
-        listeners.start(config, rounds.progress.done)
+        listeners.start(config, rounds.progress)
         _play(rounds, writer, listeners)
         found = _result(rounds, dataset, folder, config)
         writer.finish(found, rounds.progress, rounds.n_phases)
@@ -118,9 +117,10 @@ class _Listeners:
         self.trackers = [each for each in callbacks if not callable(each)]
         self._started: list[Tracker] = []
 
-    def start(self, config: Config, done: int) -> None:
+    def start(self, config: Config, progress: Progress) -> None:
+        self.reporter.start(progress)
         for tracker in self.trackers:
-            tracker.start(config, done)
+            tracker.start(config, progress.done)
             self._started.append(tracker)
 
     def asked_to_end(self, entry: Entry) -> bool:
