@@ -46,7 +46,8 @@ def from_files(
 
     ``reading`` may hold ``min_rating`` and ``header``. ``format``, ``columns`` and ``header`` are those of
     :func:`perfedrec.data.formats.read`, which also raises. With format "auto", if the training file is detected as
-    triples or as lists of items, the others are read as the same format. ``name`` is the name of the data set (default: the name of the folder of the training file).
+    triples or as lists of items, the others are read as the same format. ``name`` is the name of the data set (default:
+    the name of the folder of the training file).
 
     Without a ``valid`` file, interactions of the training file become validation, see
     :func:`perfedrec.data.split.validation_rows`. The order of the ``rule`` says which: each user's last one ("time"),

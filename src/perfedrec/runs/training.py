@@ -56,8 +56,7 @@ def train(
     round. A :class:`perfedrec.runs.progress.Tracker` receives the beginning and the end of the run as well.
 
     SIGINT and SIGTERM end the run after the current round, with a checkpoint and an :class:`InterruptedRunError`.
-    Raises :class:`ConfigError` for a method, an option or a folder that cannot be used, and :class:`DataError` for
-    such data.
+    Raises :class:`ConfigError` for a method, option or folder that cannot be used, and :class:`DataError` for data.
     """
     algorithm, config = method_of(method, run, config, options)
     config.check_here()
