@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check docs lock clean
+.PHONY: help demo test check docs dist lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -17,6 +17,11 @@ demo: $(VENV)/.installed-demo ## train and evaluate on synthetic data
 
 test: $(VENV)/.installed-test ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+dist: $(VENV)/.installed-dev ## build what other machines install: a wheel, the sources, constraints.txt
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	cp constraints.txt dist
 
 check: $(VENV)/.installed-dev ## lint, format, types, import rules
 	$(BIN)/ruff check .
@@ -32,6 +37,9 @@ docs: $(VENV)/.installed-docs ## build the site in build/site, without a network
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
+# pip shows what it downloads where somebody looks; logs get one line.
+QUIET := $(if $(shell test -t 2 && echo terminal),,--quiet --quiet)
+
 # A stamp says which set is installed: test and docs hold demo, dev holds all.
 extras_docs := [docs]
 extras_test := [test]
@@ -40,17 +48,22 @@ sets_demo := demo
 sets_docs := demo docs
 sets_test := demo test
 sets_dev := demo docs test dev
+size_demo := 1.3 GB
+size_docs := 1.5 GB
+size_test := 2.5 GB
+size_dev := 2.5 GB
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/pip
-	@echo "Installing perfedrec$(extras_$*) into $(VENV) ..."
-	@$(PIP) install -qq --constraint constraints.txt --editable ".$(extras_$*)"
+	@echo "Installing perfedrec$(extras_$*) and what it needs into $(VENV): $(size_$*) with torch for processors, several"
+	@echo "more where pip takes torch for GPUs. This can take some minutes ..."
+	@$(PIP) install $(QUIET) --constraint constraints.txt --editable ".$(extras_$*)"
 	@touch $(sets_$*:%=$(VENV)/.installed-%)
 
 lock: ## resolve the newest admitted versions anew and write constraints.txt
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(PYTHON) -m venv "$$folder"; \
 	"$$folder/bin/python" -m pip install -qq ".[dev]"; \
-	"$$folder/bin/python" -m pip freeze --exclude perfedrec > "$$folder/frozen"; \
+	"$$folder/bin/python" -m pip freeze --all --exclude perfedrec --exclude pip --exclude wheel > "$$folder/frozen"; \
 	{ sed -n '/^#/p' constraints.txt; \
 	  sed -E '/^(nvidia-|cuda-|triton)/d; s/\+[A-Za-z0-9.]+$$//' "$$folder/frozen"; } > "$$folder/new"; \
 	cp "$$folder/new" constraints.txt

@@ -17,7 +17,7 @@ def real_data() -> Callable[[str], Path]:
     def folder(name: str) -> Path:
         path = Path(os.environ.get("PERFEDREC_TEST_DATA", "/nonexistent")) / name
         if not path.is_dir():
-            pytest.skip(f"PERFEDREC_TEST_DATA does not name a folder with {name}")
+            pytest.skip(f"PERFEDREC_TEST_DATA names no folder with {name} (see CONTRIBUTING.md)")
         return path
 
     return folder
