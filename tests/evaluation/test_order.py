@@ -22,6 +22,9 @@ class Fixed(Recommender):
     def raw_scores(self, users: torch.Tensor) -> torch.Tensor:
         return self.table[users]
 
+    def scores_of_new_user(self, items: torch.Tensor) -> torch.Tensor:
+        return self.table[0]
+
     def explain(self, users: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"global": self.table[users]}
 

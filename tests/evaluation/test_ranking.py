@@ -1,12 +1,15 @@
 from math import log2
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import ndcg_score
 
+from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import block_rows
 from perfedrec.evaluation import Held, RandomOrder, Totals, mask_seen, rank_block
+from perfedrec.evaluation.ranking import cutoffs, cutoffs_of
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.popularity import Counts, Popularity
 from perfedrec.runs.engine import CentralRecommender
@@ -172,3 +175,13 @@ def test_rows_and_hits_of_users_in_any_order() -> None:
     assert held.hits(users, lists, M).tolist() == [
         [item in wanted[user] for item in range(M)] for user in users.tolist()
     ]
+
+
+def test_lengths_of_lists_are_one_number_or_several() -> None:
+    assert cutoffs(5) == (5,)
+    assert cutoffs([20, 5, 5]) == (5, 20)
+    assert cutoffs_of(["ndcg@20", "recall@5", "users", "hr@5"]) == (5, 20)
+    wrong: list[Any] = [0, [], [5, -1], [2.5], True]
+    for ks in wrong:
+        with pytest.raises(ConfigError, match="expected one or several whole numbers from 1 on"):
+            cutoffs(ks)

@@ -6,6 +6,7 @@ import torch
 from perfedrec.core.keys import Key
 from perfedrec.evaluation import Held, RandomOrder, Totals
 from perfedrec.evaluation.sampled import rank_among
+from perfedrec.runs.summary import sampled
 
 N, M, FEW = 400, 300, 80
 USERS, ORDER = torch.arange(N), RandomOrder.of_numbers(N, M)
@@ -87,3 +88,20 @@ def test_another_seed_draws_other_negatives() -> None:
     wanted, seen = held(torch.Generator().manual_seed(4), per_user=1)
     scores = torch.rand(N, M, generator=torch.Generator().manual_seed(5)).masked_fill(seen, -torch.inf)
     assert hits(scores, wanted, seed=0) == hits(scores, wanted, seed=0) != hits(scores, wanted, seed=1)
+
+
+def test_the_number_of_negatives_is_counted_and_not_assumed() -> None:
+    """User 0 has 2 unseen items besides the held-out one, user 1 has 5; at most 3 are asked for."""
+    wanted = Held(torch.tensor([0, 1, 2]), torch.tensor([0, 0]))
+    scores = torch.zeros(2, 6)
+    scores[0, 3:] = -torch.inf
+    whole, order = Totals((1,), 6), RandomOrder.of_numbers(2, 6)
+    rank_among(scores, torch.arange(2), wanted, 3, Key(0), order, whole)
+    assert whole.negatives == (2, 3)
+    parts = []
+    for user in (0, 1):
+        parts.append(Totals((1,), 6))
+        rank_among(scores[user : user + 1], torch.tensor([user]), wanted, 1000, Key(0), order, parts[-1])
+    assert [each.negatives for each in parts] == [(2, 2), (5, 5)]
+    assert (parts[0] + parts[1]).negatives == (2, 5)
+    assert (sampled((2, 5)), sampled((99, 99))) == ("2 to 5 sampled negatives", "99 sampled negatives")

@@ -43,13 +43,13 @@ def test_the_table_has_mean_deviation_interval_and_verdict_of_every_method(
     rows = rows_of(bench_report, "Test metrics on planted")
     differences = rows_of(bench_report, "Differences in test Recall@20, full ranking")
     assert list(rows) == [*LABELS, "popularity (floor)"]
-    highest = max(LABELS, key=lambda label: mean(results, label))
+    highest = max(mean(results, label) for label in LABELS)  # two methods may share it
     for each in results["summary"]:
         row, found, figures = rows[each["label"]], each["comparison"], each["test"]["recall@20"]
         sd = "" if figures["sd"] is None else f" ± {figures['sd']:.4f}"
         assert row["recall@20, full ranking"] == f"{figures['mean']:.4f}{sd}"
         bold = f"<strong>{figures['mean']:.4f}{sd}</strong>" in bench_report.read_text()
-        assert bold == (each["label"] == highest)
+        assert bold == (figures["mean"] == highest)
         frames = [
             pl.read_parquet(bench_folder / cell["folder"] / "test_users.parquet", columns=["user", "recall@20"])
             for cell in results["cells"]

@@ -160,3 +160,26 @@ def test_an_unknown_preset_and_an_unknown_part_are_refused() -> None:
 def test_each_ablation_changes_a_preset(part: str) -> None:
     changed = [config.load(preset, without=[part]) != config.load(preset) for preset in ("recommended", "paper")]
     assert any(changed)
+
+
+def test_lengths_of_lists_can_be_written_in_several_ways(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("[run]\nks = [20, 5]\n")
+    assert (
+        config.load(file=file).run.ks
+        == config.load(overrides=["run.ks=5,20"]).run.ks
+        == config.load(run__ks="20,5").run.ks
+        == (5, 20)
+    )
+    assert config.load(overrides=["run.ks=7"]).run.cutoffs == (7, 20)
+    assert config.load(overrides=["run.ks=7", "run.select_by=mrr@7"]).run.cutoffs == (7,)
+    for wrong in ("0", "[]", "5,x", "[2.5]", "true"):
+        with pytest.raises(ConfigError, match=r"run\.ks: expected whole numbers from 1, such as 5,10,20"):
+            config.load(overrides=[f"run.ks={wrong}"])
+
+
+def test_a_run_with_the_old_lengths_of_lists_is_the_same_as_before_there_were_any() -> None:
+    before = config.load().model_dump(mode="json")
+    del before["run"]["ks"]
+    assert config.identity(config.load().model_dump(mode="json")) == config.identity(before)
+    assert config.identity(config.load(run__ks="5").model_dump(mode="json")) != config.identity(before)

@@ -230,3 +230,26 @@ def test_a_signal_ends_the_run_with_a_checkpoint_that_resumes(number: signal.Sig
     assert RunFolder(run).latest_checkpoint().name == "round-000071"
     again = signalled(tmp_path, "--output", str(run), "--resume", "--rounds", "71", number=number)
     assert again.returncode == 0, again.stderr
+
+
+def test_metrics_are_computed_at_the_lengths_of_lists_that_are_asked_for(tmp_path: Path) -> None:
+    """The length that selects the best round is added. A list of 5 is the beginning of one of 30."""
+    options = ("run.ks=30,5", "run.select_by=ndcg@3", "run.rounds=4", "run.sampled_negatives=1000")
+    result = run(small("recommended", *options), output=tmp_path)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    for part in ("test", "valid", "popularity", "test_sampled"):
+        assert {name.partition("@")[2] for name in stored[part] if "@" in name} == {"3", "5", "30"}, part
+    low, _, high = stored["protocols"]["test_sampled"].removesuffix(" sampled negatives").split()
+    assert int(low) < int(high) < 200  # all items but those of the user
+    recalls = [entry.valid["ndcg@3"] for entry in RunFolder(tmp_path).history() if entry.valid]
+    assert stored["valid"]["ndcg@3"] == max(recalls)
+    columns = pl.read_parquet(tmp_path / "test_users.parquet").columns
+    assert {"recall@3", "recall@5", "recall@30"} < set(columns)
+    assert "recall@20" not in columns
+    opened, _ = open_run(tmp_path)
+    assert opened.evaluate() == stored["test"]
+    for ks in (5, [5], (5,)):
+        found = opened.evaluate(ks=ks)
+        assert found == {name: stored["test"][name] for name in found}
+        assert set(found) == {name for name in stored["test"] if name.endswith("@5")} | {"users"}
+    assert set(result.evaluate("valid", ks=[7, 2])) >= {"recall@2", "coverage@7"}

@@ -28,7 +28,7 @@ from perfedrec.privacy.report import without_result
 from perfedrec.runs.config import RunSettings
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.opened import Opened
-from perfedrec.runs.result import CUTOFFS, Result, open_run
+from perfedrec.runs.result import Result, open_run
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
 
@@ -280,7 +280,7 @@ def _replay(
             )
         valid = history[number].valid  # pre-training has no loss to compare
         if report.loss is None and valid is not None and not _drawn_anew(algorithm):
-            again = simulator.recommender().evaluate(held, CUTOFFS)
+            again = simulator.recommender().evaluate(held, run.cutoffs)
             if again != valid:
                 raise CheckpointError(
                     f"round {number} of pre-training cannot be repeated: {run.select_by} {valid[run.select_by]} is "

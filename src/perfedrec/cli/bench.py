@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perfedrec.cli.common import AsJson, console, one_line
+from perfedrec.cli.common import AsJson, Ks, console, lengths, one_line
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -31,6 +31,7 @@ def bench(
         list[str] | None,
         typer.Option(help="use only this data set of the file; NAME=PATH gives its path; repeatable (default: all)"),
     ] = None,
+    ks: Ks = None,
     processes: Annotated[int, typer.Option(min=0, help="number of parallel runs (0: one per processor)")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +49,7 @@ def bench(
         from perfedrec.runs.checkpoint import write_atomic
 
         moved = {name: path or None for name, _, path in (each.partition("=") for each in data or ())}
-        comparison = read(file, output, moved)
+        comparison = read(file, output, moved, lengths(ks))
         check_output(output)
         comparison.prepare()
         cells = list(comparison.cells())

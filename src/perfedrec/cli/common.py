@@ -20,7 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.extras import MissingExtraError, extra_of, near
 
 if TYPE_CHECKING:
@@ -34,6 +34,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 WIDE = 10_000
 """Columns of an output that is no terminal: nothing is wrapped or cut there, so that programs can read it."""
+
+
+def lengths(ks: str | None) -> tuple[int, ...] | None:
+    """The numbers in an option ``--ks``. Raises :class:`ConfigError` for anything but whole numbers from 1."""
+    from perfedrec.evaluation.ranking import cutoffs
+
+    if ks is None:
+        return None
+    try:
+        return cutoffs([int(each) for each in ks.split(",")])
+    except (ValueError, ConfigError):
+        raise ConfigError(f"--ks {ks}: expected whole numbers from 1, such as 5,10,20") from None
 
 
 class _Console(Console):
@@ -74,6 +86,7 @@ Header = Annotated[
     typer.Option("--header/--no-header", help="whether the first line names the columns (default: as it looks)"),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file that is applied after the preset")]
+Ks = Annotated[str | None, typer.Option("--ks", help="lengths of lists at which metrics are computed, as in 5,10,20")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
 
 

@@ -20,12 +20,14 @@ from perfedrec.cli.common import (
     Data,
     FinishedRun,
     Header,
+    Ks,
     Moved,
     Preset,
     Profile,
     Quiet,
     command,
     console,
+    lengths,
     one_line,
     print_communication,
     print_data,
@@ -70,6 +72,7 @@ def train(
     without: Without = None,
     rounds: Annotated[int | None, typer.Option(help="rounds of training")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of all random numbers")] = None,
+    ks: Ks = None,
     dropout_rate: Annotated[float | None, typer.Option(help="share of a cohort that drops out")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
     output: Output = None,
@@ -98,10 +101,10 @@ def train(
         logs = trackers(track or (), output)
         source = _source(data, train_file, valid, test, format, columns, header)
         run: dict[str, Any] = {"run__rounds": rounds, "run__seed": seed, "run__device": device}
-        run["run__dropout_rate"] = dropout_rate
+        run |= {"run__dropout_rate": dropout_rate, "run__ks": ks}
         if resume:
             fixed = (*source.values(), algorithm, preset, privacy, config, set_ or None, without or None)
-            _check_resume([*fixed, seed, dropout_rate])
+            _check_resume([*fixed, seed, dropout_rate, ks])
             resolved, checkpoint = _resumed(output, rounds, device, previous)
         else:
             _check_start(data, (train_file, valid, test), previous)
@@ -213,6 +216,7 @@ def demo(
 def evaluate(
     run: FinishedRun,
     part: Annotated[str, typer.Option(help="test or valid")] = "test",
+    ks: Ks = None,
     data: Moved = None,
     as_json: AsJson = False,
 ) -> None:
@@ -224,7 +228,7 @@ def evaluate(
         from perfedrec.runs.result import open_run
 
         result, _ = open_run(run, data)
-        metrics = result.evaluate(part)
+        metrics = result.evaluate(part, lengths(ks))
         if as_json:
             print(json.dumps({"part": part, "metrics": metrics, **_basis(result)}))
         else:
@@ -316,9 +320,12 @@ def metric_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     caption = "full ranking of all items unseen in training"
     if any("sampled" in name for name in columns):
         caption += "; columns with sampled negatives rank each held-out item among these, which favours every method"
+    from perfedrec.evaluation.ranking import METRICS, cutoffs_of
+
     table = Table("metric", *columns, caption=caption, caption_justify="left")
     table.min_width = 50
-    names = [f"{name}@{k}" for k in (10, 20) for name in ("recall", "ndcg", "hr", "mrr", "precision", "coverage")]
+    ks = cutoffs_of(name for values in columns.values() for name in values)
+    names = [f"{name}@{k}" for k in ks for name in (*METRICS, "coverage")]
     for name in names:
         row = [f"{values[name]:.4f}" if name in values else "-" for values in columns.values()]
         table.add_row(name, *row)

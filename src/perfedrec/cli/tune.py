@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from perfedrec.cli.common import Algorithm, AsJson, ConfigFile, Data, Preset, Profile, command, console, one_line
+from perfedrec.cli.common import Algorithm, AsJson, ConfigFile, Data, Ks, Preset, Profile, command, console, one_line
 
 if TYPE_CHECKING:
     from perfedrec.compare.tune import Outcome
@@ -34,6 +34,7 @@ def tune(
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="number of trials of the whole study")] = 30,
     rounds: Annotated[int | None, typer.Option(help="rounds of training in each trial")] = None,
+    ks: Ks = None,
     seed: Annotated[int | None, typer.Option(help="seed of the search and of every trial")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +49,7 @@ def tune(
         from perfedrec.runs import progress
         from perfedrec.runs.config import open_data, resolve
 
-        given: dict[str, Any] = {"data__path": data, "run__rounds": rounds, "run__seed": seed}
+        given: dict[str, Any] = {"data__path": data, "run__rounds": rounds, "run__seed": seed, "run__ks": ks}
         resolved = resolve(preset, config, set_ or (), without or (), privacy=privacy, algorithm=algorithm, **given)
         searched = ready_made(resolved.algorithm) if space is None else read_space(space)
         resolved.check_here()

@@ -18,9 +18,10 @@ from pydantic import Field, ValidationError, field_validator
 from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
+from perfedrec.evaluation.ranking import cutoffs, cutoffs_of
 from perfedrec.methods.registry import method, seedless
 from perfedrec.runs.checkpoint import folders, write_atomic
-from perfedrec.runs.config import METRIC, Config, DataSettings, differences, open_data, resolve
+from perfedrec.runs.config import Config, DataSettings, Metric, differences, open_data, resolve
 from perfedrec.runs.config_errors import explain, nearest
 from perfedrec.runs.folder import RunFolder
 
@@ -46,7 +47,7 @@ class MethodEntry(Settings):
 class Target(Settings):
     """A validation figure: rounds, bytes and seconds are counted until a run reaches it."""
 
-    metric: str = Field(pattern=METRIC)
+    metric: Metric
     value: float = Field(gt=0)
 
 
@@ -62,13 +63,21 @@ class BenchFile(Settings):
     """The content of a comparison's file."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    metric: str = Field("ndcg@20", pattern=METRIC, description="the metric by which methods are compared")
+    metric: Metric = Field("ndcg@20", description="the metric by which methods are compared")
     reference: str | None = Field(None, description="label of the method that all others are compared with")
     target: Target | None = None
     data: dict[str, DataSettings] = Field(min_length=1)
     methods: dict[str, MethodEntry] = Field(min_length=1)
     common: MethodEntry = Field(MethodEntry(), description="options of all methods that do not set their own")
     sweep: Sweep | None = None
+    ks: tuple[int, ...] = Field((), description="lengths of lists for all methods (default: those of the methods)")
+
+    @field_validator("ks")
+    @classmethod
+    def _lengths(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if ks and min(ks) < 1:
+            raise ValueError("expected whole numbers from 1")
+        return ks
 
     @field_validator("seeds")
     @classmethod
@@ -120,6 +129,11 @@ class Bench:
     def labels(self) -> list[str]:
         return list(dict.fromkeys(label for label, _ in self.configs))
 
+    @property
+    def cutoffs(self) -> tuple[int, ...]:
+        """The lengths of lists at which the figures of a method are computed."""
+        return cutoffs(k for config in self.configs.values() for k in config.run.cutoffs)
+
     def cells(self) -> Iterator[Cell]:
         """All runs in the order in which they start: by data set, then by seed, then by method. A method that takes no
         seed has one run on a data set."""
@@ -164,11 +178,13 @@ class Bench:
         write_atomic(self.output / BENCH, tomli_w.dumps(tree).encode())
 
 
-def read(path: Path, output: Path, moved: Mapping[str, str | None] | None = None) -> Bench:
+def read(
+    path: Path, output: Path, moved: Mapping[str, str | None] | None = None, ks: tuple[int, ...] | None = None
+) -> Bench:
     """Read a comparison from its file and check every configuration in it.
 
     ``moved`` names the data sets to compare on, each with its path (``None``: the path in the file). Without ``moved``,
-    all data sets of the file are compared on.
+    all data sets of the file are compared on. ``ks`` are lengths of lists in place of those in the file.
 
     Raises :class:`ConfigError`, which names the file, the entry and the mistake.
     """
@@ -204,6 +220,7 @@ def read(path: Path, output: Path, moved: Mapping[str, str | None] | None = None
         except ConfigError as error:
             raise ConfigError(f"{path}: methods.{label}: {error}") from None
         configs |= {(label, name): config.model_copy(update={"data": data}) for name, data in file.data.items()}
+    configs = _with_cutoffs(configs, file.model_copy(update={"ks": ks}) if ks else file)
     profiles = {label: entry.privacy or file.common.privacy for label, entry in methods.items()}
     return Bench(file, configs, profiles, output)
 
@@ -237,6 +254,17 @@ def _config(label: str, entry: MethodEntry, common: MethodEntry, path: Path) -> 
     resolved.build()  # computes the noise of the profile, and raises where that is not possible
     resolved.check_here()
     return resolved
+
+
+def _with_cutoffs(configs: dict[tuple[str, str], Config], file: BenchFile) -> dict[tuple[str, str], Config]:
+    """The configurations with the same lengths of lists for all: what the file asks for, and what it compares by."""
+    named = [file.metric, *([file.target.metric] if file.target else [])]
+    own = file.ks or [k for config in configs.values() for k in config.run.cutoffs]
+    ks = cutoffs((*own, *cutoffs_of(named)))
+    return {
+        key: config.model_copy(update={"run": config.run.model_copy(update={"ks": ks})})
+        for key, config in configs.items()
+    }
 
 
 def _swept(file: BenchFile, path: Path) -> dict[str, MethodEntry]:

@@ -27,7 +27,7 @@ from perfedrec.compare.schema import (
 from perfedrec.evaluation.significance import adjusted, compare
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.result import popularity
-from perfedrec.runs.summary import FULL, SAMPLED
+from perfedrec.runs.summary import FULL
 
 FORMAT = 1
 
@@ -52,7 +52,7 @@ def collect(bench: Bench, failed: Mapping[str, str]) -> Results:
                 "items": dataset.n_items,
                 "interactions": dataset.train.n_interactions,
                 "fingerprint": dataset.fingerprint,
-                "popularity": popularity(dataset),
+                "popularity": popularity(dataset, bench.cutoffs),
             }
             for name, dataset in bench.datasets.items()
         },
@@ -74,10 +74,10 @@ def _cell(bench: Bench, cell: Cell, failed: Mapping[str, str]) -> CellEntry:
     if not cell.finished:
         return found
     summary, history = RunFolder(cell.folder).summary(), RunFolder(cell.folder).history()
-    negatives, target, seconds = cell.config.run.sampled_negatives, bench.file.target, cost(cell.folder)
+    target, seconds = bench.file.target, cost(cell.folder)
     found["protocol"] = FULL
     found["test"] = summary.test
-    found["protocol_sampled"] = SAMPLED.format(negatives) if negatives else None
+    found["protocol_sampled"] = summary.protocols.get("test_sampled")
     found["test_sampled"] = summary.test_sampled
     found["valid"] = summary.valid
     found["best_round"] = summary.best_round

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfedrec.compare.schema import Results, Spread, SummaryEntry
+from perfedrec.evaluation.ranking import cutoffs_of
 from perfedrec.runs.dotted import flat
 from perfedrec.runs.progress import size
 
-METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
-SAMPLED = ("hr@10", "ndcg@10")
+METRICS, SAMPLED = ("recall", "ndcg"), ("hr", "ndcg")
 FLOOR = "popularity (floor)"
 
 
@@ -49,14 +49,22 @@ def columns(results: Results) -> list[Column]:
 
 def _metric_columns(results: Results) -> list[Column]:
     """Test metrics by full ranking and, where a run has them, among sampled negatives."""
-    found, metric = [], results["metric"]
-    for name in dict.fromkeys((*METRICS, metric)):
-        brief = name if name in (metric, "recall@20") else ""
+    found, metric, ks = [], results["metric"], lengths(results)
+    for name in dict.fromkeys((*(f"{each}@{k}" for k in ks for each in METRICS), metric)):
+        brief = name if name in (metric, f"recall@{ks[-1]}") else ""
         found.append(_metric_column("test", name, results["protocol"], brief))
     sampled = [each.get("protocol_sampled") for each in results["summary"] if each.get("test_sampled")]
     if sampled:
-        found += [_metric_column("test_sampled", name, str(sampled[-1])) for name in SAMPLED]
+        found += [
+            _metric_column("test_sampled", name, str(sampled[-1])) for name in (f"{each}@{ks[0]}" for each in SAMPLED)
+        ]
     return found
+
+
+def lengths(results: Results) -> tuple[int, ...]:
+    """The lengths of lists, ascending, for which all finished methods have test metrics."""
+    known = [set(cutoffs_of(line["test"])) for line in results["summary"] if line.get("test")]
+    return tuple(sorted(set.intersection(*known))) if known else cutoffs_of([results["metric"]])
 
 
 def _metric_column(part: Literal["test", "test_sampled"], name: str, protocol: str, brief: str = "") -> Column:

@@ -8,16 +8,16 @@ user. Means are over the users who have items to find. A user without a list has
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, SupportsInt, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
 import torch
 
-from perfedrec.core.errors import ConfigError, DataError
+from perfedrec.core.errors import DataError
 from perfedrec.data.frames import columns_of
-from perfedrec.evaluation.ranking import METRICS, metrics
+from perfedrec.evaluation.ranking import CUTOFFS, METRICS, Cutoffs, cutoffs, metrics
 
 Lists: TypeAlias = Any
 """Items of users: a mapping, a sequence with one entry per user, the items of one user, or a data frame."""
@@ -48,7 +48,7 @@ def hr(lists: Lists, truth: Lists, k: int) -> float:
     return evaluate(lists, truth, k)[f"hr@{k}"]
 
 
-def evaluate(lists: Lists, truth: Lists, ks: int | Sequence[int] = (10, 20)) -> dict[str, float]:
+def evaluate(lists: Lists, truth: Lists, ks: Cutoffs = CUTOFFS) -> dict[str, float]:
     """All metrics at one or several cut-offs ``ks``, as means over users: ``{"recall@10": ..., "users": ...}``.
 
     Raises :class:`DataError` where nobody has an item to find, a list has an item twice, or users do not fit together,
@@ -59,30 +59,22 @@ def evaluate(lists: Lists, truth: Lists, ks: int | Sequence[int] = (10, 20)) -> 
     return {**means, "users": float(frame.height)}
 
 
-def per_user(lists: Lists, truth: Lists, ks: int | Sequence[int] = (10, 20)) -> pl.DataFrame:
+def per_user(lists: Lists, truth: Lists, ks: Cutoffs = CUTOFFS) -> pl.DataFrame:
     """The metrics of :func:`evaluate` user by user: a frame with the column user and one column for each metric."""
-    cutoffs, shown = cutoffs_of(ks), _by_user(lists)
+    at, shown = cutoffs(ks), _by_user(lists)
     wanted = {user: set(items) for user, items in _by_user(truth).items() if items}
     _check(lists, truth, shown, wanted)
-    hits = torch.zeros(len(wanted), max(cutoffs), dtype=torch.bool)
+    hits = torch.zeros(len(wanted), max(at), dtype=torch.bool)
     for place, (user, items) in enumerate(wanted.items()):
         own = shown.get(user, [])
         if len(set(own)) < len(own):
             raise DataError(f"the list of user {user!r} has an item twice; expected each item once")
-        found = [item in items for item in own[: max(cutoffs)]]
+        found = [item in items for item in own[: max(at)]]
         hits[place, : len(found)] = torch.tensor(found, dtype=torch.bool)
     counts = torch.tensor([len(items) for items in wanted.values()])
-    values = metrics(hits, counts, cutoffs)
-    names = [f"{name}@{k}" for k in cutoffs for name in METRICS]
+    values = metrics(hits, counts, at)
+    names = [f"{name}@{k}" for k in at for name in METRICS]
     return pl.DataFrame({"user": list(wanted), **{name: values[name].numpy() for name in names}})
-
-
-def cutoffs_of(ks: int | Sequence[int]) -> tuple[int, ...]:
-    """One or several cut-offs as a tuple. Raises :class:`ConfigError` where one is below 1."""
-    cutoffs = (int(ks),) if isinstance(ks, SupportsInt) else tuple(int(k) for k in ks)
-    if not cutoffs or min(cutoffs) < 1:
-        raise ConfigError(f"the cut-offs ks are {list(cutoffs)}; expected one or several whole numbers from 1 on")
-    return cutoffs
 
 
 def _by_user(given: Lists) -> dict[Any, list[Any]]:

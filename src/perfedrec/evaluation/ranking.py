@@ -9,19 +9,41 @@ rule of :mod:`.order`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import SupportsInt, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import block_rows
 from perfedrec.evaluation.order import RandomOrder
 
 METRICS = ("recall", "ndcg", "hr", "mrr", "precision")
+CUTOFFS = (10, 20)
+"""The lengths of lists (cut-offs) at which metrics are computed by default."""
+
+Cutoffs: TypeAlias = SupportsInt | Iterable[SupportsInt]
+"""One cut-off or several, as a caller gives them."""
 
 _FIRST, _LAST = torch.iinfo(torch.int64).max, torch.iinfo(torch.int64).min
+
+
+def cutoffs(ks: Cutoffs) -> tuple[int, ...]:
+    """One cut-off or several as an ascending tuple. Raises :class:`ConfigError` for other than whole numbers from 1."""
+    given = [ks] if isinstance(ks, SupportsInt) else list(ks)
+    found = tuple(sorted({int(k) for k in given if int(k) == k and not isinstance(k, bool)}))
+    if not given or len(found) < len(set(given)) or found[0] < 1:
+        raise ConfigError(f"the cut-offs ks are {given}; expected one or several whole numbers from 1 on")
+    return found
+
+
+def cutoffs_of(names: Iterable[str]) -> tuple[int, ...]:
+    """The cut-offs, ascending, in names of metrics: 10 and 20 for ``recall@10, ndcg@20, users``."""
+    return tuple(sorted({int(name.partition("@")[2]) for name in names if "@" in name}))
 
 
 @dataclass(frozen=True)
@@ -85,7 +107,8 @@ class Totals:
 
     ``users`` is the number of users counted, ``sums`` holds the sum of each metric, and ``shown`` flags the items [m]
     that were in at least one list, by cut-off. ``cases`` holds the values that were summed, block by block: users [B]
-    and the values [B] of each metric.
+    and the values [B] of each metric. ``negatives`` are the smallest and the largest number of sampled negatives of a
+    case, where there are such.
     """
 
     ks: tuple[int, ...]
@@ -94,6 +117,7 @@ class Totals:
     sums: dict[str, float] = field(default_factory=dict)
     shown: dict[int, Tensor] = field(default_factory=dict)
     cases: list[tuple[Tensor, dict[str, Tensor]]] = field(default_factory=list)
+    negatives: tuple[int, int] | None = None
 
     def add(self, hits: Tensor, counts: Tensor, lists: Tensor | None, users: Tensor) -> None:
         """Count a block of users.
@@ -123,8 +147,17 @@ class Totals:
         values = {name: torch.cat([each[name] for _, each in self.cases])[order] for name in self.cases[0][1]}
         return users[order], values
 
+    def count_negatives(self, numbers: Tensor) -> None:
+        """Widen ``negatives`` by the ``numbers`` [t] of sampled negatives of some cases, t at least 1."""
+        low, high = int(numbers.min()), int(numbers.max())
+        known = self.negatives or (low, high)
+        self.negatives = min(low, known[0]), max(high, known[1])
+
     def __add__(self, other: Totals) -> Totals:
         total = Totals(self.ks, self.n_items, self.users + other.users, cases=self.cases + other.cases)
+        for each in (self.negatives, other.negatives):
+            if each is not None:
+                total.count_negatives(torch.tensor(each))
         total.sums = {name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in {*self.sums, *other.sums}}
         for k in {*self.shown, *other.shown}:
             pair = [each.shown[k] for each in (self, other) if k in each.shown]

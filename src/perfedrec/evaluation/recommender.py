@@ -13,7 +13,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.records import Scalar, copied, unflatten
 from perfedrec.core.types import Embedding, block_rows
 from perfedrec.evaluation.order import RandomOrder
-from perfedrec.evaluation.ranking import Held, Totals, mask_seen, rank_block
+from perfedrec.evaluation.ranking import CUTOFFS, Held, Totals, mask_seen, rank_block
 from perfedrec.evaluation.sampled import rank_among
 
 RANKED_AT_ONCE = 512  # users per block: each takes memory for the scores of all items
@@ -95,7 +95,7 @@ class Recommender(ABC):
         return torch.cat([items for _, items in ranked]), torch.cat([values for values, _ in ranked])
 
     def rank(
-        self, held: Held, ks: tuple[int, ...] = (10, 20), hide: Held | None = None, block_size: int = RANKED_AT_ONCE
+        self, held: Held, ks: tuple[int, ...] = CUTOFFS, hide: Held | None = None, block_size: int = RANKED_AT_ONCE
     ) -> Totals:
         """Rank, for all users, all items that a user has not seen in training and that are not in ``hide``.
 
@@ -110,13 +110,13 @@ class Recommender(ABC):
         return totals
 
     def evaluate(
-        self, held: Held, ks: tuple[int, ...] = (10, 20), hide: Held | None = None, block_size: int = RANKED_AT_ONCE
+        self, held: Held, ks: tuple[int, ...] = CUTOFFS, hide: Held | None = None, block_size: int = RANKED_AT_ONCE
     ) -> dict[str, float]:
         """The means of :meth:`rank` over users."""
         return self.rank(held, ks, hide, block_size).means()
 
     def rank_sampled(
-        self, held: Held, ks: tuple[int, ...] = (10, 20), hide: Held | None = None, n_negatives: int = 99, seed: int = 0
+        self, held: Held, ks: tuple[int, ...] = CUTOFFS, hide: Held | None = None, n_negatives: int = 99, seed: int = 0
     ) -> Totals:
         """Rank each held-out item among ``n_negatives`` random unseen items of its user: see :mod:`.sampled`.
 

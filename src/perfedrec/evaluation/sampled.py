@@ -40,3 +40,4 @@ def rank_among(
     hits = torch.arange(max(totals.ks), device=rank.device) == rank[:, None]
     ones = torch.ones_like(rank)
     totals.add(hits, ones, None, users[segments])
+    totals.count_negatives((values > _NEVER).sum(1)[segments])

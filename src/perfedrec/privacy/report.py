@@ -189,7 +189,8 @@ def warnings(
         found.append(
             f"delta {settings.delta:g} is above 1 / {n_users} users; it permits disclosing one user completely"
         )
-    metric = "ndcg@20"
+    found_ndcg = [name for name in private if name.startswith("ndcg@")]
+    metric = max(found_ndcg, key=lambda name: int(name.removeprefix("ndcg@")), default="ndcg")
     signal = n_users / (settings.noise.spectral * n_items**0.5) if settings.noise.spectral else float("inf")
     if metric not in private or (signal >= FEW and private[metric] >= 1.25 * popularity[metric]):
         return found

@@ -22,14 +22,14 @@ from perfedrec.report.bench_sweep import sweep_charts
 from perfedrec.report.compared import ALPHA, Compared, FinishedRun, verdict
 from perfedrec.report.page import Block, Code, Page, Pairs, Prose, Section, Table, Tile, Tiles
 from perfedrec.report.statistics import Mean, mean_of
-from perfedrec.report.style import PLOTTED, metric_name
+from perfedrec.report.style import metric_name, plotted
 from perfedrec.runs.folder import RunFolder
 
 
 def bench_page(folder: Path) -> Page:
     """The report of a comparison's folder. Raises :class:`CheckpointError` where the folder cannot be read."""
     results = _read(folder)
-    metrics = tuple(dict.fromkeys((results["metric"], *PLOTTED)))
+    metrics = tuple(dict.fromkeys((results["metric"], *plotted(f"@{k}" for k in tables.lengths(results)))))
     parts = {data: _methods(folder, results, data, metrics) for data in results["data"]}
     sections = [Section("overview", "Overview", _overview(results, parts))]
     for place, (data, methods) in enumerate(parts.items()):

@@ -11,19 +11,18 @@ import polars as pl
 from perfedrec.audit.audit import read_audit
 from perfedrec.core.errors import CheckpointError
 from perfedrec.data import counted
+from perfedrec.evaluation.ranking import METRICS, cutoffs_of
 from perfedrec.privacy.report import audited, lines, without_result
 from perfedrec.report import run_charts as charts
 from perfedrec.report.federation import nodes
 from perfedrec.report.page import Block, Code, Page, Pairs, Prose, Section, Table, Tile, Tiles
 from perfedrec.report.statistics import Mean, by_activity, mean_of
-from perfedrec.report.style import axes_of, metric_name, spent
+from perfedrec.report.style import axes_of, metric_name, plotted, spent
 from perfedrec.runs.config import Config, load
 from perfedrec.runs.diagnostics import read_diagnostics
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.preset_files import presets
 from perfedrec.runs.progress import size
-
-METRICS = tuple(f"{name}@{k}" for k in (10, 20) for name in ("recall", "ndcg", "hr", "mrr", "precision"))
 
 
 class Run:
@@ -43,7 +42,12 @@ class Run:
         self.tested = self.users is not None and self.users.height > 0
         self.means: dict[str, Mean] = {}
         if self.users is not None and self.tested:
-            self.means = {name: mean_of(self.users[name].to_numpy()) for name in METRICS}
+            self.means = {name: mean_of(self.users[name].to_numpy()) for name in self.metrics}
+
+    @property
+    def metrics(self) -> list[str]:
+        """The test metrics of single users."""
+        return [f"{name}@{k}" for k in cutoffs_of(self.summary.test) for name in METRICS]
 
     @property
     def data(self) -> str:
@@ -91,7 +95,7 @@ def _lead(run: Run) -> str:
         )
     if not run.tested:
         return f"{run.config.algorithm} was trained on {run.data}, which has no test interactions."
-    metric, popular = "ndcg@20", run.summary.popularity
+    metric, popular = plotted(run.metrics)[0], run.summary.popularity
     mean, floor = run.means[metric], popular[metric]
     beside = f", {mean.value / floor:.2g} times as much as ranking by popularity ({floor:.4f})" if floor else ""
     return (
@@ -103,11 +107,10 @@ def _lead(run: Run) -> str:
 
 def _summary(run: Run) -> list[Block]:
     tiles = []
-    for metric in ("ndcg@20", "recall@20"):
-        if run.tested:
-            mean = run.means[metric]
-            note = f"95 % interval {mean.interval()}; popularity {run.summary.popularity[metric]:.4f}"
-            tiles.append(Tile(f"{metric_name(metric)}, test", f"{mean.value:.4f}", note))
+    for metric in plotted(run.metrics)[:2] if run.tested else ():
+        mean = run.means[metric]
+        note = f"95 % interval {mean.interval()}; popularity {run.summary.popularity[metric]:.4f}"
+        tiles.append(Tile(f"{metric_name(metric)}, test", f"{mean.value:.4f}", note))
     chosen = f"chosen by validation {metric_name(run.config.run.select_by)}" if run.summary.valid else "the last one"
     rounds = f"of {counted(max(len(run.history) - run.n_phases, 0), 'round')} of training"
     before = f" (after {counted(run.n_phases, 'phase')})" if run.n_phases else ""
@@ -146,11 +149,11 @@ def _test(run: Run) -> list[Block]:
     if not run.tested:
         return [Prose("There are no test interactions.")]
     popular, rows = run.summary.popularity, []
-    for metric in METRICS:
+    for metric in run.metrics:
         mean, floor = run.means[metric], popular[metric]
         ratio = f"{mean.value / floor:.2f}" if floor else "none"
         rows.append([metric_name(metric), f"{mean.value:.4f}", mean.interval(), f"{floor:.4f}", ratio])
-    for name in ("coverage@10", "coverage@20"):
+    for name in (f"coverage@{k}" for k in cutoffs_of(run.metrics)):
         value, floor = run.summary.test[name], popular[name]
         rows.append([metric_name(name), f"{value:.4f}", "none", f"{floor:.4f}", f"{value / floor:.2f}"])
     blocks: list[Block] = [
@@ -158,16 +161,15 @@ def _test(run: Run) -> list[Block]:
             "Test metrics of the best round; full ranking of all items unseen in training",
             ("metric", "this run", "95 % interval", "popularity", "times popularity"),
             rows,
-            note=f"Means over {run.means[METRICS[0]].n:,} test users, with t intervals over users. The intervals say "
-            "how much the figures would change with other users of this kind, not with another seed. Coverage is the "
-            "share of all items that are in the list of at least one user.",
+            note=f"Means over {run.means[run.metrics[0]].n:,} test users, with t intervals over users. The intervals "
+            "say how much the figures would change with other users of this kind, not with another seed. Coverage is "
+            "the share of all items that are in the list of at least one user.",
         )
     ]
     sampled = run.summary.test_sampled
     if sampled:
-        shown = [[metric_name(name), f"{sampled[name]:.4f}"] for name in METRICS if name in sampled]
-        negatives = run.config.run.sampled_negatives
-        title = f"Test metrics among {negatives} sampled negatives, for comparison with papers that use them"
+        shown = [[metric_name(name), f"{sampled[name]:.4f}"] for name in run.metrics if name in sampled]
+        title = f"Test metrics among {run.summary.protocols['test_sampled']}, for comparison with papers that use them"
         blocks.append(Table(title, ("metric", "this run"), shown))
     return blocks
 
@@ -176,7 +178,9 @@ def _users(run: Run) -> list[Block]:
     if run.users is None or not run.tested:
         return [Prose("There are no test users to compare.")]
     return [
-        charts.activity_chart(by_activity(run.users, METRICS), {name: each.value for name, each in run.means.items()})
+        charts.activity_chart(
+            by_activity(run.users, run.metrics), {name: each.value for name, each in run.means.items()}
+        )
     ]
 
 

@@ -9,15 +9,16 @@ import polars as pl
 from plotly.graph_objects import Bar, Scatter
 
 from perfedrec.core.types import RoundReport
+from perfedrec.evaluation.ranking import cutoffs_of
 from perfedrec.report.page import Change, Chart, Option, Switch, Table
 from perfedrec.report.statistics import Group
 from perfedrec.report.style import (
     COLOURS,
-    PLOTTED,
     SYMBOLS,
     along,
     figure,
     metric_name,
+    plotted,
     rounded,
     scale_of,
     titled,
@@ -34,9 +35,10 @@ def learning_curve(history: Sequence[Entry], axes: Axes, best: int, n_phases: in
 
     ``n_phases`` is the number of rounds before training. ``None`` where no round was evaluated.
     """
-    seen = [place for place, entry in enumerate(history) if entry.valid and PLOTTED[0] in entry.valid]
+    seen = [place for place, entry in enumerate(history) if entry.valid and cutoffs_of(entry.valid)]
     if not seen:
         return None
+    names = plotted(history[seen[-1]].valid or ())
     rounds = [history[place].report.round + 1 - n_phases for place in seen]
     top = [place for place, number in zip(seen, rounds, strict=True) if number == best]
     across = [
@@ -51,7 +53,7 @@ def learning_curve(history: Sequence[Entry], axes: Axes, best: int, n_phases: in
             [{"y": rounded(_metric(history, places, name))} for places in (seen, top)],
             titled("yaxis", f"validation {metric_name(name)}"),
         )
-        for name in PLOTTED
+        for name in names
     ]
     traces = _learning_traces(across[0].data, upwards[0].data, rounds, best)
     return Chart(
@@ -59,8 +61,8 @@ def learning_curve(history: Sequence[Entry], axes: Axes, best: int, n_phases: in
         "Accuracy on validation data",
         f"{len(seen)} of {len(history)} rounds were evaluated. The round with the best validation figure is the one "
         "that is tested.",
-        figure(traces, axes["round"][0], f"validation {metric_name(PLOTTED[0])}", yaxis_rangemode="tozero"),
-        _learning_table(history, axes, seen, rounds),
+        figure(traces, axes["round"][0], f"validation {metric_name(names[0])}", yaxis_rangemode="tozero"),
+        _learning_table(history, axes, seen, rounds, names),
         (Switch("Against", across), Switch("Metric", upwards)),
     )
 
@@ -100,9 +102,11 @@ def _learning_traces(x: Sequence[Change], y: Sequence[Change], rounds: Sequence[
     return [curve, mark]
 
 
-def _learning_table(history: Sequence[Entry], axes: Axes, seen: Sequence[int], rounds: Sequence[int]) -> Table:
+def _learning_table(
+    history: Sequence[Entry], axes: Axes, seen: Sequence[int], rounds: Sequence[int], names: Sequence[str]
+) -> Table:
     costs = {title: values for label, (title, values) in axes.items() if label != "round"}
-    metrics = {name: _metric(history, seen, name) for name in PLOTTED}
+    metrics = {name: _metric(history, seen, name) for name in names}
     rows = [
         [
             str(number),
@@ -111,7 +115,7 @@ def _learning_table(history: Sequence[Entry], axes: Axes, seen: Sequence[int], r
         ]
         for at, (place, number) in enumerate(zip(seen, rounds, strict=True))
     ]
-    header = ["round", *costs, *map(metric_name, PLOTTED)]
+    header = ["round", *costs, *map(metric_name, names)]
     return Table("Validation metrics of the rounds that were evaluated", header, rows)
 
 
@@ -148,7 +152,7 @@ def activity_chart(groups: Sequence[Group], overall: Mapping[str, float]) -> Cha
 
     ``overall`` holds the mean of each metric over all test users.
     """
-    names = [name for name in PLOTTED if name in groups[0].means]
+    names = list(plotted(groups[0].means))
     upwards = [
         Option(metric_name(name), _group_values(groups, overall, name), titled("yaxis", metric_name(name)))
         for name in names

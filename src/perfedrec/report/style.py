@@ -5,12 +5,13 @@ Colours are CSS variables, which ``assets/page.css`` defines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from plotly.basedatatypes import BaseTraceType
 from plotly.graph_objects import Figure
 
+from perfedrec.evaluation.ranking import cutoffs_of
 from perfedrec.report.page import Change
 from perfedrec.runs.folder import Entry
 
@@ -21,7 +22,11 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 NAMES = {"recall": "Recall", "ndcg": "NDCG", "hr": "Hit rate", "mrr": "MRR", "precision": "Precision"}
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 FEW = 12  # up to this number of rounds, an axis has a mark for each
-PLOTTED = ("ndcg@20", "recall@20", "ndcg@10", "recall@10")
+
+
+def plotted(names: Iterable[str]) -> tuple[str, ...]:
+    """The metrics that charts show, of those with these ``names``: NDCG and recall, long lists first."""
+    return tuple(f"{kind}@{k}" for k in reversed(cutoffs_of(names)) for kind in ("ndcg", "recall"))
 
 
 def metric_name(metric: str) -> str:

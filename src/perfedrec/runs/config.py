@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, field_validator, model_validator
 
 from perfedrec.core.device import pick_device
 from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.settings import Settings
+from perfedrec.evaluation.ranking import CUTOFFS, METRICS, cutoffs, cutoffs_of
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import METHODS, AnyMethod, centralised, method, name_of
 from perfedrec.privacy.ledger import split_budget
@@ -39,8 +41,16 @@ _OTHER_FILES = {
 }
 """TOML files that are no configuration, by a section that only they have."""
 
-METRIC = "^(recall|ndcg|hr|mrr|precision)@(10|20)$"
-"""Names of the metrics by which a run can be selected or compared."""
+
+def _metric(name: str) -> str:
+    kind, _, k = name.partition("@")
+    if kind not in METRICS or not re.fullmatch("[1-9][0-9]{0,8}", k):
+        raise ValueError(f"expected one of {', '.join(METRICS)} with the length of the list, such as recall@20")
+    return name
+
+
+Metric = Annotated[str, AfterValidator(_metric)]
+"""The name of a metric by which a run can be selected or compared."""
 
 
 class RunSettings(Settings):
@@ -52,10 +62,9 @@ class RunSettings(Settings):
     )
     seed: int = Field(0, ge=0, description="seed of everything random in training")
     evaluate_every: int = Field(10, ge=1, description="rounds between two evaluations on validation data")
-    select_by: str = Field(
-        "recall@20",
-        description="validation metric that selects the best round",
-        pattern=METRIC,
+    ks: tuple[int, ...] = Field(CUTOFFS, description="lengths of lists at which metrics are computed, as in 5,10,20")
+    select_by: Metric = Field(
+        "recall@20", description="validation metric that selects the best round; its length is added to run.ks"
     )
     checkpoint_every: int = Field(50, ge=1, description="rounds between two checkpoints")
     sampled_negatives: int = Field(
@@ -72,6 +81,26 @@ class RunSettings(Settings):
     threads: int = Field(
         0, ge=0, description="threads of the numerical library (0: its default; 1 for a coordinator); changes no result"
     )
+
+    @field_validator("ks", mode="before")
+    @classmethod
+    def _several(cls, ks: Any) -> Any:
+        """A number, or numbers between commas, as a list; ascending and each once."""
+        given = ks.split(",") if isinstance(ks, str) else ks
+        try:
+            return cutoffs(
+                [
+                    int(each) if isinstance(each, str) else each
+                    for each in ([given] if isinstance(given, int) else given)
+                ]
+            )
+        except (ConfigError, ValueError, TypeError):
+            raise ValueError("expected whole numbers from 1, such as 5,10,20") from None
+
+    @property
+    def cutoffs(self) -> tuple[int, ...]:
+        """The lengths of lists at which metrics are computed: ``ks``, and the one that selects the best round."""
+        return cutoffs((*self.ks, *cutoffs_of([self.select_by])))
 
 
 class Config(Settings):
@@ -253,10 +282,12 @@ def as_written(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def identity(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree without the options that did not exist before 0.3.0, where they have the meaning that it had then."""
-    privacy = tree.get("privacy")
-    if not isinstance(privacy, Mapping) or privacy.get("rank"):
-        return dict(tree)
-    return {**tree, "privacy": {name: value for name, value in privacy.items() if name not in SECURE_ONLY}}
+    tree, privacy, run = dict(tree), tree.get("privacy"), tree.get("run")
+    if isinstance(privacy, Mapping) and not privacy.get("rank"):
+        tree["privacy"] = {name: value for name, value in privacy.items() if name not in SECURE_ONLY}
+    if isinstance(run, Mapping) and tuple(run.get("ks", CUTOFFS)) == CUTOFFS:
+        tree["run"] = {name: value for name, value in run.items() if name != "ks"}
+    return tree
 
 
 def check(tree: Mapping[str, Any], where: str = "") -> Config:

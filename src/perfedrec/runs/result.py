@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import SupportsInt
@@ -15,7 +15,7 @@ from perfedrec.data import DataLike, Dataset
 from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, Recommender, Totals
 from perfedrec.evaluation.lists import check_length, explained
-from perfedrec.evaluation.metrics import cutoffs_of
+from perfedrec.evaluation.ranking import CUTOFFS, Cutoffs, cutoffs
 from perfedrec.methods.centralised.popularity import Popularity
 from perfedrec.runs.config import Config
 from perfedrec.runs.engine import Central, engine_of
@@ -25,9 +25,6 @@ from perfedrec.runs.shared_model import open_federation
 from perfedrec.runs.summary import Summary
 from perfedrec.runs.tables import by_user, curves, vectors
 
-CUTOFFS = (10, 20)
-"""Lengths of lists at which metrics are computed."""
-
 
 @dataclass(repr=False)
 class Result:
@@ -36,7 +33,7 @@ class Result:
     ``best_round`` counts rounds of training: 0 and below are rounds of pre-training. ``valid`` has the validation
     metrics of that round, ``output`` is the run's folder, if there is one. ``basis`` says in a sentence what lists are
     made from where that is not the whole model: a federation's run has no users' own parts. ``config`` is the
-    configuration.
+    configuration. Metrics are at the cut-offs ``ks``, one or several; by default these are the run's.
     """
 
     recommender: Recommender
@@ -54,20 +51,21 @@ class Result:
         where = "" if self.output is None else f", in {self.output}"
         return f"<Result{name} on {self.dataset.name}: best round {self.best_round}{best and best + ' (valid)'}{where}>"
 
-    def evaluate(self, part: str = "test", ks: int | Sequence[int] = CUTOFFS) -> dict[str, float]:
+    def evaluate(self, part: str = "test", ks: Cutoffs | None = None) -> dict[str, float]:
         """Full-ranking metrics on the ``part`` "test" or "valid" at the cut-offs ``ks``, one or several, as means over
         users.
 
-        For "test", validation items are left out of the lists. Raises :class:`ConfigError` for another part.
+        ``ks`` is one length of lists or several (default: those of the run). For "test", validation items are left out
+        of the lists. Raises :class:`ConfigError` for another part, and for lengths below 1.
         """
         return self.rank(part, ks).means()
 
-    def rank(self, part: str = "test", ks: int | Sequence[int] = CUTOFFS) -> Totals:
+    def rank(self, part: str = "test", ks: Cutoffs | None = None) -> Totals:
         """The metrics of :meth:`evaluate` as sums, with the values of each user."""
         wanted, hide = self._held(part)
-        return self.recommender.rank(wanted, cutoffs_of(ks), hide)
+        return self.recommender.rank(wanted, self.cutoffs(ks), hide)
 
-    def per_user(self, part: str = "test", ks: int | Sequence[int] = CUTOFFS) -> pl.DataFrame:
+    def per_user(self, part: str = "test", ks: Cutoffs | None = None) -> pl.DataFrame:
         """The metrics of :meth:`evaluate` user by user: columns user, interactions (in the training data) and one for
         each metric. Users without held-out items are left out."""
         return by_user(self.rank(part, ks), self.dataset)
@@ -97,10 +95,24 @@ class Result:
         """The vectors of all items: columns item and vector. Otherwise like :attr:`user_vectors`."""
         return vectors(self.recommender, self.dataset.train, "item")
 
-    def evaluate_sampled(self, part: str = "test", n_negatives: int = 99, seed: int = 0) -> dict[str, float]:
+    def evaluate_sampled(
+        self, part: str = "test", n_negatives: int = 99, seed: int = 0, ks: Cutoffs | None = None
+    ) -> dict[str, float]:
         """Metrics of each held-out item among ``n_negatives`` sampled items, for comparison with papers that do so."""
+        return self.rank_sampled(part, n_negatives, seed, ks).means()
+
+    def rank_sampled(
+        self, part: str = "test", n_negatives: int = 99, seed: int = 0, ks: Cutoffs | None = None
+    ) -> Totals:
+        """The metrics of :meth:`evaluate_sampled` case by case, and how many negatives there were."""
         wanted, hide = self._held(part)
-        return self.recommender.rank_sampled(wanted, CUTOFFS, hide, n_negatives, seed).means()
+        return self.recommender.rank_sampled(wanted, self.cutoffs(ks), hide, n_negatives, seed)
+
+    def cutoffs(self, ks: Cutoffs | None = None) -> tuple[int, ...]:
+        """The cut-offs ``ks`` as a tuple; by default those of the run."""
+        if ks is not None:
+            return cutoffs(ks)
+        return CUTOFFS if self.config is None else self.config.run.cutoffs
 
     def _held(self, part: str) -> tuple[Held, Held | None]:
         """The items to find, and those to leave out of the lists besides the training items."""
@@ -215,11 +227,11 @@ def open_run(folder: str | Path, data: DataLike | None = None, device: str | Non
     return Result(recommender, dataset, *best, stored.history(), stored.path, config=config), config
 
 
-def popularity(dataset: Dataset) -> dict[str, float]:
+def popularity(dataset: Dataset, ks: tuple[int, ...] = CUTOFFS) -> dict[str, float]:
     """Test metrics of ranking by popularity, by the same evaluation: the floor that every result has to beat."""
     floor = Central(Popularity(), dataset, device="cpu")
     test, valid = (held_out(part, floor.device) for part in (dataset.test, dataset.valid))
-    return floor.recommender().evaluate(test, CUTOFFS, valid)
+    return floor.recommender().evaluate(test, ks, valid)
 
 
 def held_out(part: Interactions, device: torch.device) -> Held:

@@ -13,7 +13,7 @@ from perfedrec.runs.config import RunSettings
 from perfedrec.runs.engine import Engine
 from perfedrec.runs.folder import Entry
 from perfedrec.runs.progress import Progress
-from perfedrec.runs.result import CUTOFFS, held_out
+from perfedrec.runs.result import held_out
 
 _BEST = "best-"
 """Prefix of the records of the best round in a checkpoint."""
@@ -71,7 +71,7 @@ class Rounds:
     def _evaluate(self) -> dict[str, float]:
         """The validation metrics after the last round, whose recommender is kept if it is the best so far."""
         start = time.perf_counter()
-        valid = self.engine.recommender().evaluate(self._valid, CUTOFFS)
+        valid = self.engine.recommender().evaluate(self._valid, self.run.cutoffs)
         self._compare(valid)
         self.progress.seconds += time.perf_counter() - start
         return valid

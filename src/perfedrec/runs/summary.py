@@ -6,9 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-FULL, SAMPLED = "full ranking", "{} sampled negatives"
-"""Names of the protocols of evaluation. They stand beside all figures: figures of different protocols cannot be
-compared."""
+FULL = "full ranking"
+"""The name of the protocol of full ranking. The names of protocols stand beside all figures: figures of different
+protocols cannot be compared."""
+
+
+def sampled(negatives: tuple[int, int] | None) -> str:
+    """The name of the protocol of sampled negatives, for the smallest and the largest number of negatives of a case:
+    there are fewer than were asked for where a user has few unseen items."""
+    low, high = negatives or (0, 0)
+    return f"{high} sampled negatives" if low == high else f"{low} to {high} sampled negatives"
 
 
 def communication(bytes_up: float, bytes_down: float, uploads: float, users: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ from perfedrec.runs.folder import CHECKPOINTS, Entry, RunFolder
 from perfedrec.runs.progress import Progress
 from perfedrec.runs.result import Result, popularity
 from perfedrec.runs.rounds import Rounds
-from perfedrec.runs.summary import FULL, SAMPLED, Summary
+from perfedrec.runs.summary import FULL, Summary, sampled
 from perfedrec.runs.tables import by_user
 
 
@@ -93,7 +93,7 @@ class RunWriter(NoWriter):
     def finish(self, result: Result, progress: Progress, n_phases: int) -> None:
         best = {"best_round": result.best_round, "valid": result.valid}
         self.folder.save_model(result.recommender.records(), self.belongs, best)
-        ranked, popular = result.rank("test"), popularity(self.dataset)
+        ranked, popular = result.rank("test"), popularity(self.dataset, result.cutoffs())
         if ranked.users:  # methods are compared by the metrics of each user
             content = io.BytesIO()
             by_user(ranked, self.dataset).write_parquet(content)
@@ -101,14 +101,15 @@ class RunWriter(NoWriter):
         self.diagnostics.note("best", result.best_round, result.recommender)
         self.diagnostics.draw_map(result.recommender)
         test, negatives, seed = ranked.means(), self.config.run.sampled_negatives, self.config.run.seed
+        among = result.rank_sampled("test", negatives, seed) if negatives else None
         summary = Summary(
             algorithm=self.config.algorithm,
             n_phases=n_phases,
             best_round=result.best_round,
             valid=result.valid,
             test=test,
-            test_sampled=result.evaluate_sampled("test", negatives, seed) if negatives else None,
-            protocols={"test": FULL, **({"test_sampled": SAMPLED.format(negatives)} if negatives else {})},
+            test_sampled=among.means() if among else None,
+            protocols={"test": FULL, **({"test_sampled": sampled(among.negatives)} if among else {})},
             popularity=popular,
             data=self.dataset.notes.lines(),
             communication=progress.sent(self.dataset.n_users),
