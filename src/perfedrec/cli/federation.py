@@ -41,7 +41,10 @@ NodeProfile = Annotated[
 NODES, DATA = 4, "synthetic:users=256,items=500"
 """Number of nodes and data of ``up``, where they are not given."""
 
-Deadline = Annotated[float, typer.Option(help="seconds after which a round is closed with the answers that have come")]
+Deadline = Annotated[
+    float,
+    typer.Option(help="seconds after which a round is closed with the answers that have come; one more for 5 MB sent"),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")]
 KeepSums = Annotated[
     bool, typer.Option("--keep-sums", help="keep what is opened in each round in the run's folder, for perfedrec audit")

@@ -28,7 +28,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from perfedrec.core.address import Address
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.federation.certificates import make_certificates, make_key
-from perfedrec.runtimes.flower import Certificates, Endpoint, SuperLink, fleet, public_key
+from perfedrec.runtimes.flower import Certificates, Endpoint, SuperLink, fleet, messages, public_key
 from perfedrec.runtimes.flower.control import APP
 from perfedrec.runtimes.flower.keys import private_key
 from perfedrec.runtimes.flower.messages import Bundler
@@ -72,13 +72,43 @@ def test_bundled_messages_are_few_objects_and_the_same_message() -> None:
         content = RecordDict({"task": ConfigRecord({"round": node, "raw": b"x"}), "shared": shared})
         message = bundler.bundle(Message(content, dst_node_id=node, message_type="train"))
         assert len(get_all_nested_objects(message)) == 4  # the message, its content, and two records
-        found.append(message.content["shared"].object_id)
+        found.append(message.content["shared part 0"].object_id)
         opened = Bundler.unbundle(message).content
         assert opened["task"] == ConfigRecord({"round": node, "raw": b"x"})
         for key, array in shared.items():
             assert np.array_equal(opened.array_records["shared"][key].numpy(), array.numpy())
             assert opened.array_records["shared"][key].dtype == array.dtype
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("size", [1, 100, 128, 129, 10_000])
+def test_large_records_travel_in_parts(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """No part is larger than the size; together they are the same arrays, and another record whose name looks like
+    that of a part stays as it is."""
+    monkeypatch.setattr(messages, "PART_BYTES", size)
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    arrays = {"float32 a:50": np.arange(50, dtype=np.float32), "int64 b:0": np.zeros(0), "bool c:3": np.ones(3, bool)}
+    record = ArrayRecord({key: Array(each) for key, each in arrays.items()})
+    content = RecordDict({"shared": record, "other part 1": ConfigRecord({"round": 7}), "none": ArrayRecord()})
+    message = Bundler().bundle(Message(content, dst_node_id=1, message_type="train"))
+    sent = message.content.config_records
+    assert all(sum(len(data) for data in each.values() if isinstance(data, bytes)) <= size for each in sent.values())
+    total = sum(len(each.data) for each in record.values())
+    assert len(sent) == 2 + -(-total // size)
+    opened = Bundler.unbundle(message).content
+    assert opened.keys() == {"shared", "other part 1", "none"}
+    assert opened["other part 1"] == ConfigRecord({"round": 7})
+    assert list(opened.array_records["shared"]) == list(arrays)
+    for key, each in arrays.items():
+        assert np.array_equal(opened.array_records["shared"][key].numpy(), each)
+
+
+@pytest.mark.parametrize("values", [{"no array": b"1"}, {"int64 a,b x": b"1"}])
+def test_records_that_look_like_parts_stay_as_they_are(values: dict[str, bytes]) -> None:
+    """A node may send anything."""
+    content = RecordDict({"shared part 0": ConfigRecord({"arrays": 1, "part": 0, **values})})
+    message = Bundler.unbundle(Message(content, dst_node_id=1, message_type="train"))
+    assert message.content.keys() == {"shared part 0"}
 
 
 def test_a_superlink_ends_while_it_is_being_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

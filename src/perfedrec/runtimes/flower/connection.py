@@ -19,7 +19,7 @@ from perfedrec.core.errors import PerfedrecError
 from perfedrec.runtimes.flower.proxy import proxy_for, shown
 
 UPLOAD_SECONDS = 60.0
-"""The longest time that the parts of one message may take to arrive, in seconds."""
+"""The longest time until the next part of a message arrives, in seconds."""
 
 TIMEOUT = 30.0
 """The longest time that a connection, or the next bytes on it, may take, in seconds. It is Flower's own."""

@@ -17,9 +17,9 @@ from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Plan, RoundReport
-from perfedrec.runtimes.flower.codec import SERVING, Instructions, UploadError
+from perfedrec.runtimes.flower.codec import SERVING, Instructions, UploadError, array_bytes
 from perfedrec.runtimes.flower.connection import AwayError
-from perfedrec.runtimes.flower.exchange import POLL, Rejection, exchange
+from perfedrec.runtimes.flower.exchange import BYTES_A_SECOND, POLL, Rejection, exchange
 from perfedrec.runtimes.flower.registration import Registration
 from perfedrec.runtimes.flower.rounds import Directory, Federation, Round, play_round
 from perfedrec.runtimes.flower.service_client import ServiceClient
@@ -173,5 +173,6 @@ class Coordinator:
         messages = [
             Message(content, dst_node_id=node, message_type="query.model") for node, content in contents.items()
         ]
-        answers = exchange(self.grid, messages, self.federation.deadline)
+        sent = sum(array_bytes(content) for content in contents.values())
+        answers = exchange(self.grid, messages, self.federation.deadline + sent / BYTES_A_SECOND)
         return sorted(node for node, answer in answers if not answer.has_error())

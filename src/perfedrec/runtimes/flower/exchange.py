@@ -23,6 +23,9 @@ request for longer."""
 AGAIN = 0.5
 """The time between two looks for nodes that died with a message, in seconds."""
 
+BYTES_A_SECOND = 5e6
+"""How fast the coordinator's link has to be: nodes have a second more for as many bytes as are sent to them."""
+
 NOT_REPEATED = frozenset(f"train.{stage}" for stage in STAGES[1:])
 """Types of messages that a node cannot answer after a restart."""
 
@@ -106,7 +109,8 @@ def _copy(message: Message, seconds: float) -> Message:
 
 
 class Traffic:
-    """The messages of one round, ``timeout`` seconds for each exchange.
+    """The messages of one round, ``timeout`` seconds for each exchange, and a second more for every
+    :data:`BYTES_A_SECOND` that have been sent in the round: answers may be as large.
 
     ``clients`` is the number of users that each node is asked for. Counted are the bytes of the arrays: ``up`` by node,
     and ``down`` in all. ``rejections`` are the nodes whose answers did not come or were refused.
@@ -126,15 +130,16 @@ class Traffic:
         self, message_type: str, contents: Mapping[int, RecordDict]
     ) -> Generator[tuple[int, RecordDict], None, None]:
         """Send ``contents`` to nodes, and yield the content of each answer as it comes."""
-        ttl = self.timeout + 1.0  # a node that is later need not work on it
+        self.down += sum(array_bytes(content) for content in contents.values())
+        seconds = self.timeout + self.down / BYTES_A_SECOND
+        ttl = seconds + 1.0  # a node that is later need not work on it
         messages = [
             Message(content, dst_node_id=node, message_type=message_type, group_id=str(self.number), ttl=ttl)
             for node, content in contents.items()
         ]
-        self.down += sum(array_bytes(content) for content in contents.values())
         silent = set(contents)
         try:
-            for node, answer in exchange(self.grid, messages, self.timeout):
+            for node, answer in exchange(self.grid, messages, seconds):
                 silent.discard(node)
                 if answer.has_error():
                     self.refuse(node, *_failure(answer))

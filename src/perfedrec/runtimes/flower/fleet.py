@@ -110,8 +110,9 @@ class Fleet:
             return None
         head, tree = message_from_proto(answer.messages_list[0]), answer.message_object_trees[0]
         run, name = head.metadata.run_id, head.metadata.message_id
-        contents, end = dict[str, bytes](), time.monotonic() + UPLOAD_SECONDS
+        contents = dict[str, bytes]()
         for each in iterate_object_tree(tree):
+            end = time.monotonic() + UPLOAD_SECONDS
             request = PullObjectRequest(node=self._node, run_id=run, object_id=each.object_id)
             while not (found := self._call(self._client.PullObject, request)).object_available:
                 if not found.object_found or time.monotonic() > end:

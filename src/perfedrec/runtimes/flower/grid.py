@@ -135,6 +135,7 @@ class FastGrid(HttpGrid):
             if not found.object_available:
                 break
             reply.contents[each] = found.object_content
+            reply.end = time.monotonic() + UPLOAD_SECONDS
         if len(reply.contents) == len(set(reply.wanted)):
             confirmation = ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=name)
             client.ConfirmMessageReceived(confirmation)

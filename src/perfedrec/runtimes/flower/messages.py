@@ -1,4 +1,4 @@
-"""How a message travels between our processes and a SuperLink: in as few objects as possible.
+"""How a message travels between our processes and a SuperLink: in few objects.
 
 Flower moves every record, array and chunk of a message as an object of its own, with a request for each.
 """
@@ -6,6 +6,7 @@ Flower moves every record, array and chunk of a message as an object of its own,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,45 +18,80 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
+PART_BYTES = 8 * 2**20
+"""The most bytes of arrays in one object. A SuperLink and its clients hold an object in memory several times, and do
+nothing else while they copy it: with large ones, heartbeats would wait. Protobuf ends at 2 GiB."""
+
 
 class Bundler:
-    """Turns each array record of a message into one object. A record that several messages share stays one object."""
+    """Turns each array record of a message into one object, or into several if it has more than :data:`PART_BYTES`. A
+    record that several messages share stays the same objects."""
 
-    _MARK = "arrays"
+    _MARK, _NUMBER = "arrays", "part"
 
     def __init__(self) -> None:
-        self._made: dict[int, tuple[ArrayRecord, ConfigRecord]] = {}
+        self._made: dict[int, tuple[ArrayRecord, list[ConfigRecord]]] = {}
 
     def bundle(self, message: Message) -> Message:
         """The message as it travels. It is changed in place."""
         if message.has_content():
             for name, record in list(message.content.array_records.items()):
                 if id(record) not in self._made:
-                    values: dict[str, int | bytes] = {self._MARK: len(record)}
-                    for key, array in record.items():
-                        values[f"{array.dtype} {','.join(map(str, array.shape))} {key}"] = array.data
                     # The record is kept as well: while it lives, no other record can have its id.
-                    self._made[id(record)] = record, ConfigRecord(dict(values))
+                    self._made[id(record)] = record, self._parts(record)
                 del message.content[name]  # Flower warns of a record that is replaced
-                message.content[name] = self._made[id(record)][1]
+                for number, part in enumerate(self._made[id(record)][1]):
+                    message.content[f"{name} part {number}"] = part
         return message
+
+    @classmethod
+    def _parts(cls, record: ArrayRecord) -> list[ConfigRecord]:
+        """The arrays of a record, cut into parts. An array may be in several of them, one after the other."""
+        made, room = [dict[str, int | bytes]()], PART_BYTES
+        for key, array in record.items():
+            name, rest = f"{array.dtype} {','.join(map(str, array.shape))} {key}", memoryview(array.data)
+            while True:
+                made[-1][name], rest, room = bytes(rest[:room]), rest[room:], room - len(rest[:room])
+                if not rest:
+                    break
+                made.append({})
+                room = PART_BYTES
+        return [
+            ConfigRecord({cls._MARK: len(values), cls._NUMBER: number, **values}) for number, values in enumerate(made)
+        ]
 
     @classmethod
     def unbundle(cls, message: Message) -> Message:
         """The message as it was before :meth:`bundle`. It is changed in place. The arrays are neither read nor checked
-        here: that is done by the code that uses them."""
-        if message.has_content():
-            for name, record in list(message.content.config_records.items()):
-                if cls._MARK in record and len(record) == 1 + int(cast(int, record[cls._MARK])):
-                    arrays = ArrayRecord()
-                    for key, data in record.items():
-                        if isinstance(data, bytes):
-                            kind, shape, own = key.split(" ", 2)
-                            sizes = tuple(int(each) for each in shape.split(",") if each)
-                            arrays[own] = Array(kind, sizes, "numpy.ndarray", data)
-                    del message.content[name]
-                    message.content[name] = arrays
+        here: that is done by the code that uses them. Records that :meth:`bundle` did not make stay as they are."""
+        if not message.has_content():
+            return message
+        parts = dict[str, dict[int, ConfigRecord]]()
+        for name, record in message.content.config_records.items():
+            base, mark, number = name.rpartition(" part ")
+            if mark and number.isdecimal() and {cls._MARK, cls._NUMBER} <= record.keys():
+                parts.setdefault(base, {})[int(number)] = record
+        for base, records in parts.items():
+            with suppress(ValueError):
+                arrays = cls._joined([record for _, record in sorted(records.items())])
+                for each in records:
+                    del message.content[f"{base} part {each}"]
+                message.content[base] = arrays
         return message
+
+    @staticmethod
+    def _joined(parts: list[ConfigRecord]) -> ArrayRecord:
+        """The arrays in the parts of a record, which are in order."""
+        pieces, arrays = dict[str, list[bytes]](), ArrayRecord()
+        for part in parts:
+            for key, data in part.items():
+                if isinstance(data, bytes):
+                    pieces.setdefault(key, []).append(data)
+        for key, found in pieces.items():
+            kind, shape, own = key.split(" ", 2)
+            sizes = tuple(int(each) for each in shape.split(",") if each)
+            arrays[own] = Array(kind, sizes, "numpy.ndarray", found[0] if len(found) == 1 else b"".join(found))
+        return arrays
 
 
 @dataclass(frozen=True)
