@@ -94,7 +94,7 @@ class Subspace:
         """What leaves the clients of their sum: rows that enough users contribute to, or the part in the basis."""
         if phase == SPECTRAL.name and not self.noisy and broadcast.degrees is not None:
             return selected(aggregate, self.is_open(broadcast.degrees))
-        if phase not in IN_BASIS or not aggregate.clients:
+        if phase not in IN_BASIS or not aggregate.sums.shape[1]:  # the sum of no update has no columns
             return aggregate
         if broadcast.basis is None:
             raise PerfedrecError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from math import isfinite, prod
 from typing import Any, Generic, cast
@@ -241,6 +241,12 @@ class Task(Generic[B]):
     present: Tensor
     broadcast: B
 
+    def of(self, kept: Tensor) -> Task[B]:
+        """The task for the users for whom ``kept`` [B] is true."""
+        per_user = [each.name for each in fields(cast(Any, self.broadcast)) if each.metadata.get("per") == "user"]
+        own = {name: value[kept] for name in per_user if (value := getattr(self.broadcast, name)) is not None}
+        return replace(self, users=self.users[kept], broadcast=replace(cast(Any, self.broadcast), **own))
+
     @staticmethod
     def round_of(content: RecordDict) -> int:
         """The number of the round."""
@@ -295,9 +301,9 @@ def reply(aggregate: Aggregate) -> RecordDict:
 
 
 def read_reply(content: RecordDict, users: Tensor, like: Aggregate) -> Aggregate:
-    """The sum over ``users`` [B] in a reply.
+    """The sum over ``users`` [B] in a reply, or over those of them who are still on the node.
 
-    Raises :class:`UploadError` where it has not the fields, types and shapes of ``like``, or cannot be the sum of these
+    Raises :class:`UploadError` where it has not the fields, types and shapes of ``like``, or cannot be the sum of such
     users.
     """
     if content.array_records.keys() != {"sums"} or content.config_records.keys() != {"counts"}:
@@ -309,12 +315,12 @@ def read_reply(content: RecordDict, users: Tensor, like: Aggregate) -> Aggregate
     counts: dict[str, Any] = dict(content.config_records["counts"].items())
     total = unflatten(Aggregate, tensors, counts)
     keys, n_items = total.keys, like.n_items
-    if (total.clients, total.n_items) != (users.numel(), n_items):
-        raise UploadError("users", f"expected {users.numel()} clients and {n_items} items, got {counts}")
+    if not 0 <= total.clients <= users.numel() or total.n_items != n_items:
+        raise UploadError("users", f"expected at most {users.numel()} clients and {n_items} items, got {counts}")
     known = _within(keys, like.weights.numel() * n_items) and bool((keys.diff() > 0).all())
     if not known or keys.numel() != total.sums.shape[0]:
         raise UploadError("keys", "array keys: expected ascending keys of known items, one per row of sums")
-    check_reports(tensors, users, n_items)
+    check_reports(tensors, users, n_items, total.clients)
     return total
 
 
@@ -337,13 +343,16 @@ def check_alike(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
             raise UploadError("range", f"array {name} is not in fixed point: expected whole numbers below 2^53")
 
 
-def check_reports(tensors: Mapping[str, Tensor], users: Tensor, n_items: int) -> None:
-    """Raises :class:`UploadError` where reports or edges among the ``tensors`` are not those of ``users`` [B]."""
+def check_reports(tensors: Mapping[str, Tensor], users: Tensor, n_items: int, clients: int | None = None) -> None:
+    """Raises :class:`UploadError` where reports or edges among the ``tensors`` are not those of ``users`` [B], or not
+    of the number of ``clients`` among them that answered, where it is known."""
     own, edges = users.sort().values, tensors.get("edges")
     if "reports" in tensors:
-        reporting = tensors["report_users"].sort().values
-        if not torch.equal(reporting, own) or tensors["reports"].shape[0] != own.numel():
-            raise UploadError("users", "array reports: expected one report of each user asked")
+        reporting = tensors["report_users"]
+        known = bool(torch.isin(reporting, own).all()) and reporting.unique().numel() == reporting.numel()
+        counts = {reporting.numel(), tensors["reports"].shape[0]} | ({clients} if clients is not None else set())
+        if not known or len(counts) > 1:
+            raise UploadError("users", "array reports: expected one report of each user who was asked and answered")
     if edges is not None and not (bool(torch.isin(edges[:, 1], own).all()) and _within(edges[:, 2], n_items)):
         raise UploadError("users", "array edges: expected edges of the users asked with known items")
 

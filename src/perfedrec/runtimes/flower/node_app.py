@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -199,10 +200,20 @@ class NodeApp:
 def answer_once(
     store: Store, algorithm: Algorithm[Any, Any, Any], task: Task[Any], request: bytes, seed: int
 ) -> Aggregate:
-    """The sum over the users of a ``task``, whose message has the digest ``request``. It is computed once, and repeated
-    where the same message comes again."""
+    """The sum over the users of a ``task`` who are in the ``store``, whose message has the digest ``request``. It is
+    computed once, and repeated where the same message comes again.
+
+    Users who were forgotten since the coordinator learnt of them have dropped out. It is not told who they are, only
+    how many clients are in the sum.
+    """
+
+    def total() -> Aggregate:
+        here = torch.isin(task.users, store.everyone())
+        return sum_of_users(algorithm, store, task if bool(here.all()) else task.of(here), seed)
+
     if task.round < 0:  # before the first round no noise is drawn and no state changes
-        return sum_of_users(algorithm, store, task, seed)
-    made = store.answer_round(task.round, request, lambda: dump(sum_of_users(algorithm, store, task, seed)))
+        with store.transaction():
+            return total()
+    made = store.answer_round(task.round, request, lambda: dump(total()))
     assert made is not None
     return load(made)

@@ -20,7 +20,7 @@ from perfedrec.runtimes.flower import secagg
 from perfedrec.runtimes.flower.codec import pack, unpack
 from perfedrec.runtimes.flower.secagg import AbortedError, Participant, Values
 
-RECORD, VECTOR = "secagg", "vector"
+RECORD, VECTOR, CLIENTS = "secagg", "vector", "clients"
 
 
 # --- the coordinator ---
@@ -38,14 +38,14 @@ def secure_sum(
     """The sum over the nodes that ``instructions`` are for, and nothing else of any node.
 
     ``ask`` sends contents to nodes, as messages of a type, and yields the contents of at most one answer of each.
-    ``clients`` is the number of each node's users that take part, ``example`` has the sizes of the sum, and ``label``
+    ``clients`` is the number of each node's users that are asked, ``example`` has the sizes of the sum, and ``label``
     names it. ``aborted`` says whether a number of clients is too small for their sum to be opened. Raises
     :class:`~perfedrec.runtimes.flower.secagg.AbortedError` where it is, and where too few nodes are left, and
     :class:`PerfedrecError` where the phase has user vectors or edges in it.
     """
     if example.reports is not None or example.edges is not None:
         raise PerfedrecError("secure aggregation takes sums, and this phase has user vectors or edges in it")
-    counted = 0
+    counted, answered = 0, dict(clients)
 
     def send(stage: str, tasks: Mapping[int, Values]) -> Iterator[tuple[int, Values]]:
         contents = {node: RecordDict({RECORD: ConfigRecord(task)}) for node, task in tasks.items()}
@@ -57,11 +57,16 @@ def secure_sum(
             except (KeyError, PerfedrecError) as error:
                 refuse(node, f"stage {stage}: {error}")
                 continue
+            if stage == "masked":  # users may have left the node since it was asked for them
+                answered[node] = values.pop(CLIENTS, -1)
+                if type(answered[node]) is not int or not 0 <= answered[node] <= clients[node]:
+                    refuse(node, f"stage masked: expected the number of its clients, at most {clients[node]}")
+                    continue
             yield node, values
 
     def check(present: Collection[int]) -> None:
         nonlocal counted
-        counted = sum(clients[node] for node in present)
+        counted = sum(answered[node] for node in present)
         if aborted(counted):
             raise AbortedError("masked", f"{counted} clients are too few for a sum")
 
@@ -129,7 +134,9 @@ def answer_stage(
         content = RecordDict()
         if stage == "masked":
             participant.receive(**asked)
-            words = to_words(vector()).cpu().numpy().view(np.uint64)
+            part = vector()
+            words = to_words(part).cpu().numpy().view(np.uint64)
+            content[RECORD] = ConfigRecord({CLIENTS: part.clients})
             content[VECTOR] = pack({VECTOR: torch.from_numpy(participant.mask(words).view(np.int64))})
         else:
             known = {"secret": secret} if stage in ("keys", "shares") else {}

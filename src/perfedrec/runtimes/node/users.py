@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,12 @@ class UserStore:
     def path(self) -> Path:
         """The file."""
         return self._database.path
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Let nobody else change the file in the block, and store what the block writes together."""
+        with self._database.writing():
+            yield
 
     # --- catalogue ---
 
