@@ -1,5 +1,6 @@
 """The base class of all configuration records."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,19 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **more: Any) -> None:
+        """Add the options to the docstring, where ``help`` and the API reference show them."""
+        super().__pydantic_init_subclass__(**more)
+        options = [
+            f"- ``{field.alias or name}`` ({field.default!r}): {field.description}"
+            if field.description
+            else f"- section ``{field.alias or name}``: see :class:`{type(field.default).__name__}`"
+            for name, field in cls.model_fields.items()
+        ]
+        if cls.__doc__ and options:
+            cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__), "", "Options, with their defaults:", "", *options])
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         """What differs from the defaults, for a short ``repr``."""

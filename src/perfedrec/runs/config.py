@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -112,6 +112,10 @@ class Config(Settings):
     algorithm: str = Field(DEFAULT, description="the method: a name, or file.py:Class")
     data: DataSettings = DataSettings()
     run: RunSettings = RunSettings()
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        yield "algorithm", self.algorithm
+        yield from ((name, value) for name, value in super().__repr_args__() if name != "algorithm")
 
     @property
     def settings(self) -> Settings:

@@ -95,6 +95,9 @@ class Federated(ABC, Generic[S, B, C]):
             )
         check_aggregator(self.aggregator, self.protection.secure)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.settings})"
+
     # --- what a method defines ---
 
     @property
