@@ -59,14 +59,17 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/pip
 	@$(PIP) install $(QUIET) --constraint constraints.txt --editable ".$(extras_$*)"
 	@touch $(sets_$*:%=$(VENV)/.installed-%)
 
-lock: ## resolve the newest admitted versions anew and write constraints.txt
-	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	$(PYTHON) -m venv "$$folder"; \
-	"$$folder/bin/python" -m pip install -qq ".[dev]"; \
-	"$$folder/bin/python" -m pip freeze --all --exclude perfedrec --exclude pip --exclude wheel > "$$folder/frozen"; \
-	{ sed -n '/^#/p' constraints.txt; \
-	  sed -E '/^(nvidia-|cuda-|triton)/d; s/\+[A-Za-z0-9.]+$$//' "$$folder/frozen"; } > "$$folder/new"; \
-	cp "$$folder/new" constraints.txt
+# Nothing is installed for it. Names and versions are those of the report that pip writes.
+PINS := import json, sys; about = [each["metadata"] for each in json.load(sys.stdin)["install"]]; \
+	pins = [each["name"] + "==" + each["version"].split("+")[0] for each in about if each["name"] != "perfedrec"]; \
+	left = [each for each in pins if not each.startswith(("nvidia-", "cuda-", "triton="))]; \
+	print(*sorted(left, key=lambda each: each.lower().split("==")), sep="\n")
+
+lock: $(BIN)/pip ## resolve the newest admitted versions anew and write constraints.txt
+	@set -e; new=$$(mktemp); trap 'rm -f "$$new"' EXIT; \
+	$(PIP) install --quiet --quiet --dry-run --ignore-installed --report "$$new" ".[dev]"; \
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -c '$(PINS)' < "$$new"; } > constraints.new; \
+	mv constraints.new constraints.txt
 
 clean: ## remove the virtual environment, caches and builds
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
