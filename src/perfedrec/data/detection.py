@@ -76,6 +76,8 @@ def _is_adjacency(lines: pl.Series) -> bool | None:
     n_users, n_lines = _users(lines).n_unique(), len(lines)
     widths = table["width"].value_counts(sort=True)
     width, share = int(widths["width"][0]), widths["count"][0] / n_lines
+    if width > 4 and share == 1 and 2 * n_users <= n_lines:
+        return False  # a table of many columns, some of which must be named
     if width == 2 and share == 1:
         return False  # pairs of user and item; an adjacency list with one item per user means the same
     if share < 0.9 or width not in (3, 4):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 import polars as pl
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.readreport import Ratings, ReadReport
-from perfedrec.data.roles import Columns
+from perfedrec.data.roles import NOTHING, Columns
 from perfedrec.data.times import EARLIEST, ISO, SLASHES, largest
 
 SOME = 100  # ids that are looked at
@@ -48,11 +48,12 @@ class _Reading:
         return f"{name} = {self.report.places[role]}" if role in self.report.places else f"{role}s as they are"
 
     def option(self, **roles: str) -> str:
-        """The option --columns with the columns as now, but those of ``roles`` as given (role=role of now)."""
+        """The option --columns with the columns as now, but with other columns for ``roles``, or with none."""
         places = self.report.places
         wanted = {role: places[new] for role in places if (new := roles.get(role, role)) in places}
-        given = ",".join(f"{role}={place.name or place.position}" for role, place in wanted.items())
-        return f"--columns {given}" if given else "--format"
+        given = [f"{role}={place.name or place.position}" for role, place in wanted.items()]
+        given += [f"{role}={NOTHING}" for role in places if role not in wanted and places[role].name is not None]
+        return f"--columns {','.join(given)}" if given else "--format"
 
     @property
     def timed(self) -> bool:
@@ -143,7 +144,7 @@ def _dates(reading: _Reading, role: str) -> None:
 def _times(reading: _Reading) -> None:
     """Ask where ratings are as large as times, or times as small as ratings."""
     frame, columns = reading.frame, reading.frame.columns
-    large = "rating" in columns and float(frame["rating"].median() or 0) >= EARLIEST  # type: ignore[arg-type]
+    large = "rating" in columns and cast(float, frame["rating"].mean()) >= EARLIEST
     if large:
         swapped = reading.option(rating="timestamp", timestamp="rating")
         reading.ask(
@@ -176,6 +177,8 @@ def _counts(reading: _Reading) -> list[str]:
             )
     if reading.held_out or n < 3 or not reading.report.places:
         return []
+    if not reading.by_position and not _once(users):
+        return []
     n_users, n_items = users.n_unique(), items.n_unique()
     if n_users == n:
         if reading.by_position and users.dtype != pl.String and _no_rating(reading):
@@ -201,6 +204,11 @@ def _counts(reading: _Reading) -> list[str]:
             f"if they are the other way round, use {swap}"
         ]
     return []
+
+
+def _once(ids: pl.Series) -> bool:
+    """Whether each id occurs once; the first ones decide in most cases, which is fast."""
+    return bool(ids.head(10 * SOME).is_unique().all()) and ids.n_unique() == ids.len()
 
 
 def _no_rating(reading: _Reading) -> bool:

@@ -44,8 +44,9 @@ def read(
 
     ``format`` is one of :data:`FORMATS`; "auto" detects it from the content. ``columns`` gives the columns of user,
     item, rating and timestamp, by name or by position counted from 1; it is needed where the header has unusual names
-    or is missing. ``header`` says whether the first line names the columns; ``None``: as it looks. A file may be packed
-    (gzip, bzip2, xz, or zip with one file) and have any encoding.
+    or is missing; "none" stands for a rating or timestamp that is not to be read. ``header`` says whether the first
+    line names the columns; ``None``: as it looks. A file may be packed (gzip, bzip2, xz, or zip with one file) and have
+    any encoding.
 
     Ids are Int64 if all ids of a column are plain integers, otherwise String ("007" stays "007"). Ratings are Float64.
     Timestamps are Int64 in the unit of the file, seconds, milli-, micro- or nanoseconds since 1970 (see
@@ -155,7 +156,8 @@ def _guess(format: str, found: str, header: bool | None, columns: Columns | None
     options += ["--columns"] * (found in LAYOUTS and columns is None)
     if not options:
         return ""
-    return f"read as {found}, which is a guess in part; if it is wrong, see {', '.join(options)}"
+    hint = " (with --format adjacency, ids may be names)" if found == "adjacency" else ""
+    return f"read as {found}, which is a guess in part; if it is wrong, see {', '.join(options)}{hint}"
 
 
 def parse_columns(text: str) -> dict[str, str | int] | None:

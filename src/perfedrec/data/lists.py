@@ -23,6 +23,8 @@ def read_adjacency(path: Path, text: bytes, integers: bool = False) -> Cells:
     table = lines.select("number", user=fields.list.first(), item=fields.list.slice(1))
     again = table.filter(~pl.col("user").is_first_distinct())
     if again.height:
+        if (table["user"] == table["item"].list.len().cast(pl.String)).all():
+            raise DataError(f"{path}: each line begins with the number of its items; expected a user first")
         number, user = again.row(0)[:2]
         problem = f"user {user} occurs a second time; an adjacency list names each user once, followed by all items"
         fail(path, number, f"{problem} (for lines of user, item and weight use --format triples)")

@@ -55,8 +55,8 @@ class Ratings:
                 below = sum(share for value, share in shares.items() if value < middle)
         return Ratings(low, high, mean / values.len(), shares, middle, below)
 
-    def lines(self, threshold: bool = True) -> list[str]:
-        """The ratings in sentences. ``threshold``: the option --min-rating may be used."""
+    def lines(self) -> list[str]:
+        """The ratings in sentences."""
         if self.low == self.high:
             return [f"ratings: all {self.low:g}"]
         line = f"ratings: {self.low:g} to {self.high:g}, mean {self.mean:.3g}"
@@ -64,11 +64,11 @@ class Ratings:
             line += "; " + ", ".join(f"{value:g}: {share:.0%}" for value, share in self.shares.items())
         lines = [line]
         if self.negatives:
-            hint = " (--min-rating 0 keeps them)" if threshold else ""
             lines.append(
-                f"the ratings are 0 and 1: the {self.negatives:,} rows of 0 are read as negatives and left out{hint}"
+                f"the ratings are 0 and 1: the {self.negatives:,} rows of 0 are read as negatives and left out "
+                "(--min-rating 0 keeps them)"
             )
-        if self.middle is not None and threshold:
+        if self.middle is not None:
             lines.append(
                 f"all ratings count as interactions, also the {self.below:.0%} below the middle of the scale; "
                 f"--min-rating {self.middle:g} leaves these out"
@@ -117,11 +117,11 @@ class ReadReport:
         unit = self.unit or ""
         return unit if unit.startswith("such as") else f"as {unit}" if "/" in unit or "YY" in unit else f"in {unit}"
 
-    def lines(self, threshold: bool = True) -> list[str]:
-        """The report in sentences. ``threshold``: the option --min-rating may be used."""
+    def lines(self) -> list[str]:
+        """The report in sentences."""
         blank = f", {self.blank:,} blank line{'s' * (self.blank != 1)}" if self.blank else ""
         count = f"{self.rows:,} row{'s' * (self.rows != 1)}{blank}"
-        ratings = self.ratings.lines(threshold) if self.ratings else []
+        ratings = self.ratings.lines() if self.ratings else []
         return [f"read as {self.format}: {self.roles()}", count, *ratings, *self.remarks]
 
     def facts(self) -> dict[str, Any]:
@@ -141,9 +141,9 @@ class ReadReport:
 def of_parts(reports: Sequence[ReadReport]) -> tuple[str, ...]:
     """Sentences about the files of a split, the first of which is for training; equal ones are said once."""
     first, *others = reports
-    lines = [f"{first.path.name}, {line}" if i == 0 else line for i, line in enumerate(first.lines(threshold=False))]
+    lines = [f"{first.path.name}, {line}" if i == 0 else line for i, line in enumerate(first.lines())]
     for report in others:
-        head, count = report.lines(threshold=False)[:2]
+        head, count = report.lines()[:2]
         same = (report.format, report.roles()) == (first.format, first.roles())
         lines.append(f"{report.path.name}, {'read in the same way' if same else head}; {count}")
         lines += [f"{report.path.name}: {line}" for line in report.remarks]

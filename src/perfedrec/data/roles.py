@@ -13,14 +13,15 @@ from perfedrec.data.values import ROLES
 
 Columns = Mapping[str, str | int]
 
-# Names in plain form (see plain_name). Those of the first set are preferred to those of the second.
-KNOWN_NAMES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    role: (frozenset(first.split()), frozenset(second.split()))
-    for role, (first, second) in {
+# Names in plain form (see plain_name). Those of an earlier group are preferred to those of a later one.
+KNOWN_NAMES: dict[str, tuple[frozenset[str], ...]] = {
+    role: tuple(frozenset(names.split()) for names in groups)
+    for role, groups in {
         "user": (
-            "user userid uid u reviewerid customer customerid visitorid userno usernum useridx userindex memberid "
-            "member accountid clientid personid profileid playerid steamid readerid viewerid listenerid raterid "
-            "consumerid shopperid buyerid studentid learnerid subscriberid msno userhash usersid iduser followerid",
+            "user userid uid u reviewerid customer customerid custid visitorid userno usernum useridx userindex "
+            "memberid member accountid clientid personid profileid playerid steamid readerid viewerid "
+            "listenerid raterid consumerid shopperid buyerid studentid learnerid subscriberid msno userhash usersid "
+            "iduser followerid",
             "username usernickname nickname login screenname reviewer reviewername usermboxsha1 usersha1 profilename "
             "reviewprofilename reviewuserid person player reader viewer listener rater users",
         ),
@@ -42,13 +43,15 @@ KNOWN_NAMES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
             "playtime playtimeforever preference label frequency freq quantity scrobbles watchratio interaction points",
         ),
         "timestamp": (
-            "timestamp time ts t datetime unixreviewtime unixtimestamp unixtime eventtime reviewtimestamp "
+            "timestamp unixtimestamp unixtime unixreviewtime",
+            "time ts t datetime eventtime reviewtimestamp "
             "ratingtimestamp timestamps checkintime timestampms unixreviewtimes reviewunixtime",
             "date createdat dateadded reviewdate ratedat reviewtime playedat utctime utctimestamp datecreated "
             "rateddate ratingdate created updatedat dateupdated localtime checkindate visittime",
         ),
     }.items()
 }
+NOTHING = "none"  # in place of a column: the file has no such role
 MANY = 200  # lines that are compared with the first
 NAME_LIKE = re.compile(r"[A-Za-z_#][A-Za-z0-9_ .:#/()\[\]-]*")
 NAMING = re.compile(r"(?i:(^|[_ .-])(id|ids|name|key|code|uid|no|index|idx|hash|title)$)|[a-z](Id|ID|Name|Key|Code)$")
@@ -76,8 +79,8 @@ def names_role(name: str, role: str, ids: bool = False) -> bool:
 
     With ``ids``, only the preferred names count, which are those of ids and not of titles.
     """
-    plain, (preferred, others) = plain_name(name), KNOWN_NAMES[role]
-    return len(plain) > 1 and (plain in preferred or (plain in others and not ids))
+    plain, groups = plain_name(name), KNOWN_NAMES[role]
+    return len(plain) > 1 and any(plain in names for names in (groups[:1] if ids else groups))
 
 
 def is_header(lines: list[list[str]]) -> bool:
@@ -119,8 +122,8 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None) 
     """The place of each role that the file has.
 
     ``names`` are the names of all columns where there is a ``header``. ``columns`` names some columns, by name or by
-    position; where a text is both, it is a name. Raises :class:`DataError` where a column is missing, or two columns
-    could have one role.
+    position; where a text is both, it is a name. ``none`` stands for no column. Raises
+    :class:`DataError` where a column is missing, or two columns could have one role.
     """
     where: dict[str, int] = {}
     if header:
@@ -135,19 +138,25 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None) 
     for role, wanted in (columns or {}).items():
         if str(wanted) in names:
             where[role] = names.index(str(wanted))
+        elif str(wanted) == NOTHING and role not in ("user", "item"):
+            where.pop(role, None)
         elif str(wanted).isdigit() and 1 <= int(wanted) <= len(names):
             where[role] = int(wanted) - 1
         else:
             hint = "" if header else "; there is no header (--header, if the first line is one)"
-            raise DataError(f"{path}: no column {wanted!r} for the {role}; the columns are {', '.join(names)}{hint}")
+            raise DataError(f"{path}: no column {wanted!r} for the {role}; the columns are {_listed(names)}{hint}")
     if missing := [role for role in ("user", "item") if role not in where]:
         raise DataError(
-            f"{path}: no {' and no '.join(missing)} column; the columns are {', '.join(names)}; "
+            f"{path}: no {' and no '.join(missing)} column; the columns are {_listed(names)}; "
             f"name them with --columns user=NAME,item=NAME{' (or --no-header, if these are data)' * header}"
         )
     if where["user"] == where["item"]:
         raise DataError(f"{path}: user and item are both column {where['user'] + 1}; expected two columns")
     return {role: Place(where[role] + 1, names[where[role]] if header else None) for role in ROLES if role in where}
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(name or '""' for name in names)
 
 
 def _by_name(path: Path, names: list[str], columns: Columns) -> dict[str, int]:

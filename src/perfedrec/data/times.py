@@ -81,10 +81,14 @@ def from_numbers(values: pl.Series) -> Times:
 
 
 def from_text(values: pl.Series) -> Times:
-    """Times from a column of stripped text, by the form that fits the first cells.
+    """Times from a column of text, by the form that fits the first cells.
 
     Raises ``ValueError`` where days and months cannot be told apart.
     """
+    whole = values.cast(pl.Int64, strict=False)
+    if not whole.null_count():
+        return from_numbers(whole)
+    values = values.str.strip_chars()
     whole = values.cast(pl.Int64, strict=False)
     if not whole.null_count():
         return from_numbers(whole)
@@ -163,7 +167,7 @@ def _from_slashes(values: pl.Series) -> Times:
 
 
 def _most(sample: list[str], form: re.Pattern[str]) -> bool:
-    return 2 * sum(form.fullmatch(value) is not None for value in sample) > len(sample)
+    return 2 * sum(form.fullmatch(value) is not None for value in sample) >= len(sample)
 
 
 def _strptime(text: pl.Series, form: str) -> pl.Series:

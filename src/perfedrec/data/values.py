@@ -89,9 +89,9 @@ def _canonical(values: pl.Series, numbers: pl.Series) -> bool:
 
 
 def _ratings(values: pl.Series) -> tuple[pl.Series, Bad]:
-    cells = values.str.strip_chars() if values.dtype == pl.String else values
-    numbers = cells.cast(pl.Float64, strict=False)
+    numbers = values.cast(pl.Float64, strict=False)
     if values.dtype == pl.String and numbers.null_count():
+        cells = values.str.strip_chars()
         numbers = cells.str.replace(r"^(-?\d+),(\d+)$", "${1}.${2}").cast(pl.Float64, strict=False)
     return numbers, _first(~numbers.is_finite().fill_null(False), values, "expected a number")
 
@@ -102,7 +102,7 @@ def _times(values: pl.Series, place: Callable[[int], str]) -> tuple[pl.Series, B
         if values.dtype.is_temporal():
             times = from_dates(values)
         else:
-            times = from_text(values.str.strip_chars()) if values.dtype == pl.String else from_numbers(values)
+            times = from_text(values) if values.dtype == pl.String else from_numbers(values)
     except ValueError as error:
         return values, (0, f"is {values[0]!r}, {error}"), None
     numbers, numeric = times.values, times.form == "numbers"

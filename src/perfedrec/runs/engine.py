@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.device import pick_device
-from perfedrec.core.errors import DivergedError
+from perfedrec.core.errors import DataError, DivergedError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import NEWCOMER, Embedding, RoundReport, Rows
@@ -81,6 +81,9 @@ class Central:
     def __init__(
         self, method: Method, dataset: Dataset, *, seed: int = 0, device: Literal["auto", "cpu", "cuda"] = "auto"
     ) -> None:
+        train = dataset.train
+        if method.trained and train.n_interactions == train.n_users * train.n_items:
+            raise DataError(f"{dataset.name}: there is nothing to learn from: every user has every item")
         self.method, self.seed, self.device, self.round = method, seed, pick_device(device), 0
         self.data = Training.of(dataset, self.device)
         self.order = RandomOrder(dataset.train.user_ids, dataset.train.item_ids)
