@@ -61,6 +61,23 @@ def test_interactions_and_data_sets_are_data(tmp_path: Path) -> None:
     assert load(dataset) is dataset
 
 
+@pytest.mark.parametrize("valid", [True, False])
+def test_a_split_in_memory_is_that_of_the_same_files(valid: bool, tmp_path: Path) -> None:
+    parts = {"train": ROWS[:1].vstack(ROWS[2:6]), "test": ROWS[6:].with_columns(user=pl.lit("ann"))}
+    if valid:
+        parts["valid"] = ROWS[1:2]
+    for name, frame in parts.items():
+        frame.write_csv(tmp_path / f"{name}.csv")
+    paths = {name: str(tmp_path / f"{name}.csv") for name in parts}
+    options: dict[str, Any] = {"min_rating": 2}
+    assert load(**parts, **options).fingerprint == load(**paths, **options).fingerprint
+    mixed = {**paths, "train": Interactions.from_frame(parts["train"])}
+    assert load(**mixed).fingerprint == load(**paths).fingerprint
+    assert load(**parts).origin is None
+    with pytest.raises(DataError, match="data in memory: users and items of a split that is given are not removed"):
+        load(**parts, k_core=2)
+
+
 @pytest.mark.parametrize("kind", [sparse.csr_array, sparse.csc_matrix, sparse.coo_array, sparse.lil_matrix])
 def test_the_entries_of_a_sparse_matrix_are_ratings_by_row_and_column(kind: Any) -> None:
     dense = np.array([[0, 5, 0, 1], [2, 0, 0, 0], [0, 0, 0, 4]])

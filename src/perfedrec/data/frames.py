@@ -22,6 +22,9 @@ Table: TypeAlias = Any
 """Interactions in memory: a data frame of polars or pandas, a mapping of columns by name, a sparse matrix of scipy, an
 array, or any object that offers its columns as an Arrow stream."""
 
+IN_MEMORY = "data in memory"
+"""The name of a data set that was not read from a file."""
+
 DataLike: TypeAlias = str | Path | Dataset | Interactions | Table
 """What :func:`perfedrec.load` takes: the name of data, or data in memory."""
 
@@ -34,16 +37,18 @@ def rows_of(data: Table, columns: Columns | None = None) -> pl.DataFrame:
     sparse matrix [users, items] are ids, and its entries other than 0 are ratings. An array [rows, 2 to 4] has the
     columns user, item, rating and timestamp. Raises :class:`DataError` for anything else.
     """
-    return data.frame() if isinstance(data, Interactions) else rows_with_report(data, columns)[0]
+    return rows_with_report(data, columns)[0]
 
 
 def rows_with_report(
     data: Table, columns: Columns | None = None, min_rating: float | None = None
 ) -> tuple[pl.DataFrame, ReadReport]:
-    """Like :func:`rows_of`, for anything but :class:`Interactions`; also tells how the rows were read.
+    """Like :func:`rows_of`; also tells how the rows were read.
 
     ``min_rating`` is that of :func:`perfedrec.data.formats.read`.
     """
+    if isinstance(data, Interactions):
+        data = data.frame()
     if sparse.issparse(data):
         matrix = sparse.coo_array(data)
         matrix.sum_duplicates()

@@ -14,6 +14,7 @@ from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Dataset, Rows, assemble
 from perfedrec.data.detection import detect
 from perfedrec.data.formats import read_with_report
+from perfedrec.data.frames import IN_MEMORY, Table, rows_with_report
 from perfedrec.data.interactions import Ids, Interactions, encode, unique_ids
 from perfedrec.data.prepare import rated
 from perfedrec.data.readreport import of_parts
@@ -33,16 +34,17 @@ TAKEN = SplitRule()
 
 
 def from_files(
-    train: str | Path,
-    valid: str | Path | None,
-    test: str | Path,
+    train: str | Path | Table,
+    valid: str | Path | Table | None,
+    test: str | Path | Table,
     format: str = "auto",
     columns: Columns | None = None,
     name: str | None = None,
     rule: SplitRule = TAKEN,
     **reading: Unpack[Reading],
 ) -> Dataset:
-    """Make a data set of the files of a split. Each line is an interaction, unless it is rated below ``min_rating``.
+    """Make a data set of the files of a split, or of data in memory. Each line is an interaction, unless it is rated
+    below ``min_rating``.
 
     ``reading`` may hold ``min_rating`` and ``header``. ``format``, ``columns`` and ``header`` are those of
     :func:`perfedrec.data.formats.read`, which also raises. With format "auto", if the training file is detected as
@@ -55,12 +57,20 @@ def from_files(
     earlier than the training interactions of its user, at random otherwise. With the ties "together", all interactions
     at the last time are taken. The rule's seed decides what is random; its other options are not used.
     """
-    paths = [Path(path) for path in (train, valid, test) if path is not None]
-    if format == "auto" and (found := detect(paths[0])) in ("triples", "adjacency", "sequences"):
-        format = found  # held-out files are small, and in a small file the two formats are harder to tell apart
-    files = [read_with_report(path, format, columns, held_out=i > 0, **reading) for i, path in enumerate(paths)]
+    parts = [Path(each) if isinstance(each, str) else each for each in (train, valid, test) if each is not None]
+    if format == "auto" and isinstance(parts[0], Path):
+        found = detect(parts[0])
+        if found in ("triples", "adjacency", "sequences"):
+            format = found  # held-out files are small, and in a small file the formats are harder to tell apart
     min_rating = reading.get("min_rating")
-    frames = [rated(frame, min_rating, f"{path}: ") for path, (frame, _) in zip(paths, files, strict=True)]
+    files = [
+        read_with_report(each, format, columns, held_out=i > 0, **reading)
+        if isinstance(each, Path)
+        else rows_with_report(each, columns, min_rating)
+        for i, each in enumerate(parts)
+    ]
+    names = [str(each) if isinstance(each, Path) else "data frame" for each in parts]
+    frames = [rated(frame, min_rating, f"{where}: ") for where, (frame, _) in zip(names, files, strict=True)]
     for column in ("user", "item"):
         kinds = {frame[column].dtype for frame in frames if frame.height} or {pl.Int64()}
         kind = kinds.pop() if len(kinds) == 1 else pl.String()  # integers in one part, names in another: names in all
@@ -75,7 +85,7 @@ def from_files(
         )
         for frame in frames
     ]
-    name = name or paths[0].resolve().parent.name
+    name = name or (parts[0].resolve().parent.name if isinstance(parts[0], Path) else IN_MEMORY)
     if valid is not None:
         data = assemble(name, user_ids, item_ids, rows, "as given in files")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from perfedrec.core.errors import DataError
 
@@ -31,7 +32,7 @@ class Found:
     """
 
     name: str
-    parts: dict[str, Path]
+    parts: dict[str, Any]
     whole: Path | None = None
     remarks: tuple[str, ...] = ()
 

@@ -13,7 +13,7 @@ from perfedrec.core.errors import DataError
 from perfedrec.data.attributes import read_attributes, read_movielens_items, read_movielens_users
 from perfedrec.data.dataset import Attributes, Dataset, Encoding
 from perfedrec.data.formats import check_name, read_with_report
-from perfedrec.data.frames import DataLike, rows_with_report
+from perfedrec.data.frames import IN_MEMORY, DataLike, Table, rows_with_report
 from perfedrec.data.given import from_files
 from perfedrec.data.interactions import Ids, Interactions
 from perfedrec.data.layouts import Found, find
@@ -44,9 +44,9 @@ class LoadOptions(TypedDict, total=False):
     format: str
     columns: Columns | None
     header: bool | None
-    train: str | Path | None
-    valid: str | Path | None
-    test: str | Path | None
+    train: str | Path | Table | None
+    valid: str | Path | Table | None
+    test: str | Path | Table | None
     min_rating: float | None
     k_core: int
     split_how: str | None
@@ -68,9 +68,9 @@ class _Options:
     format: str = "auto"
     columns: Columns | None = None
     header: bool | None = None
-    train: str | Path | None = None
-    valid: str | Path | None = None
-    test: str | Path | None = None
+    train: str | Path | Table | None = None
+    valid: str | Path | Table | None = None
+    test: str | Path | Table | None = None
     min_rating: float | None = None
     k_core: int = 0
     split_how: str | None = None
@@ -125,7 +125,8 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
 
     - ``format`` ("auto"), ``columns`` (None) and ``header`` (None): the format of the files, the places of their
       columns, and whether their first line names these, as in :func:`perfedrec.data.formats.read`;
-    - ``train``, ``valid``, ``test`` (None): the files of a split, instead of ``spec``; valid may be missing;
+    - ``train``, ``valid``, ``test`` (None): the files of a split or data in memory, instead of ``spec``; valid
+      may be missing;
     - ``min_rating`` (None): interactions with a lower rating are removed, from all parts;
     - ``k_core`` (0): users and items with fewer interactions are removed, repeatedly;
     - ``split_how`` (None), ``ratio``, ``valid_from``, ``test_from``, ``folds`` (None), ``fold`` (0) and ``ties``
@@ -142,7 +143,8 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
     """
     chosen = _Options.of(options)
     data = _load(spec, chosen)
-    if spec is not None and not isinstance(spec, str | Path):
+    parts = (chosen.train, chosen.valid, chosen.test)
+    if not isinstance(spec, str | Path | None) or not all(isinstance(each, str | Path | None) for each in parts):
         return data
     return replace(data, origin=_origin(spec, options))
 
@@ -163,13 +165,14 @@ def _origin(spec: str | Path | None, options: LoadOptions) -> dict[str, Any]:
 
 def _load(spec: DataLike | None, chosen: _Options) -> Dataset:
     files = {"train": chosen.train, "valid": chosen.valid, "test": chosen.test}
-    if given := {part: Path(path) for part, path in files.items() if path is not None}:
+    if given := {part: Path(it) if isinstance(it, str) else it for part, it in files.items() if it is not None}:
         if spec is not None or not {"train", "test"} <= set(given):
             raise DataError(
                 "the data are named twice or in part; expected either a file, a folder or synthetic:..., or train and "
                 "test, and valid if there is one"
             )
-        return _given(Found("", given), given["train"].parent, chosen)
+        folder = given["train"].parent if isinstance(given["train"], Path) else None
+        return _given(Found("", given), folder, chosen)
     if spec is None:
         raise DataError("no data are named; expected a file, a folder, synthetic:..., or train and test")
 
@@ -177,9 +180,9 @@ def _load(spec: DataLike | None, chosen: _Options) -> Dataset:
         return spec
     if not isinstance(spec, str | Path):
         if isinstance(spec, Interactions):
-            return _split(spec.frame(), "data in memory", chosen)
+            return _split(spec.frame(), IN_MEMORY, chosen)
         frame, report = rows_with_report(spec, chosen.columns, chosen.min_rating)
-        return _split(frame, "data in memory", chosen, report)
+        return _split(frame, IN_MEMORY, chosen, report)
     text = str(spec)
     if text.partition(":")[0] == "synthetic":
         interactions, truth = synthetic(**_settings(text))
@@ -210,12 +213,12 @@ def _split(frame: pl.DataFrame, name: str, options: _Options, read: ReadReport |
     return replace(data, notes=replace(notes, files=tuple(read.lines()) if read else ()))
 
 
-def _given(found: Found, folder: Path, options: _Options) -> Dataset:
-    """The data set of a split that is given as files."""
+def _given(found: Found, folder: Path | None, options: _Options) -> Dataset:
+    """The data set of a split that is given as files in a ``folder``, or in memory."""
     if options.k_core:
         raise DataError(
-            f"{folder}: users and items of a split that is given are not removed; expected k_core with a single file "
-            "only"
+            f"{folder or IN_MEMORY}: users and items of a split that is given are not removed; expected k_core with a "
+            "single file only"
         )
     parts = found.parts
     data = from_files(
@@ -234,7 +237,10 @@ def _given(found: Found, folder: Path, options: _Options) -> Dataset:
         remarks = (f"interactions rated below {options.min_rating:g} were removed from all parts", *remarks)
     if options.rule.how != "leave-one-out":
         remarks = (*remarks, f"data.split = {options.rule.how} is not used: the files are split already")
-    data = _with_attributes(_remarked(data, remarks), folder, options.attributes)
+    data = _remarked(data, remarks)
+    if folder is None:
+        return data
+    data = _with_attributes(data, folder, options.attributes)
     report = written_report(folder, data) if options.min_rating is None else None
     return data if report is None else replace(data, notes=report)
 
