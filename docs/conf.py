@@ -43,7 +43,7 @@ def begin_with_readme(app: Sphinx, docname: str, source: list[str]) -> None:
     """The first page of the site is the README, with its links as they are within this folder."""
     if docname == "index":
         readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
-        readme = readme.replace("](CONTRIBUTING.md)", "](contributing.md)")
+        readme = readme.replace("](CONTRIBUTING.md", "](contributing.md")
         source[0] = re.sub(r"\[([^]]+)\]\(LICENSE\)", r"\1", readme) + source[0]
 
 
