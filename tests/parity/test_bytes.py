@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tests.parity.federation import N_USERS, PROTECTED, SEED, SINGLE, UNEQUAL, Twins, settings
+from flwr.app import Message
+from tests.parity.federation import N_USERS, PROTECTED, SEED, SERVICE, SINGLE, UNEQUAL, Twins, settings
 from tests.parity.test_rounds import SPECTRAL, SUMS
 
 from perfedrec.runs import config
@@ -74,6 +76,26 @@ def test_bytes_of_nodes_are_those_that_the_simulator_counts(
         measured, headers = sent(twins, up=False)
         assert measured == report.bytes_down == counted.bytes_down + headers + names(twins)
     assert twins.flower.clusters.centroids is not None  # and clusters' tables were part of it
+
+
+def test_what_a_service_apart_sends_and_receives_is_not_counted_as_the_nodes() -> None:
+    up, service = Counter[int](), 0
+
+    def weigh(reply: Message) -> Message:
+        up[reply.metadata.src_node_id] += array_bytes(reply.content)
+        return reply
+
+    twins = Twins(settings(**WORLDS["clear"]), UNEQUAL, weigh, apart=True)
+    for _ in range(len(twins.algorithm.phases) + 2):
+        twins.grid.sent.clear()
+        up.clear()
+        report = twins.play()
+        service += up[SERVICE]
+        assert report.bytes_up == up.total() - up[SERVICE]
+        assert report.bytes_up_max == max(size for node, size in up.items() if node != SERVICE)
+        received = (each for each in twins.grid.sent if not each.up and each.node != SERVICE)
+        assert report.bytes_down == sum(array_bytes(each.message.content) for each in received)
+    assert service > 0
 
 
 def test_an_option_counts_bytes_by_nodes_and_changes_nothing_else() -> None:

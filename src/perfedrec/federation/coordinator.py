@@ -23,6 +23,7 @@ from perfedrec.federation.agreement import federated
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.metrics import Expose, Watch, nowhere
 from perfedrec.federation.run import LINK, FederatedRun
+from perfedrec.privacy.report import between_nodes
 from perfedrec.runs.config import Config
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.progress import Reporter
@@ -162,11 +163,13 @@ def serve(
             watch = Watch(names, run.progress.total, terms.deadline, certificate_ends(files))
             expose(lambda: watch.metrics(coordinator, link))
             directory = _wait_for_nodes(coordinator, terms, algorithm, tell, caught)
+            sizes = [users.numel() for users in directory.hosts.values() if users.numel()]
+            tell(f"other nodes: {between_nodes(algorithm.settings.privacy, sizes)}")
             run.begin(coordinator, directory.identities)
             _play(run, coordinator, watch, reporter, tell, caught)
             took = coordinator.hand_out(run.state)
             tell(f"{len(took)} of {len(directory.hosts)} nodes have the model")
-            return run.finish([names.get(node, str(node)) for node in took])
+            return run.finish([names.get(node, str(node)) for node in took], sizes=sizes)
 
 
 def roles(algorithm: Algorithm[Any, Any, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -174,8 +174,11 @@ class FederatedRun:
         rejected.clear()
         return without
 
-    def finish(self, nodes_with_model: list[str], secure_aggregation: str = "SecAgg+") -> Summary:
-        """Store the model and the summary. ``secure_aggregation`` is the name of the protocol, or "simulated"."""
+    def finish(
+        self, nodes_with_model: list[str], secure_aggregation: str = "SecAgg+", sizes: Sequence[int] = ()
+    ) -> Summary:
+        """Store the model and the summary. ``secure_aggregation`` is the name of the protocol, or "simulated", and
+        ``sizes`` are the numbers of users on the nodes."""
         assert self.users is not None
         trained, settings = self.progress.done - self.n_phases, self.algorithm.settings.privacy
         records = {STATE: self.algorithm.serving(self.state), USERS: Participants(self.users)}
@@ -188,7 +191,7 @@ class FederatedRun:
             users=self.users.numel(),
             nodes_with_model=nodes_with_model,
             communication=self.progress.sent(self.users.numel()),
-            privacy=privacy_block(settings, releases, secure_aggregation, self.algorithm.reports_vectors),
+            privacy=privacy_block(settings, releases, secure_aggregation, self.algorithm.reports_vectors, sizes),
         )
         self.folder.write_summary(summary)
         return summary

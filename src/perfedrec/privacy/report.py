@@ -30,12 +30,17 @@ NOT_COVERED = (
 
 
 def privacy_block(
-    settings: PrivacySettings, releases: Sequence[Release], secure_aggregation: str, reporting: bool
+    settings: PrivacySettings,
+    releases: Sequence[Release],
+    secure_aggregation: str,
+    reporting: bool,
+    sizes: Sequence[int] = (),
 ) -> Block:
     """What a run with these releases guarantees, as plain values for JSON.
 
     ``secure_aggregation`` is how it was done if the settings ask for it: "simulated", or the name of a protocol.
-    ``reporting``: whether clients send vectors of their own.
+    ``reporting``: whether clients send vectors of their own. ``sizes`` are the numbers of users on the nodes of a
+    federation.
     """
     ledger = Ledger(releases, settings.delta)
     coordinator, recipients = ledger.epsilon("coordinator"), ledger.epsilon("recipients")
@@ -59,6 +64,7 @@ def privacy_block(
         "sums": _sums(settings),
         "user_vectors": _vectors(settings, exposed, reporting),
         "secure_aggregation": secure_aggregation if settings.aggregation == "secure" else "none",
+        **({"other_nodes": between_nodes(settings, sizes)} if sizes else {}),
         "noise_source": source if noisy else "none",
         "releases": ledger.lines(),
         "not_covered": list(NOT_COVERED),
@@ -70,6 +76,22 @@ def privacy_block(
 def centralised_block() -> Block:
     """The privacy block of a centralised method, which guarantees nothing."""
     return {"claim": "NONE: a centralised method has everybody's interactions in one place", "releases": []}
+
+
+def between_nodes(settings: PrivacySettings, sizes: Sequence[int]) -> str:
+    """What a node, or some nodes together, can learn of the others from opened sums, for nodes with these numbers of
+    users."""
+    if settings.aggregation != "secure":
+        return "learn from the model that all receive; the coordinator sees the sum of each node"
+    noisy = ", with noise" if settings.noise.any else ""
+    if len(sizes) == 1:
+        return f"there are none: the coordinator sees the sum of the only node{noisy}"
+    own = "the model that nodes receive shows what was opened, and a node can subtract its own part: "
+    if len(sizes) > 2:
+        rest = len(sizes) - 1
+        return f"{own}one node learns the sum of the {rest} others, {rest} nodes together that of the last one{noisy}"
+    single = "; where that node has 1 user, it is this user's own part" if 1 in sizes else ""
+    return f"{own}each of the 2 nodes learns the sum of the other{noisy}{single} (3 nodes or more avoid that)"
 
 
 def _sums(settings: PrivacySettings) -> str:
@@ -137,6 +159,7 @@ def lines(block: Block) -> list[tuple[str, str]]:
         ("opened sums", block.get("sums", BY_ITEM)),
         ("user vectors", block["user_vectors"]),
         ("secure aggregation", block["secure_aggregation"]),
+        *([("other nodes", block["other_nodes"])] if "other_nodes" in block else []),
         ("noise source", block["noise_source"]),
         ("released", released),
         ("not covered", "; ".join(block["not_covered"])),

@@ -112,13 +112,14 @@ class Traffic:
     """The messages of one round, ``timeout`` seconds for each exchange, and a second more for every
     :data:`BYTES_A_SECOND` that have been sent in the round: answers may be as large.
 
-    ``clients`` is the number of users that each node is asked for. Counted are the bytes of the arrays: ``up`` by node,
-    and ``down`` in all. ``rejections`` are the nodes whose answers did not come or were refused.
+    ``clients`` is the number of users that each node is asked for. Counted are the bytes of the arrays of these nodes:
+    ``up`` by node, and ``down`` in all. What the neighbourhood service receives and answers is not among them.
+    ``rejections`` are the nodes whose answers did not come or were refused.
     """
 
     def __init__(self, grid: Grid, number: int, phase: str, timeout: float, clients: Mapping[int, int]) -> None:
         self.grid, self.number, self.phase, self.timeout, self.clients = grid, number, phase, timeout, clients
-        self.up, self.down = dict[int, int](), 0
+        self.up, self.down, self._sent = dict[int, int](), 0, 0
         self._rejected = dict[int, Rejection]()
 
     @property
@@ -130,8 +131,10 @@ class Traffic:
         self, message_type: str, contents: Mapping[int, RecordDict]
     ) -> Generator[tuple[int, RecordDict], None, None]:
         """Send ``contents`` to nodes, and yield the content of each answer as it comes."""
-        self.down += sum(array_bytes(content) for content in contents.values())
-        seconds = self.timeout + self.down / BYTES_A_SECOND
+        sizes = {node: array_bytes(content) for node, content in contents.items()}
+        self.down += sum(size for node, size in sizes.items() if node in self.clients)
+        self._sent += sum(sizes.values())
+        seconds = self.timeout + self._sent / BYTES_A_SECOND
         ttl = seconds + 1.0  # a node that is later need not work on it
         messages = [
             Message(content, dst_node_id=node, message_type=message_type, group_id=str(self.number), ttl=ttl)
@@ -146,7 +149,8 @@ class Traffic:
                 elif answer.metadata.src_node_id != node:
                     self.refuse(node, f"it came from node {answer.metadata.src_node_id}", "unasked")
                 else:
-                    self.up[node] = self.up.get(node, 0) + array_bytes(answer.content)
+                    if node in self.clients:
+                        self.up[node] = self.up.get(node, 0) + array_bytes(answer.content)
                     yield node, answer.content
         finally:
             for node in sorted(silent):

@@ -1,0 +1,40 @@
+"""What the privacy block of a federation says of its nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from perfedrec.privacy.report import between_nodes, lines, privacy_block
+from perfedrec.privacy.settings import PrivacySettings
+
+SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "sizes", "told"),
+    [
+        (SECURE, [9], "there are none: the coordinator sees the sum of the only node"),
+        (SECURE, [9, 4], "each of the 2 nodes learns the sum of the other (3 nodes or more avoid that)"),
+        (
+            SECURE,
+            [1, 4],
+            "each of the 2 nodes learns the sum of the other; where that node has 1 user, it is this user's",
+        ),
+        (SECURE, [1, 4, 4, 4], "one node learns the sum of the 3 others, 3 nodes together that of the last one"),
+        (SECURE | {"noise": {"training": 1.0}}, [9, 4, 4], "2 nodes together that of the last one, with noise"),
+        ({}, [9, 4], "learn from the model that all receive; the coordinator sees the sum of each node"),
+    ],
+)
+def test_it_is_said_what_nodes_learn_of_each_other(privacy: dict[str, Any], sizes: list[int], told: str) -> None:
+    settings = PrivacySettings.model_validate(privacy)
+    assert told in between_nodes(settings, sizes)
+    block = privacy_block(settings, [], "SecAgg+", False, sizes)
+    assert block["other_nodes"] == between_nodes(settings, sizes)
+    shown = dict(lines(block | {"releases": [{"release": "a", "times": 1, "noise": "none"}]}))
+    assert shown["other nodes"] == between_nodes(settings, sizes)
+
+
+def test_a_simulation_has_no_other_nodes() -> None:
+    assert "other_nodes" not in privacy_block(PrivacySettings.model_validate(SECURE), [], "simulated", False)
