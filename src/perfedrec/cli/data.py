@@ -72,7 +72,7 @@ def data_prepare(
     ] = None,
     valid_from: Annotated[str | None, typer.Option(help="date where validation starts, for global-time")] = None,
     test_from: Annotated[str | None, typer.Option(help="date where test starts, for global-time")] = None,
-    folds: Annotated[int | None, typer.Option(help="number of folds, for folds")] = None,
+    folds: Annotated[int | None, typer.Option(max=2**31 - 1, help="number of folds, for folds")] = None,
     fold: Annotated[int, typer.Option(help="the fold that is tested, from 0")] = 0,
     order: Annotated[
         str, typer.Option(help="order of a user's interactions: auto, time, file (its lines) or random")

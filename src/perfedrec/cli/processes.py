@@ -16,7 +16,7 @@ service = typer.Typer(help="Be the neighbourhood service of a federation.", no_a
 
 Coordinator = Annotated[str, typer.Option(help="HOST:PORT of the coordinator; an IPv6 address stands in brackets")]
 Authority = Annotated[Path, typer.Option(help="certificate of the authority that vouches for the coordinator")]
-Threads = Annotated[int, typer.Option(help="threads of the numerical library")]
+Threads = Annotated[int, typer.Option(max=4096, help="threads of the numerical library")]
 UntilClosed = Annotated[
     bool, typer.Option("--until-stdin-closes", help="end when the process that started this one ends")
 ]

@@ -260,6 +260,8 @@ def recommend(
             raise ConfigError("the users are not clear; expected either --user ID, or --all-users and --output FILE")
         if output is not None and output.suffix not in (".parquet", ".csv"):
             raise ConfigError(f"--output is {output}; expected a name that ends in .parquet or .csv")
+        if output is not None and output.exists() and not _holds_lists(output):
+            raise ConfigError(f"{output} exists and holds no lists; expected a new file, or lists to replace")
         result, _ = open_run(run, data)
         if user is not None and as_json:
             items = result.explain(user, k).drop("user").to_dicts()
@@ -275,11 +277,24 @@ def recommend(
                 temporary.replace(output)
             except OSError as error:
                 raise ConfigError(f"{output}: cannot be written ({reason(error)})") from None
+            finally:
+                temporary.unlink(missing_ok=True)
             if as_json:
                 print(json.dumps({"rows": frame.height, "output": str(output), **_basis(result)}))
             else:
                 console.print(f"{frame.height} rows in {output}", soft_wrap=True)
                 print_basis(result)
+
+
+def _holds_lists(path: Path) -> bool:
+    """Whether a file is what ``recommend --all-users`` writes."""
+    import polars as pl
+
+    try:
+        found = pl.read_parquet_schema(path) if path.suffix == ".parquet" else pl.read_csv(path, n_rows=0).schema
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+    return list(found) == ["user", "item", "rank", "score"]
 
 
 def print_result(result: Result, as_json: bool) -> None:

@@ -58,8 +58,10 @@ def export(folder: Path, output: Path, data: str | None = None) -> None:
     simulated run are now.
 
     Raises :class:`ConfigError` where the method is centralised or a file of one's own, and where the output cannot be
-    written.
+    written or is another file that exists.
     """
+    if output.exists():
+        _check_model(output)
     model = _shared_model(folder, data)
     config, catalogue = model.config, model.catalogue
     if config.algorithm not in METHODS:
@@ -83,6 +85,17 @@ def export(folder: Path, output: Path, data: str | None = None) -> None:
         write_atomic(output, dump_tensors(content, metadata))
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror})") from None
+
+
+def _check_model(path: Path) -> None:
+    """Raise :class:`ConfigError` where a file that shall be replaced is no model."""
+    try:
+        with safe_open(path, "pt") as file:
+            known = (file.metadata() or {}).get("format") in FORMATS
+    except (SafetensorError, OSError):
+        known = False
+    if not known:
+        raise ConfigError(f"{path} exists and is no model; expected a new file, or a model to replace")
 
 
 def _shared_model(folder: Path, data: str | None) -> SharedModel:

@@ -38,7 +38,7 @@ def work_for(
     """
     policy = policy_of(require or REQUIRED)
     connection.prepare(stop)
-    beside = store.with_name(BUNDLE)
+    beside = store.parent / BUNDLE
     bundle = bundle or beside
     given = read_bundle(bundle) if bundle.exists() or bundle != beside else None
     with Store.open(store) as users:

@@ -8,6 +8,9 @@ from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.extras import needed_by
 from perfedrec.runs.checkpoint import write_atomic
 
+DOCTYPE = b"<!doctype html>"
+"""What a report begins with, in small letters."""
+
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
     """Write the report of a finished run or a comparison, and return its path.
@@ -27,6 +30,8 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     output = output or folder / "report.html"
     if output.is_dir():
         raise ConfigError(f"{output} is a folder; expected the name of a file to write")
+    if output.exists() and DOCTYPE not in output.read_bytes()[:1000].lower():
+        raise ConfigError(f"{output} exists and is no report; expected a new file, or a report to replace")
     page = render(bench_page(folder) if (folder / "results.json").exists() else run_page(folder))
     try:
         write_atomic(output, page.encode())

@@ -301,6 +301,9 @@ def check(tree: Mapping[str, Any], where: str = "") -> Config:
     """
     prefix = f"{where}: " if where else ""
     kind = _type_of(tree, prefix)
+    for key, value in flat(tree).items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ConfigError(f"{prefix}{key}: expected a number below 2^63 (given: {value})")
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
