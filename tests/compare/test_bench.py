@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from perfedrec import train
 from perfedrec.cli import app
 from perfedrec.cli import bench as commands
 from perfedrec.compare import tables
@@ -403,3 +404,78 @@ def test_the_cost_of_a_target_is_summed_over_rounds() -> None:
     assert reached(history, Target(metric="recall@20", value=0.41)) is None
     assert spread([1.0, 3.0]) == {"mean": 2.0, "sd": 2**0.5}
     assert spread([1.0]) == {"mean": 1.0, "sd": None}
+
+
+TIED = "user,item,timestamp\n" + "".join(f"{u},{(u * 7 + i * i) % 40},{i // 3}\n" for u in range(60) for i in range(9))
+VARIED = """
+vary = "data.seed"
+metric = "recall@20"
+[data.toy]
+path = "{path}"
+[methods.item_knn]
+[methods.popularity]
+"""
+
+
+def test_seeds_can_vary_the_split(tmp_path: Path) -> None:
+    (tmp_path / "toy.csv").write_text(TIED)
+    file = written(tmp_path, VARIED.replace("{path}", str(tmp_path / "toy.csv")))
+    done = runner.invoke(app, ["bench", str(file), "--output", str(tmp_path / "out")], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["vary"], results["data"]["toy"]["splits"]) == ("data.seed", 3)
+    assert "The 3 seeds gave 3 different splits (data.seed)." in done.output
+    assert "over seeds, each with its own split" in (tmp_path / "out" / "table.md").read_text()
+    found = {each["seed"]: each["test"] for each in results["cells"] if each["label"] == "item_knn"}
+    for seed, test in found.items():  # a method that takes no seed runs once for each split
+        dataset = open_data(DataSettings(path=str(tmp_path / "toy.csv"), seed=seed))
+        floor = train("item_knn", dataset).evaluate()
+        assert test == pytest.approx(floor)
+    mean = sum(test["recall@20"] for test in found.values()) / 3
+    summary = next(each for each in results["summary"] if each["label"] == "item_knn")
+    assert summary["test"]["recall@20"]["mean"] == pytest.approx(mean)
+    assert summary["test"]["recall@20"]["sd"] > 0
+    popular = [each["test"]["recall@20"] for each in results["cells"] if each["label"] == "popularity"]
+    assert results["data"]["toy"]["popularity"]["recall@20"] == pytest.approx(sum(popular) / 3)
+    again = runner.invoke(app, ["bench", str(file), "--output", str(tmp_path / "out")])
+    assert again.exit_code == 0, again.output
+
+
+def test_what_chance_decides_is_said_where_seeds_do_not_vary_the_split(tmp_path: Path) -> None:
+    (tmp_path / "toy.csv").write_text(TIED)
+    text = VARIED.replace("{path}", str(tmp_path / "toy.csv")).replace('vary = "data.seed"\n', "seeds = [0]\n")
+    done = runner.invoke(
+        app, ["bench", str(written(tmp_path, text)), "--output", str(tmp_path / "out")], env={"COLUMNS": "200"}
+    )
+    assert done.exit_code == 0, done.output
+    assert "Chance decides which interaction is tested for 60 of 60 users (100%)" in done.output
+    assert 'All seeds have this one split; vary = "data.seed" draws one for each.' in done.output
+    assert "Chance decides" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_split_without_chance_is_played_once_by_methods_that_take_no_seed(tmp_path: Path) -> None:
+    (tmp_path / "toy.csv").write_text(TIED)
+    text = VARIED.replace("{path}", str(tmp_path / "toy.csv")).replace(
+        "[methods.item", 'ties = "together"\n[methods.item'
+    )
+    bench = read(written(tmp_path, text), tmp_path / "out")
+    bench.prepare()
+    assert bench.n_splits("toy") == 1
+    assert [(cell.label, cell.seed) for cell in bench.cells()] == [("item_knn", 0), ("popularity", 0)]
+
+
+def test_folds_are_repetitions(tmp_path: Path) -> None:
+    text = TOY.replace("seeds = [0, 3]", 'vary = "data.fold"').replace("items=200", 'items=200"\nfolds = 4\nx = "')
+    text = text.replace('x = ""\n', "")
+    bench = read(written(tmp_path, text), tmp_path / "out")
+    assert bench.file.seeds == (0, 1, 2, 3)
+    assert [cell.config.data.fold for cell in bench.cells() if cell.label == "popularity"] == [0, 1, 2, 3]
+    bench.prepare()
+    assert bench.n_splits("toy") == 4
+    with pytest.raises(ConfigError, match=r"needs data.toy.folds above 4"):
+        read(written(tmp_path, f"seeds = [0, 4]\n{text}"), tmp_path / "out")
+    for more, message in (("fold = 2", "data.toy.fold is set by vary"), ('split = "ratio"', "folds changes nothing")):
+        with pytest.raises(ConfigError, match=message):
+            read(written(tmp_path, text.replace("folds = 4", f"folds = 4\n{more}")), tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"needs data.toy.folds above 2"):
+        read(written(tmp_path, text.replace("folds = 4", "")), tmp_path / "out")

@@ -75,7 +75,7 @@ def bench(
 
 def print_results(results: Results) -> None:
     """Print a table for each data set, with the columns that fit on the terminal."""
-    from perfedrec.compare.tables import cells, columns, fitting, rows
+    from perfedrec.compare.tables import cells, columns, fitting, rows, split_notes
 
     for name in results["data"]:
         lines = rows(results, name)
@@ -91,6 +91,8 @@ def print_results(results: Results) -> None:
         for row in cells(shown, lines):
             table.add_row(*(Text(text, "bold") if best else text for text, best in row))
         console.print(table)
+        for line in split_notes(results, name):
+            console.print(line, soft_wrap=True)
 
 
 EVERY = 10.0

@@ -11,9 +11,10 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.settings import Settings
@@ -60,9 +61,15 @@ class Sweep(Settings):
 
 
 class BenchFile(Settings):
-    """The content of a comparison's file."""
+    """The content of a comparison's file.
+
+    With ``vary``, a seed also sets this option of the data. Then "data.fold" makes the folds the default of ``seeds``.
+    """
 
     seeds: tuple[int, ...] = (0, 1, 2)
+    vary: Literal["data.seed", "data.fold"] | None = Field(
+        None, description="option of the data that each seed also sets: another split for each, or the folds"
+    )
     metric: Metric = Field("ndcg@20", description="the metric by which methods are compared")
     reference: str | None = Field(None, description="label of the method that all others are compared with")
     target: Target | None = None
@@ -85,6 +92,34 @@ class BenchFile(Settings):
         if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
             raise ValueError("expected whole numbers from 0, each once")
         return seeds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_folds(cls, tree: Any) -> Any:
+        """The folds are the seeds, where nothing else is said."""
+        if not isinstance(tree, Mapping) or tree.get("vary") != "data.fold" or "seeds" in tree:
+            return tree
+        data = tree.get("data")
+        numbers = [each.get("folds") if isinstance(each, Mapping) else None for each in dict(data or {}).values()]
+        folds = [each for each in numbers if isinstance(each, int)]
+        return {**tree, "seeds": list(range(min(folds)))} if folds and min(folds) > 0 else tree
+
+    @model_validator(mode="after")
+    def _varied(self) -> Self:
+        if self.vary is None:
+            return self
+        option = self.vary.partition(".")[2]
+        for name, settings in self.data.items():
+            if option in settings.model_fields_set and getattr(settings, option):
+                raise ValueError(f"data.{name}.{option} is set by vary; expected it to be left out")
+            if option == "fold" and not max(self.seeds) < (settings.folds or 0):
+                raise ValueError(f"vary = data.fold needs data.{name}.folds above {max(self.seeds)}, the last of seeds")
+        return self
+
+    def settings(self, data: str, seed: int) -> DataSettings:
+        """The settings of a data set for a seed."""
+        option = {self.vary.partition(".")[2]: seed} if self.vary else {}
+        return self.data[data].model_copy(update=option)
 
 
 @dataclass(frozen=True)
@@ -116,7 +151,8 @@ class Bench:
     """A comparison with all its configurations resolved.
 
     ``configs`` are by label and data set, privacy ``profiles`` by label, and ``datasets`` by name, once
-    :meth:`prepare` has opened them. ``output`` is the folder of the comparison.
+    :meth:`prepare` has opened them: the one of the first seed, where seeds vary the split. ``splits`` has the
+    fingerprints by name and seed. ``output`` is the folder of the comparison.
     """
 
     file: BenchFile
@@ -124,6 +160,7 @@ class Bench:
     profiles: dict[str, str | None]
     output: Path
     datasets: dict[str, Dataset] = field(default_factory=dict)
+    splits: dict[tuple[str, int], str] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -143,13 +180,19 @@ class Bench:
                     config = self.configs[label, data]
                     if seed != self.file.seeds[0] and self.seedless(label, data):
                         continue
-                    config = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
+                    run, settings = config.run.model_copy(update={"seed": seed}), self.file.settings(data, seed)
+                    config = config.model_copy(update={"run": run, "data": settings})
                     yield Cell(label, data, seed, config, self.output / "runs" / label / data / f"seed-{seed}")
 
     def seedless(self, label: str, data: str) -> bool:
         """Whether all seeds give the same result. Sampled negatives are drawn with the seed."""
         config = self.configs[label, data]
-        return seedless(method(config.algorithm)) and not config.run.sampled_negatives
+        return seedless(method(config.algorithm)) and not config.run.sampled_negatives and self.n_splits(data) == 1
+
+    def n_splits(self, data: str) -> int:
+        """How many different splits of a data set the seeds give; before :meth:`prepare`, how many they can give."""
+        known = {self.splits.get((data, seed)) for seed in self.file.seeds}
+        return len(self.file.seeds) if None in known and self.file.vary else len(known)
 
     def prepare(self) -> None:
         """Open all data sets, check the runs that the folder already holds, and write ``bench.toml``.
@@ -157,7 +200,12 @@ class Bench:
         Raises :class:`ConfigError` where a run in the folder has another configuration or other data than this
         comparison; the message says what has changed.
         """
-        self.datasets = {name: open_data(settings) for name, settings in self.file.data.items()}
+        for name in self.file.data:
+            for seed in self.file.seeds:
+                new = self.file.vary is not None or name not in self.datasets
+                dataset = open_data(self.file.settings(name, seed)) if new else self.datasets[name]
+                self.datasets.setdefault(name, dataset)
+                self.splits[name, seed] = dataset.fingerprint
         for cell in self.cells():
             if not (cell.folder / "config.toml").exists():
                 continue
@@ -165,7 +213,7 @@ class Bench:
             changed = differences(RunFolder(cell.folder).config(), cell.config)
             if changed:
                 raise ConfigError(f"{cell.label} on {cell.data} has changed: {'; '.join(changed)}; {hint}")
-            if _fingerprint(cell.folder) not in (None, self.datasets[cell.data].fingerprint):
+            if _fingerprint(cell.folder) not in (None, self.splits[cell.data, cell.seed]):
                 raise ConfigError(f"the data {cell.data} have changed; {hint}")
         self.output.mkdir(parents=True, exist_ok=True)
         tree = self.file.model_dump(mode="json", exclude={"methods", "common", "sweep"}, exclude_none=True)

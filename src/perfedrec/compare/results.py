@@ -16,6 +16,7 @@ from perfedrec.compare.cells import cost
 from perfedrec.compare.schema import (
     CellEntry,
     ComparisonEntry,
+    DataEntry,
     ParametersEntry,
     PrivacySummary,
     ReachedEntry,
@@ -24,7 +25,9 @@ from perfedrec.compare.schema import (
     SummaryEntry,
     TargetSummary,
 )
+from perfedrec.data import Dataset
 from perfedrec.evaluation.significance import adjusted, compare
+from perfedrec.runs.config import open_data
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.result import popularity
 from perfedrec.runs.summary import FULL
@@ -42,22 +45,30 @@ def collect(bench: Bench, failed: Mapping[str, str]) -> Results:
     return {
         "format": FORMAT,
         "seeds": list(file.seeds),
+        "vary": file.vary,
         "metric": file.metric,
         "reference": file.reference,
         "protocol": FULL,
         "target": None if file.target is None else {"metric": file.target.metric, "value": file.target.value},
-        "data": {
-            name: {
-                "users": dataset.n_users,
-                "items": dataset.n_items,
-                "interactions": dataset.train.n_interactions,
-                "fingerprint": dataset.fingerprint,
-                "popularity": popularity(dataset, bench.cutoffs),
-            }
-            for name, dataset in bench.datasets.items()
-        },
+        "data": {name: _data(bench, name, dataset) for name, dataset in bench.datasets.items()},
         "cells": cells,
         "summary": [line for name in file.data for line in _summaries(bench, name, cells)],
+    }
+
+
+def _data(bench: Bench, name: str, dataset: Dataset) -> DataEntry:
+    """A data set. Where seeds vary its split, sizes are those of the first, and popularity is the mean over all."""
+    others = bench.file.seeds[1:] if bench.n_splits(name) > 1 else ()
+    parts = (dataset, *(open_data(bench.file.settings(name, seed)) for seed in others))
+    figures = [popularity(each, bench.cutoffs) for each in parts]
+    return {
+        "users": dataset.n_users,
+        "items": dataset.n_items,
+        "interactions": dataset.train.n_interactions,
+        "fingerprint": dataset.fingerprint,
+        "popularity": {key: fmean(each[key] for each in figures) for key in figures[0]},
+        "splits": bench.n_splits(name),
+        "chance": dataset.notes.chance,
     }
 
 

@@ -16,13 +16,16 @@ class Spread(TypedDict):
 
 
 class DataEntry(TypedDict):
-    """A data set: its sizes, and the test metrics of ranking by popularity."""
+    """A data set: its sizes, and the test metrics of ranking by popularity; ``splits`` is the number of different
+    splits that the seeds gave, and ``chance`` what chance decided in the first (neither before version 0.4)."""
 
     users: int
     items: int
     interactions: int
     fingerprint: str
     popularity: dict[str, float]
+    splits: NotRequired[int]
+    chance: NotRequired[str | None]
 
 
 class TargetEntry(TypedDict):
@@ -138,6 +141,7 @@ class Results(TypedDict):
 
     format: int
     seeds: list[int]
+    vary: NotRequired[str | None]
     metric: str
     reference: str | None
     protocol: str

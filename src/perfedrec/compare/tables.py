@@ -198,11 +198,31 @@ def comma_separated(results: Results) -> str:
 
 def _about(results: Results, data: str) -> str:
     about = results["data"][data]
-    return f"{about['users']} users, {about['items']} items, {about['interactions']} training interactions."
+    sizes = f"{about['users']} users, {about['items']} items, {about['interactions']} training interactions."
+    return " ".join([sizes, *split_notes(results, data)])
+
+
+def split_notes(results: Results, data: str) -> list[str]:
+    """What the deviations over seeds say of the split of a data set, in sentences; nothing where chance has no part."""
+    about, vary = results["data"][data], results.get("vary")
+    splits, chance = about.get("splits", 1), about.get("chance")
+    if vary and splits > 1:
+        return [f"The {len(results['seeds'])} seeds gave {splits} different splits ({vary})."]
+    if vary:
+        return [f"All seeds gave the same split: {vary} changes nothing here."]
+    if chance is None:
+        return []
+    return [f'{chance[:1].upper()}{chance[1:]}. All seeds have this one split; vary = "data.seed" draws one for each.']
+
+
+def over(results: Results) -> str:
+    """What means and deviations are over."""
+    named = {"data.seed": "seeds, each with its own split", "data.fold": "folds"}
+    return named.get(results.get("vary") or "", "seeds")
 
 
 def _note(results: Results) -> str:
-    note = "Mean and standard deviation over seeds, test users with held-out items."
+    note = f"Mean and standard deviation over {over(results)}, test users with held-out items."
     if results["reference"] is not None:
         note += (
             f" Differences to {results['reference']}: each user's metric is averaged over seeds, then the differences "

@@ -125,9 +125,10 @@ class SplitReport:
 
     ``how`` describes the split. ``duplicates`` is the number of rows that repeat a pair within their part.
     ``short_users`` is the number of users who have fewer than ``short_of``, which is too little to hold any out.
-    ``ties`` says how often chance decided a split by time. ``looks_ahead`` is true where each user's own times decided,
-    and training has interactions that are later than test interactions of other users. ``remarks`` are further
-    sentences, about preparation and attributes. ``files`` are sentences about how the files were read.
+    ``ties`` says how often chance decided a split by time, and ``drawn`` that the whole split is random.
+    ``looks_ahead`` is true where each user's own times decided, and training has interactions that are later than test
+    interactions of other users. ``remarks`` are further sentences, about preparation and attributes. ``files`` are
+    sentences about how the files were read.
     """
 
     how: str
@@ -137,6 +138,7 @@ class SplitReport:
     short_users: int = 0
     short_of: str = "3 interactions"
     ties: Ties | None = None
+    drawn: bool = False
     looks_ahead: bool = False
     remarks: tuple[str, ...] = field(default=())
     files: tuple[str, ...] = ()
@@ -164,6 +166,13 @@ class SplitReport:
         if not any(part.interactions - part.left_out for part in (self.valid, self.test)):
             lines.append("no user can be evaluated: no interactions are held out for validation or test")
         return lines + list(self.remarks)
+
+    @property
+    def chance(self) -> str | None:
+        """What chance decided in the split, as a sentence; None where it decided nothing."""
+        if self.ties is not None and self.ties.any:
+            return self.ties.line()
+        return f"the split is random: {self.how}" if self.drawn else None
 
     def stored(self) -> dict[str, Any]:
         """The report as JSON has it."""

@@ -111,7 +111,7 @@ def _with_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Row
     how = f"training and test as given in files; validation: {taken} of each user who has two or more in training"
     data = assemble(name, user_ids, item_ids, [*parts, test], how)
     repeated = data.notes.duplicates + train.users.size - whole.n_interactions
-    return replace(data, notes=replace(data.notes, duplicates=repeated, ties=ties))
+    return replace(data, notes=replace(data.notes, duplicates=repeated, ties=ties, drawn=not by_time))
 
 
 def _is_last(train: Interactions, test: Rows) -> bool:

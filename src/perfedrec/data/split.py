@@ -147,6 +147,7 @@ class _Cut(NamedTuple):
     short_of: str = "3 interactions"
     ties: Ties | None = None
     by_time: bool = False
+    drawn: bool = False
 
 
 def split(
@@ -199,7 +200,7 @@ def split_by(rule: SplitRule, interactions: Interactions, name: str = "data") ->
     ahead = cut.by_time and bool(
         times is not None and (part == 2).any() and times[part == 0].max() > times[part == 2].min()
     )
-    notes = replace(data.notes, short_of=cut.short_of, ties=cut.ties, looks_ahead=ahead)
+    notes = replace(data.notes, short_of=cut.short_of, ties=cut.ties, drawn=cut.drawn, looks_ahead=ahead)
     return replace(data, notes=notes)
 
 
@@ -278,7 +279,7 @@ def _by_user(rule: SplitRule, interactions: Interactions) -> _Cut:
     if by_file:
         return _Cut(part, f"{rule.how}{shares} in the order of the file", int(short.sum()))
     if not by_time:
-        return _Cut(part, f"{rule.how}{shares} in random order (seed {rule.seed})", int(short.sum()))
+        return _Cut(part, f"{rule.how}{shares} in random order (seed {rule.seed})", int(short.sum()), drawn=True)
     made = f"{rule.how}{shares} by time" + (", interactions at the same time together" if together else "")
     if together:
         return _Cut(part, made, int(short.sum()), "3 different times", by_time=True)
@@ -340,7 +341,7 @@ def _by_folds(rule: SplitRule, interactions: Interactions) -> _Cut:
     chosen, _ = validation_rows(users[rest], interactions.items[rest], None, rule.seed)
     part[rest[chosen]] = 1
     made = f"fold {rule.fold} of {folds} at random (seed {rule.seed}), validation: one random interaction of each user"
-    return _Cut(part, made)
+    return _Cut(part, made, drawn=True)
 
 
 def _seconds(option: str, moment: Moment) -> int:

@@ -184,7 +184,7 @@ def _accuracy_table(results: Results, data: str, methods: Sequence[Compared]) ->
     header = ["method", *([] if reference is None else [f"against {reference}"]), *(each.head for each in ranked)]
     header.append(f"{metric_name(metric)}, 95 % interval over users")
     header += [] if reference is None else ["p, adjusted"]
-    note = "Means and standard deviations over seeds"
+    note = " ".join([*tables.split_notes(results, data), f"Means and standard deviations over {tables.over(results)}"])
     if reference is None:
         return Table(f"Test metrics on {data}", header, rows, 1, f"{note}.")
     note += f"; the best of a column in bold. A verdict is by the adjusted p-value, at {ALPHA:g}."
