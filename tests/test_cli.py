@@ -642,3 +642,37 @@ def test_a_printed_command_can_be_typed_where_it_was_printed(tmp_path: Path, mon
     monkeypatch.setattr(sys, "argv", ["/lib/perfedrec/__main__.py"])
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert command("train") == "./python -m perfedrec train"
+
+
+def test_data_info_tells_how_a_file_is_read(ratings: Path, tmp_path: Path) -> None:
+    shown = cli("data", "info", ratings).stdout
+    assert 'read as csv: user = column 1 "user", item = column 2 "item", rating = column 3 "rating", time = ' in shown
+    assert "240 rows" in shown
+    assert "--min-rating 4 leaves these out" in shown
+    left = json.loads(cli("data", "info", ratings, "--min-rating", "4", "--json").stdout)
+    assert left["interactions"] + left["duplicates"] == 30 * 5
+    assert left["read"]["rows"] == 240
+    assert left["equal_times"] == {"users": 30, "last": 0, "last_two": 0}
+    prepared = cli("data", "prepare", ratings, "--output", tmp_path / "prepared").stdout
+    assert "read as csv: user = column 1" in prepared
+
+
+def test_a_header_is_an_option(tmp_path: Path) -> None:
+    names = tmp_path / "names.csv"
+    names.write_text("".join(f"ann{i},{name}\n" for i, name in enumerate(["abba", "queen", "abba"])))
+    count = {
+        flag: json.loads(cli("data", "info", names, "--json", *flag).stdout)["users"] for flag in [(), ("--no-header",)]
+    }
+    assert count == {(): 3, ("--no-header",): 3}
+    knn = ["--algorithm", "item_knn", "--quiet", "--json", "--columns", "user=1,item=2"]
+    for flag, users in (("--header", 2), ("--no-header", 3)):
+        run = tmp_path / flag
+        cli("train", "--data", names, flag, "--output", run, *knn)
+        assert json.loads((run / "diagnostics.json").read_text())["data"]["users"] == users
+
+
+def test_users_who_have_every_item_are_nothing_to_learn_from(tmp_path: Path) -> None:
+    full = tmp_path / "full.csv"
+    full.write_text("user,item\n" + "".join(f"{u},{i}\n" for u in range(1, 5) for i in (1, 2)))
+    refused = cli("train", "--data", full, "--algorithm", "mf", "--output", tmp_path / "run", code=2)
+    assert "full: there is nothing to learn from: every user has every item" in refused.stderr

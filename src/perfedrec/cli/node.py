@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from perfedrec.cli.common import AsJson, Columns, FinishedRun, Format, Moved, console, one_line, print_list
+from perfedrec.cli.common import AsJson, Columns, FinishedRun, Format, Header, Moved, console, one_line, print_list
 from perfedrec.core.errors import ConfigError
 
 app = typer.Typer(help="Keep users' data on a node, and recommend there.", no_args_is_help=True)
@@ -60,6 +60,7 @@ def node_import(
     store: StoreFile,
     format: Format = "auto",
     columns: Columns = "",
+    header: Header = None,
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="leave out interactions with items that are not in the catalogue")
     ] = False,
@@ -77,16 +78,17 @@ def node_import(
     [bold]perfedrec node import mine.csv --store home.node[/bold]
     """
     with one_line():
-        from perfedrec.data import parse_columns, read
+        from perfedrec.data import parse_columns, read_with_report
         from perfedrec.federation.offline import import_file
         from perfedrec.runtimes.node import Store
 
-        frame = read(file, format, parse_columns(columns))
+        frame, report = read_with_report(file, format, parse_columns(columns), header=header, held_out=True)
         with Store.open(store) as opened:
             users, interactions, skipped, described = import_file(opened, file, frame, skip_unknown, first_identity)
         left = f", {skipped} with unknown items left out" if skipped else ""
         left += f", attributes of {described} users" if described else ""
         console.print(f"{interactions} new interactions, {users} new users{left}", soft_wrap=True)
+        console.print(report.lines()[0], soft_wrap=True, highlight=False)
 
 
 @app.command("add")

@@ -74,8 +74,8 @@ def read_with_report(
 ) -> tuple[pl.DataFrame, ReadReport]:
     """Like :func:`read`, and also tell how the file was read.
 
-    ``held_out`` says that the file is a part of a split that is not for training: in such a part it is no surprise that
-    each user occurs once.
+    ``held_out`` says that the file is a part of the data that is not for training alone, such as a test part: there it
+    is no surprise that each user or each item occurs once.
     """
     path = Path(path)
     check_name(format, FORMATS, "format")
