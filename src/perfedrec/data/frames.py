@@ -55,7 +55,7 @@ def rows_with_report(
         matrix.eliminate_zeros()
         users, items = (index.astype(np.int64) for index in matrix.coords)
         table = pl.DataFrame({"user": users, "item": items, "rating": matrix.data})
-        return roles_of("matrix", table, None, min_rating)
+        return _by_role("matrix", table, None, min_rating)
     if isinstance(data, np.ndarray) and data.dtype.names is None:
         if data.ndim != 2 or not 2 <= data.shape[1] <= len(ROLES):
             raise DataError(
@@ -63,8 +63,20 @@ def rows_with_report(
                 "known, rating and timestamp (a matrix of users and items is given as scipy.sparse.csr_array(matrix))"
             )
         named = {role: _column(role, data[:, place]) for place, role in enumerate(ROLES[: data.shape[1]])}
-        return roles_of("array", pl.DataFrame(named), columns, min_rating)
-    return roles_of("data frame", columns_of(data), columns, min_rating)
+        return _by_role("array", pl.DataFrame(named), columns, min_rating)
+    return _by_role("data frame", columns_of(data), columns, min_rating)
+
+
+def _by_role(
+    where: str, table: pl.DataFrame, columns: Columns | None, min_rating: float | None
+) -> tuple[pl.DataFrame, ReadReport]:
+    """:func:`roles_of`, with the argument of Python beside the option of the command line that it names."""
+    try:
+        return roles_of(where, table, columns, min_rating)
+    except DataError as error:
+        if "--columns" not in str(error):
+            raise
+        raise DataError(f"{error} (in Python: columns={{'user': NAME, 'item': NAME}})") from None
 
 
 def columns_of(data: Table) -> pl.DataFrame:
