@@ -96,7 +96,8 @@ def test_attributes_are_errors_only_where_they_are_used(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert data.user_attributes is None
     assert any(
-        "user attributes are not used, and cannot be" in line and "users.dat" in line for line in data.notes.lines()
+        "the user attributes are left out, because they cannot be read" in line and "users.dat" in line
+        for line in data.notes.lines()
     )
     assert load(tmp_path, attributes=False).notes.lines()[-1].startswith("each pair of user and item once")
     with pytest.raises(DataError, match=r"users\.dat"):

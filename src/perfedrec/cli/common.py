@@ -178,7 +178,7 @@ def print_data(dataset: Dataset) -> None:
     sizes = ": " + ", ".join(counted(n, name) for name, n in counts.items())
     console.print(Text.assemble((dataset.name, "bold"), sizes), soft_wrap=True)
     for line in dataset.notes.lines():
-        console.print(Padding(Text(line), (0, 0, 0, 2)))
+        console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
 
 
 def print_list(explained: pl.DataFrame, user: str) -> None:

@@ -266,7 +266,7 @@ def _with_attributes(data: Dataset, folder: Path, wanted: bool | None) -> Datase
         except DataError as error:
             if wanted:
                 raise
-            attributes, said = None, (f"{kind} attributes are not used, and cannot be: {error}",)
+            attributes, said = None, (f"the {kind} attributes are left out, because they cannot be read: {error}",)
         found.append(attributes)
         remarks += said
     return replace(_remarked(data, remarks), user_attributes=found[0], item_attributes=found[1])
