@@ -1,6 +1,9 @@
 """Reports of comparisons, as text and in a real browser."""
 
+import csv
+import io
 import json
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,22 @@ from playwright.sync_api import Browser
 from tests.report.tab import AXIS, MARKS, Tab, rows_of, same_up_to_scale, text_of
 
 from perfedrec.core.errors import CheckpointError
+from perfedrec.methods.registry import title
 from perfedrec.report import write_report
 from perfedrec.report.bench_sweep import sweep_charts
 from perfedrec.report.statistics import mean_of
 from perfedrec.runs.folder import RunFolder
 
-LABELS = ("lightgcn", "fedmf", "mf embedding_dim=4", "mf embedding_dim=8", "mf embedding_dim=64", "item_knn")
+LABELS = ("LightGCN", "FedMF", "MF embedding_dim=4", "MF embedding_dim=8", "MF embedding_dim=64", "ItemKNN")
 
 
 @pytest.fixture(scope="module")
 def results(bench_folder: Path) -> Any:
-    return json.loads((bench_folder / "results.json").read_text())
+    """The results with the names that a reader sees."""
+    found = json.loads((bench_folder / "results.json").read_text())
+    for each in (*found["summary"], *found["cells"]):
+        each["label"] = title(each["label"])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,7 @@ def test_the_table_has_mean_deviation_interval_and_verdict_of_every_method(
         ]
         by_user = pl.concat(frames).group_by("user", maintain_order=True).mean()["recall@20"]
         assert row["Recall@20, 95 % interval over users"] == mean_of(by_user.to_numpy()).interval()
-        verdict = row["against lightgcn"]
+        verdict = row["against LightGCN"]
         if found is None:
             assert (verdict, row["p, adjusted"]) == ("the reference", "none")
             continue
@@ -65,18 +73,18 @@ def test_the_table_has_mean_deviation_interval_and_verdict_of_every_method(
         assert verdict == ("no difference shown" if not sure else "better" if found["difference"] > 0 else "worse")
         assert row["p, adjusted"] == f"{found['p_adjusted']:.4f}"
         apart = differences[each["label"]]
-        assert apart["against lightgcn"] == verdict
+        assert apart["against LightGCN"] == verdict
         assert [apart[name] for name in ("difference", "95 % from", "to")] == [
             f"{found[key]:+.4f}" for key in ("difference", "low", "high")
         ]
-    verdicts = {row["against lightgcn"] for row in rows.values()}
+    verdicts = {row["against LightGCN"] for row in rows.values()}
     assert len(verdicts - {"none", "the reference"}) > 1  # at least two different verdicts occur
 
 
 def test_runs_that_have_not_finished_are_listed(bench_report: Path) -> None:
     text = text_of(bench_report)
-    assert "11 of 12" in text
-    assert "fedmf planted 1 stopped by a test" in text
+    assert "10 of 11" in text
+    assert "FedMF planted 1 stopped by a test" in text
 
 
 def test_every_chart_is_drawn_without_errors(bench_report: Path, tab: Tab) -> None:
@@ -95,7 +103,7 @@ def test_means_and_differences_are_drawn_at_their_values(tab: Tab, results: Any)
     ranked = sorted(LABELS, key=lambda label: mean(results, label))
     floor = results["data"]["planted"]["popularity"]["recall@20"]
     seeds, means = tab.look(MARKS, "data-0-accuracy")
-    assert len(seeds) == 11
+    assert len(seeds) == 10
     drawn = tab.look("() => document.getElementById('data-0-accuracy').data[1]")
     values = [floor if label.startswith("popularity") else mean(results, label) for label in drawn["y"]]
     assert [label for label in drawn["y"] if not label.startswith("popularity")] == ranked
@@ -118,9 +126,9 @@ def test_curves_are_means_over_seeds(bench_folder: Path, tab: Tab, results: Any)
         for trace in tab.look("() => document.getElementById('data-0-curves').data")
         if trace.get("showlegend") is not False
     }
-    followed = [label for label in LABELS if label != "item_knn"]  # which is fitted in one step and has no curve
+    followed = [label for label in LABELS if label != "ItemKNN"]  # which is fitted in one step and has no curve
     assert list(lines) == sorted(followed, key=lambda label: -mean(results, label))
-    for label in ("lightgcn", "fedmf"):
+    for label in ("LightGCN", "FedMF"):
         histories = [
             [entry for entry in RunFolder(bench_folder / cell["folder"]).history() if entry.valid is not None]
             for cell in results["cells"]
@@ -139,12 +147,13 @@ def test_cost_and_sweep_charts_show_the_values_of_the_runs(tab: Tab, results: An
     tab.page.wait_for_function(title)
     points = {trace["name"]: trace for trace in tab.look("() => document.getElementById('data-0-cost').data")}
     assert {label: trace["x"] for label, trace in points.items()} == {
-        label: [1.0 if label == "fedmf" else 1.5] for label in LABELS
+        label: [1.0 if label in ("FedMF", "ItemKNN") else 1.5]
+        for label in LABELS  # these have one seed
     }
     for label, trace in points.items():
         assert trace["y"] == pytest.approx([mean(results, label)], rel=1e-4)
     (swept,) = tab.look(MARKS, "data-0-sweep-0")
-    values = [mean(results, f"mf embedding_dim={size}") for size in (4, 8, 64)]
+    values = [mean(results, f"MF embedding_dim={size}") for size in (4, 8, 64)]
     assert same_up_to_scale([y for _, y in swept], values, falling=True)
     assert same_up_to_scale([x for x, _ in swept], [2.0, 3.0, 6.0])  # on a logarithmic axis
     assert tab.look(AXIS, ["data-0-sweep-0", "x"]) == "embedding_dim"
@@ -169,3 +178,20 @@ def test_a_comparison_that_cannot_be_read_gives_one_line(content: str, message: 
     with pytest.raises(CheckpointError, match=message):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_chart_comes_with_its_numbers_as_csv(bench_report: Path, tab: Tab) -> None:
+    """The file that the link saves has the header and the rows of the table beside it."""
+    link = "() => document.querySelector('#data-0-accuracy').closest('figure').querySelector('a[download]')"
+    assert tab.look(f"({link})().download") == "data-0-accuracy.csv"
+    content = b64decode(tab.look(f"({link})().href").partition("base64,")[2]).decode()
+    lines = list(csv.DictReader(io.StringIO(content)))
+    table = rows_of(bench_report, "Test metrics, full ranking")
+    assert {line["method"]: line["Recall@20"] for line in lines} == {
+        label: row["Recall@20"] for label, row in table.items()
+    }
+
+
+def test_the_bar_of_a_chart_has_two_buttons_and_shares_nothing(tab: Tab) -> None:
+    buttons = "() => [...document.querySelectorAll('#data-0-accuracy .modebar-btn')].map(each => each.dataset.title)"
+    assert tab.look(buttons) == ["Download plot as a PNG", "Reset axes"]

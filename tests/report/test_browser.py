@@ -29,7 +29,7 @@ def test_the_page_has_no_errors_and_loads_nothing_but_its_file(report: Path, tab
     assert tab.errors == []
     assert tab.requests == [report.as_uri()]
     assert tab.look("() => window.stolen") is None
-    assert tab.page.text_content("h1") == f"perfedrec_pp on {NAME}"
+    assert tab.page.text_content("h1") == f"PerFedRec++ on {NAME}"
     assert report.stat().st_size < 3e6
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from playwright.sync_api import Browser
 from tests.report.tab import rows_of, text_of
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ from perfedrec import ConfigError, configure, load, train
 from perfedrec.cli import app
 from perfedrec.privacy.report import audited, lines
 from perfedrec.report import write_report
+from perfedrec.report.page import Page, Pairs, Prose, Section, Table, Tile, Tiles, render
 from perfedrec.report.run_charts import geometry_chart
 from perfedrec.runs.folder import RunFolder
 
@@ -74,7 +76,7 @@ def train_with(folder: Path, algorithm: str, *options: str) -> Path:
 def test_a_method_without_vectors_and_messages_has_a_report_without_their_charts(tmp_path: Path, visit: Any) -> None:
     written = write_report(train_with(tmp_path / "run", "popularity", "run.rounds=0"))
     text = text_of(written)
-    assert "popularity has no user and item vectors" in text
+    assert "Popularity has no user and item vectors" in text
     assert "Nothing was sent" in text
     assert "NONE: a centralised method has everybody's interactions in one place" in text
     tab = visit(written)
@@ -97,7 +99,7 @@ def test_an_old_run_without_diagnostics_has_a_report(tmp_path: Path) -> None:
     for name in ("diagnostics.json", "user_map.parquet", "test_users.parquet"):
         (folder / name).unlink()
     text = text_of(write_report(folder))
-    assert "mf recorded no vectors" in text
+    assert "MF recorded no vectors" in text
 
 
 def test_a_run_without_held_out_interactions_has_a_report(tmp_path: Path) -> None:
@@ -165,3 +167,18 @@ def test_without_the_extra_the_error_names_it(run_folder: Path, tmp_path: Path, 
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigError, match="a report needs the extra report"):
         write_report(run_folder, tmp_path / "report.html")
+
+
+def test_a_page_without_charts_has_no_script_and_long_words_fit_a_phone(tmp_path: Path, browser: Browser) -> None:
+    word = "a" * 90
+    table = Table("one", ("method",), [[word]])
+    blocks = [Prose(word), Tiles([Tile(word, word, word)]), Pairs([(word, word)]), table]
+    file = tmp_path / "page.html"
+    file.write_text(render(Page(word, word, word, [Section("a", word, blocks)])), encoding="utf-8")
+    assert "<script" not in file.read_text()
+    assert "script-src &#39;none&#39;" in file.read_text()
+    assert file.stat().st_size < 50_000
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.close()

@@ -44,8 +44,9 @@ def bench(
     with one_line():
         from perfedrec.compare.bench import read
         from perfedrec.compare.cells import check_output, locked, play, processors
+        from perfedrec.compare.latex import latex
         from perfedrec.compare.results import collect
-        from perfedrec.compare.tables import comma_separated, latex, markdown
+        from perfedrec.compare.tables import comma_separated, markdown
         from perfedrec.runs.checkpoint import write_atomic
 
         moved = {name: path or None for name, _, path in (each.partition("=") for each in data or ())}
@@ -65,6 +66,7 @@ def bench(
         else:
             print_results(results)
             console.print(f"written to {output}: results.json, table.md, table.csv, table.tex", soft_wrap=True)
+            console.print(f"Next: perfedrec report {output}", soft_wrap=True)
         if failed:
             print(
                 f"error: {len(failed)} of {len(cells)} runs failed; run the same command again to retry them",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -161,26 +160,6 @@ def markdown(results: Results) -> str:
     return "\n".join([*parts, _note(results), ""])
 
 
-def latex(results: Results) -> str:
-    """Metrics, differences and p-values as tables of the LaTeX package booktabs.
-
-    The other columns are left out, because they do not fit on a page.
-    """
-    shown, parts = [column for column in columns(results) if column.rank or column.brief], []
-    for data in results["data"]:
-        parts += [
-            f"% {data}: {_about(results, data)}",
-            r"\begin{tabular}{l" + "r" * (len(shown) - 1) + "}",
-            r"\toprule",
-        ]
-        parts += [" & ".join(_escaped(column.head) for column in shown) + r" \\", r"\midrule"]
-        for row in cells(shown, rows(results, data)):
-            texts = [rf"\textbf{{{_escaped(text)}}}" if best else _escaped(text) for text, best in row]
-            parts.append(" & ".join(texts) + r" \\")
-        parts += [r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join([*parts, f"% {_note(results)}", ""])
-
-
 def comma_separated(results: Results) -> str:
     """One line for each method and data set; every figure in a column of its own and not rounded."""
     lines = [
@@ -299,10 +278,3 @@ def _seeds(line: SummaryEntry) -> str:
     if line.get("seedless") and line["n"]:
         return "takes no seed"
     return str(line["n"]) + (f" ({line['missing']} missing)" if line["missing"] else "")
-
-
-def _escaped(text: str) -> str:
-    for special in "\\&%$#_{}":
-        text = text.replace(special, {"\\": r"\textbackslash "}.get(special, "\\" + special))
-    text = re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)  # a minus, not a hyphen
-    return text.replace("±", r"$\pm$").replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")

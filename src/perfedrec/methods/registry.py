@@ -62,6 +62,30 @@ METHODS: dict[str, type[Any]] = {
 }
 """Names of methods as a configuration writes them."""
 
+TITLES = {
+    "popularity": "Popularity",
+    "item_knn": "ItemKNN",
+    "user_knn": "UserKNN",
+    "rp3beta": "RP3beta",
+    "spectral_filter": "Spectral filter",
+    "mf": "MF",
+    "lightgcn": "LightGCN",
+    "sgl": "SGL",
+    "simgcl": "SimGCL",
+    "xsimgcl": "XSimGCL",
+    "direct_au": "DirectAU",
+    "fedmf": "FedMF",
+    "fedncf": "FedNCF",
+    "fedgnn": "FedGNN",
+    "pfedrec": "PFedRec",
+    "gpfedrec": "GPFedRec",
+    "fedrap": "FedRAP",
+    "fastpfrec": "FastPFRec",
+    "perfedrec": "PerFedRec",
+    "perfedrec_pp": "PerFedRec++",
+}
+"""Names of methods as papers write them."""
+
 AnyMethod: TypeAlias = Method | Algorithm[Any, Any, Any]
 """A method of either kind: centralised, or federated."""
 
@@ -70,6 +94,13 @@ GROUP = "perfedrec.methods"
 
 _OWN = "perfedrec_method_"
 """The beginning of the module names under which users' own files are loaded."""
+
+
+def title(label: str) -> str:
+    """A label of a comparison with the method's name as papers write it, where the label begins with the name:
+    ``PerFedRec++ paper`` for ``perfedrec_pp paper``."""
+    name, space, rest = label.partition(" ")
+    return TITLES.get(name, name) + space + rest
 
 
 def list_methods(kind: Literal["centralised", "federated"] | None = None) -> list[str]:

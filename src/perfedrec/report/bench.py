@@ -15,6 +15,8 @@ from perfedrec.compare import tables
 from perfedrec.compare.results import FORMAT, by_user
 from perfedrec.compare.schema import Results, SummaryEntry
 from perfedrec.core.errors import CheckpointError, reason
+from perfedrec.data import counted
+from perfedrec.methods.registry import title
 from perfedrec.report.bench_accuracy import accuracy_chart, difference_chart
 from perfedrec.report.bench_cost import cost_chart
 from perfedrec.report.bench_curves import curves_chart
@@ -38,11 +40,11 @@ def bench_page(folder: Path) -> Page:
     n_methods = len({each["label"] for each in results["summary"]})
     names = " and ".join([", ".join([*parts][:-1]), [*parts][-1]] if len(parts) > 1 else parts)
     lead = (
-        f"{n_methods} methods, each with {len(results['seeds'])} seeds, compared by test "
+        f"{counted(n_methods, 'method')}, each with {counted(len(results['seeds']), 'seed')}, compared by test "
         f"{metric_name(results['metric'])} under {results['protocol']}. The best round of each run was chosen on "
         "validation data; the test data were used once, for that round."
     )
-    return Page("perfedrec report of a comparison", f"{n_methods} methods on {names}", lead, sections)
+    return Page("perfedrec report of a comparison", f"{counted(n_methods, 'method')} on {names}", lead, sections)
 
 
 def _read(folder: Path) -> Results:
@@ -54,7 +56,29 @@ def _read(folder: Path) -> Results:
         raise CheckpointError(f"{folder}: damaged comparison: {path.name} cannot be read ({reason(error)})") from None
     if form != FORMAT:
         raise CheckpointError(f"{path}: written in format {form}; expected format {FORMAT}")
-    return cast(Results, results)
+    return _titled(cast(Results, results))
+
+
+def _titled(results: Results) -> Results:
+    """The results with the names of methods that papers write in its labels, unless two labels became one by that."""
+    labels = {each["label"] for each in results["summary"]}
+    if len({title(each) for each in labels}) < len(labels):
+        return results
+    reference = results["reference"]
+    return {
+        **results,
+        "reference": reference and title(reference),
+        "summary": [_renamed(each) for each in results["summary"]],
+        "cells": [{**each, "label": title(each["label"])} for each in results["cells"]],
+    }
+
+
+def _renamed(line: SummaryEntry) -> SummaryEntry:
+    comparison = line.get("comparison")
+    if comparison is not None:
+        comparison = {**comparison, "reference": title(comparison["reference"])}
+    renamed: SummaryEntry = {**line, "label": title(line["label"])}
+    return {**renamed, "comparison": comparison} if "comparison" in line else renamed
 
 
 def _methods(folder: Path, results: Results, data: str, metrics: tuple[str, ...]) -> list[Compared]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from plotly.graph_objects import Figure, Scatter
 
 from perfedrec.compare.schema import ComparisonEntry
 from perfedrec.report.compared import ALPHA, Compared, height_of, significant, verdict
 from perfedrec.report.page import Change, Chart, Option, Switch, Table
-from perfedrec.report.style import COLOURS, figure, metric_name, rounded, titled
+from perfedrec.report.style import COLOURS, broken, figure, metric_name, rangemode, rounded, titled
 
 
 def accuracy_chart(name: str, methods: Sequence[Compared], metrics: Sequence[str], protocol: str) -> Chart:
@@ -61,9 +62,14 @@ def _accuracy_figure(ranked: Sequence[Compared], metric: str, title: str) -> Fig
             hovertemplate="%{x:.4f} ± %{error_x.array:.4f}<extra>%{y}</extra>",
         ),
     ]
-    shown = figure(traces, title, "", xaxis_rangemode="tozero")
-    shown.update_layout(yaxis={"type": "category", "categoryorder": "array", "categoryarray": labels})
+    shown = figure(traces, title, "", xaxis_rangemode=rangemode(of_means["x"]))
+    shown.update_layout(yaxis={"type": "category", "categoryorder": "array", "categoryarray": labels, **_ticks(labels)})
     return shown
+
+
+def _ticks(labels: Sequence[str]) -> dict[str, Any]:
+    """The labels of an axis of methods."""
+    return {"tickvals": list(labels), "ticktext": [broken(label, 24) for label in labels]}
 
 
 def _accuracy_table(ranked: Sequence[Compared], metrics: Sequence[str], protocol: str) -> Table:
@@ -94,7 +100,8 @@ def difference_chart(
     shown = figure(traces, f"test {metric_name(metric)} over {reference}, {protocol}", "")
     shown.update_layout(
         xaxis={"zeroline": True, "zerolinecolor": "var(--soft)", "zerolinewidth": 1.5},
-        yaxis={"type": "category", "categoryorder": "array", "categoryarray": [label for label, _ in ranked]},
+        yaxis={"type": "category", "categoryorder": "array", "categoryarray": [label for label, _ in ranked]}
+        | _ticks([label for label, _ in ranked]),
     )
     rows = [
         [

@@ -10,7 +10,7 @@ from plotly.graph_objects import Figure, Scatter
 from perfedrec.report.bench_curves import SHOWN
 from perfedrec.report.compared import Compared, hover_text
 from perfedrec.report.page import Change, Chart, Option, Switch, Table
-from perfedrec.report.style import figure, metric_name, rounded, scale_of, spent, titled
+from perfedrec.report.style import broken, figure, metric_name, rangemode, rounded, scale_of, spent, titled
 
 Costs = Mapping[str, Mapping[str, float]]
 """By label of a method: its costs by name."""
@@ -70,13 +70,14 @@ def _figure(drawn: Sequence[Compared], x: Sequence[Change], y: Sequence[Change],
             **x[place],
             **y[place],
             mode="markers",
-            name=method.label,
+            name=broken(method.label, 40),
             marker={"color": method.colour, "symbol": method.symbol, "size": 11},
             hovertemplate="%{y:.4f} for %{x:.4g}<extra>" + hover_text(method.label) + "</extra>",
         )
         for place, method in enumerate(drawn)
     ]
-    shown = figure(traces, across, upwards, showlegend=True)
+    mode = rangemode(value for each in y for value in each["y"])
+    shown = figure(traces, across, upwards, showlegend=True, yaxis_rangemode=mode)
     shown.update_layout(xaxis={"type": "log"})
     return shown
 

@@ -9,7 +9,7 @@ from plotly.graph_objects import Scatter
 
 from perfedrec.report.compared import Compared, hover_text
 from perfedrec.report.page import Change, Chart, Option, Switch, Table
-from perfedrec.report.style import figure, metric_name, rounded, scale_of, spent, titled
+from perfedrec.report.style import broken, figure, metric_name, rangemode, rounded, scale_of, spent, titled
 
 SHOWN = 8  # curves that are shown at first; a click in the legend shows the others
 
@@ -40,8 +40,9 @@ def curves_chart(name: str, methods: Sequence[Compared], metrics: Sequence[str],
     for place, (method, columns) in enumerate(curves):
         pair = slice(2 * place, 2 * place + 2)
         traces += _traces(method, columns, method.label in visible, across[0].data[pair], upwards[0].data[pair])
-    shown = figure(traces, axes["round"][1], f"validation {metric_name(metrics[0])}", showlegend=True)
-    shown.update_layout(yaxis_rangemode="tozero")
+    mode = rangemode(value for _, columns in curves for value in columns[metrics[0]])
+    upright = f"validation {metric_name(metrics[0])}"
+    shown = figure(traces, axes["round"][1], upright, showlegend=True, yaxis_rangemode=mode)
     rows = [
         [method.label, *(f"{columns[key][at]:.5g}" for key in ("round", *metrics))]
         for method, columns in curves
@@ -121,7 +122,7 @@ def _traces(
         **y[1],
         **shared,
         mode="lines" if len(columns["round"]) > 1 else "markers",
-        name=method.label,
+        name=broken(method.label, 40),
         line={"color": method.colour, "width": 2, "dash": method.dash},
         marker={"color": method.colour, "symbol": method.symbol, "size": 9},
         customdata=[int(each) for each in columns["round"]],

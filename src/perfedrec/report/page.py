@@ -7,8 +7,10 @@ as a script.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
@@ -67,6 +69,12 @@ class Table:
     text: int = 1
     note: str = ""
     folded: bool = False
+
+    def csv(self) -> str:
+        """The header and the rows as comma-separated values, in a ``data:`` address."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        return "data:text/csv;charset=utf-8;base64," + b64encode(text.getvalue().encode()).decode()
 
 
 @dataclass(frozen=True)
@@ -165,19 +173,20 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    library, script = get_plotlyjs(), _asset("charts.js")
-    digests = " ".join(
-        f"'sha256-{b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in (library, script)
-    )
+    # A page without charts has no script at all.
+    scripts = [get_plotlyjs(), _asset("charts.js")] if any(page.charts()) else []
+    digests = [f"'sha256-{b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in scripts]
+    allowed = " ".join(digests) or "'none'"
     # The data stand inside a script element: without "<" they cannot end it.
     charts = json.dumps({chart.name: chart.plain() for chart in page.charts()}, allow_nan=False).replace("<", "\\u003c")
     return environment.get_template("page.html.j2").render(
         page=page,
-        policy=f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:; "
+        policy=f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'",
         style=Markup(_asset("page.css")),
-        library=b64encode(gzip.compress(library.encode(), mtime=0)).decode(),  # packed, a third of the size
-        script=Markup(script),
+        # packed, a third of the size
+        library=b64encode(gzip.compress(scripts[0].encode(), mtime=0)).decode() if scripts else "",
+        script=Markup(scripts[1]) if scripts else "",
         charts=Markup(charts),
         version=perfedrec.__version__,
     )

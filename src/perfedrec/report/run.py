@@ -12,6 +12,7 @@ from perfedrec.audit.audit import read_audit
 from perfedrec.core.errors import CheckpointError
 from perfedrec.data import counted
 from perfedrec.evaluation.ranking import METRICS, cutoffs_of
+from perfedrec.methods.registry import title
 from perfedrec.privacy.report import audited, lines, without_result
 from perfedrec.report import run_charts as charts
 from perfedrec.report.federation import nodes
@@ -43,6 +44,11 @@ class Run:
         self.means: dict[str, Mean] = {}
         if self.users is not None and self.tested:
             self.means = {name: mean_of(self.users[name].to_numpy()) for name in self.metrics}
+
+    @property
+    def name(self) -> str:
+        """The name of the method as papers write it."""
+        return title(self.config.algorithm)
 
     @property
     def metrics(self) -> list[str]:
@@ -84,22 +90,22 @@ def run_page(folder: Path) -> Page:
         Section("privacy", "Privacy", _privacy(run)),
         Section("set-up", "Set-up", _set_up(run)),
     ]
-    return Page("perfedrec report of a run", f"{run.config.algorithm} on {run.data}", _lead(run), sections)
+    return Page("perfedrec report of a run", f"{run.name} on {run.data}", _lead(run), sections)
 
 
 def _lead(run: Run) -> str:
     if run.summary.nodes_with_model is not None:
         return (
-            f"{run.config.algorithm} was trained by a federation of {counted(run.clients, 'user')}, whose data stayed "
+            f"{run.name} was trained by a federation of {counted(run.clients, 'user')}, whose data stayed "
             "on their nodes. There are no figures of accuracy here."
         )
     if not run.tested:
-        return f"{run.config.algorithm} was trained on {run.data}, which has no test interactions."
+        return f"{run.name} was trained on {run.data}, which has no test interactions."
     metric, popular = plotted(run.metrics)[0], run.summary.popularity
     mean, floor = run.means[metric], popular[metric]
     beside = f", {mean.value / floor:.2g} times as much as ranking by popularity ({floor:.4f})" if floor else ""
     return (
-        f"{run.config.algorithm} reaches {metric_name(metric)} {mean.value:.4f} on the {mean.n:,} test users of "
+        f"{run.name} reaches {metric_name(metric)} {mean.value:.4f} on the {mean.n:,} test users of "
         f"{run.data}{beside}. Each held-out item was ranked among all items that are not in the training or validation "
         "data of its user."
     )
@@ -209,7 +215,7 @@ def _vectors(run: Run) -> list[Block]:
         )
     if not blocks:
         reason = "has no user and item vectors whose products are its scores" if run.notes else "recorded no vectors"
-        blocks.append(Prose(f"{run.config.algorithm} {reason}. There is no map and no alignment."))
+        blocks.append(Prose(f"{run.name} {reason}. There is no map and no alignment."))
     return blocks
 
 

@@ -19,6 +19,7 @@ from perfedrec.report.style import (
     figure,
     metric_name,
     plotted,
+    rangemode,
     rounded,
     scale_of,
     titled,
@@ -39,6 +40,7 @@ def learning_curve(history: Sequence[Entry], axes: Axes, best: int, n_phases: in
     if not seen:
         return None
     names = plotted(history[seen[-1]].valid or ())
+    shown = _metric(history, seen, names[0])
     rounds = [history[place].report.round + 1 - n_phases for place in seen]
     top = [place for place, number in zip(seen, rounds, strict=True) if number == best]
     across = [
@@ -61,7 +63,7 @@ def learning_curve(history: Sequence[Entry], axes: Axes, best: int, n_phases: in
         "Accuracy on validation data",
         f"{len(seen)} of {len(history)} rounds were evaluated. The round with the best validation figure is the one "
         "that is tested.",
-        figure(traces, axes["round"][0], f"validation {metric_name(names[0])}", yaxis_rangemode="tozero"),
+        figure(traces, axes["round"][0], f"validation {metric_name(names[0])}", yaxis_rangemode=rangemode(shown)),
         _learning_table(history, axes, seen, rounds, names),
         (Switch("Against", across), Switch("Metric", upwards)),
     )

@@ -5,6 +5,7 @@ Colours are CSS variables, which ``assets/page.css`` defines.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -63,6 +64,16 @@ def figure(traces: Sequence[BaseTraceType], x: str, y: str, **layout: Any) -> Fi
     )
     drawn.update_layout(**layout)
     return drawn
+
+
+def broken(label: str, width: int) -> str:
+    """A label in lines of at most ``width`` characters, so that a long one leaves room for the chart on a phone."""
+    return "<br>".join(textwrap.wrap(label, width)) or label
+
+
+def rangemode(values: Iterable[float]) -> str:
+    """The range of an axis: what the values need, and from 0 where there is only one value to see."""
+    return "normal" if len(set(values)) > 1 else "tozero"
 
 
 def titled(axis: str, text: str) -> Change:
