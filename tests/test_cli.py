@@ -227,6 +227,30 @@ def test_data_of_two_users(preset: str, lines: str, tmp_path: Path) -> None:
     assert runner.invoke(app, ["recommend", "--run", str(tmp_path / "run"), "--user", "u2"]).exit_code == 0
 
 
+def test_runs_that_start_in_one_second_get_folders_of_their_own(
+    ratings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import datetime
+
+    from perfedrec.cli import training
+
+    class Still(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime(2024, 5, 6, 7, 8, 9)
+
+    monkeypatch.setattr(training, "datetime", Still)
+    monkeypatch.chdir(tmp_path)
+    command = ("train", "--data", ratings, "--algorithm", "popularity", "--rounds", "0", "--quiet")
+    for _ in range(2):
+        cli(*command)
+    cli("train", "--data", "missing.csv", code=2)  # leaves no folder
+    cli(*command)
+    names = ["2024-05-06-070809", "2024-05-06-070809-2", "2024-05-06-070809-3"]
+    assert sorted(each.name for each in (tmp_path / "runs").iterdir()) == names
+    assert all((tmp_path / "runs" / name / "result.json").exists() for name in names)
+
+
 def test_a_run_that_has_played_all_its_rounds_says_so(ratings: Path, tmp_path: Path) -> None:
     again = ("train", "--resume", "--output", tmp_path / "run")
     cli("train", "--data", ratings, "--output", tmp_path / "run", *FEW)

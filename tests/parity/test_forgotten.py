@@ -107,5 +107,5 @@ def test_a_sum_that_has_become_too_small_is_not_opened(tmp_path: Path) -> None:
     deployment = Deployment(settings(**parts), tmp_path)
     deployment.begin()
     deployment.nodes[101].forget(f"u{int(deployment.hosts[101][0])}")
-    with pytest.raises(AbortedError, match="22 clients are too few for a sum"):
+    with pytest.raises(AbortedError, match="22 clients are too few for a sum; expected at least 23"):
         deployment.play()

@@ -127,6 +127,6 @@ def test_a_secure_sum_of_too_few_clients_is_aborted_and_reported() -> None:
     assert 0 < len(surviving(torch.arange(30), 0.5, round_key(SEED, 0))) < 28
     assert report.clients == 0
     assert report.aborted is not None
-    assert report.aborted.endswith("clients are too few for a sum")
+    assert report.aborted.endswith("clients are too few for a sum; expected at least 29")
     assert unequal(before, here.state) == set()
     assert here.play(1, dropout_rate=0.0)[0].aborted is None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,14 +92,11 @@ def train(
 
     [bold]perfedrec train --resume --output runs/a[/bold]
     """
-    with one_line():
+    with one_line(), _run_folder(output, "", resume) as output:
         from perfedrec.runs.checkpoint import number_of
         from perfedrec.runs.config import resolve
         from perfedrec.runs.trackers import trackers
 
-        if resume and output is None:
-            raise ConfigError("--resume continues the run in --output, which is not given; expected --output FOLDER")
-        output = output or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
         logs = trackers(track or (), output)
         source = _source(data, train_file, valid, test, format, columns, header)
         run: dict[str, Any] = {"run__rounds": rounds, "run__seed": seed, "run__device": device}
@@ -117,6 +116,31 @@ def train(
         print_result(result, as_json)
         for each in logs if not as_json else ():
             console.print(f"logged: {each.hint()}", soft_wrap=True)
+
+
+@contextmanager
+def _run_folder(output: Path | None, prefix: str, resume: bool = False) -> Iterator[Path]:
+    """The folder of a run. Without ``output`` it is a new one under ``runs``, named after the time, for this process
+    alone; it is removed if nothing was written to it."""
+    if output is not None:
+        yield output
+        return
+    if resume:
+        raise ConfigError("--resume continues the run in --output, which is not given; expected --output FOLDER")
+    first = Path("runs") / datetime.now().strftime(f"{prefix}%Y-%m-%d-%H%M%S")
+    first.parent.mkdir(exist_ok=True)
+    folder, numbers = first, count(2)
+    while True:
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            folder = first.with_name(f"{first.name}-{next(numbers)}")
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def _source(
@@ -200,11 +224,10 @@ def demo(
 
     [bold]perfedrec demo --output runs/demo[/bold]
     """
-    with one_line():
+    with one_line(), _run_folder(output, "demo-") as output:
         from perfedrec.runs.config import load
 
         overrides = ("run.rounds=100", "clusters.start=5", "clusters.every=20", "selection.n_clients_per_round=128")
-        output = output or Path("runs") / datetime.now().strftime("demo-%Y-%m-%d-%H%M%S")
         result = _play(load("recommended", None, overrides), output, reporter(quiet, False), data=True)
         print_result(result, False)
         user = result.dataset.train.user_ids[0]

@@ -72,6 +72,9 @@ class Protects(Protocol):
         """Whether the round is aborted: only ``clients`` of the ``asked`` clients answered, too few for their sum to be
         opened."""
 
+    def least_clients(self, phase: str, asked: int) -> int:
+        """The least number of clients whose sum is opened, where ``asked`` clients are asked."""
+
 
 class RoundState(Protocol):
     """What every server state has."""

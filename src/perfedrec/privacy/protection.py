@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from math import sqrt
+from math import ceil, sqrt
 
 import torch
 from torch import Tensor
@@ -243,21 +243,25 @@ class Protection:
         return replace(aggregate, keys=keys, sums=sums, dense=dense)
 
     def aborted(self, phase: str, clients: int, asked: int) -> bool:
-        """Whether too few clients answered, so that the noise of the sum would be too small, or the sum would tell too
-        much about each of them.
+        """Whether fewer clients answered than :meth:`least_clients`."""
+        return clients < self.least_clients(phase, asked)
+
+    def least_clients(self, phase: str, asked: int) -> int:
+        """The least number of clients in a sum of a phase that asks ``asked`` clients. With fewer, the noise of the sum
+        would be too small, or the sum would tell too much about each of them.
 
         Rows of passes and clusters are chosen by counts over all users in a phase before. If many of these are missing
         later, a sum could have fewer contributors than the counts said. So in phases over all users at most the share
         MISSING of them may be missing.
         """
         if not self.secure:
-            return False
+            return 0
         fewest: float = self.settings.min_clients
         if self.multiplier(phase):
             fewest = max(fewest, self.fewest(asked) - 1e-9)
         if self.settings.low_rank and phase != TRAIN.name:
             fewest = max(fewest, (1 - MISSING) * asked - 1e-9)
-        return clients < fewest
+        return ceil(fewest)
 
     def as_seen(self, phase: str, update: Update, n_items: int, key: Key) -> Tensor:
         """[B, m, d] dense uploads as the coordinator receives them, each with its own noise (simulated, for audits)."""

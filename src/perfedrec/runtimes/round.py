@@ -22,6 +22,11 @@ def round_key(seed: int, number: int) -> Key:
     return Key(seed).fold("round", number)
 
 
+def too_few(clients: int, least: int) -> str:
+    """Why a sum of a number of ``clients`` is not opened."""
+    return f"{clients} clients are too few for a sum; expected at least {least}"
+
+
 def surviving(cohort: Tensor, dropout_rate: float, key: Key) -> Tensor:
     """The users of a cohort who do not drop out. Each user stays with probability ``1 - dropout_rate``."""
     if not dropout_rate:
@@ -62,8 +67,8 @@ def play_round(
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
     users, asked, reason = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel(), None
-    if algorithm.protection.aborted(plan.phase, users.numel(), asked):
-        users, reason = users[:0], f"{users.numel()} clients are too few for a sum"
+    if users.numel() < (least := algorithm.protection.least_clients(plan.phase, asked)):
+        users, reason = users[:0], too_few(users.numel(), least)
     work = _Work(algorithm, state, plan, population, key, block_size, nodes)
     empty = Aggregate.empty(population.n_items, work.n_groups, device=plan.cohort.device)
     total = algorithm.aggregator.combine(plan.phase, work.parts(users), empty)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from math import ceil
 from typing import Any, Generic, cast
 
@@ -174,10 +173,10 @@ class Round(Generic[S, B, C]):
         return contents
 
     def _secure_sum(self, instructions: Mapping[int, RecordDict]) -> Aggregate:
-        too_few = partial(self.algorithm.protection.aborted, self.plan.phase, asked=self.plan.cohort.numel())
+        least = self.algorithm.protection.least_clients(self.plan.phase, self.plan.cohort.numel())
         setup, traffic = self.federation.setup, self.traffic
         label = f"{'' if setup is None else setup.run} {self.state.round}"
-        return secure_sum(traffic.ask, traffic.refuse, instructions, traffic.clients, self._example(), too_few, label)
+        return secure_sum(traffic.ask, traffic.refuse, instructions, traffic.clients, self._example(), least, label)
 
     def _parts(self, instructions: Mapping[int, RecordDict]) -> Iterator[Aggregate]:
         """The nodes' answers as they come, until enough clients have answered."""

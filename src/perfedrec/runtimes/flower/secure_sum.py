@@ -19,6 +19,7 @@ from perfedrec.privacy.aggregation import from_words, to_words
 from perfedrec.runtimes.flower import secagg
 from perfedrec.runtimes.flower.codec import pack, unpack
 from perfedrec.runtimes.flower.secagg import AbortedError, Participant, Values
+from perfedrec.runtimes.round import too_few
 
 RECORD, VECTOR, CLIENTS = "secagg", "vector", "clients"
 
@@ -32,15 +33,15 @@ def secure_sum(
     instructions: Mapping[int, RecordDict],
     clients: Mapping[int, int],
     example: Aggregate,
-    aborted: Callable[[int], bool],
+    least: int,
     label: str = "",
 ) -> Aggregate:
     """The sum over the nodes that ``instructions`` are for, and nothing else of any node.
 
     ``ask`` sends contents to nodes, as messages of a type, and yields the contents of at most one answer of each.
     ``clients`` is the number of each node's users that are asked, ``example`` has the sizes of the sum, and ``label``
-    names it. ``aborted`` says whether a number of clients is too small for their sum to be opened. Raises
-    :class:`~perfedrec.runtimes.flower.secagg.AbortedError` where it is, and where too few nodes are left, and
+    names it. A sum of fewer than the ``least`` number of clients is not opened. Raises
+    :class:`~perfedrec.runtimes.flower.secagg.AbortedError` then, and where too few nodes are left, and
     :class:`PerfedrecError` where the phase has user vectors or edges in it.
     """
     if example.reports is not None or example.edges is not None:
@@ -67,8 +68,8 @@ def secure_sum(
     def check(present: Collection[int]) -> None:
         nonlocal counted
         counted = sum(answered[node] for node in present)
-        if aborted(counted):
-            raise AbortedError("masked", f"{counted} clients are too few for a sum")
+        if counted < least:
+            raise AbortedError("masked", too_few(counted, least))
 
     total = secagg.secure_sum(send, list(instructions), to_words(example).numel(), check, refuse, label.encode())
     try:
