@@ -114,13 +114,13 @@ def serve(
 
 @app.command("up")
 def up(
-    nodes: Annotated[int | None, typer.Option(help=f"number of nodes (default: {NODES})")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help=f"number of nodes (default: {NODES})")] = None,
     data: Annotated[
         str | None, typer.Option(help=f"file, folder, or synthetic:users=..,items=.. (default: {DATA})")
     ] = None,
     format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
     columns: Columns = "",
-    users: Annotated[int | None, typer.Option(help="number of users of the data (default: all)")] = None,
+    users: Annotated[int | None, typer.Option(min=1, help="number of users of the data (default: all)")] = None,
     preset: Preset = None,
     privacy: NodeProfile = None,
     set_: Set = None,
@@ -163,6 +163,7 @@ def up(
             if dataset is not None:
                 method.settings.privacy.check_users(min(users or dataset.n_users, dataset.n_users))
                 count = NODES if nodes is None else nodes
+                Terms(min_nodes=count).least_nodes(method)  # refused before anything is written
                 local.lay_out(output, dataset, count, users, attributes=resolved.attributes)
             port = local.free_port()
             terms = Terms(port=port, min_nodes=sum(1 for _ in (output / "nodes").iterdir()), deadline=deadline)

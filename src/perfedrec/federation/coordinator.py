@@ -88,7 +88,13 @@ class Terms:
         return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}
 
     def least_nodes(self, algorithm: Algorithm[Any, Any, Any]) -> int:
-        """The number of nodes that a run of a method waits for."""
+        """The number of nodes that a run of a method waits for. Raises :class:`ConfigError` where sums are secure, and
+        there would be one node only: its sum would be open."""
+        if self.min_nodes == 1 and algorithm.protection.secure:
+            raise ConfigError(
+                "a secure sum needs more than one node; expected 3 or more, so that none sees the part of another, or "
+                "--privacy paper or none"
+            )
         return self.min_nodes or (LEAST if algorithm.protection.secure else 1)
 
     @property
