@@ -657,6 +657,10 @@ def test_a_missing_flower_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
         raise ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere")
 
 
+def test_a_pipe_gets_no_spaces_at_the_ends_of_lines() -> None:
+    assert not [line for line in cli("config", "list").stdout.splitlines() if line != line.rstrip()]
+
+
 def test_a_printed_command_can_be_typed_where_it_was_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / ".venv" / "bin" / "perfedrec"
     script.parent.mkdir(parents=True)

@@ -49,6 +49,15 @@ def lengths(ks: str | None) -> tuple[int, ...] | None:
 
 
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich prints, without the spaces at the ends of lines where the output is no terminal."""
+        if self.is_terminal:
+            super().print(*objects, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        self.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # for :func:`one_line`; rich itself would exit with code 1
 
@@ -214,5 +223,10 @@ def print_privacy(block: dict[str, Any]) -> None:
 
     table = Table("privacy", "", show_header=False, title="privacy", title_justify="left", box=None)
     for name, text in lines(block):
-        table.add_row(Text(name, "bold"), text)
+        parts = text.split("; ") if console.is_terminal and name in _LISTS else [text]
+        table.add_row(Text(name, "bold"), "\n".join(f"- {part}" for part in parts) if len(parts) > 1 else text)
     console.print(table)
+
+
+_LISTS = ("narrower statements", "not covered", "audit")
+"""Rows of the privacy block that are lists: on a terminal each entry has a line."""
