@@ -43,7 +43,7 @@ NODES, DATA = 4, "synthetic:users=256,items=500"
 
 Deadline = Annotated[
     float,
-    typer.Option(help="seconds after which a round is closed with the answers that have come; one more for 5 MB sent"),
+    typer.Option(help="seconds after which a round is closed with the answers that have come; one more for 2 MB sent"),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")]
 KeepSums = Annotated[

@@ -23,7 +23,7 @@ request for longer."""
 AGAIN = 0.5
 """The time between two looks for nodes that died with a message, in seconds."""
 
-BYTES_A_SECOND = 5e6
+BYTES_A_SECOND = 2e6
 """How fast the coordinator's link has to be: nodes have a second more for as many bytes as are sent to them."""
 
 NOT_REPEATED = frozenset(f"train.{stage}" for stage in STAGES[1:])
@@ -110,7 +110,7 @@ def _copy(message: Message, seconds: float) -> Message:
 
 class Traffic:
     """The messages of one round, ``timeout`` seconds for each exchange, and a second more for every
-    :data:`BYTES_A_SECOND` that have been sent in the round: answers may be as large.
+    :data:`BYTES_A_SECOND` that have been sent in the round: answers may be twice as large.
 
     ``clients`` is the number of users that each node is asked for. Counted are the bytes of the arrays of these nodes:
     ``up`` by node, and ``down`` in all. What the neighbourhood service receives and answers is not among them.
