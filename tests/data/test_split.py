@@ -43,7 +43,7 @@ def test_leave_one_out_by_time() -> None:
         "split: leave-one-out by time",
         "training has interactions that are later than tested ones (none with data.split=global-time)",
         "1 user with fewer than 3 interactions is in training only",
-        "test: 1 of 3 interactions are left out of evaluation (0 users and 1 items never occur in training, "
+        "test: 1 of 3 interactions are left out of evaluation (0 users and 1 item never occur in training, "
         "0 interactions occur in an earlier part too)",
     ]
     assert data.train.timestamps is not None

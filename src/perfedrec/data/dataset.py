@@ -160,8 +160,8 @@ class SplitReport:
             if part.left_out:
                 lines.append(
                     f"{name}: {part.left_out:,} of {part.interactions:,} interactions are left out of evaluation "
-                    f"({part.unknown_users:,} users and {part.unknown_items:,} items never occur in training, "
-                    f"{part.known_pairs:,} interactions occur in an earlier part too)"
+                    f"({counted(part.unknown_users, 'user')} and {counted(part.unknown_items, 'item')} never occur in "
+                    f"training, {part.known_pairs:,} interactions occur in an earlier part too)"
                 )
         if not any(part.interactions - part.left_out for part in (self.valid, self.test)):
             lines.append("no user can be evaluated: no interactions are held out for validation or test")

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from perfedrec.core.errors import DataError
+from perfedrec.data.dataset import counted
 from perfedrec.data.interactions import encode, unique_ids
 
 
@@ -31,7 +32,8 @@ class PrepareReport:
     def lines(self) -> list[str]:
         """The report as lines, one for each step."""
         return [
-            f"{step.what}: {step.users:,} users, {step.items:,} items, {step.interactions:,} interactions"
+            f"{step.what}: {counted(step.users, 'user')}, {counted(step.items, 'item')}, "
+            f"{counted(step.interactions, 'interaction')}"
             for step in self.steps
         ]
 
