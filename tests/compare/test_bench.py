@@ -179,7 +179,8 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     failed = bench(written(tmp_path, TOY + more), output)
     assert failed.exit_code == 1
     assert "2 of 5 runs failed" in failed.stderr
-    start = json.loads(failed.stderr.splitlines()[0])
+    told, start = (json.loads(line) for line in failed.stderr.splitlines()[:2])
+    assert (told["event"], told["data"], told["notes"][0]) == ("data", "toy", "split: leave-one-out by time")
     assert start == {"event": "start", "runs": 5, "finished": 0, "output": str(output)}
     assert "on purpose" in failed.stderr
     results = json.loads(failed.stdout)
@@ -446,6 +447,10 @@ def test_what_chance_decides_is_said_where_seeds_do_not_vary_the_split(tmp_path:
         app, ["bench", str(written(tmp_path, text)), "--output", str(tmp_path / "out")], env={"COLUMNS": "200"}
     )
     assert done.exit_code == 0, done.output
+    told = done.output.index('read as csv: user = column 1 "user", item = column 2 "item", time = column 3 "timestamp"')
+    assert told < done.output.index("runs in ")  # before the first run starts
+    notes = json.loads((tmp_path / "out" / "results.json").read_text())["data"]["toy"]["notes"]
+    assert notes[0].startswith("read as csv: ")
     assert "Chance decides which interaction is tested for 60 of 60 users (100%)" in done.output
     assert 'All seeds have this one split; vary = "data.seed" draws one for each.' in done.output
     assert "Chance decides" in (tmp_path / "out" / "table.md").read_text()

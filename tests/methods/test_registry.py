@@ -39,7 +39,7 @@ def recall(folder: str) -> tuple[float, float]:
 
 def test_the_centralised_example(here: Path) -> None:
     own = "ease.py:EASE"
-    run("train", "--algorithm", own, "--data", DATA, "--rounds", "0", "--output", "ease", "--quiet")
+    run("train", "--algorithm", own, "--data", DATA, "--output", "ease", "--quiet")  # fitted at once: no rounds
     found, floor = recall("ease")
     assert found > 1.8 * floor
     assert "method.l2" in run("config", "keys", "--algorithm", own)
@@ -87,7 +87,7 @@ def test_an_installed_package_offers_a_method(here: Path, monkeypatch: pytest.Mo
     ("import nothing_of_the_kind", "ModuleNotFoundError"),
     ("raise ValueError('too early')", "ValueError: too early"),
     ("x = 1", "own.py has no class 'Own'; expected a method's"),
-    ("class Mine: pass\nOwn2 = Mine", "own.py has no class 'Own'; did you mean Own2?"),
+    ("class Mine: pass\nOwn2 = Mine", "own.py has no class 'Own'; expected a method's, as in file.py:Class; did you mean"),
     ("class Own: pass", "is not a method; expected a subclass of perfedrec.Method"),
 ])  # fmt: skip
 def test_a_file_without_a_method_is_reported_in_one_line(text: str, said: str, here: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_privacy_profile_and_a_file_are_options_of_a_name(dataset: Dataset, tm
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("lightgn", {}, "there is no method 'lightgn'; did you mean lightgcn"),
+        ("lightgn", {}, "for your own; did you mean lightgcn?"),
         ("mf", {"round": 3}, "there is no option round"),
         ("mf", {"method__dim": 3}, "there is no option method.dim"),
         ("mf", {"rounds": -1}, "run.rounds"),

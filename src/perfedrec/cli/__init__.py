@@ -31,7 +31,9 @@ def _one_line() -> Iterator[None]:
         message = " ".join(error.format_message().split()).rstrip(".")
         message = re.sub(r"( Did you mean [^?]+\?)\1", r"\1", message)  # both typer and newer versions of click add it
         command = error.ctx.command_path if error.ctx else "perfedrec"
-        print(f"error: {message[:1].lower()}{message[1:]}; see {command} --help", file=sys.stderr)
+        message, _, near = message.partition(". Did you mean ")
+        hint = f"; did you mean {near}" if near else ""
+        print(f"error: {message[:1].lower()}{message[1:]}; see {command} --help{hint}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perfedrec.cli.common import AsJson, Ks, console, lengths, one_line
+from perfedrec.cli.common import AsJson, Ks, console, lengths, one_line, print_data
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -53,6 +53,12 @@ def bench(
         comparison = read(file, output, moved, lengths(ks))
         check_output(output)
         comparison.prepare()
+        for name, dataset in comparison.datasets.items():
+            if as_json:
+                event = {"event": "data", "data": name, "notes": dataset.notes.lines()}
+                print(json.dumps(event), file=sys.stderr, flush=True)
+            else:
+                print_data(dataset, name)
         cells = list(comparison.cells())
         at_once = processes or processors()
         with locked(output), _Show(cells, output, at_once, as_json) as show:

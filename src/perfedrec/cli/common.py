@@ -178,14 +178,15 @@ def reporter(quiet: bool, as_json: bool) -> Reporter:
     return progress.best_reporter()
 
 
-def print_data(dataset: Dataset) -> None:
-    """Print the sizes of a data set and what was left out of it."""
+def print_data(dataset: Dataset, name: str | None = None) -> None:
+    """Print the sizes of a data set, how it was read and split, and what was left out of it, under its own name or
+    another ``name``."""
     from perfedrec.data import counted
 
     train = dataset.train
     counts = {"user": train.n_users, "item": train.n_items, "interaction": train.n_interactions}
     sizes = ": " + ", ".join(counted(n, name) for name, n in counts.items())
-    console.print(Text.assemble((dataset.name, "bold"), sizes), soft_wrap=True)
+    console.print(Text.assemble((name or dataset.name, "bold"), sizes), soft_wrap=True)
     for line in dataset.notes.lines():
         console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
 

@@ -258,8 +258,8 @@ def read(
             )
     if file.reference is not None and file.reference not in methods:
         raise ConfigError(
-            f"{path}: reference: there is no method {file.reference!r}{nearest(file.reference, methods)}; "
-            f"expected one of: {', '.join(methods)}"
+            f"{path}: reference: there is no method {file.reference!r}; "
+            f"expected one of: {', '.join(methods)}{nearest(file.reference, methods)}"
         )
     configs: dict[tuple[str, str], Config] = {}
     for label, entry in methods.items():
@@ -276,7 +276,7 @@ def read(
 def _placed(file: BenchFile, path: Path, name: str, where: str | None) -> DataSettings:
     if name not in file.data:
         raise ConfigError(
-            f"{path}: there is no data set {name!r}{nearest(name, file.data)}; expected one of: {', '.join(file.data)}"
+            f"{path}: there is no data set {name!r}; expected one of: {', '.join(file.data)}{nearest(name, file.data)}"
         )
     given = {"path": where, "train": None, "valid": None, "test": None}
     return file.data[name] if where is None else file.data[name].model_copy(update=given)

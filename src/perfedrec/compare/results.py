@@ -69,6 +69,7 @@ def _data(bench: Bench, name: str, dataset: Dataset) -> DataEntry:
         "popularity": {key: fmean(each[key] for each in figures) for key in figures[0]},
         "splits": bench.n_splits(name),
         "chance": dataset.notes.chance,
+        "notes": dataset.notes.lines(),
     }
 
 

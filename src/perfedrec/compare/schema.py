@@ -17,7 +17,8 @@ class Spread(TypedDict):
 
 class DataEntry(TypedDict):
     """A data set: its sizes, and the test metrics of ranking by popularity; ``splits`` is the number of different
-    splits that the seeds gave, and ``chance`` what chance decided in the first (neither before version 0.4)."""
+    splits that the seeds gave, ``chance`` what chance decided in the first, and ``notes`` say how the first was read,
+    prepared and split (none of the three before version 0.4)."""
 
     users: int
     items: int
@@ -26,6 +27,7 @@ class DataEntry(TypedDict):
     popularity: dict[str, float]
     splits: NotRequired[int]
     chance: NotRequired[str | None]
+    notes: NotRequired[list[str]]
 
 
 class TargetEntry(TypedDict):

@@ -57,7 +57,7 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     data = unpack(path, data)
     if not data:
-        raise DataError(f"{path}: is empty")
+        raise DataError(f"{path}: is empty; expected lines with data")
     return data
 
 
@@ -70,7 +70,8 @@ def _nearest(path: Path) -> str:
     near = near or [name for name in names if name.startswith(path.stem)][:3]
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    return "" if path.is_absolute() else f"; the path starts at {Path.cwd()}"
+    there = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "nothing"
+    return f"; expected the path of an existing file (in {path.parent.absolute()}: {there})"
 
 
 def encoding_of(path: Path, data: bytes) -> str:
@@ -112,11 +113,13 @@ def clean(path: Path, data: bytes) -> bytes:
             data = data.decode(encoding).encode()
         except UnicodeDecodeError as error:
             if encoding != "windows-1252":
-                raise DataError(f"{path}: is damaged {encoding.upper()} text ({error.reason})") from None
+                raise DataError(
+                    f"{path}: is damaged {encoding.upper()} text ({error.reason}); save it as UTF-8"
+                ) from None
             data = data.decode("latin-1").encode()  # differs from windows-1252 in the few codes that this one lacks
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n ")
     if not data.strip():
-        raise DataError(f"{path}: is empty")
+        raise DataError(f"{path}: is empty; expected lines with data")
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n") if b"\n" in data else data.replace(b"\r", b"\n")
     if any(len(part) != len(part.translate(None, CONTROL)) for part in _parts(data)):

@@ -132,7 +132,7 @@ def read_model(path: Path) -> Model:
             catalogue=Catalogue(np.array(ids, dtype=np.int64 if whole else object), None, encoding),
         )
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
+        raise CheckpointError(f"{path}: no such file; expected one that perfedrec node export wrote") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path}: damaged model file ({error}); expected one that perfedrec node export wrote"

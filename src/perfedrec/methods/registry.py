@@ -124,8 +124,8 @@ def method(name: str) -> type[Any]:
     entries, (module, colon, attribute) = metadata.entry_points(group=GROUP, name=name), name.rpartition(":")
     if not colon and not entries:
         raise ConfigError(
-            f"there is no method {name!r}{_hint(name, METHODS)}; expected one of {', '.join(METHODS)}, or "
-            "file.py:Class for your own"
+            f"there is no method {name!r}; expected one of {', '.join(METHODS)}, or file.py:Class for your own"
+            f"{_hint(name, METHODS)}"
         )
     try:
         for entry in entries:
@@ -148,7 +148,7 @@ def _attribute(module: str, name: str) -> Any:
     own = _from_file(path, path.stat().st_mtime_ns) if path.suffix == ".py" else importlib.import_module(module)
     if not hasattr(own, name):
         raise ConfigError(
-            f"{module} has no class {name!r}{_hint(name, vars(own))}; expected a method's, as in file.py:Class"
+            f"{module} has no class {name!r}; expected a method's, as in file.py:Class{_hint(name, vars(own))}"
         )
     return getattr(own, name)
 

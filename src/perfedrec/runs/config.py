@@ -305,9 +305,17 @@ def check(tree: Mapping[str, Any], where: str = "") -> Config:
         if isinstance(value, int) and abs(value) >= 2**63:
             raise ConfigError(f"{prefix}{key}: expected a number below 2^63 (given: {value})")
     try:
-        return kind.model_validate(tree)
+        return kind.model_validate(_with_rounds(tree))
     except ValidationError as error:
         raise ConfigError(prefix + explain(error.errors(), kind)) from None
+
+
+def _with_rounds(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tree, with no rounds for a method that is fitted at once, where it says nothing of them."""
+    fitted, run = method(tree.get("algorithm", DEFAULT)), tree.get("run", {})
+    if not centralised(fitted) or fitted.trained or not isinstance(run, Mapping):
+        return tree
+    return {**tree, "run": {"rounds": 0, **run}}
 
 
 def _check_part(tree: Mapping[str, Any], where: str) -> None:

@@ -62,7 +62,7 @@ def preset_text(name: str, kind: Kind = "presets") -> str:
     known = presets(kind)
     if name not in known:
         what = "preset" if kind == "presets" else "privacy profile"
-        raise ConfigError(f"there is no {what} {name!r}{nearest(name, known)}; expected one of: {', '.join(known)}")
+        raise ConfigError(f"there is no {what} {name!r}; expected one of: {', '.join(known)}{nearest(name, known)}")
     return (resources.files("perfedrec.runs") / kind / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -70,7 +70,7 @@ def ablation(part: str) -> dict[str, Any]:
     """The options, by dotted key, that switch a part off. Raises :class:`ConfigError` for an unknown part."""
     if part not in ABLATIONS:
         raise ConfigError(
-            f"there is no part {part!r} to switch off{nearest(part, ABLATIONS)}; "
-            f"expected one of: {', '.join(ABLATIONS)}"
+            f"there is no part {part!r} to switch off; expected one of: {', '.join(ABLATIONS)}"
+            f"{nearest(part, ABLATIONS)}"
         )
     return ABLATIONS[part]

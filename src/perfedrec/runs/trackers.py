@@ -225,7 +225,7 @@ def trackers(names: Sequence[str], output: Path) -> list[_Tracker]:
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(
-                f"there is no tracker {name!r}{nearest(name, TRACKERS)}; expected one of: {', '.join(TRACKERS)}"
+                f"there is no tracker {name!r}; expected one of: {', '.join(TRACKERS)}{nearest(name, TRACKERS)}"
             )
     return [TRACKERS[name](output) for name in dict.fromkeys(names)]
 
