@@ -87,7 +87,7 @@ def test_an_installed_package_offers_a_method(here: Path, monkeypatch: pytest.Mo
     ("import nothing_of_the_kind", "ModuleNotFoundError"),
     ("raise ValueError('too early')", "ValueError: too early"),
     ("x = 1", "own.py has no class 'Own'; expected a method's"),
-    ("class Mine: pass\nOwn2 = Mine", "own.py has no class 'Own'; expected a method's, as in file.py:Class; did you mean"),
+    ("class Mine: pass\nOwn2 = Mine", "own.py has no class 'Own'; expected a method's, as in file.py:Class; did you"),
     ("class Own: pass", "is not a method; expected a subclass of perfedrec.Method"),
 ])  # fmt: skip
 def test_a_file_without_a_method_is_reported_in_one_line(text: str, said: str, here: Path) -> None:
