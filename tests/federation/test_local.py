@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.ports import reserved_port
 
+from perfedrec.core.errors import ConfigError
 from perfedrec.federation import local
 from perfedrec.runs import config
 from perfedrec.runs.config import open_data
@@ -42,6 +43,19 @@ def test_a_node_that_ends_early_is_reported_and_the_others_end_in_order(
     ]
     assert processes[0].returncode == 0
     assert "Fatal" not in log.read_text()
+
+
+def test_a_used_folder_is_refused_and_resume_is_named_where_it_works(tmp_path: Path) -> None:
+    local.check_free(tmp_path / "new")
+    local.check_free(tmp_path)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match=r"is not empty; expected a new folder$"):
+        local.check_free(tmp_path)
+    (tmp_path / "run" / "config.toml").touch()
+    with pytest.raises(ConfigError, match=r"is not empty; expected a new folder \(or --resume to continue"):
+        local.check_free(tmp_path)
+    with pytest.raises(ConfigError, match="is a file; expected a new folder"):
+        local.check_free(tmp_path / "run" / "config.toml")
 
 
 def test_a_free_port_is_not_one_of_outgoing_connections() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from perfedrec.cli.common import (
     Columns,
     MetricsPort,
     Preset,
+    command,
     console,
     one_line,
     print_communication,
@@ -152,6 +152,8 @@ def up(
         if resume and any(each is not None for each in (nodes, data, format, columns or None, users)):
             raise ConfigError("--resume continues with the nodes and users in --output; expected no others")
         given = {"data__path": data or DATA, "data__format": format, "data__columns": columns or None}
+        if not resume:
+            local.check_free(output)
         resolved = _resolved(output / "run", resume, preset, None, set_, privacy, rounds, **given)
         method = federated(resolved)
         service, changed = needs_service(method), Terms(deadline=deadline).changed()
@@ -177,7 +179,7 @@ def up(
         _show(summary, output / "run", as_json)
         if dataset is not None and not as_json:
             mine = _options(store=output / "nodes" / "n0" / "store.db", user=dataset.train.user_ids[0])
-            console.print(f"a list: perfedrec node recommend {shlex.join(mine)}", soft_wrap=True)
+            console.print(f"a list: {command('node', 'recommend', *mine)}", soft_wrap=True)
 
 
 @app.command("certificates")
@@ -240,8 +242,8 @@ def bundles(
 
 
 @contextmanager
-def _hint_to_resume(command: list[str]) -> Iterator[None]:
-    """Add to the error of an interrupted run the command that resumes it."""
+def _hint_to_resume(words: list[str]) -> Iterator[None]:
+    """Add to the error of an interrupted run the command that resumes it, of which these are the ``words``."""
     from perfedrec.runs.signals import InterruptedRunError
 
     try:
@@ -249,7 +251,7 @@ def _hint_to_resume(command: list[str]) -> Iterator[None]:
     except (InterruptedRunError, KeyboardInterrupt) as error:
         number = error.exit_code - 128 if isinstance(error, InterruptedRunError) else signal.SIGINT
         what = str(error) or "interrupted"
-        raise InterruptedRunError(f"{what}; resume with perfedrec {shlex.join(command)}", number) from None
+        raise InterruptedRunError(f"{what}; resume with {command(*words)}", number) from None
 
 
 def _options(**values: Any) -> list[str]:

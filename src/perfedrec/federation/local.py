@@ -25,6 +25,7 @@ from perfedrec.data import Catalogue, Dataset
 from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.federation.bundles import SERVICE, deal
 from perfedrec.federation.certificates import CA, make_certificates, make_key
+from perfedrec.runs.folder import CONFIG
 from perfedrec.runtimes.node import Store
 
 CATALOGUE, LOG = "items.txt", "log.txt"
@@ -49,8 +50,7 @@ def lay_out(
     those of a simulation, for tests.
     """
     parts, catalogue = parted(dataset.train, nodes, users), Catalogue.of(dataset, attributes)
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty; expected a new folder")
+    check_free(folder)
     made = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         make_certificates(made / "certificates")
@@ -63,6 +63,15 @@ def lay_out(
         made.replace(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def check_free(folder: Path) -> None:
+    """Raise :class:`ConfigError` unless the ``folder`` of a federation is new or empty."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; expected a new folder")
+    if folder.exists() and any(folder.iterdir()):
+        hint = " (or --resume to continue the federation in it)" if (folder / "run" / CONFIG).exists() else ""
+        raise ConfigError(f"{folder} is not empty; expected a new folder{hint}")
 
 
 def parted(train: Interactions, nodes: int, users: int | None = None) -> list[NDArray[np.int64]]:

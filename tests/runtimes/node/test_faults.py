@@ -11,14 +11,17 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
 from tests.runtimes.node.test_store import ALGORITHM
 from tests.runtimes.node.victim import BATCH, count_up
 from typer.testing import CliRunner
@@ -191,6 +194,31 @@ def test_damage_within_a_cell_gives_one_line(tmp_path: Path) -> None:
             store.answer_round(1, b"tables", lambda: count_up(store, store.everyone()))
     refused = CliRunner().invoke(app, ["node", "status", "--store", str(path)])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda array: np.full_like(array, np.nan), "has numbers that are not finite: the file is damaged, or"),
+        (lambda array: np.concatenate([array, array]), "has 2 rows\\)"),
+    ],
+)
+def test_numbers_that_cannot_be_right_are_refused(
+    change: Callable[[NDArray[Any]], NDArray[Any]], why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.node"
+    with Store.create(path, ITEMS[:50]) as store:
+        store.import_interactions(pl.DataFrame({"user": ["a"], "item": [1]}), first_identity=0)
+        store.join_run(ALGORITHM, "run")
+        store.answer_round(0, b"tables", lambda: count_up(store, store.everyone()))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            (content,) = other.execute("SELECT content FROM memories").fetchone()
+            arrays = load(content)
+            name = next(name for name, array in arrays.items() if array.dtype.kind == "f" and array.shape[0] == 1)
+            arrays[name] = change(arrays[name])
+            other.execute("UPDATE memories SET content = ?", (save(arrays),))
+        with pytest.raises(StoreError, match=rf"a.node: .*{name} {why}.*; expected .* backup"):
+            store.find_client_states(store.everyone())
 
 
 def test_a_database_of_another_program_is_not_changed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
@@ -178,7 +179,7 @@ class Database:
         if not create:
             (verdict,) = self.connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
-                raise self._damaged(verdict)
+                raise self.damaged(verdict)
         if version < newest:
             with self.writing():
                 version = pragma("user_version")  # another process may have done this meanwhile
@@ -244,13 +245,22 @@ class Database:
                 self.connection.execute("UPDATE node SET scrubbing = 0 WHERE scrubbing")
 
     def load_arrays(self, content: bytes) -> dict[str, NDArray[Any]]:
-        """The arrays in a cell of the file. Raises :class:`StoreError` if the cell is damaged."""
+        """The arrays in a cell of the file. Raises :class:`StoreError` if the cell is damaged: it is no record of
+        arrays, or has numbers that are not finite, which training leaves only where it diverges."""
         try:
-            return load(content)
+            arrays = load(content)
         except SafetensorError as error:
-            raise self._damaged(error) from None
+            raise self.damaged(error) from None
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise StoreError(
+                    f"{self.path}: the stored {name} has numbers that are not finite: the file is damaged, or training "
+                    "has diverged; expected its backup, or a new run"
+                )
+        return arrays
 
-    def _damaged(self, why: object) -> StoreError:
+    def damaged(self, why: object) -> StoreError:
+        """The error for a file with content that cannot be right."""
         return StoreError(f"{self.path}: is damaged ({why}); expected a whole file: restore its backup")
 
     def close(self) -> None:

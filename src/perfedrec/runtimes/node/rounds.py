@@ -166,6 +166,8 @@ class RoundStore(UserStore):
                 outdated[place] = True
                 _, source, target = np.intersect1d(saved_items, items[own], assume_unique=True, return_indices=True)
             self._check_fits(saved, arrays)
+            if wrong := [name for name in arrays if len(saved[name]) != (len(saved_items) if name in per_row else 1)]:
+                raise self._database.damaged(f"{wrong[0]} has {len(saved[wrong[0]])} rows")
             for name, into in arrays.items():
                 if name in per_row:
                     into[own][target] = saved[name][source]
