@@ -31,6 +31,7 @@ def zipped(**files: bytes) -> bytes:
         zipped(**{"set/": b"", "set/ratings.csv": TEXT, "__MACOSX/._x": b"1"}),
         zipped(ratings=gzip.compress(TEXT)),
     ],
+    ids=["gzip", "bzip2", "xz", "zip", "zip with a folder", "gzip in zip"],  # the bytes hold the time
 )
 def test_a_packed_file_is_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data").write_bytes(content)
@@ -53,6 +54,7 @@ def test_a_packed_file_is_read(tmp_path: Path, content: bytes) -> None:
         (b"\n<!DOCTYPE html><html>", r"data: is a web page, not a table; was the download complete\?"),
         (b'<?xml version="1.0"?>', r"data: is an XML file"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_a_file_is(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "data").write_bytes(content)
