@@ -652,6 +652,19 @@ def test_an_impossible_federation_is_an_error_before_anything_starts(
     assert sorted(tmp_path.iterdir()) == ([run] if "--resume" in options else [])
 
 
+def test_a_federation_too_large_for_this_machine_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("flwr")
+    from perfedrec.federation import sizing
+
+    monkeypatch.setattr(sizing, "memory", lambda: 10_000_000)  # 490 of the 500 items occur in training
+    failed = cli("federation", "up", "--output", tmp_path / "up", code=2)
+    assert "4 nodes with 490 items of 64 dimensions need about 23.5 MB" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_flower_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as ended, one_line():
         raise ModuleNotFoundError("No module named 'flwr'", name="flwr.common")

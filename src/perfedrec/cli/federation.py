@@ -145,6 +145,7 @@ def up(
         from perfedrec.federation.coordinator import Deployment, Terms
         from perfedrec.federation.coordinator import serve as run
         from perfedrec.federation.metrics import exposed
+        from perfedrec.federation.sizing import needs
         from perfedrec.runs.config import open_data
         from perfedrec.runtimes.flower import needs_service
 
@@ -166,6 +167,8 @@ def up(
                 method.settings.privacy.check_users(min(users or dataset.n_users, dataset.n_users))
                 count = NODES if nodes is None else nodes
                 Terms(min_nodes=count).least_nodes(method)  # refused before anything is written
+                if needed := needs(method, dataset.n_items):
+                    needed.check_memory(count)
                 local.lay_out(output, dataset, count, users, attributes=resolved.attributes)
             port = local.free_port()
             terms = Terms(port=port, min_nodes=sum(1 for _ in (output / "nodes").iterdir()), deadline=deadline)

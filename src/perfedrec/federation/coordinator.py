@@ -23,6 +23,7 @@ from perfedrec.federation.agreement import federated
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.metrics import Expose, Watch, nowhere
 from perfedrec.federation.run import LINK, FederatedRun
+from perfedrec.federation.sizing import needs
 from perfedrec.privacy.report import between_nodes
 from perfedrec.runs.config import Config
 from perfedrec.runs.folder import RunFolder
@@ -151,6 +152,8 @@ def serve(
     files, served_as = check_certificates(given.certificates, tell)
     registered = read_keys(given.keys, terms.least_nodes(algorithm))
     _check_free(terms.address)
+    if needed := needs(algorithm, len(given.catalogue.item_ids)):
+        tell(needed.line())
     # The SuperLink is recognised by a name that its certificate has, and not by the address at which it is called.
     here = Endpoint(Address(own(terms.host), terms.port), files.ca, served_as[0].replace("*", "any"))
     with (

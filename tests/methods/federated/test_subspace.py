@@ -20,7 +20,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import Spec
 from perfedrec.methods.federated import subspace
 from perfedrec.methods.federated.fedmf import FedMF
-from perfedrec.methods.federated.settings import FedMFSettings
+from perfedrec.methods.federated.settings import ClusterSettings, FedMFSettings
 from perfedrec.methods.federated.subspace import krylov, lifted, nystroem, projected, selected, spread
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.runtimes.population import Population
@@ -213,6 +213,23 @@ def test_clusters_that_are_too_small_are_dissolved_before_their_sums_are_opened(
     few.play(phases.index("sizes") + 3)
     assert few.state.clusters.centroids is None
     assert few.state.offsets is None
+
+
+def test_of_the_options_of_clusters_their_number_alone_has_an_effect() -> None:
+    others = {"start": 0, "stop": 1000, "every": 1, "learning_rate": 0.9, "proportional": False}
+    assert {*others, "n_clusters"} == set(ClusterSettings.model_fields)
+    tables = []
+    for clusters in ({}, {f"clusters__{name}": value for name, value in others.items()}, {"clusters__n_clusters": 0}):
+        here = world(**{**SECURE, "clusters__n_clusters": 3, "privacy__min_clients": 2, **clusters})
+        here.play(len(here.algorithm.phases) + 4)
+        tables.append((here.state.items, here.state.offsets))
+    assert torch.equal(tables[0][0], tables[1][0])
+    assert torch.equal(tables[0][1], tables[1][1])
+    assert tables[0][1].any()
+    assert tables[2][1] is None or tables[2][1].numel() != tables[0][1].numel()
+    said = {name for name, field in ClusterSettings.model_fields.items() if "(not with" in str(field.description)}
+    assert said == set(others) - {"proportional"}
+    assert "(only where user vectors are sent)" in str(ClusterSettings.model_fields["proportional"].description)
 
 
 def test_a_basis_of_all_columns_changes_nothing() -> None:

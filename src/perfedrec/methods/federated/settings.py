@@ -80,7 +80,8 @@ class ClusterSettings(Settings):
     """Options of the clusters of similar users and their models.
 
     Where sums are of low rank (``privacy.rank``) clusters are found once, before training, and need spectral
-    pre-training: without it there are none.
+    pre-training: without it there are none. Of these options ``n_clusters`` alone has an effect then. Wherever clients
+    contribute to sums alone, nobody knows who is in which cluster, and cohorts are not selected by cluster.
     """
 
     n_clusters: int = Field(5, ge=0, description="number of clusters; 0 or 1: no clusters")
@@ -90,9 +91,15 @@ class ClusterSettings(Settings):
     stop: int = Field(
         179, ge=0, description="last training round after which users are clustered (not with sums of low rank)"
     )
-    every: int = Field(6, ge=1, description="number of rounds from one clustering to the next")
-    learning_rate: float = Field(0.1, ge=0, description="step of a cluster's offset, as a share of the server's step")
-    proportional: bool = Field(True, description="select from each cluster in proportion to its size")
+    every: int = Field(6, ge=1, description="rounds from one clustering to the next (not with sums of low rank)")
+    learning_rate: float = Field(
+        0.1,
+        ge=0,
+        description="step of a cluster's offset, as a share of the server's step (not with sums of low rank)",
+    )
+    proportional: bool = Field(
+        True, description="select from each cluster in proportion to its size (only where user vectors are sent)"
+    )
 
     @property
     def enabled(self) -> bool:
