@@ -49,6 +49,7 @@ WORKS: list[str] = [
 NEEDS = {
     "tune --data {data} --algorithm item_knn --output {here}/study": "tune",
     "report {here}/run": "report",
+    "report {here}/run --figures {here}/a": "figures",
     "train --data {data} --output {here}/a --track tensorboard {few}": "tensorboard",
     "train --data {data} --output {here}/a --track mlflow {few}": "mlflow",
     "train --data {data} --output {here}/a --privacy private --rounds 0 --set privacy.noise_source=opendp": "opendp",

@@ -26,6 +26,7 @@ MODULES = {
     "uvicorn": "flower",
     "ray": "simulation",
     "opendp": "opendp",
+    "matplotlib": "figures",
     "jinja2": "report",
     "markupsafe": "report",
     "plotly": "report",

@@ -1,7 +1,9 @@
-"""Reports: one HTML file about a run or a comparison, which a browser can open without a network."""
+"""Reports: one HTML file about a run or a comparison, which a browser can open without a network, and its charts as
+figures for papers."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from perfedrec.core.errors import CheckpointError, ConfigError
@@ -12,15 +14,18 @@ DOCTYPE = b"<!doctype html>"
 """What a report begins with, in small letters."""
 
 
-def write_report(folder: Path, output: Path | None = None) -> Path:
+def write_report(folder: Path, output: Path | None = None, figures: Path | None = None) -> Path:
     """Write the report of a finished run or a comparison, and return its path.
 
     ``folder`` is that of the run or the comparison. The report is written to ``output`` (default: ``report.html`` in
-    that folder).
+    that folder). With ``figures``, its charts are also written to this folder, as PDF, SVG and CSV.
 
     Raises :class:`CheckpointError` where the folder holds neither a run nor a comparison, and :class:`ConfigError`
-    where the extra ``report`` is not installed or the file cannot be written.
+    where the extra ``report`` (or ``figures``) is not installed or a file cannot be written.
     """
+    if figures is not None:
+        with needed_by("a figure for a paper"):
+            import_module("matplotlib")  # asked first: its extra brings what a report needs as well
     with needed_by("a report"):
         from perfedrec.report.bench import bench_page
         from perfedrec.report.page import render
@@ -32,9 +37,13 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         raise ConfigError(f"{output} is a folder; expected the name of a file to write")
     if output.exists() and DOCTYPE not in output.read_bytes()[:1000].lower():
         raise ConfigError(f"{output} exists and is no report; expected a new file, or a report to replace")
-    page = render(bench_page(folder) if (folder / "results.json").exists() else run_page(folder))
+    page = bench_page(folder) if (folder / "results.json").exists() else run_page(folder)
+    if figures is not None:
+        from perfedrec.report.figures import write_figures
+
+        write_figures(page, figures)
     try:
-        write_atomic(output, page.encode())
+        write_atomic(output, render(page).encode())
     except OSError as error:
         raise ConfigError(
             f"{output}: cannot be written ({error.strerror}); expected a file in a folder that exists"

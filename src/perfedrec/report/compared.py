@@ -66,7 +66,7 @@ class Compared:
 
     @property
     def dash(self) -> str:
-        return DASHES[self.place // len(COLOURS) % len(DASHES)]
+        return DASHES[self.place % len(DASHES)]
 
     @property
     def symbol(self) -> str:

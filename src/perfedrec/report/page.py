@@ -71,10 +71,14 @@ class Table:
     folded: bool = False
 
     def csv(self) -> str:
-        """The header and the rows as comma-separated values, in a ``data:`` address."""
+        """The header and the rows as comma-separated values."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
-        return "data:text/csv;charset=utf-8;base64," + b64encode(text.getvalue().encode()).decode()
+        return text.getvalue()
+
+    def address(self) -> str:
+        """The values of :meth:`csv` in a ``data:`` address."""
+        return "data:text/csv;charset=utf-8;base64," + b64encode(self.csv().encode()).decode()
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def loss_curve(history: Sequence[Entry], axes: Axes) -> Chart | None:
         "Training loss",
         "The mean over the clients of a round and their interactions. It shows whether training works, not how good "
         "the recommendations are.",
-        figure([trace], axes["round"][0], "loss", yaxis_rangemode="tozero"),
+        figure([trace], axes["round"][0], "loss", yaxis_rangemode=rangemode(losses)),
         Table("Training loss by round", ("round", "loss"), rows),
         (Switch("Against", across),),
     )
