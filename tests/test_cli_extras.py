@@ -109,4 +109,4 @@ def test_each_module_that_is_imported_comes_with_the_core_or_with_an_extra() -> 
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {each.partition(".")[0] for each in names} - {"perfedrec", *sys.stdlib_module_names}:
                 with_core = any(each.lower().replace("_", "-") in core for each in homes.get(name, ()))
-                assert with_core or name in MODULES, f"{file}: {name}"
+                assert with_core or name in MODULES or name == "IPython", f"{file}: {name}"  # which a notebook has
