@@ -29,6 +29,8 @@ def detect_text(path: Path, text: bytes) -> str:
     start = text.lstrip()[: 1 << 16]
     head = [line for line in start.decode(errors="replace").split("\n")[: MANY + 1] if line.strip()]
     head = head[:-1] if len(start) == 1 << 16 and len(head) > 1 else head  # the last one may be cut
+    if not head:  # spaces of other kinds, such as no-break spaces
+        raise DataError(f"{path}: starts with nothing but spaces; expected interactions")
     first = head[0]
     if re.match(r"\{|\[\s*(\{|$)", start[:1000].decode(errors="replace")):
         return "json"
