@@ -68,6 +68,15 @@ def test_a_name_a_configuration_and_an_object_give_the_same_model(dataset: Datas
     assert all(each.recommend(k=5).equals(first) for each in results)
 
 
+def test_an_object_that_is_fitted_at_once_needs_no_rounds(dataset: Dataset) -> None:
+    named, built = train("item_knn", dataset), train(configure("item_knn").build(), dataset)
+    assert built.config is not None
+    assert built.config.run.rounds == 0
+    assert built.recommend(k=3).equals(named.recommend(k=3))
+    with pytest.raises(ConfigError, match=r"is fitted at once; expected run.rounds = 0"):
+        train(configure("item_knn").build(), dataset, rounds=2)
+
+
 def test_data_may_be_named_by_the_call_or_by_the_configuration(dataset: Dataset, tmp_path: Path) -> None:
     expected = train("item_knn", dataset).recommend(k=3)
     assert train("item_knn", DATA).recommend(k=3).equals(expected)

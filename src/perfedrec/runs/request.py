@@ -8,6 +8,7 @@ from typing import Any
 
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import DataLike, Dataset
+from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.runs.config import MEMORY, Config, RunSettings, check, config_of, open_data, resolve, settings_of
 from perfedrec.runs.dotted import merge, put
@@ -32,7 +33,9 @@ def method_of(
             f"{', '.join(strange)}: the options of a method cannot change after it was made; expected them where it is "
             "made, or the name of the method instead of it"
         )
-    return method, _changed(config or config_of(method, RunSettings()), run, values)
+    fitted_at_once = isinstance(method, Method) and not method.trained
+    first = RunSettings(rounds=0) if fitted_at_once else RunSettings()
+    return method, _changed(config or config_of(method, first), run, values)
 
 
 def _changed(config: Config, run: RunSettings | None, values: Mapping[str, Any]) -> Config:
