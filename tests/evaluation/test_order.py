@@ -22,8 +22,8 @@ class Fixed(Recommender):
     def raw_scores(self, users: torch.Tensor) -> torch.Tensor:
         return self.table[users]
 
-    def scores_of_new_user(self, items: torch.Tensor) -> torch.Tensor:
-        return self.table[0]
+    def for_new_users(self, offsets: torch.Tensor, items: torch.Tensor, order: RandomOrder | None = None) -> "Fixed":
+        return self
 
     def explain(self, users: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"global": self.table[users]}

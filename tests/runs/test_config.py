@@ -62,7 +62,7 @@ def test_options_have_to_fit_together_in_all_sources_and_not_in_each_one(tmp_pat
         ("run.rounds=off", "run.rounds: expected a whole number (given: off)"),
         ("run.rounds.x=1", "run.rounds: expected a whole number (given: a section)"),
         ("run=1", "run: expected a section (given: 1)"),
-        ("data.split=half", "data.split: expected leave-one-out, ratio, global-time or folds (given: 'half')"),
+        ("data.split=half", "data.split: expected leave-one-out, ratio, global-time, folds or users (given: 'half')"),
         ("data.ratio=[1, 2]", "data.ratio: expected three shares, such as [0.8, 0.1, 0.1] (given: [1, 2])"),
         ("data.ratio=1,0", "data.ratio: expected three shares"),
         ("data.folds=1", "data: split folds needs the number of folds, at least 2, got 1"),

@@ -376,5 +376,6 @@ def _membership(result: Result, degrees: Tensor) -> Finding:
     def items_of(part: Interactions, user: int) -> Tensor:
         return torch.tensor(part.items[part.offsets[user] : part.offsets[user + 1]], dtype=torch.int64)
 
-    held = [torch.cat([items_of(dataset.valid, user), items_of(dataset.test, user)]) for user in users.tolist()]
+    parts = [dataset.valid] if dataset.new_users is not None else [dataset.valid, dataset.test]  # of users of training
+    held = [torch.cat([items_of(part, user) for part in parts]) for user in users.tolist()]
     return attacks.infer_membership(scores, rows.items.split(rows.counts.tolist()), held, degrees)

@@ -61,11 +61,13 @@ def data_prepare(
     format: Format = "auto",
     columns: Columns = "",
     header: Header = None,
-    min_rating: Annotated[float | None, typer.Option(help="leave out interactions with a lower rating")] = None,
+    min_rating: Annotated[float | None, typer.Option(help="remove interactions with a lower rating")] = None,
     k_core: Annotated[int, typer.Option(help="remove users and items with fewer interactions, repeatedly")] = 0,
     split: Annotated[
         str | None,
-        typer.Option(help="leave-one-out, ratio, global-time or folds (default: what the options below belong to)"),
+        typer.Option(
+            help="leave-one-out, ratio, global-time, folds or users (default: what the options below belong to)"
+        ),
     ] = None,
     ratio: Annotated[
         str | None, typer.Option(help="shares of train, valid and test, for ratio and global-time: 0.8,0.1,0.1")
@@ -74,6 +76,9 @@ def data_prepare(
     test_from: Annotated[str | None, typer.Option(help="date where test starts, for global-time")] = None,
     folds: Annotated[int | None, typer.Option(max=2**31 - 1, help="number of folds, for folds")] = None,
     fold: Annotated[int, typer.Option(help="the fold that is tested, from 0")] = 0,
+    test_users: Annotated[
+        float | None, typer.Option(help="share of users who are held out from training as a whole, for users: 0.1")
+    ] = None,
     order: Annotated[
         str, typer.Option(help="order of a user's interactions: auto, time, file (its lines) or random")
     ] = "auto",
@@ -105,6 +110,7 @@ def data_prepare(
             test_from=test_from,
             folds=folds,
             fold=fold,
+            test_users=test_users,
             order=order,
             ties=ties,
             seed=seed,

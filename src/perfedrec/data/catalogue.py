@@ -43,8 +43,10 @@ class Catalogue:
     def of(dataset: Dataset, attributes: bool = False) -> Catalogue:
         """The catalogue of a data set, with ``attributes`` or without.
 
-        Raises :class:`DataError` where attributes are wanted and the data set has none.
+        Raises :class:`DataError` where attributes are wanted and the data set has none, and where users are held out
+        from training.
         """
+        _check_all_train(dataset)
         users, items, item_ids = dataset.user_attributes, dataset.item_attributes, dataset.train.item_ids
         if not attributes:
             return Catalogue(item_ids)
@@ -59,8 +61,9 @@ class Catalogue:
         """A data set with its items numbered as in the catalogue, without users' attributes.
 
         Interactions with other items are left out, which the notes of the result say. Raises :class:`DataError` where
-        no training interaction is left.
+        no training interaction is left, and where users are held out from training.
         """
+        _check_all_train(dataset)
         place = encode(id_series(dataset.train.item_ids), self.item_ids)
         parts, user_ids = [], dataset.train.user_ids
         for part in (dataset.train, dataset.valid, dataset.test):
@@ -100,6 +103,15 @@ class Catalogue:
         write_attributes(path.parent, "item", self.item_ids, self.item_attributes)
         if self.encoding is not None:
             write_encoding(path.parent / ENCODING, self.encoding)
+
+
+def _check_all_train(dataset: Dataset) -> None:
+    """Refuse data with new users, who are on no node."""
+    if dataset.new_users is not None:
+        raise DataError(
+            f"{dataset.name}: users are held out from training (data.split = users), which a federation cannot do; "
+            "expected another split, or train, which simulates a federation"
+        )
 
 
 def read_catalogue(path: str | Path) -> Catalogue:

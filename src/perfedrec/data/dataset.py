@@ -120,6 +120,40 @@ class Ties:
 
 
 @dataclass(frozen=True)
+class NewUsers:
+    """Counts of the users who are held out from training as a whole: ``users`` with ``interactions`` that are known.
+
+    Besides them, ``short_users`` were held out who have too few interactions to be tested. ``unknown_items`` known
+    interactions are left out, because their items never occur in training.
+    """
+
+    users: int
+    interactions: int
+    short_users: int = 0
+    unknown_items: int = 0
+
+    def lines(self) -> list[str]:
+        """The counts as sentences."""
+        verb, served = ("is", "a new user") if self.users == 1 else ("are", "new users")
+        lines = [
+            f"{counted(self.users, 'user')} {verb} held out from training, and tested as {served} with "
+            f"{counted(self.interactions, 'known interaction')}",
+            "validation is on users of training: the best round is chosen by them, not by new users",
+        ]
+        if self.short_users:
+            verb = "was" if self.short_users == 1 else "were"
+            lines.append(
+                f"{counted(self.short_users, 'more user')} {verb} held out and cannot be tested: fewer than 2 of their "
+                "interactions are with items of training"
+            )
+        if self.unknown_items:
+            verb = "is" if self.unknown_items == 1 else "are"
+            left = counted(self.unknown_items, "known interaction")
+            lines.append(f"{left} of held-out users {verb} left out: the items never occur in training")
+        return lines
+
+
+@dataclass(frozen=True)
 class SplitReport:
     """How a data set was made, and what it leaves out.
 
@@ -128,7 +162,7 @@ class SplitReport:
     ``ties`` says how often chance decided a split by time, and ``drawn`` that the whole split is random.
     ``looks_ahead`` is true where each user's own times decided, and training has interactions that are later than test
     interactions of other users. ``remarks`` are further sentences, about preparation and attributes. ``files`` are
-    sentences about how the files were read.
+    sentences about how the files were read. ``new_users`` counts the users who are held out as a whole, if any are.
     """
 
     how: str
@@ -142,10 +176,13 @@ class SplitReport:
     looks_ahead: bool = False
     remarks: tuple[str, ...] = field(default=())
     files: tuple[str, ...] = ()
+    new_users: NewUsers | None = None
 
     def lines(self) -> list[str]:
         """The report as sentences: one for each count that is not zero."""
         lines = [*self.files, f"split: {self.how}"]
+        if self.new_users is not None:
+            lines += self.new_users.lines()
         if self.looks_ahead:
             lines.append("training has interactions that are later than tested ones (none with data.split=global-time)")
         if self.ties is not None and self.ties.any:
@@ -158,10 +195,12 @@ class SplitReport:
             lines.append(f"{counted(self.short_users, 'user')} with fewer than {self.short_of} {verb} in training only")
         for name, part in (("validation", self.valid), ("test", self.test)):
             if part.left_out:
+                new = name == "test" and self.new_users is not None
+                of = " without known interactions" if new else ""
                 lines.append(
                     f"{name}: {part.left_out:,} of {part.interactions:,} interactions are left out of evaluation "
-                    f"({counted(part.unknown_users, 'user')} and {counted(part.unknown_items, 'item')} never occur in "
-                    f"training, {part.known_pairs:,} interactions occur in an earlier part too)"
+                    f"({counted(part.unknown_users, 'user')}{of} and {counted(part.unknown_items, 'item')} never occur "
+                    f"in training, {part.known_pairs:,} interactions occur in an earlier part too)"
                 )
         if not any(part.interactions - part.left_out for part in (self.valid, self.test)):
             lines.append("no user can be evaluated: no interactions are held out for validation or test")
@@ -183,14 +222,17 @@ class SplitReport:
         """The report that :meth:`stored` gave. Raises :class:`KeyError` or :class:`TypeError` for other content."""
         parts = {name: HeldOut(**stored[name]) for name in ("valid", "test")}
         ties = None if stored["ties"] is None else Ties(**stored["ties"])
-        return SplitReport(
-            **{**stored, **parts, "ties": ties, "remarks": tuple(stored["remarks"]), "files": tuple(stored["files"])}
-        )
+        new = None if stored.get("new_users") is None else NewUsers(**stored["new_users"])
+        lists = {name: tuple(stored[name]) for name in ("remarks", "files")}
+        return SplitReport(**{**stored, **parts, **lists, "ties": ties, "new_users": new})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Training, validation and test interactions of the users and items that occur in training.
+
+    Where users are held out as a whole, ``new_users`` are their known interactions, and ``test`` has the user ids of
+    ``new_users`` in place of those of ``train``. No user is in both.
 
     ``notes`` says what was left out and why. ``user_attributes`` has one row per user and ``item_attributes`` one per
     item. ``truth`` is known for synthetic data only. ``origin`` has the options of the section ``[data]`` of a
@@ -207,12 +249,17 @@ class Dataset:
     item_attributes: Attributes | None = None
     truth: SyntheticTruth | None = None
     origin: Mapping[str, Any] | None = None
+    new_users: Interactions | None = None
 
     def __post_init__(self) -> None:
-        for part in (self.valid, self.test):
-            for mine, theirs in ((part.user_ids, self.train.user_ids), (part.item_ids, self.train.item_ids)):
-                if mine is not theirs and not np.array_equal(mine, theirs):
-                    raise DataError("training, validation and test must share their user and item ids")
+        for part, users in ((self.valid, self.train), (self.test, self.tested_users), (self.tested_users, None)):
+            ids = [(part.item_ids, self.train.item_ids)]
+            ids += [] if users is None else [(part.user_ids, users.user_ids)]
+            if any(mine is not theirs and not np.array_equal(mine, theirs) for mine, theirs in ids):
+                raise DataError("training, validation and test must share their user and item ids")
+        new = [] if self.new_users is None else self.new_users.user_ids.tolist()
+        if new and (both := len(set(new) & set(self.train.user_ids.tolist()))):
+            raise DataError(f"{self.name}: new users must not occur in training; {both:,} of them do")
         for attributes, rows in ((self.user_attributes, self.n_users), (self.item_attributes, self.n_items)):
             if attributes is not None and attributes.values.shape[0] != rows:
                 raise DataError(f"attributes must have {rows} rows, got {attributes.values.shape[0]}")
@@ -220,7 +267,8 @@ class Dataset:
     def __repr__(self) -> str:
         sizes = f"{self.n_users:,} users, {self.n_items:,} items"
         parts = (f"{name} {getattr(self, name).n_interactions:,}" for name in ("train", "valid", "test"))
-        return f"<Dataset {self.name}: {sizes}; interactions: {', '.join(parts)}>"
+        new = "" if self.new_users is None else f"; {counted(self.new_users.n_users, 'held-out user')}"
+        return f"<Dataset {self.name}: {sizes}; interactions: {', '.join(parts)}{new}>"
 
     @property
     def n_users(self) -> int:
@@ -230,11 +278,16 @@ class Dataset:
     def n_items(self) -> int:
         return self.train.n_items
 
+    @property
+    def tested_users(self) -> Interactions:
+        """What is known of the users who are tested: the training interactions, or those of new users."""
+        return self.train if self.new_users is None else self.new_users
+
     def without_test(self) -> Dataset:
         """The same data with an empty test part, for the selection of options, which must not use the test part."""
         nothing = np.empty(0, dtype=np.int64)
         empty = Interactions.from_rows(self.train.user_ids, self.train.item_ids, nothing, nothing, None)
-        return replace(self, test=empty, origin=None)
+        return replace(self, test=empty, origin=None, new_users=None)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -251,6 +304,11 @@ class Dataset:
         for part in (self.train, self.valid, self.test):
             add(part.offsets)
             add(part.items)
+        if self.new_users is not None:
+            digest.update(b"new users")
+            add(self.new_users.user_ids)
+            add(self.new_users.offsets)
+            add(self.new_users.items)
         for kind, attributes in (("user", self.user_attributes), ("item", self.item_attributes)):
             if attributes is not None:
                 digest.update(kind.encode())
@@ -268,43 +326,79 @@ class Rows(NamedTuple):
 
 
 def assemble(name: str, user_ids: Ids, item_ids: Ids, parts: Sequence[Rows], how: str, short_users: int = 0) -> Dataset:
-    """Make a data set of three ``parts``: train, valid and test. Its users and items are those of train.
+    """Make a data set of the ``parts`` train, valid and test, and perhaps the known interactions of new users.
 
-    ``user_ids`` and ``item_ids`` are the ids of all parts together, which the rows of the parts index. ``how`` and
-    ``short_users`` are for the report. Raises :class:`DataError` where the training part has no interactions.
+    Its users and items are those of train. With new users, test is theirs. ``user_ids`` and ``item_ids`` are the ids of
+    all parts together, which the rows of the parts index. ``how`` and ``short_users`` are for the report. Raises
+    :class:`DataError` where the training part has no interactions, where new users have none, and where they occur in
+    training too.
     """
-    train, *held_out = parts
+    train, valid, test, *new = parts
     if not train.users.size:
         raise DataError(f"{name}: the training part holds no interactions")
     users, items = _occurring(train.users, user_ids.size), _occurring(train.items, item_ids.size)
     new_user, new_item = _renumbering(users, user_ids.size), _renumbering(items, item_ids.size)
     ids = user_ids[users], item_ids[items]
     fitted = Interactions.from_rows(*ids, new_user[train.users], new_item[train.items], train.timestamps)
-    ids = fitted.user_ids, fitted.item_ids  # the same arrays in all parts, so that comparing them costs nothing
     duplicates = train.users.size - fitted.n_interactions
-    pairs = fitted.users_of_rows() * fitted.n_items + fitted.items
-    evaluated: list[Interactions] = []
-    reports: list[HeldOut] = []
-    for part in held_out:
-        row_users, row_items = new_user[part.users], new_item[part.items]
-        in_universe = (row_users >= 0) & (row_items >= 0)
-        known = in_universe & _among(row_users * fitted.n_items + row_items, pairs)
-        keep = in_universe & ~known
-        times = None if part.timestamps is None else part.timestamps[keep]
-        evaluated.append(Interactions.from_rows(*ids, row_users[keep], row_items[keep], times))
-        duplicates += int(keep.sum()) - evaluated[-1].n_interactions
-        pairs = np.union1d(pairs, row_users[keep] * fitted.n_items + row_items[keep])
-        reports.append(
-            HeldOut(
-                interactions=part.users.size,
-                unknown_users=_occurring(part.users[row_users < 0], user_ids.size).size,
-                unknown_items=_occurring(part.items[row_items < 0], item_ids.size).size,
-                known_pairs=int(known.sum()),
-                left_out=int((~keep).sum()),
-            )
+    validated, valid_report, again = _evaluated(valid, new_user, new_item, (fitted,))
+    duplicates += again
+    known: tuple[Interactions, ...] = (fitted, validated)
+    counts, served = None, None
+    if new:
+        served, new_user, counts = _new_users(name, user_ids, fitted.item_ids, new[0], new_user, new_item)
+        duplicates += new[0].users.size - counts.unknown_items - served.n_interactions
+        known = (served,)
+    tested, test_report, again = _evaluated(test, new_user, new_item, known)
+    notes = SplitReport(how, valid_report, test_report, duplicates + again, short_users, new_users=counts)
+    return Dataset(name, fitted, validated, tested, notes, new_users=served)
+
+
+def _evaluated(
+    part: Rows, new_user: Ints, new_item: Ints, known: Sequence[Interactions]
+) -> tuple[Interactions, HeldOut, int]:
+    """What can be evaluated of a held-out part, what cannot, and how many rows repeat a pair. ``known`` are earlier
+    parts of the same users."""
+    n_items, first = known[0].n_items, known[0]
+    row_users, row_items = new_user[part.users], new_item[part.items]
+    in_universe = (row_users >= 0) & (row_items >= 0)
+    pairs = np.unique(np.concatenate([each.users_of_rows() * n_items + each.items for each in known]))
+    repeated = in_universe & _among(row_users * n_items + row_items, pairs)
+    keep = in_universe & ~repeated
+    times = None if part.timestamps is None else part.timestamps[keep]
+    # the same arrays of ids in all parts, so that comparing them costs nothing
+    found = Interactions.from_rows(first.user_ids, first.item_ids, row_users[keep], row_items[keep], times)
+    report = HeldOut(
+        interactions=part.users.size,
+        unknown_users=_occurring(part.users[row_users < 0], new_user.size).size,
+        unknown_items=_occurring(part.items[row_items < 0], new_item.size).size,
+        known_pairs=int(repeated.sum()),
+        left_out=int((~keep).sum()),
+    )
+    return found, report, int(keep.sum()) - found.n_interactions
+
+
+def _new_users(
+    name: str, user_ids: Ids, item_ids: Ids, part: Rows, trained: Ints, new_item: Ints
+) -> tuple[Interactions, Ints, NewUsers]:
+    """The known interactions of new users, the new index of each user, and the counts. ``trained`` is the index of each
+    user in training, or -1."""
+    if both := _occurring(part.users[trained[part.users] >= 0], user_ids.size).size:
+        raise DataError(
+            f"{name}: new_users and training have {counted(both, 'user')} in common; expected users who are in one of "
+            "them alone"
         )
-    notes = SplitReport(how, reports[0], reports[1], duplicates, short_users)
-    return Dataset(name, fitted, evaluated[0], evaluated[1], notes)
+    keep = new_item[part.items] >= 0
+    users = _occurring(part.users[keep], user_ids.size)
+    if not users.size:
+        raise DataError(f"{name}: no held-out user has known interactions with items of training; expected one or more")
+    new_user = _renumbering(users, user_ids.size)
+    times = None if part.timestamps is None else part.timestamps[keep]
+    found = Interactions.from_rows(
+        user_ids[users], item_ids, new_user[part.users[keep]], new_item[part.items[keep]], times
+    )
+    counts = NewUsers(found.n_users, found.n_interactions, unknown_items=int((~keep).sum()))
+    return found, new_user, counts
 
 
 def _occurring(indices: Ints, size: int) -> Ints:

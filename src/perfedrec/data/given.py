@@ -41,15 +41,17 @@ def from_files(
     columns: Columns | None = None,
     name: str | None = None,
     rule: SplitRule = TAKEN,
+    *,
+    new_users: str | Path | Table | None = None,
     **reading: Unpack[Reading],
 ) -> Dataset:
-    """Make a data set of the files of a split, or of data in memory. Each line is an interaction, unless it is rated
-    below ``min_rating``.
+    """Make a data set of the files of a split, or of data in memory, without what is rated below ``min_rating``.
 
-    ``reading`` may hold ``min_rating`` and ``header``. ``format``, ``columns`` and ``header`` are those of
+    ``reading`` has ``min_rating`` and ``header``. ``format``, ``columns`` and ``header`` are those of
     :func:`perfedrec.data.formats.read`, which also raises. With format "auto", if the training file is detected as
     triples or as lists of items, the others are read as the same format. ``name`` is the name of the data set (default:
-    the name of the folder of the training file).
+    the name of the folder of the training file). ``new_users`` are the known interactions of users who are held
+    out from training; then the test file is of these users.
 
     Without a ``valid`` file, interactions of the training file become validation, see
     :func:`perfedrec.data.split.validation_rows`. The order of the ``rule`` says which: each user's last one ("time"),
@@ -57,7 +59,7 @@ def from_files(
     earlier than the training interactions of its user, at random otherwise. With the ties "together", all interactions
     at the last time are taken. The rule's seed decides what is random; its other options are not used.
     """
-    parts = [Path(each) if isinstance(each, str) else each for each in (train, valid, test) if each is not None]
+    parts = [Path(it) if isinstance(it, str) else it for it in (train, valid, test, new_users) if it is not None]
     if format == "auto" and isinstance(parts[0], Path):
         found = detect(parts[0])
         if found in ("triples", "adjacency", "sequences"):
@@ -95,10 +97,11 @@ def from_files(
 
 def _with_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Rows], rule: SplitRule) -> Dataset:
     """The data set of training and test ``rows``, with validation taken from training."""
-    train, test = rows
+    train, test, *new = rows
     whole = Interactions.from_rows(user_ids, item_ids, train.users, train.items, train.timestamps)  # each pair once
     users, items, times = whole.users_of_rows(), whole.items, whole.timestamps
-    by_time = rule.by_time(times is not None) and (rule.order == "time" or _is_last(whole, test))
+    known = Interactions.from_rows(user_ids, item_ids, *new[0]) if new else whole
+    by_time = rule.by_time(times is not None) and (rule.order == "time" or _is_last(known, test))
     if rule.ties == "together" and not by_time:
         raise DataError(
             f"{name}: the test interactions are not the last ones by time, so validation is random too; expected "
@@ -109,7 +112,7 @@ def _with_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Row
     taken = "the last interaction by time" if by_time else f"one random interaction (seed {rule.seed})"
     taken = "all interactions at the last time" if rule.ties == "together" else taken
     how = f"training and test as given in files; validation: {taken} of each user who has two or more in training"
-    data = assemble(name, user_ids, item_ids, [*parts, test], how)
+    data = assemble(name, user_ids, item_ids, [*parts, test, *new], how)
     repeated = data.notes.duplicates + train.users.size - whole.n_interactions
     return replace(data, notes=replace(data.notes, duplicates=repeated, ties=ties, drawn=not by_time))
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from perfedrec.core.errors import DataError
 
+NEW_USERS = "new_users"
+"""The name of the file with the known interactions of users who are held out from training."""
+
 PARTS = ("train", "valid", "test")
 SUFFIXES = (".txt", ".csv", ".tsv", ".parquet", ".inter", ".dat", ".data", ".json", ".jsonl", ".rating")
 PACKED = (".gz", ".zip")
@@ -40,9 +43,9 @@ class Found:
 def find(path: Path) -> Found:
     """The data set that ``path`` names: a file, a folder, or FOLDER/u1 for u1.base and u1.test in a folder.
 
-    A folder is searched, in this order, for train and test (valid may be missing); a known file of MovieLens; one pair
-    of files whose names have these words in them; a training part alone; and one ``.inter`` file. Raises
-    :class:`DataError` where nothing or too much is found.
+    A folder is searched, in this order, for train and test (valid may be missing, and new_users may be there); a known
+    file of MovieLens; one pair of files whose names have these words in them; a training part alone; and one ``.inter``
+    file. Raises :class:`DataError` where nothing or too much is found.
     """
     if path.is_dir():
         return _in_folder(path)
@@ -62,7 +65,7 @@ def _in_folder(folder: Path) -> Found:
     complete = [name for name, parts in splits.items() if {"train", "test"} <= set(parts)]
     name = folder.resolve().name
     if "" in complete:
-        return Found(name, splits[""])
+        return Found(name, splits[""] | _new_users(folder))
     if "" in splits and set(splits[""]) != {"train"}:
         missing = " and ".join(part for part in ("train", "test") if part not in splits[""])
         there = ", ".join(path.name for path in splits[""].values())
@@ -108,6 +111,14 @@ def _splits(folder: Path) -> dict[str, dict[str, Path]]:
             raise DataError(f"{folder}: holds {parts[part].name} and {path.name}; expected only one of them")
         parts[part] = path
     return splits
+
+
+def _new_users(folder: Path) -> dict[str, Path]:
+    """The file with the known interactions of users who are held out from training, if there is one."""
+    found = [path for path in sorted(folder.iterdir()) if _bare(path.name) == NEW_USERS and path.is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder}: holds {found[0].name} and {found[1].name}; expected only one of them")
+    return {NEW_USERS: found[0]} if found else {}
 
 
 def _bare(name: str) -> str:

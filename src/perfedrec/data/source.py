@@ -57,6 +57,7 @@ class LoadOptions(TypedDict, total=False):
     test_from: Moment | None
     folds: int | None
     fold: int
+    test_users: float | None
     seed: int
     attributes: bool | None
 
@@ -81,6 +82,7 @@ class _Options:
     test_from: Moment | None = None
     folds: int | None = None
     fold: int = 0
+    test_users: float | None = None
     seed: int = 0
     attributes: bool | None = None
     rule: SplitRule = field(init=False)
@@ -109,7 +111,8 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
     ``spec`` is one of
 
     - ``synthetic`` or ``synthetic:users=5000,items=7000,...``: see :func:`perfedrec.data.synthetic.synthetic`;
-    - a folder with train, test and perhaps valid, by these or other usual names: this split is used as it is;
+    - a folder with train, test and perhaps valid, by these or other usual names: this split is used as it is. With a
+      file ``new_users`` beside them, test is of users who are not in training, and this file has what is known of them;
     - FOLDER/u1, for the split u1.base and u1.test in a folder that holds several;
     - a folder of MovieLens, or a single file: its interactions are prepared and split;
     - interactions in memory, which are prepared and split like those of a file: a data frame of polars or pandas, a
@@ -129,8 +132,8 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
       may be missing;
     - ``min_rating`` (None): interactions with a lower rating are removed, from all parts;
     - ``k_core`` (0): users and items with fewer interactions are removed, repeatedly;
-    - ``split_how`` (None), ``ratio``, ``valid_from``, ``test_from``, ``folds`` (None), ``fold`` (0) and ``ties``
-      ("random"): how a single file is split, see :func:`perfedrec.data.split.split`;
+    - ``split_how`` (None), ``ratio``, ``valid_from``, ``test_from``, ``folds`` (None), ``fold`` (0), ``test_users``
+      (None) and ``ties`` ("random"): how a single file is split, see :func:`perfedrec.data.split.split`;
     - ``order`` ("auto"): the order of a user's interactions for the split, "time", "file" (the order of its
       lines) or "random"; "auto" is by time where the data have timestamps, by the file where its lists are in the order
       of time, and random otherwise;
@@ -231,6 +234,7 @@ def _given(found: Found, folder: Path | None, options: _Options) -> Dataset:
         options.rule,
         header=options.header,
         min_rating=options.min_rating,
+        new_users=parts.get("new_users"),
     )
     remarks = found.remarks
     if options.min_rating is not None:

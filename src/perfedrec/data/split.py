@@ -11,21 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfedrec.core.errors import DataError
-from perfedrec.data.dataset import Dataset, Rows, Ties, assemble
+from perfedrec.data.dataset import Dataset, Rows, Ties, assemble, counted
 from perfedrec.data.formats import check_name
 from perfedrec.data.interactions import Interactions, Ints, ordering
 from perfedrec.data.times import SIZES, time_unit, utc
 
-SPLITS = ("leave-one-out", "ratio", "global-time", "folds")
+SPLITS = ("leave-one-out", "ratio", "global-time", "folds", "users")
 ORDERS = ("time", "file", "random")
 TIES = ("random", "together")
 FEWEST = 3  # one interaction for each part
 RATIO = (0.8, 0.1, 0.1)
+TEST_USERS = 0.1
 _OF = {
     "ratio": ("ratio", "global-time"),
     "valid_from": ("global-time",),
     "test_from": ("global-time",),
     "folds": ("folds",),
+    "test_users": ("users",),
 }
 """The splits that use an option; the first one is meant where no split is named."""
 
@@ -40,6 +42,7 @@ class MoreOptions(TypedDict, total=False):
     test_from: Moment | None
     folds: int | None
     fold: int
+    test_users: float | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class SplitRule:
     test_from: Moment | None = None
     folds: int | None = None
     fold: int = 0
+    test_users: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +78,8 @@ class SplitRule:
         ratio = RATIO if self.ratio is None else self.ratio
         if min(ratio) < 0 or ratio[0] <= 0 or not np.isclose(sum(ratio), 1):
             raise DataError(f"ratio must be three shares that add up to 1, the first above 0, got {ratio}")
+        if self.test_users is not None and not 0 < self.test_users < 1:
+            raise DataError(f"test_users must be a share of users between 0 and 1, such as 0.1, got {self.test_users}")
         if self.seed < 0:
             raise DataError(f"the seed of a split must be at least 0, got {self.seed}")
         if self.ties == "together" and (how not in ("leave-one-out", "ratio") or self.order in ("file", "random")):
@@ -139,7 +145,8 @@ def parse_ratio(text: str) -> tuple[float, float, float]:
 
 
 class _Cut(NamedTuple):
-    """Which of the parts 0, 1, 2 each row [nnz] belongs to, and what the report says of it."""
+    """Which part each row [nnz] belongs to, and what the report says of it: 0, 1, 2, or 3 for what is known of new
+    users; -1 is left out."""
 
     part: Ints
     made: str
@@ -148,6 +155,7 @@ class _Cut(NamedTuple):
     ties: Ties | None = None
     by_time: bool = False
     drawn: bool = False
+    short_new_users: int = 0
 
 
 def split(
@@ -161,8 +169,8 @@ def split(
 ) -> Dataset:
     """Split interactions into training, validation and test.
 
-    The options after ``name`` are ``ties`` ("random"), ``valid_from``, ``test_from``, ``folds`` (None) and ``fold``
-    (0). ``how`` is one of
+    The options after ``name`` are ``ties`` ("random"), ``valid_from``, ``test_from``, ``folds`` (None), ``fold``
+    (0) and ``test_users`` (None). ``how`` is one of
 
     - "leave-one-out" (the default): the last interaction of each user is for testing, the one before for validation;
     - "ratio": of each user's interactions, the first ``ratio[0]`` are for training and the last ``ratio[2]`` for
@@ -170,18 +178,22 @@ def split(
     - "global-time": interactions before ``valid_from`` are for training, those from ``test_from`` on for testing, those
       between for validation. Both are dates, ISO times (in UTC where they name no zone) or seconds since 1970. Without
       them, the two times are chosen so that the parts have the shares ``ratio`` of all interactions;
+    - "users": the share ``test_users`` of all users (default 0.1, rounded, at least one user) is drawn at random and
+      held out from training as a whole. Of each of them one interaction is tested, the last one in ``order``, and the
+      others are known: they are :attr:`Dataset.new_users`. Only interactions with items of training count, and a
+      held-out user with fewer than 2 of them is left out. Validation is one interaction of each other user, see
+      :func:`validation_rows`;
     - "folds": each user's interactions are dealt at random into ``folds`` parts that differ by at most one interaction;
       part ``fold``, counted from 0, is for testing. Validation is one random interaction of each user, see
       :func:`validation_rows`.
 
-    Leave-one-out and ratio put the interactions of a user in ``order``: by "time", "file" (by ``positions``), "random",
-    or "auto", which is by time where there are timestamps, or else by positions where there are any. Users with
-    fewer than 3 interactions stay in training. With ``ties`` "random", interactions at the same time are in random
-    order, so that ids have no influence. With "together", a user's interactions at the same time are never in different
-    parts: leave-one-out tests all those at the last time and
-    validates with all those at the time before; a limit of ratio moves to the nearest change of time (of two that are
-    equally near, to the earlier one), but never to the start; and users with fewer than 3 different times stay in
-    training.
+    Leave-one-out, ratio and users put the interactions of a user in ``order``: by "time", "file" (by ``positions``),
+    "random", or "auto", which is by time where there are timestamps, or else by positions where there are any. In
+    leave-one-out and ratio, users with fewer than 3 interactions stay in training. With ``ties`` "random", interactions
+    at the same time are in random order, so that ids have no influence. With "together", a user's interactions at the
+    same time are never in different parts: leave-one-out tests all those at the last time and validates with all those
+    at the time before; a limit of ratio moves to the nearest change of time (of two that are equally near, to the
+    earlier one), but never to the start; and users with fewer than 3 different times stay in training.
 
     ``seed`` (at least 0) decides what is random, and ``name`` is the name of the data set. Its ``notes`` count what was
     left out and how often chance decided. Raises :class:`DataError` for wrong options, options that have no effect,
@@ -193,14 +205,18 @@ def split(
 def split_by(rule: SplitRule, interactions: Interactions, name: str = "data") -> Dataset:
     """:func:`split` by a rule that was made before."""
     cuts = {"leave-one-out": _by_user, "ratio": _by_user, "global-time": _by_global_time, "folds": _by_folds}
+    cuts["users"] = _by_held_out_users
     cut = cuts[str(rule.how)](rule, interactions)
     users, items, times, part = interactions.users_of_rows(), interactions.items, interactions.timestamps, cut.part
-    rows = [Rows(users[part == p], items[part == p], None if times is None else times[part == p]) for p in range(3)]
+    parts = range(4 if rule.how == "users" else 3)
+    rows = [Rows(users[part == p], items[part == p], None if times is None else times[part == p]) for p in parts]
     data = assemble(name, interactions.user_ids, interactions.item_ids, rows, cut.made, cut.short_users)
     ahead = cut.by_time and bool(
         times is not None and (part == 2).any() and times[part == 0].max() > times[part == 2].min()
     )
     notes = replace(data.notes, short_of=cut.short_of, ties=cut.ties, drawn=cut.drawn, looks_ahead=ahead)
+    if notes.new_users is not None:
+        notes = replace(notes, new_users=replace(notes.new_users, short_users=cut.short_new_users))
     return replace(data, notes=notes)
 
 
@@ -342,6 +358,47 @@ def _by_folds(rule: SplitRule, interactions: Interactions) -> _Cut:
     part[rest[chosen]] = 1
     made = f"fold {rule.fold} of {folds} at random (seed {rule.seed}), validation: one random interaction of each user"
     return _Cut(part, made, drawn=True)
+
+
+def _by_held_out_users(rule: SplitRule, interactions: Interactions) -> _Cut:
+    users, items, times, n = (
+        interactions.users_of_rows(),
+        interactions.items,
+        interactions.timestamps,
+        interactions.n_users,
+    )
+    if n < 2:
+        raise DataError(f"split users needs at least 2 users: some for training, others for testing; there is {n}")
+    by_time = rule.by_time(times is not None)
+    by_file = rule.by_file(times is not None, interactions.positions is not None)
+    along = times if by_time else interactions.positions if by_file else None
+    share = TEST_USERS if rule.test_users is None else rule.test_users
+    generator = np.random.default_rng(rule.seed)
+    held = np.zeros(n, dtype=bool)
+    held[generator.permutation(n)[: min(max(round(n * share), 1), n - 1)]] = True
+    part = np.where(held[users], 3, 0)
+    trained = np.bincount(items[part == 0], minlength=interactions.n_items) > 0  # validation leaves each of them there
+    rest = np.flatnonzero(part == 0)
+    chosen, _ = validation_rows(users[rest], items[rest], None if along is None else along[rest], rule.seed)
+    part[rest[chosen]] = 1
+    short = held & (np.bincount(users[trained[items]], minlength=n) < 2)
+    part[short[users]] = -1
+    rows = np.flatnonzero((part == 3) & trained[items])
+    if not rows.size:
+        raise DataError(
+            f"no held-out user has 2 interactions with items of training ({counted(int(held.sum()), 'user')} tried); "
+            "expected another share test_users, or more data"
+        )
+    keys = [generator.random(rows.size)]
+    sequence = rows[ordering(users[rows], *([] if along is None else [along[rows]]), *keys)]
+    part[sequence[np.concatenate([np.diff(users[sequence]) > 0, [True]])]] = 2
+    which = "the last interaction by time" if by_time else "the last interaction in the file" if by_file else ""
+    which = which or "one random interaction"
+    made = (
+        f"users: {share * 100:.3g}% of all users are held out, drawn at random (seed {rule.seed}); tested: {which} of "
+    )
+    made += f"each of them; validation: {which} of each other user who has two or more"
+    return _Cut(part, made, by_time=by_time, drawn=True, short_new_users=int(short.sum()))
 
 
 def _seconds(option: str, moment: Moment) -> int:

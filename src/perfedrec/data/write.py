@@ -23,9 +23,10 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
     """Write train, valid and test to ``folder`` as "csv" or "parquet" (``format``), attributes as CSV, and a report of
     the split as ``split.json``.
 
-    The files have the ids of the data. Interactions that the split left out are not written. A data set that is loaded
-    from the folder has the same fingerprint and the same report. The folder appears only when it is complete. Raises
-    :class:`DataError` where the folder exists and is not empty, and where it cannot be written. Returns the folder.
+    Where users are held out from training, what is known of them is written as new_users. The files have the ids of the
+    data. Interactions that the split left out are not written. A data set that is loaded from the folder has the same
+    fingerprint and the same report. The folder appears only when it is complete. Raises :class:`DataError` where the
+    folder exists and is not empty, and where it cannot be written. Returns the folder.
     """
     check_name(format, WRITABLE, "format to write")
     folder = Path(folder)
@@ -37,8 +38,10 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
-        for name in ("train", "valid", "test"):
-            frame = getattr(dataset, name).frame()
+        for name in ("train", "valid", "test", "new_users"):
+            if (part := getattr(dataset, name)) is None:
+                continue
+            frame = part.frame()
             if format == "csv":
                 frame.write_csv(scratch / f"{name}.csv")
             else:

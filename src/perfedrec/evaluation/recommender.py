@@ -42,11 +42,21 @@ class Recommender(ABC):
         """[B, m] scores of all items for ``users`` [B]. The caller may overwrite the tensor."""
 
     @abstractmethod
+    def for_new_users(self, offsets: Tensor, items: Tensor, order: RandomOrder | None = None) -> Recommender:
+        """The same model for users who were not in training, from their interactions as CSR arrays.
+
+        The scores of a user depend on the model and on the user's own items alone. ``order`` is that of the class, with
+        the ids of these users. Scoring raises :class:`perfedrec.core.errors.ConfigError` for a method that cannot
+        recommend to such users.
+        """
+
     def scores_of_new_user(self, items: Tensor) -> Tensor:
         """[m] scores of all items for somebody who was not in training and has ``items`` [r], ascending.
 
-        Raises :class:`perfedrec.core.errors.ConfigError` for a method that cannot recommend to such a user.
+        It raises what :meth:`for_new_users` does.
         """
+        alone = self.for_new_users(items.new_tensor([0, items.numel()]), items)
+        return alone.raw_scores(alone.everyone())[0]
 
     def embedding(self, users: Tensor) -> Embedding | None:
         """The vectors of ``users`` [B] and of all items; ``None`` for a method without such vectors."""

@@ -38,7 +38,7 @@ class DataSettings(Settings):
     test: str | None = Field(None, description="test file of a given split")
     min_rating: float | None = Field(None, description="ratings below this do not count as interactions")
     k_core: int = Field(0, ge=0, description="drop users and items with fewer interactions, repeatedly")
-    split: Literal["leave-one-out", "ratio", "global-time", "folds"] = Field(
+    split: Literal["leave-one-out", "ratio", "global-time", "folds", "users"] = Field(
         "leave-one-out", description="how a single file is split (default: what the options below belong to)"
     )
     ratio: tuple[float, float, float] | None = Field(
@@ -48,6 +48,9 @@ class DataSettings(Settings):
     test_from: str | None = Field(None, description="date or time where test starts, for global-time")
     folds: int | None = Field(None, description="number of folds, for folds")
     fold: int = Field(0, description="the fold that is tested, from 0")
+    test_users: float | None = Field(
+        None, description="share of users who are held out from training as a whole, for users (default: 0.1)"
+    )
     order: Literal["auto", "time", "file", "random"] = Field(
         "auto", description="what is held out: the last by time or by the order of the file, or at random"
     )
@@ -96,7 +99,7 @@ class DataSettings(Settings):
     @property
     def rule(self) -> dict[str, Any]:
         """The options of :class:`perfedrec.data.SplitRule`."""
-        names = ("order", "ties", "ratio", "valid_from", "test_from", "folds", "fold", "seed")
+        names = ("order", "ties", "ratio", "valid_from", "test_from", "folds", "fold", "test_users", "seed")
         return {"how": self.split, **{name: getattr(self, name) for name in names}}
 
 

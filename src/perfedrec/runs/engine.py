@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from perfedrec.core.device import pick_device
 from perfedrec.core.errors import DataError, DivergedError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
-from perfedrec.core.types import NEWCOMER, Embedding, RoundReport, Rows
+from perfedrec.core.types import NEWCOMER, Embedding, RoundReport, block_rows
 from perfedrec.data import Dataset
 from perfedrec.evaluation import RandomOrder, Recommender, Stored
 from perfedrec.methods.centralised.method import Method, Training
@@ -53,10 +54,8 @@ class CentralRecommender(Recommender):
     def raw_scores(self, users: Tensor) -> Tensor:
         return self.method.scores(self.state, self.data, users)
 
-    def scores_of_new_user(self, items: Tensor) -> Tensor:
-        limits = items.new_tensor([0, items.numel()])
-        rows = Rows(items.new_tensor([NEWCOMER]), limits, items, torch.zeros_like(items))
-        return self.method.scores_of_new_users(self.state, self.data, rows)[0]
+    def for_new_users(self, offsets: Tensor, items: Tensor, order: RandomOrder | None = None) -> CentralNewUsers:
+        return CentralNewUsers(self, offsets, items, order)
 
     def explain(self, users: Tensor) -> dict[str, Tensor]:
         return {"global": self.raw_scores(users)}
@@ -69,6 +68,34 @@ class CentralRecommender(Recommender):
 
     def with_records(self, records: Mapping[str, Any]) -> CentralRecommender:
         return CentralRecommender(self.method, records["state"], self.data, self.order)
+
+
+class CentralNewUsers(Recommender):
+    """The model of a centralised method, for users who were not in training and have the interactions ``offsets``
+    [n + 1] and ``items``. ``known`` is the recommender for the users of training."""
+
+    def __init__(
+        self, known: CentralRecommender, offsets: Tensor, items: Tensor, order: RandomOrder | None = None
+    ) -> None:
+        super().__init__(offsets, items, known.n_items, order)
+        self.known = known
+
+    def raw_scores(self, users: Tensor) -> Tensor:
+        rows, _ = block_rows(self.offsets, self.items, users)
+        rows = replace(rows, users=torch.full_like(users, NEWCOMER))
+        return self.known.method.scores_of_new_users(self.known.state, self.known.data, rows)
+
+    def for_new_users(self, offsets: Tensor, items: Tensor, order: RandomOrder | None = None) -> CentralNewUsers:
+        return self.known.for_new_users(offsets, items, order)
+
+    def explain(self, users: Tensor) -> dict[str, Tensor]:
+        return {"global": self.raw_scores(users)}
+
+    def records(self) -> dict[str, Any]:
+        return self.known.records()
+
+    def with_records(self, records: Mapping[str, Any]) -> CentralNewUsers:
+        return CentralNewUsers(self.known.with_records(records), self.offsets, self.items, self.order)
 
 
 class Central:
@@ -84,6 +111,8 @@ class Central:
         train = dataset.train
         if method.trained and train.n_interactions == train.n_users * train.n_items:
             raise DataError(f"{dataset.name}: there is nothing to learn from: every user has every item")
+        if dataset.new_users is not None:
+            method.check_new_users()  # before training: nothing could be tested
         self.method, self.seed, self.device, self.round = method, seed, pick_device(device), 0
         self.data = Training.of(dataset, self.device)
         self.order = RandomOrder(dataset.train.user_ids, dataset.train.item_ids)

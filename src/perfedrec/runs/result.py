@@ -13,7 +13,7 @@ import torch
 from perfedrec.core.errors import CheckpointError, ConfigError, DataError
 from perfedrec.data import DataLike, Dataset
 from perfedrec.data.interactions import Interactions, id_series
-from perfedrec.evaluation import Held, Recommender, Totals
+from perfedrec.evaluation import Held, RandomOrder, Recommender, Totals
 from perfedrec.evaluation.lists import check_length, explained
 from perfedrec.evaluation.ranking import CUTOFFS, Cutoffs, cutoffs
 from perfedrec.methods.centralised.popularity import Popularity
@@ -56,19 +56,20 @@ class Result:
         users.
 
         ``ks`` is one length of lists or several (default: those of the run). For "test", validation items are left out
-        of the lists. Raises :class:`ConfigError` for another part, and for lengths below 1.
+        of the lists; users who are held out from training as a whole are served as new users, see
+        :meth:`recommend_for`. Raises :class:`ConfigError` for another part, and for lengths below 1.
         """
         return self.rank(part, ks).means()
 
     def rank(self, part: str = "test", ks: Cutoffs | None = None) -> Totals:
         """The metrics of :meth:`evaluate` as sums, with the values of each user."""
-        wanted, hide = self._held(part)
-        return self.recommender.rank(wanted, self.cutoffs(ks), hide)
+        recommender, wanted, hide = ranking(self.recommender, self.dataset, part)
+        return recommender.rank(wanted, self.cutoffs(ks), hide)
 
     def per_user(self, part: str = "test", ks: Cutoffs | None = None) -> pl.DataFrame:
-        """The metrics of :meth:`evaluate` user by user: columns user, interactions (in the training data) and one for
-        each metric. Users without held-out items are left out."""
-        return by_user(self.rank(part, ks), self.dataset)
+        """The metrics of :meth:`evaluate` user by user: columns user, interactions (in the training data; of new users,
+        the known ones) and one for each metric. Users without held-out items are left out."""
+        return by_user(self.rank(part, ks), self.dataset.tested_users if part == "test" else self.dataset.train)
 
     def summary(self) -> Summary:
         """What the run says about itself: test metrics, bytes, and under ``privacy`` who saw what and what may be
@@ -105,21 +106,14 @@ class Result:
         self, part: str = "test", n_negatives: int = 99, seed: int = 0, ks: Cutoffs | None = None
     ) -> Totals:
         """The metrics of :meth:`evaluate_sampled` case by case, and how many negatives there were."""
-        wanted, hide = self._held(part)
-        return self.recommender.rank_sampled(wanted, self.cutoffs(ks), hide, n_negatives, seed)
+        recommender, wanted, hide = ranking(self.recommender, self.dataset, part)
+        return recommender.rank_sampled(wanted, self.cutoffs(ks), hide, n_negatives, seed)
 
     def cutoffs(self, ks: Cutoffs | None = None) -> tuple[int, ...]:
         """The cut-offs ``ks`` as a tuple; by default those of the run."""
         if ks is not None:
             return cutoffs(ks)
         return CUTOFFS if self.config is None else self.config.run.cutoffs
-
-    def _held(self, part: str) -> tuple[Held, Held | None]:
-        """The items to find, and those to leave out of the lists besides the training items."""
-        if part not in ("valid", "test"):
-            raise ConfigError(f"there is no part {part!r} to evaluate on; expected valid or test")
-        valid = held_out(self.dataset.valid, self.recommender.device)
-        return (held_out(self.dataset.test, self.recommender.device), valid) if part == "test" else (valid, None)
 
     def recommend(self, user_ids: int | str | Iterable[int | str] | None = None, k: int = 20) -> pl.DataFrame:
         """The ``k`` best unseen items of each user: columns user, item, rank, score.
@@ -133,7 +127,7 @@ class Result:
         train = self.dataset.train
         users = torch.arange(train.n_users, device=self.recommender.device)
         if user_ids is not None:
-            users = torch.tensor([train.user_index(each) for each in user_ids], dtype=torch.int64, device=users.device)
+            users = torch.tensor([self._user(each) for each in user_ids], dtype=torch.int64, device=users.device)
         items, scores = self.recommender.recommend(users, k)
         shown = scores > -torch.inf  # a user who has seen nearly everything gets a shorter list
         rows, places = shown.nonzero(as_tuple=True)
@@ -146,6 +140,16 @@ class Result:
                 "score": scores[rows, places].cpu().numpy(),
             }
         )
+
+    def _user(self, user_id: int | str) -> int:
+        """The number of a user of training. Raises :class:`DataError` for others."""
+        new = self.dataset.new_users
+        if new is not None and str(user_id) in map(str, new.user_ids.tolist()):
+            raise DataError(
+                f"user {user_id!r} is held out from training; expected a user of training (in Python, "
+                "recommend_for(items) is for others)"
+            )
+        return self.dataset.train.user_index(user_id)
 
     def recommend_for(self, item_ids: Iterable[int | str], k: int = 20) -> pl.DataFrame:
         """The ``k`` best items for somebody who was not in training and has the items ``item_ids``: columns item, rank,
@@ -189,7 +193,7 @@ class Result:
         ``moved`` is the number of places by which the personal model ranks an item higher than the global model alone.
         """
         train = self.dataset.train
-        users = torch.tensor([train.user_index(user_id)], device=self.recommender.device)
+        users = torch.tensor([self._user(user_id)], device=self.recommender.device)
         own = id_series(train.user_ids)[users.tolist()]
         parts = {name: values[0] for name, values in self.recommender.explain(users).items()}
         frame = explained(self.recommender.scores(users)[0], parts, own[0], train.item_ids, k)
@@ -229,9 +233,29 @@ def open_run(folder: str | Path, data: DataLike | None = None, device: str | Non
 
 def popularity(dataset: Dataset, ks: tuple[int, ...] = CUTOFFS) -> dict[str, float]:
     """Test metrics of ranking by popularity, by the same evaluation: the floor that every result has to beat."""
-    floor = Central(Popularity(), dataset, device="cpu")
-    test, valid = (held_out(part, floor.device) for part in (dataset.test, dataset.valid))
-    return floor.recommender().evaluate(test, ks, valid)
+    floor, test, hide = ranking(Central(Popularity(), dataset, device="cpu").recommender(), dataset, "test")
+    return floor.evaluate(test, ks, hide)
+
+
+def ranking(recommender: Recommender, dataset: Dataset, part: str) -> tuple[Recommender, Held, Held | None]:
+    """What ranks a ``part`` "valid" or "test" of the data, the items to find, and those to leave out of the lists
+    besides the training items.
+
+    It is the ``recommender``, or the same model for new users where the tested users are not in training. Raises
+    :class:`ConfigError` for another part.
+    """
+    if part not in ("valid", "test"):
+        raise ConfigError(f"there is no part {part!r} to evaluate on; expected valid or test")
+    place, new = recommender.device, dataset.new_users
+    valid = held_out(dataset.valid, place)
+    if part == "valid":
+        return recommender, valid, None
+    test = held_out(dataset.test, place)
+    if new is None:
+        return recommender, test, valid
+    order = RandomOrder(new.user_ids, new.item_ids)
+    offsets, items = (torch.tensor(each, device=place) for each in (new.offsets, new.items))
+    return recommender.for_new_users(offsets, items, order), test, None
 
 
 def held_out(part: Interactions, device: torch.device) -> Held:

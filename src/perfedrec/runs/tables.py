@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-import numpy as np
 import polars as pl
 import torch
 
 from perfedrec.core.algorithm import TRAIN
 from perfedrec.core.errors import ConfigError
-from perfedrec.data import Dataset, Interactions
+from perfedrec.data import Interactions
 from perfedrec.data.interactions import id_series
 from perfedrec.evaluation import Recommender, Totals
 from perfedrec.runs.folder import Entry
@@ -40,14 +39,14 @@ def curves(history: Sequence[Entry]) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None, schema_overrides=kinds)
 
 
-def by_user(ranked: Totals, dataset: Dataset) -> pl.DataFrame:
-    """The metrics of each ranked user: columns user, interactions (in the training data) and one for each metric."""
-    train = dataset.train
+def by_user(ranked: Totals, known: Interactions) -> pl.DataFrame:
+    """The metrics of each ranked user: columns user, interactions (in the training data, or ``known`` of new users) and
+    one for each metric."""
     if not ranked.users:
-        return pl.DataFrame({"user": id_series(train.user_ids)[:0], "interactions": pl.Series([], dtype=pl.Int64)})
+        return pl.DataFrame({"user": id_series(known.user_ids)[:0], "interactions": pl.Series([], dtype=pl.Int64)})
     users, values = ranked.by_user()
     index = users.cpu().numpy()
-    columns = {"user": id_series(train.user_ids)[index], "interactions": np.diff(train.offsets)[index]}
+    columns = {"user": id_series(known.user_ids)[index], "interactions": known.degrees[index]}
     return pl.DataFrame(columns | {name: value.cpu().numpy() for name, value in values.items()})
 
 

@@ -96,7 +96,7 @@ class RunWriter(NoWriter):
         ranked, popular = result.rank("test"), popularity(self.dataset, result.cutoffs())
         if ranked.users:  # methods are compared by the metrics of each user
             content = io.BytesIO()
-            by_user(ranked, self.dataset).write_parquet(content)
+            by_user(ranked, self.dataset.tested_users).write_parquet(content)
             self.folder.write("test_users.parquet", content.getvalue())
         self.diagnostics.note("best", result.best_round, result.recommender)
         self.diagnostics.draw_map(result.recommender)

@@ -7,6 +7,7 @@ The result is neither stored nor sent.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Generic
 
 import torch
@@ -53,8 +54,11 @@ class NewUserRecommender(Recommender, Generic[S, B, C]):
     def explain(self, users: Tensor) -> dict[str, Tensor]:
         return self.algorithm.explain(*self._given(users))
 
-    def scores_of_new_user(self, items: Tensor) -> Tensor:
-        return scores_of_new_user(self.algorithm, self.state, self.population, items, self.seed)
+    def for_new_users(
+        self, offsets: Tensor, items: Tensor, order: RandomOrder | None = None
+    ) -> NewUserRecommender[S, B, C]:
+        others = unknown(self.population, offsets, items)
+        return NewUserRecommender(self.algorithm, self.state, others, self.seed, order)
 
     def embedding(self, users: Tensor) -> Embedding | None:
         return self.algorithm.embedding(*self._given(users))
@@ -74,11 +78,17 @@ class NewUserRecommender(Recommender, Generic[S, B, C]):
         return NewUserRecommender(self.algorithm, records["state"], self.population, self.seed, self.order)
 
 
-def scores_of_new_user(
-    algorithm: Algorithm[S, B, C], state: S, like: Population[C], items: Tensor, seed: int
-) -> Tensor:
-    """[m] scores of all items for a new user with ``items`` [r], ascending, who is described ``like`` the users of a
-    population. Attributes of the user are not known, and are 0."""
-    attributes = None if like.attributes is None else torch.zeros_like(like.attributes[:1])
-    alone: Population[C] = Population(items.new_tensor([0, items.numel()]), items, like.n_items, attributes)
-    return NewUserRecommender(algorithm, state, alone, seed).raw_scores(alone.everyone())[0]
+class Unnumbered(Population[C]):
+    """Users without numbers: all draw as user 0, so that what one gets depends neither on others nor on the place."""
+
+    def rows(self, users: Tensor) -> tuple[Rows, Tensor]:
+        rows, positions = super().rows(users)
+        return replace(rows, users=torch.zeros_like(users)), positions
+
+
+def unknown(like: Population[C], offsets: Tensor, items: Tensor) -> Population[C]:
+    """Users with the interactions ``offsets`` [n + 1] and ``items``, who are described ``like`` others. Attributes of
+    new users are not known, and are 0."""
+    size = offsets.numel() - 1
+    attributes = None if like.attributes is None else like.attributes.new_zeros(size, like.attributes.shape[1])
+    return Unnumbered(offsets, items, like.n_items, attributes)

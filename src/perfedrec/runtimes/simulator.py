@@ -15,7 +15,7 @@ from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Embedding, RoundReport, Rows, Spec
 from perfedrec.data import Dataset
 from perfedrec.evaluation import RandomOrder, Recommender, Stored
-from perfedrec.runtimes.new_users import scores_of_new_user
+from perfedrec.runtimes.new_users import NewUserRecommender, unknown
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round
 
@@ -48,8 +48,11 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
     def embedding(self, users: Tensor) -> Embedding | None:
         return self.algorithm.embedding(*self._given(users))
 
-    def scores_of_new_user(self, items: Tensor) -> Tensor:
-        return scores_of_new_user(self.algorithm, self.state, self.population, items, 0)
+    def for_new_users(
+        self, offsets: Tensor, items: Tensor, order: RandomOrder | None = None
+    ) -> NewUserRecommender[S, B, C]:
+        others = unknown(self.population, offsets, items)
+        return NewUserRecommender(self.algorithm, self.state, others, 0, order)
 
     def _given(self, users: Tensor) -> tuple[B, Rows, C]:
         """Broadcast, rows and client states of ``users`` [B]."""

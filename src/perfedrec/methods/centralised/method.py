@@ -99,12 +99,17 @@ class Method(ABC):
 
         Raises :class:`ConfigError` for a method that knows the users of its training alone.
         """
-        if not self.item_based:
+        self.check_new_users()
+        return self.scores(state, Training(rows, data.n_items), torch.arange(rows.n_users, device=rows.items.device))
+
+    def check_new_users(self) -> None:
+        """Raises :class:`ConfigError` for a method that knows the users of its training alone: it is not
+        :attr:`item_based`, and has no :meth:`scores_of_new_users` of its own."""
+        if not self.item_based and type(self).scores_of_new_users is Method.scores_of_new_users:
             raise ConfigError(
                 f"{type(self).__name__} can recommend to users who were in training alone; expected a method that "
                 "needs no more of a user than a list of items, for example item_knn, mf or any federated method"
             )
-        return self.scores(state, Training(rows, data.n_items), torch.arange(rows.n_users, device=rows.items.device))
 
     def embedding(self, state: Any, data: Training, users: Tensor) -> Embedding | None:
         """Vectors whose inner products are the scores; ``None`` for a method without vectors."""
