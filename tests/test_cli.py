@@ -608,6 +608,7 @@ def _asked(options: list[Any]) -> Any:
         ),
         ("up", ("--users", "20"), "there are 20 users, and no sum of fewer than 32 is opened"),
         ("up", ("--nodes", "2", "--resume"), "--resume continues with the nodes and users in --output"),
+        ("up", ("--no-header", "--resume"), "--resume continues with the nodes and users in --output"),
         ("up", ("--data", "d.csv", "--columns", "user=a,thing=b"), "thing"),
         ("node", ("--coordinator", "host"), "--coordinator host: has no port; expected HOST:PORT, as in host:18000"),
         ("node", ("--threads", "0"), "--threads 0: expected at least 1"),

@@ -74,6 +74,9 @@ def test_from_a_run_to_recommendations_on_a_node(run: Path, model: Path, tmp_pat
     assert (status["users"], status["interactions"], status["items"]) == (1, own.height + 1, train.n_items)
     assert status["model"]["run"].startswith("a-")
     assert status["model"]["age_seconds"] >= 0
+    docs = (Path(__file__).parents[1] / "docs" / "node.md").read_text(encoding="utf-8")
+    explained = {name for line in docs.splitlines() if line.startswith("| ") for name in line.split("|")[1].split(",")}
+    assert {name.replace("_", " ") for name in status} - {"store"} <= {name.strip() for name in explained}
     assert "interactions" in cli("node", "status", "--store", home).stdout
     cli("node", "forget", "--store", home, "--user", "ann")
     assert "unknown user 'ann'" in cli("node", "recommend", "--store", home, "--user", "ann", code=2).stderr

@@ -61,7 +61,7 @@ def data_prepare(
     format: Format = "auto",
     columns: Columns = "",
     header: Header = None,
-    min_rating: Annotated[float | None, typer.Option(help="remove interactions with a lower rating")] = None,
+    min_rating: Annotated[float | None, typer.Option(help="leave out interactions with a lower rating")] = None,
     k_core: Annotated[int, typer.Option(help="remove users and items with fewer interactions, repeatedly")] = 0,
     split: Annotated[
         str | None,

@@ -16,12 +16,14 @@ import typer
 from perfedrec.cli.common import (
     AsJson,
     Columns,
+    Header,
     MetricsPort,
     Preset,
     command,
     console,
     one_line,
     print_communication,
+    print_data,
     print_privacy,
     reporter,
 )
@@ -45,7 +47,9 @@ Deadline = Annotated[
     float,
     typer.Option(help="seconds after which a round is closed with the answers that have come; one more for 2 MB sent"),
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; see perfedrec config keys")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value (see perfedrec config keys); repeatable")
+]
 KeepSums = Annotated[
     bool, typer.Option("--keep-sums", help="keep what is opened in each round in the run's folder, for perfedrec audit")
 ]
@@ -60,8 +64,13 @@ def serve(
     output: Annotated[Path, typer.Option(help="folder to write the run to")],
     certificates: Annotated[Path, typer.Option(help="folder with ca.crt, server.pem and server.key")],
     nodes: Annotated[Path, typer.Option(help="folder with the nodes' public keys (*.pub)")],
-    catalogue: Annotated[Path, typer.Option(help="file with the items' ids, one per line, the same as on the nodes")],
-    config: Annotated[Path | None, typer.Option(help="TOML file on top of the preset")] = None,
+    catalogue: Annotated[
+        Path,
+        typer.Option(
+            help="all items of the federation in its order, the same as on the nodes: one id a line, or parquet"
+        ),
+    ],
+    config: Annotated[Path | None, typer.Option(help="TOML file that is applied after the preset")] = None,
     preset: Preset = None,
     privacy: NodeProfile = None,
     set_: Set = None,
@@ -69,7 +78,7 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on (0.0.0.0 or :: for all)")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 18000,
     min_nodes: Annotated[
-        int | None, typer.Option(help="nodes to wait for (default: 3 where sums are secure, else 1)")
+        int | None, typer.Option(help="nodes to wait for (default: 3 where sums are secure, or else 1)")
     ] = None,
     min_users: Annotated[int, typer.Option(help="users to wait for")] = 1,
     wait: Annotated[float, typer.Option(help="seconds to wait for them")] = 600.0,
@@ -80,7 +89,7 @@ def serve(
     metrics_port: MetricsPort = None,
     keep_sums: KeepSums = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Be the coordinator: train with nodes that hold their users' data, over a SuperLink of its own.
@@ -120,6 +129,7 @@ def up(
     ] = None,
     format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
     columns: Columns = "",
+    header: Header = None,
     users: Annotated[int | None, typer.Option(min=1, help="number of users of the data (default: all)")] = None,
     preset: Preset = None,
     privacy: NodeProfile = None,
@@ -130,7 +140,7 @@ def up(
     metrics_port: MetricsPort = None,
     keep_sums: KeepSums = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the federation in --output")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole federation on this machine, for trying it out: TLS, keys, a process and a file for each node.
@@ -150,9 +160,10 @@ def up(
         from perfedrec.runtimes.flower import needs_service
 
         os.environ |= local.environment()
-        if resume and any(each is not None for each in (nodes, data, format, columns or None, users)):
+        if resume and any(each is not None for each in (nodes, data, format, columns or None, header, users)):
             raise ConfigError("--resume continues with the nodes and users in --output; expected no others")
         given = {"data__path": data or DATA, "data__format": format, "data__columns": columns or None}
+        given["data__header"] = None if header is None else "yes" if header else "no"
         if not resume:
             local.check_free(output)
         resolved = _resolved(output / "run", resume, preset, None, set_, privacy, rounds, **given)
@@ -169,6 +180,8 @@ def up(
                 Terms(min_nodes=count).least_nodes(method)  # refused before anything is written
                 if needed := needs(method, dataset.n_items):
                     needed.check_memory(count)
+                if not (quiet or as_json):
+                    print_data(dataset)
                 local.lay_out(output, dataset, count, users, attributes=resolved.attributes)
             port = local.free_port()
             terms = Terms(port=port, min_nodes=sum(1 for _ in (output / "nodes").iterdir()), deadline=deadline)
@@ -190,7 +203,7 @@ def certificates(
     folder: Annotated[Path, typer.Argument(help="folder to write to")],
     name: Annotated[
         list[str] | None,
-        typer.Option(help="host or address that nodes use, may be repeated (default: as before, else this machine)"),
+        typer.Option(help="host or address that nodes use; repeatable (default: as before, or else this machine)"),
     ] = None,
     days: Annotated[int, typer.Option(min=1, max=36_500, help="days until the server's certificate expires")] = 365,
 ) -> None:
@@ -226,7 +239,7 @@ def key(
 @app.command("bundles")
 def bundles(
     folder: Annotated[Path, typer.Argument(help="folder to write to")],
-    node: Annotated[list[str], typer.Option(help="name of a node, may be repeated")],
+    node: Annotated[list[str], typer.Option(help="name of a node; repeatable")],
 ) -> None:
     """Make the secret files with which nodes and the neighbourhood service keep data from the coordinator.
 
