@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from perfedrec.core.device import pick_device
 from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.settings import Settings
-from perfedrec.evaluation.ranking import CUTOFFS, METRICS, cutoffs, cutoffs_of
+from perfedrec.evaluation.ranking import CUTOFFS
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import METHODS, AnyMethod, centralised, method, name_of
 from perfedrec.privacy.ledger import split_budget
@@ -31,6 +30,8 @@ from perfedrec.runs.data_settings import open_data as open_data
 from perfedrec.runs.data_settings import settings_of as settings_of
 from perfedrec.runs.dotted import flat, is_section, keys, merge, put
 from perfedrec.runs.preset_files import DEFAULT, ablation, default_preset, preset_text, presets
+from perfedrec.runs.run_settings import Metric as Metric
+from perfedrec.runs.run_settings import RunSettings as RunSettings
 
 _FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint says whether the data are the same
 _FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # these change no result
@@ -40,67 +41,6 @@ _OTHER_FILES = {
     "space": "a search space (perfedrec tune --space takes it)",
 }
 """TOML files that are no configuration, by a section that only they have."""
-
-
-def _metric(name: str) -> str:
-    kind, _, k = name.partition("@")
-    if kind not in METRICS or not re.fullmatch("[1-9][0-9]{0,8}", k):
-        raise ValueError(f"expected one of {', '.join(METRICS)} with the length of the list, such as recall@20")
-    return name
-
-
-Metric = Annotated[str, AfterValidator(_metric)]
-"""The name of a metric by which a run can be selected or compared."""
-
-
-class RunSettings(Settings):
-    """How long a run takes and where it computes."""
-
-    rounds: int = Field(500, ge=0, description="rounds of training, after the rounds of pre-training")
-    patience: int = Field(
-        0, ge=0, description="rounds of training without a better validation figure that end a run early (0: never)"
-    )
-    seed: int = Field(0, ge=0, description="seed of everything random in training")
-    evaluate_every: int = Field(10, ge=1, description="rounds between two evaluations on validation data")
-    ks: tuple[int, ...] = Field(CUTOFFS, description="lengths of lists at which metrics are computed, as in 5,10,20")
-    select_by: Metric = Field(
-        "recall@20", description="validation metric that selects the best round; its length is added to run.ks"
-    )
-    checkpoint_every: int = Field(50, ge=1, description="rounds between two checkpoints")
-    sampled_negatives: int = Field(
-        0,
-        ge=0,
-        description="also test each held-out item among this number of random negatives, as some papers do (0: no)",
-    )
-    dropout_rate: float = Field(0.0, ge=0, le=1, description="share of a cohort that drops out of a round")
-    users_per_node: int = Field(
-        1, ge=1, description="users on each node, where bytes are counted as nodes send them; changes nothing else"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
-    block_size: int = Field(1024, ge=1, description="clients computed at once; bounds memory, changes no result")
-    threads: int = Field(
-        0, ge=0, description="threads of the numerical library (0: its default; 1 for a coordinator); changes no result"
-    )
-
-    @field_validator("ks", mode="before")
-    @classmethod
-    def _several(cls, ks: Any) -> Any:
-        """A number, or numbers between commas, as a list; ascending and each once."""
-        given = ks.split(",") if isinstance(ks, str) else ks
-        try:
-            return cutoffs(
-                [
-                    int(each) if isinstance(each, str) else each
-                    for each in ([given] if isinstance(given, int) else given)
-                ]
-            )
-        except (ConfigError, ValueError, TypeError):
-            raise ValueError("expected whole numbers from 1, such as 5,10,20") from None
-
-    @property
-    def cutoffs(self) -> tuple[int, ...]:
-        """The lengths of lists at which metrics are computed: ``ks``, and the one that selects the best round."""
-        return cutoffs((*self.ks, *cutoffs_of([self.select_by])))
 
 
 class Config(Settings):
