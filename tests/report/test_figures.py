@@ -192,6 +192,13 @@ def test_long_and_odd_labels_are_whole_and_in_the_figure(tmp_path: Path) -> None
     assert axes.get_window_extent().height > drawn.dpi  # an inch is left for the curves
 
 
+def test_letters_that_the_font_lacks_are_named_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="figures show boxes") as heard:
+        written(tmp_path / "f", chart(labels=("Метод", "方法方")), chart("loss", labels=("法",)))
+    assert [str(each.message).partition(",")[0] for each in heard] == ["figures show boxes for 方 法"]
+    assert (tmp_path / "f" / "curve.pdf").exists()
+
+
 def test_names_of_data_sets_become_names_of_files() -> None:
     def sections(*titles: str) -> Page:
         found = [Section(f"data-{place}", each, [chart(f"data-{place}-cost")]) for place, each in enumerate(titles)]

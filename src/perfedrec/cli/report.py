@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +29,10 @@ def report(
         from perfedrec.report import write_report
         from perfedrec.runs.progress import size
 
-        written = write_report(folder, output, figures)
+        with warnings.catch_warnings(record=True) as heard:
+            written = write_report(folder, output, figures)
+        for each in heard:
+            print(f"warning: {each.message}", file=sys.stderr)
         console.print(f"written to {written} ({size(written.stat().st_size)})", soft_wrap=True)
         if figures is not None:
             console.print(f"its charts, each as PDF, SVG and CSV, are in {figures}", soft_wrap=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -76,10 +77,13 @@ def write_figures(page: Page, folder: Path) -> list[Path]:
     written, or has a file of the same name that is not of this kind; nothing is written then.
     """
     contents: dict[Path, bytes] = {}
-    for name, chart in zip(_names(page), page.charts(), strict=True):
-        for suffix, view in _views(chart):
-            contents |= {folder / f"{name}{suffix}.{kind}": drawn for kind, drawn in _drawn(view).items()}
-        contents[folder / f"{name}.csv"] = chart.numbers.csv().encode()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        for name, chart in zip(_names(page), page.charts(), strict=True):
+            for suffix, view in _views(chart):
+                contents |= {folder / f"{name}{suffix}.{kind}": drawn for kind, drawn in _drawn(view).items()}
+            contents[folder / f"{name}.csv"] = chart.numbers.csv().encode()
+    _warn([str(each.message) for each in heard])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in contents:
@@ -92,6 +96,17 @@ def write_figures(page: Page, folder: Path) -> list[Path]:
     except OSError as error:
         raise ConfigError(f"{folder}: figures cannot be written ({error.strerror}); expected a folder") from None
     return [*contents]
+
+
+def _warn(messages: Sequence[str]) -> None:
+    """Warn of what matplotlib has warned of: once of each thing, and in one line of all letters that its font lacks."""
+    absent = dict.fromkeys(chr(int(code)) for each in messages for code in re.findall(r"^Glyph (\d+) ", each))
+    if absent:
+        font = STYLE["font.family"]
+        text = f"figures show boxes for {' '.join(absent)}, which their font ({font}) lacks; expected other letters"
+        warnings.warn(text, stacklevel=3)
+    for text in dict.fromkeys(each for each in messages if not each.startswith("Glyph ")):
+        warnings.warn(f"figures: {text}", stacklevel=3)
 
 
 def _ours(path: Path) -> bool:
