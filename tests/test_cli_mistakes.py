@@ -54,6 +54,7 @@ RIGHT: dict[str, tuple[str, ...]] = {
     "audit run --nodes {}": (),
     "train --data {} --output new --quiet": ("lines.txt", "wrong.toml"),
     "data info {}": ("lines.txt", "wrong.toml"),
+    "data prepare {} --output new": ("lines.txt", "wrong.toml"),
     "config show {}": ("empty",),
 }
 """What is right among :data:`FILES`: an empty configuration is one, items may have any names, and words may be
@@ -72,7 +73,6 @@ COMMANDS = [
     "bench {} --output new",
     "tune --data {} --output new --algorithm item_knn",
     "tune --data ratings.csv --output new --algorithm item_knn --space {}",
-    "data prepare {} --output new",
     "node status --store {}",
     "node import {} --store home.node",
     "node receive --store home.node --model {}",
