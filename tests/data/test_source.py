@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfedrec.core.errors import DataError
+from perfedrec.core.errors import ConfigError, DataError
 from perfedrec.data import Attributes, Dataset, load, synthetic
 
 RATINGS = (
@@ -88,9 +88,19 @@ def test_every_option_matters(ratings: Path) -> None:
 
 def test_an_unknown_option_is_an_error_that_names_the_nearest_one(ratings: Path) -> None:
     with pytest.raises(
-        TypeError, match=r"load\(\) has no option 'k_cor': expected format, .*; did you mean 'k_core'\?"
+        ConfigError, match=r"load\(\) has no option 'k_cor': expected format, .*; did you mean 'k_core'\?"
     ):
         load(ratings, k_cor=2)  # type: ignore[call-arg]
+
+
+def test_columns_may_be_a_text_as_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_text("who,what\n" + "".join(f"a{n % 5},b{n % 7}\n" for n in range(35)))
+    named, text = {"user": "who", "item": "what"}, "user=who, item=what"
+    for data in (tmp_path / "odd.csv", {"who": ["a", "b", "a"] * 5, "what": [*range(15)]}):
+        assert load(data, columns=text).fingerprint == load(data, columns=named).fingerprint
+    assert load(tmp_path / "odd.csv", columns=text).origin == load(tmp_path / "odd.csv", columns=named).origin
+    with pytest.raises(DataError, match="columns: 'userId' names no column; expected role=column"):
+        load(tmp_path / "odd.csv", columns="userId")
 
 
 def test_a_folder_of_one_file_with_attributes(ratings: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_privacy_profile_and_a_file_are_options_of_a_name(dataset: Dataset, tm
     [
         ("lightgn", {}, "for your own; did you mean lightgcn?"),
         ("mf", {"round": 3}, "there is no option round"),
-        ("mf", {"method__dim": 3}, "there is no option method.dim"),
+        ("mf", {"method__dim": 3}, "there is no option method__dim"),
         ("mf", {"rounds": -1}, "run.rounds"),
         ("item_knn", {"rounds": 5}, "item_knn is fitted at once; expected run.rounds = 0"),
         (configure("item_knn").build(), {"method__shrink": 1.0}, "method__shrink: .* cannot change after it was made"),
@@ -228,3 +228,28 @@ def test_settings_show_what_differs_from_the_defaults_and_their_help_lists_all_o
     assert RunSettings.__doc__ is not None
     for name, field in RunSettings.model_fields.items():
         assert f"- ``{name}`` ({field.default!r}): {field.description}" in RunSettings.__doc__
+
+
+def test_swapped_arguments_are_an_error_that_gives_the_order(dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"given Dataset as its method; expected first the method .*, then the data"):
+        train(dataset, "mf")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("min_rating", "there is no option min_rating; did you mean data__min_rating?"),
+        ("round", "there is no option round; did you mean rounds?"),
+        ("run__round", "there is no option run__round; did you mean rounds?"),
+        ("data__min_ratng", "there is no option data__min_ratng; did you mean data__min_rating?"),
+        ("algorithm", "there is no option algorithm"),
+        ("zzz", "there is no option zzz; perfedrec config keys lists all, with __ instead of the dot"),
+    ],
+)
+@pytest.mark.parametrize("method", ["mf", configure("mf")])
+def test_an_unknown_option_is_named_with_the_nearest_keyword(
+    method: Any, option: str, message: str, dataset: Dataset
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train(method, dataset, **{option: 3})
+    assert str(caught.value).startswith(message)

@@ -9,10 +9,10 @@ from typing import Any, Literal, TypedDict, Unpack
 
 import polars as pl
 
-from perfedrec.core.errors import DataError
+from perfedrec.core.errors import ConfigError, DataError
 from perfedrec.data.attributes import read_attributes, read_movielens_items, read_movielens_users
 from perfedrec.data.dataset import Attributes, Dataset, Encoding
-from perfedrec.data.formats import check_name, read_with_report
+from perfedrec.data.formats import check_name, parse_columns, read_with_report
 from perfedrec.data.frames import IN_MEMORY, DataLike, Table, rows_with_report
 from perfedrec.data.given import from_files
 from perfedrec.data.interactions import Ids, Interactions
@@ -42,7 +42,7 @@ class LoadOptions(TypedDict, total=False):
     """The options of :func:`load`, which are keyword arguments."""
 
     format: str
-    columns: Columns | None
+    columns: Columns | str | None
     header: bool | None
     train: str | Path | Table | None
     valid: str | Path | Table | None
@@ -94,8 +94,11 @@ class _Options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise TypeError(f"load() has no option {name!r}: expected {', '.join(known)}{hint}")
-        return _Options(**given)
+                raise ConfigError(f"load() has no option {name!r}: expected {', '.join(known)}{hint}")
+        columns = given.get("columns")
+        if isinstance(columns, str):
+            given = {**given, "columns": parse_columns(columns)}
+        return _Options(**given)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         """Check how a single file is split, before anything is read."""
@@ -127,7 +130,8 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
     Options, all of them keyword arguments (see :class:`LoadOptions`):
 
     - ``format`` ("auto"), ``columns`` (None) and ``header`` (None): the format of the files, the places of their
-      columns, and whether their first line names these, as in :func:`perfedrec.data.formats.read`;
+      columns, and whether their first line names these, as in :func:`perfedrec.data.formats.read`; ``columns`` may also
+      be a text such as "user=customer,item=2";
     - ``train``, ``valid``, ``test`` (None): the files of a split or data in memory, instead of ``spec``; valid
       may be missing;
     - ``min_rating`` (None): interactions with a lower rating are removed, from all parts;
@@ -142,14 +146,14 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
       read them; with None, attributes that cannot be read are left out, with a remark.
 
     Raises :class:`DataError` for data that cannot be read, and for ``k_core`` with a split that is given. Raises
-    :class:`TypeError` for an option that does not exist.
+    :class:`ConfigError` for an option that does not exist.
     """
     chosen = _Options.of(options)
     data = _load(spec, chosen)
     parts = (chosen.train, chosen.valid, chosen.test)
     if not isinstance(spec, str | Path | None) or not all(isinstance(each, str | Path | None) for each in parts):
         return data
-    return replace(data, origin=_origin(spec, options))
+    return replace(data, origin=_origin(spec, {**options, "columns": chosen.columns}))
 
 
 def _origin(spec: str | Path | None, options: LoadOptions) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from perfedrec.core.errors import ConfigError
 from perfedrec.runs.dotted import is_section, keys
 
 EXPECTED = {
@@ -68,6 +69,27 @@ def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
         last[near] for near in get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.5)
     ]
     return f"; did you mean {prefix}{match[0]}?" if match else ""
+
+
+def check_keywords(names: Iterable[str], kind: type[BaseModel], others: Sequence[str] = ()) -> None:
+    """Raise :class:`ConfigError` for a keyword of Python, as ``data__min_rating``, that names no option of ``kind`` and
+    is none of the ``others``. The message names the nearest keyword. Options of the section ``run`` need no section.
+    """
+    known = [each.removeprefix("run.") for each in keys(kind) if each != "algorithm"]
+    tops = {name for each in keys(kind) for name in _ways(each)}
+    for name in names:
+        dotted = name.replace("__", ".").removeprefix("run.")
+        if name in others or dotted in (*known, *tops) or any(way in known for way in _ways(dotted)):
+            continue
+        hint = nearest(dotted, [*known, *others]).replace(".", "__")
+        hint = hint or "; perfedrec config keys lists all, with __ instead of the dot"
+        raise ConfigError(f"there is no option {name}{hint}")
+
+
+def _ways(dotted: str) -> list[str]:
+    """The sections that a dotted key is in, from the outermost: ``a`` and ``a.b`` for ``a.b.c``."""
+    parts = dotted.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
 def _place(entry: ErrorDetails) -> tuple[int | str, ...]:

@@ -10,8 +10,22 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.data import DataLike, Dataset
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod
-from perfedrec.runs.config import MEMORY, Config, RunSettings, check, config_of, open_data, resolve, settings_of
+from perfedrec.runs.config import (
+    MEMORY,
+    Config,
+    RunSettings,
+    check,
+    config_of,
+    config_type,
+    open_data,
+    resolve,
+    settings_of,
+)
+from perfedrec.runs.config_errors import check_keywords
 from perfedrec.runs.dotted import merge, put
+
+SOURCES = ("preset", "file", "overrides", "without", "privacy")
+"""Keywords beside options where a method is named: the arguments of :func:`perfedrec.configure`."""
 
 
 def method_of(
@@ -19,13 +33,20 @@ def method_of(
 ) -> tuple[AnyMethod, Config]:
     """The method and its configuration. The arguments are those of :func:`perfedrec.train`.
 
-    Raises :class:`ConfigError` for an option that does not exist or cannot be used.
+    Raises :class:`ConfigError` for what is no method, and for an option that does not exist or cannot be used.
     """
+    if not isinstance(method, str | Config) and not hasattr(method, "Options"):
+        raise ConfigError(
+            f"train() was given {type(method).__name__} as its method; expected first the method (a name, a "
+            'configuration or a method object), then the data: train("mf", data)'
+        )
     values = {f"run__{name}" if name in RunSettings.model_fields else name: each for name, each in options.items()}
     if isinstance(method, str):
+        check_keywords(options, config_type(method), SOURCES)
         named = _changed(resolve(algorithm=method, **values), run, {})
         return named.build(), named
     if isinstance(method, Config):
+        check_keywords(options, type(method))
         changed = _changed(method, run, values)
         return changed.build(), changed
     if strange := sorted(name for name in values if not name.startswith("run__")):
