@@ -136,6 +136,7 @@ def test_the_command_writes_to_the_file_of_output(run_folder: Path, tmp_path: Pa
     ("folder", "output", "message"),
     [
         ("nowhere", None, "there is no such folder"),
+        ("log.jsonl", None, "log.jsonl is a file; expected the folder of"),
         ("empty", None, "not a run folder"),
         ("unfinished", None, "not a finished run"),
         ("damaged", None, "damaged run"),
@@ -145,6 +146,7 @@ def test_the_command_writes_to_the_file_of_output(run_folder: Path, tmp_path: Pa
 )
 def test_an_error_is_one_line(folder: str, output: str | None, message: str, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "log.jsonl").write_text("{}")
     names = ("config.toml", "environment.json", "metrics.jsonl", "result.json")
     for name, kept in (("unfinished", names[:3]), ("damaged", names)):
         (tmp_path / name).mkdir()

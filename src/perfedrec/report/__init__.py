@@ -30,6 +30,8 @@ def write_report(folder: Path, output: Path | None = None, figures: Path | None 
         from perfedrec.report.bench import bench_page
         from perfedrec.report.page import render
         from perfedrec.report.run import run_page
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; expected the folder of a finished run or comparison")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such folder; expected the folder of a finished run or comparison")
     output = output or folder / "report.html"
