@@ -442,6 +442,18 @@ def cli(*arguments: object, code: int = 0) -> Any:
     return result
 
 
+def test_the_privacy_report_of_a_centralised_run_has_no_table_of_releases(tmp_path: Path) -> None:
+    cli("train", "--data", "synthetic:users=100,items=250", "--algorithm", "popularity", "--output", tmp_path / "a")
+    shown = cli("privacy", "report", tmp_path / "a").stdout
+    assert "a centralised method has everybody's interactions in one place" in " ".join(shown.split())
+    assert "participations" not in shown
+
+
+def test_one_list_is_not_written_to_a_file(tmp_path: Path) -> None:
+    done = cli("recommend", "--run", tmp_path, "--user", "u3", "--output", tmp_path / "l.csv", code=2)
+    assert "--output goes with --all-users" in done.stderr
+
+
 def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
     plan = cli("privacy", "plan", "--epsilon", "8", "--users", "5224", "--rounds", "200", "--json")
     found = json.loads(plan.stdout)
@@ -449,6 +461,9 @@ def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
     assert found["training"]["cap"] == 10
     assert found["training"]["coordinator"] == pytest.approx(0.6003 * 10**0.5, abs=0.01)
     assert found["training"]["recipients"] < 1 < found["training"]["coordinator"]
+    few = cli("privacy", "plan", "--epsilon", "8", "--users", "80", "--rounds", "5", "--json")  # all 80 in each round
+    assert json.loads(few.stdout)["training"]["rate"] == 1.0
+    assert json.loads(few.stdout)["training"]["cap"] == 5
     trained = cli(
         "train", "--data", "synthetic:users=100,items=250", "--privacy", "private", "--output", tmp_path / "a"
     )
@@ -465,7 +480,10 @@ def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("privacy", "plan", "--epsilon", "0", "--users", "10"), "--epsilon is 0; expected more than 0"),
-        (("privacy", "plan", "--epsilon", "1", "--users", "10", "--rounds", "5"), "a cohort of 256 is larger"),
+        (
+            ("privacy", "plan", "--epsilon", "1", "--users", "10", "--rounds", "5", "--cohort", "11"),
+            "a cohort of 11 is",
+        ),
         (("privacy", "plan", "--epsilon", "1", "--users", "10", "--cap", "0"), "--cap is 0; expected more than 0"),
         (("privacy", "plan", "--epsilon", "nan", "--users", "10"), "--epsilon is nan; expected more than 0"),
         (("privacy", "plan", "--epsilon", "1", "--users", "10", "--rounds", "-1"), "--rounds is -1"),

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from perfedrec.audit.audit import Audit
     from perfedrec.privacy.plan import SpectralPlan, TrainingPlan
 
+COHORT = 256
+"""Clients in a round of training, where ``privacy plan`` is not told how many."""
+
 app = typer.Typer(help="Plan the noise for an epsilon, and show what a run guarantees.", no_args_is_help=True)
 
 
@@ -31,7 +34,10 @@ def privacy_plan(
     dim: Annotated[int, typer.Option(help="length of the vectors in training")] = 64,
     passes: Annotated[int, typer.Option(help="passes of spectral pre-training")] = 3,
     rounds: Annotated[int, typer.Option(help="rounds of training; 0 for pre-training alone")] = 0,
-    cohort: Annotated[int, typer.Option(help="clients in a round of training, on average")] = 256,
+    cohort: Annotated[
+        int | None,
+        typer.Option(help="clients in a round of training, on average (default: 256, or all where there are fewer)"),
+    ] = None,
     cap: Annotated[int | None, typer.Option(help="largest number of rounds with one user (default: the mean)")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,6 +48,7 @@ def privacy_plan(
     with one_line():
         from perfedrec.privacy.plan import plan_spectral, plan_training
 
+        cohort = min(COHORT, users) if cohort is None else cohort
         sizes = {"users": users, "items": items, "passes": passes, "dim": dim, "cohort": cohort, "cap": cap}
         _check_plan(epsilon, delta, rounds, sizes)
         if delta * users > 1:
@@ -124,6 +131,8 @@ def privacy_report(
             print(json.dumps(block))
             return
         print_privacy(block)
+        if not block["releases"]:  # a centralised method
+            return
         table = Table("release", "times", "participations", "sampling", "noise", "noise / bound")
         for each in block["releases"]:
             noise = f"{each['noise_multiplier']:.3g}" if each["noise"] != "none" else each["reason"]
@@ -206,7 +215,7 @@ def print_audit(found: Audit) -> None:
     if quiet:
         console.print(f"found nothing, exposed and named nobody: {', '.join(quiet)}", soft_wrap=True)
     if found.bounds:
-        table = Table("canaries on", "epsilon claimed", "shown, any noise", "shown, normal noise", "trials", "")
+        table = Table("canaries on", "epsilon claimed", "shown, any noise", "shown, normal noise", "trials", "verdict")
         for bound in found.bounds:
             normal = "-" if bound.lower_gaussian is None else f"{bound.lower_gaussian:.2f}"
             verdict = Text("above the claim", "red") if bound.failed else "within"

@@ -279,6 +279,10 @@ def recommend(
     with one_line():
         from perfedrec.runs.result import open_run
 
+        if user is not None and output is not None and not all_users:
+            raise ConfigError(
+                "--output goes with --all-users; expected --user ID without it (--json prints a list as JSON)"
+            )
         if all_users == (user is not None) or all_users == (output is None):
             raise ConfigError("the users are not clear; expected either --user ID, or --all-users and --output FILE")
         if output is not None and output.suffix not in (".parquet", ".csv"):

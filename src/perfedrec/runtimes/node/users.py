@@ -199,7 +199,8 @@ class UserStore:
             row = db.execute("SELECT coalesce(identity, -user) FROM users WHERE id = ?", (user_id,)).fetchone()
             if row is None:
                 n_users = counts(db)[0]
-                known = f"expected one of its {n_users} users" if n_users else "it holds no users yet"
+                words = {0: "it holds no users yet", 1: "expected its only user"}
+                known = words.get(n_users, f"expected one of its {n_users} users")
                 raise DataError(f"unknown user {user_id!r}: {self.path} has no such user; {known}")
         return int(row[0])
 
