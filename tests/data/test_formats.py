@@ -90,7 +90,7 @@ def test_columns_by_name_and_by_position(path: Path) -> None:
     path.write_text("who,what,when,how\n1,2,1700000000,4\n")
     with pytest.raises(DataError, match="what, when, how; name them with --columns user=NAME,item=NAME"):
         read(path)
-    frame = read(path, columns={"user": "who", "item": 2, "rating": "how"})
+    frame = read(path, columns={"user": "who", "item": 2, "rating": "how", "timestamp": "none"})
     assert frame.to_dicts() == [{"user": 1, "item": 2, "rating": 4.0}]
     path.write_text("9,8,1,2,7\n9,8,1,3,7\n")
     assert pairs(read(path, columns={"user": 3, "item": "4"})) == {(1, 2), (1, 3)}

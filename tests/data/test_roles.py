@@ -1,10 +1,15 @@
+from datetime import date
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from perfedrec.core.errors import DataError
 from perfedrec.data import read, read_with_report
+from perfedrec.data.frames import rows_with_report
 from perfedrec.data.roles import is_header, plain_name
+
+TIMED = "not used: column 4, which looks like times; --columns timestamp="
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def test_names_of_columns_that_are_numbers(path: Path) -> None:
     path.write_text("0,1,2\n7,8,5\n9,8,4\n")
     assert read(path, columns={"user": 0, "item": 1}).rows() == [(7, 8), (9, 8)]
     assert read(path, columns={"user": 1, "item": 2}, header=True).rows() == [(8, 5), (8, 4)]
-    assert read(path, columns={"user": 1, "item": 2}, header=False).rows() == [(0, 1), (7, 8), (9, 8)]
+    assert read(path, columns={"user": 1, "item": 2}, header=False).rows() == [(0, 1, 2.0), (7, 8, 5.0), (9, 8, 4.0)]
     path.write_text("5,6\n7,8\n")
     with pytest.raises(DataError, match="no column 0 for the user; the columns are 1, 2; there is no header"):
         read(path, columns={"user": 0, "item": 1})
@@ -101,3 +106,89 @@ def test_plain_names() -> None:
         "bookrating",
         "userid",
     ]
+
+
+DATED = [f"u{user},i{(user + step) % 7},{step + 1},{{}}" for user in range(5) for step in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("header", "time", "told"),
+    [
+        ("username,artist,plays,when", "2021-03-{}", 'time = column 4 "when" such as'),
+        ("customer_id,product_id,quantity,order_date", "12/{}/2021", 'time = column 4 "order_date" as month/day/year'),
+        ("user_id,song,plays,listened_at", "16000000{}", 'time = column 4 "listened_at" in seconds'),
+        ("user_id,song,plays,created_at", "16000000{}", 'time = column 4 "created_at" in seconds'),
+        ("user_id,song,plays,Date Time", "{}.03.2021", 'time = column 4 "Date Time" as day/month/year'),
+        ("user_id,song,plays,shipping_date", "2021-03-{}", 'time = column 4 "shipping_date" such as'),
+        ("user_id,song,plays,heardAt", "16000000{}", 'time = column 4 "heardAt" in seconds'),
+    ],
+)
+def test_columns_of_times_are_found(path: Path, header: str, time: str, told: str) -> None:
+    rows = [line.format(time.format(14 + i)) for i, line in enumerate(DATED)]
+    path.write_text("\n".join([header, *rows]))
+    frame, report = read_with_report(path)
+    assert told in report.lines()[0]
+    assert frame["timestamp"].is_sorted()
+    assert not report.remarks
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "remarks"),
+    [
+        (
+            "user,item,rating,moment",
+            "2021-03-{}",
+            ['column 4 "moment", which looks like times; --columns timestamp='],
+        ),
+        ("user,item,rating,moment", "1/2/2021", ['column 4 "moment", which looks like times; --columns timestamp=mo']),
+        ("user,item,rating,release_date", "2021-03-{}", ['column 4 "release_date", which looks like times; --columns']),
+        ("user,item,rating,moment,x", "2021-03-{},a", ['column 4 "moment", which looks like times', 'column 5 "x"']),
+        ("user,item,rating,a_date,b_date", "2021-03-{},2021-03-01", ['column 4 "a_date", which looks', '5 "b_date"']),
+        ("user,item,rating,runtime", "1{}", ['column 4 "runtime"']),
+        ("user,item,rating,a,b,c,d,e", "1,2,3,4,{}", ['column 4 "a", column 5 "b", column 6 "c" and 2 more']),
+    ],
+)
+def test_columns_that_are_not_used_are_told(path: Path, header: str, value: str, remarks: list[str]) -> None:
+    rows = [line.format(value.format(14 + i)) for i, line in enumerate(DATED)]
+    path.write_text("\n".join([header, *rows]))
+    frame, report = read_with_report(path)
+    assert frame.columns == ["user", "item", "rating"]
+    assert len(report.remarks) == len(remarks)
+    for told, expected in zip(report.remarks, remarks, strict=True):
+        assert told.startswith("not used: ")
+        assert expected in told
+    assert read_with_report(path, columns={"timestamp": "none"})[1].remarks[0].find("--columns") == -1
+
+
+def test_columns_that_are_not_used_in_tables_and_objects(tmp_path: Path) -> None:
+    table = pl.DataFrame({"user": [1, 2], "item": [3, 4], "moment": [date(2021, 1, 2), date(2021, 1, 3)], "x": "a"})
+    table.write_parquet(tmp_path / "a.parquet")
+    table.write_ndjson(tmp_path / "a.json")
+    told = ('not used: column 3 "moment", which looks like times; --columns timestamp=moment', 'not used: column 4 "x"')
+    assert read_with_report(tmp_path / "a.parquet")[1].remarks == told
+    assert read_with_report(tmp_path / "a.json")[1].remarks == told
+    assert rows_with_report(table)[1].remarks == told
+    assert "timestamp" in read(tmp_path / "a.json", columns={"timestamp": "moment"}).columns
+
+
+@pytest.mark.parametrize(
+    ("line", "columns", "expected", "remarks"),
+    [
+        ("1,2,3,1600000000", {"item": 1, "user": 2}, (2, 1, 3.0, 1_600_000_000), ()),
+        ("1,2,3,1600000000", {"item": 1, "user": 2, "rating": "none"}, (2, 1, 1_600_000_000), ("not used: column 3",)),
+        ("1,2,3,1600000000", {"rating": "none"}, (1, 2, 1_600_000_000), ("not used: column 3",)),
+        ("1,2,1600000000", {"item": 1, "user": 2}, (2, 1, 1_600_000_000), ()),
+        ("1,2,3", {"item": 1, "user": 2}, (2, 1, 3.0), ()),
+        ("1,2,word", {"item": 1, "user": 2}, (2, 1), ("not used: column 3",)),
+        ("1,2,3,word", {"item": 1, "user": 2}, (2, 1, 3.0), ("not used: column 4",)),
+        ("1,2,3,4", {"user": 3, "item": 4}, (3, 4), ("not used: column 1, column 2",)),
+        ("1,2,3,1600000000,5", {"user": 1, "item": 2}, (1, 2), (f"{TIMED}4", "not used: column 3, column 5")),
+    ],
+)
+def test_columns_that_are_not_named_keep_their_role_without_a_header(
+    path: Path, line: str, columns: dict[str, str | int], expected: tuple[float, ...], remarks: tuple[str, ...]
+) -> None:
+    path.write_text(f"{line}\n{line}\n")
+    frame, report = read_with_report(path, columns=columns, header=False)
+    assert frame.rows() == [expected] * 2
+    assert report.remarks == remarks

@@ -78,8 +78,13 @@ def test_random_order_depends_on_the_seed_alone_and_needs_no_times() -> None:
     assert first.fingerprint == again.fingerprint != other.fingerprint
     timed = split(interactions, order="random", seed=0)
     assert external(timed.test) == external(first.test)
-    with pytest.raises(DataError, match="no timestamps to split by; expected order random"):
+    name = "or name the column of times with --columns timestamp=NAME"
+    with pytest.raises(DataError, match=f"no timestamps to split by; expected order random, {name}"):
         split(untimed)
+    with pytest.raises(DataError, match=f"no timestamps; expected another split than global-time, {name}"):
+        split(untimed, "global-time", ratio=(0.8, 0.1, 0.1))
+    with pytest.raises(DataError, match=f"no timestamps; expected no ties together, {name}"):
+        split(untimed, order="random", ties="together")
 
 
 def test_nothing_is_lost_and_nothing_is_in_two_parts() -> None:

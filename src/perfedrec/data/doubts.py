@@ -16,7 +16,7 @@ import polars as pl
 from perfedrec.core.errors import DataError
 from perfedrec.data.readreport import Ratings, ReadReport
 from perfedrec.data.roles import NOTHING, Columns
-from perfedrec.data.times import EARLIEST, ISO, SLASHES, largest
+from perfedrec.data.times import EARLIEST, ISO, PLAUSIBLE, SLASHES, largest
 
 SOME = 100  # ids that are looked at
 CERTAIN = 20  # rows from which on counts mean something
@@ -26,7 +26,6 @@ OFTEN = 10  # times the mean number of rows of an id
 BOOK_OR_ASIN, AMAZON_USER = r"^(B[0-9][0-9A-Z]{8}|[0-9]{9}[0-9X])$", r"^A[0-9A-Z]{9,27}$"
 LIKE_ITEMS = r"^(?i)(i|item|m|movie|film|b|book|p|prod|product|song|track|artist|game)[_-]?[0-9]+$"
 LIKE_USERS = r"^(?i)(u|usr|user|reader|customer|client|member|person)[_-]?[0-9]+$"
-PLAUSIBLE = (900_000_000, 2_100_000_000)  # seconds, 1998 to 2036
 LARGEST_SCALE = 10
 
 
@@ -52,7 +51,10 @@ class _Reading:
         places = self.report.places
         wanted = {role: places[new] for role in places if (new := roles.get(role, role)) in places}
         given = [f"{role}={place.name or place.position}" for role, place in wanted.items()]
-        given += [f"{role}={NOTHING}" for role in places if role not in wanted and places[role].name is not None]
+        # A role that is not named keeps its usual column: the one of its name, or of its position if that is free.
+        left = [role for role in places if role not in wanted]
+        kept = [role for role in left if places[role].name is not None or places[role] not in wanted.values()]
+        given += [f"{role}={NOTHING}" for role in kept]
         return f"--columns {','.join(given)}" if given else "--format"
 
     @property

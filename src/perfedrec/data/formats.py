@@ -14,7 +14,7 @@ from perfedrec.data.doubts import ask
 from perfedrec.data.lists import read_adjacency, read_netflix, read_positives, read_sequences
 from perfedrec.data.objects import read_json, read_parquet
 from perfedrec.data.readreport import ReadReport
-from perfedrec.data.roles import Columns, locate
+from perfedrec.data.roles import MANY, Columns, locate, unused
 from perfedrec.data.tables import read_table
 from perfedrec.data.text import Layout, UnreadableError, clean, encoding_of, read_bytes
 from perfedrec.data.values import ROLES, convert
@@ -124,14 +124,19 @@ def roles_of(
     """
     for role in columns or {}:
         check_name(role, ROLES, "column role")
-    path, places = Path(where), locate(Path(where), table.columns, True, columns)
+
+    def sample(column: int) -> pl.Series:
+        return table.to_series(column).head(MANY)
+
+    path, places = Path(where), locate(Path(where), table.columns, True, columns, sample)
 
     def place(row: int) -> str:
         return f"row {row + 1}"
 
     picked = {role: table.to_series(at.position - 1) for role, at in places.items()}
     frame, unit = convert(path, pl.DataFrame(picked), False, place)
-    report = ReadReport(path, "data frame", places, None, unit, frame.height)
+    remarks = unused(table.columns, True, places, columns, sample)
+    report = ReadReport(path, "data frame", places, None, unit, frame.height, remarks=remarks)
     return ask(frame, report, place, False, columns, min_rating, held_out=False)
 
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.cells import Cells
-from perfedrec.data.roles import Columns, locate
+from perfedrec.data.roles import MANY, Columns, locate, unused
 from perfedrec.data.text import UnreadableError, all_lines, fail
 from perfedrec.data.values import ROLES
 
@@ -22,7 +22,13 @@ LOOKED_AT = 100  # objects whose names are collected
 def read_json(path: Path, text: bytes, columns: Columns | None) -> Cells:
     """Read objects of JSON: one a line, or all in an array."""
     array = text.lstrip()[:1] == b"["
-    places = locate(path, _names(path, text, array), True, columns)
+    found = _first(path, text, array)
+    names = list(found)
+
+    def sample(column: int) -> pl.Series:
+        return pl.Series([str(each) for each in found[names[column]] if each is not None], dtype=pl.String)
+
+    places = locate(path, names, True, columns, sample)
     schema = {str(place.name): pl.String for place in places.values()}
     try:
         table = (pl.read_json if array else pl.read_ndjson)(io.BytesIO(text), schema=schema)
@@ -44,12 +50,18 @@ def read_json(path: Path, text: bytes, columns: Columns | None) -> Cells:
         if nested.any():
             row = int(nested.arg_max() or 0)
             fail(path, place(row), f"{role} is nested: {table[role][row]}; expected a text or a number")
-    return Cells(table, place, places, blank=blank)
+    remarks = unused(names, True, places, columns, sample)
+    return Cells(table, place, places, blank=blank, remarks=remarks)
 
 
-def _names(path: Path, text: bytes, array: bool) -> list[str]:
-    """The names in the first objects, in their order."""
-    names: dict[str, None] = {}
+def _first(path: Path, text: bytes, array: bool) -> dict[str, list[object]]:
+    """The names in the first objects, in their order, each with its values there."""
+    names: dict[str, list[object]] = {}
+
+    def add(found: dict[str, object]) -> None:
+        for name, value in found.items():
+            names.setdefault(name, []).append(value)
+
     if array:
         decoder, content = json.JSONDecoder(), text.decode()
         start = content.find("[") + 1
@@ -61,16 +73,16 @@ def _names(path: Path, text: bytes, array: bool) -> list[str]:
                 found, start = decoder.raw_decode(content, start)
             except ValueError as error:
                 raise UnreadableError(f"{path}: cannot be read as JSON ({error})") from None
-            names |= dict.fromkeys(found)
+            add(found)
         if not names:
             raise DataError(f"{path}: is a JSON array, but not of objects; expected [{{...}}, ...] or an object a line")
-        return list(names)
+        return names
     for number, line in enumerate(io.BytesIO(text), start=1):
         if line.strip():
-            names |= dict.fromkeys(_object(path, number, line))
+            add(_object(path, number, line))
         if number == LOOKED_AT:
             break
-    return list(names)
+    return names
 
 
 def _object(path: Path, number: int, line: bytes) -> dict[str, object]:
@@ -100,6 +112,11 @@ def read_parquet(path: Path, data: bytes, columns: Columns | None) -> Cells:
         table = pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path}: is not a readable parquet file ({str(error).splitlines()[0]})") from None
-    places = locate(path, table.columns, True, columns)
+
+    def sample(column: int) -> pl.Series:
+        return table.to_series(column).head(MANY)
+
+    places = locate(path, table.columns, True, columns, sample)
     picked = {role: table.to_series(places[role].position - 1) for role in ROLES if role in places}
-    return Cells(pl.DataFrame(picked), lambda row: f"row {row + 1}", places)
+    remarks = unused(table.columns, True, places, columns, sample)
+    return Cells(pl.DataFrame(picked), lambda row: f"row {row + 1}", places, remarks=remarks)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from perfedrec.core.errors import DataError
 from perfedrec.data.text import counted
+from perfedrec.data.times import like_times
 from perfedrec.data.values import ROLES
 
 Columns = Mapping[str, str | int]
+Sample = Callable[[int], pl.Series]  # the first values of a column, which is counted from 0
 
 # Names in plain form (see plain_name). Those of an earlier group are preferred to those of a later one.
 KNOWN_NAMES: dict[str, tuple[frozenset[str], ...]] = {
@@ -48,10 +52,17 @@ KNOWN_NAMES: dict[str, tuple[frozenset[str], ...]] = {
             "ratingtimestamp timestamps checkintime timestampms unixreviewtimes reviewunixtime",
             "date createdat dateadded reviewdate ratedat reviewtime playedat utctime utctimestamp datecreated "
             "rateddate ratingdate created updatedat dateupdated localtime checkindate visittime",
+            "when listenedat watchedat viewedat readat visitedat clickedat boughtat purchasedat orderedat loggedat "
+            "listendate listeneddate watchdate watcheddate playdate viewdate visitdate eventdate logdate "
+            "eventtimestamp orderdate ordertime purchasedate purchasetime transactiondate transactiontime "
+            "invoicedate clicktime",
         ),
     }.items()
 }
+TIME_LIKE = re.compile(r"(?i:date|time|timestamp)$|(?i:[_ -]at)$|[a-z]At$")
+OTHER_TIMES = re.compile(r"(?i)release|birth|publi|expir|regist|signup|sign_up")  # times that are of no interaction
 NOTHING = "none"  # in place of a column: the file has no such role
+FEW = 3  # columns that are not used are named up to this number
 MANY = 200  # lines that are compared with the first
 NAME_LIKE = re.compile(r"[A-Za-z_#][A-Za-z0-9_ .:#/()\[\]-]*")
 NAMING = re.compile(r"(?i:(^|[_ .-])(id|ids|name|key|code|uid|no|index|idx|hash|title)$)|[a-z](Id|ID|Name|Key|Code)$")
@@ -118,11 +129,12 @@ def _is_number(value: str) -> bool:
     return value.strip().lower() not in ("nan", "inf", "infinity")
 
 
-def locate(path: Path, names: list[str], header: bool, columns: Columns | None) -> dict[str, Place]:
+def locate(path: Path, names: list[str], header: bool, columns: Columns | None, sample: Sample) -> dict[str, Place]:
     """The place of each role that the file has.
 
     ``names`` are the names of all columns where there is a ``header``. ``columns`` names some columns, by name or by
-    position; where a text is both, it is a name. ``none`` stands for no column. Raises
+    position; where a text is both, it is a name. ``none`` stands for no column. Roles that it does not name keep their
+    usual column. ``sample`` gives the first values of a column, which tell whether it has times or ratings. Raises
     :class:`DataError` where a column is missing, or two columns could have one role.
     """
     where: dict[str, int] = {}
@@ -145,6 +157,8 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None) 
         else:
             hint = "" if header else "; there is no header (--header, if the first line is one)"
             raise DataError(f"{path}: no column {wanted!r} for the {role}; the columns are {_listed(names)}{hint}")
+    if not header and columns is not None and len(names) <= len(ROLES):
+        where |= _by_position(len(names), where, columns, sample)
     if missing := [role for role in ("user", "item") if role not in where]:
         raise DataError(
             f"{path}: no {' and no '.join(missing)} column; the columns are {_listed(names)}; "
@@ -152,7 +166,54 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None) 
         )
     if where["user"] == where["item"]:
         raise DataError(f"{path}: user and item are both column {where['user'] + 1}; expected two columns")
+    if header and "timestamp" not in (columns or {}) and "timestamp" not in where:
+        free = [i for i, name in enumerate(names) if i not in where.values() and _names_times(name)]
+        if len(free) == 1 and like_times(sample(free[0])):
+            where["timestamp"] = free[0]
     return {role: Place(where[role] + 1, names[where[role]] if header else None) for role in ROLES if role in where}
+
+
+def _by_position(width: int, where: Mapping[str, int], columns: Columns, sample: Sample) -> dict[str, int]:
+    """The usual columns of the roles that ``columns`` does not name, where these are free and their content fits."""
+    found: dict[str, int] = {}
+    for i, usual in enumerate(ROLES[:width]):
+        if i in where.values():
+            continue
+        role = usual
+        if usual == "rating" and like_times(sample(i)):
+            role = "timestamp" if width == 3 else NOTHING  # a last column of times behind user and item
+        elif i >= 2 and not _are_numbers(sample(i)) and not (usual == "timestamp" and like_times(sample(i))):
+            role = NOTHING
+        if role != NOTHING and role not in columns:
+            found[role] = i
+    return found
+
+
+def _are_numbers(values: pl.Series) -> bool:
+    return all(_is_number(each) for each in values.drop_nulls() if each.strip())
+
+
+def _names_times(name: str) -> bool:
+    return bool(TIME_LIKE.search(name.split(":")[0].strip())) and not OTHER_TIMES.search(name)
+
+
+def unused(
+    names: list[str], header: bool, places: Mapping[str, Place], columns: Columns | None, sample: Sample
+) -> tuple[str, ...]:
+    """Sentences about the columns that have no role. One that looks like times is told with the option to use it."""
+    used = {place.position for place in places.values()}
+    free = [Place(i + 1, name if header else None) for i, name in enumerate(names) if i + 1 not in used]
+    timed = []
+    if "timestamp" not in places and "timestamp" not in (columns or {}):
+        timed = [place for place in free if like_times(sample(place.position - 1))][:1]
+    said = [
+        f"not used: {place}, which looks like times; --columns timestamp={place.name or place.position}"
+        for place in timed
+    ]
+    if others := [place for place in free if place not in timed]:
+        more = f" and {len(others) - FEW} more" if len(others) > FEW else ""
+        said.append(f"not used: {', '.join(map(str, others[:FEW]))}{more}")
+    return tuple(said)
 
 
 def _listed(names: list[str]) -> str:

@@ -22,6 +22,7 @@ TIES = ("random", "together")
 FEWEST = 3  # one interaction for each part
 RATIO = (0.8, 0.1, 0.1)
 TEST_USERS = 0.1
+_NAME_TIMES = "name the column of times with --columns timestamp=NAME"
 _OF = {
     "ratio": ("ratio", "global-time"),
     "valid_from": ("global-time",),
@@ -114,9 +115,9 @@ class SplitRule:
         Raises :class:`DataError` where times are wanted and there are none.
         """
         if self.order == "time" and not timed:
-            raise DataError("the data have no timestamps to split by; expected order random")
+            raise DataError(f"the data have no timestamps to split by; expected order random, or {_NAME_TIMES}")
         if self.ties == "together" and not timed:
-            raise DataError("the data have no timestamps; expected no ties together")
+            raise DataError(f"the data have no timestamps; expected no ties together, or {_NAME_TIMES}")
         return timed and self.order not in ("file", "random")
 
     def by_file(self, timed: bool, placed: bool) -> bool:
@@ -326,7 +327,7 @@ def _to_change(ends: Ints, starts: Ints, counts: Ints, changes: NDArray[np.bool_
 def _by_global_time(rule: SplitRule, interactions: Interactions) -> _Cut:
     times = interactions.timestamps
     if times is None or not times.size:
-        raise DataError("the data have no timestamps; expected another split than global-time")
+        raise DataError(f"the data have no timestamps; expected another split than global-time, or {_NAME_TIMES}")
     unit = time_unit(int(times.max()))
     if rule.test_from is not None:
         valid_from, test_from = (seconds * SIZES[unit] for seconds in rule.times)

@@ -14,7 +14,7 @@ import polars as pl
 
 from perfedrec.data.cells import Cells
 from perfedrec.data.quotes import settle_quotes
-from perfedrec.data.roles import MANY, Columns, is_header, locate
+from perfedrec.data.roles import MANY, Columns, is_header, locate, unused
 from perfedrec.data.text import QUOTING, Layout, UnreadableError, complain_about_width, fail, records, single_spaces
 from perfedrec.data.times import EARLIEST, ISO, SLASHES
 
@@ -32,7 +32,11 @@ def read_table(path: Path, text: bytes, layout: Layout, columns: Columns | None,
     if has_header is None:
         has_header = _names_columns(head[0], columns) or is_header(head)
     names = [name.strip() for name in head[0]]
-    places = locate(path, names, has_header, columns)
+
+    def sample(column: int) -> pl.Series:
+        return pl.Series([line[column] for line in head[has_header:] if column < len(line)], dtype=pl.String)
+
+    places = locate(path, names, has_header, columns, sample)
     skipped = next(i for i, (_, fields) in enumerate(records(path, text, layout)) if fields) + int(has_header)
     table = _cut(path, text, layout, len(names), skipped)
     if table is None:  # a header alone: no interactions
@@ -60,7 +64,8 @@ def read_table(path: Path, text: bytes, layout: Layout, columns: Columns | None,
     if not has_header and columns is None and "rating" in places and "timestamp" not in places and _times(cells):
         cells = cells.rename({"rating": "timestamp"})
         places = {"timestamp" if role == "rating" else role: place for role, place in places.items()}
-    return Cells(cells, place, places, has_header, blank, layout.integers)
+    remarks = unused(names, has_header, places, columns, sample)
+    return Cells(cells, place, places, has_header, blank, layout.integers, remarks=remarks)
 
 
 def _arrange(text: bytes, layout: Layout) -> tuple[bytes, Layout]:

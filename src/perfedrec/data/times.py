@@ -36,6 +36,7 @@ OTHERS = (
     "%m %d, %Y",
 )
 SAMPLE = 200
+PLAUSIBLE = (900_000_000, 2_100_000_000)  # seconds, 1998 to 2036
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,26 @@ def from_text(values: pl.Series) -> Times:
     if _strptime(series, form).null_count() == len(sample):
         return Times(pl.repeat(None, len(values), dtype=pl.Int64, eager=True), "numbers")
     return Times(_counted(_strptime(values.str.replace(r"(UTC|GMT|Z)$", "+0000"), form)), f"such as {sample[0]!r}")
+
+
+def like_times(values: pl.Series) -> bool:
+    """Whether all of some values that are not empty are dates, or numbers that are plausible times."""
+    if values.dtype == pl.String:
+        values = values.str.strip_chars()
+        values = values.filter(values != "")
+    values = values.drop_nulls()
+    if values.dtype.is_temporal() or not values.len():
+        return bool(values.len())
+    if values.dtype != pl.String and not values.dtype.is_numeric():
+        return False
+    try:
+        times = from_text(values) if values.dtype == pl.String else from_numbers(values)
+    except ValueError:  # dates, of which day and month cannot be told apart
+        return True
+    if times.values.null_count() or times.form != "numbers":
+        return not times.values.null_count()
+    low, high = PLAUSIBLE
+    return any(bool(times.values.is_between(low * size, high * size).all()) for size in SIZES.values())
 
 
 def from_dates(values: pl.Series) -> Times:
