@@ -295,13 +295,14 @@ def test_data_without_held_out_interactions_are_reported(tmp_path: Path) -> None
     few, run = tmp_path / "few.csv", tmp_path / "run"
     few.write_text("user,item\n" + "".join(f"u{user},i{item}\n" for user in range(1200) for item in (0, 1 + user % 2)))
     printed = cli("train", "--data", few, "--algorithm", "popularity", "--output", run).stdout
-    assert "few: 1,200 users, 3 items, 2,400 interactions" in printed
+    assert "few: 1,200 users, 3 items; interactions: 2,400 train, 0 validation, 0 test\n" in printed
     assert "no user can be evaluated: no interactions are held out for validation or test" in printed
     assert "no user was evaluated" in printed
     assert "recall@20" not in printed
     few.write_text("user,item\nu1,i1\n")
     assert (
-        "few: 1 user, 1 item, 1 interaction\n" in cli("train", "--data", few, "--output", run / "a", *FEW[:-1]).stdout
+        "few: 1 user, 1 item; interactions: 1 train, 0 validation, 0 test\n"
+        in cli("train", "--data", few, "--output", run / "a", *FEW[:-1]).stdout
     )
 
 

@@ -84,7 +84,7 @@ def test_random_order_depends_on_the_seed_alone_and_needs_no_times() -> None:
     with pytest.raises(DataError, match=f"no timestamps; expected another split than global-time, {name}"):
         split(untimed, "global-time", ratio=(0.8, 0.1, 0.1))
     with pytest.raises(DataError, match=f"no timestamps; expected no ties together, {name}"):
-        split(untimed, order="random", ties="together")
+        split(untimed, order="auto", ties="together")
 
 
 def test_nothing_is_lost_and_nothing_is_in_two_parts() -> None:

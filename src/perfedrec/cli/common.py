@@ -184,8 +184,9 @@ def print_data(dataset: Dataset, name: str | None = None) -> None:
     from perfedrec.data import counted
 
     train = dataset.train
-    counts = {"user": train.n_users, "item": train.n_items, "interaction": train.n_interactions}
-    sizes = ": " + ", ".join(counted(n, name) for name, n in counts.items())
+    parts = {"train": train, "validation": dataset.valid, "test": dataset.test}
+    sizes = f": {counted(train.n_users, 'user')}, {counted(train.n_items, 'item')}; interactions: "
+    sizes += ", ".join(f"{part.n_interactions:,} {name}" for name, part in parts.items())
     console.print(Text.assemble((name or dataset.name, "bold"), sizes), soft_wrap=True)
     for line in dataset.notes.lines():
         console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
