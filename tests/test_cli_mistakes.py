@@ -1,6 +1,7 @@
 """Mistakes in arguments: each is one line on the standard error and exit code 2, and nothing is lost or written."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,36 @@ def test_nothing_is_lost(command: str, message: str, here: Path, monkeypatch: py
     before = contents(here)
     assert message in refused(command.split())
     assert contents(here) == before
+
+
+@pytest.mark.parametrize("command", ["train", "federation up", "tune"])
+def test_an_unknown_option_that_is_a_key_of_the_data_is_named(command: str) -> None:
+    for option, key in (("split", "split"), ("ratio", "ratio"), ("valid-from", "valid_from"), ("ties", "ties")):
+        message = refused([*command.split(), f"--{option}", "x"])
+        assert message.endswith(f"perfedrec {command} --help; expected --set data.{key}=...")
+    assert "expected --set" not in refused([*command.split(), "--bogus", "x"])
+    assert "expected --set" not in refused(["data", "info", "x", "--split", "ratio"])
+
+
+def test_ratings_and_a_core_are_options_of_all_commands_that_prepare_data(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    options = "--min-rating 3 --k-core 2"
+    for command, output in (("data prepare ratings.csv", "a"), (f"train --data ratings.csv {SMALL}", "b")):
+        done = runner.invoke(app, [*command.split(), *options.split(), "--output", str(tmp_path / output)])
+        assert done.exit_code == 0, done.output
+    told = [json.loads((tmp_path / name).read_text()) for name in ("a/split.json", "b/result.json")]
+    steps = told[0]["report"]["remarks"]
+    assert [step.partition(":")[0] for step in steps][1::2] == ["rated 3 or more", "2-core"]
+    assert set(steps) <= set(told[1]["data"])
+    for option in options, "--min-rating 3", "--k-core 2":
+        resumed = refused(["train", "--resume", "--output", str(tmp_path / "b"), *option.split()])
+        assert "only --rounds and --device may change" in resumed
+        up = refused(["federation", "up", "--resume", "--output", str(tmp_path / "f"), *option.split()])
+        assert "--resume continues with the nodes" in up
+    none = "federation up --data synthetic:users=20 --min-rating 9 --output"
+    assert "compare with min_rating" in refused([*none.split(), str(tmp_path / "f")])
 
 
 def test_lists_and_reports_are_replaced(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,21 @@ def _one_line() -> Iterator[None]:
         command = error.ctx.command_path if error.ctx else "perfedrec"
         message, _, near = message.partition(". Did you mean ")
         hint = f"; did you mean {near}" if near else ""
+        hint = _as_key(error) or hint
         print(f"error: {message[:1].lower()}{message[1:]}; see {command} --help{hint}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
+
+
+def _as_key(error: click.UsageError) -> str:
+    """What to write in place of an unknown option that is a key of the section [data]."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return ""
+    if not any("--set" in each.opts for each in error.ctx.command.params):
+        return ""
+    from perfedrec.runs.data_settings import DataSettings
+
+    key = error.option_name.lstrip("-").replace("-", "_")
+    return f"; expected --set data.{key}=..." if key in DataSettings.model_fields else ""
 
 
 def _print_what_can_be_printed() -> None:

@@ -94,6 +94,10 @@ Header = Annotated[
     bool | None,
     typer.Option("--header/--no-header", help="whether the first line names the columns (default: as it looks)"),
 ]
+MinRating = Annotated[float | None, typer.Option(help="leave out interactions with a lower rating")]
+KCore = Annotated[
+    int | None, typer.Option(help="remove users and items with fewer interactions, repeatedly (default: none)")
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file that is applied after the preset")]
 Ks = Annotated[str | None, typer.Option("--ks", help="lengths of lists at which metrics are computed, as in 5,10,20")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]

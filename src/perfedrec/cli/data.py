@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from perfedrec.cli.common import AsJson, Columns, Format, Header, console, one_line, print_data
+from perfedrec.cli.common import AsJson, Columns, Format, Header, KCore, MinRating, console, one_line, print_data
 
 app = typer.Typer(help="Inspect, prepare and download interaction data.", no_args_is_help=True)
 
@@ -21,7 +21,7 @@ def data_info(
     format: Format = "auto",
     columns: Columns = "",
     header: Header = None,
-    min_rating: Annotated[float | None, typer.Option(help="leave out interactions with a lower rating")] = None,
+    min_rating: MinRating = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how a file is read, and its users, items, density, degrees, ratings and times; or those of a data set.
@@ -61,8 +61,8 @@ def data_prepare(
     format: Format = "auto",
     columns: Columns = "",
     header: Header = None,
-    min_rating: Annotated[float | None, typer.Option(help="leave out interactions with a lower rating")] = None,
-    k_core: Annotated[int, typer.Option(help="remove users and items with fewer interactions, repeatedly")] = 0,
+    min_rating: MinRating = None,
+    k_core: KCore = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +103,7 @@ def data_prepare(
             columns=parse_columns(columns),
             header=header,
             min_rating=min_rating,
-            k_core=k_core,
+            k_core=k_core or 0,
             split_how=split,
             ratio=None if ratio is None else parse_ratio(ratio),
             valid_from=valid_from,

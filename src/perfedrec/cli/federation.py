@@ -17,7 +17,9 @@ from perfedrec.cli.common import (
     AsJson,
     Columns,
     Header,
+    KCore,
     MetricsPort,
+    MinRating,
     Preset,
     command,
     console,
@@ -130,6 +132,8 @@ def up(
     format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
     columns: Columns = "",
     header: Header = None,
+    min_rating: MinRating = None,
+    k_core: KCore = None,
     users: Annotated[int | None, typer.Option(min=1, help="number of users of the data (default: all)")] = None,
     preset: Preset = None,
     privacy: NodeProfile = None,
@@ -160,9 +164,11 @@ def up(
         from perfedrec.runtimes.flower import needs_service
 
         os.environ |= local.environment()
-        if resume and any(each is not None for each in (nodes, data, format, columns or None, header, users)):
+        read = (data, format, columns or None, header, min_rating, k_core)
+        if resume and any(each is not None for each in (nodes, users, *read)):
             raise ConfigError("--resume continues with the nodes and users in --output; expected no others")
-        given = {"data__path": data or DATA, "data__format": format, "data__columns": columns or None}
+        given: dict[str, Any] = {"data__path": data or DATA, "data__format": format, "data__columns": columns or None}
+        given |= {"data__min_rating": min_rating, "data__k_core": k_core}
         given["data__header"] = None if header is None else "yes" if header else "no"
         if not resume:
             local.check_free(output)

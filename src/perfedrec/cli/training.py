@@ -22,7 +22,9 @@ from perfedrec.cli.common import (
     Data,
     FinishedRun,
     Header,
+    KCore,
     Ks,
+    MinRating,
     Moved,
     Preset,
     Profile,
@@ -66,6 +68,8 @@ def train(
     format: Annotated[str | None, typer.Option(help="format of the files (default: detected)")] = None,
     columns: Columns = "",
     header: Header = None,
+    min_rating: MinRating = None,
+    k_core: KCore = None,
     algorithm: Algorithm = None,
     preset: Preset = None,
     privacy: Profile = None,
@@ -99,6 +103,7 @@ def train(
 
         logs = trackers(track or (), output)
         source = _source(data, train_file, valid, test, format, columns, header)
+        source |= {"data__min_rating": min_rating, "data__k_core": k_core}
         run: dict[str, Any] = {"run__rounds": rounds, "run__seed": seed, "run__device": device}
         run |= {"run__dropout_rate": dropout_rate, "run__ks": ks}
         if resume:
@@ -151,8 +156,8 @@ def _source(
     format: str | None,
     columns: str,
     header: bool | None,
-) -> dict[str, str | None]:
-    """The options of the section [data] that are given on the command line."""
+) -> dict[str, Any]:
+    """The options of the section [data] that say which files are read, and how."""
     return {
         "data__train": train,
         "data__valid": valid,
