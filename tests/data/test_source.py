@@ -138,8 +138,10 @@ def test_given_parts_as_a_folder_and_as_files(tmp_path: Path) -> None:
             load(**wrong)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"either a file, a folder .* or train and test"):
         load(tmp_path, **paths)  # type: ignore[arg-type]
-    used = "data.split = ratio is not used: the files are split already"
-    assert used in load(tmp_path, split_how="ratio").notes.remarks
+    for split in ({"split_how": "ratio"}, {"ratio": (0.8, 0.1, 0.1)}):
+        for given in (lambda **options: load(tmp_path, **options), lambda **options: load(**paths, **options)):
+            with pytest.raises(DataError, match=r"is split already; expected split ratio with a single file only"):
+                given(**split)
     (tmp_path / "valid.txt").write_text("1 2\n")
     with pytest.raises(DataError, match=r"holds valid.csv and valid.txt; expected only one of them"):
         load(tmp_path)

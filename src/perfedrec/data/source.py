@@ -227,6 +227,10 @@ def _given(found: Found, folder: Path | None, options: _Options) -> Dataset:
             f"{folder or IN_MEMORY}: users and items of a split that is given are not removed; expected k_core with a "
             "single file only"
         )
+    if options.rule.how != "leave-one-out":
+        raise DataError(
+            f"{folder or IN_MEMORY}: is split already; expected split {options.rule.how} with a single file only"
+        )
     parts = found.parts
     data = from_files(
         parts["train"],
@@ -243,8 +247,6 @@ def _given(found: Found, folder: Path | None, options: _Options) -> Dataset:
     remarks = found.remarks
     if options.min_rating is not None:
         remarks = (f"interactions rated below {options.min_rating:g} were removed from all parts", *remarks)
-    if options.rule.how != "leave-one-out":
-        remarks = (*remarks, f"data.split = {options.rule.how} is not used: the files are split already")
     data = _remarked(data, remarks)
     if folder is None:
         return data
