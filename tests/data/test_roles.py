@@ -28,6 +28,8 @@ def path(tmp_path: Path) -> Path:
         ("who,what\n1,2\n3,4\n", True),
         (",Cust_Id,Rating,Movie_Id\n0,1488844,3.0,1\n", True),
         ("0,1,2\nu1,i1,5\nu2,i2,3\n", True),
+        ("wer,was,wann\nann,abba,10.03.2021\nbob,abba,11.03.2021\n", True),
+        ("wer,was,wann\nann,abba,2021-03-10\nbob,abba,2021-03-11\n", True),
         ("u1,00000001X,5\nu2,000000022,3\n", False),
         ("u1,i1\nu2,i2\n", False),
         ("ann,book\nann,lamp\nbob,book\n", False),
@@ -192,3 +194,19 @@ def test_columns_that_are_not_named_keep_their_role_without_a_header(
     frame, report = read_with_report(path, columns=columns, header=False)
     assert frame.rows() == [expected] * 2
     assert report.remarks == remarks
+
+
+def test_unknown_names_above_decimal_commas_are_a_header(path: Path) -> None:
+    path.write_text("Benutzer;Artikel;Bewertung;Datum\nb1;a1;4,5;24.03.2021\nb2;a1;3;25.03.2021\n")
+    expected = (
+        r"no user and no item column; the columns are Benutzer, Artikel, Bewertung, Datum; name them with --columns "
+        r"user=NAME,item=NAME, as in user=Benutzer,item=Artikel \(or --no-header, if these are data\)"
+    )
+    with pytest.raises(DataError, match=expected):
+        read(path)
+    named = {"user": "Benutzer", "item": "Artikel", "rating": "Bewertung", "timestamp": "Datum"}
+    assert read(path, columns=named)["rating"].to_list() == [4.5, 3.0]
+    assert read(path, columns=named)["timestamp"].to_list() == [1_616_544_000, 1_616_630_400]
+    path.write_text("b1;a1;4,5\nb2;a1;3,5\n")
+    assert read(path).rows() == [("b1", "a1", 4.5), ("b2", "a1", 3.5)]
+    assert read(path, columns={"user": 1, "item": 2}).rows() == [("b1", "a1", 4.5), ("b2", "a1", 3.5)]

@@ -11,7 +11,7 @@ import polars as pl
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.text import counted
-from perfedrec.data.times import like_times
+from perfedrec.data.times import ISO, SLASHES, like_times
 from perfedrec.data.values import ROLES
 
 Columns = Mapping[str, str | int]
@@ -98,9 +98,9 @@ def is_header(lines: list[list[str]]) -> bool:
     """Whether the first of some lines, given as fields, names the columns.
 
     It does if it holds known names of a user and of an item; or if no field of it is a number and some field is a name:
-    a known one, one that ends like a name of a column (customer_id), or one above a column of numbers. A field that
-    occurs again in its column is no name of it. It also does if it counts the columns (0, 1, 2, ...) above ids that
-    are words.
+    a known one, one that ends like a name of a column (customer_id), or one above a column of numbers or dates. A field
+    that occurs again in its column is no name of it. It also does if it counts the columns (0, 1, 2, ...) above ids
+    that are words.
     """
     first, others = lines[0], lines[1 : MANY + 1]
     columns = [[line[i] for line in others if i < len(line)] for i in range(len(first))]
@@ -116,7 +116,8 @@ def is_header(lines: list[list[str]]) -> bool:
             continue
         if any(names_role(name, role) for role in ("user", "item")) or NAMING.search(name.strip()):
             return True
-        if cells and all(_is_number(cell) for cell in cells if cell.strip()) and any(cell.strip() for cell in cells):
+        filled = [cell.strip() for cell in cells if cell.strip()]
+        if filled and (all(map(_is_decimal, filled)) or all(map(_is_date, filled))):
             return True
     return False
 
@@ -127,6 +128,15 @@ def _is_number(value: str) -> bool:
     except ValueError:
         return False
     return value.strip().lower() not in ("nan", "inf", "infinity")
+
+
+def _is_decimal(value: str) -> bool:
+    """Whether a text is a number, perhaps with a decimal comma, as in 4,5."""
+    return _is_number(value.replace(",", ".", 1))
+
+
+def _is_date(value: str) -> bool:
+    return bool(ISO.fullmatch(value) or SLASHES.fullmatch(value))
 
 
 def locate(path: Path, names: list[str], header: bool, columns: Columns | None, sample: Sample) -> dict[str, Place]:
@@ -160,9 +170,11 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
     if not header and columns is not None and len(names) <= len(ROLES):
         where |= _by_position(len(names), where, columns, sample)
     if missing := [role for role in ("user", "item") if role not in where]:
+        named = len(missing) == 2 and len(names) > 1 and header and all(names[:2])
+        example = f", as in user={names[0]},item={names[1]}" if named else ""
         raise DataError(
             f"{path}: no {' and no '.join(missing)} column; the columns are {_listed(names)}; "
-            f"name them with --columns user=NAME,item=NAME{' (or --no-header, if these are data)' * header}"
+            f"name them with --columns user=NAME,item=NAME{example}{' (or --no-header, if these are data)' * header}"
         )
     if where["user"] == where["item"]:
         raise DataError(f"{path}: user and item are both column {where['user'] + 1}; expected two columns")
@@ -190,7 +202,7 @@ def _by_position(width: int, where: Mapping[str, int], columns: Columns, sample:
 
 
 def _are_numbers(values: pl.Series) -> bool:
-    return all(_is_number(each) for each in values.drop_nulls() if each.strip())
+    return all(_is_decimal(each) for each in values.drop_nulls() if each.strip())
 
 
 def _names_times(name: str) -> bool:
