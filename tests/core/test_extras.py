@@ -48,6 +48,9 @@ def test_paths_in_the_working_directory_are_short(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
     monkeypatch.chdir(tmp_path)
     assert install("flower") == ".venv/bin/python -m pip install --editable '.[flower]'"
+    (tmp_path / "constraints.txt").touch()
+    pinned = "--constraint ./constraints.txt --editable '.[flower]'"
+    assert install("flower") == f".venv/bin/python -m pip install {pinned}"
 
 
 def test_only_a_package_of_an_extra_is_a_missing_extra() -> None:

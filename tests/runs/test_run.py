@@ -226,7 +226,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint_that_resumes(number: signal.Sig
     stopped = signalled(tmp_path, "--output", str(run), number=number)
     assert stopped.returncode == 128 + number
     assert stopped.stderr.count("\n") == 1
-    assert "--resume" in stopped.stderr
+    assert stopped.stderr.strip().endswith(f"train --resume --output {run}")
+    assert "; a checkpoint is in " in stopped.stderr
     assert RunFolder(run).latest_checkpoint().name == "round-000071"
     again = signalled(tmp_path, "--output", str(run), "--resume", "--rounds", "71", number=number)
     assert again.returncode == 0, again.stderr

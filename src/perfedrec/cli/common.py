@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -142,6 +142,22 @@ def _errors_as_one_line() -> Iterator[None]:
             raise  # a bug in perfedrec
         print("error: " + " ".join(message.split()), file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
+
+
+@contextmanager
+def hint_to_resume(words: Sequence[object], possible: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Add to the error of an interrupted run the command that resumes it, of which these are the ``words``. A
+    :class:`KeyboardInterrupt` becomes such an error where it is ``possible`` to resume."""
+    from perfedrec.runs.signals import InterruptedRunError
+
+    try:
+        yield
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and not possible():
+            raise
+        number = error.exit_code - 128 if isinstance(error, InterruptedRunError) else signal.SIGINT
+        what = str(error) or "interrupted"
+        raise InterruptedRunError(f"{what}; resume with {command(*words)}", number) from None
 
 
 def command(*words: object) -> str:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +20,7 @@ from perfedrec.cli.common import (
     Preset,
     command,
     console,
+    hint_to_resume,
     one_line,
     print_communication,
     print_data,
@@ -116,7 +114,7 @@ def serve(
         files = {"catalogue": catalogue, "certificates": certificates, "nodes": nodes, "output": output}
         again = ["serve", "--resume", *_options(**files, rounds=rounds, metrics_port=metrics_port, **terms.changed())]
         again += ["--keep-sums"] if keep_sums else []
-        with _hint_to_resume(again), exposed(metrics_port) as expose:
+        with hint_to_resume(again), exposed(metrics_port) as expose:
             items = read_catalogue(catalogue)
             given = Deployment(resolved, items, output, certificates, nodes, terms, resume, keep_sums=keep_sums)
             summary = run(given, reporter(quiet, as_json), _tell, expose)
@@ -192,7 +190,7 @@ def up(
             port = local.free_port()
             terms = Terms(port=port, min_nodes=sum(1 for _ in (output / "nodes").iterdir()), deadline=deadline)
             catalogue, places = read_catalogue(output / local.CATALOGUE), (output / "certificates", output / "keys")
-            with _hint_to_resume(again):
+            with hint_to_resume(again):
                 run_folder = output / "run"
                 deployment = Deployment(resolved, catalogue, run_folder, *places, terms, resume, keep_sums=keep_sums)
                 tell = _tell if not quiet else lambda line: None
@@ -261,19 +259,6 @@ def bundles(
             f"{folder}: copy each {BUNDLE} to its node, {SERVICE}/{KEYS} to the service, and none to the coordinator",
             soft_wrap=True,
         )
-
-
-@contextmanager
-def _hint_to_resume(words: list[str]) -> Iterator[None]:
-    """Add to the error of an interrupted run the command that resumes it, of which these are the ``words``."""
-    from perfedrec.runs.signals import InterruptedRunError
-
-    try:
-        yield
-    except (InterruptedRunError, KeyboardInterrupt) as error:
-        number = error.exit_code - 128 if isinstance(error, InterruptedRunError) else signal.SIGINT
-        what = str(error) or "interrupted"
-        raise InterruptedRunError(f"{what}; resume with {command(*words)}", number) from None
 
 
 def _options(**values: Any) -> list[str]:

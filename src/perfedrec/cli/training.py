@@ -31,6 +31,7 @@ from perfedrec.cli.common import (
     Quiet,
     command,
     console,
+    hint_to_resume,
     lengths,
     one_line,
     print_communication,
@@ -114,8 +115,14 @@ def train(
             _check_start(data, (train_file, valid, test), previous)
             given = {"privacy": privacy, "algorithm": algorithm, **source, **run}
             resolved, checkpoint = resolve(preset, config, set_ or (), without or (), **given), None
+        again = [word for each in track or () for word in ("--track", each)]
+        if resume:  # a new run has stored these
+            again += [] if rounds is None else ["--rounds", str(rounds)]
+            again += [] if device is None else ["--device", device]
         show = reporter(quiet, as_json)
-        result = _play(resolved, output, show, data=not (quiet or as_json), trackers=logs, resume=checkpoint)
+        result = _play(
+            resolved, output, show, data=not (quiet or as_json), trackers=logs, resume=checkpoint, again=again
+        )
         if checkpoint is not None and len(result.history) == number_of(checkpoint):
             print("no round was left to play; --rounds with a larger number plays more", file=sys.stderr)
         print_result(result, as_json)
@@ -205,8 +212,12 @@ def _play(
     data: bool,
     trackers: Sequence[Tracker] = (),
     resume: Path | None = None,
+    again: Sequence[str] = (),
 ) -> Result:
-    """Open the data, print their sizes if ``data``, and train. What can be refused without the data comes first."""
+    """Open the data, print their sizes if ``data``, and train. What can be refused without the data comes first.
+
+    The message of an interrupted run names the command that continues it, with the words ``again`` at its end."""
+    from perfedrec.runs.checkpoint import folders
     from perfedrec.runs.config import open_data
     from perfedrec.runs.folder import RunFolder
     from perfedrec.runs.training import train as run_training
@@ -218,7 +229,11 @@ def _play(
     dataset = open_data(config.data, config.attributes)
     if data:
         print_data(dataset)
-    return run_training(config, dataset, output=output, resume=resume or False, progress=reporter, callbacks=trackers)
+    words = ("train", "--resume", "--output", output, *again)
+    with hint_to_resume(words, lambda: bool(folders(output / "checkpoints"))):
+        return run_training(
+            config, dataset, output=output, resume=resume or False, progress=reporter, callbacks=trackers
+        )
 
 
 def demo(

@@ -73,8 +73,12 @@ def _requirement(extra: str) -> list[str]:
     origin = _origin()
     url, folder = str(origin.get("url", "")), origin.get("dir_info")
     if folder is not None and urlparse(url).scheme == "file":
-        path = f"{near(Path(url2pathname(urlparse(url).path)))}[{extra}]"
-        return ["--editable", path] if folder.get("editable") else [path]
+        source = Path(url2pathname(urlparse(url).path))
+        path = f"{near(source)}[{extra}]"
+        if not folder.get("editable"):
+            return [path]
+        tested = source / "constraints.txt"
+        return [*(["--constraint", near(tested)] if tested.exists() else []), "--editable", path]
     if "vcs_info" in origin:
         url = f"{origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}"
     return [f"perfedrec[{extra}] @ {url}" if url else f"perfedrec[{extra}]"]

@@ -174,6 +174,6 @@ def _report(reporter: Reporter, rounds: Rounds, writer: NoWriter) -> None:
 def _interrupted(number: int, rounds: Rounds, writer: NoWriter) -> InterruptedRunError:
     """The error of a run that a signal ends, after a last checkpoint."""
     where = writer.checkpoint(rounds)
-    hint = f"; a checkpoint is in {where}, continue with --resume" if where else ""
+    hint = f"; a checkpoint is in {where}" if where else ""
     name = signal.Signals(number).name
     return InterruptedRunError(f"stopped by {name} after {rounds.progress.place}{hint}", number)
