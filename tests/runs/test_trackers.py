@@ -14,7 +14,7 @@ from perfedrec import configure, train
 from perfedrec.cli import app
 from perfedrec.runs.config import open_data
 from perfedrec.runs.folder import RunFolder
-from perfedrec.runs.trackers import TRACKERS, TensorBoard, trackers
+from perfedrec.runs.trackers import TRACKERS, MLflow, TensorBoard, trackers
 
 runner = CliRunner()
 SMALL = (
@@ -110,3 +110,13 @@ def test_a_tracker_that_cannot_be_used_is_reported_in_one_line_and_nothing_is_wr
     assert said in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert not output.exists()
+
+
+def test_the_hint_of_mlflow_says_where_its_user_interface_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MLflow(tmp_path)
+    monkeypatch.setattr("perfedrec.runs.trackers.find_spec", lambda name: None)
+    assert tracker.hint().endswith("(needs the whole package: pip install mlflow; mlflow-skinny has no user interface)")
+    monkeypatch.setattr("perfedrec.runs.trackers.find_spec", lambda name: name)
+    assert tracker.hint() == f"mlflow ui --backend-store-uri {tracker.where}"

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,7 +173,10 @@ class MLflow(_Tracker):
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.output / 'mlflow.db').absolute()}"
 
     def hint(self) -> str:
-        return f"mlflow ui --backend-store-uri {self.where}"
+        shown = f"mlflow ui --backend-store-uri {self.where}"
+        if find_spec("flask") is not None:
+            return shown
+        return f"{shown} (needs the whole package: pip install mlflow; mlflow-skinny has no user interface)"
 
     def open(self, config: Config, done: int) -> None:
         from mlflow.entities import Param
