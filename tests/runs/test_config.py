@@ -183,3 +183,13 @@ def test_a_run_with_the_old_lengths_of_lists_is_the_same_as_before_there_were_an
     del before["run"]["ks"]
     assert config.identity(config.load().model_dump(mode="json")) == config.identity(before)
     assert config.identity(config.load(run__ks="5").model_dump(mode="json")) != config.identity(before)
+
+
+def test_a_preset_of_another_method_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mf.toml").write_text('algorithm = "mf"\n')
+    for given in ({"algorithm": "mf"}, {"file": tmp_path / "mf.toml"}):
+        with pytest.raises(ConfigError, match="preset lightgcn is that of another method than mf; expected method"):
+            config.resolve("lightgcn", **given)
+    assert config.resolve("lightgcn", algorithm="lightgcn") == config.resolve(algorithm="lightgcn")
+    for general in ("recommended", "paper"):
+        assert config.resolve(general, algorithm="perfedrec_pp").algorithm == "perfedrec_pp"

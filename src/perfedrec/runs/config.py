@@ -167,6 +167,12 @@ def load(
     key the nearest valid one.
     """
     tree: dict[str, Any] = {} if values.get("algorithm") is None else {"algorithm": values["algorithm"]}
+    chosen = values.get("algorithm") or in_file(file).get("algorithm")
+    if preset in METHODS and chosen in METHODS and preset != chosen:
+        raise ConfigError(
+            f"preset {preset} is that of another method than {chosen}; expected method {preset}, or no preset: without "
+            f"one, a run of {chosen} starts from its own"
+        )
     if preset is not None:
         merge(tree, _parse(preset_text(preset), f"preset {preset}", tree))
     if privacy is not None:
