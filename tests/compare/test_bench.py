@@ -337,6 +337,23 @@ def test_a_figure_without_deviation_shows_none() -> None:
     assert tables.with_deviation({"mean": 0.25, "sd": 0.01}) == "0.2500 ± 0.0100"
 
 
+def test_a_comparison_without_reference_says_that_nothing_was_tested(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = {"ndcg@20": {"mean": 0.07, "sd": 0.01}}
+    lines = [{"label": label, "data": "toy", "algorithm": "mf", "test": test, "n": 1, "missing": 0} for label in "ab"]
+    sizes = {"users": 1, "items": 1, "interactions": 1, "popularity": {"ndcg@20": 0.01}}
+    results: Any = {"reference": None, "target": None, "metric": "ndcg@20", "protocol": "full ranking"}
+    results |= {"data": {"toy": sizes}, "summary": lines, "seeds": [0]}
+    note = 'No significance was tested: the file names no reference. reference = "LABEL" tests all others against it.'
+    monkeypatch.setattr(commands, "console", Console(width=80))
+    commands.print_results(results)
+    assert capsys.readouterr().out.replace("\n", " ").count(note) == 1
+    assert tables.markdown(results).count(note) == 1
+    for other in (results | {"reference": "a"}, results | {"summary": lines[:1]}):
+        assert note not in tables.markdown(other)
+
+
 def test_the_time_that_is_left_follows_from_the_runs_so_far(tmp_path: Path) -> None:
     text = TOY.replace("[0, 3]", "[0, 1, 2, 3]").replace("[methods.popularity]\n", "[methods.mf]\n")
     cells = list(read(written(tmp_path, text.replace('reference = "popularity"\n', "")), tmp_path / "out").cells())
@@ -377,7 +394,15 @@ def test_progress_without_a_terminal_is_lines_with_the_time_that_is_left(
 ) -> None:
     monkeypatch.setattr(commands, "EVERY", 0.0)
     cells = list(read(written(tmp_path, TOY), tmp_path / "out").cells())
-    line = {"done": 30, "total": 60, "started_at": 0, "metric": "recall@20", "best": 0.25}
+    line = {
+        "done": 30,
+        "total": 60,
+        "n_phases": 5,
+        "phase": "spectral",
+        "started_at": 0,
+        "metric": "recall@20",
+        "best": 0.25,
+    }
     for as_json in (False, True):
         with commands._Show(cells, tmp_path / "out", 1, as_json) as show:
             show.begin(cells[0])
@@ -388,7 +413,7 @@ def test_progress_without_a_terminal_is_lines_with_the_time_that_is_left(
             assert (told["event"], told["run"], told["round"], told["rounds"]) == ("playing", cells[0].name, 30, 60)
             assert told["seconds_left"] >= 0
         else:
-            here = "playing  popularity, toy, seed 0: round 30/60 recall@20 0.2500, N s left"
+            here = "playing  popularity, toy, seed 0: round 25/55 recall@20 0.2500, N s left"
             assert re.sub(r"\d+(?= s left)", "N", printed) == f"{here}; all: 0 of 3 runs, N s left"
 
 

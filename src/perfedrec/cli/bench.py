@@ -83,7 +83,7 @@ def bench(
 
 def print_results(results: Results) -> None:
     """Print a table for each data set, with the columns that fit on the terminal."""
-    from perfedrec.compare.tables import cells, columns, fitting, rows, split_notes
+    from perfedrec.compare.tables import cells, columns, fitting, reference_note, rows, split_notes
 
     for name in results["data"]:
         lines = rows(results, name)
@@ -101,6 +101,8 @@ def print_results(results: Results) -> None:
         console.print(table)
         for line in split_notes(results, name):
             console.print(line, soft_wrap=True)
+    if note := reference_note(results):
+        console.print(note, soft_wrap=True)
 
 
 EVERY = 10.0
@@ -156,7 +158,8 @@ class _Show:
             done, total = progress["done"], progress["total"]
             begun = progress["started_at"]  # more than 0 in a run that is continued
             self.left.advance(cell, (done - begun) / max(total - begun, 1))
-            detail = f"round {done}/{total} {progress['metric']} {_figure(progress['best'])}{_time(self.left.of(cell))}"
+            figure = f"{progress['metric']} {_figure(progress['best'])}"
+            detail = f"{_place(progress)} {figure}{_time(self.left.of(cell))}"
             self.progress.update(self.tasks[cell.name], total=total, completed=done, detail=detail)
             self.progress.update(self.all, completed=self.ended, detail=self._overall())
             if not self.bars and time.monotonic() - self.printed >= EVERY:
@@ -174,7 +177,7 @@ class _Show:
             self.progress.remove_task(self.tasks.pop(cell.name))
             last = self.last.pop(cell.name, {})
             if error is None and not cell.finished:
-                stopped = f"stopped  {cell.name} after round {last.get('done', 0)}"
+                stopped = f"stopped  {cell.name} {f'after {_place(last)}' if last else 'before its first round'}"
                 self._print({"event": "stopped", "run": cell.name}, stopped)
                 return
             self.ended += 1
@@ -193,6 +196,13 @@ class _Show:
             print(json.dumps(event), file=sys.stderr, flush=True)
         else:
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _place(progress: dict[str, Any]) -> str:
+    """Where a run is, in the words of ``perfedrec train``."""
+    from perfedrec.runs.progress import place
+
+    return place(progress["done"], progress["total"], progress["n_phases"], progress["phase"])
 
 
 def _time(seconds: float | None) -> str:

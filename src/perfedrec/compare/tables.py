@@ -194,6 +194,13 @@ def split_notes(results: Results, data: str) -> list[str]:
     return [f'{chance[:1].upper()}{chance[1:]}. All seeds have this one split; vary = "data.seed" draws one for each.']
 
 
+def reference_note(results: Results) -> str:
+    """That no method was tested against another, and how to ask for it; empty where it was, or there is one method."""
+    if results["reference"] is not None or len({line["label"] for line in results["summary"]}) < 2:
+        return ""
+    return 'No significance was tested: the file names no reference. reference = "LABEL" tests all others against it.'
+
+
 def over(results: Results) -> str:
     """What means and deviations are over."""
     named = {"data.seed": "seeds, each with its own split", "data.fold": "folds"}
@@ -208,7 +215,7 @@ def _note(results: Results) -> str:
             "are averaged over users. Paired permutation test; p-values are adjusted after Benjamini and Yekutieli "
             "within a data set."
         )
-    return note
+    return f"{note} {reference_note(results)}".rstrip()
 
 
 def with_deviation(value: Spread | None) -> str:

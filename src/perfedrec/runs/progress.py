@@ -54,11 +54,8 @@ class Progress:
 
     @property
     def place(self) -> str:
-        """The last round as people count: ``phase 3/5`` before training, and ``round 60/300`` in training."""
-        trained = self.done - self.n_phases
-        if trained > 0 or not self.n_phases:
-            return f"round {trained}/{self.total - self.n_phases}"
-        return f"phase {self.done}/{self.n_phases} {self.phase}".rstrip()
+        """The last round as people count: see :func:`place`."""
+        return place(self.done, self.total, self.n_phases, self.phase)
 
     def count(self, report: RoundReport, seconds: float) -> None:
         """Add a round that took ``seconds``."""
@@ -241,6 +238,14 @@ def describe(progress: Progress, bar: bool = False) -> str:
     if not bar and progress.rate:
         parts.append(f"eta {(progress.total - progress.done) / progress.rate:.0f} s")
     return "  ".join(parts)
+
+
+def place(done: int, total: int, n_phases: int, phase: str = "") -> str:
+    """The last of ``done`` rounds as people count: ``phase 3/5`` with its name before training, and ``round 60/300``
+    in training."""
+    if done > n_phases or not n_phases:
+        return f"round {done - n_phases}/{total - n_phases}"
+    return f"phase {done}/{n_phases} {phase}".rstrip()
 
 
 def round_name(number: int, n_phases: int) -> str:
