@@ -455,6 +455,22 @@ def test_one_list_is_not_written_to_a_file(tmp_path: Path) -> None:
     assert "--output goes with --all-users" in done.stderr
 
 
+def test_names_of_attacks_have_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    from perfedrec.audit.attacks import Finding
+    from perfedrec.audit.audit import Audit
+    from perfedrec.cli.privacy import print_audit
+
+    name = "differences between the sums of 60 rounds of training"
+    found = [Finding(name, "AUC", 0.3, 0.1, None, 60, 1), Finding(name, "precision at |I_u|", 0.25, 0.1, 0.2, 6, -1)]
+    print_audit(Audit(found, [], []))
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "  figure              round  reached  guessing  popularity  cases",
+        name,
+        "  AUC                 1      0.300    0.100     -           60",
+        "  precision at |I_u|  pre    0.250    0.100     0.200       6",
+    ]
+
+
 def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
     plan = cli("privacy", "plan", "--epsilon", "8", "--users", "5224", "--rounds", "200", "--json")
     found = json.loads(plan.stdout)

@@ -41,6 +41,11 @@ def as_new_user(given: Federation, user: int) -> torch.Tensor:
     return scores
 
 
+def test_the_privacy_block_says_that_sums_which_were_not_kept_cannot_be_audited(finished: Federation) -> None:
+    block = json.loads((finished.folder / "result.json").read_text())["privacy"]
+    assert block["audit"] == "not possible, sums were not kept (--keep-sums)"
+
+
 def test_lists_are_those_of_new_users(finished: Federation) -> None:
     result, _ = open_run(finished.folder, DATA)
     users = torch.tensor([3, 17, 79])

@@ -200,18 +200,25 @@ def audit(
 def print_audit(found: Audit) -> None:
     """Print the findings of an audit and its lower bounds on epsilon. Attacks on sums that found nothing share a
     line."""
-    table = Table(box=None, padding=(0, 1, 0, 0))  # narrow, so that names fit on 80 columns
-    for name in ("attack", "round", "figure", "reached", "guessing", "popularity", "cases"):
-        table.add_column(name, no_wrap=name != "attack")
     quiet = found.without_result()
+    lines: list[tuple[str, ...]] = [("  figure", "round", "reached", "guessing", "popularity", "cases")]
+    attacks: list[str | None] = [None]
     for each in found.findings:
         if each.attack in quiet:
             continue
         where = "-" if each.round is None else str(max(each.round, 0) or "pre")
         popular = "-" if each.popularity is None else f"{each.popularity:.3f}"
-        row = (each.attack, where, each.metric, f"{each.value:.3f}", f"{each.guessing:.3f}", popular, str(each.cases))
-        table.add_row(*row)
-    console.print(table)
+        figures = (f"{each.value:.3f}", f"{each.guessing:.3f}", popular, str(each.cases))
+        lines.append((f"  {each.metric}", where, *figures))
+        attacks.append(each.attack)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    before = None
+    for attack, line in zip(attacks, lines, strict=True):
+        if attack != before:
+            console.print(attack, style="bold", soft_wrap=True)  # a line of its own: names are long
+        before = attack
+        cells = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        console.print("  ".join(cells).rstrip(), soft_wrap=True, highlight=False)
     if quiet:
         console.print(f"found nothing, exposed and named nobody: {', '.join(quiet)}", soft_wrap=True)
     if found.bounds:

@@ -17,7 +17,7 @@ from perfedrec.core.types import Plan
 from perfedrec.data import Catalogue
 from perfedrec.data.catalogue import ENCODING
 from perfedrec.federation.agreement import digest_of, method_for_nodes
-from perfedrec.privacy.report import privacy_block
+from perfedrec.privacy.report import NO_AUDIT, NOT_KEPT, privacy_block
 from perfedrec.runs import opened as opened_sums
 from perfedrec.runs.checkpoint import Loaded, check_phases
 from perfedrec.runs.config import NODES, Config
@@ -184,6 +184,8 @@ class FederatedRun:
         records = {STATE: self.algorithm.serving(self.state), USERS: Participants(self.users)}
         self.folder.save_model(records, self.belongs, {"best_round": trained, "valid": {}})
         releases = self.algorithm.releases(max(trained, 0), self.users.numel())
+        audit = NO_AUDIT if (self.folder.path / opened_sums.FOLDER).exists() else NOT_KEPT
+        block = privacy_block(settings, releases, secure_aggregation, self.algorithm.reports_vectors, sizes, audit)
         summary = Summary(
             algorithm=self.config.algorithm,
             n_phases=self.n_phases,
@@ -191,7 +193,7 @@ class FederatedRun:
             users=self.users.numel(),
             nodes_with_model=nodes_with_model,
             communication=self.progress.sent(self.users.numel()),
-            privacy=privacy_block(settings, releases, secure_aggregation, self.algorithm.reports_vectors, sizes),
+            privacy=block,
         )
         self.folder.write_summary(summary)
         return summary

@@ -21,6 +21,12 @@ On Yelp it was 1.6 times as good as popularity at 15, and worse at 8 (docs/priva
 BY_ITEM = "by item"
 """The block's word for sums that are opened with a row for every item."""
 
+NO_AUDIT = "none so far"
+"""What the block says of audits where there was none."""
+
+NOT_KEPT = "not possible, sums were not kept (--keep-sums)"
+"""The same of a federation whose coordinator kept nothing that could be attacked."""
+
 NOT_COVERED = (
     "tuning and model selection",
     "losses of training, validation and test metrics, and the labels that they are computed from",
@@ -35,12 +41,13 @@ def privacy_block(
     secure_aggregation: str,
     reporting: bool,
     sizes: Sequence[int] = (),
+    audit: str = NO_AUDIT,
 ) -> Block:
     """What a run with these releases guarantees, as plain values for JSON.
 
     ``secure_aggregation`` is how it was done if the settings ask for it: "simulated", or the name of a protocol.
     ``reporting``: whether clients send vectors of their own. ``sizes`` are the numbers of users on the nodes of a
-    federation.
+    federation. ``audit`` is what the block says of audits.
     """
     ledger = Ledger(releases, settings.delta)
     coordinator, recipients = ledger.epsilon("coordinator"), ledger.epsilon("recipients")
@@ -68,7 +75,7 @@ def privacy_block(
         "noise_source": source if noisy else "none",
         "releases": ledger.lines(),
         "not_covered": list(NOT_COVERED),
-        "audit": "none so far",
+        "audit": audit,
     }
     return {"claim": claim(block), **block}
 

@@ -180,6 +180,7 @@ def test_under_profile_private_the_nodes_of_federation_up_draw_with_opendp(
     assert seen == [[False] * 3, [True] * 3]
     summary = json.loads((tmp_path / "up" / "run" / "result.json").read_text())
     assert summary["privacy"]["noise_source"] == "OpenDP"
+    assert summary["privacy"]["audit"] == "none so far"  # the sums were kept
     assert (summary["users"], sorted(summary["nodes_with_model"])) == (12, ["n0", "n1", "n2"])
     assert [each.report.clients for each in RunFolder(tmp_path / "up" / "run").history()] == [12, 12]
     assert not (tmp_path / "up" / "run" / "rejections.jsonl").exists()
