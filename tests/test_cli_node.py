@@ -78,6 +78,8 @@ def test_from_a_run_to_recommendations_on_a_node(run: Path, model: Path, tmp_pat
     explained = {name for line in docs.splitlines() if line.startswith("| ") for name in line.split("|")[1].split(",")}
     assert {name.replace("_", " ") for name in status} - {"store"} <= {name.strip() for name in explained}
     assert "interactions" in cli("node", "status", "--store", home).stdout
+    unknown = cli("node", "recommend", "--store", home, "--user", "bob", code=2).stderr
+    assert unknown.strip().endswith("has no such user; expected its only user")
     cli("node", "forget", "--store", home, "--user", "ann")
     assert "unknown user 'ann'" in cli("node", "recommend", "--store", home, "--user", "ann", code=2).stderr
 
