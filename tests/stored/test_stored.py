@@ -316,7 +316,7 @@ def test_a_comparison_is_read_and_not_played_again(copy: Copy, tmp_path: Path) -
     assert result.exit_code == 0, result.output
     assert result.stderr.startswith(f"2 runs in {folder}, 2 finished already")
     found, expected = (json.loads((each / "results.json").read_text()) for each in (folder, HERE / "bench"))
-    # Popularity is ranked anew, and items with equal counts come in another order since 0.3.0.
+    # Popularity is ranked anew, and items with equal counts come in another order since 0.4.0.
     anew, before = (each["data"]["tiny"].pop("popularity") for each in (found, expected))
     assert anew.keys() == before.keys()
     check_alike(found, expected)
