@@ -5,6 +5,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# GNU readline puts the size of a terminal into the environment of all processes that come after it, where a plugin of
+# pytest imports it. Tests that need a width say so.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
 # How long an example takes decides nothing.
 settings.register_profile("perfedrec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("perfedrec")

@@ -322,7 +322,7 @@ def test_a_comparison_is_read_and_not_played_again(copy: Copy, tmp_path: Path) -
     check_alike(found, expected)
 
 
-SINCE = {"vary", "splits", "chance", "seedless"}
+SINCE = {"vary", "splits", "chance", "seedless", "notes"}
 """Keys of results.json that newer versions have added."""
 
 
