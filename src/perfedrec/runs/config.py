@@ -168,7 +168,7 @@ def load(
     """
     tree: dict[str, Any] = {} if values.get("algorithm") is None else {"algorithm": values["algorithm"]}
     chosen = values.get("algorithm") or in_file(file).get("algorithm")
-    if preset in METHODS and chosen in METHODS and preset != chosen:
+    if preset in METHODS and chosen in METHODS and not issubclass(method(chosen), method(preset)):
         raise ConfigError(
             f"preset {preset} is that of another method than {chosen}; expected method {preset}, or no preset: without "
             f"one, a run of {chosen} starts from its own"
@@ -248,8 +248,9 @@ def check(tree: Mapping[str, Any], where: str = "") -> Config:
     prefix = f"{where}: " if where else ""
     kind = _type_of(tree, prefix)
     for key, value in flat(tree).items():
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise ConfigError(f"{prefix}{key}: expected a number below 2^63 (given: {value})")
+        bits = 64 if key.endswith("seed") else 63  # a seed is 64 bits
+        if isinstance(value, int) and abs(value) >= 2**bits:
+            raise ConfigError(f"{prefix}{key}: expected a number below 2^{bits} (given: {value})")
     try:
         return kind.model_validate(_with_rounds(tree))
     except ValidationError as error:

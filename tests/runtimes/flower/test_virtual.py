@@ -111,7 +111,7 @@ def test_attributes_reach_the_nodes_of_their_users(tmp_path: Path, monkeypatch: 
     users, items = (draw.integers(0, 2, (n, 3)).astype(np.float32) for n in (plain.n_users, plain.n_items))
     own, theirs = (Attributes(("a", "b", "c"), values) for values in (users, items))
     dressed = replace(plain, user_attributes=own, item_attributes=theirs)
-    monkeypatch.setattr(virtual, "open_data", lambda data: dressed)
+    monkeypatch.setattr(virtual, "open_data", lambda *_: dressed)
     virtual.play(grid_of(given, 5), given)
     as_simulated(given, 5, dressed, within=1e-5)  # attribute networks' products pick kernels by shape
     with Store.open(tmp_path / "run" / "nodes" / "n1" / "store.db") as store:
