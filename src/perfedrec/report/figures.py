@@ -31,7 +31,7 @@ WIDTH = 3.3
 MAKER = "perfedrec report"
 """What figures name as their maker; a file without it is never replaced."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "0.4",
     "axes.grid": True,
@@ -260,8 +260,8 @@ def _draw(axes: Axes, trace: Change, categories: Mapping[str, Mapping[str, str]]
         error = trace.get(f"error_{axis}")
         if error:
             reach = [error.get("arrayminus", error["array"]), error["array"]]
-            look = {"fmt": "none", "ecolor": _colour(error["color"]), "elinewidth": 0.9, "capsize": 1.5}
-            axes.errorbar(x, y, **{f"{axis}err": reach}, **look, zorder=2)
+            look: dict[str, Any] = {"ecolor": _colour(error["color"]), "elinewidth": 0.9, "capsize": 1.5, "zorder": 2}
+            axes.errorbar(x, y, fmt="none", **{**look, f"{axis}err": reach})
     marked = "markers" in mode or "symbol" in marker
     colour = _colour(marker.get("color") or line.get("color"))
     edge = marker.get("line", {})
