@@ -34,12 +34,7 @@ def read_adjacency(path: Path, text: bytes, integers: bool = False) -> Cells:
 def read_sequences(path: Path, text: bytes) -> Cells:
     """Lines of a user and its items in the order of time, ``17:301 44`` or ``17 301 44``; a user may have several."""
     lines, blank = _lines(path, single_spaces(text.replace(b",", b" ")))
-    parts = (
-        pl.col("line")
-        .str.replace(r"^([^ :]+) ?:", "${1} ")
-        .str.split(" ")
-        .list.eval(pl.element().filter(pl.element() != ""))
-    )
+    parts = pl.col("line").str.replace(r"^([^ :]+) ?: ?", "${1} ").str.strip_chars_end(" ").str.split(" ")
     table = lines.select("number", user=parts.list.first(), item=parts.list.slice(1))
     return _exploded(path, table, blank, False, ordered=True)
 
