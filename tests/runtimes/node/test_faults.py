@@ -182,12 +182,17 @@ def test_a_damaged_file_gives_one_line(how: str, tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
+def play_a_round(store: Store) -> None:
+    """Give a new file one user, and let it answer the first round of a run."""
+    store.import_interactions(pl.DataFrame({"user": ["a"], "item": [1]}), first_identity=0)
+    store.join_run(ALGORITHM, "run")
+    store.answer_round(0, b"tables", lambda: count_up(store, store.everyone()))
+
+
 def test_damage_within_a_cell_gives_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.node"
     with Store.create(path, ITEMS[:50]) as store:
-        store.import_interactions(pl.DataFrame({"user": ["a"], "item": [1]}), first_identity=0)
-        store.join_run(ALGORITHM, "run")
-        store.answer_round(0, b"tables", lambda: count_up(store, store.everyone()))
+        play_a_round(store)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("UPDATE memories SET content = zeroblob(20)")
         with pytest.raises(StoreError, match="is damaged"):
@@ -208,9 +213,7 @@ def test_numbers_that_cannot_be_right_are_refused(
 ) -> None:
     path = tmp_path / "a.node"
     with Store.create(path, ITEMS[:50]) as store:
-        store.import_interactions(pl.DataFrame({"user": ["a"], "item": [1]}), first_identity=0)
-        store.join_run(ALGORITHM, "run")
-        store.answer_round(0, b"tables", lambda: count_up(store, store.everyone()))
+        play_a_round(store)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             (content,) = other.execute("SELECT content FROM memories").fetchone()
             arrays = load(content)
