@@ -65,7 +65,7 @@ MARKERS = {
 }
 LINES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (9, 3))}
 PIXEL = 0.5  # points on paper for a pixel of the page: figures are narrower
-MARKS = 10  # about so many marks on a curve: they tell curves apart without hiding them
+MARKS = 10  # a curve has about this number of marks: enough to tell curves apart, too few to hide them
 PAPER = "white"
 
 
