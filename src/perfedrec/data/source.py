@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -64,8 +64,9 @@ class LoadOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class _Options:
-    """All options of :func:`load`, with their defaults."""
+    """All options of :func:`load`, with their defaults. Those of the split are its ``rule``."""
 
+    rule: SplitRule
     format: str = "auto"
     columns: Columns | None = None
     header: bool | None = None
@@ -74,38 +75,23 @@ class _Options:
     test: str | Path | Table | None = None
     min_rating: float | None = None
     k_core: int = 0
-    split_how: str | None = None
-    order: str = "auto"
-    ties: str = "random"
-    ratio: tuple[float, float, float] | None = None
-    valid_from: Moment | None = None
-    test_from: Moment | None = None
-    folds: int | None = None
-    fold: int = 0
-    test_users: float | None = None
-    seed: int = 0
     attributes: bool | None = None
-    rule: SplitRule = field(init=False)
 
     @staticmethod
     def of(given: LoadOptions) -> _Options:
-        known = [field.name for field in fields(_Options) if field.init]
+        """Check the names of options, and how a single file is split, before anything is read."""
+        known = list(LoadOptions.__annotations__)
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(f"load() has no option {name!r}: expected {', '.join(known)}{hint}")
-        columns = given.get("columns")
-        if isinstance(columns, str):
-            given = {**given, "columns": parse_columns(columns)}
-        return _Options(**given)  # type: ignore[arg-type]
-
-    def __post_init__(self) -> None:
-        """Check how a single file is split, before anything is read."""
-        named = {
-            each.name: getattr(self, "split_how" if each.name == "how" else each.name) for each in fields(SplitRule)
-        }
-        object.__setattr__(self, "rule", SplitRule(**named))
+        chosen = {"how" if name == "split_how" else name: value for name, value in given.items()}
+        if isinstance(chosen.get("columns"), str):
+            chosen["columns"] = parse_columns(str(chosen["columns"]))
+        named: dict[str, Any] = {each.name: chosen.pop(each.name) for each in fields(SplitRule) if each.name in chosen}
+        others: dict[str, Any] = chosen
+        return _Options(SplitRule(**named), **others)
 
 
 def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Dataset:
@@ -212,7 +198,7 @@ def _at(path: Path, chosen: _Options) -> Dataset:
 
 def _split(frame: pl.DataFrame, name: str, options: _Options, read: ReadReport | None = None) -> Dataset:
     """Prepare and split the interactions of one file, which was read as ``read`` tells."""
-    if options.order == "file" and "position" not in frame.columns:
+    if options.rule.order == "file" and "position" not in frame.columns:
         frame = frame.with_row_index("position")
     frame, report = prepare(frame, min_rating=options.min_rating, k_core=options.k_core)
     data = split_by(options.rule, Interactions.from_frame(frame), name)
