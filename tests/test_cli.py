@@ -47,6 +47,25 @@ def ratings(tmp_path: Path) -> Path:
     return file
 
 
+def test_training_on_validation_too_is_said_plainly(ratings: Path, tmp_path: Path) -> None:
+    own = ["train", "--data", str(ratings), "--algorithm", "rp3beta", "--quiet", "--output"]
+    apart = runner.invoke(app, [*own, str(tmp_path / "apart")])
+    joined = runner.invoke(app, [*own, str(tmp_path / "joined"), "--train-on-valid"])
+    assert (apart.exit_code, joined.exit_code) == (0, 0), joined.output
+    assert "no validation data, so the last round is used" in joined.output
+    figures = {name: json.loads((tmp_path / name / "result.json").read_text()) for name in ("apart", "joined")}
+    assert any("30 validation interactions are trained on" in line for line in figures["joined"]["data"])
+    assert not any("trained on" in line for line in figures["apart"]["data"])
+    assert figures["joined"]["valid"] == {"users": 0}
+    assert figures["joined"]["test"]["users"] == figures["apart"]["test"]["users"] == 30
+    assert figures["joined"]["test"] != figures["apart"]["test"]
+    assert "train_on_valid = true" in (tmp_path / "joined" / "config.toml").read_text()
+    refused = runner.invoke(app, [*own, str(tmp_path / "no"), "--train-on-valid", "--algorithm", "simgcl"])
+    assert refused.exit_code == 2
+    assert "expected run.patience = 0" in refused.output
+    assert not (tmp_path / "no").exists()
+
+
 def test_train_evaluate_and_recommend_on_a_file_with_string_ids(ratings: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     trained = runner.invoke(app, ["train", "--data", str(ratings), "--output", str(run), "--json", *FEW])

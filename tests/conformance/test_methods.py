@@ -39,7 +39,7 @@ def config(
         own += [f"run.rounds={rounds}", "run.evaluate_every=5"]
     if name in TRAINED and centralised(METHODS[name]):  # few interactions, and so few steps an epoch
         own += ["method.learning_rate=0.02", "method.batch_size=512"]
-    if name == "spectral_filter":
+    if name in ("spectral_filter", "gf_cf"):
         own += ["method.n_components=4"]
     if not centralised(METHODS[name]):
         own += [each for each in SHORT if each.split(".")[0] in configure(preset, algorithm=name).model_dump()]

@@ -137,3 +137,23 @@ def test_the_test_part_of_yelp_is_the_same_without_its_validation_file(real_data
     assert data.valid.n_interactions == 5224
     assert data.train.n_interactions + data.valid.n_interactions == given_files.train.n_interactions
     assert "one random interaction (seed 0)" in data.notes.how
+
+
+def test_validation_is_trained_on_where_that_is_asked_for(tmp_path: Path) -> None:
+    paths = files(tmp_path, "1,1,10\n1,2,20\n2,1,5\n", "1,3,40\n2,2,7\n")
+    (tmp_path / "valid.csv").write_text("user,item,timestamp\n1,3,30\n2,4,6\n2,1,6\n")
+    data = load(tmp_path, train_on_valid=True)
+    assert external(data.train) == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 4)]  # item 3 is in training now
+    assert data.train.timestamps is not None
+    assert data.train.timestamps.tolist() == [10, 20, 30, 5, 6]
+    assert data.valid.n_interactions == 0
+    assert external(data.test) == [(2, 2)]  # (1, 3) is trained on
+    assert (data.notes.trained_on_valid, data.notes.duplicates, data.notes.test.known_pairs) == (3, 1, 1)
+    assert any(line.startswith("3 validation interactions are trained on") for line in data.notes.lines())
+    assert load(tmp_path).notes.trained_on_valid is None
+    assert data.origin is not None
+    assert data.origin["train_on_valid"] is True
+    (tmp_path / "valid.csv").unlink()
+    whole = load(**paths, train_on_valid=True)  # type: ignore[arg-type]
+    assert external(whole.train) == [(1, 1), (1, 2), (2, 1)]
+    assert (whole.valid.n_interactions, whole.notes.trained_on_valid) == (0, 0)

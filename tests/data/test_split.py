@@ -255,6 +255,11 @@ def test_what_holds_of_every_split(rows: list[tuple[int, int, int]], options: di
                 assert not later or time[user, item] <= min(later)
                 if options.get("ties") == "together":
                     assert time[user, item] not in later
+    joined = split(build(rows), seed=seed, train_on_valid=True, **options)
+    assert joined.notes.trained_on_valid == data.notes.valid.interactions
+    assert joined.valid.n_interactions == 0
+    assert set(external(joined.train)) >= {*train, *valid}  # and validation interactions with items of its own
+    assert set(external(joined.test)) >= set(test)
 
 
 @pytest.mark.parametrize(

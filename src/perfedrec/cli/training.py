@@ -71,6 +71,9 @@ def train(
     header: Header = None,
     min_rating: MinRating = None,
     k_core: KCore = None,
+    train_on_valid: Annotated[
+        bool, typer.Option("--train-on-valid", help="train on training and validation together, as some papers do")
+    ] = False,
     algorithm: Algorithm = None,
     preset: Preset = None,
     privacy: Profile = None,
@@ -105,6 +108,7 @@ def train(
         logs = trackers(track or (), output)
         source = _source(data, train_file, valid, test, format, columns, header)
         source |= {"data__min_rating": min_rating, "data__k_core": k_core}
+        source |= {"data__train_on_valid": train_on_valid or None}
         run: dict[str, Any] = {"run__rounds": rounds, "run__seed": seed, "run__device": device}
         run |= {"run__dropout_rate": dropout_rate, "run__ks": ks}
         if resume:
@@ -354,6 +358,8 @@ def print_result(result: Result, as_json: bool) -> None:
         print(json.dumps({**summary.stored(), "output": str(result.output)}))
         return
     columns = {"test": summary.test, "valid": summary.valid, "popularity, test": summary.popularity}
+    if summary.test.get("users") and not summary.valid.get("users"):
+        del columns["valid"]
     if summary.test_sampled:
         columns[f"test, {summary.protocols['test_sampled']}"] = summary.test_sampled
     if any(values.get("users") for values in columns.values()):

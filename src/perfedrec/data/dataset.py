@@ -163,6 +163,8 @@ class SplitReport:
     ``looks_ahead`` is true where each user's own times decided, and training has interactions that are later than test
     interactions of other users. ``remarks`` are further sentences, about preparation and attributes. ``files`` are
     sentences about how the files were read. ``new_users`` counts the users who are held out as a whole, if any are.
+    ``trained_on_valid`` is the number of validation interactions that are in training instead; None where validation is
+    kept apart.
     """
 
     how: str
@@ -177,10 +179,17 @@ class SplitReport:
     remarks: tuple[str, ...] = field(default=())
     files: tuple[str, ...] = ()
     new_users: NewUsers | None = None
+    trained_on_valid: int | None = None
 
     def lines(self) -> list[str]:
         """The report as sentences: one for each count that is not zero."""
         lines = [*self.files, f"split: {self.how}"]
+        if self.trained_on_valid is not None:
+            verb = "is" if self.trained_on_valid == 1 else "are"
+            lines.append(
+                f"{counted(self.trained_on_valid, 'validation interaction')} {verb} trained on: no round is chosen by "
+                "validation, and the figures compare only with those of others who train on validation too"
+            )
         if self.new_users is not None:
             lines += self.new_users.lines()
         if self.looks_ahead:

@@ -57,7 +57,8 @@ def from_files(
     :func:`perfedrec.data.split.validation_rows`. The order of the ``rule`` says which: each user's last one ("time"),
     or a random one ("random"). With "auto" it is done as the test part was made: by time if no test interaction is
     earlier than the training interactions of its user, at random otherwise. With the ties "together", all interactions
-    at the last time are taken. The rule's seed decides what is random; its other options are not used.
+    at the last time are taken. The rule's seed decides what is random. With its ``train_on_valid``, a validation file
+    is a part of training, and nothing validates. The rule's other options are not used.
     """
     parts = [Path(it) if isinstance(it, str) else it for it in (train, valid, test, new_users) if it is not None]
     if format == "auto" and isinstance(parts[0], Path):
@@ -88,11 +89,27 @@ def from_files(
         for frame in frames
     ]
     name = name or (parts[0].resolve().parent.name if isinstance(parts[0], Path) else IN_MEMORY)
-    if valid is not None:
+    if rule.train_on_valid:
+        data = _without_validation(name, user_ids, item_ids, rows, valid is not None)
+    elif valid is not None:
         data = assemble(name, user_ids, item_ids, rows, "as given in files")
     else:
         data = _with_validation(name, user_ids, item_ids, rows, rule)
     return replace(data, notes=replace(data.notes, files=of_parts([report for _, report in files])))
+
+
+def _without_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Rows], has_valid: bool) -> Dataset:
+    """The data set in which the validation ``rows``, where there are any, are training rows."""
+    train, *others = rows
+    nothing = Rows(train.users[:0], train.items[:0], None if train.timestamps is None else train.timestamps[:0])
+    valid, *held = others if has_valid else [nothing, *others]
+    times = None
+    if train.timestamps is not None and valid.timestamps is not None:
+        times = np.concatenate([train.timestamps, valid.timestamps])
+    both = np.concatenate([train.users, valid.users]), np.concatenate([train.items, valid.items])
+    how = "as given in files" if has_valid else "training and test as given in files"
+    data = assemble(name, user_ids, item_ids, [Rows(*both, times), nothing, *held], how)
+    return replace(data, notes=replace(data.notes, trained_on_valid=valid.users.size))
 
 
 def _with_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Rows], rule: SplitRule) -> Dataset:

@@ -59,6 +59,7 @@ class LoadOptions(TypedDict, total=False):
     fold: int
     test_users: float | None
     seed: int
+    train_on_valid: bool
     attributes: bool | None
 
 
@@ -128,6 +129,8 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
       lines) or "random"; "auto" is by time where the data have timestamps, by the file where its lists are in the order
       of time, and random otherwise;
     - ``seed`` (0): the seed of what is random in a split, at least 0;
+    - ``train_on_valid`` (False): train on training and validation together, as some papers do: the validation part is
+      empty, and nothing can be chosen by it;
     - ``attributes`` (None): True reads attributes, and then an error in them is an error of the data; False does not
       read them; with None, attributes that cannot be read are left out, with a remark.
 

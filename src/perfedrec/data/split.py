@@ -44,6 +44,7 @@ class MoreOptions(TypedDict, total=False):
     folds: int | None
     fold: int
     test_users: float | None
+    train_on_valid: bool
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class SplitRule:
     """How interactions are split: the options of :func:`split`.
 
     Without ``how``, the split is the one that the other options belong to, or else leave-one-out. ``order`` may also be
-    "auto": by time where there are timestamps, or else by place in the file where this is the order in time. Raises
+    "auto": by time where there are timestamps, or else by place in the file where this is the order in time. With
+    ``train_on_valid``, what the split gives to validation is in training instead, and validation is empty. Raises
     :class:`DataError` for options that are wrong or have no effect.
     """
 
@@ -65,6 +67,7 @@ class SplitRule:
     fold: int = 0
     test_users: float | None = None
     seed: int = 0
+    train_on_valid: bool = False
 
     def __post_init__(self) -> None:
         given = [option for option in _OF if getattr(self, option) is not None]
@@ -171,7 +174,7 @@ def split(
     """Split interactions into training, validation and test.
 
     The options after ``name`` are ``ties`` ("random"), ``valid_from``, ``test_from``, ``folds`` (None), ``fold``
-    (0) and ``test_users`` (None). ``how`` is one of
+    (0), ``test_users`` (None) and ``train_on_valid`` (False). ``how`` is one of
 
     - "leave-one-out" (the default): the last interaction of each user is for testing, the one before for validation;
     - "ratio": of each user's interactions, the first ``ratio[0]`` are for training and the last ``ratio[2]`` for
@@ -196,7 +199,8 @@ def split(
     at the time before; a limit of ratio moves to the nearest change of time (of two that are equally near, to the
     earlier one), but never to the start; and users with fewer than 3 different times stay in training.
 
-    ``seed`` (at least 0) decides what is random, and ``name`` is the name of the data set. Its ``notes`` count what was
+    With ``train_on_valid``, the validation interactions are in training instead. ``seed`` (at least 0) decides what is
+    random, and ``name`` is the name of the data set. Its ``notes`` count what was
     left out and how often chance decided. Raises :class:`DataError` for wrong options, options that have no effect,
     missing timestamps, and a training part that would be empty.
     """
@@ -209,13 +213,19 @@ def split_by(rule: SplitRule, interactions: Interactions, name: str = "data") ->
     cuts["users"] = _by_held_out_users
     cut = cuts[str(rule.how)](rule, interactions)
     users, items, times, part = interactions.users_of_rows(), interactions.items, interactions.timestamps, cut.part
+    ties, joined = cut.ties, int((part == 1).sum())
+    if rule.train_on_valid:
+        part = np.where(part == 1, 0, part)
+        ties = None if ties is None else replace(ties, any=ties.test)
     parts = range(4 if rule.how == "users" else 3)
     rows = [Rows(users[part == p], items[part == p], None if times is None else times[part == p]) for p in parts]
     data = assemble(name, interactions.user_ids, interactions.item_ids, rows, cut.made, cut.short_users)
     ahead = cut.by_time and bool(
         times is not None and (part == 2).any() and times[part == 0].max() > times[part == 2].min()
     )
-    notes = replace(data.notes, short_of=cut.short_of, ties=cut.ties, drawn=cut.drawn, looks_ahead=ahead)
+    notes = replace(data.notes, short_of=cut.short_of, ties=ties, drawn=cut.drawn, looks_ahead=ahead)
+    if rule.train_on_valid:
+        notes = replace(notes, trained_on_valid=joined)
     if notes.new_users is not None:
         notes = replace(notes, new_users=replace(notes.new_users, short_users=cut.short_new_users))
     return replace(data, notes=notes)

@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeAlias
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError
 from perfedrec.methods.centralised.direct_au import DirectAU
+from perfedrec.methods.centralised.ease import EASE
+from perfedrec.methods.centralised.gf_cf import GFCF
 from perfedrec.methods.centralised.item_knn import ItemKNN
 from perfedrec.methods.centralised.lightgcn import LightGCN
 from perfedrec.methods.centralised.method import Method
@@ -44,6 +46,8 @@ METHODS: dict[str, type[Any]] = {
     "user_knn": UserKNN,
     "rp3beta": RP3Beta,
     "spectral_filter": SpectralFilter,
+    "gf_cf": GFCF,
+    "ease": EASE,
     "mf": MF,
     "lightgcn": LightGCN,
     "sgl": SGL,
@@ -68,6 +72,8 @@ TITLES = {
     "user_knn": "UserKNN",
     "rp3beta": "RP3beta",
     "spectral_filter": "Spectral filter",
+    "gf_cf": "GF-CF",
+    "ease": "EASE",
     "mf": "MF",
     "lightgcn": "LightGCN",
     "sgl": "SGL",

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from perfedrec.core.algorithm import Algorithm
@@ -64,9 +63,10 @@ def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], e
     manifest: dict[str, Any] = {"format": FORMAT, "belongs": dict(belongs), "extra": dict(extra), "records": {}}
     for name, record in records.items():
         tensors, scalars = (record, {}) if isinstance(record, Mapping) else flatten(record)
-        content = dump_tensors({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()})
-        write_atomic(temporary / f"{name}.safetensors", content)
-        manifest["records"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "scalars": scalars}
+        path = temporary / f"{name}.safetensors"  # written and read without a copy in memory: a model may be large
+        save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path)
+        _flush(path)
+        manifest["records"][name] = {"sha256": _digest(path), "scalars": scalars}
     write_atomic(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
     # A folder cannot be replaced in one step: the old one is renamed first and removed last.
     aside = folder.with_name(f".{folder.name}.old")
@@ -99,10 +99,9 @@ def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
     for name, entry in stored.items():
         path = folder / f"{name}.safetensors"
         try:
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            if _digest(path) != entry["sha256"]:
                 raise CheckpointError(f"{path}: damaged checkpoint: its content does not match the recorded SHA-256")
-            records[name] = (load_tensors(content), entry["scalars"])
+            records[name] = (load_file(path), entry["scalars"])
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged checkpoint: {reason(error)}") from None
     return Loaded(folder, form, records, extra, theirs)
@@ -169,8 +168,14 @@ def write_atomic(path: Path, content: bytes) -> None:
     _flush(path.parent)
 
 
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Bring a file or the entries of a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -73,6 +73,11 @@ class Config(Settings):
     @model_validator(mode="after")
     def _feasible(self) -> Self:
         kind = method(self.algorithm)
+        if self.data.train_on_valid and self.run.patience:
+            raise ValueError(
+                "data.train_on_valid leaves no validation data, and run.patience ends a run by them; expected "
+                "run.patience = 0 and, in run.rounds, the number of rounds that was chosen before"
+            )
         if centralised(kind):
             if self.run.dropout_rate:
                 raise ValueError(f"{self.algorithm} is centralised: no client drops out; expected run.dropout_rate = 0")

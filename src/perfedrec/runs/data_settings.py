@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date
 from typing import Any, Literal, Self
 
@@ -58,6 +58,9 @@ class DataSettings(Settings):
         "random", description="a user's interactions at the same time: in random order, or never split"
     )
     seed: int = Field(0, ge=0, description="seed of what is random in a split")
+    train_on_valid: bool = Field(
+        False, description="train on training and validation together, as some papers do; nothing is then validated"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -99,7 +102,7 @@ class DataSettings(Settings):
     @property
     def rule(self) -> dict[str, Any]:
         """The options of :class:`perfedrec.data.SplitRule`."""
-        names = ("order", "ties", "ratio", "valid_from", "test_from", "folds", "fold", "test_users", "seed")
+        names = {each.name for each in fields(SplitRule)} - {"how"}
         return {"how": self.split, **{name: getattr(self, name) for name in names}}
 
 

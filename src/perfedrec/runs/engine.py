@@ -63,6 +63,10 @@ class CentralRecommender(Recommender):
     def embedding(self, users: Tensor) -> Embedding | None:
         return self.method.embedding(self.state, self.data, users)
 
+    def frozen(self) -> CentralRecommender:
+        """Itself where the method is fitted at once: its state does not change, and may be as large as the memory."""
+        return super().frozen() if self.method.trained else self
+
     def records(self) -> dict[str, Any]:
         return {"state": self.state}
 

@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from perfedrec import Dataset, configure, load, train
-from perfedrec.core.errors import DivergedError
+from perfedrec.core import memory
+from perfedrec.core.errors import ConfigError, DivergedError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import block_rows
+from perfedrec.methods.centralised import ease
 from perfedrec.methods.centralised.direct_au import DirectAU, DirectAUSettings
+from perfedrec.methods.centralised.ease import EASE, EASESettings
+from perfedrec.methods.centralised.gf_cf import GFCF, GFCFSettings
 from perfedrec.methods.centralised.item_knn import ItemKNN, ItemKNNSettings
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Method, Training
@@ -91,6 +95,55 @@ def test_spectral_filter(dataset: Dataset) -> None:
     expected = matrix / np.sqrt(items) @ vectors @ vectors.T * np.sqrt(items)
     given = scores(SpectralFilter(SpectralFilterSettings(n_components=7)), dataset)
     np.testing.assert_allclose(given, expected, atol=1e-4)
+
+
+def test_gf_cf(dataset: Dataset) -> None:
+    matrix = dense(dataset)
+    users, items = matrix.sum(1).clip(min=1), matrix.sum(0).clip(min=1)
+    normal = matrix / np.sqrt(np.outer(users, items))
+    vectors = np.linalg.svd(normal)[2][:7].T
+    ideal = vectors @ vectors.T / np.sqrt(items)[:, None] * np.sqrt(items)
+    given = scores(GFCF(GFCFSettings(n_components=7, weight=0.3)), dataset)
+    np.testing.assert_allclose(given, matrix @ (normal.T @ normal + 0.3 * ideal), atol=1e-5)
+
+
+def test_ease(dataset: Dataset) -> None:
+    matrix = dense(dataset)
+    inverse = np.linalg.inv(matrix.T @ matrix + 7.0 * np.eye(N_ITEMS))
+    between = np.eye(N_ITEMS) - inverse / inverse.diagonal()
+    np.testing.assert_allclose(scores(EASE(EASESettings(l2=7.0)), dataset), matrix @ between, atol=1e-5)
+
+
+def test_ease_minimises_its_loss(dataset: Dataset) -> None:
+    """Each item is predicted by ridge regression on the others."""
+    matrix, method = dense(dataset), EASE(EASESettings(l2=2.0))
+    weights = method.init(Training.of(dataset, torch.device("cpu")), Key(0)).between.numpy()
+    for item in range(0, N_ITEMS, 5):
+        others = np.delete(matrix, item, axis=1)
+        fitted = np.linalg.solve(others.T @ others + 2.0 * np.eye(N_ITEMS - 1), others.T @ matrix[:, item])
+        np.testing.assert_allclose(np.delete(weights[:, item], item), fitted, atol=1e-5)
+
+
+def test_ease_with_more_items_than_a_block(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+    """The inverse is completed block by block; the last block is smaller."""
+    whole = scores(EASE(), dataset)
+    monkeypatch.setattr(ease, "ROWS_AT_ONCE", 7)
+    np.testing.assert_array_equal(scores(EASE(), dataset), whole)
+
+
+def test_what_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 8000)
+    with pytest.raises(ConfigError, match=r"EASE.*38 items needs about 0\.0 GB of memory.*expected a machine"):
+        scores(EASE(), dataset)
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    scores(EASE(), dataset)
+
+
+def test_an_l2_that_is_too_small_is_named() -> None:
+    """Items that the same users have make the matrix singular."""
+    same = np.full((3, 3), 2, dtype=np.float32, order="F")
+    with pytest.raises(ConfigError, match=r"method.l2 = 1e-12 is too small"):
+        ease.inverse(same, 1e-12)
 
 
 def vectors() -> tuple[torch.Tensor, torch.Tensor]:

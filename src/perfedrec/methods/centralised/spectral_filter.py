@@ -32,13 +32,24 @@ class Basis:
     down: Tensor
     up: Tensor
 
+    def embedding(self, data: Training, users: Tensor) -> Embedding:
+        """Vectors whose products are the scores of ``users`` [B]."""
+        rows, _ = block_rows(data.rows.offsets, data.rows.items, users)
+        return Embedding(segment_sum(self.down[rows.items], rows.segments, users.numel()), self.up)
+
+
+def normalised(data: Training) -> sparse.csr_array:
+    """``D_u^-1/2 R D_i^-1/2`` [n, m]."""
+    users, items = (each.cpu().numpy().clip(min=1) for each in (data.rows.counts, data.item_degrees))
+    return sparse.csr_array(sparse.diags_array(users**-0.5) @ data.matrix @ sparse.diags_array(1 / np.sqrt(items)))
+
 
 class SpectralFilter(Method):
     """``score_u = r_u D_i^-1/2 V V^T D_i^1/2``, with ``V`` the leading right singular vectors of
     ``D_u^-1/2 R D_i^-1/2``.
 
-    Departs from the paper: only the filter, without the added item-item similarity. It is the centralised counterpart
-    of spectral pre-training.
+    Departs from the paper: only the filter, without the added item-item similarity, which ``gf_cf`` has. It is the
+    centralised counterpart of spectral pre-training.
     """
 
     Options = SpectralFilterSettings
@@ -46,9 +57,7 @@ class SpectralFilter(Method):
     item_based = True
 
     def init(self, data: Training, key: Key) -> Basis:
-        users = sparse.diags_array(data.rows.counts.cpu().numpy().clip(min=1) ** -0.5)
-        root = np.sqrt(data.item_degrees.cpu().numpy().clip(min=1))
-        matrix = sparse.csr_array(users @ data.matrix @ sparse.diags_array(1 / root))
+        matrix, root = normalised(data), np.sqrt(data.item_degrees.cpu().numpy().clip(min=1))
         k, rng = min(self.settings.n_components, *(side - 1 for side in matrix.shape)), np.random.default_rng(key.value)
         with one_thread():
             vectors = svds(matrix, k=k, rng=rng, return_singular_vectors="vh")[2].T
@@ -61,5 +70,4 @@ class SpectralFilter(Method):
         return own.users @ own.items.T
 
     def embedding(self, state: Basis, data: Training, users: Tensor) -> Embedding:
-        rows, _ = block_rows(data.rows.offsets, data.rows.items, users)
-        return Embedding(segment_sum(state.down[rows.items], rows.segments, users.numel()), state.up)
+        return state.embedding(data, users)

@@ -1,0 +1,39 @@
+"""The memory of this machine, and refusing work that does not fit into it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from perfedrec.core.errors import ConfigError
+
+_MEMINFO = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory() -> int | None:
+    """The bytes of memory that this process can still have, within the limit of its container; ``None`` where the
+    system does not tell."""
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        try:
+            free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        except (AttributeError, ValueError, OSError):
+            return None
+    try:
+        limit, used = (int((_GROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+    return min(free, max(limit - used, 0))
+
+
+def check_memory(needed: int, what: str, advice: str) -> None:
+    """Raise :class:`ConfigError` where ``what`` needs more bytes than are free. ``advice`` says what was expected."""
+    free = free_memory()
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"{what} needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free here; "
+            f"expected {advice}"
+        )
