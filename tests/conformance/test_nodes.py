@@ -44,9 +44,10 @@ def test_a_node_serves_its_users_and_new_users(name: str, tmp_path: Path) -> Non
         store.add_interactions("other", items[1], items[2])
         before, other = (recommend(store, user, 10) for user in ("new", "other"))
         assert before["score"].is_finite().all()
-        assert before["score"].to_list() != other["score"].to_list()
+        personal = name != "ptf_fedrec"  # whose hidden model knows nothing of new users: they all get the same scores
+        assert (before["score"].to_list() != other["score"].to_list()) == personal
         store.add_interactions("new", items[3])
         after = recommend(store, "new", dataset.n_items)
         assert after.height == dataset.n_items - 2
-        assert after["score"][:10].to_list() != before["score"].to_list()
+        assert (after["score"][:10].to_list() != before["score"].to_list()) == personal
         assert not set(after["item"].cast(pl.String)) & {items[0], items[3]}

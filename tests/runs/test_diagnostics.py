@@ -19,7 +19,7 @@ from perfedrec.runs.engine import engine
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.preset_files import default_preset
 
-PRODUCTS = ("mf", "lightgcn", "direct_au", "spectral_filter", "fedmf", "fedgnn", "pfedrec", "fedrap")
+PRODUCTS = ("mf", "lightgcn", "direct_au", "spectral_filter", "fedmf", "fedgnn", "pfedrec", "fedrap", "colr", "pfedclr")
 
 
 def run(folder: Path, rounds: int, **options: Any) -> Any:
@@ -48,7 +48,7 @@ def test_products_of_the_vectors_rank_as_the_method_does(name: str) -> None:
     assert (scores - products - shift).abs().max() < 1e-5 * (1 + scores.abs().max())
 
 
-@pytest.mark.parametrize("name", ["popularity", "item_knn", "rp3beta", "fedncf"])
+@pytest.mark.parametrize("name", ["popularity", "item_knn", "rp3beta", "fedncf", "ptf_fedrec"])
 def test_methods_whose_scores_are_not_products_have_no_vectors(name: str) -> None:
     recommender = playing(name)
     assert recommender.embedding(torch.arange(5)) is None

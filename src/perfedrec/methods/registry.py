@@ -30,6 +30,7 @@ from perfedrec.methods.centralised.simgcl import SimGCL
 from perfedrec.methods.centralised.spectral_filter import SpectralFilter
 from perfedrec.methods.centralised.user_knn import UserKNN
 from perfedrec.methods.centralised.xsimgcl import XSimGCL
+from perfedrec.methods.federated.colr import CoLR
 from perfedrec.methods.federated.fastpfrec import FastPFRec
 from perfedrec.methods.federated.fedgnn import FedGNN
 from perfedrec.methods.federated.fedmf import FedMF
@@ -38,7 +39,9 @@ from perfedrec.methods.federated.fedrap import FedRAP
 from perfedrec.methods.federated.gpfedrec import GPFedRec
 from perfedrec.methods.federated.perfedrec import PerFedRec
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.methods.federated.pfedclr import PFedCLR
 from perfedrec.methods.federated.pfedrec import PFedRec
+from perfedrec.methods.federated.ptf_fedrec import PTFFedRec
 
 METHODS: dict[str, type[Any]] = {
     "popularity": Popularity,
@@ -61,6 +64,9 @@ METHODS: dict[str, type[Any]] = {
     "gpfedrec": GPFedRec,
     "fedrap": FedRAP,
     "fastpfrec": FastPFRec,
+    "colr": CoLR,
+    "pfedclr": PFedCLR,
+    "ptf_fedrec": PTFFedRec,
     "perfedrec": PerFedRec,
     "perfedrec_pp": PerFedRecPP,
 }
@@ -87,6 +93,9 @@ TITLES = {
     "gpfedrec": "GPFedRec",
     "fedrap": "FedRAP",
     "fastpfrec": "FastPFRec",
+    "colr": "CoLR",
+    "pfedclr": "PFedCLR",
+    "ptf_fedrec": "PTF-FedRec",
     "perfedrec": "PerFedRec",
     "perfedrec_pp": "PerFedRec++",
 }
