@@ -21,13 +21,18 @@ from perfedrec.methods.centralised.ease import EASE
 from perfedrec.methods.centralised.gf_cf import GFCF
 from perfedrec.methods.centralised.item_knn import ItemKNN
 from perfedrec.methods.centralised.lightgcn import LightGCN
+from perfedrec.methods.centralised.lightgcn_pp import LightGCNPP
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.centralised.mf import MF
+from perfedrec.methods.centralised.mult_vae import MultVAE
+from perfedrec.methods.centralised.ncl import NCL
 from perfedrec.methods.centralised.popularity import Popularity
 from perfedrec.methods.centralised.rp3beta import RP3Beta
 from perfedrec.methods.centralised.sgl import SGL
 from perfedrec.methods.centralised.simgcl import SimGCL
+from perfedrec.methods.centralised.simplex import SimpleX
 from perfedrec.methods.centralised.spectral_filter import SpectralFilter
+from perfedrec.methods.centralised.ultragcn import UltraGCN
 from perfedrec.methods.centralised.user_knn import UserKNN
 from perfedrec.methods.centralised.xsimgcl import XSimGCL
 from perfedrec.methods.federated.colr import CoLR
@@ -57,6 +62,11 @@ METHODS: dict[str, type[Any]] = {
     "simgcl": SimGCL,
     "xsimgcl": XSimGCL,
     "direct_au": DirectAU,
+    "ncl": NCL,
+    "lightgcn_pp": LightGCNPP,
+    "ultragcn": UltraGCN,
+    "simplex": SimpleX,
+    "mult_vae": MultVAE,
     "fedmf": FedMF,
     "fedncf": FedNCF,
     "fedgnn": FedGNN,
@@ -86,6 +96,11 @@ TITLES = {
     "simgcl": "SimGCL",
     "xsimgcl": "XSimGCL",
     "direct_au": "DirectAU",
+    "ncl": "NCL",
+    "lightgcn_pp": "LightGCN++",
+    "ultragcn": "UltraGCN",
+    "simplex": "SimpleX",
+    "mult_vae": "Mult-VAE",
     "fedmf": "FedMF",
     "fedncf": "FedNCF",
     "fedgnn": "FedGNN",

@@ -59,13 +59,17 @@ def sampled_softmax(positive: Tensor, negative: Tensor, segments: Tensor, temper
     return segment_sum(losses, segments, negative.shape[0])
 
 
-def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """InfoNCE with cosine similarity between two views [b, d] of the same nodes (SGL, Wu et al., SIGIR 2021, eq. 10).
+def info_nce(first: Tensor, second: Tensor, temperature: float, positives: Tensor | None = None) -> Tensor:
+    """InfoNCE with cosine similarity from nodes ``first`` [b, d] to ``second`` [c, d] (SGL, Wu et al., SIGIR 2021, eq.
+    10).
 
-    The negatives of a node are the other nodes of the batch. Returns the mean over the batch, a scalar.
+    Row r of ``first`` belongs to row ``positives[r]`` of ``second`` (``None``: to row r, two views of the same nodes),
+    and all other rows of ``second`` are its negatives. Returns the mean over ``first``, a scalar.
     """
     first, second = functional.normalize(first, dim=1), functional.normalize(second, dim=1)
-    return functional.cross_entropy(first @ second.T / temperature, torch.arange(first.shape[0], device=first.device))
+    if positives is None:
+        positives = torch.arange(first.shape[0], device=first.device)
+    return functional.cross_entropy(first @ second.T / temperature, positives)
 
 
 def alignment(users: Tensor, items: Tensor) -> Tensor:

@@ -180,7 +180,7 @@ def test_ranking_losses(
 ) -> None:
     method, (users, items) = kind(settings), vectors()
     batch = batches(training, 50, Key(3))[0]
-    method.begin(training, Key(4))  # type: ignore[attr-defined]
+    method.begin(users, items, training, Key(4))  # type: ignore[attr-defined]
     loss = float(method.loss(users, items, batch, training))  # type: ignore[attr-defined]
     assert loss == pytest.approx(naive_bpr(*propagated(dataset, layers, first), batch), rel=1e-5)
 
@@ -191,7 +191,7 @@ def test_decay_and_contrast_add_to_the_loss(training: Training) -> None:
 
     def loss(kind: type[Method], settings: VectorSettings) -> float:
         method = kind(settings)
-        method.begin(training, Key(4))  # type: ignore[attr-defined]
+        method.begin(users, items, training, Key(4))  # type: ignore[attr-defined]
         return float(method.loss(users, items, batch, training))  # type: ignore[attr-defined]
 
     squares = sum(
@@ -219,7 +219,7 @@ def test_direct_au(dataset: Dataset, training: Training) -> None:
 
 def test_sgl_views_leave_edges_out(training: Training) -> None:
     method = SGL(SGLSettings(drop=0.3))
-    method.begin(training, Key(4))
+    method.begin(*vectors(), training, Key(4))
     sizes = [broadcast.by_user.columns.numel() / training.rows.items.numel() for broadcast in method.views]
     assert all(0.6 < size < 0.8 for size in sizes)
     assert not torch.equal(method.views[0].by_user.columns, method.views[1].by_user.columns)

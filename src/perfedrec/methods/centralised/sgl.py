@@ -31,7 +31,7 @@ class SGL(LightGCN):
     Options = SGLSettings
     settings: SGLSettings
 
-    def begin(self, data: Training, key: Key) -> None:
+    def begin(self, users: Tensor, items: Tensor, data: Training, key: Key) -> None:
         rows, edges = data.rows, torch.arange(data.rows.items.numel(), device=data.rows.items.device)
         self.views = []
         for number in range(2):

@@ -14,7 +14,8 @@ from torch import Tensor
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.sampling import choose, draw_outside, paired
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import Embedding, Rows
+from perfedrec.core.types import Embedding, Rows, block_rows
+from perfedrec.methods.centralised.descent import descend
 from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.nn.losses import info_nce, softplus
 from perfedrec.nn.segments import dot
@@ -71,8 +72,8 @@ class VectorMethod(Method):
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         """The loss of a batch, a scalar, from the learned vectors [n, d] and [m, d]."""
 
-    def begin(self, data: Training, key: Key) -> None:
-        """Called before each epoch."""
+    def begin(self, users: Tensor, items: Tensor, data: Training, key: Key) -> None:
+        """Called before each epoch, with the learned vectors [n, d] and [m, d]."""
 
     def init(self, data: Training, key: Key) -> Vectors:
         settings, device = self.settings, data.rows.items.device
@@ -84,26 +85,16 @@ class VectorMethod(Method):
         return Vectors(users, items, zeros, zeros.clone())
 
     def epoch(self, state: Vectors, data: Training, key: Key) -> tuple[Vectors, float]:
-        leaves = [state.users.clone().requires_grad_(), state.items.clone().requires_grad_()]
-        optimizer, sizes = torch.optim.Adam(leaves, lr=self.settings.learning_rate), (data.n_users, data.n_items)
-        assert state.first is not None and state.second is not None
-        moments = zip(leaves, state.first.clone().split(sizes), state.second.clone().split(sizes), strict=True)
-        for leaf, first, second in moments:
-            taken = torch.tensor(float(state.steps))
-            optimizer.state[leaf] = {"step": taken, "exp_avg": first, "exp_avg_sq": second}
-        self.begin(data, key.fold("epoch"))
-        total, seen, steps = 0.0, 0, state.steps
-        for batch in batches(data, self.settings.batch_size, key):
-            loss = self.loss(leaves[0], leaves[1], batch, data)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            steps, seen = steps + 1, seen + batch.users.numel()
-            total += float(loss.detach()) * batch.users.numel()
-        first, second = (
-            torch.cat([optimizer.state[leaf][name] for leaf in leaves]) for name in ("exp_avg", "exp_avg_sq")
+        self.begin(state.users, state.items, data, key.fold("epoch"))
+        done = descend(
+            [state.users, state.items],
+            state,
+            self.settings.learning_rate,
+            [(batch.users.numel(), batch) for batch in batches(data, self.settings.batch_size, key)],
+            lambda learned, batch: self.loss(learned[0], learned[1], batch, data),
         )
-        return Vectors(leaves[0].detach(), leaves[1].detach(), first, second, steps), total / max(seen, 1)
+        users, items = done.parameters
+        return Vectors(users, items, done.first, done.second, done.steps), done.loss
 
     def serving(self, state: Vectors, data: Training) -> Vectors:
         return Vectors(*self.encode(state.users, state.items, data))
@@ -175,6 +166,19 @@ def batches(data: Training, size: int, key: Key) -> list[Batch]:
         Batch(users[part], items[part], others[part], key.fold("batch", number))
         for number, part in enumerate(order.split(size))
     ]
+
+
+def shared_negatives(batch: Batch, data: Training, n: int) -> tuple[Tensor, Tensor]:
+    """At most ``n`` distinct random items [N] for all users of a ``batch``, and which of them each of its b users does
+    not have, bool [b, N]."""
+    items = choose(data.n_items, n, batch.key.fold("shared negatives")).to(batch.users.device)
+    places = torch.full((data.n_items,), -1, device=items.device)
+    places[items] = torch.arange(items.numel(), device=items.device)
+    rows, _ = block_rows(data.rows.offsets, data.rows.items, batch.users)
+    place = places[rows.items]
+    outside = torch.ones(batch.users.numel(), items.numel(), dtype=torch.bool, device=items.device)
+    outside[rows.segments[place >= 0], place[place >= 0]] = False
+    return items, outside
 
 
 def bpr(users: Tensor, items: Tensor, batch: Batch) -> Tensor:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from warnings import catch_warnings, simplefilter
-
-import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from perfedrec.core.keys import Key, bits, uniform
 from perfedrec.core.sampling import choose
-from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows
 from perfedrec.methods.federated.settings import SelectionSettings, ServerSettings
-
-STEPS = 15  # iterations of k-means; most clusterings no longer change after ten
+from perfedrec.nn.clustering import first_centroids, k_means
 
 
 def select(n_users: int, selection: SelectionSettings, key: Key, device: torch.device) -> Tensor:
@@ -48,20 +42,9 @@ def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key)
     It starts from the ``previous`` centroids, so that a cluster keeps its number and its model from one clustering to
     the next. Vectors are scaled to unit length first, because length reflects activity rather than taste.
     """
-    unit = torch.nn.functional.normalize(vectors, dim=1).to("cpu", torch.float64).numpy()
-    rng = np.random.default_rng(key.value)
-    with one_thread(), catch_warnings():  # a second thread pool would slow torch's down
-        # Ignored: warnings of empty clusters. Such a cluster keeps its centroid and can get members later. If all users
-        # are equal, every centroid is that of the first user.
-        simplefilter("ignore")
-        if previous is None:
-            centroids, _ = kmeans2(unit, min(n_clusters, unit.shape[0]), iter=1, minit="++", rng=rng)
-        else:
-            centroids = previous.to("cpu", torch.float64).numpy()
-        centroids, labels = kmeans2(unit, centroids, iter=STEPS, minit="matrix")
-    return torch.from_numpy(labels.astype(np.int64)).to(vectors.device), torch.from_numpy(centroids).to(
-        vectors.device, torch.float32
-    )
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    labels, centroids = k_means(unit, first_centroids(unit, n_clusters, key) if previous is None else previous)
+    return labels, centroids.to(torch.float32)
 
 
 def weights(rows: Rows, server: ServerSettings) -> Tensor:

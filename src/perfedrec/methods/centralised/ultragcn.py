@@ -1,0 +1,75 @@
+"""UltraGCN: a loss in place of propagation (Mao et al., CIKM 2021)."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+from scipy import sparse
+from torch import Tensor
+
+from perfedrec.core.keys import Key
+from perfedrec.core.types import block_rows
+from perfedrec.methods.centralised.method import Training
+from perfedrec.methods.centralised.neighbours import Similarity, nearest
+from perfedrec.methods.centralised.vectors import Batch, VectorMethod, VectorSettings, shared_negatives
+from perfedrec.nn.losses import softplus
+from perfedrec.nn.segments import dot
+
+
+class UltraGCNSettings(VectorSettings):
+    """Options of UltraGCN."""
+
+    batch_size: int = Field(1024, ge=2, description="interactions per step")
+    n_negatives: int = Field(500, ge=1, description="random items of a batch that its users have as negatives")
+    negative_weight: float = Field(100.0, ge=0, description="weight of the mean over negatives beside a positive")
+    constraint: float = Field(1.0, ge=0, description="lambda, weight of the constraint between users and items")
+    item_constraint: float = Field(1.0, ge=0, description="gamma, weight of the constraint between items")
+    n_neighbours: int = Field(10, ge=1, description="K, number of similar items that are kept for each item")
+
+
+class UltraGCN(VectorMethod):
+    """``score_ui = p_u . q_i``, trained with three sums of cross-entropies over the interactions (u, i) and negatives
+    (u, j), as means over a batch:
+
+    - ``-log s(p_u . q_i) - log s(-p_u . q_j)``;
+    - the same times ``beta_ui = sqrt((d_u + 1) / (d_i + 1)) / d_u`` (equations 6 to 8), weight ``lambda``;
+    - ``-w_ik log s(p_u . q_k)`` for the K items k with the greatest ``w_ik = G_ik / (g_i - G_ii) sqrt(g_i / g_k)``
+      (equations 10 to 12), with ``G = R^T R`` and ``g_i = sum_k G_ik``, weight ``gamma``.
+
+    Departs from the paper: the users of a batch share its negatives, without those that a user has; the mean over them
+    has a weight, in place of their number.
+    """
+
+    Options = UltraGCNSettings
+    settings: UltraGCNSettings
+
+    def begin(self, users: Tensor, items: Tensor, data: Training, key: Key) -> None:
+        if getattr(self, "fitted", None) is not data:  # the item graph depends on the data alone
+            self.fitted, self.similar = data, similar_items(data, self.settings.n_neighbours)
+
+    def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
+        settings, user, similar = self.settings, users[batch.users], self.similar
+        own, degrees = data.rows.counts[batch.users].to(user.dtype), data.item_degrees.to(user.dtype)
+        constraint = settings.constraint * (own + 1).sqrt() / own
+        negatives, outside = shared_negatives(batch, data, settings.n_negatives)
+
+        positive = (1 + constraint * (degrees[batch.positives] + 1).rsqrt()) * softplus(
+            -dot(user, items[batch.positives])
+        )
+        weights = (1 + constraint[:, None] * (degrees[negatives] + 1).rsqrt()) * outside
+        negative = (weights * softplus(user @ items[negatives].T)).sum(1) / outside.sum(1).clamp(min=1)
+        rows, places = block_rows(similar.offsets, similar.columns, batch.positives)
+        related = similar.values[places] * softplus(-dot(user[rows.segments], items[rows.items]))
+        total = positive.sum() + settings.negative_weight * negative.sum() + settings.item_constraint * related.sum()
+        return total / batch.users.numel() + self.decay(users, items, batch)
+
+
+def similar_items(data: Training, n_neighbours: int) -> Similarity:
+    """``w_ik`` of :class:`UltraGCN` for the ``n_neighbours`` best k of each item i (more where some are equal)."""
+    sums = data.matrix.T @ data.matrix.sum(1)  # g
+    rest = sums - data.item_degrees.cpu().numpy()  # an item whose users have no other item has no neighbours
+    left = sparse.diags_array(np.sqrt(sums) / np.where(rest > 0, rest, 1.0)) @ data.matrix.T
+    right = data.matrix @ sparse.diags_array(1 / np.sqrt(sums.clip(min=1)))
+    found = Similarity.of(nearest(sparse.csr_array(left), sparse.csr_array(right), n_neighbours))
+    device = data.rows.items.device
+    return Similarity(found.offsets.to(device), found.columns.to(device), found.values.to(device))
