@@ -12,6 +12,7 @@ import torch
 from flwr.app import ConfigRecord, Message
 from tests.parity.federation import SINGLE, Twins, settings
 
+from perfedrec import configure
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
@@ -89,6 +90,26 @@ def test_below_the_threshold_a_round_is_aborted_with_its_reason(stage: str) -> N
     assert early.play().clients == 23
     early.simulate()
     assert early.difference() == 0
+
+
+@pytest.mark.parametrize("rank", [0, 6], ids=["rows", "basis"])
+def test_updates_of_low_rank_are_summed_securely(rank: int) -> None:
+    """CoLR's nodes mask three numbers for each row, not the eight of an item vector."""
+    options = ("model.embedding_dim=8", "update.rank=3", "privacy.aggregation=secure", f"privacy.rank={rank}")
+    algorithm = configure("colr", overrides=[*options, "selection.n_clients_per_round=23"]).build()
+    twins = Twins(settings(), SIX, algorithm=algorithm)
+    for _ in range(len(algorithm.phases) + 2):
+        twins.grid.sent.clear()
+        assert twins.simulate().clients == twins.play().clients == 23
+        assert twins.difference() <= 1e-5
+    masked = [each.message for each in twins.grid.sent if each.up]
+    masked = [each for each in masked if each.metadata.message_type == "train.masked"]
+    rows = algorithm.n_rows(twins.flower)
+    assert rows == (60 if rank == 0 else twins.flower.basis.shape[1])
+    for each in masked:
+        numbers = sum(array.numpy().size for record in each.content.array_records.values() for array in record.values())
+        assert rows * 3 <= numbers < rows * 8
+    assert len(masked) == 6
 
 
 def test_a_sum_of_too_few_clients_is_not_opened() -> None:
