@@ -3,7 +3,7 @@ from math import exp, log
 import pytest
 import torch
 
-from perfedrec.nn.losses import bpr, info_nce, sampled_softmax, softplus, uniformity
+from perfedrec.nn.losses import bpr, info_nce, sampled_softmax, softplus, supervised_contrast, uniformity
 
 
 def numbers(*shape: int) -> torch.Tensor:
@@ -59,6 +59,21 @@ def test_info_nce_against_plain_python() -> None:
         expected -= log(similar[i] / sum(similar)) / 6
     assert float(info_nce(first, second, temperature)) == pytest.approx(expected, abs=1e-12)
     assert float(info_nce(5 * first, 0.1 * second, temperature)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_supervised_contrast_against_plain_python() -> None:
+    rows, categories = numbers(8, 3), torch.tensor([0, 1, 0, 0, 1, 2, 2, 0])
+    segments, t = torch.tensor([0, 1, 0, 0, 1, 0, 1, 2]), 0.3  # the last client has one row
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    expected = []
+    for i in range(8):
+        others = [j for j in range(8) if j != i and segments[j] == segments[i]]
+        alike = [j for j in others if categories[j] == categories[i]]
+        total = sum(exp(float(unit[i] @ unit[a]) / t) for a in others)
+        each = [-log(exp(float(unit[i] @ unit[p]) / t) / total) for p in alike]
+        expected.append(sum(each) / len(each) if each else 0.0)
+    assert expected.count(0.0) == 3  # the last client's row, and two that are alone in their category
+    assert supervised_contrast(rows, categories, segments, 3, t).tolist() == pytest.approx(expected, abs=1e-9)
 
 
 def test_uniformity_against_plain_python_and_without_pairs() -> None:

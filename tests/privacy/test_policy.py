@@ -99,7 +99,7 @@ def test_private_training_counts_up_to_its_limit_and_is_refused_without_noise() 
     assert required("secure").objection_to("train", pretraining) is None
 
 
-@pytest.mark.parametrize("name", ["fedmf", "pfedrec", "fedncf", "fedrap", "fedgnn", "colr", "pfedclr"])
+@pytest.mark.parametrize("name", ["fedmf", "pfedrec", "fedncf", "fedrap", "fedgnn", "fedcia", "colr", "pfedclr"])
 def test_all_methods_are_checked_in_the_same_way(name: str) -> None:
     assert required("secure").objection(resolve(algorithm=name, privacy="secure").build()) is None
     assert required("secure").objection(resolve(algorithm=name).build()) is not None

@@ -19,7 +19,19 @@ from perfedrec.runs.engine import engine
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.preset_files import default_preset
 
-PRODUCTS = ("mf", "lightgcn", "direct_au", "spectral_filter", "fedmf", "fedgnn", "pfedrec", "fedrap", "colr", "pfedclr")
+PRODUCTS = (
+    "mf",
+    "lightgcn",
+    "direct_au",
+    "spectral_filter",
+    "fedmf",
+    "fedgnn",
+    "pfedrec",
+    "fedrap",
+    "fedcia",
+    "colr",
+    "pfedclr",
+)
 
 
 def run(folder: Path, rounds: int, **options: Any) -> Any:

@@ -35,8 +35,11 @@ from perfedrec.methods.centralised.spectral_filter import SpectralFilter
 from perfedrec.methods.centralised.ultragcn import UltraGCN
 from perfedrec.methods.centralised.user_knn import UserKNN
 from perfedrec.methods.centralised.xsimgcl import XSimGCL
+from perfedrec.methods.federated.cofedrec import CoFedRec
 from perfedrec.methods.federated.colr import CoLR
 from perfedrec.methods.federated.fastpfrec import FastPFRec
+from perfedrec.methods.federated.fedca import FedCA
+from perfedrec.methods.federated.fedcia import FedCIA
 from perfedrec.methods.federated.fedgnn import FedGNN
 from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.methods.federated.fedncf import FedNCF
@@ -74,6 +77,9 @@ METHODS: dict[str, type[Any]] = {
     "gpfedrec": GPFedRec,
     "fedrap": FedRAP,
     "fastpfrec": FastPFRec,
+    "fedca": FedCA,
+    "cofedrec": CoFedRec,
+    "fedcia": FedCIA,
     "colr": CoLR,
     "pfedclr": PFedCLR,
     "ptf_fedrec": PTFFedRec,
@@ -108,6 +114,9 @@ TITLES = {
     "gpfedrec": "GPFedRec",
     "fedrap": "FedRAP",
     "fastpfrec": "FastPFRec",
+    "fedca": "FedCA",
+    "cofedrec": "CoFedRec",
+    "fedcia": "FedCIA",
     "colr": "CoLR",
     "pfedclr": "PFedCLR",
     "ptf_fedrec": "PTF-FedRec",

@@ -7,12 +7,14 @@ scale whether the client has five interactions or five hundred.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from perfedrec.nn.flat import apply_per_client
 from perfedrec.nn.segments import segment_sum
 
 
@@ -70,6 +72,22 @@ def info_nce(first: Tensor, second: Tensor, temperature: float, positives: Tenso
     if positives is None:
         positives = torch.arange(first.shape[0], device=first.device)
     return functional.cross_entropy(first @ second.T / temperature, positives)
+
+
+def supervised_contrast(rows: Tensor, categories: Tensor, segments: Tensor, n: int, temperature: float) -> Tensor:
+    """[T] the supervised contrastive term of each of ``rows`` [T, d] among the rows of its client ``segments`` [T]:
+    ``-1/|P| sum_{p in P} log( exp(x . x_p / t) / sum_{a != x} exp(x . x_a / t) )`` for unit vectors, where P are the
+    other rows of the same category (Khosla et al., NeurIPS 2020); 0 where there are none."""
+
+    def term(clients: Tensor, padded: Sequence[Tensor]) -> Tensor:
+        unit, kind = functional.normalize(padded[0], dim=-1), padded[1]
+        others = (kind[:, None, :] > 0) & ~torch.eye(kind.shape[1], dtype=torch.bool, device=kind.device)
+        alike = others & (kind[:, :, None] == kind[:, None, :])
+        cosines = (unit @ unit.mT) / temperature
+        shared = cosines.masked_fill(~others, -1e9).logsumexp(-1, keepdim=True)
+        return ((shared - cosines) * alike).sum(-1) / alike.sum(-1).clamp(min=1)
+
+    return apply_per_client(term, [rows, categories + 1], segments, n)
 
 
 def alignment(users: Tensor, items: Tensor) -> Tensor:

@@ -23,8 +23,9 @@ from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.runtimes.simulator import Simulator
 
 DATA = "synthetic:users=80,items=100,clusters=2,interactions_per_user=10,seed=4"
-FAMILY = ("pfedrec", "fedncf", "fedrap", "gpfedrec", "colr", "pfedclr")
-MATRIX_PRODUCTS = ("fedncf", "colr", "ptf_fedrec")  # their kernels round depending on the shape; all else is exact
+FAMILY = ("pfedrec", "fedncf", "fedrap", "gpfedrec", "fedca", "cofedrec", "colr", "pfedclr")
+MATRIX_PRODUCTS = ("fedncf", "fedca", "cofedrec", "fedcia", "colr", "ptf_fedrec")
+"""Methods with products whose kernels round depending on the shape; all else is exact."""
 
 
 def simulator(name: str, rounds: int = 0, *overrides: str, block_size: int = 1024) -> Simulator:
@@ -57,7 +58,7 @@ def test_pairs_are_scored_as_in_the_ranking(name: str) -> None:
     torch.testing.assert_close(pairs, every[rows.segments, rows.items], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*FAMILY, "fastpfrec", "ptf_fedrec"])
+@pytest.mark.parametrize("name", [*FAMILY, "fastpfrec", "fedcia", "ptf_fedrec"])
 @pytest.mark.parametrize("block_size", [1, 7])
 def test_block_size_changes_nothing(name: str, block_size: int) -> None:
     whole, parts = simulator(name, 11), simulator(name, 11, block_size=block_size)
@@ -65,11 +66,11 @@ def test_block_size_changes_nothing(name: str, block_size: int) -> None:
         torch.testing.assert_close(other, one, rtol=0, atol=1e-4 if name in MATRIX_PRODUCTS else 0, msg=key)
 
 
-@pytest.mark.parametrize("name", [*FAMILY, "fedmf", "fedgnn", "fastpfrec", "ptf_fedrec"])
+@pytest.mark.parametrize("name", [*FAMILY, "fedmf", "fedgnn", "fastpfrec", "fedcia", "ptf_fedrec"])
 def test_the_bound_holds_for_every_number_that_is_sent(name: str) -> None:
     here = simulator(name, 0, "privacy.clip=0.001")
     algorithm, users = here.algorithm, torch.arange(40)
-    for _ in algorithm.phases:
+    for _ in range(len(algorithm.phases) + 1):
         here.play()
     rows, positions = here.population.rows(users)
     client_state = here.population.load_client_states(users, positions)

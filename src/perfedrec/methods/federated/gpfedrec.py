@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
@@ -14,9 +13,10 @@ from perfedrec.core.keys import Key
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import NEWCOMER, Embedding, Rows, Spec
 from perfedrec.methods.federated import cohort
+from perfedrec.methods.federated.mixed import Mixed, MixedBroadcast, MixedState, check_reports
 from perfedrec.methods.federated.pfedrec import PFedRec
 from perfedrec.methods.federated.settings import FederatedSettings
-from perfedrec.methods.federated.state import Broadcast, ClientState, ServerState
+from perfedrec.methods.federated.state import ClientState
 from perfedrec.nn.segments import segment_sum
 
 
@@ -47,39 +47,18 @@ class GPFedRecSettings(FederatedSettings):
 
     @model_validator(mode="after")
     def _visible(self) -> GPFedRecSettings:
-        if self.privacy.sums:
-            raise ValueError("gpfedrec compares users by their uploads; expected privacy.aggregation = sparse")
-        if self.privacy.randomised_response:
-            raise ValueError("gpfedrec reports a mean over real items; expected no privacy.randomised_response")
+        check_reports("gpfedrec", self.privacy)
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
-class LandmarkState(ServerState):
-    """Adds ``reports`` [n, 1, d], the last report of each user, and ``landmarks`` [K, d]; each landmark has one of the
-    tables beside the shared one."""
+class LandmarkState(MixedState):
+    """Adds ``landmarks`` [K, d]; each of them has one of the tables beside the shared one. A report is one vector."""
 
-    reports: Tensor
     landmarks: Tensor | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class LandmarkBroadcast(Broadcast):
-    """Adds the tables' ``offsets`` [K m, d], and ``weights`` [B, K] by which each user's own table is made from
-    them."""
-
-    weights: Tensor = field(metadata={"per": "user"})
-    offsets: Tensor
-
-    def download_bytes(self, together: bool = False) -> int:
-        """Bytes that one client receives: the table that was made for it, and the shared one. With ``together`` the
-        bytes of a node, which receives the landmarks' tables and its users' weights."""
-        if together:
-            return 4 * (self.items.numel() + self.offsets.numel() + self.weights.numel())
-        return 8 * self.items.numel()
-
-
-class GPFedRec(PFedRec[LandmarkState, LandmarkBroadcast, ClientState]):
+class GPFedRec(Mixed[LandmarkState, MixedBroadcast], PFedRec[LandmarkState, MixedBroadcast, ClientState]):
     """The server compares users by the item vectors that they upload, and gives each user an item table of its own: the
     mean over its neighbours in the graph of users (equations 6 to 8). A penalty keeps a client's rows near this table.
 
@@ -91,7 +70,6 @@ class GPFedRec(PFedRec[LandmarkState, LandmarkBroadcast, ClientState]):
 
     Options = GPFedRecSettings
     settings: GPFedRecSettings
-    broadcast_type = LandmarkBroadcast
 
     def n_tables(self) -> int:
         return self.settings.graph.n_landmarks
@@ -100,26 +78,15 @@ class GPFedRec(PFedRec[LandmarkState, LandmarkBroadcast, ClientState]):
         return 0.0 if state.landmarks is None else self.settings.graph.learning_rate
 
     def init(self, spec: Spec, key: Key) -> LandmarkState:
-        common = self._init(spec, key)
-        reports = common.items.new_zeros(spec.n_users, 1, common.items.shape[1])
-        return LandmarkState(**vars(common), reports=reports)
+        return LandmarkState(**vars(self._init(spec, key)))
 
-    def broadcast(self, state: LandmarkState, users: Tensor) -> LandmarkBroadcast:
-        assert state.offsets is not None
-        weights = torch.full((users.numel(), self.n_tables()), 1 / self.n_tables(), device=users.device)
-        if state.landmarks is not None:
-            similar = functional.normalize(state.reports[users.clamp(min=0), 0], dim=1) @ state.landmarks.T
-            weights = (self.settings.graph.sharpness * similar).softmax(1)
-            weights[users == NEWCOMER] = 1 / self.n_tables()
-        groups, offsets = self.groups(state, users), state.offsets
-        return LandmarkBroadcast(items=state.items, dense=state.dense, groups=groups, weights=weights, offsets=offsets)
-
-    def table_rows(self, broadcast: LandmarkBroadcast, items: Tensor, segments: Tensor) -> Tensor:
-        tables = torch.arange(broadcast.weights.shape[1], device=items.device) * broadcast.items.shape[0]
-        own = functional.embedding_bag(
-            items[:, None] + tables, broadcast.offsets, mode="sum", per_sample_weights=broadcast.weights[segments]
-        )
-        return super().table_rows(broadcast, items, segments) + own
+    def mixing_weights(self, state: LandmarkState, users: Tensor) -> Tensor:
+        if state.landmarks is None:
+            return state.items.new_full((users.numel(), self.n_tables()), 1 / self.n_tables())
+        similar = functional.normalize(state.reports[users.clamp(min=0), 0], dim=1) @ state.landmarks.T
+        weights: Tensor = (self.settings.graph.sharpness * similar).softmax(1)
+        weights[users == NEWCOMER] = 1 / self.n_tables()
+        return weights
 
     def penalty(
         self, received: Tensor, begun: Tensor, delta: Tensor, segments: Tensor, client_state: ClientState
@@ -127,30 +94,17 @@ class GPFedRec(PFedRec[LandmarkState, LandmarkBroadcast, ClientState]):
         pulled = received.new_zeros(client_state.private.shape[0]).index_add(0, segments, delta.square().sum(1))
         return pulled * self.settings.graph.guidance
 
-    def contributes_to(self, broadcast: LandmarkBroadcast, rows: Rows, client_state: ClientState) -> Tensor:
-        return broadcast.weights.argmax(1)
-
-    def report(self, broadcast: LandmarkBroadcast, rows: Rows, client_state: ClientState, key: Key) -> Tensor:
-        own = self.table_rows(broadcast, rows.items, rows.segments) + client_state.rows
+    def report(self, broadcast: MixedBroadcast, rows: Rows, client_state: ClientState, key: Key) -> Tensor:
+        own = self.own_rows(broadcast, rows, client_state)
         mean = segment_sum(own, rows.segments, rows.n_users) / rows.counts.clamp(min=1)[:, None]
         return mean[:, None]
 
     def server(self, state: LandmarkState, phase: str, aggregate: Aggregate, key: Key) -> LandmarkState:
-        graph = self.settings.graph
-        if aggregate.reports is not None and aggregate.report_users is not None:
-            state.reports[aggregate.report_users] = aggregate.reports
-        state = super().server(state, phase, aggregate, key)
+        graph, state = self.settings.graph, super().server(state, phase, aggregate, key)
         if state.round % graph.every:
             return state
         _, landmarks = cohort.cluster(state.reports[:, 0], graph.n_landmarks, state.landmarks, key.fold("graph"))
         return replace(state, landmarks=landmarks)
 
-    def scores(self, broadcast: LandmarkBroadcast, rows: Rows, client_state: ClientState) -> Tensor:
-        scores, own = super().scores(broadcast, rows, client_state), client_state.private[:, :-1]
-        tables = broadcast.offsets.split(broadcast.items.shape[0])
-        for weights, offsets in zip(broadcast.weights.T, tables, strict=True):
-            scores.addcmul_(weights[:, None], own @ offsets.T)
-        return scores
-
-    def embedding(self, broadcast: LandmarkBroadcast, rows: Rows, client_state: ClientState) -> Embedding:
+    def embedding(self, broadcast: MixedBroadcast, rows: Rows, client_state: ClientState) -> Embedding:
         return Embedding(client_state.private[:, :-1], broadcast.items, broadcast.weights.argmax(1))
