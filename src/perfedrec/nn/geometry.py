@@ -15,20 +15,20 @@ def principal_directions(vectors: Tensor, segments: Tensor, n: int, number: int)
     ``segments`` [T]; zeros where a client's vectors span fewer. The largest number of
     a direction is positive."""
     found = vectors.new_zeros(n, number, vectors.shape[1])
-    for members, where, owner, slot in by_length(segments, n):
-        padded = vectors.new_zeros(members.numel(), int(slot.max()) + 1, vectors.shape[1])
-        padded[owner, slot] = vectors[where]
-        with one_thread():
+    with one_thread():
+        for members, where, owner, slot in by_length(segments, n):
+            padded = vectors.new_zeros(members.numel(), int(slot.max()) + 1, vectors.shape[1])
+            padded[owner, slot] = vectors[where]
             if padded.shape[1] < padded.shape[2]:  # of X X^T and X^T X the smaller one
                 values, left = torch.linalg.eigh(padded @ padded.mT)
                 directions = functional.normalize(left.mT @ padded, dim=2)
             else:
                 values, right = torch.linalg.eigh(padded.mT @ padded)
                 directions = right.mT
-        there = values > 1e-6 * values[:, -1:].clamp(min=1e-12)
-        largest = directions.gather(2, directions.abs().argmax(2, keepdim=True))
-        leading = (directions * largest.sign() * there[..., None]).flip(1)[:, :number]
-        found[members, : leading.shape[1]] = leading
+            there = values > 1e-6 * values[:, -1:].clamp(min=1e-12)
+            largest = directions.gather(2, directions.abs().argmax(2, keepdim=True))
+            leading = (directions * largest.sign() * there[..., None]).flip(1)[:, :number]
+            found[members, : leading.shape[1]] = leading
     return found
 
 

@@ -78,16 +78,21 @@ def supervised_contrast(rows: Tensor, categories: Tensor, segments: Tensor, n: i
     """[T] the supervised contrastive term of each of ``rows`` [T, d] among the rows of its client ``segments`` [T]:
     ``-1/|P| sum_{p in P} log( exp(x . x_p / t) / sum_{a != x} exp(x . x_a / t) )`` for unit vectors, where P are the
     other rows of the same category (Khosla et al., NeurIPS 2020); 0 where there are none."""
+    unit = functional.normalize(rows, dim=1) / temperature**0.5
+    kinds = segments * (int(categories.max()) + 1 if categories.numel() else 1) + categories
+    kinds, numbers = torch.unique(kinds, return_inverse=True)
+    sums = unit.new_zeros(kinds.numel(), unit.shape[1]).index_add(0, numbers, unit)
+    others = torch.bincount(numbers, minlength=kinds.numel())[numbers] - 1
+    alike = ((unit * sums[numbers]).sum(1) - unit.square().sum(1)) / others.clamp(min=1)
 
-    def term(clients: Tensor, padded: Sequence[Tensor]) -> Tensor:
-        unit, kind = functional.normalize(padded[0], dim=-1), padded[1]
-        others = (kind[:, None, :] > 0) & ~torch.eye(kind.shape[1], dtype=torch.bool, device=kind.device)
-        alike = others & (kind[:, :, None] == kind[:, None, :])
-        cosines = (unit @ unit.mT) / temperature
-        shared = cosines.masked_fill(~others, -1e9).logsumexp(-1, keepdim=True)
-        return ((shared - cosines) * alike).sum(-1) / alike.sum(-1).clamp(min=1)
+    def log_others(clients: Tensor, padded: Sequence[Tensor]) -> Tensor:
+        left_out = torch.eye(padded[1].shape[1], dtype=torch.bool, device=rows.device) | ~padded[1][:, None]
+        logits = (padded[0] @ padded[0].mT).masked_fill(left_out, -1e9)
+        return logits.logsumexp(-1)
 
-    return apply_per_client(term, [rows, categories + 1], segments, n)
+    there = torch.ones_like(segments, dtype=torch.bool)
+    terms: Tensor = apply_per_client(log_others, [unit, there], segments, n) - alike
+    return terms * (others > 0)
 
 
 def alignment(users: Tensor, items: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER
-from perfedrec.methods.federated.cofedrec import CoFedRec, CoFedRecSettings, elbow, regroup
+from perfedrec.methods.federated.cofedrec import CoFedRec, CoFedRecSettings, elbow, regroup, spread
 from perfedrec.runtimes.simulator import Simulator
 
 SMALL = ("model.embedding_dim=6", "cocluster.n_categories=3", "client.local_steps=1", "client.learning_rate=0.5")
@@ -40,6 +40,14 @@ def test_every_category_and_every_user_is_drawn() -> None:
     reports, before = torch.eye(2)[:, None].expand(2, 3, 2), torch.full((2,), 3)
     drawn = {tuple(regroup(reports, before, Key(number)).tolist()) for number in range(100)}
     assert drawn == {(0, 3), (3, 0), (1, 3), (3, 1), (2, 3), (3, 2)}  # two users are on the line: a group of one
+
+
+def test_rows_are_spread_over_a_client() -> None:
+    segments = torch.tensor([0, 0, 0, 1, 1, 0, 0, 0, 1, 2])  # six, three and one
+    places, clients, share = spread(segments, 4)
+    assert places.tolist() == [0, 2, 5, 7, 3, 4, 8, 9]
+    assert clients.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+    torch.testing.assert_close(share, torch.tensor([4 / 6] * 4 + [1.0] * 4))
 
 
 def one_client(here: Simulator) -> tuple[Tensor, ...]:

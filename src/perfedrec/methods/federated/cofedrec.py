@@ -33,6 +33,9 @@ class CoClusterSettings(Settings):
     learning_rate: float = Field(0.1, ge=0, description="step of a group's table, as a share of the server's step")
     contrast: float = Field(0.01, ge=0, description="weight of the supervised contrastive term; 0: none")
     temperature: float = Field(0.2, gt=0, description="temperature of the supervised contrastive term")
+    n_contrasted: int = Field(
+        64, ge=2, description="largest number of a client's items in this term, whose cost grows with its square"
+    )
 
 
 class CoFedRecSettings(FederatedSettings):
@@ -78,9 +81,9 @@ class CoFedRec(Mixed[CoClusterState, CoClusterBroadcast], PFedRec[CoClusterState
     Departs from them: there is one group's table per category, stored as an offset from the shared table, instead of a
     whole table for each user; users who were in no group yet share one more. Users are compared by the mean of their
     table's rows in the category (fine-tuned where they have the item) instead of row by row, and by their last uploads,
-    so that a group is known before its members train. The contrastive term is over the items that a client trains on
-    instead of all items. Items are clustered by direction. Score function and item vectors take their steps together;
-    the server's optimiser is an option.
+    so that a group is known before its members train. The contrastive term is over the items that a client trains on,
+    at most ``n_contrasted`` of them, instead of all items. Items are clustered by direction. Score function and item
+    vectors take their steps together; the server's optimiser is an option.
     """
 
     Options = CoFedRecSettings
@@ -129,12 +132,11 @@ class CoFedRec(Mixed[CoClusterState, CoClusterBroadcast], PFedRec[CoClusterState
         categories, labels = batch.broadcast.categories, batch.labels
         if categories is None or not options.contrast:
             return loss
-        items = torch.cat([labels.rows.items, labels.negatives])
-        segments = torch.cat([labels.rows.segments, labels.owners])
-        rows = torch.cat([parameters.positives, parameters.negatives])
-        terms = supervised_contrast(rows, categories[items], segments, labels.rows.n_users, options.temperature)
-        order = segments.argsort(stable=True)
-        return loss + options.contrast * segment_sum(terms[order], segments[order], labels.rows.n_users)
+        order, segments, share = spread(torch.cat([labels.rows.segments, labels.owners]), options.n_contrasted)
+        kinds = categories[torch.cat([labels.rows.items, labels.negatives])[order]]
+        rows = torch.cat([parameters.positives, parameters.negatives])[order]
+        terms = supervised_contrast(rows, kinds, segments, labels.rows.n_users, options.temperature)
+        return loss + options.contrast * segment_sum(terms / share, segments, labels.rows.n_users)
 
     def report(self, broadcast: CoClusterBroadcast, rows: Rows, client_state: ClientState, key: Key) -> Tensor:
         categories, number = broadcast.categories, self.n_reported
@@ -149,6 +151,18 @@ class CoFedRec(Mixed[CoClusterState, CoClusterBroadcast], PFedRec[CoClusterState
 
     def embedding(self, broadcast: CoClusterBroadcast, rows: Rows, client_state: ClientState) -> Embedding:
         return Embedding(client_state.private[:, :-1], broadcast.items, broadcast.weights.argmax(1))
+
+
+def spread(segments: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """At most ``most`` rows of each client ``segments`` [T], evenly spread over all of its rows: their places [T'],
+    client by client, their clients [T'], and the share [T'] of its rows that a client has among them."""
+    order, counts = segments.argsort(stable=True), torch.bincount(segments)
+    owner = segments[order]
+    number = torch.arange(owner.numel(), device=owner.device) - (counts.cumsum(0) - counts)[owner]
+    kept = (number * most) % counts[owner] < most  # true for exactly ``most`` of a longer client's rows
+    kept |= counts[owner] <= most
+    share = (most / counts[owner[kept]]).clamp(max=1.0)
+    return order[kept], owner[kept], share
 
 
 def regroup(reports: Tensor, group: Tensor, key: Key) -> Tensor:
