@@ -37,7 +37,8 @@ def config(
     own: list[str] = []
     if name in TRAINED:
         own += [f"run.rounds={rounds}", "run.evaluate_every=5"]
-    if name in TRAINED and centralised(METHODS[name]):  # few interactions, and so few steps an epoch
+    steps = centralised(METHODS[name]) and "learning_rate" in METHODS[name].Options.model_fields
+    if steps:  # few interactions, and so few steps an epoch
         own += ["method.learning_rate=0.02", "method.batch_size=512"]
     if name in ("spectral_filter", "gf_cf"):
         own += ["method.n_components=4"]

@@ -19,6 +19,7 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.methods.centralised.direct_au import DirectAU
 from perfedrec.methods.centralised.ease import EASE
 from perfedrec.methods.centralised.gf_cf import GFCF
+from perfedrec.methods.centralised.ials import IALS
 from perfedrec.methods.centralised.item_knn import ItemKNN
 from perfedrec.methods.centralised.lightgcn import LightGCN
 from perfedrec.methods.centralised.lightgcn_pp import LightGCNPP
@@ -31,6 +32,7 @@ from perfedrec.methods.centralised.rp3beta import RP3Beta
 from perfedrec.methods.centralised.sgl import SGL
 from perfedrec.methods.centralised.simgcl import SimGCL
 from perfedrec.methods.centralised.simplex import SimpleX
+from perfedrec.methods.centralised.slim import SLIM
 from perfedrec.methods.centralised.spectral_filter import SpectralFilter
 from perfedrec.methods.centralised.ultragcn import UltraGCN
 from perfedrec.methods.centralised.user_knn import UserKNN
@@ -59,6 +61,8 @@ METHODS: dict[str, type[Any]] = {
     "spectral_filter": SpectralFilter,
     "gf_cf": GFCF,
     "ease": EASE,
+    "slim": SLIM,
+    "ials": IALS,
     "mf": MF,
     "lightgcn": LightGCN,
     "sgl": SGL,
@@ -96,6 +100,8 @@ TITLES = {
     "spectral_filter": "Spectral filter",
     "gf_cf": "GF-CF",
     "ease": "EASE",
+    "slim": "SLIM",
+    "ials": "iALS",
     "mf": "MF",
     "lightgcn": "LightGCN",
     "sgl": "SGL",

@@ -8,16 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
+from sklearn.linear_model import ElasticNet
 
 from perfedrec import Dataset, configure, load, train
 from perfedrec.core import memory
 from perfedrec.core.errors import ConfigError, DivergedError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import block_rows
-from perfedrec.methods.centralised import ease
+from perfedrec.core.types import Rows, block_rows
+from perfedrec.methods.centralised import ease, ials, slim
 from perfedrec.methods.centralised.direct_au import DirectAU, DirectAUSettings
 from perfedrec.methods.centralised.ease import EASE, EASESettings
 from perfedrec.methods.centralised.gf_cf import GFCF, GFCFSettings
+from perfedrec.methods.centralised.ials import IALS, IALSSettings
 from perfedrec.methods.centralised.item_knn import ItemKNN, ItemKNNSettings
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Method, Training
@@ -25,6 +28,7 @@ from perfedrec.methods.centralised.mf import MF
 from perfedrec.methods.centralised.rp3beta import RP3Beta, RP3BetaSettings
 from perfedrec.methods.centralised.sgl import SGL, SGLSettings
 from perfedrec.methods.centralised.simgcl import SimGCL, SimGCLSettings
+from perfedrec.methods.centralised.slim import SLIM, SLIMSettings
 from perfedrec.methods.centralised.spectral_filter import SpectralFilter, SpectralFilterSettings
 from perfedrec.methods.centralised.user_knn import UserKNN, UserKNNSettings
 from perfedrec.methods.centralised.vectors import VectorSettings, batches
@@ -107,43 +111,117 @@ def test_gf_cf(dataset: Dataset) -> None:
     np.testing.assert_allclose(given, matrix @ (normal.T @ normal + 0.3 * ideal), atol=1e-5)
 
 
-def test_ease(dataset: Dataset) -> None:
-    matrix = dense(dataset)
+@pytest.mark.parametrize("n_users", [N_USERS, 20])
+@pytest.mark.parametrize("at_once", [1024, 7])
+def test_ease(at_once: int, n_users: int, monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+    """With more users than items, and with fewer, where the inverse is one between users; in blocks and at once; and
+    for users who were not in training."""
+    monkeypatch.setattr(ease, "ROWS_AT_ONCE", at_once)
+    matrix, data, method = dense(dataset)[:n_users], first_users(dataset, n_users), EASE(EASESettings(l2=7.0))
     inverse = np.linalg.inv(matrix.T @ matrix + 7.0 * np.eye(N_ITEMS))
     between = np.eye(N_ITEMS) - inverse / inverse.diagonal()
-    np.testing.assert_allclose(scores(EASE(EASESettings(l2=7.0)), dataset), matrix @ between, atol=1e-5)
+    state, users = method.init(data, Key(0)), torch.arange(n_users)
+    assert isinstance(state, ease.BetweenItems) == (n_users >= N_ITEMS)
+    np.testing.assert_allclose(method.scores(state, data, users), matrix @ between, atol=1e-5)
+    everyone = first_users(dataset, N_USERS).rows
+    np.testing.assert_allclose(method.scores_of_new_users(state, data, everyone), dense(dataset) @ between, atol=1e-5)
 
 
-def test_ease_minimises_its_loss(dataset: Dataset) -> None:
-    """Each item is predicted by ridge regression on the others."""
-    matrix, method = dense(dataset), EASE(EASESettings(l2=2.0))
-    weights = method.init(Training.of(dataset, torch.device("cpu")), Key(0)).between.numpy()
+def test_ease_is_ridge_regression_of_each_item_on_the_others(dataset: Dataset) -> None:
+    matrix, data = dense(dataset), first_users(dataset, N_USERS)
+    state = EASE(EASESettings(l2=2.0)).init(data, Key(0))
+    assert isinstance(state, ease.BetweenItems)
     for item in range(0, N_ITEMS, 5):
         others = np.delete(matrix, item, axis=1)
         fitted = np.linalg.solve(others.T @ others + 2.0 * np.eye(N_ITEMS - 1), others.T @ matrix[:, item])
-        np.testing.assert_allclose(np.delete(weights[:, item], item), fitted, atol=1e-5)
-
-
-def test_ease_with_more_items_than_a_block(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
-    """The inverse is completed block by block; the last block is smaller."""
-    whole = scores(EASE(), dataset)
-    monkeypatch.setattr(ease, "ROWS_AT_ONCE", 7)
-    np.testing.assert_array_equal(scores(EASE(), dataset), whole)
+        np.testing.assert_allclose(np.delete(state.weights.numpy()[:, item], item), fitted, atol=1e-5)
 
 
 def test_what_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda: 8000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 4 * N_ITEMS**2 - 1)
     with pytest.raises(ConfigError, match=r"EASE.*38 items needs about 0\.0 GB of memory.*expected a machine"):
         scores(EASE(), dataset)
-    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    monkeypatch.setattr(memory, "free_memory", lambda: 4 * N_ITEMS**2)
     scores(EASE(), dataset)
 
 
 def test_an_l2_that_is_too_small_is_named() -> None:
     """Items that the same users have make the matrix singular."""
-    same = np.full((3, 3), 2, dtype=np.float32, order="F")
+    same = sparse.csr_array(np.ones((3, 2), dtype=np.float32))
     with pytest.raises(ConfigError, match=r"method.l2 = 1e-12 is too small"):
         ease.inverse(same, 1e-12)
+
+
+def test_slim_is_an_elastic_net_for_each_item(dataset: Dataset, training: Training) -> None:
+    """Of scikit-learn, whose loss is divided by the number of users."""
+    matrix = dense(dataset)
+    given = SLIM(SLIMSettings(l1=0.7, l2=3.0, tolerance=1e-6)).init(training, Key(0)).matrix().toarray()
+    net = ElasticNet(alpha=3.7 / N_USERS, l1_ratio=0.7 / 3.7, positive=True, fit_intercept=False, tol=1e-9)
+    for item in range(N_ITEMS):
+        others = matrix.copy()
+        others[:, item] = 0
+        np.testing.assert_allclose(given[:, item], net.fit(others, matrix[:, item]).coef_, atol=1e-5)
+    assert 0 < np.count_nonzero(given) < N_ITEMS**2 / 3
+    found = scores(SLIM(SLIMSettings(l1=0.7, l2=3.0, tolerance=1e-6)), dataset)
+    np.testing.assert_allclose(found, matrix @ given, rtol=1e-5)
+
+
+def test_slim_item_by_item_and_at_once(monkeypatch: pytest.MonkeyPatch, training: Training) -> None:
+    """Each item is fitted until its own weights are final, and for long enough if others are fitted beside it."""
+    method = SLIM(SLIMSettings(l1=0.3, l2=1.0, tolerance=1e-6))
+    whole = method.init(training, Key(0)).matrix().toarray()
+    monkeypatch.setattr(slim, "AT_ONCE", 1)
+    np.testing.assert_allclose(method.init(training, Key(0)).matrix().toarray(), whole, atol=1e-5)
+
+
+def test_slim_with_so_much_l1_that_no_weight_is_left(dataset: Dataset) -> None:
+    assert not scores(SLIM(SLIMSettings(l1=1000.0)), dataset).any()
+
+
+@pytest.mark.parametrize("at_once", [1 << 25, 1])
+def test_ials_by_solving_for_each_user_and_item(
+    at_once: int, monkeypatch: pytest.MonkeyPatch, dataset: Dataset, training: Training
+) -> None:
+    """An epoch in dense float64, with the weights of all pairs written out; in batches and one by one."""
+    monkeypatch.setattr(ials, "AT_ONCE", at_once)
+    settings = IALSSettings(embedding_dim=5, unobserved_weight=0.2, l2=0.1, l2_exponent=0.7)
+    method, matrix = IALS(settings), dense(dataset)
+    first = method.init(training, Key(3))
+    state, loss = method.epoch(first, training, Key(4))
+
+    def solved(interactions: np.ndarray, other: np.ndarray) -> np.ndarray:
+        rows = []
+        for row in interactions:
+            l2 = 0.1 * (row.sum() + 0.2 * row.size) ** 0.7
+            left = other.T @ np.diag(row + 0.2) @ other + l2 * np.eye(5)
+            rows.append(np.linalg.solve(left, other.T @ row))
+        return np.array(rows)
+
+    users = solved(matrix, first.vectors.numpy().astype(np.float64))
+    items = solved(matrix.T, users)
+    np.testing.assert_allclose(state.vectors, items, atol=1e-4)
+    predicted = users @ items.T
+    expected = (matrix * (predicted - 1) ** 2 + 0.2 * predicted**2).sum() / matrix.sum()
+    assert loss == pytest.approx(expected, rel=1e-4)
+    given = method.scores(state, training, torch.arange(N_USERS))
+    np.testing.assert_allclose(given, solved(matrix, items) @ items.T, atol=1e-4)
+
+
+def test_ials_lowers_its_loss_and_serves_users_without_items(training: Training) -> None:
+    method = IALS(IALSSettings(embedding_dim=8))
+    state, losses = method.init(training, Key(3)), []
+    for _ in range(6):
+        state, loss = method.epoch(state, training, Key(0))
+        losses.append(loss)
+    assert losses == sorted(losses, reverse=True)
+    nobody = torch.zeros(0, dtype=torch.int64)
+    rows = Rows(torch.zeros(1, dtype=torch.int64), torch.tensor([0, 0]), nobody, nobody)
+    assert not method.scores_of_new_users(state, training, rows).any()
+
+
+def first_users(dataset: Dataset, n: int) -> Training:
+    rows, _ = block_rows(torch.tensor(dataset.train.offsets), torch.tensor(dataset.train.items), torch.arange(n))
+    return Training(rows, dataset.n_items)
 
 
 def vectors() -> tuple[torch.Tensor, torch.Tensor]:
