@@ -169,32 +169,35 @@ class PTFFedRec(Federated[PTFState, PTFBroadcast, ClientState]):
         n, known = state.n_users, users >= 0
         vectors = state.final[users.clamp(min=0)]
         vectors[~known] = state.final[:n].mean(0)
-        scores, sent = self.all_scores(vectors, state.final[n:], None), None
+        logits, sent = vectors @ state.final[n:].T, None
         if state.uploads is not None:
-            sent = self.sent(state, users, scores)
-            scores = scores.gather(1, sent.clamp(min=0))
-        groups = self.groups(state, users)
-        return PTFBroadcast(items=state.items[:, :0].contiguous(), groups=groups, sent=sent, scores=scores)
+            sent = self.sent(state, users, logits)
+            logits = logits.gather(1, sent.clamp(min=0))
+        items, groups = state.items[:, :0].contiguous(), self.groups(state, users)
+        return PTFBroadcast(items=items, groups=groups, sent=sent, scores=logits.sigmoid())
 
     def sent(self, state: PTFState, users: Tensor, scores: Tensor) -> Tensor:
         """[B, a] the items whose scores (of ``scores`` [B, m]) the server sends to ``users`` [B], none before it has
         learnt anything; -1 where a user has sent all items."""
         assert state.uploads is not None
         n_items, wanted = scores.shape[1], self.settings.exchange.n_received if state.steps else 0
-        half = min(wanted // 2, n_items), min(wanted - wanted // 2, n_items)
+        half = min(wanted // 2, n_items)
         starts, ends = (torch.searchsorted(state.uploads, (users + add) * n_items) for add in (0, 1))
         counts = ends - starts
         owner = torch.repeat_interleave(counts)
         places = torch.arange(owner.numel(), device=users.device) + (starts - (counts.cumsum(0) - counts))[owner]
-        open_ = torch.ones_like(scores, dtype=torch.bool)
-        open_[owner, state.uploads[places] % n_items] = False
-        order = torch.arange(n_items, device=users.device)  # of items with equal counts the first one comes first
-        frequency = (state.counts * n_items + n_items - order).expand_as(scores).where(open_, 0)
-        value, frequent = frequency.topk(half[0], dim=1)
-        frequent = frequent.where(value > 0, -1)
-        left = scores.where(open_, -1.0).scatter(1, frequent.clamp(min=0), -1.0)
-        value, hard = left.topk(half[1], dim=1)
-        return torch.cat([frequent, hard.where(value >= 0, -1)], dim=1)
+        left = scores.index_put((owner, state.uploads[places] % n_items), scores.new_tensor(-torch.inf))
+        # The items that anybody can get as frequent ones; of items with equal counts the first one comes first.
+        most = int(counts.max()) if counts.numel() else 0
+        common = state.counts.argsort(descending=True, stable=True)[: half + most]
+        open_ = left[:, common] > -torch.inf
+        place = open_.cumsum(1)
+        taken = (open_ & (place <= half)).nonzero()
+        frequent = torch.full((users.numel(), half), -1, dtype=torch.int64, device=users.device)
+        frequent[taken[:, 0], place[taken[:, 0], taken[:, 1]] - 1] = common[taken[:, 1]]
+        left[taken[:, 0], common[taken[:, 1]]] = -torch.inf
+        value, hard = left.topk(min(wanted - wanted // 2, n_items), dim=1)
+        return torch.cat([frequent, hard.where(value > -torch.inf, -1)], dim=1)
 
     def server(self, state: PTFState, phase: str, aggregate: Aggregate, key: Key) -> PTFState:
         if aggregate.keys.numel():
