@@ -14,7 +14,7 @@ from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows, block_rows
 from perfedrec.methods.centralised.method import Method, Training
 
-AT_ONCE = 1 << 25
+AT_ONCE = 1 << 21
 """Numbers in the matrices and vectors that are solved at once."""
 
 
