@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from perfedrec.data import Catalogue, Dataset, load
+from perfedrec.evaluation import Held
 from perfedrec.federation.agreement import federated
 from perfedrec.federation.run import FederatedRun
 from perfedrec.runs import config
 from perfedrec.runs.folder import RunFolder
+from perfedrec.runtimes.evaluation import Question
+from perfedrec.runtimes.flower import Answers
 from perfedrec.runtimes.simulator import Simulator
 
 DATA = "synthetic:users=80,items=60,clusters=2,interactions_per_user=8,seed=3"
@@ -42,11 +45,17 @@ def federation(folder: Path, *overrides: str, privacy: str = "secure", data: str
         report = simulator.play()
         return simulator.state, report
 
-    coordinator: Any = SimpleNamespace(begin=lambda: simulator.state, play=play, rejected=[])
+    parts = {"valid": dataset.valid, "test": dataset.test}
+    held = {name: Held.of(each.offsets, each.items, simulator.device) for name, each in parts.items()}
+
+    def evaluate(served: Any, question: Question) -> Answers:
+        return Answers(simulator.recommender().evaluate(held[question.part], question.ks))
+
+    coordinator: Any = SimpleNamespace(begin=lambda: simulator.state, play=play, evaluate=evaluate, rejected=[])
     run.begin(coordinator, torch.arange(dataset.n_users))
     while not run.progress.over:
         run.play(coordinator, {}, print)
-    run.finish(["n0", "n1"])
+    run.finish(["n0", "n1"], test=run.test(coordinator, {}, print))
     return Federation(folder, simulator, dataset)
 
 

@@ -153,7 +153,7 @@ def up(
         from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
         from perfedrec.federation import local
-        from perfedrec.federation.agreement import federated
+        from perfedrec.federation.agreement import evaluation_of, federated
         from perfedrec.federation.coordinator import Deployment, Terms
         from perfedrec.federation.coordinator import serve as run
         from perfedrec.federation.metrics import exposed
@@ -186,7 +186,8 @@ def up(
                     needed.check_memory(count)
                 if not (quiet or as_json):
                     print_data(dataset)
-                local.lay_out(output, dataset, count, users, attributes=resolved.attributes)
+                held_out = evaluation_of(resolved).rule is not None
+                local.lay_out(output, dataset, count, users, attributes=resolved.attributes, held_out=held_out)
             port = local.free_port()
             terms = Terms(port=port, min_nodes=sum(1 for _ in (output / "nodes").iterdir()), deadline=deadline)
             catalogue, places = read_catalogue(output / local.CATALOGUE), (output / "certificates", output / "keys")

@@ -46,6 +46,10 @@ class Phase:
 TRAIN = Phase("train", "clip", "training", opens="basis")
 """A round of training. Every method has it; it comes after the method's own ``phases``."""
 
+EVALUATE = Phase("evaluate", coordinates=False)
+"""A question beside the rounds: how well a model ranks the items that users hold out. Every method has it, because a
+runtime computes the answer from :meth:`Algorithm.scores`. It changes no state, and its sums have no noise."""
+
 
 class Protects(Protocol):
     """The protection of data that leave clients (:class:`perfedrec.privacy.protection.Protection`)."""

@@ -10,6 +10,7 @@ import tomli_w
 
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError
+from perfedrec.evaluation.holdout import SECTION, EvaluationSettings
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import METHODS, method
 from perfedrec.privacy.noise import check_source
@@ -27,15 +28,22 @@ def federated(config: Config) -> Algorithm[Any, Any, Any]:
     algorithm = config.build()
     if isinstance(algorithm, Method):
         raise ConfigError(f"{config.algorithm} is centralised: it has no nodes; expected a federated method")
+    evaluation_of(config)  # may be refused
     return algorithm
 
 
+def evaluation_of(config: Config) -> EvaluationSettings:
+    """What nodes hold out, without "auto". Raises :class:`ConfigError` where privacy does not allow what was chosen."""
+    privacy = getattr(config, "privacy", None)
+    return config.evaluation.resolved(privacy is not None and (privacy.noise.any or privacy.epsilon is not None))
+
+
 def method_of(config: Config) -> str:
-    """The method and its options as TOML, without data and run.
+    """The method and its options as TOML, without data, evaluation and run.
 
     Where an epsilon is asked for, the noise that was solved for it is written down.
     """
-    tree = config.model_dump(mode="json", by_alias=True, exclude={"data", "run"}, exclude_none=True)
+    tree = config.model_dump(mode="json", by_alias=True, exclude={"data", SECTION, "run"}, exclude_none=True)
     if _unsolved(config):
         tree["privacy"]["noise"] = config.build().settings.privacy.noise.model_dump()
     return tomli_w.dumps(tree)
@@ -43,9 +51,12 @@ def method_of(config: Config) -> str:
 
 def method_for_nodes(config: Config, algorithm: Algorithm[Any, Any, Any]) -> str:
     """The configuration that nodes receive: :func:`method_of` with the noise of the ``algorithm``, and without the
-    epsilon that it was solved for."""
+    epsilon that it was solved for; and what they hold out, where they do."""
     privacy = algorithm.settings.privacy.model_copy(update={"epsilon": None})
-    return method_of(config.model_copy(update={"privacy": privacy}))
+    text, evaluation = method_of(config.model_copy(update={"privacy": privacy})), evaluation_of(config)
+    if evaluation.rule is None:
+        return text
+    return text + "\n" + tomli_w.dumps({SECTION: evaluation.model_dump(mode="json", exclude_none=True)})
 
 
 def digest_of(configuration: str, seed: int) -> str:

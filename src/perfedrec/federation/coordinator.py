@@ -176,9 +176,10 @@ def serve(
             tell(f"other nodes: {between_nodes(algorithm.settings.privacy, sizes)}")
             run.begin(coordinator, directory.identities)
             _play(run, coordinator, watch, reporter, tell, caught)
-            took = coordinator.hand_out(run.state)
+            test = run.test(coordinator, names, tell)
+            took = coordinator.hand_out(run.best)
             tell(f"{len(took)} of {len(directory.hosts)} nodes have the model")
-            return run.finish([names.get(node, str(node)) for node in took], sizes=sizes)
+            return run.finish([names.get(node, str(node)) for node in took], sizes=sizes, test=test)
 
 
 def roles(algorithm: Algorithm[Any, Any, Any]) -> str:

@@ -23,6 +23,7 @@ from perfedrec.core.address import Address
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import Catalogue, Dataset
 from perfedrec.data.interactions import Interactions, id_series
+from perfedrec.evaluation.holdout import TEST, TRAIN, VALID
 from perfedrec.federation.bundles import SERVICE, deal
 from perfedrec.federation.certificates import CA, make_certificates, make_key
 from perfedrec.runs.folder import CONFIG
@@ -41,13 +42,14 @@ def lay_out(
     users: int | None = None,
     secret: bytes | None = None,
     attributes: bool = False,
+    held_out: bool = False,
 ) -> None:
     """Make the folder of a federation: ``certificates``, ``keys``, the catalogue, ``nodes/n0/store.db`` and so on with
     a bundle beside each, and the ``service`` with its keys. The folder is either complete or absent.
 
     The training items of the first ``users`` users of a data set (default: all) are dealt out to the nodes, each user
-    to one node, with their ``attributes`` or without. With a ``secret`` that all nodes share their random draws are
-    those of a simulation, for tests.
+    to one node, with their ``attributes`` or without; with ``held_out`` the other parts of the split as well. With a
+    ``secret`` that all nodes share their random draws are those of a simulation, for tests.
     """
     parts, catalogue = parted(dataset.train, nodes, users), Catalogue.of(dataset, attributes)
     check_free(folder)
@@ -59,7 +61,7 @@ def lay_out(
         for name in (SERVICE, *names):
             make_key(made / "keys" / name)
         deal(made / "nodes", names, made / SERVICE)
-        deal_out(made / "nodes", dataset, catalogue, parts, secret)
+        deal_out(made / "nodes", dataset, catalogue, parts, secret, held_out)
         made.replace(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -88,28 +90,32 @@ def deal_out(
     catalogue: Catalogue,
     parts: list[NDArray[np.int64]],
     secret: bytes | None = None,
+    held_out: bool = False,
 ) -> None:
     """Make the stores ``n0/store.db`` and so on, one for each of the ``parts``, which are consecutive users.
 
-    The users' attributes are stored where the ``catalogue`` has an encoding of them.
+    With ``held_out`` users get their validation and test items as well, marked as such. The users' attributes are
+    stored where the ``catalogue`` has an encoding of them.
     """
     train, known = dataset.train, dataset.user_attributes if catalogue.encoding is not None else None
     names = id_series(train.user_ids).cast(pl.String).to_list()
     for number, part in enumerate(parts):
         place = folder / f"n{number}"
         place.mkdir(parents=True, exist_ok=True)
-        rows = slice(int(train.offsets[part[0]]), int(train.offsets[part[-1] + 1]))
-        owners = np.repeat(part, np.diff(train.offsets)[part])
-        frame = pl.DataFrame(
-            {
-                "user": [names[each] for each in owners],
-                "item": id_series(train.item_ids)[train.items[rows]],
-            }
-        )
+        given = {TRAIN: train, **({VALID: dataset.valid, TEST: dataset.test} if held_out else {})}
+        frame = pl.concat([_rows_of(each, part, names, mark) for mark, each in given.items()])
         attributes = None if known is None else {names[each]: known.values[each].tolist() for each in part}
         with Store.create(place / "store.db", train.item_ids, secret, catalogue.encoding) as store:
             identities = {names[each]: int(each) for each in part}
             store.import_interactions(frame, identities=identities, attributes=attributes)
+
+
+def _rows_of(given: Interactions, users: NDArray[np.int64], names: list[str], part: int) -> pl.DataFrame:
+    """The interactions of consecutive ``users``, who have these ``names``, all of them of one ``part``."""
+    rows = slice(int(given.offsets[users[0]]), int(given.offsets[users[-1] + 1]))
+    owners = np.repeat(users, np.diff(given.offsets)[users])
+    items = id_series(given.item_ids)[given.items[rows]]
+    return pl.DataFrame({"user": [names[each] for each in owners], "item": items}).with_columns(part=pl.lit(part))
 
 
 @contextmanager

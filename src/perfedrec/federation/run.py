@@ -16,15 +16,17 @@ from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Plan
 from perfedrec.data import Catalogue
 from perfedrec.data.catalogue import ENCODING
-from perfedrec.federation.agreement import digest_of, method_for_nodes
+from perfedrec.federation.agreement import digest_of, evaluation_of, method_for_nodes
 from perfedrec.privacy.report import NO_AUDIT, NOT_KEPT, privacy_block
 from perfedrec.runs import opened as opened_sums
 from perfedrec.runs.checkpoint import Loaded, check_phases
 from perfedrec.runs.config import NODES, Config
 from perfedrec.runs.folder import CONFIG, ENVIRONMENT, ITEMS, Entry, RunFolder
 from perfedrec.runs.progress import Progress, round_name
+from perfedrec.runs.selection import Selection
 from perfedrec.runs.shared_model import STATE, USERS
-from perfedrec.runs.summary import Summary
+from perfedrec.runs.summary import FULL, Summary
+from perfedrec.runtimes.evaluation import Question
 from perfedrec.runtimes.flower import Coordinator, Rejection, ServiceClient, Setup, needs_service
 
 LINK = "superlink"
@@ -32,6 +34,9 @@ LINK = "superlink"
 
 BEFORE_ROUNDS = (CONFIG, ENVIRONMENT, ITEMS, "item_attributes.csv", ENCODING, LINK)
 """What is in the folder of a run before nodes are asked for anything."""
+
+BEST = "best"
+"""Name of the record of a checkpoint that has the served state of the best round."""
 
 SERVICE = "mediator"
 """Name of the record of a checkpoint that has what the service gave out."""
@@ -70,7 +75,9 @@ class FederatedRun:
         self.config, self.algorithm, self.folder = config, algorithm, folder
         self.n_phases = len(algorithm.phases)
         self.progress = Progress(config.run.rounds + self.n_phases, config.run.select_by, n_phases=self.n_phases)
+        self.selection, self.evaluation = Selection(config.run, self.progress), evaluation_of(config)
         self._state: RoundState | None = None
+        self._best: RoundState | None = None
         self.users: Tensor | None = None
         self.service_client: ServiceClient | None = None
         configuration = method_for_nodes(config, algorithm)
@@ -94,6 +101,12 @@ class FederatedRun:
         assert self._state is not None, "the run has not begun"
         return self._state
 
+    @property
+    def best(self) -> RoundState:
+        """The served state of the best round; of the last one, where nothing has been evaluated."""
+        served: RoundState = self.algorithm.serving(self.state) if self._best is None else self._best
+        return served
+
     def _is_unbegun(self) -> bool:
         """Whether the folder is that of a coordinator that ended before it asked nodes for anything."""
         folder = self.folder
@@ -106,6 +119,9 @@ class FederatedRun:
         if self._loaded is not None:
             check_phases(self._loaded, self.algorithm)
             self.progress = self.progress.resumed(self._loaded.extra["standing"])
+            self.selection = Selection(self.config.run, self.progress)
+            self.selection.best_valid = self._loaded.extra.get("best_valid", {})  # none in versions before 0.5
+            self.selection.end_early()
             self.users = self._loaded.records[USERS][0]["users"]
         self.folder.forget_after(self.progress.done)
         return name
@@ -129,11 +145,13 @@ class FederatedRun:
             return
         blank: RoundState = coordinator.blank()
         self._state = copied(unflatten(type(blank), *self._loaded.records[STATE]))
+        if BEST in self._loaded.records:
+            self._best = copied(unflatten(type(blank), *self._loaded.records[BEST]))
 
     def play(
         self, coordinator: Coordinator, names: Mapping[int, str], tell: Callable[[str], None]
     ) -> tuple[Entry, list[tuple[str, str]]]:
-        """Play a round and write its checkpoint.
+        """Play a round, have the nodes evaluate it if that is due, and write its checkpoint.
 
         Returns the entry of the history, and the names of the nodes that the round went on without, with the reasons.
         ``tell`` receives a line about each of these nodes.
@@ -141,12 +159,48 @@ class FederatedRun:
         start = time.perf_counter()
         self._state, report = coordinator.play(self.state)
         seconds = time.perf_counter() - start
-        without = self._record_rejections(coordinator.rejected, names, tell)
-        entry = Entry(report, seconds)
         self.progress.count(report, seconds)
+        valid = None
+        if self.evaluation.rule is not None and self.selection.is_due:
+            valid = self._evaluate(coordinator, tell)
+            self.selection.end_early()
+        without = self._record_rejections(coordinator.rejected, names, tell)
+        entry = Entry(report, seconds, valid)
         self.folder.append(entry)
         self.checkpoint()
         return entry, without
+
+    def _evaluate(self, coordinator: Coordinator, tell: Callable[[str], None]) -> dict[str, float] | None:
+        """The validation metrics after the last round, whose state is kept if it is the best so far; ``None`` where no
+        figure is opened."""
+        served: RoundState = self.algorithm.serving(self.state)
+        valid = self._ask(coordinator, served, "valid", tell)
+        if self.selection.is_better(valid):
+            self._best = copied(served)
+        return valid or None
+
+    def _ask(
+        self, coordinator: Coordinator, served: RoundState, part: str, tell: Callable[[str], None]
+    ) -> dict[str, float]:
+        """The metrics of a state on a ``part`` of the held-out items; empty where no figure is opened."""
+        keep = () if self._best is None else (self._best.round,)
+        start = time.perf_counter()
+        answers = coordinator.evaluate(served, Question(part, self.config.run.cutoffs, served.round, keep))
+        self.progress.seconds += time.perf_counter() - start
+        self.progress.bytes_up += answers.bytes_up
+        self.progress.bytes_down += answers.bytes_down
+        if answers.why:
+            where = round_name(served.round - 1, self.n_phases)
+            tell(f"{where}: no figure of {part} is opened: {answers.why}")
+        return answers.metrics
+
+    def test(self, coordinator: Coordinator, names: Mapping[int, str], tell: Callable[[str], None]) -> dict[str, float]:
+        """The test metrics of the best round, once; empty where nothing was evaluated."""
+        if self.evaluation.rule is None or not self.selection.best_valid:
+            return {}
+        found = self._ask(coordinator, self.best, "test", tell)
+        self._record_rejections(coordinator.rejected, names, tell)
+        return found
 
     def keep_opened(self, state: RoundState, plan: Plan, total: Aggregate) -> None:
         """Keep what was opened in a round, for an audit."""
@@ -160,7 +214,10 @@ class FederatedRun:
         records: dict[str, Any] = {STATE: self.state, USERS: Participants(self.users)}
         if self.service_client is not None:
             records[SERVICE] = self.service_client.tensors()
-        self.folder.save_checkpoint(self.progress.done, records, self.belongs, {"standing": asdict(self.progress)})
+        if self._best is not None:
+            records[BEST] = self._best
+        extra = {"standing": asdict(self.progress), "best_valid": self.selection.best_valid}
+        self.folder.save_checkpoint(self.progress.done, records, self.belongs, extra)
 
     def _record_rejections(
         self, rejected: list[Rejection], names: Mapping[int, str], tell: Callable[[str], None]
@@ -175,21 +232,29 @@ class FederatedRun:
         return without
 
     def finish(
-        self, nodes_with_model: list[str], secure_aggregation: str = "SecAgg+", sizes: Sequence[int] = ()
+        self,
+        nodes_with_model: list[str],
+        secure_aggregation: str = "SecAgg+",
+        sizes: Sequence[int] = (),
+        test: Mapping[str, float] | None = None,
     ) -> Summary:
-        """Store the model and the summary. ``secure_aggregation`` is the name of the protocol, or "simulated", and
-        ``sizes`` are the numbers of users on the nodes."""
+        """Store the model of the best round and the summary. ``secure_aggregation`` is the name of the protocol, or
+        "simulated", ``sizes`` are the numbers of users on the nodes, and ``test`` the metrics of :meth:`test`."""
         assert self.users is not None
-        trained, settings = self.progress.done - self.n_phases, self.algorithm.settings.privacy
-        records = {STATE: self.algorithm.serving(self.state), USERS: Participants(self.users)}
-        self.folder.save_model(records, self.belongs, {"best_round": trained, "valid": {}})
+        trained, settings = self.progress.trained, self.algorithm.settings.privacy
+        best, valid = self.selection.best_round, self.selection.best_valid
+        records = {STATE: self.best, USERS: Participants(self.users)}
+        self.folder.save_model(records, self.belongs, {"best_round": best, "valid": valid})
         releases = self.algorithm.releases(max(trained, 0), self.users.numel())
         audit = NO_AUDIT if (self.folder.path / opened_sums.FOLDER).exists() else NOT_KEPT
         block = privacy_block(settings, releases, secure_aggregation, self.algorithm.reports_vectors, sizes, audit)
         summary = Summary(
             algorithm=self.config.algorithm,
             n_phases=self.n_phases,
-            best_round=trained,
+            best_round=best,
+            valid=valid,
+            test=dict(test or {}),
+            protocols={"test": FULL} if test else {},
             users=self.users.numel(),
             nodes_with_model=nodes_with_model,
             communication=self.progress.sent(self.users.numel()),

@@ -25,7 +25,8 @@ from perfedrec.runs.config import Config, load, open_data
 from perfedrec.runs.config_errors import explain
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.progress import Lines
-from perfedrec.runtimes.flower import Coordinator, Directory, Federation
+from perfedrec.runtimes.evaluation import Question
+from perfedrec.runtimes.flower import Answers, Coordinator, Directory, Federation
 from perfedrec.runtimes.flower.virtual import partitions, virtual_client, virtual_server
 from perfedrec.runtimes.node import Store
 
@@ -85,6 +86,11 @@ class Strict(Coordinator):
         self._check()
         return after
 
+    def evaluate(self, served: Any, question: Question) -> Answers:
+        answers = super().evaluate(served, question)
+        self._check()
+        return answers
+
     def _check(self) -> None:
         for each in self.rejected:
             raise PerfedrecError(
@@ -112,7 +118,7 @@ def play(grid: Any, given: Mapping[str, Any]) -> None:
     name = output.path.absolute().name
     run = FederatedRun(config, algorithm, catalogue, output, name, resume, dataset.fingerprint)
     if not resume:
-        deal_out(output.path / NODES, dataset, catalogue, parts)
+        deal_out(output.path / NODES, dataset, catalogue, parts, held_out=run.evaluation.rule is not None)
     names = {node: f"n{place}" for node, place in sorted(places.items())}
     coordinator = _coordinator(grid, run, dataset, catalogue, names)
     hosts = {node: torch.from_numpy(parts[place]) for node, place in places.items()}
@@ -122,8 +128,9 @@ def play(grid: Any, given: Mapping[str, Any]) -> None:
     while not run.progress.over:
         run.play(coordinator, names, print)
         reporter.round(run.progress)
-    took = sorted(places[node] for node in coordinator.hand_out(run.state))
-    run.finish([f"n{place}" for place in took], "simulated")
+    test = run.test(coordinator, names, print)
+    took = sorted(places[node] for node in coordinator.hand_out(run.best))
+    run.finish([f"n{place}" for place in took], "simulated", test=test)
 
 
 def _is_resumed(output: RunFolder) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import DELTA_GRID, FIXED_POINT, Aggregate
-from perfedrec.core.algorithm import TRAIN, Phase
+from perfedrec.core.algorithm import EVALUATE, TRAIN, Phase
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, fold_in, laplace
 from perfedrec.core.types import Rows, Update
@@ -52,7 +52,7 @@ class Protection:
 
     def __init__(self, settings: PrivacySettings, phases: Iterable[Phase] = ()) -> None:
         self.settings = settings
-        self.phases: dict[str, Phase] = {}
+        self.phases: dict[str, Phase] = {EVALUATE.name: EVALUATE}  # refused elsewhere where noise is promised
         for each in (*phases, TRAIN):
             self.phases[each.name] = _accounted(each, settings)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model, model_vali
 from perfedrec.core.device import pick_device
 from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.settings import Settings
+from perfedrec.evaluation.holdout import SECTION, EvaluationSettings
 from perfedrec.evaluation.ranking import CUTOFFS
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import METHODS, AnyMethod, centralised, method, name_of
@@ -35,6 +36,7 @@ from perfedrec.runs.run_settings import RunSettings as RunSettings
 
 _FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint says whether the data are the same
 _FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # these change no result
+_FREE |= {"evaluation.hold_out", "evaluation.ratio"}  # of federations of nodes, which this does not compare
 
 _OTHER_FILES = {
     "methods": "the file of a comparison (perfedrec bench runs it)",
@@ -51,6 +53,7 @@ class Config(Settings):
 
     algorithm: str = Field(DEFAULT, description="the method: a name, or file.py:Class")
     data: DataSettings = DataSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     run: RunSettings = RunSettings()
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
@@ -228,8 +231,8 @@ def in_file(file: str | Path | None) -> dict[str, Any]:
 
 def as_written(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of a configuration that the package itself wrote in full. Before 0.3.0 there was no privacy.rank, and
-    secure sums were opened by item."""
-    privacy = tree.get("privacy")
+    secure sums were opened by item. Where there is no section evaluation, nodes hold nothing out."""
+    tree, privacy = {SECTION: {"hold_out": "none"}, **tree}, tree.get("privacy")
     if not isinstance(privacy, Mapping) or privacy.get("aggregation") != "secure":
         return dict(tree)
     return {**tree, "privacy": {"rank": 0, **privacy}}
@@ -238,6 +241,8 @@ def as_written(tree: Mapping[str, Any]) -> dict[str, Any]:
 def identity(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree without the options that did not exist before 0.3.0, where they have the meaning that it had then."""
     tree, privacy, run = dict(tree), tree.get("privacy"), tree.get("run")
+    if tree.get(SECTION) == {"hold_out": "none"}:
+        del tree[SECTION]
     if isinstance(privacy, Mapping) and not privacy.get("rank"):
         tree["privacy"] = {name: value for name, value in privacy.items() if name not in SECURE_ONLY}
     if isinstance(run, Mapping) and tuple(run.get("ks", CUTOFFS)) == CUTOFFS:

@@ -53,6 +53,11 @@ class Progress:
         return Progress(**{**stored, **planned, "seconds": 0.0, "started_at": stored["done"]})
 
     @property
+    def trained(self) -> int:
+        """Rounds of training played; 0 and below before training."""
+        return self.done - self.n_phases
+
+    @property
     def place(self) -> str:
         """The last round as people count: see :func:`place`."""
         return place(self.done, self.total, self.n_phases, self.phase)

@@ -14,6 +14,7 @@ from perfedrec.runs.engine import Engine
 from perfedrec.runs.folder import Entry
 from perfedrec.runs.progress import Progress
 from perfedrec.runs.result import held_out
+from perfedrec.runs.selection import Selection
 
 _BEST = "best-"
 """Prefix of the records of the best round in a checkpoint."""
@@ -30,21 +31,25 @@ class Rounds:
         self.progress = Progress(
             run.rounds + self.n_phases, run.select_by, n_phases=self.n_phases, users=dataset.n_users
         )
+        self.selection = Selection(run, self.progress)
         self.history: list[Entry] = []
         self.best: Recommender | None = None
-        self.best_valid: dict[str, float] = {}
         self._valid = held_out(dataset.valid, engine.recommender().device)
 
     @property
     def trained(self) -> int:
         """Rounds of training played; 0 and below before training."""
-        return self.progress.done - self.n_phases
+        return self.progress.trained
 
     @property
     def best_round(self) -> int:
-        """The best round, counted in rounds of training; the last one where there are no validation data."""
-        best = self.progress.best_round
-        return self.trained if best is None else best
+        """The best round: see :attr:`Selection.best_round`."""
+        return self.selection.best_round
+
+    @property
+    def best_valid(self) -> dict[str, float]:
+        """The validation metrics of the best round."""
+        return self.selection.best_valid
 
     def play(self) -> Entry:
         """Play the next round, and evaluate it if that is due."""
@@ -53,10 +58,9 @@ class Rounds:
         seconds = time.perf_counter() - start
         self.progress.count(report, seconds)
         valid = None
-        # Rounds before training are few, and one of them may be the best: all of them are evaluated.
-        if self.trained <= 0 or self._is_evaluated() or self.progress.over:
+        if self.selection.is_due:
             valid = self._evaluate()
-            self._end_early()
+            self.selection.end_early()
         entry = Entry(report, seconds, valid)
         self.history.append(entry)
         return entry
@@ -72,29 +76,10 @@ class Rounds:
         """The validation metrics after the last round, whose recommender is kept if it is the best so far."""
         start = time.perf_counter()
         valid = self.engine.recommender().evaluate(self._valid, self.run.cutoffs)
-        self._compare(valid)
+        if self.selection.is_better(valid):
+            self.best = self.engine.recommender().frozen()
         self.progress.seconds += time.perf_counter() - start
         return valid
-
-    def _is_evaluated(self) -> bool:
-        """Whether the last round of training is one of every ``evaluate_every``."""
-        return self.trained % self.run.evaluate_every == 0
-
-    def _compare(self, valid: dict[str, float]) -> None:
-        """Keep the last round's recommender if it is the best so far."""
-        value = valid.get(self.run.select_by)
-        self.progress.value = value
-        if value is None and not self.progress.over:
-            return  # there are no validation data: the last round is taken
-        if value is None or self.progress.best is None or value > self.progress.best:
-            self.progress.best, self.progress.best_round = value, self.trained
-            self.best, self.best_valid = self.engine.recommender().frozen(), valid
-
-    def _end_early(self) -> None:
-        """Make the last round the last one of all, if the best one was ``patience`` rounds ago."""
-        best, patience = self.progress.best_round, self.run.patience
-        if patience and self._is_evaluated() and best is not None and self.trained - max(best, 0) >= patience:
-            self.progress.total = self.progress.done
 
     def records(self) -> dict[str, Any]:
         """The records of a checkpoint: those of the engine, and those of the best round."""
@@ -108,8 +93,9 @@ class Rounds:
     def restore(self, loaded: Loaded) -> None:
         """Continue from a checkpoint: afterwards the run is the one that was not interrupted."""
         self.progress = self.progress.resumed(loaded.extra["standing"])
-        self._end_early()
-        self.best_valid = loaded.extra["best_valid"]
+        self.selection = Selection(self.run, self.progress)
+        self.selection.end_early()
+        self.selection.best_valid = loaded.extra["best_valid"]
         self.engine.restore(loaded.records, self.progress.done)
         best = {name.removeprefix(_BEST): each for name, each in loaded.records.items() if name.startswith(_BEST)}
         if best:
@@ -118,5 +104,5 @@ class Rounds:
     def finish(self) -> Recommender:
         """The recommender of the best round, of the last one where no round was evaluated."""
         if self.best is None:
-            self.best, self.best_valid = self.engine.recommender().frozen(), {}
+            self.best, self.selection.best_valid = self.engine.recommender().frozen(), {}
         return self.best

@@ -39,8 +39,8 @@ class Summary:
 
     A simulated run has metrics of validation and test, the latter also of popularity and, if asked for, among sampled
     negatives, the names of the ``protocols``, and how the ``data`` were prepared and split, in sentences (nothing in
-    runs of versions before 0.4). A federation has none of these. It has its number of ``users`` and
-    the names of the nodes that received the model, ``nodes_with_model``.
+    runs of versions before 0.4). A federation has its number of ``users`` and the names of the nodes that received the
+    model, ``nodes_with_model``; and where its nodes hold items out, metrics of validation and test.
     """
 
     algorithm: str
@@ -60,7 +60,8 @@ class Summary:
     def stored(self) -> dict[str, Any]:
         """As ``result.json`` has it, where ``n_phases`` is called "prelude"."""
         simulated = ["valid", "test", "test_sampled", "protocols", "popularity", "data"]
-        names = simulated if self.nodes_with_model is None else ["users", "nodes_with_model"]
+        evaluated = [name for name in ("valid", "test", "protocols") if getattr(self, name)]
+        names = simulated if self.nodes_with_model is None else ["users", "nodes_with_model", *evaluated]
         return {
             "algorithm": self.algorithm,
             "prelude": self.n_phases,

@@ -160,7 +160,7 @@ def belonging(algorithm: AnyMethod, dataset: Dataset, config: Config) -> dict[st
     """What the checkpoints of a run belong to: the data's fingerprint, and a digest of the configuration without the
     options that may change when the run is resumed."""
     free = {"rounds", "patience", "users_per_node", "threads", "block_size", "device", "checkpoint_every"}
-    settings = identity(config.model_dump(mode="json", exclude={"data": True, "run": free}))
+    settings = identity(config.model_dump(mode="json", exclude={"data": True, "evaluation": True, "run": free}))
     if not isinstance(algorithm, Method):  # the noise as it was solved: a resumed run must not solve for it again
         settings["noise"] = algorithm.settings.privacy.noise.model_dump()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from perfedrec.cli import app
 from perfedrec.core.errors import DataError
 from perfedrec.data import Encoding
+from perfedrec.evaluation.holdout import TEST, HoldOut
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PerFedRecSettings
 from perfedrec.methods.federated.state import PerFedRecBroadcast
@@ -52,7 +53,7 @@ class Traces:
 
 
 EVERYTHING = {"name", "identity", "items", "vector", "moments", "tuned", "secret", "start", "attributes"}
-EVERYTHING |= {f"row {number}" for number in range(20)}
+EVERYTHING |= {f"row {number}" for number in range(21)}
 
 
 def build(path: Path) -> tuple[Store, dict[str, Traces]]:
@@ -68,7 +69,7 @@ def build(path: Path) -> tuple[Store, dict[str, Traces]]:
         store.import_interactions(
             pl.DataFrame(pairs, schema=["user", "item"], orient="row"), identities=identities, attributes=attributes
         )
-    store.join_run(ALGORITHM, "run")
+    store.join_run(ALGORITHM, "run", hold_out=HoldOut("leave-one-out"))
     users = store.everyone()
     broadcast = PerFedRecBroadcast(
         items=torch.randn(N_ITEMS, DIM),
@@ -88,19 +89,23 @@ def build(path: Path) -> tuple[Store, dict[str, Traces]]:
 
     for number in range(3):  # pages are freed and used again
         store.answer_round(number, b"tables", work)
+    store.keep_states(3, [])
     client_state, traces = store.load_client_states(users, positions), {}
     for name in (WANTED, OTHER):
         place = users.tolist().index(store.identity(name))
         with closing(sqlite3.connect(path)) as connection:
             (key,) = connection.execute("SELECT user FROM users WHERE id = ?", (name,)).fetchone()
         assert key > 255
-        # A row of interactions as SQLite writes it: lengths and types of two numbers of two bytes each.
-        cells = [b"\x07\x03\x02\x02" + key.to_bytes(2, "big") + int(item).to_bytes(2, "big") for item in items[name]]
+        pair = {int(item): key.to_bytes(2, "big") + int(item).to_bytes(2, "big") for item in items[name]}
+        # A row of interactions as SQLite writes it: lengths and types of two numbers of two bytes each, and no part.
+        cells = [b"\x08\x04\x02\x02\x00" + each for each in pair.values()]
+        tested = int(store.held_out(torch.tensor([store.identity(name)]), TEST).items)
+        cells.append(b"\x0a\x05\x09\x02\x02\x01" + pair[tested] + b"\x02")  # of run 1, as part 2
         traces[name] = Traces(
             name=name.encode(),
             identity=store.identity(name).to_bytes(4, "big"),
             rows=cells,
-            items=items[name].tobytes(),
+            items=rows.items[rows.offsets[place] : rows.offsets[place + 1]].numpy().tobytes(),
             vector=client_state.private[place].numpy().tobytes(),
             moments=client_state.first[place].numpy().tobytes(),
             tuned=client_state.rows[rows.offsets[place] : rows.offsets[place + 1]].numpy().tobytes(),

@@ -11,6 +11,7 @@ from perfedrec.runtimes.flower.codec import REASONS, BroadcastLayout, Setup, Tas
 from perfedrec.runtimes.flower.connection import AwayError, Endpoint, RefusedError
 from perfedrec.runtimes.flower.control import Control
 from perfedrec.runtimes.flower.coordinator import Coordinator
+from perfedrec.runtimes.flower.evaluation import Answers
 from perfedrec.runtimes.flower.exchange import Rejection
 from perfedrec.runtimes.flower.fleet import Fleet
 from perfedrec.runtimes.flower.grid import attached
@@ -27,6 +28,7 @@ from perfedrec.runtimes.flower.superlink_process import Certificates, SuperLink
 __all__ = [
     "REASONS",
     "Activity",
+    "Answers",
     "AwayError",
     "BroadcastLayout",
     "Bundle",

@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate
-from perfedrec.core.algorithm import Algorithm, B, S
+from perfedrec.core.algorithm import EVALUATE, Algorithm, B, S
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import Scalar, flatten, unflatten
 
@@ -186,7 +186,7 @@ class Instructions(Generic[S]):
         self.layout, self.n_groups = BroadcastLayout.of(algorithm), algorithm.n_groups(state)
         # All groups keep their numbers where uploads are dense, because then only the client may know a user's group;
         # to recommend with, because the group of a new user is not known yet; and where nothing is sent by groups.
-        self.all_groups = phase == SERVING or algorithm.protection.sums or not self.layout.per_group
+        self.all_groups = phase in (SERVING, EVALUATE.name) or algorithm.protection.sums or not self.layout.per_group
         self._packed: dict[str, ArrayRecord] = {}
 
     def content(self, users: Tensor) -> RecordDict:

@@ -17,8 +17,11 @@ from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Plan, RoundReport
+from perfedrec.runtimes.evaluation import Question
+from perfedrec.runtimes.flower import evaluation
 from perfedrec.runtimes.flower.codec import SERVING, Instructions, UploadError, array_bytes
 from perfedrec.runtimes.flower.connection import AwayError
+from perfedrec.runtimes.flower.evaluation import Answers
 from perfedrec.runtimes.flower.exchange import BYTES_A_SECOND, POLL, Rejection, exchange
 from perfedrec.runtimes.flower.registration import Registration
 from perfedrec.runtimes.flower.rounds import Directory, Federation, Round, play_round
@@ -155,6 +158,18 @@ class Coordinator:
             self.rejected.append(Rejection(node, state.round, "", "away", "it is not connected", 0))
         connected = {node: users for node, users in directory.hosts.items() if node in present}
         return play_round(self.grid, self.federation, replace(directory, hosts=connected), state, self.rejected)
+
+    def evaluate(self, served: Any, question: Question) -> Answers:
+        """Put a ``question`` about a ``served`` state to all users whose nodes are connected. Nodes whose answers are
+        missing are appended to ``rejected``."""
+        directory, present = self._assembled(), self._look()
+        connected = {node: users for node, users in directory.hosts.items() if node in present}
+        alone = sum(users.numel() > 0 for users in directory.hosts.values()) < 2
+        answers = evaluation.ask(
+            self.grid, self.federation, replace(directory, hosts=connected), served, question, alone
+        )
+        self.rejected += answers.rejections
+        return answers
 
     def hand_out(self, state: Any) -> list[int]:
         """Send every connected node the model that it recommends with, and return the nodes that received it."""

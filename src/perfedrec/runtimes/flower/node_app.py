@@ -15,12 +15,13 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from perfedrec.core.aggregate import Aggregate
-from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.algorithm import EVALUATE, Algorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.extras import MissingExtraError
+from perfedrec.evaluation.holdout import rule_in
 from perfedrec.privacy.noise import check_source
 from perfedrec.privacy.policy import Policy
-from perfedrec.runtimes.flower import service
+from perfedrec.runtimes.flower import evaluation, service
 from perfedrec.runtimes.flower.client_app import sum_of_users
 from perfedrec.runtimes.flower.codec import (
     BroadcastLayout,
@@ -134,6 +135,11 @@ class NodeApp:
     def _sum(self, content: RecordDict, algorithm: Algorithm[Any, Any, Any], seed: int) -> Aggregate:
         """The sum over the users that a message asks for."""
         task = self._task(content, algorithm)
+        if task.phase == EVALUATE.name:
+            self._check_policy(task.phase, algorithm)
+            question = evaluation.read_question(content, task.round)
+            self._last_sum = question.number, digest(content, without=RECORD)
+            return evaluation.answer(self.store, algorithm, task, question)
         self._check_phase(task, algorithm)
         self._last_sum = task.round, digest(content, without=RECORD)
         total = answer_once(self.store, algorithm, task, self._last_sum[1], seed)
@@ -149,7 +155,11 @@ class NodeApp:
             due = "degrees" if task.round == -1 and algorithm.needs_degrees else "no phase"
         if task.phase != due:
             raise UploadError("phase", f"phase {task.phase} came in round {task.round}; expected {due}")
-        if self.policy is not None and (why := self.policy.objection_to(task.phase, algorithm)):
+        self._check_policy(task.phase, algorithm)
+
+    def _check_policy(self, phase: str, algorithm: Algorithm[Any, Any, Any]) -> None:
+        """Refuse a phase that the node's owner does not allow."""
+        if self.policy is not None and (why := self.policy.objection_to(phase, algorithm)):
             raise UploadError("policy", self._objection(self.policy, why))
 
     @staticmethod
@@ -166,7 +176,8 @@ class NodeApp:
         """The method of a setup that this node agrees to, and the seed of its users' draws."""
         if self._joined is None or self._joined[0] != setup:
             algorithm = self._method(setup)
-            seed = self.store.join_run(algorithm, setup.run, configuration=setup.configuration)
+            rule, text = rule_in(setup.configuration), setup.configuration
+            seed = self.store.join_run(algorithm, setup.run, configuration=text, hold_out=rule)
             self._joined = setup, algorithm, seed
         return self._joined[1:]
 

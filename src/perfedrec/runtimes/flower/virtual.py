@@ -17,8 +17,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from perfedrec.core.aggregate import Aggregate
-from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.algorithm import EVALUATE, Algorithm
 from perfedrec.core.errors import PerfedrecError
+from perfedrec.evaluation.holdout import rule_in
+from perfedrec.runtimes.flower import evaluation
 from perfedrec.runtimes.flower.codec import BroadcastLayout, Setup, Task, digest, reply
 from perfedrec.runtimes.flower.exchange import POLL, exchange
 from perfedrec.runtimes.flower.node_app import answer_once
@@ -46,8 +48,11 @@ def virtual_client(
         algorithm = build(setup.configuration)
         store, seed = hosted(context.run_config, int(context.node_config["partition-id"]))
         with store:
-            store.join_run(algorithm, setup.run, seed)
+            store.join_run(algorithm, setup.run, seed, hold_out=rule_in(setup.configuration))
             task = Task.read(message.content, BroadcastLayout.of(algorithm), store.device)
+            if task.phase == EVALUATE.name:
+                question = evaluation.read_question(message.content, task.round)
+                return evaluation.answer(store, algorithm, task, question)
             return answer_once(store, algorithm, task, digest(message.content, without=RECORD), seed)
 
     @app.train()

@@ -96,6 +96,23 @@ MIGRATIONS: tuple[str, ...] = (
     -- Fields of client states and of the served model have other names from here on. What is stored keeps its names and
     -- is read by either one. A version that knows the old names alone refuses the file.
     """,
+    """
+    ALTER TABLE interactions ADD COLUMN part INTEGER;
+    CREATE TABLE held_out (
+        run INTEGER NOT NULL REFERENCES runs,
+        user INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+        item INTEGER NOT NULL REFERENCES items,
+        part INTEGER NOT NULL,
+        PRIMARY KEY (run, user, item)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE kept_states (
+        run INTEGER NOT NULL REFERENCES runs,
+        round INTEGER NOT NULL,
+        user INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+        content BLOB,
+        UNIQUE (run, round, user)
+    ) STRICT;
+    """,
 )
 """Entry ``i`` turns version ``i`` of the schema into version ``i + 1``. An entry that was released is never changed."""
 

@@ -70,10 +70,11 @@ class ModelStore(RoundStore):
 
         Raises :class:`StoreError` if the node has received no model.
         """
-        run = self.served().run
+        served = self.served()
+        run = served.run
         with self._database.reading() as db:
             row = db.execute("SELECT number FROM runs WHERE run = ?", (run,)).fetchone()
-        self._use_run(algorithm, run, row[0] if row is not None else 0)
+        self._use_run(algorithm, run, row[0] if row is not None else 0, served=served.round)
 
     def broadcast(self, cls: type[B], users: Tensor) -> B:
         """The served broadcast of ``users`` [B], a record of type ``cls``. Users whom the model does not know get what

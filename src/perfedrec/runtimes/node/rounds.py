@@ -10,6 +10,7 @@ answers a round once (:meth:`RoundStore.answer_round`), and it does not go back 
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -23,10 +24,13 @@ from torch import Tensor
 
 from perfedrec.core.algorithm import Algorithm, ClientRecord
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.keys import Key
+from perfedrec.core.keys import Key, words_of
 from perfedrec.core.records import old_names
+from perfedrec.data.interactions import Ints
+from perfedrec.evaluation import Held
+from perfedrec.evaluation.holdout import TRAIN, HoldOut
 from perfedrec.runtimes.node.database import Database, StoreError
-from perfedrec.runtimes.node.users import UserStore
+from perfedrec.runtimes.node.users import UserStore, column, jagged
 
 OWN_ITEMS = "own items"
 """Stored beside the fields of a client state: the items [r] that its rows belong to. No field can have this name."""
@@ -39,12 +43,14 @@ class RoundError(PerfedrecError):
 @dataclass(frozen=True)
 class JoinedRun:
     """The run that a node takes part in: its algorithm, its name and number in the file, and the seed of everything
-    random that the node's users draw in it."""
+    random that the node's users draw in it. ``served``: where the node only recommends, with the model after this
+    number of rounds."""
 
     algorithm: Algorithm[Any, Any, Any]
     run: str
     number: int
     seed: int
+    served: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,12 @@ class FoundStates:
 
 
 class RoundStore(UserStore):
-    """The part of a :class:`~perfedrec.runtimes.node.store.Store` that holds runs, client states and answers."""
+    """The part of a :class:`~perfedrec.runtimes.node.store.Store` that holds runs, held-out items, client states and
+    answers.
+
+    The items that users hold out of a run are chosen when the node joins it. In the rounds of the run :meth:`rows` is
+    without them; to recommend, all items count.
+    """
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
@@ -75,12 +86,14 @@ class RoundStore(UserStore):
         run: str,
         seed: int | None = None,
         configuration: str | None = None,
+        hold_out: HoldOut | None = None,
     ) -> int:
         """Take part in ``run`` from now on. Returns the seed of everything random that the node's users draw in it,
         which must not leave the node.
 
-        The seed follows from the node's secret and the run's name; a simulation gives its own ``seed``. Client states
-        of earlier runs are deleted, unless the model of their run is served.
+        The seed follows from the node's secret and the run's name; a simulation gives its own ``seed``. By the rule
+        ``hold_out`` users hold items out of a run that is new to the node. Client states of earlier runs are deleted,
+        unless the model of their run is served.
 
         Raises :class:`RoundError` for a run that this node has left for another one, and for a run that began with
         another ``configuration``: the privacy budget is counted for a run as a whole.
@@ -96,6 +109,7 @@ class RoundStore(UserStore):
                 db.execute("INSERT INTO runs (number, run) VALUES (?, ?)", (*row, run))
                 db.execute("UPDATE runs SET reply = NULL WHERE number < ?", row)
                 self._delete_old_states(db)
+                self._hold_out(db, row[0], hold_out)
             if digest is not None:
                 db.execute(
                     "UPDATE runs SET configuration = coalesce(configuration, ?) WHERE number = ?", (digest, *row)
@@ -104,19 +118,29 @@ class RoundStore(UserStore):
                     raise RoundError(f"run {run} began with another configuration; expected that one, or a new name")
         return self._use_run(algorithm, run, row[0], seed)
 
-    def _use_run(self, algorithm: Algorithm[Any, Any, Any], run: str, number: int, seed: int | None = None) -> int:
+    def _use_run(
+        self,
+        algorithm: Algorithm[Any, Any, Any],
+        run: str,
+        number: int,
+        seed: int | None = None,
+        served: int | None = None,
+    ) -> int:
         """Read and write the client states of run ``number``, and draw by its seed, from now on."""
         digest = hashlib.blake2b(run.encode(), key=self._secret, digest_size=8).digest()
-        self._joined = JoinedRun(algorithm, run, number, int.from_bytes(digest, "little") if seed is None else seed)
-        return self._joined.seed
+        own = int.from_bytes(digest, "little") if seed is None else seed
+        self._joined = JoinedRun(algorithm, run, number, own, served)
+        return own
 
     @staticmethod
     def _delete_old_states(db: sqlite3.Connection) -> None:
         """Delete the client states of all runs but the latest and the one whose model is served, and the records of
-        opened sums of all runs but the latest."""
+        opened sums and of held-out items of all runs but the latest."""
         kept = "SELECT max(number) FROM runs UNION SELECT number FROM runs JOIN served USING (run)"
-        db.execute(f"DELETE FROM memories WHERE run NOT IN ({kept})")
-        db.execute("DELETE FROM opened WHERE run < (SELECT max(number) FROM runs)")
+        for table in ("memories", "kept_states"):
+            db.execute(f"DELETE FROM {table} WHERE run NOT IN ({kept})")
+        for table in ("opened", "held_out"):
+            db.execute(f"DELETE FROM {table} WHERE run < (SELECT max(number) FROM runs)")
 
     def _run(self) -> JoinedRun:
         if self._joined is None:
@@ -128,6 +152,47 @@ class RoundStore(UserStore):
         """The seed of everything random that the node's users draw in the run. It must not leave the node."""
         return self._run().seed
 
+    # --- held-out items ---
+
+    def _hold_out(self, db: sqlite3.Connection, number: int, rule: HoldOut | None) -> None:
+        """Choose the items that users hold out of run ``number``. Those whose items are split already keep that."""
+        given = "SELECT user FROM interactions WHERE part IS NOT NULL"
+        db.execute(
+            f"INSERT INTO held_out SELECT ?, user, item, part FROM interactions WHERE part <> {TRAIN}", (number,)
+        )
+        if rule is None:
+            return
+        query = f"SELECT user, id FROM users WHERE user NOT IN ({given}) ORDER BY user"
+        found = db.execute(query).fetchall()
+        keys, names = [key for key, _ in found], [name for _, name in found]
+        items, limits, segments = jagged([self._items_of(db, key) for key in keys])
+        words = words_of(map(str, self.item_ids.tolist()))
+        parts = rule.parts(segments, limits.diff(), words_of(names), words[items])
+        held = (parts != TRAIN).nonzero().squeeze(1)
+        owners = torch.tensor(keys, dtype=torch.int64)[segments]
+        rows = zip(owners[held].tolist(), items[held].tolist(), parts[held].tolist(), strict=True)
+        db.executemany(f"INSERT INTO held_out VALUES ({number}, ?, ?, ?)", rows)
+
+    def _items_of(self, db: sqlite3.Connection, key: int) -> Ints:
+        """The items of a user, ascending; in the rounds of a run without those that are held out of it."""
+        joined = self._joined
+        if joined is None or joined.served is not None:
+            return super()._items_of(db, key)
+        query = """
+            SELECT item FROM interactions WHERE user = :user
+            AND item NOT IN (SELECT item FROM held_out WHERE run = :run AND user = :user) ORDER BY item
+        """
+        return column(db.execute(query, {"run": joined.number, "user": key}))
+
+    def held_out(self, users: Tensor, part: int) -> Held:
+        """The items of ``users`` [B] that are held out of the run as this ``part``; users are numbered by place."""
+        query = "SELECT item FROM held_out WHERE run = ? AND user = ? AND part = ? ORDER BY item"
+        with self._database.reading() as db:
+            found = self._find_users(db, users)
+            own = [column(db.execute(query, (self._run().number, key, part))) for key, _ in found]
+        items, limits, _ = jagged(own)
+        return Held(limits, items)
+
     # --- client states ---
 
     def load_client_states(self, users: Tensor, positions: Tensor) -> Any:
@@ -138,17 +203,27 @@ class RoundStore(UserStore):
         """
         return self.find_client_states(users).client_state
 
-    def find_client_states(self, users: Tensor) -> FoundStates:
-        """The client states of :meth:`load_client_states` with their origin.
+    def find_client_states(self, users: Tensor, after: int | None = None) -> FoundStates:
+        """The client states of :meth:`load_client_states` with their origin; those ``after`` a number of rounds (with a
+        served model: its number) where they were kept (:meth:`keep_states`).
 
         Raises :class:`StoreError` if the stored states do not fit the algorithm of the run.
         """
         joined = self._run()
-        query = "SELECT content FROM memories WHERE run = ? AND user = ?"
+        wanted = {"run": joined.number, "round": joined.served if after is None else after}
+        queries = (
+            "SELECT content FROM kept_states WHERE run = :run AND round = :round AND user = :user",
+            "SELECT content FROM memories WHERE run = :run AND user = :user",
+        )
+
+        def stored_state(key: int) -> bytes | None:
+            rows = (db.execute(query, {**wanted, "user": key}).fetchone() for query in queries)
+            return next((row[0] for row in rows if row is not None), None)
+
         with self._database.reading() as db:
             rows, _ = self.rows(users)
             initial = joined.algorithm.init_clients(rows, Key(joined.seed).fold("memory"))
-            found = [db.execute(query, (joined.number, key)).fetchone() for key, _ in self._find_users(db, users)]
+            found = [stored_state(key) for key, _ in self._find_users(db, users)]
         arrays = {name: tensor.numpy().copy() for name, tensor in tensors_of(initial).items()}
         per_row, before = fields_per(initial, "row"), old_names(type(initial))
         items, limits = rows.items.numpy(), rows.offsets.tolist()
@@ -157,7 +232,7 @@ class RoundStore(UserStore):
         for place, content in enumerate(found):
             if content is None:
                 continue
-            saved, own = self._database.load_arrays(content[0]), slice(limits[place], limits[place + 1])
+            saved, own = self._database.load_arrays(content), slice(limits[place], limits[place + 1])
             saved = {before.get(name, name): array for name, array in saved.items()}
             source: slice | NDArray[np.int64] = slice(None)
             target: slice | NDArray[np.int64] = slice(None)
@@ -207,6 +282,23 @@ class RoundStore(UserStore):
                 contents.append((number, key, dump_arrays(one | {OWN_ITEMS: np.ascontiguousarray(items[own])})))
             put = "INSERT INTO memories VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET content = excluded.content"
             db.executemany(put, contents)
+
+    def keep_states(self, played: int, keep: Iterable[int]) -> None:
+        """Keep the client states of all users as they are after ``played`` rounds, because these may prove to be the
+        best. Of the states that were kept before, those after the numbers ``keep`` of rounds stay, and those of the
+        served model."""
+        number, wanted = self._run().number, json.dumps([played, *keep])
+        with self._database.writing() as db:
+            db.execute(
+                "DELETE FROM kept_states WHERE run = :run AND round NOT IN (SELECT value FROM json_each(:keep)) "
+                "AND round NOT IN (SELECT served.round FROM served JOIN runs USING (run) WHERE number = :run)",
+                {"run": number, "keep": wanted},
+            )
+            db.execute(
+                "INSERT OR IGNORE INTO kept_states SELECT :run, :round, user, content FROM users "
+                "LEFT JOIN (SELECT user, content FROM memories WHERE run = :run) USING (user)",
+                {"run": number, "round": played},
+            )
 
     def _participations(self, db: sqlite3.Connection) -> list[int]:
         """In how many rounds of the latest run each user has taken part, for users with a stored client state."""

@@ -17,16 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from perfedrec.core.errors import DataError, PerfedrecError
 from perfedrec.core.types import Rows
 from perfedrec.data import Catalogue, Encoding
-from perfedrec.data.interactions import Ids, encode
+from perfedrec.data.interactions import Ids, Ints, encode
 from perfedrec.runtimes.node.database import Database, StoreError
-
-_NO_ITEMS = np.zeros(0, dtype=np.int64)
 
 
 class Imported(NamedTuple):
@@ -111,10 +108,11 @@ class UserStore:
     ) -> Imported:
         """Add the interactions of ``frame``, columns ``user`` and ``item`` in external ids: all of them or none.
 
-        Interactions that are already stored stay as they are. A new user gets an identity from ``identities``, by
-        external id; or, with ``first_identity``, the next number from there, in the order of the frame; or none yet.
-        ``attributes`` gives F numbers for an external id; they replace those that are stored, and entries of users who
-        are not on this node are ignored.
+        A column ``part`` says where the data are split already: the number of each interaction's part
+        (:mod:`perfedrec.evaluation.holdout`). Interactions that are already stored stay as they are. A new user gets an
+        identity from ``identities``, by external id; or, with ``first_identity``, the next number from there, in the
+        order of the frame; or none yet. ``attributes`` gives F numbers for an external id; they replace those that are
+        stored, and entries of users who are not on this node are ignored.
 
         Raises :class:`DataError` for an unknown item, unless ``skip_unknown`` leaves such rows out; for an identity
         that is negative, belongs to another user or differs from the stored one; and for attributes that are not F
@@ -129,6 +127,7 @@ class UserStore:
                 f"{self.path}, the first with {first!r}; expected known items, or --skip-unknown"
             )
         users: list[str] = frame["user"].cast(pl.String).to_numpy()[~unknown].tolist()
+        parts = frame["part"].to_numpy()[~unknown].tolist() if "part" in frame.columns else [None] * len(users)
         with self._database.writing() as db:
             before = counts(db)
             given = dict(identities or {})
@@ -136,7 +135,7 @@ class UserStore:
                 new = [each for each in dict.fromkeys(users) if not _exists(db, each)]
                 given |= {user: number for number, user in enumerate(new, first_identity)}
             _insert_users(db, [(user, given.get(user)) for user in dict.fromkeys(users)])
-            _insert_interactions(db, zip(items[~unknown].tolist(), users, strict=True))
+            _insert_interactions(db, zip(items[~unknown].tolist(), parts, users, strict=True))
             self._set_attributes(db, attributes or {})
             after = counts(db)
         return Imported(after[0] - before[0], after[1] - before[1], int(unknown.sum()))
@@ -153,7 +152,7 @@ class UserStore:
         with self._database.writing() as db:
             before = counts(db)
             _insert_users(db, [(user_id, None)])
-            _insert_interactions(db, [(item, user_id) for item in items])
+            _insert_interactions(db, [(item, None, user_id) for item in items])
             return counts(db)[1] - before[1]
 
     def _set_attributes(self, db: sqlite3.Connection, attributes: Mapping[str, Sequence[float]]) -> None:
@@ -240,13 +239,7 @@ class UserStore:
     @property
     def offsets(self) -> Tensor:
         """[h + 1] limits of the rows of each user of :meth:`everyone`."""
-        query = """
-            SELECT count(item) FROM users LEFT JOIN interactions USING (user)
-            WHERE identity IS NOT NULL GROUP BY user ORDER BY identity
-        """
-        with self._database.reading() as db:
-            sizes = [0, *(each for (each,) in db.execute(query))]
-        return torch.tensor(sizes, dtype=torch.int64).cumsum(0)
+        return self.rows(self.everyone())[0].offsets
 
     def rows(self, users: Tensor) -> tuple[Rows, Tensor]:
         """The rows of ``users`` [B], identities or negative numbers of :meth:`identity`, and the numbers [R] of the
@@ -256,18 +249,19 @@ class UserStore:
         """
         with self._database.reading() as db:
             found = self._find_users(db, users)
-            own = _items_of(db, [key for key, _ in found])
-        items, sizes = np.concatenate([*own, _NO_ITEMS]), torch.tensor([each.size for each in own], dtype=torch.int64)
-        limits = torch.zeros(len(found) + 1, dtype=torch.int64)
-        torch.cumsum(sizes, 0, out=limits[1:])
-        segments = torch.repeat_interleave(torch.arange(len(found)), sizes)
+            own = [self._items_of(db, key) for key, _ in found]
+        items, limits, segments = jagged(own)
         attributes = None
         if self.encoding is not None:
             attributes = torch.zeros(len(found), self.n_user_attributes)
             for place, (_, content) in enumerate(found):
                 if content is not None:
                     attributes[place] = torch.frombuffer(bytearray(content), dtype=torch.float32)
-        return Rows(users, limits, torch.from_numpy(items), segments, attributes), torch.arange(items.size)
+        return Rows(users, limits, items, segments, attributes), torch.arange(items.numel())
+
+    def _items_of(self, db: sqlite3.Connection, key: int) -> Ints:
+        """The items of a user, ascending."""
+        return column(db.execute("SELECT item FROM interactions WHERE user = ? ORDER BY item", (key,)))
 
     def _find_users(self, db: sqlite3.Connection, users: Tensor) -> list[tuple[int, bytes | None]]:
         """The keys of ``users`` [B] in the file, with their attributes as bytes."""
@@ -310,12 +304,21 @@ def _insert_users(db: sqlite3.Connection, users: Iterable[tuple[str, int | None]
             raise DataError(f"identity {identity} of user {user!r} is another user's, or negative") from None
 
 
-def _insert_interactions(db: sqlite3.Connection, pairs: Iterable[tuple[int, str]]) -> None:
-    """Insert interactions, each one an item and the external id of a user."""
-    db.executemany("INSERT OR IGNORE INTO interactions SELECT user, ? FROM users WHERE id = ?", pairs)
+def _insert_interactions(db: sqlite3.Connection, rows: Iterable[tuple[int, int | None, str]]) -> None:
+    """Insert interactions, each one an item, its part if that is known, and the external id of a user."""
+    put = "INSERT OR IGNORE INTO interactions (user, item, part) SELECT user, ?, ? FROM users WHERE id = ?"
+    db.executemany(put, rows)
 
 
-def _items_of(db: sqlite3.Connection, keys: list[int]) -> list[NDArray[np.int64]]:
-    """The items of each user, ascending."""
-    query = "SELECT item FROM interactions WHERE user = ? ORDER BY item"
-    return [np.array(db.execute(query, (key,)).fetchall(), dtype=np.int64).reshape(-1) for key in keys]
+def column(rows: sqlite3.Cursor) -> Ints:
+    """The numbers of a query with one column."""
+    return np.array(rows.fetchall(), dtype=np.int64).reshape(-1)
+
+
+def jagged(lists: list[Ints]) -> tuple[Tensor, Tensor, Tensor]:
+    """B lists of items as items [R], offsets [B + 1] and segments [R] (:class:`perfedrec.core.types.Rows`)."""
+    sizes = torch.tensor([each.size for each in lists], dtype=torch.int64)
+    limits = torch.zeros(len(lists) + 1, dtype=torch.int64)
+    torch.cumsum(sizes, 0, out=limits[1:])
+    items = np.concatenate([*lists, np.zeros(0, dtype=np.int64)])
+    return torch.from_numpy(items), limits, torch.repeat_interleave(torch.arange(len(lists)), sizes)

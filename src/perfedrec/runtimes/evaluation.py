@@ -1,0 +1,93 @@
+"""How well a model ranks the items that users hold out: sums over users, taken as every other sum is.
+
+The question is put to clients beside the rounds (:data:`perfedrec.core.algorithm.EVALUATE`). A client ranks with the
+served model and its own state, and hands over the value of each metric; only sums over users leave the nodes. The
+number of clients in a sum is that of the users who hold out items. Rounding to the fixed point of the sums apart, their
+means are those of :meth:`perfedrec.evaluation.recommender.Recommender.evaluate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perfedrec.core.aggregate import FIXED_POINT, Aggregate
+from perfedrec.core.algorithm import Algorithm, B, C
+from perfedrec.core.types import Rows, Update
+from perfedrec.evaluation import Held, RandomOrder, mask_seen, rank_block
+from perfedrec.evaluation.holdout import TEST, VALID
+from perfedrec.evaluation.ranking import METRICS, metrics
+
+PARTS = {"valid": VALID, "test": TEST}
+"""The parts of held-out items by name."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What users are asked: how well the items of a ``part`` ("valid" or "test") are ranked in lists of the lengths
+    ``ks`` by the model after a number of rounds, ``played``.
+
+    Nodes keep client states from one question to the next, because the best round may be one of the past: those after
+    the numbers ``keep`` of rounds, and after this one.
+    """
+
+    part: str
+    ks: tuple[int, ...]
+    played: int
+    keep: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the metrics, in the order of the numbers in a sum."""
+        return [f"{name}@{k}" for k in self.ks for name in METRICS]
+
+    @property
+    def number(self) -> int:
+        """What tells the sum of this question from other sums of a run; it is below the numbers of rounds."""
+        return -2 - 2 * self.played - (self.part == "test")
+
+    def empty(self, n_items: int) -> Aggregate:
+        """The answer of no user."""
+        return replace(Aggregate.empty(n_items, 1), dense=torch.zeros(len(self.names), dtype=torch.float64))
+
+    def means(self, total: Aggregate) -> dict[str, float]:
+        """The means over the users of a sum, with their number as "users"."""
+        assert total.dense is not None
+        values = total.dense / (FIXED_POINT * total.clients)
+        return {**dict(zip(self.names, values.tolist(), strict=True)), "users": float(total.clients)}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What lists of the lengths ``ks`` should contain: ``held``. Items in ``hidden`` are not ranked, and ``order``
+    decides between equal scores. All three number users in the same way."""
+
+    held: Held
+    hidden: Held
+    order: RandomOrder
+    ks: tuple[int, ...]
+
+    def values(self, scores: Tensor, users: Tensor) -> Tensor:
+        """float64 [B, D] the metrics of ``users`` [B] by ``scores`` [B, m], where their training items are hidden."""
+        mask_seen(scores, *self.hidden.rows(users))
+        best, lists = rank_block(scores, max(self.ks), users, self.order)
+        hits = self.held.hits(users, lists, scores.shape[1]) & (best > -torch.inf)
+        found = metrics(hits, self.held.counts(users), self.ks)
+        return torch.stack([found[f"{name}@{k}"] for k in self.ks for name in METRICS], dim=1)
+
+
+def evaluate_users(
+    algorithm: Algorithm[Any, B, C], broadcast: B, rows: Rows, client_state: C, users: Tensor, wanted: Wanted
+) -> Update:
+    """What B users hand over, who all have held-out items: ``dense`` float64 [B, D], the values of D metrics. ``users``
+    [B] are their numbers in what is ``wanted``."""
+    scores = mask_seen(algorithm.scores(broadcast, rows, client_state), rows.segments, rows.items)
+    return Update(
+        users=rows.users,
+        groups=torch.zeros_like(rows.users),
+        weights=torch.ones(rows.n_users, device=rows.users.device),
+        dense=wanted.values(scores, users),
+    )
