@@ -124,8 +124,11 @@ def test_the_report_of_a_federation_has_the_figures_that_its_coordinator_has(
     text = write_report(run).read_text()
     for told in ("a federation of 80 users", "n0, n1", "Rounds that went on without a node", "Communication by phase"):
         assert told in text, told
-    assert "Validation" not in text
-    assert RunFolder(run).summary().communication["uploads_per_client"] > 1
+    summary = RunFolder(run).summary()
+    assert summary.test["users"] == 80
+    for told in ("Validation metrics", "Test metrics of the best round", f"{summary.test['ndcg@20']:.4f}"):
+        assert told in text, told
+    assert summary.communication["uploads_per_client"] > 1
 
 
 def test_the_attributes_of_users_are_read_in_the_encoding_of_the_federation(tmp_path: Path) -> None:

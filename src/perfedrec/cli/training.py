@@ -394,7 +394,7 @@ def metric_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     table.min_width = 50
     ks = cutoffs_of(name for values in columns.values() for name in values)
     names = [f"{name}@{k}" for k in ks for name in (*METRICS, "coverage")]
-    for name in names:
+    for name in (each for each in names if any(each in values for values in columns.values())):
         row = [f"{values[name]:.4f}" if name in values else "-" for values in columns.values()]
         table.add_row(name, *row)
     return table

@@ -17,6 +17,7 @@ from perfedrec.core.types import Plan
 from perfedrec.data import Catalogue
 from perfedrec.data.catalogue import ENCODING
 from perfedrec.federation.agreement import digest_of, evaluation_of, method_for_nodes
+from perfedrec.privacy.protection import evaluations
 from perfedrec.privacy.report import NO_AUDIT, NOT_KEPT, privacy_block
 from perfedrec.runs import opened as opened_sums
 from perfedrec.runs.checkpoint import Loaded, check_phases
@@ -245,7 +246,8 @@ class FederatedRun:
         best, valid = self.selection.best_round, self.selection.best_valid
         records = {STATE: self.best, USERS: Participants(self.users)}
         self.folder.save_model(records, self.belongs, {"best_round": best, "valid": valid})
-        releases = self.algorithm.releases(max(trained, 0), self.users.numel())
+        evaluated = sum(entry.valid is not None for entry in self.folder.history()) + bool(test)
+        releases = [*self.algorithm.releases(max(trained, 0), self.users.numel()), evaluations(evaluated)]
         audit = NO_AUDIT if (self.folder.path / opened_sums.FOLDER).exists() else NOT_KEPT
         block = privacy_block(settings, releases, secure_aggregation, self.algorithm.reports_vectors, sizes, audit)
         summary = Summary(

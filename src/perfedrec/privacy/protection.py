@@ -278,6 +278,11 @@ class Protection:
         return seen
 
 
+def evaluations(times: int) -> Release:
+    """The metrics of users who hold out items, opened a number of ``times`` as sums over all of them, without noise."""
+    return Release("evaluation", times, compose([Unprotected(), SecureAggregation()]), times)
+
+
 def joint_norms(update: Update, norm: str) -> Tensor:
     """[B] float64: the L1 or L2 norm of everything that each client sends."""
     n, total = update.users.numel(), torch.zeros(update.users.numel(), dtype=torch.float64)

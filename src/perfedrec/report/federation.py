@@ -8,7 +8,9 @@ from typing import Any
 
 from perfedrec.data import counted
 from perfedrec.report.page import Block, Prose, Table, Tile, Tiles
+from perfedrec.report.style import metric_name
 from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.summary import Summary
 
 
 def nodes(run: RunFolder) -> list[Block]:
@@ -20,10 +22,26 @@ def nodes(run: RunFolder) -> list[Block]:
         Tile("Nodes with the model", str(len(having)), ", ".join(having) or "none was connected at the end"),
     ]
     told = (
-        "Interactions, losses and held-out items stay on the nodes, so a coordinator has no figures of accuracy. To "
-        f"evaluate the model on data that you have: perfedrec evaluate --run {run.path} --data FILE."
+        "Interactions, losses and the figures of single users stay on the nodes. To evaluate the model on data that "
+        f"you have: perfedrec evaluate --run {run.path} --data FILE."
     )
     return [Tiles(tiles), *_without(run.rejections()), *_aborted(run.history()), Prose(told)]
+
+
+def figures(summary: Summary) -> list[Block]:
+    """The test metrics, which are sums over the nodes' users."""
+    if not summary.test:
+        return [Prose("No figure was opened: too few users hold out items, or the nodes were not asked for figures.")]
+    rows = [[metric_name(name), f"{value:.4f}"] for name, value in summary.test.items() if name != "users"]
+    return [
+        Table(
+            "Test metrics of the best round; full ranking of all items unseen in training",
+            ("metric", "this run"),
+            rows,
+            note=f"Means over the {summary.test['users']:,.0f} users who hold out items. Only the sums over all of "
+            "them were opened, so that there are no intervals.",
+        )
+    ]
 
 
 def _without(rejections: Sequence[Mapping[str, Any]]) -> list[Block]:

@@ -15,7 +15,7 @@ from perfedrec.evaluation.ranking import METRICS, cutoffs_of
 from perfedrec.methods.registry import title
 from perfedrec.privacy.report import audited, lines, without_result
 from perfedrec.report import run_charts as charts
-from perfedrec.report.federation import nodes
+from perfedrec.report.federation import figures, nodes
 from perfedrec.report.page import Block, Code, Page, Pairs, Prose, Section, Table, Tile, Tiles
 from perfedrec.report.statistics import Mean, by_activity, mean_of
 from perfedrec.report.style import axes_of, metric_name, plotted, spent
@@ -74,18 +74,21 @@ class Run:
 def run_page(folder: Path) -> Page:
     """The report of a finished run. Raises :class:`CheckpointError` where the folder holds no finished run."""
     run = Run(folder)
+    learning = Section("learning", "Learning", _learning(run))
     if run.summary.nodes_with_model is None:
-        figures = [
-            Section("learning", "Learning", _learning(run)),
+        found = [
+            learning,
             Section("test", "Test results", _test(run)),
             Section("users", "Users", _users(run)),
             Section("vectors", "Vectors", _vectors(run)),
         ]
     else:
-        figures = [Section("nodes", "Nodes", nodes(RunFolder(folder)))]
+        found = [Section("nodes", "Nodes", nodes(RunFolder(folder)))]
+        if run.summary.valid:
+            found = [learning, Section("test", "Test results", figures(run.summary)), *found]
     sections = [
         Section("summary", "Summary", _summary(run)),
-        *figures,
+        *found,
         Section("communication", "Communication", _communication(run)),
         Section("privacy", "Privacy", _privacy(run)),
         Section("set-up", "Set-up", _set_up(run)),
@@ -95,9 +98,15 @@ def run_page(folder: Path) -> Page:
 
 def _lead(run: Run) -> str:
     if run.summary.nodes_with_model is not None:
+        users = counted(run.clients, "user")
+        told = f"{run.name} was trained by a federation of {users}, whose data stayed on their nodes"
+        metric = next(iter(plotted(list(run.summary.test))), None)
+        if metric is None:
+            return f"{told}. There are no figures of accuracy here."
+        tested = f"{run.summary.test['users']:,.0f} users who hold out items"
         return (
-            f"{run.name} was trained by a federation of {counted(run.clients, 'user')}, whose data stayed "
-            "on their nodes. There are no figures of accuracy here."
+            f"{told}. It reaches {metric_name(metric)} {run.summary.test[metric]:.4f} on the {tested}. Each of these "
+            "items was ranked among all that are not in the training or validation data of its user."
         )
     if not run.tested:
         return f"{run.name} was trained on {run.data}, which has no test interactions."
@@ -113,6 +122,10 @@ def _lead(run: Run) -> str:
 
 def _summary(run: Run) -> list[Block]:
     tiles = []
+    if run.summary.nodes_with_model is not None:
+        for metric in plotted(list(run.summary.test))[:2]:
+            users = f"mean over {run.summary.test['users']:,.0f} users of the nodes"
+            tiles.append(Tile(f"{metric_name(metric)}, test", f"{run.summary.test[metric]:.4f}", users))
     for metric in plotted(run.metrics)[:2] if run.tested else ():
         mean = run.means[metric]
         note = f"95 % interval {mean.interval()}; popularity {run.summary.popularity[metric]:.4f}"

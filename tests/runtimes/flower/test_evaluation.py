@@ -20,7 +20,7 @@ from perfedrec.runtimes.evaluation import PARTS, Question
 from perfedrec.runtimes.flower import NodeApp, Setup
 from perfedrec.runtimes.flower.node_loop import answer
 
-SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5, "min_clients": 3}
+SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5, "min_clients": 3, "min_contributors": 1}
 HOLDS_OUT = '[evaluation]\nhold_out = "leave-one-out"\n'
 KS = (5, 10)
 
