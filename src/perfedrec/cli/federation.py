@@ -309,20 +309,22 @@ def _resolved(
 
 def _show(summary: Summary, output: Path, as_json: bool) -> None:
     """Print the summary of a run, or all of it as JSON."""
-    from perfedrec.cli.training import metric_table
+    from perfedrec.cli.training import metric_table, which_round
     from perfedrec.data import counted
 
     if as_json:
         print(json.dumps({**summary.stored(), "output": str(output)}))
         return
-    phases = f" after {counted(summary.n_phases, 'phase')}" if summary.n_phases else ""
-    played, users = counted(max(summary.best_round, 0), "round"), counted(summary.users or 0, "user")
-    best = "the best round is after " if summary.valid else ""
-    console.print(f"{best}{played} of training{phases}, with {users}", soft_wrap=True)
+    users = counted(summary.users or 0, "user")
     if summary.valid:
-        figures = {"validation": summary.valid, **({"test": summary.test} if summary.test else {})}
+        figures = {**({"test": summary.test} if summary.test else {}), "valid": summary.valid}
         console.print(metric_table(figures))
-        console.print(f"means over {counted(int(summary.valid['users']), 'user')} with held-out items", soft_wrap=True)
+        held = f"{summary.valid['users']:.0f} of {users} hold out items"
+        console.print(f"{which_round(summary)}; {held}", soft_wrap=True)
+    else:
+        phases = f" after {counted(summary.n_phases, 'phase')}" if summary.n_phases else ""
+        played = counted(max(summary.best_round, 0), "round")
+        console.print(f"{played} of training{phases}, with {users}", soft_wrap=True)
     print_communication(summary.communication)
     print_privacy(summary.privacy)
     console.print(f"run written to {output}", soft_wrap=True)

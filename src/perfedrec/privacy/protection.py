@@ -280,7 +280,7 @@ class Protection:
 
 def evaluations(times: int) -> Release:
     """The metrics of users who hold out items, opened a number of ``times`` as sums over all of them, without noise."""
-    return Release("evaluation", times, compose([Unprotected(), SecureAggregation()]), times)
+    return Release("evaluation", times, compose([SecureAggregation()]), times)
 
 
 def joint_norms(update: Update, norm: str) -> Tensor:
