@@ -18,8 +18,11 @@ from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.records import copied, flatten
 from perfedrec.federation.bundles import BUNDLE, KEYS, deal, read_bundle, read_keys
 from perfedrec.federation.service import StateStore
+from perfedrec.methods.federated import neighbourhood
+from perfedrec.nn.propagation import Bipartite
 from perfedrec.runtimes.flower import NodeApp, ServiceClient, public_of
 from perfedrec.runtimes.flower.node_loop import answer
+from perfedrec.runtimes.flower.sealing import unseal
 
 PARTS: dict[str, Any] = {"privacy": PROTECTED, "pretraining": {"kind": "contrastive"}}
 ROUNDS = 6
@@ -134,6 +137,33 @@ def test_nodes_recommend_with_the_sums_that_the_coordinator_does_not_have(tmp_pa
     degrees = torch.bincount(deployment.population.items, minlength=N_ITEMS)
     assert torch.equal(views[0].neighbours[1].any(dim=1), degrees > 0)
     assert deployment.flower.neighbours is None
+
+
+def test_each_node_gets_the_lists_of_its_own_users_alone(tmp_path: Path) -> None:
+    """The lists are those of diffusion on the graph of all users, and the coordinator can read none."""
+    deployment = Deployment(settings(personal={"neighbourhood": 0.5}), tmp_path)
+    for _ in range(2):
+        deployment.play()
+    deployment.coordinator.hand_out(deployment.flower)
+    users, items = deployment.population.rows(deployment.population.everyone())[0].segments, deployment.population.items
+    graph = Bipartite.of(users, items, N_USERS, N_ITEMS)
+    near, nearness = neighbourhood.diffused(graph, 0.5, 0.3, 300)
+    expected = torch.zeros(N_USERS, N_ITEMS).scatter_add_(1, near.clamp(min=0).long(), nearness)
+    seen = 0
+    for name, store in deployment.nodes.items():
+        broadcast = store.broadcast(deployment.algorithm.broadcast_type, store.everyone())
+        found = torch.zeros(store.everyone().numel(), N_ITEMS)
+        found.scatter_add_(1, broadcast.near.clamp(min=0).long(), broadcast.nearness)
+        torch.testing.assert_close(found, expected[deployment.hosts[name]], rtol=1e-5, atol=1e-6)
+        assert broadcast.low_rank.shape[0] == N_ITEMS
+        seen += found.shape[0]
+    assert seen == N_USERS
+    assert deployment.flower.low_rank.factor is None
+    assert deployment.flower.service.near is None
+    sealed = client_of(deployment).held
+    other = read_bundle(tmp_path / "101" / BUNDLE)
+    with pytest.raises(PerfedrecError, match="sealed"):
+        unseal(sealed["near 100"], other.own, "near")
 
 
 # --- files ---

@@ -140,19 +140,28 @@ class Published:
     """What a neighbourhood service publishes after a round, items by token. A field is ``None`` where nothing is new.
 
     For the clients, who hold the key of the tokens: ``neighbours`` [2, m, d] the neighbour sums for users and for
-    items, and a pre-trained ``table`` [m, d]. For the coordinator: ``labels`` [n] and ``centroids`` [K, d] of a new
-    clustering.
+    items, a pre-trained ``table`` [m, d], and ``low_rank`` [m, r] the neighbourhood model. For the coordinator:
+    ``labels`` [n] and ``centroids`` [K, d] of a new clustering.
     """
 
     neighbours: Tensor | None = None
     table: Tensor | None = None
+    low_rank: Tensor | None = None
     labels: Tensor | None = None
     centroids: Tensor | None = None
 
     def named(self, tokens: Tensor) -> Published:
         """The same with items in the order of item numbers; ``tokens`` [m] holds the token of each item."""
         neighbours = None if self.neighbours is None else self.neighbours.index_select(1, tokens)
-        return replace(self, neighbours=neighbours, table=None if self.table is None else self.table[tokens])
+        tables = {name: table[tokens] for name in ("table", "low_rank") if (table := getattr(self, name)) is not None}
+        return replace(self, neighbours=neighbours, **tables)
+
+
+def items_of(lists: Tensor, tokens: Tensor) -> Tensor:
+    """``lists`` [n, k] of tokens, -1 for unused places, with items in place of tokens; ``tokens`` [m] are those of the
+    items."""
+    items = tokens.argsort().to(lists.dtype)
+    return torch.where(lists < 0, lists, items[lists.clamp(min=0)])
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from perfedrec.core.types import Rows
 from perfedrec.nn.segments import segment_sum
+
+
+def power(degrees: NDArray[Any], exponent: float) -> NDArray[np.float64]:
+    """``degrees ** exponent``, and 0 where the degree is 0."""
+    return np.where(degrees > 0, degrees.clip(min=1).astype(np.float64) ** exponent, 0.0)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,17 @@ def spectral_star(rows: Rows, item_degrees: Tensor) -> Star:
     return Star(
         1.0, edge_weights(rows, item_degrees), scale=item_degrees.clamp(min=1).to(torch.float32).sqrt()[:, None]
     )
+
+
+def diffusion_star(rows: Rows, item_degrees: Tensor, alpha: float, beta: float) -> Star:
+    """Diffusion on the graph of items with a factor of low rank: ``e_u = sum_i d_i^(1/2 - alpha) f_i`` and ``e_i =
+    d_i^(1/2 - beta) f_i``.
+
+    With ``F F^T = N^T N`` for ``N = D_u^-1/2 R D_i^-1/2`` the scores are ``sum_i sum_v d_i^-alpha / (d_v d_j^beta)``
+    over the user's items i and the users v who have both i and j.
+    """
+    degrees = item_degrees.clamp(min=1).to(torch.float32)
+    return Star(1.0, degrees[rows.items] ** (0.5 - alpha), scale=degrees[:, None] ** (0.5 - beta))
 
 
 @dataclass(frozen=True)

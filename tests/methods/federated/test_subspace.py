@@ -21,7 +21,8 @@ from perfedrec.core.types import Spec
 from perfedrec.methods.federated import subspace
 from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.methods.federated.settings import ClusterSettings, FedMFSettings
-from perfedrec.methods.federated.subspace import krylov, lifted, nystroem, projected, selected, spread
+from perfedrec.methods.federated.spectral import nystroem
+from perfedrec.methods.federated.subspace import krylov, lifted, projected, selected, spread
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round

@@ -210,6 +210,7 @@ def superlink(home: Path) -> Iterator[dict[str, str]]:
     # Ray's sockets need a short path.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as short:
         known = environment() | {"FLWR_HOME": str(home), "RAY_TMPDIR": short, "RAY_USAGE_STATS_ENABLED": "0"}
+        known["RAY_memory_monitor_refresh_ms"] = "0"  # Ray ends workers where others fill the machine's memory
         known |= {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
         with open(home / "superlink.log", "wb") as log:
             link = psutil.Popen(command, stdout=log, stderr=log, env=known, start_new_session=True)

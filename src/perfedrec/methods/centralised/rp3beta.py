@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from scipy import sparse
 from torch import Tensor
@@ -12,6 +10,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.settings import Settings
 from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.methods.centralised.neighbours import Similarity, nearest, product
+from perfedrec.nn.propagation import power
 
 
 class RP3BetaSettings(Settings):
@@ -53,8 +52,3 @@ class RP3Beta(Method):
 
     def scores(self, state: Similarity, data: Training, users: Tensor) -> Tensor:
         return product(data.matrix[users.cpu().numpy()], state.matrix(), users.device)
-
-
-def power(degrees: NDArray[np.int64], exponent: float) -> NDArray[np.float64]:
-    """``degrees ** exponent``, and 0 where the degree is 0."""
-    return np.where(degrees > 0, degrees.clip(min=1).astype(np.float64) ** exponent, 0.0)

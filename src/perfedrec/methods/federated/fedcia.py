@@ -16,8 +16,8 @@ from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows, Update
 from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.methods.federated.settings import FedMFSettings
+from perfedrec.methods.federated.spectral import nystroem
 from perfedrec.methods.federated.state import Broadcast, ClientState, ServerState
-from perfedrec.methods.federated.subspace import nystroem
 from perfedrec.nn.flat import apply_per_client
 from perfedrec.privacy.labels import Labels
 

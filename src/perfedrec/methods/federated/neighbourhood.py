@@ -7,12 +7,18 @@ the service does not have. The service publishes sums by token, and each client 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
-from perfedrec.core.keys import Key
+from perfedrec.core.keys import Key, normal
 from perfedrec.core.sampling import choose
-from perfedrec.nn.propagation import Bipartite
+from perfedrec.methods.federated import spectral
+from perfedrec.nn.propagation import Adjacency, Bipartite, power
+
+PASSES, WIDTH = 4, 64
+"""The passes of :func:`low_rank`, and the columns of each."""
 
 
 def tokens(n_items: int, key: Key) -> Tensor:
@@ -45,3 +51,52 @@ def published(items: list[Tensor]) -> Tensor:
     """[2, m, d] the two tables of :func:`neighbour_sums`, from item layers 1 to K, each [m, d]."""
     below = torch.stack(items[:-1]).sum(0) if len(items) > 1 else torch.zeros_like(items[0])
     return torch.stack([below, below + items[-1]]).div_(len(items) + 1)
+
+
+def diffused(
+    bipartite: Bipartite, alpha: float, beta: float, length: int, block_size: int = 512
+) -> tuple[Tensor, Tensor]:
+    """For each user of the graph, the ``length`` items that diffusion ranks best among those that the user does not
+    have: their tokens [n, k] int32, ascending, and their scores [n, k]. Unused places have token -1 and score 0.
+
+    Diffusion takes three steps, from a user's items to their users and on to the items of these:
+    ``s_uj = sum_i sum_v (1 / d_i)^alpha (1 / d_v)^alpha / d_j^beta`` over the user's items i and the users v who have
+    both i and j (RP3beta, Paudel et al., ACM TiiS 2016, without its first step, which is the same for all items).
+    """
+    by_user = _incidence(bipartite.by_user, bipartite.by_item.starts.numel())
+    users, items = (np.asarray(by_user.sum(axis)).ravel() for axis in (1, 0))
+    back = sparse.csr_array(
+        sparse.diags_array(power(items, -alpha)) @ by_user.T @ sparse.diags_array(power(users, -alpha))
+    )
+    forth = sparse.csr_array(by_user @ sparse.diags_array(power(items, -beta)))
+    near = np.full((by_user.shape[0], min(length, by_user.shape[1])), -1, dtype=np.int32)
+    scores = np.zeros(near.shape, dtype=np.float32)
+    for start in range(0, by_user.shape[0], block_size):
+        own = by_user[start : start + block_size]
+        found = (own @ back @ forth).toarray()
+        found[own.nonzero()] = 0
+        for row, each in enumerate(found):
+            known = np.flatnonzero(each)
+            best = np.sort(known[np.argsort(-each[known], kind="stable")[:length]])
+            near[start + row, : best.size], scores[start + row, : best.size] = best, each[best]
+    return torch.from_numpy(near), torch.from_numpy(scores)
+
+
+def _incidence(adjacency: Adjacency, n_columns: int) -> sparse.csr_array:
+    """The entries of an adjacency, each 1."""
+    columns = adjacency.columns.cpu().numpy()
+    offsets = np.append(adjacency.starts.cpu().numpy(), columns.size)
+    return sparse.csr_array((np.ones(columns.size), columns, offsets), shape=(offsets.size - 1, n_columns))
+
+
+def low_rank(bipartite: Bipartite, key: Key) -> Tensor:
+    """[m, r] a factor ``F`` of the graph, ``N^T N ~ F F^T``, from :data:`PASSES` passes of subspace iteration with
+    :data:`WIDTH` columns each."""
+    n_items = bipartite.by_item.starts.numel()
+    every = torch.arange(n_items, device=bipartite.by_item.starts.device)
+    probe, probes, images = spectral.orthonormal(normal(key.fold("low rank").spread(every), WIDTH)), [], []
+    for _ in range(PASSES):
+        probes.append(probe)
+        images.append(bipartite.to_items(bipartite.to_users(probe)))
+        probe = spectral.orthonormal(images[-1])
+    return spectral.nystroem(torch.cat(probes, dim=1), torch.cat(images, dim=1))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +22,16 @@ from torch import Tensor
 from perfedrec.core.aggregate import Aggregate, from_fixed
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update
-from perfedrec.methods.federated import cohort, summing
+from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update, items_of
+from perfedrec.methods.federated import cohort, neighbourhood, summing
 from perfedrec.methods.federated.graph import GraphMethod
 from perfedrec.methods.federated.network import Network
 from perfedrec.methods.federated.personal import Mixture
+from perfedrec.methods.federated.phases import JOIN
 from perfedrec.methods.federated.settings import ClusterSettings, PerFedRecSettings
 from perfedrec.methods.federated.state import (
     Clusters,
+    LowRank,
     PerFedRecBroadcast,
     PerFedRecClient,
     PerFedRecState,
@@ -67,6 +70,15 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         """Whether there are neighbour sums. They are layers of LightGCN; the spectral encoder has none."""
         model = self.settings.model
         return model.neighbours and model.encoder == "lightgcn" and model.n_layers > 0
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether there is a neighbourhood model."""
+        return self.settings.personal.neighbourhood > 0
+
+    @property
+    def joins(self) -> bool:
+        return super().joins or (self.diffuses and not self.sums)
 
     @property
     def reports_vectors(self) -> bool:
@@ -134,11 +146,21 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             offsets=None if centroids is None else state.offsets,
             item_attributes=state.item_attributes,
             pretrained=state.pretrained.table,
+            **(self._neighbourhood(state, users) if state.served else {}),
             user_init_scale=state.pretrained.user_init_scale,
             trained=trained > 0,
             centroids=centroids if asks else None,
             cluster_stats=self.sums and self.trains_clusters and centroids is not None and trained < self.clusters.stop,
         )
+
+    def _neighbourhood(self, state: PerFedRecState, users: Tensor) -> dict[str, Any]:
+        """The fields of the neighbourhood model, by name. New users have no lists."""
+        near, nearness, factor = state.service.near, state.service.nearness, state.low_rank.factor
+        if near is None or nearness is None:
+            return {"low_rank": factor}
+        known, new = users.clamp(min=0), (users == NEWCOMER)[:, None]
+        own = {"near": near[known].masked_fill(new, -1), "nearness": nearness[known].masked_fill(new, 0.0)}
+        return {"low_rank": factor, **own}
 
     def group_weights(self, state: PerFedRecState, aggregate: Aggregate) -> Tensor:
         """[G] the divisor of each group's sums. If nobody knows who is in which cluster, it is the cluster's share of
@@ -160,9 +182,16 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     def serve(
         self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
     ) -> tuple[Service, Published]:
-        """The service's part of a round, with a clustering of all users when one is due. It clusters the mean of the
-        layers that each user reported last, starting from the last ``centroids``."""
+        """The service's part of a round, with the neighbourhood model once it has the graph, and with a clustering of
+        all users when one is due. It clusters the mean of the layers that each user reported last, starting from the
+        last ``centroids``."""
         service, published = super().serve(service, phase, played, aggregate, centroids, key)
+        graph = service.graph
+        if self.diffuses and phase == JOIN.name and graph is not None:
+            given = self.settings.neighbourhood
+            near, nearness = neighbourhood.diffused(graph, given.alpha, given.beta, given.list_length)
+            service = replace(service, near=near, nearness=nearness)
+            published = replace(published, low_rank=neighbourhood.low_rank(graph, key))
         if self.clusters.due(played - len(self.phases)):
             points = service.reports.mean(1)
             labels, centroids = cohort.cluster(points, self.clusters.n_clusters, centroids, key)
@@ -171,6 +200,14 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     def centroids(self, state: PerFedRecState) -> Tensor | None:
         return state.clusters.centroids
+
+    def coordinate(
+        self, state: PerFedRecState, phase: str, aggregate: Aggregate, published: Published, key: Key
+    ) -> PerFedRecState:
+        state = super().coordinate(state, phase, aggregate, published, key)
+        if published.low_rank is not None:
+            state = replace(state, low_rank=LowRank(published.low_rank))
+        return state
 
     def regroup(self, state: PerFedRecState, published: Published) -> PerFedRecState:
         clusters = replace(state.clusters, labels=published.labels, centroids=published.centroids)
@@ -191,14 +228,25 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return replace(state, clusters=replace(clusters, centroids=centroids, shares=shares, stats=stats))
 
     def serving(self, state: PerFedRecState) -> PerFedRecState:
-        served, clusters = super().serving(state), replace(state.clusters, stats=None)
-        return replace(served, offsets=None if clusters.centroids is None else state.offsets, clusters=clusters)
+        served, clusters, service = super().serving(state), replace(state.clusters, stats=None), state.service
+        near = service.near
+        if near is not None and state.tokens is not None:
+            near = items_of(near, state.tokens)
+        return replace(
+            served,
+            offsets=None if clusters.centroids is None else state.offsets,
+            clusters=clusters,
+            service=replace(served.service, near=near, nearness=service.nearness),
+            low_rank=LowRank(state.low_rank.factor),
+            served=True,
+        )
 
     # --- the clients ---
 
     def init_clients(self, rows: Rows, key: Key) -> PerFedRecClient:
         personal, device = self.settings.personal, rows.users.device
-        shares = torch.tensor([personal.local, personal.cluster, personal.global_, personal.pretrained], device=device)
+        weights = [personal.local, personal.cluster, personal.global_, personal.pretrained]
+        shares = torch.tensor(weights + [personal.neighbourhood] * self.diffuses, device=device)
         mix = shares.clamp(min=1e-12).log().repeat(rows.n_users, 1)
         return PerFedRecClient(**self._graph_client(rows, key), mix=mix)
 
@@ -251,7 +299,16 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         """The models of a block of users, and their weights."""
         broadcast = self.placed(broadcast, rows, client_state)
         private = self.private_of(broadcast, client_state)
-        return Mixture(self.network, self.finish, broadcast, rows, private, client_state.rows, client_state.mix)
+        return Mixture(
+            self.network,
+            self.finish,
+            broadcast,
+            rows,
+            private,
+            client_state.rows,
+            client_state.mix,
+            self.settings.neighbourhood,
+        )
 
     def scores(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Tensor:
         """[B, m] scores of the personal model for all items."""

@@ -23,6 +23,7 @@ from perfedrec.methods.federated.perfedrec import PerFedRec
 from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, SIZES, SPECTRAL
 from perfedrec.methods.federated.state import (
     Clusters,
+    LowRank,
     PerFedRecBroadcast,
     PerFedRecClient,
     PerFedRecState,
@@ -130,18 +131,30 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
 
     def _iterate(self, state: PerFedRecState, aggregate: Aggregate, key: Key) -> PerFedRecState:
         """The state after one pass of subspace iteration."""
-        image = torch.zeros_like(state.items).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
+        items, image = state.items, torch.zeros_like(state.items)
+        image.index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
         energy = float((state.items * image).sum())  # approximately the sum of the leading squared singular values
         if self.settings.privacy.noise_scale:  # parts were stretched to the clip; the true first value is 1
             energy /= max(float(torch.linalg.matrix_norm(image, 2)), 1e-12)
         basis = self._next_basis(state, image, aggregate.clients)
         table = basis.clone() if self.settings.personal.pretrained else None
         state = replace(self.restart(state, basis), pretrained=replace(state.pretrained, table=table))
+        if self.diffuses and self.sums:
+            state = replace(state, low_rank=self._low_rank(state, items, image))
         if self.network.encoder == "lightgcn" and self._is_last(state):
             state = self._scaled(state, energy)
         if self.sums and self.phases[state.round : state.round + 1] == (CLUSTERS,):
             state = self.recluster(state, key.fold("cluster"))
         return state
+
+    def _low_rank(self, state: PerFedRecState, probe: Tensor, image: Tensor) -> LowRank:
+        """The neighbourhood model after a pass of ``probe`` [m, d] with its ``image`` [m, d]: all passes together."""
+        before = state.low_rank
+        probes = probe if before.probes is None else torch.cat([before.probes, probe], dim=1)
+        images = image if before.images is None else torch.cat([before.images, image], dim=1)
+        if self._is_last(state):
+            return LowRank(spectral.nystroem(probes, images))
+        return LowRank(probes=probes, images=images)
 
     def _is_last(self, state: PerFedRecState) -> bool:
         """Whether the pass that was just played was the last one. ``state.round`` already counts it."""

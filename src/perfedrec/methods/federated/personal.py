@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -13,10 +13,14 @@ from perfedrec.core.keys import Key
 from perfedrec.core.sampling import draw_outside, paired
 from perfedrec.core.types import Rows
 from perfedrec.methods.federated.network import Finish, Network
+from perfedrec.methods.federated.settings import NeighbourhoodSettings
 from perfedrec.methods.federated.state import PerFedRecBroadcast
 from perfedrec.nn import losses
-from perfedrec.nn.propagation import spectral_star
+from perfedrec.nn.propagation import Star, diffusion_star, spectral_star
 from perfedrec.nn.segments import dot, expand
+
+MODELS = ("local", "cluster", "global", "pretrained", "neighbourhood")
+"""The models of the mix, in the order of the weights."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,10 @@ class Part:
 class Mixture:
     """The models of a block of B users and their weights.
 
-    ``vectors`` [B, d] the users' own vectors; ``fine_tuned`` [R, d] the offsets of their own item rows; ``mix`` [B, 4]
-    the logits of the weights of the local, cluster, global and pre-trained model. The local model uses the user's own
-    rows for the user vector, and scores the items of the user's cluster.
+    ``vectors`` [B, d] the users' own vectors; ``fine_tuned`` [R, d] the offsets of their own item rows; ``mix`` [B, 4
+    or 5] the logits of the weights of :data:`MODELS`; ``diffusion`` the exponents of the neighbourhood model. The local
+    model uses the user's own rows for the user vector, and scores the items of the user's cluster. The neighbourhood
+    model is one of low rank; users who have received a list are scored by the list instead.
     """
 
     def __init__(
@@ -53,8 +58,9 @@ class Mixture:
         vectors: Tensor,
         fine_tuned: Tensor,
         mix: Tensor,
+        diffusion: NeighbourhoodSettings,
     ) -> None:
-        self.broadcast, self.rows, self.mix = broadcast, rows, mix
+        self.broadcast, self.rows = broadcast, rows
         self.every = torch.arange(broadcast.items.shape[0], device=broadcast.items.device)
         star, one = network.star(broadcast, rows), vectors.new_ones(rows.n_users, 1)
         dense = None if broadcast.dense is None else broadcast.dense[None]
@@ -78,43 +84,80 @@ class Mixture:
             "global": part(global_rows(rows.items, rows.segments), global_rows),
         }
         if broadcast.pretrained is not None:
-            self.parts["pretrained"] = self._pretrained(broadcast.pretrained)
+            star = spectral_star(rows, broadcast.degrees)
+            self.parts["pretrained"] = self._scaled(broadcast.pretrained, star)
+        if broadcast.low_rank is not None:
+            self.parts["neighbourhood"] = self._scaled(
+                broadcast.low_rank, diffusion_star(rows, broadcast.degrees, diffusion.alpha, diffusion.beta)
+            )
+        self.logits, self._places = mix, [MODELS.index(name) for name in self.parts]
 
-    def _pretrained(self, table: Tensor) -> Part:
-        """The model that pre-training ended with. Its scores are scaled to the standard deviation of the global model's
-        scores."""
-        rows, like, star = self.rows, self.parts["global"], spectral_star(self.rows, self.broadcast.degrees)
+    @cached_property
+    def _target(self) -> Tensor:
+        """[B] the standard deviation of the global model's scores, which other models are scaled to."""
+        like = self.parts["global"]
+        return spread(like.finish(like.users), like.items(self.every, torch.zeros_like(self.every)))
+
+    def _scaled(self, table: Tensor, star: Star) -> Part:
+        """A model that scores a user's items by the rows of a ``table`` [m, r] alone. Its scores are scaled to the
+        standard deviation of the global model's scores."""
+        rows = self.rows
         own = table.index_select(0, rows.items)
         users = star.users(table.new_zeros(rows.n_users, 1), own, rows.segments)
-        target = spread(like.finish(like.users), like.items(self.every, torch.zeros_like(self.every)))
-        scale = (target / spread(users, star.items(table)).clamp(min=1e-12))[:, None]
+        scale = (self._target / spread(users, star.items(table)).clamp(min=1e-12))[:, None]
 
         def items(which: Tensor, groups: Tensor) -> Tensor:
             return star.items(table.index_select(0, which), which)
 
         return Part(star.edge, own, users, lambda vectors: vectors, items, scale)
 
-    def _weighted(self) -> tuple[dict[str, Tensor], Callable[[str, int], Tensor]]:
-        """Each model's final user vectors [B, d] times its weight, and a function that returns the final vectors [m, d]
-        of all items in a model for the members of a cluster."""
-        if "pretrained" in self.parts and not self.broadcast.trained:  # the others are untrained
-            weights = {name: torch.full_like(part.scale, name == "pretrained") for name, part in self.parts.items()}
-        else:
-            shares = self.mix[:, : len(self.parts)].softmax(1)
-            weights = {
-                name: shares[:, place, None] * part.scale for place, (name, part) in enumerate(self.parts.items())
-            }
+    def _weights(self) -> dict[str, Tensor]:
+        """[B, 1] the weight of each model, times the scale of its scores. Before the first round of training it is 0
+        for those that are untrained, and scores have the scale of the first one that is ready."""
+        names, logits = list(self.parts), self.logits[:, self._places]
+        scales = {name: part.scale for name, part in self.parts.items()}
+        if not self.broadcast.trained and (ready := [name for name in names if name in MODELS[3:]]):
+            away = [place for place, name in enumerate(names) if name not in ready]
+            logits = logits.index_fill(1, torch.tensor(away, device=logits.device), -torch.inf)
+            scales = {name: scale / self.parts[ready[0]].scale for name, scale in scales.items()}
+        shares = logits.softmax(1).split(1, dim=1)
+        return {name: share * scales[name] for name, share in zip(names, shares, strict=True)}
+
+    def _listed(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The lists' part [B, m] of the scores, and which users [B, 1] have a list; ``None`` without lists.
+
+        Items that are not listed have score 0. The scores have the standard deviation of those by the model of low
+        rank, whose ``weight`` [B, 1] is given.
+        """
+        near, nearness, part = self.broadcast.near, self.broadcast.nearness, self.parts["neighbourhood"]
+        if near is None or nearness is None:
+            return None
+        scores = weight.new_zeros(self.rows.n_users, self.every.numel())
+        scores.scatter_add_(1, near.clamp(min=0).to(torch.int64), nearness)
+        deviation = scores.std(1, correction=0, keepdim=True)
+        target = self._target[:, None] / part.scale
+        return scores * (weight * target / deviation.clamp(min=1e-12)), (near >= 0).any(1, keepdim=True)
+
+    def _weighted(self) -> tuple[dict[str, Tensor], Callable[[str, int], Tensor], Tensor | None]:
+        """Each model's final user vectors [B, d] times its weight; a function that returns the final vectors [m, d] of
+        all items in a model for the members of a cluster; and the lists' part [B, m] of the scores."""
+        weights, listed = self._weights(), None
         users = {name: weights[name] * part.finish(part.users) for name, part in self.parts.items()}
+        if "neighbourhood" in users and (found := self._listed(weights["neighbourhood"])) is not None:
+            listed, has = found
+            users["neighbourhood"] = users["neighbourhood"].masked_fill(has, 0.0)
 
         @cache
         def items(name: str, group: int) -> Tensor:
             return self.parts[name].items(self.every, torch.full_like(self.every, group))
 
-        return users, items
+        return users, items, listed
 
     def scores(self) -> Tensor:
         """[B, m] scores of all items."""
-        users, items = self._weighted()
+        users, items, listed = self._weighted()
+        if listed is not None and not bool(users["neighbourhood"].any()):
+            del users["neighbourhood"]  # all have lists
         users["cluster"] = users["cluster"] + users.pop("local")  # both score the same table
         if self.broadcast.offsets is None:
             users["global"] = users["global"] + users.pop("cluster")
@@ -124,24 +167,28 @@ class Mixture:
             return torch.cat([items(name, group if name == "cluster" else 0) for name in users], dim=1)
 
         if len(groups) == 1:
-            return vectors @ tables(groups[0]).T
-        scores = vectors.new_empty(self.rows.n_users, self.every.numel())
-        for group in groups:
-            members = (self.broadcast.groups == group).nonzero().squeeze(1)
-            scores[members] = vectors[members] @ tables(group).T
-        return scores
+            scores = vectors @ tables(groups[0]).T
+        else:
+            scores = vectors.new_empty(self.rows.n_users, self.every.numel())
+            for group in groups:
+                members = (self.broadcast.groups == group).nonzero().squeeze(1)
+                scores[members] = vectors[members] @ tables(group).T
+        return scores if listed is None else scores.add_(listed)
 
     def explain(self) -> dict[str, Tensor]:
         """The part [B, m] of each model in :meth:`scores`; the parts sum to the score."""
-        users, items = self._weighted()
+        users, items, listed = self._weighted()
         groups = self.broadcast.groups.tolist()
-        return {
+        parts = {
             name: torch.stack([items(name, group) @ vector for group, vector in zip(groups, own, strict=True)])
             for name, own in users.items()
         }
+        if listed is not None:
+            parts["neighbourhood"] += listed
+        return parts
 
     def learned(self, key: Key) -> Tensor:
-        """[B, 4] the logits after one gradient step on the BPR loss of the mixed scores, own items against random
+        """[B, models] the logits after one gradient step on the BPR loss of the mixed scores, own items against random
         others.
 
         An own item is left out of the user vector that it is scored against; otherwise the local model would look
@@ -157,11 +204,11 @@ class Mixture:
             context = (context * expand(part.scale, rows.segments))[pairs]
             up = part.items(rows.items, groups[rows.segments])[pairs]
             margins.append(dot(context, up - part.items(negatives, groups[owners])))
-        stacked, mix = torch.stack(margins, dim=1), self.mix.detach().requires_grad_()
-        mixed = dot(stacked, expand(mix[:, : len(margins)].softmax(1), owners))
+        stacked, mix = torch.stack(margins, dim=1), self.logits.detach().requires_grad_()
+        mixed = dot(stacked, expand(mix[:, self._places].softmax(1), owners))
         loss = losses.bpr(mixed, torch.zeros_like(mixed), owners, rows.n_users) / rows.counts.clamp(min=1)
         (gradient,) = torch.autograd.grad(loss.sum(), mix)
-        return self.mix - gradient
+        return self.logits - gradient
 
 
 def spread(users: Tensor, items: Tensor) -> Tensor:

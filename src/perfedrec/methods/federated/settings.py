@@ -213,15 +213,33 @@ class PersonalSettings(Settings):
     cluster: float = Field(1.0, ge=0, description="weight of the cluster's model")
     global_: float = Field(1.0, ge=0, alias="global", description="weight of the global model")
     pretrained: float = Field(0.0, ge=0, description="weight of the model that spectral pre-training ended with")
+    neighbourhood: float = Field(
+        0.0, ge=0, description="weight of the neighbourhood model, which recommends what similar users have"
+    )
     learned: bool = Field(False, description="let each client learn its own weights, starting from these")
 
     model_config = Settings.model_config | {"populate_by_name": True}
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if self.local + self.cluster + self.global_ + self.pretrained == 0:
+        if self.local + self.cluster + self.global_ + self.pretrained + self.neighbourhood == 0:
             raise ValueError("all weights of personal are 0; expected at least one above 0")
         return self
+
+
+class NeighbourhoodSettings(Settings):
+    """Options of the neighbourhood model (``personal.neighbourhood``)."""
+
+    alpha: float = Field(
+        0.5,
+        ge=0,
+        description="exponent of the degrees of items and users that a step of the diffusion starts from (with a "
+        "neighbourhood service)",
+    )
+    beta: float = Field(0.3, ge=0, description="exponent of the degree by which an item's score is divided")
+    list_length: int = Field(
+        300, ge=1, description="number of items whose scores the neighbourhood service sends to each user"
+    )
 
 
 class PretrainingSettings(Settings):
@@ -254,12 +272,18 @@ class PerFedRecSettings(Settings):
     clusters: ClusterSettings = ClusterSettings()
     selection: SelectionSettings = SelectionSettings()
     personal: PersonalSettings = PersonalSettings()
+    neighbourhood: NeighbourhoodSettings = NeighbourhoodSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
 
     @model_validator(mode="after")
     def _pretrained(self) -> Self:
         if self.personal.pretrained and self.pretraining.kind != "spectral":
             raise ValueError("personal.pretrained needs pretraining.kind = spectral")
+        if self.personal.neighbourhood and self.privacy.sums and self.pretraining.kind != "spectral":
+            raise ValueError(
+                f"with privacy.aggregation = {self.privacy.aggregation} personal.neighbourhood is made from the passes "
+                "of spectral pre-training; expected pretraining.kind = spectral"
+            )
         return self
 
     @model_validator(mode="after")

@@ -85,6 +85,19 @@ def orthonormal(matrix: Tensor) -> Tensor:
     return _widened(basis, matrix.shape[1])
 
 
+def nystroem(probes: Tensor, images: Tensor) -> Tensor:
+    """[m, r] a factor ``F`` with ``N^T N ~ F F^T``, from the ``images`` [m, w] ``= N^T N X`` of ``probes`` X [m, w].
+
+    It is Nystroem's approximation. The probes need not be orthogonal to each other: those of several passes of subspace
+    iteration make it a block Krylov method (Musco and Musco, NeurIPS 2015).
+    """
+    with one_thread():
+        values, vectors = torch.linalg.eigh(probes.to(torch.float64).T @ images.to(torch.float64))
+        known = values > 1e-6 * values[-1].clamp(min=1e-12)
+        factor: Tensor = images.to(torch.float64) @ (vectors[:, known] * values[known].rsqrt())
+    return factor.to(torch.float32)
+
+
 def _widened(columns: Tensor, dim: int) -> Tensor:
     """[m, d] float32: ``columns`` [m, min(m, d)] padded with zero columns."""
     return torch.nn.functional.pad(columns, (0, dim - columns.shape[1])).to(torch.float32).contiguous()

@@ -90,11 +90,14 @@ class ClientState:
 class Service:
     """The state of a neighbourhood service: ``reports`` [n, L, d] the last protected vectors of each user (layers 0
     and 1); the ``graph`` of all users and tokens; ``start`` [n, d] pre-trained vectors for users who have not
-    trained yet."""
+    trained yet; and the neighbourhood model's lists, ``near`` [n, k] int32 tokens with their ``nearness`` [n, k] (see
+    :func:`perfedrec.methods.federated.neighbourhood.diffused`)."""
 
     reports: Tensor
     graph: Bipartite | None = None
     start: Tensor | None = None
+    near: Tensor | None = None
+    nearness: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,20 +173,35 @@ class Pretrained:
     user_init_scale: float | None = field(default=None, metadata={"was": "lift"})
 
 
+@dataclass(frozen=True)
+class LowRank:
+    """The neighbourhood model of low rank: ``factor`` [m, r] with ``N^T N ~ F F^T``. Until the last pass of spectral
+    pre-training there are its ``probes`` [m, w] and their ``images`` [m, w] instead."""
+
+    factor: Tensor | None = None
+    probes: Tensor | None = None
+    images: Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class PerFedRecState(GraphState):
-    """Adds the ``clusters``, whose models are the state's ``offsets``, the ``pretrained`` model, and the
-    ``item_attributes`` [m, F]."""
+    """Adds the ``clusters``, whose models are the state's ``offsets``, the ``pretrained`` model, the neighbourhood
+    model of ``low_rank``, the ``item_attributes`` [m, F], and ``served``, whether the state is for recommending:
+    training does not send the neighbourhood model."""
 
     clusters: Clusters = Clusters()
     pretrained: Pretrained = Pretrained()
+    low_rank: LowRank = LowRank()
     item_attributes: Tensor | None = None
+    served: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerFedRecBroadcast(GraphBroadcast):
     """Adds the cluster models ``offsets`` [K m, d] as differences from the global table (a client receives only its own
     cluster's); ``item_attributes`` [m, F]; ``pretrained`` [m, d] and ``user_init_scale`` of :class:`Pretrained`;
+    ``low_rank`` [m, r], the factor of :class:`LowRank`; ``near`` [B, k] and ``nearness`` [B, k], the lists of the
+    neighbourhood service with items in place of tokens, -1 for unused places and for new users;
     ``trained``, whether a round of training was played (before it the pre-trained model recommends alone);
     ``centroids`` [K, d] by which new users assign themselves to clusters, and all clients if their vectors stay with
     them; and ``cluster_stats``, whether clients contribute to the clusters' sums."""
@@ -192,14 +210,20 @@ class PerFedRecBroadcast(GraphBroadcast):
     item_attributes: Tensor | None = None
     pretrained: Tensor | None = None
     user_init_scale: float | None = field(default=None, metadata={"was": "lift"})
+    low_rank: Tensor | None = None
+    near: Tensor | None = field(default=None, metadata={"per": "user"})
+    nearness: Tensor | None = field(default=None, metadata={"per": "user"})
     trained: bool = True
     centroids: Tensor | None = None
     cluster_stats: bool = field(default=False, metadata={"was": "tally"})
 
     def download_bytes(self, together: bool = False) -> int:
         """The bytes of whole tables; those of all clusters if nobody may know which cluster a client has."""
-        shared = (self.item_attributes, self.pretrained)
+        shared = (self.item_attributes, self.pretrained, self.low_rank)
         size = super().download_bytes(together) + 4 * sum(each.numel() for each in shared if each is not None)
+        for own in (self.near, self.nearness):
+            if own is not None:
+                size += 4 * (own.numel() if together else own.shape[1])
         if self.centroids is not None and self.offsets is not None:
             size += 4 * (self.offsets.numel() + self.centroids.numel())
         elif self.offsets is not None:
@@ -216,6 +240,7 @@ class PerFedRecBroadcast(GraphBroadcast):
 
 @dataclass(frozen=True, kw_only=True)
 class PerFedRecClient(GraphClient):
-    """Adds ``mix`` [B, 4], the logits of the user's weights for the local, cluster, global and pre-trained model."""
+    """Adds ``mix`` [B, 4], the logits of the user's weights for the local, cluster, global and pre-trained model; [B,
+    5] with the neighbourhood model."""
 
     mix: Tensor

@@ -30,7 +30,7 @@ from perfedrec.core.keys import Key, normal
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows, Spec, Update
 from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, JOIN, SPECTRAL
-from perfedrec.methods.federated.spectral import gram_rows, orthonormal
+from perfedrec.methods.federated.spectral import gram_rows, nystroem, orthonormal
 from perfedrec.methods.federated.state import Broadcast, ServerState
 from perfedrec.methods.federated.tables import Average
 from perfedrec.privacy.settings import PrivacySettings
@@ -186,16 +186,6 @@ def with_degrees(state: ServerState, aggregate: Aggregate, noisy: bool) -> Tenso
         sums = sums * (sums.sum() / state.n_users).clamp(min=1.0)
         sums = sums.clamp(min=max(float(sums.mean()), 1.0))
     return sums
-
-
-def nystroem(probe: Tensor, image: Tensor) -> Tensor:
-    """[m, w] a factor ``F`` with ``N^T N ~ F F^T``, from the ``image`` [m, w] of an orthonormal ``probe`` [m, w]."""
-    with one_thread():
-        values, vectors = torch.linalg.eigh(probe.to(torch.float64).T @ image.to(torch.float64))
-        known = values > 1e-6 * values[-1].clamp(min=1e-12)
-        scaled = vectors[:, known] * values[known].rsqrt()
-        factor: Tensor = image.to(torch.float64) @ scaled
-    return factor.to(torch.float32)
 
 
 def krylov(image: Tensor, basis: Tensor | None, rank: int) -> Tensor:

@@ -2,9 +2,9 @@
 
 Users' protected vectors and edges leave a node sealed for the service. The coordinator passes them on
 (:class:`~perfedrec.runtimes.flower.service_client.ServiceClient`), and passes back what the service publishes:
-neighbour sums and a pre-trained table by token, sealed for the nodes, which alone know what a token stands for;
-pre-trained user vectors, sealed for their users' node; and in the clear the clustering, by which the coordinator keeps
-tables and selects cohorts.
+neighbour sums, a pre-trained table and the neighbourhood model by token, sealed for the nodes, which alone know what a
+token stands for; pre-trained user vectors and the lists of the neighbourhood model, sealed for their users' node; and
+in the clear the clustering, by which the coordinator keeps tables and selects cohorts.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import Algorithm, B, ServedAlgorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Published
+from perfedrec.core.types import Published, items_of
 from perfedrec.runtimes.flower.codec import SERVING, Setup, Task, UploadError, check_alike, check_reports, pack, unpack
 from perfedrec.runtimes.flower.sealing import Bundle, public_of, seal, unseal
 
 SERVE, ORDER_TABLE = "train.serve", "train.name"
 """Types of messages: to the service, its part of a round; to a node, a table by token that it brings into the order of
 items."""
+
+BY_TOKEN = {"neighbours": 1, "low_rank": 0}
+"""Tables that the service seals for all nodes, with the axis of their tokens."""
+
+BY_USER = ("start", "near")
+"""What the service seals for the node of a user."""
 
 PRIVATE = ("report_users", "reports", "edges")
 """The fields of an aggregate that are for the service."""
@@ -59,26 +65,42 @@ def add_sealed(content: RecordDict, total: Aggregate, number: int, bundle: Bundl
 
 
 def add_private(task: Task[B], content: RecordDict, bundle: Bundle, n_items: int) -> Task[B]:
-    """The task with what only a node knows or can read: tokens, neighbour sums, and its users' pre-trained vectors.
+    """The task with what only a node knows or can read: tokens, neighbour sums, the neighbourhood model, and its users'
+    pre-trained vectors and lists.
 
     Tokens are left out in the model that nodes recommend with.
     """
     tokens = bundle.tokens(n_items).to(task.users.device)
     known: dict[str, Tensor] = {} if task.phase == SERVING else {"tokens": tokens}
-    if "neighbours" in content.array_records:
-        sums = unseal(content.array_records["neighbours"], bundle.common, "neighbours")["neighbours"]
-        known["neighbours"] = sums.to(tokens.device).index_select(1, tokens)
-    if "start" in content.array_records:
-        start = unseal(content.array_records["start"], bundle.own, "start")
-        places = torch.searchsorted(start["users"], task.users.cpu())
-        if not torch.equal(start["users"][places.clamp(max=start["users"].numel() - 1)], task.users.cpu()):
-            raise PerfedrecError("pre-trained vectors came for other users; expected those of the users asked")
-        known["start"] = start["start"][places].to(tokens.device)
+    for name, axis in BY_TOKEN.items():
+        if name in content.array_records:
+            table = unseal(content.array_records[name], bundle.common, name)[name]
+            known[name] = table.to(tokens.device).index_select(axis, tokens)
+    for name in BY_USER:
+        if name in content.array_records:
+            known |= _own_rows(unseal(content.array_records[name], bundle.own, name), task.users)
+    if "near" in known:
+        known["near"] = items_of(known["near"], tokens)
     broadcast = cast(Any, task.broadcast)
     names = {each.name for each in fields(broadcast)}
     return replace(
         task, broadcast=replace(broadcast, **{name: value for name, value in known.items() if name in names})
     )
+
+
+def _own_rows(sealed: dict[str, Tensor], users: Tensor) -> dict[str, Tensor]:
+    """The rows of ``users`` [B] in what the service sealed for their node. New users (negative numbers) have none: -1
+    in whole numbers, 0 in others."""
+    whose, wanted = sealed.pop("users"), users.cpu()
+    places = torch.searchsorted(whose, wanted).clamp(max=whose.numel() - 1)
+    if not torch.equal(whose[places][wanted >= 0], wanted[wanted >= 0]):
+        raise PerfedrecError("pre-trained vectors or lists came for other users; expected those of the users asked")
+    new = (wanted < 0)[:, None]
+    rows = {name: table[places] for name, table in sealed.items()}
+    return {
+        name: each.masked_fill(new, 0.0 if each.is_floating_point() else -1).to(users.device)
+        for name, each in rows.items()
+    }
 
 
 def order_table(message: Message, bundle: Bundle) -> Message:
@@ -252,15 +274,20 @@ class NeighbourhoodService:
     def _reply(self, published: Published, members: Mapping[int, _Member], refused: Mapping[str, str]) -> RecordDict:
         """What is published, sealed for those who may read it, and the nodes that were refused."""
         content = RecordDict({"refused": ConfigRecord(dict(refused))})
-        for name in ("neighbours", "table"):
+        for name in (*BY_TOKEN, "table"):
             value = getattr(published, name)
             if value is not None:
                 content[name] = seal({name: value}, self.clients, name)
+        own: dict[str, dict[str, Tensor]] = {}
         if published.table is not None and self.state.start is not None:
-            for node, member in members.items():
-                order = member.users.argsort()
-                own = {"users": member.users[order], "start": self.state.start[member.places[order]]}
-                content[f"start {node}"] = seal(own, member.key, "start")
+            own["start"] = {"start": self.state.start}
+        if published.low_rank is not None:
+            own["near"] = {"near": self.state.near, "nearness": self.state.nearness}
+        for node, member in members.items():
+            order = member.users.argsort()
+            for name, tables in own.items():
+                rows = {each: table[member.places[order]] for each, table in tables.items()}
+                content[f"{name} {node}"] = seal({"users": member.users[order], **rows}, member.key, name)
         if published.labels is not None and published.centroids is not None:
             content["clusters"] = pack({"labels": published.labels, "centroids": published.centroids})
         return content

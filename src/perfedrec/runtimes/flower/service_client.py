@@ -13,7 +13,7 @@ from perfedrec.core.types import Published
 from perfedrec.runtimes.flower.codec import Setup, pack, unpack
 from perfedrec.runtimes.flower.connection import AwayError
 from perfedrec.runtimes.flower.sealing import SEALED
-from perfedrec.runtimes.flower.service import ORDER_TABLE, SERVE, ServiceTask
+from perfedrec.runtimes.flower.service import BY_TOKEN, BY_USER, ORDER_TABLE, SERVE, ServiceTask
 
 ATTEMPTS = 2
 """How often the service is asked for its part of a round: it may be restarted while it works on it."""
@@ -26,36 +26,32 @@ Ask = Callable[[str, Mapping[int, RecordDict]], Iterable[tuple[int, RecordDict]]
 class ServiceClient:
     """The coordinator's side of its messages with the service, which is the node ``service``.
 
-    ``neighbours`` are the sums that the service published last, and ``starts`` the pre-trained vectors by node, all
-    sealed. The latter are kept by the ``names`` of nodes, because to Flower a node with a new key is a new node.
+    ``held`` is what the service published last, all sealed: tables for all nodes by their names (``neighbours``), and
+    what is for the users of one node (``start NODE``). The latter is kept by the ``names`` of nodes, because to Flower
+    a node with a new key is a new node.
     """
 
     service: int
-    neighbours: ArrayRecord | None = None
-    starts: dict[str, ArrayRecord] = field(default_factory=dict)
+    held: dict[str, ArrayRecord] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """What it holds, as tensors of bytes that are kept with the coordinator's state."""
-        held = {f"start {name}": record for name, record in self.starts.items()}
-        if self.neighbours is not None:
-            held["neighbours"] = self.neighbours
-        return {name: unpack(record)[SEALED] for name, record in held.items()}
+        return {name: unpack(record)[SEALED] for name, record in self.held.items()}
 
     @staticmethod
     def of(service: int, tensors: Mapping[str, Tensor], names: Mapping[int, str] | None = None) -> ServiceClient:
         """The client that held these ``tensors``; ``names`` are the present names of the nodes."""
-        held = {name: pack({SEALED: tensor}) for name, tensor in tensors.items()}
-        starts = {name.partition(" ")[2]: record for name, record in held.items() if name.startswith("start ")}
-        return ServiceClient(service, held.get("neighbours"), starts, names or {})
+        return ServiceClient(service, {name: pack({SEALED: tensor}) for name, tensor in tensors.items()}, names or {})
 
     def add(self, node: int, content: RecordDict, serving: bool = False) -> RecordDict:
-        """An instruction with what the service has published for the ``node``; ``serving``: without what is only needed
-        in training."""
-        if self.neighbours is not None:
-            content["neighbours"] = self.neighbours
-        if (name := self._name(node)) in self.starts and not serving:
-            content["start"] = self.starts[name]
+        """An instruction with what the service has published for the ``node``: for training, or for ``serving``."""
+        for name in ("neighbours", *(("low_rank",) if serving else ())):
+            if name in self.held:
+                content[name] = self.held[name]
+        own = "near" if serving else "start"
+        if (record := self.held.get(f"{own} {self._name(node)}")) is not None:
+            content[own] = record
         return content
 
     def consult(
@@ -75,8 +71,9 @@ class ServiceClient:
             raise AwayError(f"the neighbourhood service, node {self.service}, does not answer")
         answer = answers[self.service]
         arrays, nodes = answer.array_records, list(task.sealed)
-        self.neighbours = arrays.get("neighbours", self.neighbours)
-        self.starts |= {self._name(node): arrays[f"start {node}"] for node in nodes if f"start {node}" in arrays}
+        self.held |= {name: arrays[name] for name in BY_TOKEN if name in arrays}
+        for name in BY_USER:
+            self.held |= {f"{name} {self._name(node)}": own for node in nodes if (own := arrays.get(f"{name} {node}"))}
         published = Published()
         if "clusters" in arrays:
             published = replace(published, **unpack(arrays["clusters"], table.device))

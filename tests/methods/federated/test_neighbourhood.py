@@ -1,0 +1,179 @@
+"""The neighbourhood model: lists by diffusion, the model of low rank, and their part in the mix."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from tests.methods.federated.toys import World, world
+
+from perfedrec.core.keys import Key, normal
+from perfedrec.core.types import NEWCOMER, items_of
+from perfedrec.methods.federated import neighbourhood
+from perfedrec.methods.federated.spectral import nystroem
+from perfedrec.nn.propagation import Bipartite, diffusion_star
+
+SUMS = {"privacy__aggregation": "secure", "privacy__rank": 0, "privacy__norm": "l2", "privacy__clip": 10.0}
+PRETRAINED = {"pretraining__kind": "spectral", "personal__pretrained": 0.2}
+DIFFUSING = {**PRETRAINED, "personal__neighbourhood": 0.5}
+
+
+def dense(here: World) -> np.ndarray:
+    """[n, m] the interactions of a population."""
+    matrix = np.zeros((here.population.n_users, here.population.n_items))
+    for user in range(here.population.n_users):
+        start, stop = here.population.offsets[user : user + 2].tolist()
+        matrix[user, here.population.items[start:stop].numpy()] = 1
+    return matrix
+
+
+def graph_of(matrix: np.ndarray) -> Bipartite:
+    users, items = (torch.from_numpy(each) for each in matrix.nonzero())
+    return Bipartite.of(users, items, *matrix.shape)
+
+
+def walked(matrix: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+    """The scores by loops over users, items and their users."""
+    counts, degrees = matrix.sum(1), matrix.sum(0)
+    scores = np.zeros_like(matrix)
+    for user, own in enumerate(matrix):
+        for first in own.nonzero()[0]:
+            for other in matrix[:, first].nonzero()[0]:
+                for item in matrix[other].nonzero()[0]:
+                    step = degrees[first] ** -alpha * counts[other] ** -alpha
+                    scores[user, item] += step / degrees[item] ** beta
+    return scores
+
+
+def served(here: World, rounds: int = 2) -> World:
+    """The world after some rounds of training, with the state that it serves."""
+    here.play(rounds + len(here.algorithm.phases))
+    return replace(here, state=here.algorithm.serving(here.state))
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.5, 0.3), (1.0, 0.0)])
+def test_diffusion_follows_three_steps(alpha: float, beta: float) -> None:
+    matrix = dense(world())
+    near, nearness = neighbourhood.diffused(graph_of(matrix), alpha, beta, length=5, block_size=7)
+    expected = np.where(matrix > 0, 0, walked(matrix, alpha, beta))
+    assert near.shape == (30, 5)
+    for user in range(30):
+        kept = near[user][near[user] >= 0].numpy()
+        least = np.sort(expected[user])[::-1][:5]
+        np.testing.assert_allclose(np.sort(nearness[user].numpy())[::-1], least, rtol=1e-5)
+        np.testing.assert_allclose(nearness[user][: kept.size], expected[user, kept], rtol=1e-5)
+        assert not matrix[user, kept].any()
+
+
+def test_a_user_whose_items_nobody_else_has_gets_an_empty_list() -> None:
+    matrix = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 0]])
+    near, nearness = neighbourhood.diffused(graph_of(matrix), 0.5, 0.3, length=3)
+    assert near.tolist()[0] == [-1, -1, -1]
+    assert near.tolist()[2] == [3, -1, -1]
+    assert float(nearness[0].abs().sum()) == 0
+
+
+def test_nystroem_of_several_passes_is_exact_where_they_span_the_matrix() -> None:
+    generator = np.random.default_rng(1)
+    half = generator.normal(size=(20, 6))
+    gram = torch.from_numpy(half @ half.T)
+    probes = normal(Key(1).spread(torch.arange(20)), 8).double()
+    probes = torch.cat([probes[:, :4], gram @ probes[:, :4]], dim=1)  # the second block follows from the first
+    factor = nystroem(probes, gram @ probes).double()
+    torch.testing.assert_close(factor @ factor.T, gram, rtol=1e-4, atol=1e-4)
+
+
+def test_the_low_rank_model_of_a_small_graph_is_diffusion() -> None:
+    """With as many columns as items it is exact: the same scores as a walk that divides by the users' degrees."""
+    matrix = dense(world())
+    here = world()
+    rows, _ = here.population.rows(here.population.everyone())
+    factor = neighbourhood.low_rank(graph_of(matrix), Key(4))
+    degrees = torch.from_numpy(matrix.sum(0))
+    star = diffusion_star(rows, degrees, alpha=0.5, beta=0.3)
+    users = star.users(torch.zeros(30, 1), factor[rows.items], rows.segments)
+    found = users @ star.items(factor).T
+    counts, by = matrix.sum(1), matrix.sum(0).clip(min=1)
+    expected = (matrix / by**0.5) @ matrix.T @ (matrix / counts[:, None]) / by**0.3
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"clusters__n_clusters": 0}, {**SUMS, "model__neighbours": False}])
+def test_parts_sum_to_the_scores(changes: dict[str, Any]) -> None:
+    here = served(world(**DIFFUSING, **changes))
+    block = here.block([5, 0, 22, 13])
+    parts = here.algorithm.explain(*block)
+    assert list(parts) == ["local", "cluster", "global", "pretrained", "neighbourhood"]
+    scores = here.algorithm.scores(*block)
+    torch.testing.assert_close(torch.stack(list(parts.values())).sum(0), scores, rtol=1e-5, atol=1e-6)
+    assert float(parts["neighbourhood"].std()) > 0
+
+
+def test_a_list_enters_with_its_share_and_the_spread_of_the_global_model() -> None:
+    here = served(world(**DIFFUSING, personal__local=0.3, personal__cluster=0.0, personal__global=1.0))
+    user, matrix = 5, dense(here)
+    parts = here.algorithm.explain(*here.block([user]))
+    expected = np.where(matrix > 0, 0, walked(matrix, 0.5, 0.3))[user]
+    whole = parts["global"][0] / (1.0 / 2.0)  # the weights are 0.3, 0, 1, 0.2 and 0.5
+    scale = 0.5 / 2.0 * float(whole.std(correction=0)) / expected.std()
+    np.testing.assert_allclose(parts["neighbourhood"][0].numpy(), expected * scale, rtol=1e-3, atol=1e-6)
+
+
+def test_new_users_are_scored_by_the_model_of_low_rank() -> None:
+    here = served(world(**DIFFUSING))
+    _, rows, client_state = here.block([5, 22])
+    broadcast = here.algorithm.broadcast(here.state, torch.tensor([NEWCOMER, 22]))
+    assert broadcast.near is not None
+    assert broadcast.near[0].tolist() == [-1] * broadcast.near.shape[1]
+    new, known = here.algorithm.explain(broadcast, rows, client_state)["neighbourhood"]
+    alone = here.algorithm.explain(replace(broadcast, near=None, nearness=None), rows, client_state)["neighbourhood"]
+    torch.testing.assert_close(new, alone[0])
+    assert not torch.allclose(known, alone[1])
+    assert float(new.std()) > 0
+
+
+def test_training_sends_no_neighbourhood_model() -> None:
+    here = world(**DIFFUSING)
+    here.play(1 + len(here.algorithm.phases))
+    broadcast = here.algorithm.broadcast(here.state, torch.tensor([3]))
+    assert here.state.low_rank.factor is not None
+    assert broadcast.low_rank is None
+    assert broadcast.near is None
+    of_served = here.algorithm.broadcast(here.algorithm.serving(here.state), torch.tensor([3, 4]))
+    plain = replace(of_served, low_rank=None, near=None, nearness=None)
+    more = 4 * of_served.low_rank.numel() + 2 * 4 * of_served.near.shape[1]
+    assert of_served.download_bytes() - plain.download_bytes() == more
+    assert of_served.download_bytes(together=True) - plain.download_bytes(together=True) == more + 8 * 24
+
+
+def test_before_training_the_models_that_are_ready_recommend() -> None:
+    here = served(world(**DIFFUSING), rounds=0)
+    parts = here.algorithm.explain(*here.block([5, 0]))
+    silent = {name for name, part in parts.items() if not bool(part.any())}
+    assert silent == {"local", "cluster", "global"}
+
+
+def test_lists_are_named_by_tokens_until_they_are_served() -> None:
+    tokens = torch.tensor([2, 0, 1])
+    assert items_of(torch.tensor([[0, 2], [1, -1]]), tokens).tolist() == [[1, 0], [2, -1]]
+
+
+def test_sums_and_service_find_the_same_model_where_all_rows_are_opened() -> None:
+    """The passes of spectral pre-training, as sums of all clients, approximate the same matrix as the service does."""
+    here = served(world(**DIFFUSING, **SUMS, model__neighbours=False), rounds=0)
+    matrix, factor = dense(here), here.state.low_rank.factor
+    assert factor is not None
+    normal_ = matrix / np.sqrt(matrix.sum(1)[:, None] * matrix.sum(0).clip(min=1))
+    wanted = normal_.T @ normal_
+    error = np.abs((factor @ factor.T).numpy() - wanted).max()
+    assert error < 0.15  # 3 passes of 6 columns, of 24
+    assert np.abs(wanted).max() > 0.3
+
+
+def test_without_passes_and_without_a_service_there_is_none() -> None:
+    with pytest.raises(ValidationError, match=r"expected pretraining\.kind = spectral"):
+        world(personal__neighbourhood=0.5, **SUMS)
