@@ -206,6 +206,18 @@ def test_every_federated_method_can_be_audited(tmp_path: Path, name: str) -> Non
     assert reported or block["user_vectors"] == "stay on the clients"
 
 
+@pytest.mark.parametrize("name", ["fedmf", "fedcia", "pfedrec"])
+def test_methods_without_pre_training_can_be_audited_where_sums_are_secure(tmp_path: Path, name: str) -> None:
+    """The passes that find their basis have other columns than their vectors."""
+    config = configure(None, overrides=[*SMALL[:2], "run.rounds=3", "run.threads=1"], algorithm=name, privacy="secure")
+    train(config.build(), load(config.data.path), config.run, output=tmp_path / "run", config=config)
+    found = audit(tmp_path / "run")
+    known = [each for each in found.findings if each.attack.endswith("with the user's vector")]
+    assert bool(known) == (name != "pfedrec")
+    assert {each.round for each in known} <= {1, 2, 3}
+    assert "users exposed" in {each.metric for each in found.findings}
+
+
 def test_sticky_decoys_resist_intersection_and_fresh_ones_do_not(tmp_path: Path) -> None:
     reached = {}
     for sticky in ("false", "true"):

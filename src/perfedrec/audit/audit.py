@@ -101,8 +101,9 @@ class Tap:
         self._users = sent.users
         if phase == "train":
             self._collect(sent)
-        if self._wanted(phase) is not None:
-            broadcast = self._work[0]
+        broadcast = self._work[0]
+        own_columns = getattr(broadcast, "probe", None) is not None  # a pass that shows nothing of user vectors
+        if self._wanted(phase) is not None and not own_columns:
             offsets = getattr(broadcast, "offsets", None)
             n_models = 1 if offsets is None else offsets.shape[0] // broadcast.items.shape[0]
             vectors = self.algorithm.user_vectors(*self._work)

@@ -34,7 +34,7 @@ class CoClusterSettings(Settings):
     contrast: float = Field(0.01, ge=0, description="weight of the supervised contrastive term; 0: none")
     temperature: float = Field(0.2, gt=0, description="temperature of the supervised contrastive term")
     n_contrasted: int = Field(
-        64, ge=2, description="largest number of a client's items in this term, whose cost grows with its square"
+        32, ge=2, description="largest number of a client's items in this term, whose cost grows with its square"
     )
 
 
