@@ -178,6 +178,26 @@ def test_users_of_the_same_taste_share_a_landmark() -> None:
     assert float(here.state.offsets.abs().max()) > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *(("fedca", each) for each in ("n_landmarks=3", "every=4", "similarity=2", "complementarity=2")),
+        *(("fedca", each) for each in ("n_directions=1", "learning_rate=0.9", "own=0")),
+        *(("cofedrec", each) for each in ("n_categories=2", "every=2", "learning_rate=0.9", "contrast=0")),
+        *(("cofedrec", each) for each in ("temperature=1", "n_contrasted=4")),
+        ("fedcia", "weight=0.5"),
+    ],
+)
+def test_each_option_changes_the_scores(name: str, change: str) -> None:
+    section = {"fedca": "composite", "cofedrec": "cocluster", "fedcia": "collaborative"}[name]
+    base = ("model.embedding_dim=8", *(("composite.every=2",) if name == "fedca" else ()))
+    scores = [
+        simulator(name, 6, *given).recommender().raw_scores(torch.arange(80))
+        for given in (base, (*base, f"{section}.{change}"))
+    ]
+    assert not torch.allclose(*scores, rtol=1e-3, atol=1e-6)
+
+
 def test_several_tables_under_sums_are_refused() -> None:
     class Two(Federated):
         logits = all_scores = None  # type: ignore[assignment]  # nothing is played
