@@ -89,13 +89,19 @@ def from_files(
         for frame in frames
     ]
     name = name or (parts[0].resolve().parent.name if isinstance(parts[0], Path) else IN_MEMORY)
-    if rule.train_on_valid:
-        data = _without_validation(name, user_ids, item_ids, rows, valid is not None)
-    elif valid is not None:
-        data = assemble(name, user_ids, item_ids, rows, "as given in files")
-    else:
-        data = _with_validation(name, user_ids, item_ids, rows, rule)
+    data = _assembled(name, user_ids, item_ids, rows, rule, has_valid=valid is not None)
     return replace(data, notes=replace(data.notes, files=of_parts([report for _, report in files])))
+
+
+def _assembled(
+    name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Rows], rule: SplitRule, *, has_valid: bool
+) -> Dataset:
+    """The data set of the ``rows`` of all parts, of which validation may be missing."""
+    if rule.train_on_valid:
+        return _without_validation(name, user_ids, item_ids, rows, has_valid)
+    if has_valid:
+        return assemble(name, user_ids, item_ids, rows, "as given in files")
+    return _with_validation(name, user_ids, item_ids, rows, rule)
 
 
 def _without_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Rows], has_valid: bool) -> Dataset:

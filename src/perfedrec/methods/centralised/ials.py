@@ -22,12 +22,12 @@ class IALSSettings(Settings):
     """Options of iALS."""
 
     embedding_dim: int = Field(64, ge=1, description="length of the vectors")
-    unobserved_weight: float = Field(0.1, gt=0, description="weight of a pair without interaction (alpha_0)")
-    l2: float = Field(0.003, gt=0, description="L2 on the vectors (lambda)")
+    unobserved_weight: float = Field(0.09, gt=0, description="weight of a pair without interaction (alpha_0)")
+    l2: float = Field(0.0015, gt=0, description="L2 on the vectors (lambda)")
     l2_exponent: float = Field(
         1.0, ge=0, description="how far L2 grows with the weight of all pairs of a user or item (nu; 0: not at all)"
     )
-    init_scale: float = Field(0.1, gt=0, description="length of first item vectors, about")
+    init_scale: float = Field(0.01, gt=0, description="length of first item vectors, about")
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ MAX_SWEEPS = 100
 class SLIMSettings(Settings):
     """Options of SLIM."""
 
-    l1: float = Field(0.3, ge=0, description="L1 on the weights between items; more of it leaves fewer weights")
-    l2: float = Field(30.0, gt=0, description="L2 on the weights between items")
+    l1: float = Field(0.1, ge=0, description="L1 on the weights between items; more of it leaves fewer weights")
+    l2: float = Field(300.0, gt=0, description="L2 on the weights between items")
     n_neighbours: int = Field(200, ge=1, description="number of most similar items that may have weights for an item")
     tolerance: float = Field(1e-4, gt=0, description="change of a weight below which an item's weights are final")
 
