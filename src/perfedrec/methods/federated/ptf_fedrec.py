@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -261,7 +262,8 @@ class PTFFedRec(Federated[PTFState, PTFBroadcast, ClientState]):
     def table_rows(self, broadcast: PTFBroadcast, items: Tensor, segments: Tensor) -> Tensor:
         """[T, d] the first vectors of ``items`` [T] in the clients' own models, the same on all clients."""
         model = self.settings.model
-        return normal(Key(0).fold("ptf_fedrec").spread(items), model.embedding_dim) * model.init_scale
+        table = first_vectors(broadcast.items.shape[0], model.embedding_dim).to(items.device)
+        return table.index_select(0, items) * model.init_scale
 
     def begins(self, client_state: ClientState, positions: Tensor, received: Tensor) -> Tensor:
         own = (positions >= 0).nonzero().squeeze(1)
@@ -330,6 +332,12 @@ class PTFFedRec(Federated[PTFState, PTFBroadcast, ClientState]):
         draws = bits(fold_in(key.fold("sent").spread(rows.users)[segments], items), 1).squeeze(1)
         order, place = placed(draws, 2 * segments + positive, 2 * n)
         return order[place < wanted[segments[order]]].sort().values
+
+
+@lru_cache(maxsize=1)
+def first_vectors(n_items: int, dim: int) -> Tensor:
+    """[m, d] standard normal numbers, the same everywhere. They are kept, because every local step needs some."""
+    return normal(Key(0).fold("ptf_fedrec").spread(torch.arange(n_items)), dim)
 
 
 def placed(values: Tensor, groups: Tensor, n: int) -> tuple[Tensor, Tensor]:
