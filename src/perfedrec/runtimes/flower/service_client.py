@@ -45,13 +45,14 @@ class ServiceClient:
         return ServiceClient(service, {name: pack({SEALED: tensor}) for name, tensor in tensors.items()}, names or {})
 
     def add(self, node: int, content: RecordDict, serving: bool = False) -> RecordDict:
-        """An instruction with what the service has published for the ``node``: for training, or for ``serving``."""
-        for name in ("neighbours", *(("low_rank",) if serving else ())):
+        """An instruction with what the service has published for the ``node``; with the neighbourhood model too where
+        users are scored (``serving``)."""
+        for name in ("neighbours", "low_rank") if serving else ("neighbours",):
             if name in self.held:
                 content[name] = self.held[name]
-        own = "near" if serving else "start"
-        if (record := self.held.get(f"{own} {self._name(node)}")) is not None:
-            content[own] = record
+        for name in ("start", "near") if serving else ("start",):
+            if (record := self.held.get(f"{name} {self._name(node)}")) is not None:
+                content[name] = record
         return content
 
     def consult(
