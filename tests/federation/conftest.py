@@ -49,7 +49,7 @@ def federation(folder: Path, *overrides: str, privacy: str = "secure", data: str
     held = {name: Held.of(each.offsets, each.items, simulator.device) for name, each in parts.items()}
 
     def evaluate(served: Any, question: Question) -> Answers:
-        return Answers(simulator.recommender().evaluate(held[question.part], question.ks))
+        return Answers((simulator.recommender().evaluate(held[question.part], question.ks),))
 
     coordinator: Any = SimpleNamespace(begin=lambda: simulator.state, play=play, evaluate=evaluate, rejected=[])
     run.begin(coordinator, torch.arange(dataset.n_users))

@@ -220,6 +220,18 @@ class Algorithm(Protocol[S, B, C]):
     def without_privacy(self) -> Self:
         """The same method without decoys, masking and noise, for local work whose result stays on the client."""
 
+    # --- what held-out items decide ---
+
+    @property
+    def n_choices(self) -> int:
+        """How many settings of the served model users compare on their held-out items; 1: nothing is chosen so."""
+
+    def choice(self, broadcast: B, number: int) -> B:
+        """The broadcast of a served state with setting ``number``. Setting 0 is that of the state."""
+
+    def choose(self, state: S, number: int) -> S:
+        """The state with setting ``number``."""
+
     # --- recommending ---
 
     def scores(self, broadcast: B, rows: Rows, client_state: C) -> Tensor:

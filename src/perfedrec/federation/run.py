@@ -27,7 +27,7 @@ from perfedrec.runs.progress import Progress, round_name
 from perfedrec.runs.selection import Selection
 from perfedrec.runs.shared_model import STATE, USERS
 from perfedrec.runs.summary import FULL, Summary
-from perfedrec.runtimes.evaluation import Question
+from perfedrec.runtimes.evaluation import Question, best_of
 from perfedrec.runtimes.flower import Coordinator, Rejection, ServiceClient, Setup, needs_service
 
 LINK = "superlink"
@@ -79,6 +79,7 @@ class FederatedRun:
         self.selection, self.evaluation = Selection(config.run, self.progress), evaluation_of(config)
         self._state: RoundState | None = None
         self._best: RoundState | None = None
+        self._why = ""  # the last evaluation has no figure; people are told once
         self.users: Tensor | None = None
         self.service_client: ServiceClient | None = None
         configuration = method_for_nodes(config, algorithm)
@@ -174,26 +175,31 @@ class FederatedRun:
     def _evaluate(self, coordinator: Coordinator, tell: Callable[[str], None]) -> dict[str, float] | None:
         """The validation metrics after the last round, whose state is kept if it is the best so far; ``None`` where no
         figure is opened."""
-        served: RoundState = self.algorithm.serving(self.state)
-        valid = self._ask(coordinator, served, "valid", tell)
+        choices = self._ask(coordinator, self.algorithm.serving(self.state), "valid", tell)
+        valid: dict[str, float] = {}
+        if choices:
+            number = best_of(choices, self.config.run.select_by)
+            self._state, valid = self.algorithm.choose(self.state, number), choices[number]
         if self.selection.is_better(valid):
-            self._best = copied(served)
+            self._best = copied(self.algorithm.serving(self.state))
         return valid or None
 
     def _ask(
         self, coordinator: Coordinator, served: RoundState, part: str, tell: Callable[[str], None]
-    ) -> dict[str, float]:
-        """The metrics of a state on a ``part`` of the held-out items; empty where no figure is opened."""
+    ) -> tuple[dict[str, float], ...]:
+        """The metrics of a state on a ``part`` of the held-out items, for each setting that is compared; nothing where
+        no figure is opened."""
         keep = () if self._best is None else (self._best.round,)
         start = time.perf_counter()
         answers = coordinator.evaluate(served, Question(part, self.config.run.cutoffs, served.round, keep))
         self.progress.seconds += time.perf_counter() - start
         self.progress.bytes_up += answers.bytes_up
         self.progress.bytes_down += answers.bytes_down
-        if answers.why:
+        if answers.why and answers.why != self._why:
             where = round_name(served.round - 1, self.n_phases)
             tell(f"{where}: no figure of {part} is opened: {answers.why}")
-        return answers.metrics
+        self._why = answers.why
+        return answers.choices
 
     def test(self, coordinator: Coordinator, names: Mapping[int, str], tell: Callable[[str], None]) -> dict[str, float]:
         """The test metrics of the best round, once; empty where nothing was evaluated."""
@@ -201,7 +207,7 @@ class FederatedRun:
             return {}
         found = self._ask(coordinator, self.best, "test", tell)
         self._record_rejections(coordinator.rejected, names, tell)
-        return found
+        return found[0] if found else {}
 
     def keep_opened(self, state: RoundState, plan: Plan, total: Aggregate) -> None:
         """Keep what was opened in a round, for an audit."""

@@ -16,7 +16,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import NEWCOMER, Embedding, RoundReport, block_rows
 from perfedrec.data import Dataset
-from perfedrec.evaluation import RandomOrder, Recommender, Stored
+from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored
 from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.runs.config import RunSettings
@@ -32,6 +32,9 @@ class Engine(Protocol):
 
     def play(self) -> RoundReport:
         """Play the next round."""
+
+    def choose(self, held: Held, ks: tuple[int, ...], metric: str) -> None:
+        """Let held-out items choose between the settings of the model, where it has several."""
 
     def recommender(self) -> Recommender:
         """The recommender after the last round; it changes with the next one."""
@@ -137,6 +140,9 @@ class Central:
         self.round += 1
         phase = "train" if self.method.trained else "fit"
         return RoundReport(self.round - 1, phase, self.data.n_users, self.data.n_users, loss, 0, 0, 0)
+
+    def choose(self, held: Held, ks: tuple[int, ...], metric: str) -> None:
+        """Nothing: a centralised method has one setting."""
 
     def recommender(self) -> CentralRecommender:
         """The recommender after the last round."""

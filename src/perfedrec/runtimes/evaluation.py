@@ -8,6 +8,7 @@ means are those of :meth:`perfedrec.evaluation.recommender.Recommender.evaluate`
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,15 +50,26 @@ class Question:
         """What tells the sum of this question from other sums of a run; it is below the numbers of rounds."""
         return -2 - 2 * self.played - (self.part == "test")
 
-    def empty(self, n_items: int) -> Aggregate:
-        """The answer of no user."""
-        return replace(Aggregate.empty(n_items, 1), dense=torch.zeros(len(self.names), dtype=torch.float64))
+    def n_choices(self, algorithm: Algorithm[Any, Any, Any]) -> int:
+        """How many settings of the model are compared: test items choose nothing."""
+        return algorithm.n_choices if self.part == "valid" else 1
 
-    def means(self, total: Aggregate) -> dict[str, float]:
-        """The means over the users of a sum, with their number as "users"."""
+    def empty(self, algorithm: Algorithm[Any, Any, Any], n_items: int) -> Aggregate:
+        """The answer of no user."""
+        size = self.n_choices(algorithm) * len(self.names)
+        return replace(Aggregate.empty(n_items, 1), dense=torch.zeros(size, dtype=torch.float64))
+
+    def means(self, total: Aggregate) -> list[dict[str, float]]:
+        """For each setting of the model, the means over the users of a sum, with their number as "users"."""
         assert total.dense is not None
-        values = total.dense / (FIXED_POINT * total.clients)
-        return {**dict(zip(self.names, values.tolist(), strict=True)), "users": float(total.clients)}
+        values = (total.dense / (FIXED_POINT * total.clients)).split(len(self.names))
+        users = {"users": float(total.clients)}
+        return [{**dict(zip(self.names, each.tolist(), strict=True)), **users} for each in values]
+
+
+def best_of(choices: Sequence[Mapping[str, float]], metric: str) -> int:
+    """The number of the setting with the largest ``metric``; of equal ones the first."""
+    return max(range(len(choices)), key=lambda number: (choices[number][metric], -number))
 
 
 @dataclass(frozen=True)
@@ -80,14 +92,25 @@ class Wanted:
 
 
 def evaluate_users(
-    algorithm: Algorithm[Any, B, C], broadcast: B, rows: Rows, client_state: C, users: Tensor, wanted: Wanted
+    algorithm: Algorithm[Any, B, C],
+    broadcast: B,
+    rows: Rows,
+    client_state: C,
+    users: Tensor,
+    wanted: Wanted,
+    n_choices: int = 1,
 ) -> Update:
-    """What B users hand over, who all have held-out items: ``dense`` float64 [B, D], the values of D metrics. ``users``
-    [B] are their numbers in what is ``wanted``."""
-    scores = mask_seen(algorithm.scores(broadcast, rows, client_state), rows.segments, rows.items)
+    """What B users hand over, who all have held-out items: ``dense`` float64 [B, n D], the values of D metrics for each
+    of n settings of the model. ``users`` [B] are their numbers in what is ``wanted``."""
+
+    def values(number: int) -> Tensor:
+        given = broadcast if n_choices == 1 else algorithm.choice(broadcast, number)
+        scores = algorithm.scores(given, rows, client_state)
+        return wanted.values(mask_seen(scores, rows.segments, rows.items), users)
+
     return Update(
         users=rows.users,
         groups=torch.zeros_like(rows.users),
         weights=torch.ones(rows.n_users, device=rows.users.device),
-        dense=wanted.values(scores, users),
+        dense=torch.cat([values(number) for number in range(n_choices)], dim=1),
     )

@@ -8,13 +8,16 @@ from typing import Any, Generic, Literal
 import torch
 from torch import Tensor
 
+from perfedrec.core.aggregate import reduce
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.device import pick_device
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Embedding, RoundReport, Rows, Spec
 from perfedrec.data import Dataset
-from perfedrec.evaluation import RandomOrder, Recommender, Stored
+from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored
+from perfedrec.evaluation.recommender import RANKED_AT_ONCE
+from perfedrec.runtimes.evaluation import Question, Wanted, best_of, evaluate_users
 from perfedrec.runtimes.new_users import NewUserRecommender, unknown
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import play_round
@@ -39,14 +42,14 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
         self.algorithm, self.state, self.population = algorithm, state, population
 
     def raw_scores(self, users: Tensor) -> Tensor:
-        broadcast, rows, client_state = self._given(users)
+        broadcast, rows, client_state = self.given(users)
         return self.algorithm.scores(broadcast, rows, client_state)
 
     def explain(self, users: Tensor) -> dict[str, Tensor]:
-        return self.algorithm.explain(*self._given(users))
+        return self.algorithm.explain(*self.given(users))
 
     def embedding(self, users: Tensor) -> Embedding | None:
-        return self.algorithm.embedding(*self._given(users))
+        return self.algorithm.embedding(*self.given(users))
 
     def for_new_users(
         self, offsets: Tensor, items: Tensor, order: RandomOrder | None = None
@@ -54,7 +57,7 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
         others = unknown(self.population, offsets, items)
         return NewUserRecommender(self.algorithm, self.state, others, 0, order)
 
-    def _given(self, users: Tensor) -> tuple[B, Rows, C]:
+    def given(self, users: Tensor) -> tuple[B, Rows, C]:
         """Broadcast, rows and client states of ``users`` [B]."""
         rows, positions = self.population.rows(users)
         return self.algorithm.broadcast(self.state, users), rows, self.population.load_client_states(users, positions)
@@ -119,6 +122,21 @@ class Simulator(Generic[S, B, C]):
             nodes=self.nodes,
         )
         return report
+
+    def choose(self, held: Held, ks: tuple[int, ...], metric: str) -> None:
+        """Let users choose between the settings of the model, where the method has several, by the ``metric`` of the
+        items that they have ``held`` out: as nodes do, by sums over users."""
+        question, recommender = Question("valid", ks, self.state.round), self.recommender()
+        if question.n_choices(self.algorithm) == 1 or not held.items.numel():
+            return
+        nothing = Held(torch.zeros_like(held.offsets), held.items[:0])
+        wanted, total = Wanted(held, nothing, self.order, ks), question.empty(self.algorithm, self.population.n_items)
+        everyone = recommender.everyone()
+        for users in everyone[held.counts(everyone) > 0].split(RANKED_AT_ONCE):
+            given, n_choices = recommender.given(users), question.n_choices(self.algorithm)
+            update = evaluate_users(self.algorithm, *given, users, wanted, n_choices)
+            total = total + reduce(update, self.population.n_items, 1)
+        self.state = self.algorithm.choose(self.state, best_of(question.means(total), metric))
 
     @property
     def n_phases(self) -> int:

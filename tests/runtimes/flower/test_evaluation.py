@@ -67,9 +67,9 @@ def test_figures_are_those_of_a_naive_ranking(tmp_path: Path, privacy: dict[str,
         sent = len(given.grid.sent)
         found = given.coordinator.evaluate(served, Question(part, KS, number))
         assert found.why == ""
-        assert found.metrics["users"] == N_USERS  # all have three items or more
+        assert found.choices[0]["users"] == N_USERS  # all have three items or more
         expected = naive(given, part)
-        assert {name: found.metrics[name] for name in expected} == pytest.approx(expected, abs=2**-36)
+        assert {name: found.choices[0][name] for name in expected} == pytest.approx(expected, abs=2**-36)
         assert 0 < expected["recall@10"] < 1
         # Whatever the method's other sums are, no answer is in the clear: only the last stage opens the sum.
         up = [each.message for each in given.grid.sent[sent:] if each.up]
@@ -113,7 +113,7 @@ def test_a_figure_over_too_few_users_is_not_opened(tmp_path: Path) -> None:
         with store._database.writing() as db:
             db.execute("DELETE FROM held_out")
     found = given.coordinator.evaluate(served, Question("valid", KS, given.flower.round))
-    assert found.metrics == {}
+    assert found.choices == ()
     assert found.why.endswith("stage masked: 5 clients are too few for a sum; expected at least 12")
     stages = {each.message.metadata.message_type for each in given.grid.sent[sent:]}
     assert "train.unmask" not in stages  # it is refused before the sum can be opened
@@ -123,11 +123,11 @@ def test_a_sum_is_opened_with_one_set_of_nodes_only(tmp_path: Path) -> None:
     given = deployed(tmp_path, privacy=SECURE)
     served, question = given.algorithm.serving(given.flower), Question("valid", KS, given.flower.round)
     first = given.coordinator.evaluate(served, question)
-    assert given.coordinator.evaluate(served, question).metrics == first.metrics
+    assert given.coordinator.evaluate(served, question).choices == first.choices
     whole = given.coordinator._assembled()
     given.coordinator.directory = replace(whole, hosts={k: v for k, v in whole.hosts.items() if k != 101})
     second = given.coordinator.evaluate(served, question)
-    assert second.metrics == {}
+    assert second.choices == ()
     assert any("was opened with other nodes" in each.detail for each in given.coordinator.rejected)
 
 
@@ -141,9 +141,9 @@ def test_a_later_round_does_not_change_the_figures_of_a_kept_one(tmp_path: Path)
         given.play()
         later = given.algorithm.serving(given.flower)
         given.coordinator.evaluate(later, Question("valid", KS, given.flower.round, keep=(number,)))
-    found = given.coordinator.evaluate(served, Question("test", KS, number)).metrics
+    found = given.coordinator.evaluate(served, Question("test", KS, number)).choices[0]
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=2**-36)
-    assert valid.metrics["users"] == N_USERS
+    assert valid.choices[0]["users"] == N_USERS
     with given.nodes[100]._database.reading() as db:
         kept = {each for (each,) in db.execute("SELECT DISTINCT round FROM kept_states")}
     assert kept == {number, given.flower.round}
@@ -162,7 +162,7 @@ def test_an_owner_who_requires_noise_refuses_to_evaluate(tmp_path: Path) -> None
 
     given.apps[101] = ask
     found = given.coordinator.evaluate(given.algorithm.serving(given.flower), Question("valid", KS, given.flower.round))
-    assert found.metrics["users"] == N_USERS - given.hosts[101].numel()
+    assert found.choices[0]["users"] == N_USERS - given.hosts[101].numel()
     (refused,) = given.coordinator.rejected
     assert (refused.node, refused.phase, refused.reason) == (101, "evaluate", "policy")
     assert "there is no noise in phase evaluate" in refused.detail
@@ -177,6 +177,6 @@ def test_the_number_of_a_question_is_that_of_no_round_and_of_no_other_question()
 def test_users_are_ranked_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = deployed(tmp_path, rounds=2)
     question = Question("valid", KS, given.flower.round)
-    whole = given.coordinator.evaluate(given.algorithm.serving(given.flower), question).metrics
+    whole = given.coordinator.evaluate(given.algorithm.serving(given.flower), question).choices
     monkeypatch.setattr("perfedrec.runtimes.flower.evaluation.RANKED_AT_ONCE", 3)
-    assert given.coordinator.evaluate(given.algorithm.serving(given.flower), question).metrics == whole
+    assert given.coordinator.evaluate(given.algorithm.serving(given.flower), question).choices == whole

@@ -39,6 +39,7 @@ from perfedrec.runtimes.node import Store
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SECRET, NAME = bytes(range(32)), "a run"
 SMALL = ["model.embedding_dim=8", "pretraining.passes=1", "clusters.n_clusters=2", "clusters.start=1"]
+SMALL += ["evaluation.hold_out=none"]
 
 
 def draws(folder: Path, algorithm: Any) -> int:

@@ -469,6 +469,18 @@ class Federated(ABC, Generic[S, B, C]):
     def init_new_user(self, broadcast: B, rows: Rows, client_state: C) -> C:
         return client_state
 
+    # --- what held-out items decide ---
+
+    @property
+    def n_choices(self) -> int:
+        return 1
+
+    def choice(self, broadcast: B, number: int) -> B:
+        return broadcast
+
+    def choose(self, state: S, number: int) -> S:
+        return state
+
     # --- recommending ---
 
     def scores(self, broadcast: B, rows: Rows, client_state: C) -> Tensor:

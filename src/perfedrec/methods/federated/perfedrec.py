@@ -26,7 +26,7 @@ from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Upd
 from perfedrec.methods.federated import cohort, neighbourhood, summing
 from perfedrec.methods.federated.graph import GraphMethod
 from perfedrec.methods.federated.network import Network
-from perfedrec.methods.federated.personal import Mixture
+from perfedrec.methods.federated.personal import Mixture, logits_of, n_steps, step
 from perfedrec.methods.federated.phases import JOIN
 from perfedrec.methods.federated.settings import ClusterSettings, PerFedRecSettings
 from perfedrec.methods.federated.state import (
@@ -149,6 +149,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             **(self._neighbourhood(state, users) if state.served else {}),
             user_init_scale=state.pretrained.user_init_scale,
             trained=trained > 0,
+            mix=state.mix if state.served else None,
             centroids=centroids if asks else None,
             cluster_stats=self.sums and self.trains_clusters and centroids is not None and trained < self.clusters.stop,
         )
@@ -230,7 +231,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     def serving(self, state: PerFedRecState) -> PerFedRecState:
         served, clusters, service = super().serving(state), replace(state.clusters, stats=None), state.service
         near = service.near
-        if near is not None and state.tokens is not None:
+        if near is not None and state.tokens is not None and not state.served:
             near = items_of(near, state.tokens)
         return replace(
             served,
@@ -241,13 +242,36 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             served=True,
         )
 
+    # --- what held-out items decide ---
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """[models] the weights of the personal models that the settings name."""
+        personal = self.settings.personal
+        weights = [personal.local, personal.cluster, personal.global_, personal.pretrained]
+        return torch.tensor(weights + [personal.neighbourhood] * self.diffuses)
+
+    @property
+    def n_choices(self) -> int:
+        return n_steps(self.weights) if self.settings.personal.chosen else 1
+
+    def choice(self, broadcast: PerFedRecBroadcast, number: int) -> PerFedRecBroadcast:
+        return replace(broadcast, mix=self._step(broadcast.mix, number))
+
+    def choose(self, state: PerFedRecState, number: int) -> PerFedRecState:
+        return replace(state, mix=self._step(state.mix, number))
+
+    def _step(self, mix: Tensor | None, number: int) -> Tensor | None:
+        """The weights of setting ``number``, a step from the weights ``mix`` [models] that were chosen last."""
+        if not self.settings.personal.chosen:
+            return mix
+        now = self.weights if mix is None else mix
+        return step(now, self.weights.to(now.device) > 0, number)
+
     # --- the clients ---
 
     def init_clients(self, rows: Rows, key: Key) -> PerFedRecClient:
-        personal, device = self.settings.personal, rows.users.device
-        weights = [personal.local, personal.cluster, personal.global_, personal.pretrained]
-        shares = torch.tensor(weights + [personal.neighbourhood] * self.diffuses, device=device)
-        mix = shares.clamp(min=1e-12).log().repeat(rows.n_users, 1)
+        mix = logits_of(self.weights.to(rows.users.device)).repeat(rows.n_users, 1)
         return PerFedRecClient(**self._graph_client(rows, key), mix=mix)
 
     def init_new_user(
@@ -298,7 +322,9 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     def mixture(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Mixture:
         """The models of a block of users, and their weights."""
         broadcast = self.placed(broadcast, rows, client_state)
-        private = self.private_of(broadcast, client_state)
+        private, mix = self.private_of(broadcast, client_state), client_state.mix
+        if broadcast.mix is not None:
+            mix = logits_of(broadcast.mix).expand_as(mix)
         return Mixture(
             self.network,
             self.finish,
@@ -306,7 +332,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             rows,
             private,
             client_state.rows,
-            client_state.mix,
+            mix,
             self.settings.neighbourhood,
         )
 

@@ -216,3 +216,37 @@ def spread(users: Tensor, items: Tensor) -> Tensor:
     centred = items - items.mean(0)
     covariance = centred.T @ centred / items.shape[0]
     return dot(users @ covariance, users).clamp(min=0).sqrt()
+
+
+# --- weights that users' held-out items choose ---
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""The shares of one model that are compared, the others staying in proportion to each other."""
+
+
+def n_steps(weights: Tensor) -> int:
+    """The number of settings that :func:`step` knows, for ``weights`` [models] of which those above 0 take part."""
+    allowed = int((weights > 0).sum())
+    return 1 + len(SHARES) * allowed if allowed > 1 else 1
+
+
+def step(weights: Tensor, allowed: Tensor, number: int) -> Tensor:
+    """[models] setting ``number`` of the weights, as shares that add up to 1. Number 0 is that of ``weights`` [models]
+    themselves; each other one gives one of the ``allowed`` models [models] one of the :data:`SHARES`."""
+    now = weights / weights.sum()
+    if not number:
+        return now
+    place = int(allowed.nonzero()[(number - 1) // len(SHARES)])
+    share, others = SHARES[(number - 1) % len(SHARES)], now.clone()
+    others[place] = 0.0
+    if not bool(others.sum() > 0):  # it is alone: the others start from equal shares
+        others = allowed.to(now.dtype)
+        others[place] = 0.0
+    others *= (1 - share) / others.sum()
+    others[place] = share
+    return others
+
+
+def logits_of(weights: Tensor) -> Tensor:
+    """The logits of weights, which are not negative."""
+    return weights.clamp(min=1e-12).log()

@@ -217,6 +217,11 @@ class PersonalSettings(Settings):
         0.0, ge=0, description="weight of the neighbourhood model, which recommends what similar users have"
     )
     learned: bool = Field(False, description="let each client learn its own weights, starting from these")
+    chosen: bool = Field(
+        False,
+        description="let users' held-out items choose the weights of models above 0, the same for all users, step by "
+        "step at each evaluation on validation data, starting from these",
+    )
 
     model_config = Settings.model_config | {"populate_by_name": True}
 
@@ -224,6 +229,8 @@ class PersonalSettings(Settings):
     def _some(self) -> Self:
         if self.local + self.cluster + self.global_ + self.pretrained + self.neighbourhood == 0:
             raise ValueError("all weights of personal are 0; expected at least one above 0")
+        if self.learned and self.chosen:
+            raise ValueError("learned and chosen are two ways to the same weights; expected one of them")
         return self
 
 

@@ -187,13 +187,15 @@ class LowRank:
 class PerFedRecState(GraphState):
     """Adds the ``clusters``, whose models are the state's ``offsets``, the ``pretrained`` model, the neighbourhood
     model of ``low_rank``, the ``item_attributes`` [m, F], and ``served``, whether the state is for recommending:
-    training does not send the neighbourhood model."""
+    training does not send the neighbourhood model; ``mix`` [models] the weights of the models that held-out items have
+    chosen."""
 
     clusters: Clusters = Clusters()
     pretrained: Pretrained = Pretrained()
     low_rank: LowRank = LowRank()
     item_attributes: Tensor | None = None
     served: bool = False
+    mix: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +204,8 @@ class PerFedRecBroadcast(GraphBroadcast):
     cluster's); ``item_attributes`` [m, F]; ``pretrained`` [m, d] and ``user_init_scale`` of :class:`Pretrained`;
     ``low_rank`` [m, r], the factor of :class:`LowRank`; ``near`` [B, k] and ``nearness`` [B, k], the lists of the
     neighbourhood service with items in place of tokens, -1 for unused places and for new users;
-    ``trained``, whether a round of training was played (before it the pre-trained model recommends alone);
+    ``trained``, whether a round of training was played (before it the pre-trained model recommends alone); ``mix``
+    [models], weights that are the same for all users;
     ``centroids`` [K, d] by which new users assign themselves to clusters, and all clients if their vectors stay with
     them; and ``cluster_stats``, whether clients contribute to the clusters' sums."""
 
@@ -214,6 +217,7 @@ class PerFedRecBroadcast(GraphBroadcast):
     near: Tensor | None = field(default=None, metadata={"per": "user"})
     nearness: Tensor | None = field(default=None, metadata={"per": "user"})
     trained: bool = True
+    mix: Tensor | None = None
     centroids: Tensor | None = None
     cluster_stats: bool = field(default=False, metadata={"was": "tally"})
 

@@ -36,10 +36,11 @@ RECORD = "question"
 
 @dataclass(frozen=True)
 class Answers:
-    """What a question has brought: the ``metrics`` as means over users, empty where no figure is opened; ``why`` it is
-    not, in a few words; bytes up and down; and the nodes whose answers are missing."""
+    """What a question has brought: for each setting of the model (``choices``) the metrics as means over users, nothing
+    where no figure is opened; ``why`` it is not, in a few words; bytes up and down; and the nodes whose answers are
+    missing."""
 
-    metrics: dict[str, float]
+    choices: tuple[dict[str, float], ...]
     why: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
@@ -66,7 +67,7 @@ def ask(
         contents = {node: federation.service_client.add(node, each, serving=True) for node, each in contents.items()}
     for content in contents.values():
         content[RECORD] = ConfigRecord({"part": question.part, "ks": list(question.ks), "keep": list(question.keep)})
-    example, least = question.empty(federation.n_items), algorithm.settings.privacy.min_clients
+    example, least = question.empty(algorithm, federation.n_items), algorithm.settings.privacy.min_clients
     try:
         if alone:
             total = _in_the_clear(traffic, contents, directory, example, least)
@@ -74,9 +75,9 @@ def ask(
             run = "" if federation.setup is None else federation.setup.run
             label = f"{run} {question.number}"
             total = secure_sum(traffic.ask, traffic.refuse, contents, clients, example, least, label)
-        found, why = question.means(total), ""
+        found, why = tuple(question.means(total)), ""
     except AbortedError as error:
-        found, why = {}, str(error)
+        found, why = (), str(error)
     up, rejections = sum(traffic.up.values()), tuple(traffic.rejections)
     return Answers(found, why, up, traffic.down, rejections)
 
@@ -115,7 +116,7 @@ def read_question(content: RecordDict, played: int) -> Question:
 def answer(store: Store, algorithm: Algorithm[Any, Any, Any], task: Task[Any], question: Question) -> Aggregate:
     """The sum over those users of a ``task`` who are in the ``store`` and hold out items. States do not change."""
     names = {identity: name for name, identity in store.user_ids().items()}
-    total = question.empty(store.n_items)
+    total = question.empty(algorithm, store.n_items)
     if question.part == "valid":
         store.keep_states(question.played, question.keep)
     for block in torch.arange(task.users.numel()).split(RANKED_AT_ONCE):
@@ -140,6 +141,7 @@ def _sum(
     hidden = store.held_out(users, PARTS["valid"]) if question.part == "test" else nothing
     client_state = store.find_client_states(users, question.played).client_state
     wanted = Wanted(held, hidden, order, question.ks)
-    update = evaluate_users(algorithm, task.broadcast, rows, client_state, everyone, wanted)
+    n_choices = question.n_choices(algorithm)
+    update = evaluate_users(algorithm, task.broadcast, rows, client_state, everyone, wanted, n_choices)
     update = algorithm.protection.upload(EVALUATE.name, update, Key(0))
     return reduce(update, store.n_items, 1)
