@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tests.methods.federated.toys import World, world
 
 from perfedrec.core.keys import Key, normal
+from perfedrec.core.records import flatten
 from perfedrec.core.types import NEWCOMER, items_of
 from perfedrec.methods.federated import neighbourhood
 from perfedrec.methods.federated.spectral import nystroem
@@ -160,6 +161,15 @@ def test_before_training_the_models_that_are_ready_recommend() -> None:
 def test_lists_are_named_by_tokens_until_they_are_served() -> None:
     tokens = torch.tensor([2, 0, 1])
     assert items_of(torch.tensor([[0, 2], [1, -1]]), tokens).tolist() == [[1, 0], [2, -1]]
+
+
+def test_a_served_state_that_is_served_again_is_the_same() -> None:
+    here = served(world(**DIFFUSING))
+    again = here.algorithm.serving(here.state)
+    first, second = flatten(here.state)[0], flatten(again)[0]
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert here.state.service.near is not None
 
 
 def test_sums_and_service_find_the_same_model_where_all_rows_are_opened() -> None:

@@ -78,6 +78,22 @@ def test_figures_are_those_of_a_naive_ranking(tmp_path: Path, privacy: dict[str,
     assert given.coordinator.rejected == []
 
 
+def test_users_rank_with_what_the_service_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbour sums, first vectors and lists do not pass through the coordinator."""
+    given, seen = deployed(tmp_path, pretraining={"kind": "contrastive"}, personal={"neighbourhood": 1.0}), list[Any]()
+    plain = given.algorithm.scores
+    monkeypatch.setattr(
+        given.algorithm, "scores", lambda broadcast, *more: (seen.append(broadcast), plain(broadcast, *more))[1]
+    )
+    number = given.flower.round
+    given.coordinator.evaluate(given.algorithm.serving(given.flower), Question("valid", KS, number))
+    assert given.coordinator.rejected == []
+    assert sum(each.groups.numel() for each in seen) == N_USERS
+    for each in seen:
+        assert min(each.neighbours.abs().max(), each.start.abs().max(), each.low_rank.abs().max()) > 0
+        assert bool((each.near >= 0).any())
+
+
 def test_held_out_items_never_enter_training(tmp_path: Path) -> None:
     given = deployed(tmp_path, privacy=SECURE)
     for store in given.nodes.values():
