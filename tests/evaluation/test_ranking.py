@@ -185,3 +185,12 @@ def test_lengths_of_lists_are_one_number_or_several() -> None:
     for ks in wrong:
         with pytest.raises(ConfigError, match="expected one or several whole numbers from 1 on"):
             cutoffs(ks)
+
+
+def test_nobody_is_scored_where_nothing_is_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after every round of a run without validation data."""
+    rows, _ = block_rows(torch.tensor([0, 1, 2]), torch.tensor([0, 1]), torch.arange(2))
+    recommender = CentralRecommender(Popularity(), Counts(torch.ones(4)), Training(rows, 4))
+    monkeypatch.setattr(CentralRecommender, "raw_scores", None)
+    nothing = Held(torch.zeros(3, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    assert recommender.evaluate(nothing) == {"users": 0.0}

@@ -112,6 +112,8 @@ class Recommender(ABC):
         ``held`` are the held-out items to find, and ``ks`` are the cut-offs.
         """
         totals = Totals(ks, self.n_items)
+        if not held.items.numel():
+            return totals  # nobody counts, and nobody has to be scored
         for users in self.everyone().split(block_size):
             values, lists = rank_block(self.scores(users, hide=hide), max(ks), users, self.order)
             shown = values > -torch.inf  # a user who has seen nearly all items gets a shorter list
