@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import Field, dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -246,6 +246,20 @@ class Algorithm(Protocol[S, B, C]):
     def user_vectors(self, broadcast: B, rows: Rows, client_state: C) -> Tensor | None:
         """[B, d] the vectors that score items in training, which an attacker would want to know; ``None`` for a method
         that scores in another way."""
+
+
+class OneSetting(Generic[S, B]):
+    """Fulfils the part of :class:`Algorithm` about choices, for a model with nothing to choose."""
+
+    @property
+    def n_choices(self) -> int:
+        return 1
+
+    def choice(self, broadcast: B, number: int) -> B:
+        return broadcast
+
+    def choose(self, state: S, number: int) -> S:
+        return state
 
 
 AnyAlgorithm: TypeAlias = Algorithm[Any, Any, Any]

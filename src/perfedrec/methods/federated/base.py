@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, Aggregator, Sum, check_aggregator, from_fixed
-from perfedrec.core.algorithm import TRAIN, Phase
+from perfedrec.core.algorithm import TRAIN, OneSetting, Phase
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, normal
 from perfedrec.core.settings import Settings
@@ -53,7 +53,7 @@ class LocalBatch(Generic[B]):
     star: Star | None
 
 
-class Federated(ABC, Generic[S, B, C]):
+class Federated(OneSetting[S, B], ABC, Generic[S, B, C]):
     """Federated training of private parameters, item rows and a shared network, with server state S, broadcast B and
     client state C. Its public functions fulfil :class:`perfedrec.core.algorithm.Algorithm`.
 
@@ -468,18 +468,6 @@ class Federated(ABC, Generic[S, B, C]):
 
     def init_new_user(self, broadcast: B, rows: Rows, client_state: C) -> C:
         return client_state
-
-    # --- what held-out items decide ---
-
-    @property
-    def n_choices(self) -> int:
-        return 1
-
-    def choice(self, broadcast: B, number: int) -> B:
-        return broadcast
-
-    def choose(self, state: S, number: int) -> S:
-        return state
 
     # --- recommending ---
 

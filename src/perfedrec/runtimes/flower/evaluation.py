@@ -63,8 +63,8 @@ def ask(
     traffic = Traffic(grid, state.round, EVALUATE.name, federation.deadline, clients)
     made = Instructions(algorithm, state, EVALUATE.name, sum(clients.values()), directory.identities, federation.setup)
     contents = {node: made.content(users) for node, users in hosts.items()}
-    if (client := federation.service_client) is not None:  # also the first vectors of users who have not trained yet
-        contents = {node: client.add(node, client.add(node, each), serving=True) for node, each in contents.items()}
+    if (client := federation.service_client) is not None:
+        contents = {node: client.add(node, each, serving=True) for node, each in contents.items()}
     for content in contents.values():
         content[RECORD] = ConfigRecord({"part": question.part, "ks": list(question.ks), "keep": list(question.keep)})
     example, least = question.empty(algorithm, federation.n_items), algorithm.settings.privacy.min_clients
