@@ -60,6 +60,26 @@ def test_the_seed_decides_the_draws_and_zero_is_a_seed() -> None:
     assert not np.array_equal(first.items[:50], other.items[:50])
 
 
+def test_users_go_by_the_clusters_of_their_own_facet() -> None:
+    interactions, truth = synthetic(users=3000, items=2000, clusters=10, facets=3, strength=1.0)
+    assert truth.user_facets is not None
+    assert [np.bincount(each).tolist() for each in truth.item_clusters.T] == [[200] * 10] * 3
+    users, items = interactions.users_of_rows(), interactions.items
+    by_facet = truth.item_clusters[items] == truth.user_clusters[users, None]
+    own = truth.user_facets[users]
+    assert by_facet[np.arange(own.size), own].all()
+    others = [by_facet[own != facet, facet].mean() for facet in range(3)]
+    assert np.allclose(others, 0.1, atol=0.03)  # the clusters of another facet say nothing
+    assert np.bincount(truth.user_facets).min() > 900
+
+
+def test_one_facet_is_the_default() -> None:
+    one, truth = synthetic(users=50, facets=1)
+    assert np.array_equal(one.items, synthetic(users=50)[0].items)
+    assert truth.user_facets is None
+    assert truth.item_clusters.ndim == 1
+
+
 def test_truth_of_a_selection() -> None:
     truth = SyntheticTruth(np.array([0, 1, 2]), np.array([2, 1]), np.array([0.5, 1.0]))
     taken = truth.take(np.array([2, 0]), np.array([1]))
@@ -68,12 +88,16 @@ def test_truth_of_a_selection() -> None:
         [1],
         [1.0],
     )
+    facets = SyntheticTruth(np.array([0, 1]), np.array([[2, 1], [0, 3]]), np.ones(2), np.array([1, 0]))
+    taken = facets.take(np.array([1]), np.array([1]))
+    assert (taken.item_clusters.tolist(), taken.user_facets.tolist()) == ([[0, 3]], [0])  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"users": 0}, "users, items and clusters of at least 1"),
+        ({"users": 0}, "users, items, clusters and facets of at least 1"),
+        ({"facets": 0}, "users, items, clusters and facets of at least 1"),
         ({"seed": -1}, "a seed of at least 0"),
         ({"strength": 1.2}, "strength is the share drawn from the own cluster, 0 to 1, got 1.2"),
         ({"items": 100}, "between 3 and half of a cluster's items, 10 for 100 items in 5 clusters, got 20"),

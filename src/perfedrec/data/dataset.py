@@ -62,16 +62,19 @@ class SyntheticTruth:
     """The truth that synthetic data were drawn from.
 
     ``user_clusters`` int64 [n] and ``item_clusters`` int64 [m] are the taste clusters of users and items.
-    ``popularity`` float64 [m] is the weight of each item within its cluster.
+    ``popularity`` float64 [m] is the weight of each item within its cluster. With F facets ``item_clusters`` is [m, F],
+    and ``user_facets`` int64 [n] are the facets of the users, by which their clusters are meant.
     """
 
     user_clusters: Ints
     item_clusters: Ints
     popularity: NDArray[np.float64]
+    user_facets: Ints | None = None
 
     def take(self, users: Ints, items: Ints) -> SyntheticTruth:
         """The truth about the given users and items, in their order."""
-        return SyntheticTruth(self.user_clusters[users], self.item_clusters[items], self.popularity[items])
+        facets = None if self.user_facets is None else self.user_facets[users]
+        return SyntheticTruth(self.user_clusters[users], self.item_clusters[items], self.popularity[items], facets)
 
 
 def counted(number: int, noun: str) -> str:

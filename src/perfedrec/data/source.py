@@ -35,6 +35,7 @@ SYNTHETIC: dict[str, type[int] | type[float]] = {
     "interactions_per_user": float,
     "seed": int,
     "strength": float,
+    "facets": int,
 }
 
 

@@ -26,6 +26,14 @@ SPECTRAL: dict[str, Any] = {
     "clusters__n_clusters": 0,
 }
 CONTRASTIVE: dict[str, Any] = {"pretraining__kind": "contrastive", "clusters__n_clusters": 0}
+BLOCKS: dict[str, Any] = {
+    "pretraining__kind": "spectral",
+    "pretraining__passes": 3,
+    "pretraining__cluster_passes": 1,
+    "model__encoder": "lightgcn",
+    "model__embedding_dim": 4,
+    "clusters__n_clusters": 3,
+}
 
 
 def normalised(rows: Rows, n_items: int) -> np.ndarray:
@@ -259,6 +267,39 @@ def test_pretrained_vectors_are_for_users_who_have_not_trained() -> None:
     scores = here.algorithm.scores(broadcast, rows, seasoned)
     assert not torch.allclose(scores[0], fresh[0])
     assert torch.equal(scores[1], fresh[1])
+
+
+@pytest.mark.parametrize("encoder", ["lightgcn", "spectral"])
+def test_clusters_before_training_follow_tastes_and_stay(encoder: str) -> None:
+    """Users' own vectors, which are random numbers then, have no part in it."""
+    people = blocks(3, 20, 15, 0.6)
+    here = with_people(people, **BLOCKS | {"model__encoder": encoder, "clusters__start": 1, "clusters__every": 1})
+    here.play(3)
+    labels = here.state.clusters.labels
+    of_blocks = [labels[20 * block : 20 * block + 20].unique().tolist() for block in range(3)]
+    assert sorted(of_blocks) == [[0], [1], [2]]
+    here.play(len(here.algorithm.phases))
+    assert here.algorithm.trained(here.state) == 3
+    assert torch.equal(here.state.clusters.labels, labels)
+
+
+def test_clients_choose_their_cluster_by_taste_where_sums_show_items() -> None:
+    sums = {"privacy__aggregation": "secure", "privacy__rank": 0, "privacy__min_clients": 2}
+    here = with_people(blocks(3, 20, 15, 0.6), **BLOCKS, **sums)
+    while here.algorithm.phase(here.state) != "clusters":
+        here.play(1)
+    broadcast, rows, client_state = here.block(here.population.everyone())
+    sent, _ = here.algorithm.client("clusters", broadcast, rows, client_state, Key(0))
+    other = replace(client_state, private=client_state.private + 5)
+    again, _ = here.algorithm.client("clusters", broadcast, rows, other, Key(0))
+    assert torch.equal(sent.groups, again.groups)
+    assert [sent.groups[20 * block : 20 * block + 20].unique().numel() for block in range(3)] == [1, 1, 1]
+    assert sent.groups.unique().numel() > 1
+    here.play(1)
+    assert here.state.offsets.any()
+    centroids = here.state.clusters.centroids
+    here.play(3)
+    assert torch.equal(here.state.clusters.centroids, centroids)
 
 
 def test_phases_before_training() -> None:

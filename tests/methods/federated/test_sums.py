@@ -243,7 +243,10 @@ def test_a_noisy_pass_uses_only_items_with_trusted_degrees() -> None:
     ("changes", "said"),
     [
         ({"pretraining__kind": "contrastive"}, "hides the edges"),
-        ({"pretraining__kind": "spectral", "pretraining__cluster_passes": 1}, "cluster_passes"),
+        (
+            {"pretraining__kind": "spectral", "pretraining__cluster_passes": 1, **NOISE},
+            "cluster_passes = 0",
+        ),
         ({"model__n_layers": 3}, "at most two layers"),
         ({"server__weighting": "interactions"}, "weighting = uniform"),
     ],

@@ -95,6 +95,16 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         of a cluster, and their sum would tell much about each of them."""
         return self.clusters.enabled and not self.settings.privacy.low_rank
 
+    @property
+    def _clusters_once(self) -> bool:
+        """Whether users are clustered before training, and then stay in their clusters: a cluster's model does not
+        follow users into another cluster."""
+        return False
+
+    def _clusters_after(self, trained: int) -> bool:
+        """Whether users are clustered after ``trained`` rounds of training."""
+        return not self._clusters_once and self.clusters.due(trained)
+
     def table_share(self, state: PerFedRecState) -> float:
         return self.clusters.learning_rate if self.trains_clusters and state.clusters.centroids is not None else 0.0
 
@@ -141,6 +151,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     def broadcast(self, state: PerFedRecState, users: Tensor) -> PerFedRecBroadcast:
         received, centroids, trained = self._received(state, users), state.clusters.centroids, self.trained(state)
         asks = self.sums or bool((received["groups"] < 0).any())
+        counts = self.sums and self.trains_clusters and centroids is not None and not self._clusters_once
         return PerFedRecBroadcast(
             **received,
             offsets=None if centroids is None else state.offsets,
@@ -151,7 +162,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             trained=trained > 0,
             mix=state.mix if state.served else None,
             centroids=centroids if asks else None,
-            cluster_stats=self.sums and self.trains_clusters and centroids is not None and trained < self.clusters.stop,
+            cluster_stats=counts and trained < self.clusters.stop,
         )
 
     def _neighbourhood(self, state: PerFedRecState, users: Tensor) -> dict[str, Any]:
@@ -193,7 +204,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             near, nearness = neighbourhood.diffused(graph, given.alpha, given.beta, given.list_length)
             service = replace(service, near=near, nearness=nearness)
             published = replace(published, low_rank=neighbourhood.low_rank(graph, key))
-        if self.clusters.due(played - len(self.phases)):
+        if self._clusters_after(played - len(self.phases)):
             points = service.reports.mean(1)
             labels, centroids = cohort.cluster(points, self.clusters.n_clusters, centroids, key)
             published = replace(published, labels=labels, centroids=centroids)
@@ -215,7 +226,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return replace(state, clusters=clusters)
 
     def cluster_by_sums(self, state: PerFedRecState, trained: int, key: Key) -> PerFedRecState:
-        return self.recluster(state, key) if self.trains_clusters and self.clusters.due(trained) else state
+        return self.recluster(state, key) if self.trains_clusters and self._clusters_after(trained) else state
 
     def recluster(self, state: PerFedRecState, key: Key) -> PerFedRecState:
         """The state with new clusters, from the sums of the clients that took part since the last clustering."""

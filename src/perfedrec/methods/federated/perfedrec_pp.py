@@ -55,6 +55,10 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         return (SIZES, CLUSTERS) if fills else ()
 
     @property
+    def _clusters_once(self) -> bool:
+        return CLUSTERS in self.phases
+
+    @property
     def noisy(self) -> bool:
         """Whether spectral pre-training has noise."""
         return self.protection.multiplier(SPECTRAL.name) > 0 if self.pretrains_basis else False
@@ -66,8 +70,9 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
     ) -> tuple[Update, PerFedRecClient]:
         if phase not in (SPECTRAL.name, SIZES.name, CLUSTERS.name) or broadcast.probe is not None:
             return super().client(phase, broadcast, rows, client_state, key)
-        if phase != SPECTRAL.name and self.subspace is not None:
-            broadcast = self.placed(broadcast, rows, client_state)
+        if phase != SPECTRAL.name and self.sums and broadcast.centroids is not None:
+            nearest = summing.assign(broadcast.centroids, self._first_layers(broadcast, rows).mean(1))
+            broadcast = replace(broadcast, groups=nearest)
         if phase == SIZES.name:
             return self._placing(broadcast, rows), client_state
         shown = self.handover.labelled(rows, broadcast.items.shape[0], client_state, key.fold("labels"))
@@ -78,10 +83,19 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
             product *= spectral.trusted(broadcast.items)[rows.items, None]
         reports = None
         if self.clusters.enabled and not self.sums:
-            reports = self.layers(broadcast, shown, client_state.private)
+            reports = self._first_layers(broadcast, shown)
         ones = torch.ones(rows.n_users, device=rows.users.device)
         groups, segments, items = broadcast.groups, shown.segments, shown.items
         return Update(rows.users, groups, ones, segments, items, product, reports=reports), client_state
+
+    def _first_layers(self, broadcast: PerFedRecBroadcast, rows: Rows) -> Tensor:
+        """[B, L, d] the users' layers from their items alone, by which users are clustered before training: their own
+        vectors are still random numbers. Items have the size of the first vectors of training, so that users' layers
+        stand out from noise as they do there."""
+        items = broadcast.items
+        scale = self.settings.model.init_scale * items.numel() ** 0.5 / items.norm().clamp(min=1e-12)
+        none = items.new_zeros(rows.n_users, self.n_private())
+        return self.layers(replace(broadcast, items=items * scale), rows, none)
 
     def _placing(self, broadcast: PerFedRecBroadcast, rows: Rows) -> Update:
         """Each client's part of the clusters' sizes: 1 for its own cluster."""

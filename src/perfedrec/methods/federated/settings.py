@@ -79,7 +79,9 @@ class ServerSettings(Settings):
 class ClusterSettings(Settings):
     """Options of the clusters of similar users and their models.
 
-    Where sums are of low rank (``privacy.rank``) clusters are found once, before training, and need spectral
+    Where pre-training fills the cluster models (``pretraining.cluster_passes``) clusters are found once, before
+    training, and ``start``, ``stop`` and ``every`` have no effect: a cluster's model would not follow users who leave
+    the cluster. Where sums are of low rank (``privacy.rank``) clusters are found once, before training, and need spectral
     pre-training: without it there are none. Of these options ``n_clusters`` alone has an effect then. Wherever clients
     contribute to sums alone, nobody knows who is in which cluster, and cohorts are not selected by cluster.
     """
@@ -255,7 +257,11 @@ class PretrainingSettings(Settings):
     kind: Literal["none", "contrastive", "spectral"] = Field("contrastive", description="kind of pre-training")
     passes: int = Field(3, ge=1, description="spectral: number of passes over all clients")
     cluster_passes: int = Field(
-        0, ge=0, le=1, description="spectral: number of passes after them that fill the cluster models"
+        0,
+        ge=0,
+        le=1,
+        description="spectral: number of passes after them that fill the cluster models (one in any case with sums of "
+        "low rank); users then keep their clusters during training",
     )
     steps: int = Field(5, ge=1, description="contrastive: number of Adam steps")
     learning_rate: float = Field(0.03, gt=0, description="contrastive: step of Adam")
@@ -304,11 +310,15 @@ class PerFedRecSettings(Settings):
             raise ValueError(
                 f"{how} hides the edges that contrastive pre-training needs; expected kind = spectral or none"
             )
-        if self.pretraining.cluster_passes:
-            raise ValueError(f"{how} hides the vectors that pretraining.cluster_passes needs; expected 0")
-        if self.privacy.low_rank and self.clusters.enabled and (self.privacy.noise.any or self.privacy.epsilon):
+        noisy = self.clusters.enabled and bool(self.privacy.noise.any or self.privacy.epsilon)
+        if self.privacy.low_rank and noisy:
             raise ValueError(
                 "with privacy.rank the sizes of clusters are summed without noise; expected clusters.n_clusters = 0"
+            )
+        if self.pretraining.cluster_passes and noisy:
+            raise ValueError(
+                "a cluster's model would be made of noise; expected pretraining.cluster_passes = 0 or "
+                "clusters.n_clusters = 0"
             )
         if self.model.neighbours and self.model.encoder == "lightgcn":
             check_layers(self.privacy, self.model.n_layers)
