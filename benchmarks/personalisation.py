@@ -5,9 +5,10 @@
 FOLDER holds ``ml-100k``, ``lastfm`` and ``yelp``; without it the planted data alone are measured. ``domains`` is one
 federation of the users of Last.fm and of MovieLens, who have no item in common. On each data set preset ``recommended``
 is trained with clusters and without, and on planted data with clusters that are found during training (``late``) or
-that learn faster (``fast``). The weights of the mix do not change this training, so that each mix is a figure of the same models; learned
-weights are learned beside it. Each variant has the round that is best on validation data, and is ranked on the test
-split once. The differences are paired over users, with the test of ``perfedrec bench``. Each result is one JSON line.
+that learn faster (``fast``). The weights of the mix do not change this training, so that each mix is a figure of the
+same models; learned weights are learned beside it. Each variant has the round that is best on validation data, and is
+ranked on the test split once. The differences are paired over users, with the test of ``perfedrec bench``. Each result
+is one JSON line.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ EVERY = 50
 
 @dataclass(frozen=True)
 class Variant:
-    """A ``training`` and the weights of the mix: of own rows and of clusters as in the preset or 0 (their weight goes to
-    the cluster's and the global model); learned weights start from those of the preset."""
+    """A ``training``, whether own rows are mixed in (otherwise the cluster's and the global model share their weight),
+    and whether the weights are ``learned``, from those of the preset on."""
 
     training: str
     local: bool = True
@@ -112,7 +113,7 @@ def played(dataset: Dataset, training: str, dim: int, seed: int, rounds: int) ->
     wanted = {name: variant for name, variant in VARIANTS.items() if variant.training == training}
     for trained in range(1 - simulator.n_phases, rounds + 1):
         simulator.play()
-        if trained < 0 or trained % EVERY:
+        if trained < 0 or (trained % EVERY and trained < rounds):
             continue
         here = simulator.recommender()
         for name, variant in wanted.items():
@@ -145,7 +146,9 @@ def main() -> None:
     for name in args.only or [*PLANTED, *(REAL if folder else {})]:
         if name in PLANTED:
             spec, dim = PLANTED[name]
-            dataset = load(spec.replace("000", "00").replace("1500", "300").replace("=20", "=5") if args.small else spec)
+            dataset = load(
+                spec.replace("000", "00").replace("1500", "300").replace("=20", "=5") if args.small else spec
+            )
         elif not folder:
             parser.error(f"{name} needs PERFEDREC_TEST_DATA; expected a folder with {', '.join(filter(None, REAL))}")
         else:

@@ -35,3 +35,26 @@ def test_repairs_of_secure_sums_are_compared() -> None:
     sent = {name: line["bytes_up_a_round"] for name, line in found.items()}
     assert sent["by item"] == sent["rows of 5 contributors"] > 10 * sent["random basis"] > 10 * sent["rank 32"]
     assert all(line["valid_ndcg@20"] > 0 for line in found.values())
+
+
+def test_personalisation_is_measured_on_planted_data() -> None:
+    command = [sys.executable, "benchmarks/personalisation.py", "--only", "facets", "--seeds", "0", "--rounds", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    run = subprocess.run([*command, "--small"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    *lines, seconds = map(json.loads, run.stdout.splitlines())
+    found = {line["variant"]: line for line in lines}
+    assert list(found) == [
+        "nothing personal",
+        "own rows",
+        "clusters from round 41",
+        "clusters",
+        "clusters, learning rate 1",
+        "clusters and own rows (preset)",
+        "the same, learned weights",
+    ]
+    plain = found.pop("nothing personal")
+    figures = ("valid recall@20", "recall@20", "ndcg@20")
+    same = {name for name, line in found.items() if all(line[each] == plain[each] for each in figures)}
+    assert same == {"clusters from round 41"}  # which have not begun after two rounds
+    assert found["clusters from round 41"]["difference"] == 0
+    assert seconds["data"] == "facets"

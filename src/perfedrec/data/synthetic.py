@@ -7,9 +7,9 @@ these items one after the other: with probability ``strength`` from the items of
 all items, in both cases in proportion to the weights. An item that the user already has is drawn again. Times are
 uniform over one year and independent of everything else.
 
-With several ``facets`` the items are grouped into ``clusters`` taste clusters anew for each facet, and each user has one
-facet, by which its cluster is meant. Users of different facets like the same items for different reasons: a model of all
-users together has to know all groupings, a model of the users of one facet only one.
+With several ``facets`` the items are grouped into ``clusters`` taste clusters anew for each facet, and each user has
+one facet, by which its cluster is meant. Users of different facets like the same items for different reasons: a model
+of all users together has to know all groupings, a model of the users of one facet only one.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def _draw_distinct(truth: SyntheticTruth, wanted: Ints, strength: float, rng: np
         own = rng.random(rows.size) < strength
         taste = wished[rows]
         start: NDArray[np.float64] = np.where(own, low[taste], 0.0)
-        width: NDArray[np.float64] = np.where(own, high[taste], limits[n_items]) - start  # the first facet has all items
-        position = np.searchsorted(limits, start + width * rng.random(rows.size), side="right") - 1
+        end: NDArray[np.float64] = np.where(own, high[taste], limits[n_items])  # the first facet has all items
+        position = np.searchsorted(limits, start + (end - start) * rng.random(rows.size), side="right") - 1
         return rows * n_items + by_taste[np.minimum(position, tastes.size - 1)] % n_items
 
     done: list[Ints] = []

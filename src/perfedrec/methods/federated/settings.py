@@ -81,9 +81,9 @@ class ClusterSettings(Settings):
 
     Where pre-training fills the cluster models (``pretraining.cluster_passes``) clusters are found once, before
     training, and ``start``, ``stop`` and ``every`` have no effect: a cluster's model would not follow users who leave
-    the cluster. Where sums are of low rank (``privacy.rank``) clusters are found once, before training, and need spectral
-    pre-training: without it there are none. Of these options ``n_clusters`` alone has an effect then. Wherever clients
-    contribute to sums alone, nobody knows who is in which cluster, and cohorts are not selected by cluster.
+    the cluster. Where sums are of low rank (``privacy.rank``) clusters are found once, before training, and need
+    spectral pre-training: without it there are none. Of these options ``n_clusters`` alone has an effect then. Wherever
+    clients contribute to sums alone, nobody knows who is in which cluster, and cohorts are not selected by cluster.
     """
 
     n_clusters: int = Field(5, ge=0, description="number of clusters; 0 or 1: no clusters")
