@@ -14,7 +14,7 @@ from perfedrec.evaluation.holdout import SECTION, EvaluationSettings
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import METHODS, method
 from perfedrec.privacy.noise import check_source
-from perfedrec.runs.config import Config, as_written, check, identity
+from perfedrec.runs.config import Config, as_written, check, identity, without_new
 
 
 def federated(config: Config) -> Algorithm[Any, Any, Any]:
@@ -46,7 +46,7 @@ def method_of(config: Config) -> str:
     tree = config.model_dump(mode="json", by_alias=True, exclude={"data", SECTION, "run"}, exclude_none=True)
     if _unsolved(config):
         tree["privacy"]["noise"] = config.build().settings.privacy.noise.model_dump()
-    return tomli_w.dumps(tree)
+    return tomli_w.dumps(without_new(tree))
 
 
 def method_for_nodes(config: Config, algorithm: Algorithm[Any, Any, Any]) -> str:

@@ -38,6 +38,9 @@ _FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint 
 _FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # these change no result
 _FREE |= {"evaluation.hold_out", "evaluation.ratio"}  # of federations of nodes, which this does not compare
 
+_NEW_PERSONAL = ("neighbourhood", "chosen")
+"""Options of the personal model that were added later, and without a value change nothing."""
+
 _OTHER_FILES = {
     "methods": "the file of a comparison (perfedrec bench runs it)",
     "space": "a search space (perfedrec tune --space takes it)",
@@ -238,11 +241,23 @@ def as_written(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "privacy": {"rank": 0, **privacy}}
 
 
+def without_new(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree without options of the personal model that were added later, where they change nothing: then it is the
+    one that earlier versions wrote."""
+    found, personal = dict(tree), tree.get("personal")
+    if isinstance(personal, Mapping):
+        found["personal"] = {name: value for name, value in personal.items() if value or name not in _NEW_PERSONAL}
+        if not personal.get("neighbourhood"):
+            found.pop("neighbourhood", None)
+    return found
+
+
 def identity(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree without the options that did not exist before 0.3.0, where they have the meaning that it had then."""
     tree, privacy, run = dict(tree), tree.get("privacy"), tree.get("run")
     if tree.get(SECTION) == {"hold_out": "none"}:
         del tree[SECTION]
+    tree = without_new(tree)
     if isinstance(privacy, Mapping) and not privacy.get("rank"):
         tree["privacy"] = {name: value for name, value in privacy.items() if name not in SECURE_ONLY}
     if isinstance(run, Mapping) and tuple(run.get("ks", CUTOFFS)) == CUTOFFS:
