@@ -243,10 +243,6 @@ def test_a_noisy_pass_uses_only_items_with_trusted_degrees() -> None:
     ("changes", "said"),
     [
         ({"pretraining__kind": "contrastive"}, "hides the edges"),
-        (
-            {"pretraining__kind": "spectral", "pretraining__cluster_passes": 1, **NOISE},
-            "cluster_passes = 0",
-        ),
         ({"model__n_layers": 3}, "at most two layers"),
         ({"server__weighting": "interactions"}, "weighting = uniform"),
     ],
@@ -254,3 +250,9 @@ def test_a_noisy_pass_uses_only_items_with_trusted_degrees() -> None:
 def test_options_that_need_a_users_vector_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         settings(**SECURE, **changes)
+
+
+def test_clusters_are_not_filled_from_sums_with_noise() -> None:
+    filled = {"pretraining__kind": "spectral", "pretraining__passes": 1, "pretraining__cluster_passes": 1}
+    found = [[each.name for each in world(**SECURE, **filled, **noise).algorithm.phases] for noise in ({}, NOISE)]
+    assert [phases.count("clusters") for phases in found] == [1, 0]

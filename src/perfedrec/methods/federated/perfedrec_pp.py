@@ -46,7 +46,10 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         pretraining = self.settings.pretraining
         if pretraining.kind != "spectral":
             return ()
-        filling = pretraining.cluster_passes if self.clusters.enabled and not self.settings.privacy.low_rank else 0
+        privacy = self.settings.privacy
+        noisy = self.sums and bool(privacy.noise.any or privacy.epsilon)  # a cluster's model would be made of noise
+        fills = self.clusters.enabled and not privacy.low_rank and not noisy
+        filling = pretraining.cluster_passes if fills else 0
         return (SPECTRAL,) * pretraining.passes + (CLUSTERS,) * filling
 
     @property

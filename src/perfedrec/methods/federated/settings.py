@@ -261,7 +261,7 @@ class PretrainingSettings(Settings):
         ge=0,
         le=1,
         description="spectral: number of passes after them that fill the cluster models (one in any case with sums of "
-        "low rank); users then keep their clusters during training",
+        "low rank, none with noise in sums); users then keep their clusters during training",
     )
     steps: int = Field(5, ge=1, description="contrastive: number of Adam steps")
     learning_rate: float = Field(0.03, gt=0, description="contrastive: step of Adam")
@@ -310,15 +310,9 @@ class PerFedRecSettings(Settings):
             raise ValueError(
                 f"{how} hides the edges that contrastive pre-training needs; expected kind = spectral or none"
             )
-        noisy = self.clusters.enabled and bool(self.privacy.noise.any or self.privacy.epsilon)
-        if self.privacy.low_rank and noisy:
+        if self.privacy.low_rank and self.clusters.enabled and (self.privacy.noise.any or self.privacy.epsilon):
             raise ValueError(
                 "with privacy.rank the sizes of clusters are summed without noise; expected clusters.n_clusters = 0"
-            )
-        if self.pretraining.cluster_passes and noisy:
-            raise ValueError(
-                "a cluster's model would be made of noise; expected pretraining.cluster_passes = 0 or "
-                "clusters.n_clusters = 0"
             )
         if self.model.neighbours and self.model.encoder == "lightgcn":
             check_layers(self.privacy, self.model.n_layers)
