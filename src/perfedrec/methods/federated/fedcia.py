@@ -54,6 +54,7 @@ class FedCIA(FedMF[ServerState, Broadcast, ClientState]):
     nearest to ``Q + D`` and fits the clients' user vectors; rows that nobody changed stay. The server's optimiser takes
     the step to it; FedAvg with step 1 takes all of it. The variant without parameters (a graph filter on each client)
     is left out: the similarity matrix of a single user is its list of items.
+    Written from the paper's abstract and from public code, not from its full text.
     """
 
     Options = FedCIASettings
