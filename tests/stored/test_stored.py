@@ -44,7 +44,10 @@ HERE = Path(__file__).parent / "0.1.0"
 EXPECTED: dict[str, Any] = json.loads((HERE / "expected.json").read_text())
 RUNS = sorted(EXPECTED["runs"])
 SECURE = ["fedmf-secure", "perfedrec-given-up", "pp-secure", "pp-secure-spectral"]
-RESUMED = [name for name in RUNS if "resumed" in EXPECTED["runs"][name] and name not in SECURE]
+KEEPS_CLUSTERS = "pp-recommended"  # since 0.5.0 users keep the clusters that a pass before training has found
+RESUMED = [
+    name for name in RUNS if "resumed" in EXPECTED["runs"][name] and name not in SECURE and name != KEEPS_CLUSTERS
+]
 NODES = sorted(EXPECTED["node"])
 
 READ, TRAINED = 1e-6, 1e-4
@@ -113,6 +116,15 @@ def test_a_run_is_resumed_for_more_rounds(name: str, copy: Copy) -> None:
     for ours, theirs in zip(found["losses"], expected["losses"], strict=True):
         assert ours == (None if theirs is None else pytest.approx(theirs, rel=rel, abs=1e-7))
     check_run(found, expected, rel)
+
+
+def test_a_resumed_run_with_a_pass_for_clusters_keeps_its_clusters(copy: Copy) -> None:
+    run = copy(f"runs/{KEEPS_CLUSTERS}")
+    (before,) = (load_file(path / "state.safetensors") for path in run.glob("checkpoints/*"))
+    found = questions.resumed(run)
+    assert found["rounds"] == EXPECTED["runs"][KEEPS_CLUSTERS]["resumed"]["rounds"]
+    after = load_file(max(run.glob("checkpoints/*")) / "state.safetensors")
+    assert torch.equal(before["labels"], after["clusters.labels"])
 
 
 @pytest.mark.parametrize("name", RUNS)

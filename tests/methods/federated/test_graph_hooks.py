@@ -108,6 +108,8 @@ HOOKS: list[tuple[str, str, Any]] = [
     ("without_tokens", "contrastive", same_state),
     ("clusters", "spectral", fixed(ClusterSettings(n_clusters=2, start=1))),
     ("mixture", "spectral", with_super("mixture", lambda found: _half(found))["mixture"]),
+    ("diffuses", "spectral", fixed(True)),
+    ("weights", "spectral", fixed(torch.tensor([1.0, 0.0, 0.0, 0.0]))),
     ("noisy", "secure", fixed(True)),
     ("pretrain", "contrastive", lambda self, service, phase, aggregate, key: (service, None)),
     ("n_views", "contrastive", fixed(1)),

@@ -84,13 +84,11 @@ class Mixture:
             "global": part(global_rows(rows.items, rows.segments), global_rows),
         }
         if broadcast.pretrained is not None:
-            star = spectral_star(rows, broadcast.degrees)
-            self.parts["pretrained"] = self._scaled(broadcast.pretrained, star)
+            self.parts["pretrained"] = self._scaled(broadcast.pretrained, spectral_star(rows, broadcast.degrees))
         if broadcast.low_rank is not None:
-            self.parts["neighbourhood"] = self._scaled(
-                broadcast.low_rank, diffusion_star(rows, broadcast.degrees, diffusion.alpha, diffusion.beta)
-            )
-        self.logits, self._places = mix, [MODELS.index(name) for name in self.parts]
+            steps = diffusion_star(rows, broadcast.degrees, diffusion.alpha, diffusion.beta)
+            self.parts["neighbourhood"] = self._scaled(broadcast.low_rank, steps)
+        self.mix, self._places = mix, [MODELS.index(name) for name in self.parts]
 
     @cached_property
     def _target(self) -> Tensor:
@@ -114,7 +112,7 @@ class Mixture:
     def _weights(self) -> dict[str, Tensor]:
         """[B, 1] the weight of each model, times the scale of its scores. Before the first round of training it is 0
         for those that are untrained, and scores have the scale of the first one that is ready."""
-        names, logits = list(self.parts), self.logits[:, self._places]
+        names, logits = list(self.parts), self.mix[:, self._places]
         scales = {name: part.scale for name, part in self.parts.items()}
         if not self.broadcast.trained and (ready := [name for name in names if name in MODELS[3:]]):
             away = [place for place, name in enumerate(names) if name not in ready]
@@ -204,11 +202,11 @@ class Mixture:
             context = (context * expand(part.scale, rows.segments))[pairs]
             up = part.items(rows.items, groups[rows.segments])[pairs]
             margins.append(dot(context, up - part.items(negatives, groups[owners])))
-        stacked, mix = torch.stack(margins, dim=1), self.logits.detach().requires_grad_()
+        stacked, mix = torch.stack(margins, dim=1), self.mix.detach().requires_grad_()
         mixed = dot(stacked, expand(mix[:, self._places].softmax(1), owners))
         loss = losses.bpr(mixed, torch.zeros_like(mixed), owners, rows.n_users) / rows.counts.clamp(min=1)
         (gradient,) = torch.autograd.grad(loss.sum(), mix)
-        return self.logits - gradient
+        return self.mix - gradient
 
 
 def spread(users: Tensor, items: Tensor) -> Tensor:
