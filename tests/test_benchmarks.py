@@ -38,7 +38,7 @@ def test_repairs_of_secure_sums_are_compared() -> None:
 
 
 def test_personalisation_is_measured_on_planted_data() -> None:
-    command = [sys.executable, "benchmarks/personalisation.py", "--only", "facets", "--seeds", "0", "--rounds", "2"]
+    command = [sys.executable, "benchmarks/personalisation.py", "--only", "facets", "--seeds", "0", "--rounds", "12"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     run = subprocess.run([*command, "--small"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     *lines, seconds = map(json.loads, run.stdout.splitlines())
@@ -55,6 +55,6 @@ def test_personalisation_is_measured_on_planted_data() -> None:
     plain = found.pop("nothing personal")
     figures = ("valid recall@20", "recall@20", "ndcg@20")
     same = {name for name, line in found.items() if all(line[each] == plain[each] for each in figures)}
-    assert same == {"clusters from round 41"}  # which have not begun after two rounds
+    assert same == {"clusters from round 41"}  # which have not begun after twelve rounds
     assert found["clusters from round 41"]["difference"] == 0
     assert seconds["data"] == "facets"

@@ -312,7 +312,7 @@ def test_a_terminal_shows_only_columns_that_fit_and_breaks_no_line(
 def test_only_methods_that_draw_nothing_run_once(tmp_path: Path) -> None:
     """The flag is right: another seed gives the same scores. Sampled negatives are drawn with the seed, too."""
     once = [name for name, kind in METHODS.items() if seedless(kind)]
-    assert once == ["popularity", "item_knn", "user_knn", "rp3beta"]
+    assert once == ["popularity", "item_knn", "user_knn", "rp3beta", "ease", "slim"]
     dataset = open_data(DataSettings(path="synthetic:users=60,items=250"))
     for name in once:
         config = resolve(algorithm=name)

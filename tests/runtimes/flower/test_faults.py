@@ -186,7 +186,11 @@ def vacant(port: int) -> bool:
 def laid_out(folder: Path, nodes: int, *options: str, privacy: str | None = None) -> Iterator[Federation]:
     """A federation with a number of ``nodes``, whose processes end with it."""
     given = config.load(
-        "recommended", None, [f"data.path={PATH}", *SMALL, *options], privacy=privacy, run__rounds=ROUNDS
+        "recommended",
+        None,
+        [f"data.path={PATH}", *SMALL, "pretraining.cluster_passes=0", *options],  # faults name rounds by number
+        privacy=privacy,
+        run__rounds=ROUNDS,
     )
     dataset = open_data(given.data)
     local.lay_out(folder, dataset, nodes, secret=SECRET)
