@@ -494,7 +494,7 @@ def test_a_node_runs_no_code_that_a_coordinator_names() -> None:
 
 def test_pre_trained_vectors_of_a_node_follow_it_to_a_new_key() -> None:
     start = pack({"sealed": torch.arange(3)})
-    old = ServiceClient(SERVICE, starts={"n0": start}, names={7: "n0", 8: "n1"})
+    old = ServiceClient(SERVICE, {"start n0": start}, names={7: "n0", 8: "n1"})
     new = ServiceClient.of(SERVICE, old.tensors(), names={8: "n1", 9: "n0"})
     assert ["start" in new.add(node, RecordDict()) for node in (7, 8, 9)] == [False, False, True]
     assert torch.equal(unpack(new.add(9, RecordDict()).array_records["start"])["sealed"], torch.arange(3))
