@@ -31,3 +31,9 @@ class LightGCN(VectorMethod):
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         final_users, final_items = self.encode(users, items, data)
         return bpr(final_users, final_items, batch) + self.decay(users, items, batch)
+
+
+def check_contrasted(layer: int, n_layers: int) -> None:
+    """Raise ValueError for a ``contrasted_layer`` that the propagation does not have."""
+    if layer > n_layers:
+        raise ValueError(f"contrasted_layer is {layer}, not a layer; expected at most n_layers = {n_layers}")

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import choose
-from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
+from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings, check_contrasted
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.vectors import Batch, bpr
 from perfedrec.nn.clustering import k_means
@@ -31,10 +31,7 @@ class NCLSettings(LightGCNSettings):
 
     @model_validator(mode="after")
     def _within(self) -> Self:
-        if self.contrasted_layer > self.n_layers:
-            raise ValueError(
-                f"contrasted_layer is {self.contrasted_layer}, not a layer; expected at most n_layers = {self.n_layers}"
-            )
+        check_contrasted(self.contrasted_layer, self.n_layers)
         return self
 
 

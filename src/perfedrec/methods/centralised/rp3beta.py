@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pydantic import Field
-from scipy import sparse
 from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.settings import Settings
 from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.methods.centralised.neighbours import Similarity, nearest, product
-from perfedrec.nn.propagation import power
+from perfedrec.nn.propagation import diffusion_steps
 
 
 class RP3BetaSettings(Settings):
@@ -41,13 +40,8 @@ class RP3Beta(Method):
     item_based = True
 
     def init(self, data: Training, key: Key) -> Similarity:
-        settings, by_user = self.settings, data.matrix
-        users = power(data.rows.counts.cpu().numpy(), -settings.alpha)
-        items = data.item_degrees.cpu().numpy()
-        start = sparse.diags_array(power(items, -settings.alpha))
-        end = sparse.diags_array(power(items, -settings.beta))
-        back = sparse.csr_array(start @ by_user.T)
-        forth = sparse.csr_array(sparse.diags_array(users) @ by_user @ end)
+        settings = self.settings
+        back, forth = diffusion_steps(data.matrix, settings.alpha, settings.beta)
         return Similarity.of(nearest(back, forth, settings.n_neighbours))
 
     def scores(self, state: Similarity, data: Training, users: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from perfedrec.methods.centralised.lightgcn import check_contrasted
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.simgcl import SimGCL, SimGCLSettings
 from perfedrec.methods.centralised.vectors import Batch, bpr, contrast
@@ -23,10 +24,7 @@ class XSimGCLSettings(SimGCLSettings):
 
     @model_validator(mode="after")
     def _within(self) -> Self:
-        if self.contrasted_layer > self.n_layers:
-            raise ValueError(
-                f"contrasted_layer is {self.contrasted_layer}, not a layer; expected at most n_layers = {self.n_layers}"
-            )
+        check_contrasted(self.contrasted_layer, self.n_layers)
         return self
 
 

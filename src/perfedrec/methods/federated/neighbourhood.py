@@ -15,7 +15,7 @@ from torch import Tensor
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.sampling import choose
 from perfedrec.methods.federated import spectral
-from perfedrec.nn.propagation import Adjacency, Bipartite, power
+from perfedrec.nn.propagation import Adjacency, Bipartite, diffusion_steps
 
 PASSES, WIDTH = 4, 64
 """The passes of :func:`low_rank`, and the columns of each."""
@@ -64,11 +64,7 @@ def diffused(
     both i and j (RP3beta, Paudel et al., ACM TiiS 2016, without its first step, which is the same for all items).
     """
     by_user = _incidence(bipartite.by_user, bipartite.by_item.starts.numel())
-    users, items = (np.asarray(by_user.sum(axis)).ravel() for axis in (1, 0))
-    back = sparse.csr_array(
-        sparse.diags_array(power(items, -alpha)) @ by_user.T @ sparse.diags_array(power(users, -alpha))
-    )
-    forth = sparse.csr_array(by_user @ sparse.diags_array(power(items, -beta)))
+    back, forth = diffusion_steps(by_user, alpha, beta)
     near = np.full((by_user.shape[0], min(length, by_user.shape[1])), -1, dtype=np.int32)
     scores = np.zeros(near.shape, dtype=np.float32)
     for start in range(0, by_user.shape[0], block_size):
