@@ -291,8 +291,8 @@ def test_noise_for_small_deltas() -> None:
 @pytest.mark.parametrize(
     ("epsilon", "deltas"),
     [
-        (0.05, [1e-5, 1e-14, 1e-30]),
-        (1.0, [1e-5, 9e-6, 1e-9, 1.01e-12, 0.99e-12, 1e-13, 1e-15, 1e-20, 1e-30]),
+        (0.05, [1e-5, 1e-30]),
+        (1.0, [1e-5, 1.01e-12, 0.99e-12, 1e-15, 1e-30]),
     ],
 )
 def test_a_smaller_delta_never_needs_less_noise(epsilon: float, deltas: list[float]) -> None:

@@ -140,6 +140,7 @@ def pair() -> tuple[Participant, Participant]:
 
 
 def test_an_upload_is_noise_whatever_is_in_it() -> None:
+    """Keys have no seed. The limits are those that right masks pass but once in 10^10 times."""
     size = 200_000
     inputs = {
         "nothing": np.zeros(size, np.uint64),
@@ -149,15 +150,15 @@ def test_an_upload_is_noise_whatever_is_in_it() -> None:
     sent = {name: pair()[0].mask(each.copy()) for name, each in inputs.items()}
     for name, words in sent.items():
         octets = np.bincount(words.view(np.uint8), minlength=256)
-        assert stats.chisquare(octets).pvalue > 1e-4, name
-        assert stats.kstest(words / 2.0**64, "uniform").pvalue > 1e-4, name
+        assert stats.chisquare(octets).pvalue > 1e-12, name
+        assert stats.kstest(words / 2.0**64, "uniform").pvalue > 1e-12, name
         for bit in (0, 36, 52, 63):  # low bits, those of the fixed point, the sign
-            assert abs(int(((words >> np.uint64(bit)) & np.uint64(1)).sum()) - size / 2) < 4 * (size / 4) ** 0.5
+            assert abs(int(((words >> np.uint64(bit)) & np.uint64(1)).sum()) - size / 2) < 7 * (size / 4) ** 0.5
         follows = np.corrcoef(words[:-1] / 2.0**64, words[1:] / 2.0**64)[0, 1]
-        assert abs(follows) < 4 / size**0.5, name
+        assert abs(follows) < 7 / size**0.5, name
     signed = sent["a wave"].view(np.int64).astype(float)
     for other in (inputs["a wave"].view(np.int64).astype(float), sent["nothing"].view(np.int64).astype(float)):
-        assert abs(np.corrcoef(signed, other)[0, 1]) < 4 / size**0.5
+        assert abs(np.corrcoef(signed, other)[0, 1]) < 7 / size**0.5
 
 
 def test_the_mask_is_chacha20_of_all_bits_of_the_secret() -> None:
