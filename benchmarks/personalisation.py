@@ -107,7 +107,8 @@ def mixed(found: PersonalRecommender[Any, Any, Any], variant: Variant) -> Recomm
 
 def played(dataset: Dataset, training: str, dim: int, seed: int, rounds: int) -> dict[str, tuple[float, Recommender]]:
     """The variants of a training: validation Recall@20 and recommender of the best round."""
-    config = configure("recommended", model__embedding_dim=dim, **TRAININGS[training])
+    fixed: dict[str, Any] = {"personal__neighbourhood": 0.0, "personal__chosen": False}
+    config = configure("recommended", model__embedding_dim=dim, **fixed, **TRAININGS[training])
     simulator: Simulator[Any, Any, Any] = Simulator(config.build(), dataset, seed=seed)
     best: dict[str, tuple[float, Recommender]] = {}
     wanted = {name: variant for name, variant in VARIANTS.items() if variant.training == training}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from perfedrec.runs.result import Result, open_run
     from perfedrec.runs.training import train
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 __all__ = [
     "Batch",

@@ -30,7 +30,13 @@ from perfedrec.runtimes.simulator import Simulator
 
 FOLDER = Path(os.environ.get("PERFEDREC_TEST_DATA", "")) / "yelp"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs real data")
-ALONE = ("clusters.n_clusters=0", "pretraining.kind=none", "personal.pretrained=0", "personal.cluster=0")
+ALONE = (
+    "clusters.n_clusters=0",
+    "pretraining.kind=none",
+    "personal.pretrained=0",
+    "personal.cluster=0",
+    "personal.neighbourhood=0",
+)
 SOFTMAX = (
     "client.loss=softmax",
     "client.n_negatives=64",

@@ -62,7 +62,9 @@ def test_the_files_of_the_package_compare_all_methods_and_switch_off_every_part(
     files = {file.stem: read(file, Path("out")) for file in READY}
     assert {config.algorithm for config in files["comparison"].configs.values()} == set(METHODS)
     off = {f"without {part}" for part in ABLATIONS}
-    assert off < set(files["ablation-paper"].labels)
+    parts = set(files["ablation"].labels) | set(files["ablation-paper"].labels)
+    assert parts - off == {"perfedrec_pp", "perfedrec_pp paper"}
+    assert off < parts
     kinds = {label: config.settings.privacy for (label, _), config in files["noise"].configs.items()}
     assert len({each.model_dump_json() for each in kinds.values()}) == 1
     assert kinds["perfedrec_pp"].noise_scale == 0.1

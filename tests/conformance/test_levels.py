@@ -14,7 +14,12 @@ LEVELS = [
     ("lightgcn", "lightgcn", ["run.rounds=2"], 0.0592),
     ("xsimgcl", "xsimgcl", ["run.rounds=2"], 0.0582),
     ("lightgcn_pp", "lightgcn_pp", ["run.rounds=2"], 0.0766),
-    ("recommended", "perfedrec_pp", ["run.rounds=0"], 0.0768),  # spectral pre-training alone
+    (
+        "recommended",
+        "perfedrec_pp",
+        ["run.rounds=0", "personal.neighbourhood=0"],
+        0.0768,
+    ),  # spectral pre-training alone
     ("fedgnn", "fedgnn", ["run.rounds=40", "run.evaluate_every=40"], 0.0577),
 ]
 

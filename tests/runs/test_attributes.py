@@ -46,7 +46,7 @@ def test_who_people_are_and_what_films_are(films: Dataset) -> None:
 
 
 def scores(dataset: Dataset, *more: str) -> torch.Tensor:
-    config = configure("recommended", overrides=[*SMALL, "personal.pretrained=0", *more])
+    config = configure("recommended", overrides=[*SMALL, "personal.pretrained=0", "personal.neighbourhood=0", *more])
     result = train(config.build(), dataset, config.run)
     return result.recommender.scores(torch.arange(50))
 

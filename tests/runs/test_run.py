@@ -101,7 +101,11 @@ def test_rounds_of_pretraining_are_evaluated_and_may_be_the_best() -> None:
 
 
 def test_patience_ends_a_run_after_its_best_round_and_changes_no_round_before(tmp_path: Path) -> None:
-    options = ("server.learning_rate=9", "personal.global=0.0")  # the last round of pre-training is the best one
+    options = (
+        "server.learning_rate=9",
+        "personal.global=0.0",
+        "personal.chosen=false",
+    )  # the last round of pre-training is the best one
     whole = run(small("recommended", "run.rounds=9", *options))
     short = small("recommended", "run.rounds=9", "run.patience=3", *options)
     early = run(short, output=tmp_path / "early")

@@ -281,6 +281,7 @@ def _replay(
             )
         valid = history[number].valid  # pre-training has no loss to compare
         if report.loss is None and valid is not None and not _drawn_anew(algorithm):
+            simulator.choose(held, run.cutoffs, run.select_by)
             again = simulator.recommender().evaluate(held, run.cutoffs)
             if again != valid:
                 raise CheckpointError(

@@ -6,7 +6,8 @@ a cohort, a node passes the users that it hosts, a phone passes one user: all th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeAlias, TypeVar
 
@@ -226,8 +227,8 @@ class Algorithm(Protocol[S, B, C]):
     def n_choices(self) -> int:
         """How many settings of the served model users compare on their held-out items; 1: nothing is chosen so."""
 
-    def choice(self, broadcast: B, number: int) -> B:
-        """The broadcast of a served state with setting ``number``. Setting 0 is that of the state."""
+    def compared(self, broadcast: B, rows: Rows, client_state: C) -> Iterator[Tensor]:
+        """[B, m] :meth:`scores` with each setting in turn. Setting 0 is that of the served state."""
 
     def choose(self, state: S, number: int) -> S:
         """The state with setting ``number``."""
@@ -248,15 +249,18 @@ class Algorithm(Protocol[S, B, C]):
         that scores in another way."""
 
 
-class OneSetting(Generic[S, B]):
+class OneSetting(ABC, Generic[S, B, C]):
     """Fulfils the part of :class:`Algorithm` about choices, for a model with nothing to choose."""
 
     @property
     def n_choices(self) -> int:
         return 1
 
-    def choice(self, broadcast: B, number: int) -> B:
-        return broadcast
+    def compared(self, broadcast: B, rows: Rows, client_state: C) -> Iterator[Tensor]:
+        yield self.scores(broadcast, rows, client_state)
+
+    @abstractmethod
+    def scores(self, broadcast: B, rows: Rows, client_state: C) -> Tensor: ...
 
     def choose(self, state: S, number: int) -> S:
         return state

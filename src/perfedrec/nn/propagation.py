@@ -25,13 +25,16 @@ def power(degrees: NDArray[Any], exponent: float) -> NDArray[np.float64]:
     return np.where(degrees > 0, degrees.clip(min=1).astype(np.float64) ** exponent, 0.0)
 
 
-def diffusion_steps(by_user: sparse.csr_array, alpha: float, beta: float) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """``D_i^-alpha R^T`` [m, n] and ``D_u^-alpha R D_i^-beta`` [n, m], from ``by_user`` R [n, m] with entries of 1: the
-    steps from items to their users, and on to the items of these (RP3beta, Paudel et al., ACM TiiS 2016)."""
+def diffusion_steps(
+    by_user: sparse.csr_array, alpha: float, beta: float, gamma: float
+) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """``D_i^-alpha R^T`` [m, n] and ``D_u^-gamma R D_i^-beta`` [n, m], from ``by_user`` R [n, m] with entries of 1: the
+    steps from items to their users, and on to the items of these. In RP3beta (Paudel et al., ACM TiiS 2016) ``gamma``
+    is ``alpha``."""
     users, items = np.diff(by_user.indptr), np.bincount(by_user.indices, minlength=by_user.shape[1])
     start, end = (sparse.diags_array(power(items, -exponent)) for exponent in (alpha, beta))
     back = sparse.csr_array(start @ by_user.T)
-    return back, sparse.csr_array(sparse.diags_array(power(users, -alpha)) @ by_user @ end)
+    return back, sparse.csr_array(sparse.diags_array(power(users, -gamma)) @ by_user @ end)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,16 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "proportional-selection": {"clusters.proportional": False},
     "neighbours": {"model.neighbours": False},
     "propagation": {"model.n_layers": 0},
-    "personal": {"personal.local": 0.0, "personal.cluster": 0.0, "personal.global": 1.0, "personal.pretrained": 0.0},
+    "neighbourhood": {"personal.neighbourhood": 0.0},
+    "choice": {"personal.chosen": False},
+    "personal": {
+        "personal.local": 0.0,
+        "personal.cluster": 0.0,
+        "personal.global": 1.0,
+        "personal.pretrained": 0.0,
+        "personal.neighbourhood": 0.0,
+        "personal.chosen": False,
+    },
     "privacy": {
         "privacy.aggregation": "sparse",
         "privacy.norm": "coordinate",

@@ -98,19 +98,21 @@ def evaluate_users(
     client_state: C,
     users: Tensor,
     wanted: Wanted,
-    n_choices: int = 1,
+    compares: bool = False,
 ) -> Update:
     """What B users hand over, who all have held-out items: ``dense`` float64 [B, n D], the values of D metrics for each
-    of n settings of the model. ``users`` [B] are their numbers in what is ``wanted``."""
+    of n settings of the model, if it ``compares`` them, and of the served one otherwise. ``users`` [B] are their
+    numbers in what is ``wanted``."""
 
-    def values(number: int) -> Tensor:
-        given = broadcast if n_choices == 1 else algorithm.choice(broadcast, number)
-        scores = algorithm.scores(given, rows, client_state)
-        return wanted.values(mask_seen(scores, rows.segments, rows.items), users)
-
+    each = (
+        algorithm.compared(broadcast, rows, client_state)
+        if compares
+        else iter([algorithm.scores(broadcast, rows, client_state)])
+    )
+    values = [wanted.values(mask_seen(scores, rows.segments, rows.items), users) for scores in each]
     return Update(
         users=rows.users,
         groups=torch.zeros_like(rows.users),
         weights=torch.ones(rows.n_users, device=rows.users.device),
-        dense=torch.cat([values(number) for number in range(n_choices)], dim=1),
+        dense=torch.cat(values, dim=1),
     )

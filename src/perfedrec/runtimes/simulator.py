@@ -133,8 +133,7 @@ class Simulator(Generic[S, B, C]):
         wanted, total = Wanted(held, nothing, self.order, ks), question.empty(self.algorithm, self.population.n_items)
         everyone = recommender.everyone()
         for users in everyone[held.counts(everyone) > 0].split(RANKED_AT_ONCE):
-            given, n_choices = recommender.given(users), question.n_choices(self.algorithm)
-            update = evaluate_users(self.algorithm, *given, users, wanted, n_choices)
+            update = evaluate_users(self.algorithm, *recommender.given(users), users, wanted, compares=True)
             total = total + reduce(update, self.population.n_items, 1)
         self.state = self.algorithm.choose(self.state, best_of(question.means(total), metric))
 

@@ -2,46 +2,100 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from perfedrec import configure, load, train
 from perfedrec.core.errors import ConfigError
-from perfedrec.methods.federated.personal import SHARES, n_steps, step
+from perfedrec.methods.federated.personal import BETAS, MODELS, N_SETTINGS, SHARES, Setting, step, turns
+from perfedrec.runtimes.simulator import PersonalRecommender
 
 DATA = "synthetic:users=120,items=60,clusters=2,interactions_per_user=8,seed=3"
 SMALL = {"model__embedding_dim": 8, "rounds": 2, "evaluate_every": 1, "select_by": "ndcg@10", "device": "cpu"}
 
 
-def test_the_settings_give_each_model_each_share_and_keep_the_others_in_proportion() -> None:
-    weights, allowed = torch.tensor([0.0, 1.0, 3.0, 4.0]), torch.tensor([False, True, True, True])
-    assert n_steps(weights) == 1 + 3 * len(SHARES)
-    found = [step(weights, allowed, number) for number in range(n_steps(weights))]
-    assert found[0].tolist() == [0.0, 0.125, 0.375, 0.5]
-    for number, model in enumerate((1, 2, 3)):
-        own = torch.stack(found[1 + number * len(SHARES) :][: len(SHARES)])
-        assert own[:, model].tolist() == list(SHARES)
+def test_a_model_gets_each_share_and_the_others_stay_in_proportion() -> None:
+    start, names = Setting(torch.tensor([0.0, 1.0, 3.0, 4.0]), 0.5), ["cluster", "global", "pretrained"]
+    for turn, model in ((0, 3), (1, 2), (2, 1), (3, 3)):  # from the last to the first, over and over
+        found = [step(start, names, turn, number) for number in range(N_SETTINGS)]
+        assert {each.beta for each in found} == {0.5}
+        assert found[0].weights.tolist() == [0.0, 0.125, 0.375, 0.5]
+        own = torch.stack([each.weights for each in found[1:]])
+        assert own[:, model].tolist() == pytest.approx(list(SHARES))
         assert own.sum(1).tolist() == pytest.approx([1.0] * len(SHARES))
         a, b = (each for each in (1, 2, 3) if each != model)
-        assert torch.allclose(own[:, a] * weights[b], own[:, b] * weights[a])
-    assert all(float(each[0]) == 0 for each in found)  # a model with weight 0 stays out
+        assert torch.allclose(own[:, a] * start.weights[b], own[:, b] * start.weights[a])
+        assert not own[:, 0].any()  # a model with weight 0 stays out
+
+
+def test_the_exponent_of_the_neighbourhood_model_has_a_turn_after_its_share() -> None:
+    names = ["global", "neighbourhood"]
+    assert turns(names) == ["neighbourhood", "beta", "global"]
+    assert turns(names[1:]) == ["beta"]
+    start = Setting(torch.tensor([0.0, 0.0, 1.0, 0.0, 3.0]), 0.5)
+    found = [step(start, names, 1, number) for number in range(N_SETTINGS)]
+    assert [each.beta for each in found] == [0.5, *BETAS]
+    assert all(each.weights.tolist() == [0.0, 0.0, 0.25, 0.0, 0.75] for each in found)
 
 
 def test_a_model_that_was_left_alone_can_be_mixed_again() -> None:
-    alone, allowed = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([True, True, True])
-    found = step(alone, allowed, 1 + len(SHARES) + SHARES.index(0.5))
-    assert found.tolist() == [0.25, 0.5, 0.25]
+    found = step(Setting(torch.tensor([0.0, 1.0, 0.0]), 0.5), ["local", "cluster", "global"], 1, 1 + SHARES.index(0.5))
+    assert found.weights.tolist() == [0.25, 0.5, 0.25]
 
 
 def test_one_model_alone_leaves_nothing_to_choose() -> None:
-    assert n_steps(torch.tensor([0.0, 2.0, 0.0, 0.0])) == 1
+    alone = {"local": 0.0, "cluster": 0.0, "global": 0.0, "neighbourhood": 0.0, "pretrained": 2.0}
+    built = configure("recommended", **{f"personal__{name}": weight for name, weight in alone.items()}).build()
+    assert built.n_choices == 1
+
+
+def test_before_training_only_models_that_are_ready_take_turns() -> None:
+    method = configure("recommended").build()
+    state = train("perfedrec_pp", load(DATA), **SMALL).recommender.state
+    start = replace(state, round=len(method.phases), mix=None, beta=None)
+    for turn in range(6):
+        found = [method.choose(replace(start, turn=turn), number) for number in range(method.n_choices)][1:]
+        if turn % 3 == 1:
+            assert [each.beta for each in found] == list(BETAS)
+        else:
+            assert torch.stack([each.mix for each in found])[:, (4, 0, 3)[turn % 3]].tolist() == pytest.approx(
+                list(SHARES)
+            )
+
+
+def test_another_exponent_is_that_of_the_service() -> None:
+    """Lists that a service divided by one power of the degree, and a client by the rest."""
+    options = {**SMALL, "neighbourhood__list_length": 60, "personal__chosen": False}
+    both = [train("perfedrec_pp", load(DATA), **options, neighbourhood__beta=beta).recommender for beta in (0.5, 0.2)]
+    users = torch.arange(120)
+    own = PersonalRecommender(both[0].algorithm, replace(both[0].state, beta=0.2), both[0].population)
+    assert torch.allclose(own.raw_scores(users), both[1].raw_scores(users), atol=1e-5)
+    assert not torch.allclose(both[0].raw_scores(users), both[1].raw_scores(users), atol=1e-3)
+
+
+@pytest.mark.parametrize("clusters", [0, 2])
+def test_compared_scores_are_those_of_each_setting(clusters: int) -> None:
+    options = {**SMALL, "clusters__n_clusters": clusters}
+    recommender = train("perfedrec_pp", load(DATA), **options).recommender
+    method, users = recommender.algorithm, torch.arange(120)
+    compared = list(method.compared(*recommender.given(users)))
+    assert len(compared) == method.n_choices == N_SETTINGS
+    for turn in range(6):
+        state = replace(recommender.state, turn=turn)
+        compared = list(method.compared(*PersonalRecommender(method, state, recommender.population).given(users)))
+        for number, scores in enumerate(compared):
+            own = PersonalRecommender(method, method.choose(state, number), recommender.population)
+            assert torch.equal(own.raw_scores(users), scores)
+            assert torch.allclose(sum(own.explain(users).values()), scores, atol=1e-5)
 
 
 def test_chosen_weights_are_no_worse_on_validation_and_used_in_lists() -> None:
     data = load(DATA)
-    start = {"personal__local": 0.0, "personal__cluster": 0.0, "personal__global": 1.0, "personal__pretrained": 0.02}
-    fixed = train("perfedrec_pp", data, **SMALL, **start)
-    found = train("perfedrec_pp", data, **SMALL, **start, personal__chosen=True)
+    start = {f"personal__{name}": weight for name, weight in zip(MODELS, (0.0, 0.0, 1.0, 0.02, 0.0), strict=True)}
+    fixed = train("perfedrec_pp", data, **SMALL, **start, personal__chosen=False)
+    found = train("perfedrec_pp", data, **SMALL, **start)
     for a, b in zip(fixed.history, found.history, strict=True):
         assert a.report == b.report  # training is not changed
         assert b.valid["ndcg@10"] >= a.valid["ndcg@10"]

@@ -45,7 +45,7 @@ def walked(matrix: np.ndarray, alpha: float, beta: float) -> np.ndarray:
         for first in own.nonzero()[0]:
             for other in matrix[:, first].nonzero()[0]:
                 for item in matrix[other].nonzero()[0]:
-                    step = degrees[first] ** -alpha * counts[other] ** -alpha
+                    step = degrees[first] ** -alpha / counts[other]
                     scores[user, item] += step / degrees[item] ** beta
     return scores
 
@@ -118,7 +118,7 @@ def test_a_list_enters_with_its_share_and_the_spread_of_the_global_model() -> No
     here = served(world(**DIFFUSING, personal__local=0.3, personal__cluster=0.0, personal__global=1.0))
     user, matrix = 5, dense(here)
     parts = here.algorithm.explain(*here.block([user]))
-    expected = np.where(matrix > 0, 0, walked(matrix, 0.5, 0.3))[user]
+    expected = np.where(matrix > 0, 0, walked(matrix, 0.5, 0.5))[user]
     whole = parts["global"][0] / (1.0 / 2.0)  # the weights are 0.3, 0, 1, 0.2 and 0.5
     scale = 0.5 / 2.0 * float(whole.std(correction=0)) / expected.std()
     np.testing.assert_allclose(parts["neighbourhood"][0].numpy(), expected * scale, rtol=1e-3, atol=1e-6)

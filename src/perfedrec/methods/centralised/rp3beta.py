@@ -41,7 +41,7 @@ class RP3Beta(Method):
 
     def init(self, data: Training, key: Key) -> Similarity:
         settings = self.settings
-        back, forth = diffusion_steps(data.matrix, settings.alpha, settings.beta)
+        back, forth = diffusion_steps(data.matrix, settings.alpha, settings.beta, settings.alpha)
         return Similarity.of(nearest(back, forth, settings.n_neighbours))
 
     def scores(self, state: Similarity, data: Training, users: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Protection is in :class:`perfedrec.privacy.protection.Protection`.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import isfunction, signature
@@ -53,7 +53,7 @@ class LocalBatch(Generic[B]):
     star: Star | None
 
 
-class Federated(OneSetting[S, B], ABC, Generic[S, B, C]):
+class Federated(OneSetting[S, B, C], Generic[S, B, C]):
     """Federated training of private parameters, item rows and a shared network, with server state S, broadcast B and
     client state C. Its public functions fulfil :class:`perfedrec.core.algorithm.Algorithm`.
 

@@ -12,6 +12,7 @@ Decisions where the papers leave details open:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -26,7 +27,16 @@ from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Upd
 from perfedrec.methods.federated import cohort, neighbourhood, summing
 from perfedrec.methods.federated.graph import GraphMethod
 from perfedrec.methods.federated.network import Network
-from perfedrec.methods.federated.personal import Mixture, logits_of, n_steps, step
+from perfedrec.methods.federated.personal import (
+    MODELS,
+    N_SETTINGS,
+    UNTRAINED,
+    Mixture,
+    Setting,
+    logits_of,
+    step,
+    turns,
+)
 from perfedrec.methods.federated.phases import JOIN
 from perfedrec.methods.federated.settings import ClusterSettings, PerFedRecSettings
 from perfedrec.methods.federated.state import (
@@ -161,6 +171,8 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             user_init_scale=state.pretrained.user_init_scale,
             trained=trained > 0,
             mix=state.mix if state.served else None,
+            beta=state.beta if state.served else None,
+            turn=state.turn if state.served else None,
             centroids=centroids if asks else None,
             cluster_stats=counts and trained < self.clusters.stop,
         )
@@ -264,20 +276,30 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     @property
     def n_choices(self) -> int:
-        return n_steps(self.weights) if self.settings.personal.chosen else 1
+        return N_SETTINGS if self.settings.personal.chosen and turns(self._names(trained=True)) else 1
 
-    def choice(self, broadcast: PerFedRecBroadcast, number: int) -> PerFedRecBroadcast:
-        return replace(broadcast, mix=self._step(broadcast.mix, number))
+    def _names(self, trained: bool) -> list[str]:
+        """The models of which the weight can be chosen. Before the first round of training it is those that are ready
+        then, where there are such."""
+        names = [name for name, weight in zip(MODELS, self.weights.tolist(), strict=False) if weight > 0]
+        ready = [name for name in names if name in UNTRAINED]
+        return names if trained or not ready else ready
+
+    def _setting(self, chosen: PerFedRecState | PerFedRecBroadcast) -> Setting:
+        """The setting that was chosen last."""
+        beta = self.settings.neighbourhood.beta if chosen.beta is None else chosen.beta
+        return Setting(self.weights if chosen.mix is None else chosen.mix, beta)
+
+    def compared(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Iterator[Tensor]:
+        mixture, names = self.mixture(broadcast, rows, client_state), self._names(broadcast.trained)
+        for number in range(self.n_choices):
+            yield mixture.mixed(step(self._setting(broadcast), names, broadcast.turn or 0, number))
 
     def choose(self, state: PerFedRecState, number: int) -> PerFedRecState:
-        return replace(state, mix=self._step(state.mix, number))
-
-    def _step(self, mix: Tensor | None, number: int) -> Tensor | None:
-        """The weights of setting ``number``, a step from the weights ``mix`` [models] that were chosen last."""
-        if not self.settings.personal.chosen:
-            return mix
-        now = self.weights if mix is None else mix
-        return step(now, self.weights.to(now.device) > 0, number)
+        if self.n_choices == 1:
+            return state
+        found = step(self._setting(state), self._names(self.trained(state) > 0), state.turn, number)
+        return replace(state, mix=found.weights, beta=found.beta, turn=state.turn + 1)
 
     # --- the clients ---
 
@@ -349,7 +371,10 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     def scores(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Tensor:
         """[B, m] scores of the personal model for all items."""
-        return self.mixture(broadcast, rows, client_state).scores()
+        mixture = self.mixture(broadcast, rows, client_state)
+        if self.n_choices > 1:  # the very scores that were compared
+            return mixture.mixed(self._setting(broadcast))
+        return mixture.scores()
 
     def explain(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> dict[str, Tensor]:
         """The part [B, m] of each model in :meth:`scores`; the parts sum to the score."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -19,7 +20,10 @@ from perfedrec.nn import losses
 from perfedrec.nn.propagation import Star, diffusion_star, spectral_star
 from perfedrec.nn.segments import dot, expand
 
-MODELS = ("local", "cluster", "global", "pretrained", "neighbourhood")
+UNTRAINED = ("pretrained", "neighbourhood")
+"""The models that recommend before the first round of training."""
+
+MODELS = ("local", "cluster", "global", *UNTRAINED)
 """The models of the mix, in the order of the weights."""
 
 
@@ -60,6 +64,7 @@ class Mixture:
         mix: Tensor,
         diffusion: NeighbourhoodSettings,
     ) -> None:
+        self.diffusion, self.beta = diffusion, diffusion.beta if broadcast.beta is None else broadcast.beta
         self.broadcast, self.rows = broadcast, rows
         self.every = torch.arange(broadcast.items.shape[0], device=broadcast.items.device)
         star, one = network.star(broadcast, rows), vectors.new_ones(rows.n_users, 1)
@@ -86,9 +91,9 @@ class Mixture:
         if broadcast.pretrained is not None:
             self.parts["pretrained"] = self._scaled(broadcast.pretrained, spectral_star(rows, broadcast.degrees))
         if broadcast.low_rank is not None:
-            steps = diffusion_star(rows, broadcast.degrees, diffusion.alpha, diffusion.beta)
-            self.parts["neighbourhood"] = self._scaled(broadcast.low_rank, steps)
+            self.parts["neighbourhood"] = self._near(broadcast.low_rank)
         self.mix, self._places = mix, [MODELS.index(name) for name in self.parts]
+        self._found: dict[str, Tensor] = {}
 
     @cached_property
     def _target(self) -> Tensor:
@@ -109,12 +114,26 @@ class Mixture:
 
         return Part(star.edge, own, users, lambda vectors: vectors, items, scale)
 
-    def _weights(self) -> dict[str, Tensor]:
-        """[B, 1] the weight of each model, times the scale of its scores. Before the first round of training it is 0
-        for those that are untrained, and scores have the scale of the first one that is ready."""
-        names, logits = list(self.parts), self.mix[:, self._places]
+    def _near(self, factor: Tensor) -> Part:
+        """The neighbourhood model of low rank, from its ``factor`` [m, r]."""
+        return self._scaled(factor, diffusion_star(self.rows, self.broadcast.degrees, self.diffusion.alpha, self.beta))
+
+    def with_beta(self, beta: float) -> Mixture:
+        """The same models, with another exponent in the neighbourhood model."""
+        if beta == self.beta or self.broadcast.low_rank is None:
+            return self
+        other = copy(self)
+        other.beta, other._found = beta, {name: own for name, own in self._found.items() if name != "neighbourhood"}
+        other.parts = self.parts | {"neighbourhood": other._near(self.broadcast.low_rank)}
+        return other
+
+    def _weights(self, mix: Tensor | None = None) -> dict[str, Tensor]:
+        """[B, 1] the weight of each model, times the scale of its scores, by the logits ``mix`` [B, models], or by the
+        users' own. Before the first round of training it is 0 for those that are untrained, and scores have the scale
+        of the first one that is ready."""
+        names, logits = list(self.parts), (self.mix if mix is None else mix)[:, self._places]
         scales = {name: part.scale for name, part in self.parts.items()}
-        if not self.broadcast.trained and (ready := [name for name in names if name in MODELS[3:]]):
+        if not self.broadcast.trained and (ready := [name for name in names if name in UNTRAINED]):
             away = [place for place, name in enumerate(names) if name not in ready]
             logits = logits.index_fill(1, torch.tensor(away, device=logits.device), -torch.inf)
             scales = {name: scale / self.parts[ready[0]].scale for name, scale in scales.items()}
@@ -130,11 +149,14 @@ class Mixture:
         near, nearness, part = self.broadcast.near, self.broadcast.nearness, self.parts["neighbourhood"]
         if near is None or nearness is None:
             return None
-        scores = weight.new_zeros(self.rows.n_users, self.every.numel())
-        scores.scatter_add_(1, near.clamp(min=0).to(torch.int64), nearness)
-        deviation = scores.std(1, correction=0, keepdim=True)
-        target = self._target[:, None] / part.scale
-        return scores * (weight * target / deviation.clamp(min=1e-12)), (near >= 0).any(1, keepdim=True)
+        n_items, items = self.every.numel(), near.clamp(min=0).to(torch.int64)
+        degrees = self.broadcast.degrees.clamp(min=1).to(nearness.dtype)
+        nearness = nearness * degrees[items] ** (self.diffusion.beta - self.beta)  # the service has divided by its own
+        mean, square = (each.sum(1, keepdim=True) / n_items for each in (nearness, nearness.square()))
+        deviation = (square - mean.square()).clamp(min=1e-24).sqrt()
+        own = nearness * (weight * self._target[:, None] / part.scale / deviation)
+        scores = weight.new_zeros(self.rows.n_users, n_items)
+        return scores.scatter_add_(1, items, own), (near >= 0).any(1, keepdim=True)
 
     def _weighted(self) -> tuple[dict[str, Tensor], Callable[[str, int], Tensor], Tensor | None]:
         """Each model's final user vectors [B, d] times its weight; a function that returns the final vectors [m, d] of
@@ -172,6 +194,38 @@ class Mixture:
                 members = (self.broadcast.groups == group).nonzero().squeeze(1)
                 scores[members] = vectors[members] @ tables(group).T
         return scores if listed is None else scores.add_(listed)
+
+    def mixed(self, setting: Setting) -> Tensor:
+        """[B, m] the scores of all items with a ``setting`` for all users. What each model says of the items is
+        computed once for all settings."""
+        mixture = self.with_beta(setting.beta)
+        weights, scores = mixture._weights(logits_of(setting.weights).expand_as(self.mix)), None
+        for name, weight in weights.items():
+            if bool(weight.any()):
+                own = mixture._alone(name)
+                self._found.update({name: own} if name != "neighbourhood" else {})
+                scores = own * weight if scores is None else scores.addcmul_(own, weight)
+        assert scores is not None
+        return scores
+
+    def _alone(self, name: str) -> Tensor:
+        """[B, m] the scores of all items in one model."""
+        if name not in self._found:
+            self._found[name] = self._scored(name)
+        return self._found[name]
+
+    def _scored(self, name: str) -> Tensor:
+        part, groups = self.parts[name], self.broadcast.groups
+        listed = self._listed(torch.ones_like(part.scale)) if name == "neighbourhood" else None
+        if listed is not None and bool(listed[1].all()):
+            return listed[0]
+        users = part.finish(part.users)
+        different = groups.unique().tolist() if name in ("local", "cluster") else [0]
+        scores = users.new_empty(users.shape[0], self.every.numel())
+        for group in different:
+            members = (groups == group).nonzero().squeeze(1) if len(different) > 1 else slice(None)
+            scores[members] = users[members] @ part.items(self.every, torch.full_like(self.every, group)).T
+        return scores if listed is None else torch.where(listed[1], listed[0], scores)
 
     def explain(self) -> dict[str, Tensor]:
         """The part [B, m] of each model in :meth:`scores`; the parts sum to the score."""
@@ -218,31 +272,49 @@ def spread(users: Tensor, items: Tensor) -> Tensor:
 
 # --- weights that users' held-out items choose ---
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """The shares of one model that are compared, the others staying in proportion to each other."""
 
+BETAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""The exponents of the neighbourhood model that are compared."""
 
-def n_steps(weights: Tensor) -> int:
-    """The number of settings that :func:`step` knows, for ``weights`` [models] of which those above 0 take part."""
-    allowed = int((weights > 0).sum())
-    return 1 + len(SHARES) * allowed if allowed > 1 else 1
+N_SETTINGS = 1 + len(SHARES)
+"""The number of settings that are compared in a turn, the present one among them."""
 
 
-def step(weights: Tensor, allowed: Tensor, number: int) -> Tensor:
-    """[models] setting ``number`` of the weights, as shares that add up to 1. Number 0 is that of ``weights`` [models]
-    themselves; each other one gives one of the ``allowed`` models [models] one of the :data:`SHARES`."""
-    now = weights / weights.sum()
-    if not number:
-        return now
-    place = int(allowed.nonzero()[(number - 1) // len(SHARES)])
-    share, others = SHARES[(number - 1) % len(SHARES)], now.clone()
+@dataclass(frozen=True)
+class Setting:
+    """What held-out items choose for all users: the ``weights`` [models], and the exponent ``beta`` of the
+    neighbourhood model."""
+
+    weights: Tensor
+    beta: float
+
+
+def turns(names: Sequence[str]) -> list[str]:
+    """What is compared in one turn after another, for models of these ``names``: the share of each of them, from the
+    last of :data:`MODELS` to the first, and "beta". Nothing where nothing can be chosen."""
+    found = [name for name in reversed(MODELS) if name in names] if len(names) > 1 else []
+    return [*found[:1], "beta", *found[1:]] if "neighbourhood" in names else found
+
+
+def step(setting: Setting, names: Sequence[str], turn: int, number: int) -> Setting:
+    """Setting ``number`` of those that are compared in a ``turn``. Number 0 is the present ``setting``, its weights as
+    shares that add up to 1; each other one gives one model one of the :data:`SHARES`, or the neighbourhood model one of
+    the :data:`BETAS`. The ``names`` are those of the models that can be compared."""
+    order, now = turns(names), setting.weights / setting.weights.sum()
+    if not number or not order:
+        return Setting(now, setting.beta)
+    what = order[turn % len(order)]
+    if what == "beta":
+        return Setting(now, BETAS[number - 1])
+    place, share, others = MODELS.index(what), SHARES[number - 1], now.clone()
     others[place] = 0.0
     if not bool(others.sum() > 0):  # it is alone: the others start from equal shares
-        others = allowed.to(now.dtype)
-        others[place] = 0.0
+        others = torch.tensor([float(name in names and name != what) for name in MODELS[: now.numel()]]).to(now)
     others *= (1 - share) / others.sum()
     others[place] = share
-    return others
+    return Setting(others, setting.beta)
 
 
 def logits_of(weights: Tensor) -> Tensor:

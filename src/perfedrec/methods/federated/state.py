@@ -187,8 +187,8 @@ class LowRank:
 class PerFedRecState(GraphState):
     """Adds the ``clusters``, whose models are the state's ``offsets``, the ``pretrained`` model, the neighbourhood
     model of ``low_rank``, the ``item_attributes`` [m, F], and ``served``, whether the state is for recommending:
-    training does not send the neighbourhood model; ``mix`` [models] the weights of the models that held-out items have
-    chosen."""
+    training does not send the neighbourhood model; ``mix`` [models], the weights of the models, and ``beta``, the
+    exponent of the neighbourhood model, that held-out items have chosen in a number of turns (``turn``)."""
 
     clusters: Clusters = Clusters()
     pretrained: Pretrained = Pretrained()
@@ -196,6 +196,8 @@ class PerFedRecState(GraphState):
     item_attributes: Tensor | None = None
     served: bool = False
     mix: Tensor | None = None
+    beta: float | None = None
+    turn: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +207,7 @@ class PerFedRecBroadcast(GraphBroadcast):
     ``low_rank`` [m, r], the factor of :class:`LowRank`; ``near`` [B, k] and ``nearness`` [B, k], the lists of the
     neighbourhood service with items in place of tokens, -1 for unused places and for new users;
     ``trained``, whether a round of training was played (before it the pre-trained model recommends alone); ``mix``
-    [models], weights that are the same for all users;
+    [models] and ``beta`` as in :class:`PerFedRecState`, and the number of the ``turn`` in which others are compared;
     ``centroids`` [K, d] by which new users assign themselves to clusters, and all clients if their vectors stay with
     them; and ``cluster_stats``, whether clients contribute to the clusters' sums."""
 
@@ -218,6 +220,8 @@ class PerFedRecBroadcast(GraphBroadcast):
     nearness: Tensor | None = field(default=None, metadata={"per": "user"})
     trained: bool = True
     mix: Tensor | None = None
+    beta: float | None = None
+    turn: int | None = None
     centroids: Tensor | None = None
     cluster_stats: bool = field(default=False, metadata={"was": "tally"})
 

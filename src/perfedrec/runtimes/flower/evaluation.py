@@ -141,7 +141,7 @@ def _sum(
     hidden = store.held_out(users, PARTS["valid"]) if question.part == "test" else nothing
     client_state = store.find_client_states(users, question.played).client_state
     wanted = Wanted(held, hidden, order, question.ks)
-    n_choices = question.n_choices(algorithm)
-    update = evaluate_users(algorithm, task.broadcast, rows, client_state, everyone, wanted, n_choices)
+    compares = question.n_choices(algorithm) > 1
+    update = evaluate_users(algorithm, task.broadcast, rows, client_state, everyone, wanted, compares)
     update = algorithm.protection.upload(EVALUATE.name, update, Key(0))
     return reduce(update, store.n_items, 1)
