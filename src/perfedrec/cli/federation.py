@@ -309,7 +309,7 @@ def _resolved(
 
 def _show(summary: Summary, output: Path, as_json: bool) -> None:
     """Print the summary of a run, or all of it as JSON."""
-    from perfedrec.cli.training import metric_table, which_round
+    from perfedrec.cli.training import metric_table, what_was_chosen, which_round
     from perfedrec.data import counted
 
     if as_json:
@@ -321,6 +321,8 @@ def _show(summary: Summary, output: Path, as_json: bool) -> None:
         console.print(metric_table(figures))
         held = f"{summary.valid['users']:.0f} of {users} hold out items"
         console.print(f"{which_round(summary)}; {held}", soft_wrap=True)
+        if summary.chosen:
+            console.print(what_was_chosen(summary), soft_wrap=True)
     else:
         phases = f" after {counted(summary.n_phases, 'phase')}" if summary.n_phases else ""
         played = counted(max(summary.best_round, 0), "round")

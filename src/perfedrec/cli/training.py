@@ -368,6 +368,8 @@ def print_result(result: Result, as_json: bool) -> None:
         console.print("no user was evaluated: no interactions are held out for validation or test", soft_wrap=True)
     sent = summary.communication
     console.print(which_round(summary), soft_wrap=True)
+    if summary.chosen:
+        console.print(what_was_chosen(summary), soft_wrap=True)
     if sent["bytes_up"]:
         print_communication(sent)
     print_privacy(summary.privacy)
@@ -381,6 +383,11 @@ def which_round(summary: Summary) -> str:
     if summary.valid.get("users"):
         return f"best round by validation: {name}"
     return f"no validation data, so the last round is used: {name}"
+
+
+def what_was_chosen(summary: Summary) -> str:
+    """The options that held-out items have chosen, as text."""
+    return "chosen on validation data: " + ", ".join(f"{name} {value:.3g}" for name, value in summary.chosen.items())
 
 
 def metric_table(columns: Mapping[str, Mapping[str, float]]) -> Table:

@@ -233,6 +233,9 @@ class Algorithm(Protocol[S, B, C]):
     def choose(self, state: S, number: int) -> S:
         """The state with setting ``number``."""
 
+    def chosen_options(self, state: S) -> dict[str, float]:
+        """What held-out items have chosen in a served state, by name of the option; empty where they chose nothing."""
+
     # --- recommending ---
 
     def scores(self, broadcast: B, rows: Rows, client_state: C) -> Tensor:
@@ -264,6 +267,9 @@ class OneSetting(ABC, Generic[S, B, C]):
 
     def choose(self, state: S, number: int) -> S:
         return state
+
+    def chosen_options(self, state: S) -> dict[str, float]:
+        return {}
 
 
 AnyAlgorithm: TypeAlias = Algorithm[Any, Any, Any]

@@ -260,6 +260,7 @@ class FederatedRun:
             algorithm=self.config.algorithm,
             n_phases=self.n_phases,
             best_round=best,
+            chosen=self.algorithm.chosen_options(self.best),
             valid=valid,
             test=dict(test or {}),
             protocols={"test": FULL} if test else {},

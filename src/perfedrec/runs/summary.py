@@ -37,6 +37,8 @@ class Summary:
     ``n_phases`` rounds were played before training, and ``best_round`` counts rounds of training: 0 and below are
     rounds before it. ``communication`` has bytes and uploads, ``privacy`` the privacy block.
 
+    ``chosen`` are the options that held-out items have chosen, such as the shares of the personal models.
+
     A simulated run has metrics of validation and test, the latter also of popularity and, if asked for, among sampled
     negatives, the names of the ``protocols``, and how the ``data`` were prepared and split, in sentences (nothing in
     runs of versions before 0.4). A federation has its number of ``users`` and the names of the nodes that received the
@@ -48,6 +50,7 @@ class Summary:
     best_round: int
     communication: dict[str, float]
     privacy: dict[str, Any]
+    chosen: dict[str, float] = field(default_factory=dict)
     valid: dict[str, float] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
     test_sampled: dict[str, float] | None = None
@@ -66,6 +69,7 @@ class Summary:
             "algorithm": self.algorithm,
             "prelude": self.n_phases,
             "best_round": self.best_round,
+            **({"chosen": self.chosen} if self.chosen else {}),
             **{name: getattr(self, name) for name in names},
             "communication": self.communication,
             "privacy": self.privacy,

@@ -106,6 +106,7 @@ class RunWriter(NoWriter):
             algorithm=self.config.algorithm,
             n_phases=n_phases,
             best_round=result.best_round,
+            chosen=self._chosen(result),
             valid=result.valid,
             test=test,
             test_sampled=among.means() if among else None,
@@ -116,6 +117,11 @@ class RunWriter(NoWriter):
             privacy=self._privacy(max(progress.done - n_phases, 0), test, popular),
         )
         self.folder.write_summary(summary)
+
+    def _chosen(self, result: Result) -> dict[str, float]:
+        if isinstance(self.algorithm, Method):
+            return {}
+        return self.algorithm.chosen_options(result.recommender.records()["state"])
 
     def _privacy(self, trained: int, test: dict[str, float], popular: dict[str, float]) -> dict[str, Any]:
         """The privacy block of all rounds that were played."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from perfedrec import configure, load, train
 from perfedrec.core.errors import ConfigError
 from perfedrec.methods.federated.personal import BETAS, MODELS, N_SETTINGS, SHARES, Setting, step, turns
+from perfedrec.runs.folder import RunFolder
 from perfedrec.runtimes.simulator import PersonalRecommender
 
 DATA = "synthetic:users=120,items=60,clusters=2,interactions_per_user=8,seed=3"
@@ -111,3 +113,15 @@ def test_chosen_weights_are_no_worse_on_validation_and_used_in_lists() -> None:
 def test_weights_are_either_learned_or_chosen() -> None:
     with pytest.raises(ConfigError, match="learned and chosen are two ways to the same weights"):
         configure("recommended", personal__learned=True, personal__chosen=True)
+
+
+def test_what_was_chosen_is_in_the_result(tmp_path: Path) -> None:
+    result = train("perfedrec_pp", load(DATA), **SMALL, output=tmp_path / "run")
+    state, found = result.recommender.state, RunFolder(tmp_path / "run").summary().chosen
+    assert found == {
+        **{f"personal.{name}": share for name, share in zip(MODELS, state.mix.tolist(), strict=True)},
+        "neighbourhood.beta": state.beta,
+    }
+    train("perfedrec_pp", load(DATA), **SMALL, personal__chosen=False, output=tmp_path / "fixed")
+    assert RunFolder(tmp_path / "fixed").summary().chosen == {}
+    assert "chosen" not in (tmp_path / "fixed" / "result.json").read_text()

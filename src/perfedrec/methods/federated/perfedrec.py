@@ -301,6 +301,13 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         found = step(self._setting(state), self._names(self.trained(state) > 0), state.turn, number)
         return replace(state, mix=found.weights, beta=found.beta, turn=state.turn + 1)
 
+    def chosen_options(self, state: PerFedRecState) -> dict[str, float]:
+        if state.mix is None:
+            return {}
+        shares = dict(zip(MODELS, state.mix.tolist(), strict=False))
+        found = {f"personal.{name}": shares[name] for name in self._names(trained=True)}
+        return found | ({"neighbourhood.beta": self._setting(state).beta} if self.diffuses else {})
+
     # --- the clients ---
 
     def init_clients(self, rows: Rows, key: Key) -> PerFedRecClient:
