@@ -43,7 +43,7 @@ from perfedrec.runtimes.flower import Certificates, Control, Endpoint, SuperLink
 from perfedrec.runtimes.node import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-ELSEWHERE = ("service.", "tokens", "neighbours")  # what the coordinator does not have
+ELSEWHERE = ("service.", "tokens", "neighbours", "low_rank.")  # what the coordinator does not have
 NODES, USERS, ROUNDS = 4, 12, 3
 PATH = f"synthetic:users={USERS},items=40,interactions_per_user=8,clusters=2"
 

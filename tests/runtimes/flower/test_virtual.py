@@ -106,18 +106,17 @@ def figures(means: dict[str, float]) -> dict[str, Any]:
     return {name: pytest.approx(value, abs=2**-36) for name, value in means.items() if "coverage" not in name}
 
 
-@pytest.mark.parametrize(
-    ("privacy", "more"), [("", ""), ("secure", ""), ("secure", " personal.chosen=true personal.pretrained=1")]
-)
+@pytest.mark.parametrize(("privacy", "more"), [("", ""), ("secure", ""), ("secure", " personal.chosen=false")])
 def test_virtual_nodes_compute_the_tables_of_the_simulator(tmp_path: Path, privacy: str, more: str) -> None:
     given = GIVEN | {"output": str(tmp_path / "run"), "privacy": privacy, "set": SMALL + more}
     virtual.play(grid_of(given, 5), given)
     as_simulated(given, 5)
     records = checkpoint.load(tmp_path / "run" / "model").records["state"][0]
-    assert ("mix" in records) == bool(more)
-    if more:  # the same weights as in the simulation, and not those of the configuration
+    assert ("mix" in records) == (not more)
+    if not more:  # the same weights as in the simulation, and not those of the configuration
         assert float(records["mix"].sum()) == pytest.approx(1.0)
-        assert float(records["mix"].max()) >= 0.5
+        configured = virtual.resolved(virtual.options(given)).build().weights
+        assert not torch.allclose(records["mix"], configured / configured.sum(), atol=0.01)
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
     assert summary["nodes_with_model"] == [f"n{place}" for place in range(5)]
     with Store.open(tmp_path / "run" / "nodes" / "n0" / "store.db") as store:
