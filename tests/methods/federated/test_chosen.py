@@ -10,9 +10,10 @@ import torch
 
 from perfedrec import configure, load, train
 from perfedrec.core.errors import ConfigError
+from perfedrec.evaluation import Held
 from perfedrec.methods.federated.personal import BETAS, MODELS, N_SETTINGS, SHARES, Setting, step, turns
 from perfedrec.runs.folder import RunFolder
-from perfedrec.runtimes.simulator import PersonalRecommender
+from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
 
 DATA = "synthetic:users=120,items=60,clusters=2,interactions_per_user=8,seed=3"
 SMALL = {"model__embedding_dim": 8, "rounds": 2, "evaluate_every": 1, "select_by": "ndcg@10", "device": "cpu"}
@@ -65,6 +66,21 @@ def test_before_training_only_models_that_are_ready_take_turns() -> None:
             assert torch.stack([each.mix for each in found])[:, (4, 0, 3)[turn % 3]].tolist() == pytest.approx(
                 list(SHARES)
             )
+
+
+def test_no_turn_is_lost_while_there_is_one_model_alone() -> None:
+    """The first turn comes with the lists, in the last phase before training."""
+    config = configure("recommended", model__embedding_dim=8)
+    simulator = Simulator(config.build(), load(DATA), device="cpu")
+    valid, seen = load(DATA).valid, []
+    held = Held.of(valid.offsets, valid.items, simulator.device)
+    for _ in range(simulator.n_phases + 2):
+        simulator.play()
+        simulator.choose(held, (10,), "ndcg@10")
+        seen.append((simulator.state.turn, bool(torch.isclose(simulator.state.mix[4], torch.tensor(0.43 / 1.43)))))
+    assert seen[:-3] == [(0, True)] * (simulator.n_phases - 1)
+    assert [turn for turn, _ in seen[-3:]] == [1, 2, 3]
+    assert not seen[-3][1]
 
 
 def test_another_exponent_is_that_of_the_service() -> None:

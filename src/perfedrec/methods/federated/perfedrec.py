@@ -12,9 +12,10 @@ Decisions where the papers leave details open:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from perfedrec.methods.federated.personal import (
     step,
     turns,
 )
-from perfedrec.methods.federated.phases import JOIN
+from perfedrec.methods.federated.phases import JOIN, SPECTRAL
 from perfedrec.methods.federated.settings import ClusterSettings, PerFedRecSettings
 from perfedrec.methods.federated.state import (
     Clusters,
@@ -276,14 +277,22 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     @property
     def n_choices(self) -> int:
-        return N_SETTINGS if self.settings.personal.chosen and turns(self._names(trained=True)) else 1
+        return N_SETTINGS if self.settings.personal.chosen and turns(self._names(True, UNTRAINED)) else 1
 
-    def _names(self, trained: bool) -> list[str]:
-        """The models of which the weight can be chosen. Before the first round of training it is those that are ready
-        then, where there are such."""
+    def _names(self, trained: bool, ready: Sequence[str]) -> list[str]:
+        """The models of which the weight can be chosen. Before the first round of training it is those that are
+        ``ready`` then, where there are such."""
         names = [name for name, weight in zip(MODELS, self.weights.tolist(), strict=False) if weight > 0]
-        ready = [name for name in names if name in UNTRAINED]
-        return names if trained or not ready else ready
+        early = [name for name in names if name in ready]
+        return names if trained or not early else early
+
+    def _ready(self, state: PerFedRecState) -> list[str]:
+        """The models that recommend before training, as far as they are there. A coordinator knows it by the phases
+        that were played: it may not have the models."""
+        played, passes = self.phases[: state.round], self.phases.count(SPECTRAL)
+        found = ["pretrained"] if SPECTRAL in played else []
+        made = played.count(SPECTRAL) == passes if self.sums else JOIN in played
+        return found + ["neighbourhood"] * made
 
     def _setting(self, chosen: PerFedRecState | PerFedRecBroadcast) -> Setting:
         """The setting that was chosen last."""
@@ -291,21 +300,27 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return Setting(self.weights if chosen.mix is None else chosen.mix, beta)
 
     def compared(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Iterator[Tensor]:
-        mixture, names = self.mixture(broadcast, rows, client_state), self._names(broadcast.trained)
+        there = {"pretrained": broadcast.pretrained, "neighbourhood": broadcast.low_rank}
+        names = self._names(broadcast.trained, [name for name, table in there.items() if table is not None])
+        mixture = self.mixture(broadcast, rows, client_state)
+        if not turns(names):  # nothing to choose yet
+            yield from repeat(mixture.mixed(self._setting(broadcast)), self.n_choices)
+            return
         for number in range(self.n_choices):
             yield mixture.mixed(step(self._setting(broadcast), names, broadcast.turn or 0, number))
 
     def choose(self, state: PerFedRecState, number: int) -> PerFedRecState:
         if self.n_choices == 1:
             return state
-        found = step(self._setting(state), self._names(self.trained(state) > 0), state.turn, number)
-        return replace(state, mix=found.weights, beta=found.beta, turn=state.turn + 1)
+        names = self._names(self.trained(state) > 0, self._ready(state))
+        found = step(self._setting(state), names, state.turn, number)
+        return replace(state, mix=found.weights, beta=found.beta, turn=state.turn + bool(turns(names)))
 
     def chosen_options(self, state: PerFedRecState) -> dict[str, float]:
         if state.mix is None:
             return {}
         shares = dict(zip(MODELS, state.mix.tolist(), strict=False))
-        found = {f"personal.{name}": shares[name] for name in self._names(trained=True)}
+        found = {f"personal.{name}": shares[name] for name in self._names(True, UNTRAINED)}
         return found | ({"neighbourhood.beta": self._setting(state).beta} if self.diffuses else {})
 
     # --- the clients ---
