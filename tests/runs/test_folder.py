@@ -92,6 +92,9 @@ def test_a_summary_keeps_its_form_in_the_file(tmp_path: Path) -> None:
     keys = ["algorithm", "prelude", "best_round", "users", "nodes_with_model", "communication", "privacy"]
     assert list(json.loads((tmp_path / "result.json").read_text())) == keys
     assert folder.summary() == federated
+    folder.write_summary(replace(federated, chosen={"personal.global": 1.0}))
+    assert folder.summary().chosen == {"personal.global": 1.0}
+    folder.write_summary(federated)
     older = folder.summary().stored() | {"communication": {"bytes_up": 100, "bytes_down": 40, "uploads": 8}}
     (tmp_path / "result.json").write_text(json.dumps(older))
     assert folder.summary() == federated

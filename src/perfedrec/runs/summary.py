@@ -50,7 +50,6 @@ class Summary:
     best_round: int
     communication: dict[str, float]
     privacy: dict[str, Any]
-    chosen: dict[str, float] = field(default_factory=dict)
     valid: dict[str, float] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
     test_sampled: dict[str, float] | None = None
@@ -59,6 +58,7 @@ class Summary:
     data: list[str] = field(default_factory=list)
     users: int | None = None
     nodes_with_model: list[str] | None = None
+    chosen: dict[str, float] = field(default_factory=dict)
 
     def stored(self) -> dict[str, Any]:
         """As ``result.json`` has it, where ``n_phases`` is called "prelude"."""
