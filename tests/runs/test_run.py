@@ -83,7 +83,7 @@ def test_recommendations_leave_training_items_out_and_their_parts_add_up() -> No
         assert train_set.item_index(item) not in own
     explained = result.explain(train_set.user_ids[5], 7)
     assert explained["item"].to_list() == frame.filter(frame["user"] == train_set.user_ids[5])["item"].to_list()
-    total = explained.select(pl.sum_horizontal("local", "cluster", "global", "pretrained")).to_series()
+    total = explained.select(pl.sum_horizontal("local", "cluster", "global", "pretrained", "neighbourhood")).to_series()
     assert (total - explained["score"]).abs().max() < 1e-4
 
 

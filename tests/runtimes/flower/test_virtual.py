@@ -199,7 +199,7 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(tmp_path: Path, monk
     virtual.play(grid_of(longer, 5), longer)
     as_simulated(longer, 5)
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (summary["best_round"], summary["nodes_with_model"]) == (2, [f"n{place}" for place in range(5)])
+    assert summary["nodes_with_model"] == [f"n{place}" for place in range(5)]
 
 
 @contextmanager

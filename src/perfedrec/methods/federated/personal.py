@@ -215,6 +215,7 @@ class Mixture:
         return self._found[name]
 
     def _scored(self, name: str) -> Tensor:
+        """:meth:`_alone`, computed."""
         part, groups = self.parts[name], self.broadcast.groups
         listed = self._listed(torch.ones_like(part.scale)) if name == "neighbourhood" else None
         if listed is not None and bool(listed[1].all()):
