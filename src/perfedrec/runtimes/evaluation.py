@@ -103,12 +103,8 @@ def evaluate_users(
     """What B users hand over, who all have held-out items: ``dense`` float64 [B, n D], the values of D metrics for each
     of n settings of the model, if it ``compares`` them, and of the served one otherwise. ``users`` [B] are their
     numbers in what is ``wanted``."""
-
-    each = (
-        algorithm.compared(broadcast, rows, client_state)
-        if compares
-        else iter([algorithm.scores(broadcast, rows, client_state)])
-    )
+    given = broadcast, rows, client_state
+    each = algorithm.compared(*given) if compares else [algorithm.scores(*given)]
     values = [wanted.values(mask_seen(scores, rows.segments, rows.items), users) for scores in each]
     return Update(
         users=rows.users,

@@ -123,7 +123,7 @@ class Mixture:
         if beta == self.beta or self.broadcast.low_rank is None:
             return self
         other = copy(self)
-        other.beta, other._found = beta, {name: own for name, own in self._found.items() if name != "neighbourhood"}
+        other.beta, other._found = beta, {}
         other.parts = self.parts | {"neighbourhood": other._near(self.broadcast.low_rank)}
         return other
 
@@ -181,19 +181,24 @@ class Mixture:
         users["cluster"] = users["cluster"] + users.pop("local")  # both score the same table
         if self.broadcast.offsets is None:
             users["global"] = users["global"] + users.pop("cluster")
-        vectors, groups = torch.cat(list(users.values()), dim=1), self.broadcast.groups.unique().tolist()
 
         def tables(group: int) -> Tensor:
             return torch.cat([items(name, group if name == "cluster" else 0) for name in users], dim=1)
 
-        if len(groups) == 1:
-            scores = vectors @ tables(groups[0]).T
-        else:
-            scores = vectors.new_empty(self.rows.n_users, self.every.numel())
-            for group in groups:
-                members = (self.broadcast.groups == group).nonzero().squeeze(1)
-                scores[members] = vectors[members] @ tables(group).T
+        scores = self._by_group(torch.cat(list(users.values()), dim=1), tables)
         return scores if listed is None else scores.add_(listed)
+
+    def _by_group(self, vectors: Tensor, tables: Callable[[int], Tensor]) -> Tensor:
+        """[B, m] the scores of all items by the users' ``vectors`` [B, d] and the ``tables(group)`` [m, d] of their
+        groups."""
+        groups = self.broadcast.groups.unique().tolist()
+        if len(groups) == 1:
+            return vectors @ tables(groups[0]).T
+        scores = vectors.new_empty(self.rows.n_users, self.every.numel())
+        for group in groups:
+            members = (self.broadcast.groups == group).nonzero().squeeze(1)
+            scores[members] = vectors[members] @ tables(group).T
+        return scores
 
     def mixed(self, setting: Setting) -> Tensor:
         """[B, m] the scores of all items with a ``setting`` for all users. What each model says of the items is
@@ -202,8 +207,7 @@ class Mixture:
         weights, scores = mixture._weights(logits_of(setting.weights).expand_as(self.mix)), None
         for name, weight in weights.items():
             if bool(weight.any()):
-                own = mixture._alone(name)
-                self._found.update({name: own} if name != "neighbourhood" else {})
+                own = (mixture if name == "neighbourhood" else self)._alone(name)
                 scores = own * weight if scores is None else scores.addcmul_(own, weight)
         assert scores is not None
         return scores
@@ -216,16 +220,16 @@ class Mixture:
 
     def _scored(self, name: str) -> Tensor:
         """:meth:`_alone`, computed."""
-        part, groups = self.parts[name], self.broadcast.groups
+        part = self.parts[name]
         listed = self._listed(torch.ones_like(part.scale)) if name == "neighbourhood" else None
         if listed is not None and bool(listed[1].all()):
             return listed[0]
         users = part.finish(part.users)
-        different = groups.unique().tolist() if name in ("local", "cluster") else [0]
-        scores = users.new_empty(users.shape[0], self.every.numel())
-        for group in different:
-            members = (groups == group).nonzero().squeeze(1) if len(different) > 1 else slice(None)
-            scores[members] = users[members] @ part.items(self.every, torch.full_like(self.every, group)).T
+
+        def items(group: int) -> Tensor:
+            return part.items(self.every, torch.full_like(self.every, group))
+
+        scores = self._by_group(users, items) if name in ("local", "cluster") else users @ items(0).T
         return scores if listed is None else torch.where(listed[1], listed[0], scores)
 
     def explain(self) -> dict[str, Tensor]:
