@@ -45,7 +45,7 @@ def test_noise_is_determined_by_its_key() -> None:
 @pytest.mark.parametrize("law", ["laplace", "gaussian"])
 def test_opendp_draws_the_law_and_states_its_guarantee(law: Law) -> None:
     frozen = stats.laplace(scale=0.7) if law == "laplace" else stats.norm(scale=0.7)
-    noise = opendp_noise(law, 10_000, 0.7)
+    noise = opendp_noise(law, N, 0.7)
     assert stats.kstest(noise, frozen.cdf).pvalue > CHANCE
     others = stats.norm(scale=0.7) if law == "laplace" else stats.laplace(scale=0.7), type(frozen.dist)()(scale=0.85)
     assert all(stats.kstest(noise, other.cdf).pvalue < CHANCE for other in others)  # a wrong law would be seen
