@@ -40,9 +40,16 @@ def test_only_the_greatest_weights_are_kept(toy: Training) -> None:
         np.testing.assert_allclose(best[row][best[row] > 0], expected[row].max(), rtol=1e-6)
 
 
-def test_loss(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("plain", [1.0, 0.0, 0.25])
+def test_loss(toy: Training, toy_vectors: tuple[Tensor, Tensor], plain: float) -> None:
     settings = UltraGCNSettings(
-        l2=0, n_negatives=5, negative_weight=3.0, constraint=0.7, item_constraint=0.4, n_neighbours=5
+        l2=0,
+        n_negatives=5,
+        negative_weight=3.0,
+        plain_weight=plain,
+        constraint=0.7,
+        item_constraint=0.4,
+        n_neighbours=5,
     )
     method, batch = UltraGCN(settings), batches(toy, 5, Key(3))[0]
     method.begin(*toy_vectors, toy, Key(0))
@@ -57,9 +64,9 @@ def test_loss(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
         return sqrt((len(own[user]) + 1) / (degrees[item] + 1)) / len(own[user])
 
     for u, i in zip(batch.users.tolist(), batch.positives.tolist(), strict=True):
-        total += (1 + 0.7 * beta(u, i)) * cross_entropy(u, i, 1)
+        total += (plain + 0.7 * beta(u, i)) * cross_entropy(u, i, 1)
         others = [j for j in range(5) if j not in own[u]]
-        total += 3.0 * float(np.mean([(1 + 0.7 * beta(u, j)) * cross_entropy(u, j, -1) for j in others]))
+        total += 3.0 * float(np.mean([(plain + 0.7 * beta(u, j)) * cross_entropy(u, j, -1) for j in others]))
         total += 0.4 * sum(between[i, k] * cross_entropy(u, k, 1) for k in range(5))
     assert float(method.loss(*toy_vectors, batch, toy)) == pytest.approx(total / 5, rel=1e-5)
 

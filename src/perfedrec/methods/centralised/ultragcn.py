@@ -22,6 +22,9 @@ class UltraGCNSettings(VectorSettings):
     batch_size: int = Field(1024, ge=2, description="interactions per step")
     n_negatives: int = Field(500, ge=1, description="random items of a batch that its users have as negatives")
     negative_weight: float = Field(100.0, ge=0, description="weight of the mean over negatives beside a positive")
+    plain_weight: float = Field(
+        1.0, ge=0, description="weight of the plain sum: 1 in the paper, almost 0 in its authors' configurations"
+    )
     constraint: float = Field(1.0, ge=0, description="lambda, weight of the constraint between users and items")
     item_constraint: float = Field(1.0, ge=0, description="gamma, weight of the constraint between items")
     n_neighbours: int = Field(10, ge=1, description="K, number of similar items that are kept for each item")
@@ -31,13 +34,13 @@ class UltraGCN(VectorMethod):
     """``score_ui = p_u . q_i``, trained with three sums of cross-entropies over the interactions (u, i) and negatives
     (u, j), as means over a batch:
 
-    - ``-log s(p_u . q_i) - log s(-p_u . q_j)``;
+    - ``-log s(p_u . q_i) - log s(-p_u . q_j)``, the plain sum;
     - the same times ``beta_ui = sqrt((d_u + 1) / (d_i + 1)) / d_u`` (equations 6 to 8), weight ``lambda``;
     - ``-w_ik log s(p_u . q_k)`` for the K items k with the greatest ``w_ik = G_ik / (g_i - G_ii) sqrt(g_i / g_k)``
       (equations 10 to 12), with ``G = R^T R`` and ``g_i = sum_k G_ik``, weight ``gamma``.
 
     Departs from the paper: the users of a batch share its negatives, without those that a user has; the mean over them
-    has a weight, in place of their number.
+    has a weight, in place of their number; the plain sum has a weight, as in the authors' code.
     """
 
     Options = UltraGCNSettings
@@ -53,10 +56,9 @@ class UltraGCN(VectorMethod):
         constraint = settings.constraint * (own + 1).sqrt() / own
         negatives, outside = shared_negatives(batch, data, settings.n_negatives)
 
-        positive = (1 + constraint * (degrees[batch.positives] + 1).rsqrt()) * softplus(
-            -dot(user, items[batch.positives])
-        )
-        weights = (1 + constraint[:, None] * (degrees[negatives] + 1).rsqrt()) * outside
+        plain, popular = settings.plain_weight, (degrees + 1).rsqrt()
+        positive = (plain + constraint * popular[batch.positives]) * softplus(-dot(user, items[batch.positives]))
+        weights = (plain + constraint[:, None] * popular[negatives]) * outside
         negative = (weights * softplus(user @ items[negatives].T)).sum(1) / outside.sum(1).clamp(min=1)
         rows, places = block_rows(similar.offsets, similar.columns, batch.positives)
         related = similar.values[places] * softplus(-dot(user[rows.segments], items[rows.items]))
