@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from perfedrec.core import compiled
 from perfedrec.core.aggregate import FIXED_POINT, from_fixed, reduce
 from perfedrec.core.algorithm import Phase
 from perfedrec.core.keys import Key
@@ -148,3 +149,29 @@ def test_opendp_draws_for_single_uploads_as_well() -> None:
     assert not torch.equal(one, two)  # no key determines it
     assert stats.kstest((one - 0.5).reshape(-1).double().numpy(), stats.laplace(scale=0.2).cdf).pvalue > 1e-3
     assert protection(asked).protect(values[:0], Key(0).spread(torch.arange(0))).shape == (0, 50)
+
+
+@given(
+    n_rows=st.integers(0, 9),
+    width=st.sampled_from([1, 2, 7, 64]),
+    clip=st.sampled_from([0.1, 0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_the_kernel_of_noise_and_torch_draw_the_same(n_rows: int, width: int, clip: float, seed: int) -> None:
+    pytest.importorskip("numba")
+    applied = Protection(PrivacySettings(clip=clip, noise_scale=0.2))
+    values = torch.randn(n_rows, width, generator=torch.Generator().manual_seed(seed))
+    keys = Key(seed).spread(torch.arange(n_rows))
+    noise = applied.protect(values, keys)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_installed", lambda: False)
+        expected = applied.protect(values, keys)
+    # The words are the same. A logarithm, of at most 17, may differ in its last two bits.
+    torch.testing.assert_close(noise, expected, rtol=0, atol=0.2 * 17 * 2.0**-22)
+
+
+def test_a_number_that_is_not_finite_stays_visible_under_noise() -> None:
+    values = torch.tensor([[torch.nan, torch.inf, -torch.inf, 0.0]])
+    noised = Protection(PrivacySettings(clip=0.5, noise_scale=0.1)).protect(values, Key(0).spread(torch.arange(1)))
+    assert noised.isnan().tolist() == [[True, False, False, False]]
+    assert bool((noised[0, 1:].abs() < 0.5 + 0.1 * 17).all())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from perfedrec.core.compiled import spread, usable
 from perfedrec.core.errors import ConfigError, DivergedError, PerfedrecError
 from perfedrec.core.types import Update
 
@@ -148,8 +150,7 @@ def reduce(update: Update, n_items: int, n_groups: int) -> Aggregate:
     if update.deltas is not None and update.segments is not None and update.items is not None:
         tables = groups[update.segments] if update.tables is None else update.tables
         keys, inverse = distinct(tables * n_items + update.items, n_groups * n_items)
-        fixed = _fixed(update.deltas, weights[update.segments])
-        sums = fixed.new_zeros(keys.numel(), fixed.shape[1]).index_add_(0, inverse, fixed)
+        sums = _sums(update.deltas, weights[update.segments], inverse, keys.numel())
     edges = update.edges
     if edges is not None:
         edges = torch.stack([edges[:, 0], users[edges[:, 1]], edges[:, 2]], dim=1)
@@ -172,6 +173,12 @@ def distinct(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
     if size > 64 * keys.numel():
         values, inverse = torch.unique(keys, return_inverse=True)
         return values, inverse
+    if usable(keys):
+        from perfedrec.core import kernels
+
+        marks, values, inverse = keys.new_zeros(size), torch.empty_like(keys), torch.empty_like(keys)
+        count = kernels.distinct(keys.numpy(), marks.numpy(), values.numpy(), inverse.numpy())
+        return values[:count], inverse
     present = torch.zeros(size, dtype=torch.int64, device=keys.device).index_fill_(0, keys, 1)  # faster than sorting
     return present.nonzero().squeeze(1), (present.cumsum(0) - 1)[keys]
 
@@ -181,17 +188,37 @@ def from_fixed(sums: Tensor) -> Tensor:
     return (sums / FIXED_POINT).to(torch.float32)
 
 
+def _sums(values: Tensor, weights: Tensor, places: Tensor, n: int) -> Tensor:
+    """[n, d] the sums of ``values`` [T, d] times ``weights`` [T] in fixed point, by the rows ``places`` [T] of the
+    result."""
+    sums = torch.zeros(n, values.shape[1], dtype=torch.float64, device=values.device)
+    if values.dtype != torch.float32 or not usable(values, weights, places):
+        return sums.index_add_(0, places, _fixed(values, weights))
+    from perfedrec.core import kernels
+
+    arguments = [each.detach().numpy() for each in (values, weights, places, sums)]
+    # Threads share the columns: two of them never add to the same number.
+    squares = spread(partial(kernels.add_fixed, *arguments), values.shape[1], values.shape[0])
+    _check_size(sum(squares))
+    return sums
+
+
 def _fixed(values: Tensor, weights: Tensor | None = None) -> Tensor:
     """``values`` [T, d] times ``weights`` [T] in fixed point, rounded to nearest."""
     fixed = values.to(torch.float64)
     fixed = fixed.mul_(FIXED_POINT if weights is None else (weights * FIXED_POINT)[:, None]).round_()
     flat = fixed.reshape(-1)
-    if not bool(flat.dot(flat) < (LARGEST * FIXED_POINT) ** 2):  # also False where a number is NaN
+    _check_size(float(flat.dot(flat)))
+    return fixed
+
+
+def _check_size(squares: float) -> None:
+    """Raise :class:`DivergedError` where numbers in fixed point with this sum of ``squares`` do not belong in a sum."""
+    if not squares < (LARGEST * FIXED_POINT) ** 2:  # also True where a number is NaN
         raise DivergedError(
             "an update has numbers that are not finite or larger than a sum can hold; expected finite changes "
             "(is a learning rate too large?)"
         )
-    return fixed
 
 
 def _cat(a: Tensor, b: Tensor) -> Tensor:

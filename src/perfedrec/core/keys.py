@@ -151,8 +151,7 @@ def shuffle(keys: Tensor, positions: Tensor, size: int) -> Tensor:
     positions and not on ``size``: 20 distinct items out of a million take about 20 evaluations. A small domain needs
     more rounds of the network; with fewer, some permutations would occur far more often than others.
     """
-    left, right = _sides(size)
-    rounds = 14 if size < 32 else 8 if size < 4096 else 4
+    left, right, rounds = network(size)
     a = torch.div(positions, right, rounding_mode="floor")
     b = positions - a * right
     for counter in range(rounds):
@@ -165,10 +164,11 @@ def shuffle(keys: Tensor, positions: Tensor, size: int) -> Tensor:
 
 def domain(size: int) -> int:
     """The number of positions that :func:`shuffle` permutes: from ``size`` to ``size + sqrt(size) + 1``."""
-    left, right = _sides(size)
+    left, right, _ = network(size)
     return left * right
 
 
-def _sides(size: int) -> tuple[int, int]:
+def network(size: int) -> tuple[int, int, int]:
+    """The two sides of the network of :func:`shuffle`, whose product is its domain, and the number of its rounds."""
     left = isqrt(max(size - 1, 0)) + 1
-    return left, -(-size // left)
+    return left, -(-size // left), 14 if size < 32 else 8 if size < 4096 else 4

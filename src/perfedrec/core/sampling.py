@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from perfedrec.core.keys import Key, domain, shuffle
+from perfedrec.core.compiled import spread, usable
+from perfedrec.core.keys import Key, domain, network, shuffle
 from perfedrec.core.types import Rows
 
 
@@ -29,6 +32,8 @@ def draw_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tupl
     The sampler knows only the rows that are given here. It cannot avoid held-out items, and so cannot leak them.
     """
     counts = torch.minimum(counts, n_items - rows.counts)
+    if usable(rows.items, rows.offsets, counts, keys):
+        return _drawn_outside(rows, n_items, counts, keys)
     owned = rows.segments * n_items + rows.items  # ascending, because rows are
     expected = (counts + 1).to(torch.float32) * n_items / (n_items - rows.counts).clamp(min=1)
     tried = expected.mul_(1.05).add_(4.0).to(torch.int64)  # nearly always enough; else doubled for that user
@@ -47,6 +52,20 @@ def draw_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tupl
             wanted = (fits & (found[1:] <= (before + counts)[segments])).nonzero().squeeze(1)
             return images[wanted], segments[wanted]
         tried = torch.where(short, tried * 2, tried)
+
+
+def _drawn_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    from perfedrec.core import kernels
+
+    limits = torch.zeros_like(rows.offsets)
+    torch.cumsum(counts, 0, out=limits[1:])
+    segments = torch.repeat_interleave(counts)
+    items = torch.empty_like(segments)
+    owned, result = ((one.numpy(), other.numpy()) for one, other in ((rows.offsets, rows.items), (limits, items)))
+    words = keys.numpy().view("uint64")
+    draw = partial(kernels.draw_outside, words, counts.numpy(), owned, n_items, network(n_items), result)
+    spread(draw, rows.n_users, items.numel())
+    return items, segments
 
 
 def paired(rows: Rows, owners: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from math import ceil, sqrt
+from functools import partial
+from math import ceil, inf, sqrt
 
 import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import DELTA_GRID, FIXED_POINT, Aggregate
 from perfedrec.core.algorithm import EVALUATE, TRAIN, Phase
+from perfedrec.core.compiled import spread, usable
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, fold_in, laplace
 from perfedrec.core.types import Rows, Update
@@ -173,6 +175,10 @@ class Protection:
         """Clip each coordinate of ``values`` [T, d] and add Laplace noise to it, drawn per row with ``keys`` [T] or by
         OpenDP. The bound holds exactly for the values that the noise is added to."""
         settings = self.settings
+        keyed = settings.noise_scale and settings.noise_source != "opendp"
+        if keyed and values.numel() and values.dtype == torch.float32 and usable(values, keys):
+            clip = settings.clip if settings.clip is not None and settings.norm == "coordinate" else inf
+            return _clipped_and_noised(values, keys, clip, settings.noise_scale)
         if settings.clip is not None and settings.norm == "coordinate":
             values = values.clamp(-settings.clip, settings.clip)
         if settings.noise_scale and settings.noise_source == "opendp":
@@ -313,6 +319,16 @@ def _accounted(phase: Phase, settings: PrivacySettings) -> Phase:
             f"as Phase({phase.name!r}, noise=...) with one of {', '.join(options)}"
         )
     return phase
+
+
+def _clipped_and_noised(values: Tensor, keys: Tensor, clip: float, scale: float) -> Tensor:
+    """``values`` [..., d] with each coordinate clipped, plus Laplace noise drawn with ``keys`` [...]; in one pass."""
+    from perfedrec.core import kernels
+
+    flat, found = values.reshape(-1, values.shape[-1]), torch.empty_like(values)
+    arguments = (flat.numpy(), keys.reshape(-1).numpy().view("uint64"), clip, scale, found.view_as(flat).numpy())
+    spread(partial(kernels.clip_and_add_laplace, *arguments), flat.shape[0], flat.shape[0])
+    return found
 
 
 def _stretched(values: Tensor, segments: Tensor, n: int, settings: PrivacySettings) -> Tensor:

@@ -29,7 +29,7 @@ from perfedrec.methods.federated.phases import DEGREES, SPECTRAL
 from perfedrec.methods.federated.settings import FederatedSettings
 from perfedrec.methods.federated.state import Broadcast, ClientState, OptimizerState, ServerState
 from perfedrec.methods.federated.subspace import Subspace, with_degrees
-from perfedrec.methods.federated.tables import Average, Moments, means, over_tables, sparse_step
+from perfedrec.methods.federated.tables import Average, Moments, sparse_step, step, step_apart
 from perfedrec.nn.losses import softplus
 from perfedrec.nn.propagation import Star
 from perfedrec.nn.segments import segment_sum
@@ -324,23 +324,15 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         """The step of the item table, the further tables and the shared network, in place (adaptive federated
         optimisation, Reddi et al., ICLR 2021, algorithm 2). Only rows that clients touched are read or written."""
         server, weights = self.settings.server, self.group_weights(state, aggregate)
-        touched, change, weight = aggregate.keys, from_fixed(aggregate.sums), weights.sum()
-        share = self.table_share(state)
+        weight, share, moments = weights.sum(), self.table_share(state), state.optimizer
         if state.offsets is not None and share:
-            mean = means(aggregate, weights)
-            sparse_step(server, state.offsets, state.optimizer.offsets, touched, mean, share)
-        if touched.numel() and int(touched[-1]) >= aggregate.n_items:
-            touched, change = over_tables(touched, change, aggregate.n_items)
-        if state.average is not None:
-            state.average.advance(state.items, touched, state.round, server.averaging)
-        sparse_step(server, state.items, state.optimizer.items, touched, change / weight)
-        if state.average is not None:
-            state.average.advance(state.items, touched, state.round + 1, server.averaging)
+            step_apart(server, state.offsets, moments.offsets, aggregate, weights, share)
+        step(server, state.items, moments.items, state.average, aggregate, weight, state.round)
         if aggregate.dense is not None and state.dense is not None:
             n_dense = state.dense.numel()
             every = torch.arange(n_dense, device=state.dense.device)
             mean = from_fixed(aggregate.dense[:n_dense]) / weight
-            sparse_step(server, state.dense, state.optimizer.dense, every, mean)
+            sparse_step(server, state.dense, moments.dense, every, mean)
 
     def serving(self, state: S) -> S:
         items, average = state.items, state.average

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, distinct, from_fixed
+from perfedrec.core.compiled import spread, usable
 from perfedrec.methods.federated.settings import ServerSettings
 from perfedrec.nn.optim import server_step
 
@@ -64,6 +66,103 @@ def over_tables(keys: Tensor, rows: Tensor, n_items: int) -> tuple[Tensor, Tenso
     are those of the rows."""
     items, inverse = distinct(keys % n_items, n_items)
     return items, rows.new_zeros(items.numel(), rows.shape[1]).index_add_(0, inverse, rows)
+
+
+def step(
+    settings: ServerSettings,
+    table: Tensor,
+    moments: Moments | None,
+    average: Average | None,
+    aggregate: Aggregate,
+    weight: Tensor,
+    played: int,
+) -> None:
+    """One step of the server's optimiser on the rows of a ``table`` [m, d] that clients touched, in place, with its
+    running ``average``. The change of an item is its sum over all tables of the ``aggregate``, divided by the
+    ``weight``. ``played`` rounds were played before."""
+    keys, n_items = aggregate.keys, aggregate.n_items
+    several = bool(keys.numel()) and int(keys[-1]) >= n_items
+    if _compiled(aggregate, table):
+        rows, members, limits = keys, torch.arange(keys.numel()), torch.arange(keys.numel() + 1)
+        if several:
+            rows, row = distinct(keys % n_items, n_items)
+            members, limits = row.argsort(stable=True), torch.zeros(rows.numel() + 1, dtype=torch.int64)
+            torch.cumsum(torch.bincount(row, minlength=rows.numel()), 0, out=limits[1:])
+        divisors = weight.to(torch.float32).expand(rows.numel()).contiguous()
+        places = _Places(rows, limits, members, divisors)
+        _compiled_step(settings, table, moments, places, aggregate.sums, 1.0, average, played)
+        return
+    rows, change = keys, from_fixed(aggregate.sums)
+    if several:
+        rows, change = over_tables(keys, change, n_items)
+    if average is not None:
+        average.advance(table, rows, played, settings.averaging)
+    sparse_step(settings, table, moments, rows, change / weight)
+    if average is not None:
+        average.advance(table, rows, played + 1, settings.averaging)
+
+
+def step_apart(
+    settings: ServerSettings,
+    tables: Tensor,
+    moments: Moments | None,
+    aggregate: Aggregate,
+    weights: Tensor,
+    share: float,
+) -> None:
+    """One step on the rows of several ``tables`` [K m, d], each with its own part of the ``aggregate``, in place. The
+    sums are divided by the ``weights`` [K] of the clients that contributed to their table."""
+    keys = aggregate.keys
+    if not _compiled(aggregate, tables):
+        sparse_step(settings, tables, moments, keys, means(aggregate, weights), share)
+        return
+    every = torch.arange(keys.numel() + 1)
+    divisors = weights.to(torch.float32)[torch.div(keys, aggregate.n_items, rounding_mode="floor")]
+    _compiled_step(settings, tables, moments, _Places(keys, every, every[:-1], divisors), aggregate.sums, share)
+
+
+def _compiled(aggregate: Aggregate, table: Tensor) -> bool:
+    return usable(aggregate.keys, aggregate.sums, table) and aggregate.sums.shape[1] == table.shape[1]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The ``rows`` [r] of a table to change. The sums with the numbers ``members[limits[k]:limits[k + 1]]`` belong to
+    row k, and are divided by ``divisors`` [r]."""
+
+    rows: Tensor
+    limits: Tensor
+    members: Tensor
+    divisors: Tensor
+
+
+def _compiled_step(
+    settings: ServerSettings,
+    table: Tensor,
+    moments: Moments | None,
+    places: _Places,
+    sums: Tensor,
+    share: float = 1.0,
+    average: Average | None = None,
+    played: int = 0,
+) -> None:
+    """See :func:`perfedrec.methods.federated.kernels.step_rows`."""
+    from perfedrec.methods.federated import kernels
+
+    none, rows = table[:0], places.rows
+    first, second = (none, none) if moments is None else (moments.first, moments.second)
+    averages, since = (none, rows[:0]) if average is None else (average.values, average.rounds)
+    rates = (settings.learning_rate * share, settings.beta1, settings.beta2, settings.epsilon)
+    work = partial(
+        kernels.step_rows,
+        kernels.RULES[settings.optimizer],
+        tuple(each.numpy() for each in (table, first, second, averages)),
+        tuple(each.numpy() for each in (rows, places.limits, places.members, since)),
+        sums.numpy(),
+        places.divisors.numpy(),
+        (rates, settings.averaging, played),
+    )
+    spread(work, rows.numel(), rows.numel())
 
 
 def sparse_step(

@@ -1,0 +1,159 @@
+"""Compiled kernels: when they are used, how they are compiled and cached, and how their work is spread over threads.
+
+Kernels are numba functions. They stand beside the torch functions that they replace: torch computes the same on a GPU,
+where numba is not installed, and as the oracle in tests. All runtimes use the same ones.
+
+A kernel has one signature and is compiled at its first call, which takes a second or so. The machine code is then kept
+in the user's cache folder, in a folder of its own for each version of the kernels, of numba and of the processor. One
+process compiles and others that need the same kernel wait for it. Where no folder can be written to, a kernel is
+compiled in each process. (numba stores its cache with pickle. The folder is the user's own, like the code itself.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS_PER_THREAD = 512
+"""The least number of rows, of some 64 numbers each, for which a further thread is woken up."""
+
+_compiling = threading.RLock()
+
+
+@cache
+def _installed() -> bool:
+    if find_spec("numba") is None:
+        return False
+    from numba import config
+
+    return not config.DISABLE_JIT
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Whether kernels can work on ``tensors``: on the processor, with all numbers in sequence and, if they are not
+    whole numbers, in float32 or float64."""
+    for each in tensors:
+        if each is not None and not (each.device.type == "cpu" and each.is_contiguous()):
+            return False
+    return _installed()
+
+
+class Kernel:
+    """A ``function`` that is compiled for its ``signature``, in numba's notation, when it is first called.
+
+    ``fast`` allows sums in another order, in which they can be vectorised. The order is still the same at each call.
+    """
+
+    def __init__(self, function: Callable[..., Any], signature: str, fast: bool) -> None:
+        self.function, self.signature, self.fast = function, signature, fast
+        self.__doc__ = function.__doc__
+        self._made: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._made is None:
+            with _compiling:
+                if self._made is None:
+                    self._made = self._compiled()
+        return self._made(*arguments)
+
+    def _compiled(self) -> Callable[..., Any]:
+        folder = _folder()
+        if folder is not None:
+            # A cache that cannot be read or written must not end the work: it raises whatever its files make it raise.
+            with suppress(Exception), _locked(folder):
+                return self._jitted(folder)
+        return self._jitted(None)
+
+    def _jitted(self, folder: Path | None) -> Callable[..., Any]:
+        from numba import config, njit
+
+        before = config.CACHE_DIR
+        config.CACHE_DIR = "" if folder is None else str(folder)  # numba reads it when it sees a function
+        try:
+            options: Any = {"reassoc", "contract", "nsz"} if self.fast else False
+            made: Callable[..., Any] = njit(
+                self.signature, nogil=True, cache=folder is not None, fastmath=options, error_model="numpy"
+            )(self.function)
+        finally:
+            config.CACHE_DIR = before
+        return made
+
+
+def kernel(signature: str, fast: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorate a function as a :class:`Kernel`."""
+    return partial(Kernel, signature=signature, fast=fast)
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """Decorate a function that kernels of the same file call."""
+    from numba import njit
+
+    return njit(nogil=True, error_model="numpy")(function)
+
+
+@cache
+def _folder() -> Path | None:
+    """The folder for this version of all kernels on this processor; ``None`` where none can be written to."""
+    import numba
+    from llvmlite import binding
+
+    sources = sorted(Path(__file__).parents[1].rglob("kernels.py"))
+    parts = [each.read_bytes() for each in (Path(__file__), *sources)]
+    parts += [numba.__version__.encode(), binding.get_host_cpu_name().encode()]
+    parts.append(binding.get_host_cpu_features().flatten().encode())
+    digest = hashlib.blake2b(b"\0".join(parts), digest_size=8).hexdigest()
+    chosen = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    try:
+        base = Path(chosen) if chosen else Path.home() / ".cache"
+        folder = base / "perfedrec" / f"kernels-{digest}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except (OSError, RuntimeError):  # no home, or one that is read-only
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that processes that start at once compile a kernel once, and write one after the
+    other."""
+    with open(folder / "lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, also by a process that dies
+        yield
+
+
+# --- threads ---
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(os.cpu_count() or 1, 1), thread_name_prefix="kernels")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+
+
+def spread(work: Callable[[int, int], Any], n: int, rows: int) -> list[Any]:
+    """Call ``work(start, stop)`` for consecutive parts of ``range(n)``, in as many threads as torch has, or fewer where
+    there are few ``rows``. Returns the results in order.
+
+    Threads that wait do not use the processor. The parts must not depend on each other.
+    """
+    n_parts = max(1, min(torch.get_num_threads(), n, rows // ROWS_PER_THREAD))
+    limits = [n * part // n_parts for part in range(n_parts + 1)]
+    others = [_pool().submit(work, *limits[part : part + 2]) for part in range(1, n_parts)]
+    first = work(limits[0], limits[1])
+    return [first, *(each.result() for each in others)]

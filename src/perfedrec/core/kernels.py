@@ -1,0 +1,145 @@
+"""Kernels of keyed random numbers, samples and exact sums. Each does what the function that calls it says.
+
+This module needs numba. It is imported where :func:`perfedrec.core.compiled.usable` holds, and not before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from perfedrec.core.aggregate import FIXED_POINT
+from perfedrec.core.compiled import helper, kernel
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_U30, _U27, _U31, _U32, _U33 = (np.uint64(each) for each in (30, 27, 31, 32, 33))
+_ROOT = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
+_SIGN, _MANTISSA = np.uint32(1 << 31), np.uint32(0x7FFFFF)
+_FIXED = np.float64(FIXED_POINT)
+
+
+@helper
+def mix(word):  # type: ignore[no-untyped-def]
+    """The finaliser of SplitMix64."""
+    word = (word ^ (word >> _U30)) * _FIRST
+    word = (word ^ (word >> _U27)) * _SECOND
+    return word ^ (word >> _U31)
+
+
+@helper
+def fold_in(key, number):  # type: ignore[no-untyped-def]
+    """The key that follows from a key and a number, both uint64."""
+    return mix(mix(number * _GOLDEN + np.uint64(1)) ^ key)
+
+
+@helper
+def log_of_odd(odd):  # type: ignore[no-untyped-def]
+    """``log(odd / 2^24)`` for an odd number below 2^24, to within two units in the last place of float32.
+
+    The argument is ``2^e (1 + f)`` with ``1 + f`` between sqrt(1/2) and sqrt(2). For ``s = f / (2 + f)`` the logarithm
+    of ``1 + f`` is ``2 (s + s^3 / 3 + s^5 / 5 + ...)``, computed as ``f`` less what it differs from ``f``. There is no
+    branch and no call, so that many logarithms are computed at once.
+    """
+    shifted = np.int32(np.float32(odd).view(np.int32) - _ROOT)
+    exponent = np.int32(shifted >> np.int32(23)) - np.int32(24)
+    f = np.int32(np.int32(shifted & np.int32(0x7FFFFF)) + _ROOT).view(np.float32) - np.float32(1)
+    s = f / (np.float32(2) + f)
+    z = s * s
+    series = ((np.float32(2 / 9) * z + np.float32(2 / 7)) * z + np.float32(2 / 5)) * z + np.float32(2 / 3)
+    half = np.float32(0.5) * f * f
+    return np.float32(exponent) * np.float32(0.6931471805599453) + (f - (half - s * (half + series * z)))
+
+
+@kernel("void(float32[:, ::1], uint64[::1], float32, float32, float32[:, ::1], int64, int64)")
+def clip_and_add_laplace(values: Any, keys: Any, clip: Any, scale: Any, out: Any, start: int, stop: int) -> None:
+    """``out = clamp(values, -clip, clip) + scale * laplace(keys)`` for the rows from ``start`` to ``stop``."""
+    width = values.shape[1]
+    halves = np.empty(width + 1, np.uint32)
+    for row in range(start, stop):
+        key = keys[row]
+        for pair in range((width + 1) // 2):
+            word = mix(key + np.uint64(pair + 1) * _GOLDEN)
+            halves[2 * pair] = np.uint32(word)
+            halves[2 * pair + 1] = np.uint32(word >> _U32)
+        for place in range(width):
+            half = halves[place]
+            noise = np.float32(log_of_odd(np.int32((half & _MANTISSA) * np.uint32(2) + np.uint32(1))))
+            signed = np.uint32(noise.view(np.uint32) ^ (half & _SIGN)).view(np.float32)
+            value = values[row, place]  # one that is not a number stays so, and is refused by the sums
+            value = -clip if value < -clip else value
+            out[row, place] = (clip if value > clip else value) + scale * signed
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64[::1])")
+def distinct(keys: Any, present: Any, found: Any, places: Any) -> int:
+    """Fill the distinct values of ``keys``, ascending, into ``found``, and into ``places`` the place of each key among
+    them; return how many there are. ``present`` has a zero for each possible value, and is used up."""
+    for row in range(keys.size):
+        present[keys[row]] = 1
+    count = 0
+    for key in range(present.size):
+        if present[key]:
+            present[key] = count
+            found[count] = key
+            count += 1
+    for row in range(keys.size):
+        places[row] = present[keys[row]]
+    return count
+
+
+@kernel("float64(float32[:, ::1], float32[::1], int64[::1], float64[:, ::1], int64, int64)", fast=True)
+def add_fixed(values: Any, weights: Any, places: Any, sums: Any, start: int, stop: int) -> float:
+    """Add the columns from ``start`` to ``stop`` of all ``values``, times the ``weights`` of the rows and in
+    fixed point, to the rows ``places`` of ``sums``. Returns the sum of squares of what was added."""
+    total = 0.0
+    for row in range(places.size):
+        factor, place = np.float64(weights[row]) * _FIXED, places[row]
+        squares = 0.0
+        for column in range(start, stop):
+            whole = np.rint(np.float64(values[row, column]) * factor)
+            squares += whole * whole
+            sums[place, column] += whole
+        total += squares
+    return total
+
+
+@kernel(
+    "void(uint64[::1], int64[::1], UniTuple(int64[::1], 2), int64, UniTuple(int64, 3), UniTuple(int64[::1], 2),"
+    " int64, int64)"
+)
+def draw_outside(
+    keys: Any, counts: Any, owned: Any, n_items: int, network: Any, result: Any, start: int, stop: int
+) -> None:
+    """For each user from ``start`` to ``stop`` draw the first ``counts`` items of its random permutation that it does
+    not have. ``owned`` are the offsets of users' items and the items, ascending for each user; ``network`` the sides
+    and the rounds of the permutation's network; ``result`` the offsets of what is drawn, and the array to draw into."""
+    (offsets, items), (limits, drawn), (left, right, rounds) = owned, result, network
+    for user in range(start, stop):
+        low, high = offsets[user], offsets[user + 1]
+        found, position = 0, 0
+        while found < counts[user]:
+            image = _permuted(keys[user], position, left, right, rounds)
+            position += 1
+            if image < n_items:
+                place = low + np.searchsorted(items[low:high], image)
+                if place == high or items[place] != image:
+                    drawn[limits[user] + found] = image
+                    found += 1
+
+
+@helper
+def _permuted(key, position, left, right, rounds):  # type: ignore[no-untyped-def]
+    """The image of a position; see :func:`perfedrec.core.keys.shuffle`."""
+    a, b = position // right, position % right
+    for counter in range(rounds):
+        even = counter % 2 == 0
+        source, target, modulus = (b, a, left) if even else (a, b, right)
+        word = ((np.uint64(source * 16 + counter + 1) * _GOLDEN) ^ key) * _FIRST
+        target = (np.int64((word >> _U33) & np.uint64(0x7FFFFFFF)) + target) % modulus
+        if even:
+            a = target
+        else:
+            b = target
+    return a * right + b

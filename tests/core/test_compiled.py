@@ -1,0 +1,125 @@
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from perfedrec.core import compiled
+from perfedrec.core.compiled import Kernel, spread, usable
+
+pytest.importorskip("numba")
+
+
+def _doubled(values: np.ndarray, out: np.ndarray) -> None:
+    for place in range(values.size):
+        out[place] = 2 * values[place]
+
+
+def doubled() -> Kernel:
+    return Kernel(_doubled, "void(int64[::1], int64[::1])", fast=False)
+
+
+def check(kernel: Kernel) -> None:
+    out = np.zeros(3, np.int64)
+    kernel(np.array([1, 2, 5]), out)
+    assert out.tolist() == [2, 4, 10]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    compiled._folder.cache_clear()
+    yield tmp_path
+    compiled._folder.cache_clear()
+
+
+def test_machine_code_is_kept_and_found_again(folder: Path) -> None:
+    first, second = doubled(), doubled()
+    check(first)
+    assert len(list(folder.rglob("*.nbc"))) == 1
+    check(second)
+    assert sum(first._made.stats.cache_hits.values()) == 0  # type: ignore[union-attr]
+    assert sum(second._made.stats.cache_hits.values()) == 1  # type: ignore[union-attr]
+
+
+def test_a_damaged_cache_is_not_used(folder: Path) -> None:
+    check(doubled())
+    for each in (*folder.rglob("*.nbi"), *folder.rglob("*.nbc")):
+        each.write_bytes(b"half a file")
+    check(doubled())
+
+
+def test_kernels_work_where_no_folder_can_be_written_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(folder / "file" / "cache"))
+    compiled._folder.cache_clear()
+    assert compiled._folder() is None
+    check(doubled())
+
+
+CHILD = """
+import numpy as np
+from perfedrec.core import kernels
+
+keys, marks, found, places = np.array([7, 2, 7]), np.zeros(9, np.int64), np.zeros(3, np.int64), np.zeros(3, np.int64)
+assert kernels.distinct(keys, marks, found, places) == 2
+assert (found.tolist()[:2], places.tolist()) == ([2, 7], [1, 0, 1])
+print(sum(kernels.distinct._made.stats.cache_hits.values()))
+"""
+
+
+def test_of_processes_that_start_at_once_one_compiles(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", CHILD], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    hits = [each.communicate()[0].strip() for each in started]
+    assert [each.returncode for each in started] == [0, 0, 0]
+    assert sorted(hits) == ["0", "1", "1"]
+
+
+def test_kernels_are_for_sequences_of_numbers_on_the_processor() -> None:
+    table = torch.zeros(4, 3)
+    assert usable(table, None)
+    assert not usable(table, table.T)
+    assert not usable(torch.zeros(4, 3, device="meta"))
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_work_is_spread_over_the_threads_of_torch(n_threads: int) -> None:
+    before, seen = torch.get_num_threads(), set()
+
+    def work(start: int, stop: int) -> list[int]:
+        seen.add(threading.get_ident())
+        return list(range(start, stop))
+
+    torch.set_num_threads(n_threads)
+    try:
+        parts = spread(work, 10, 10 * compiled.ROWS_PER_THREAD)
+        assert [each for part in parts for each in part] == list(range(10))
+        assert len(parts) == n_threads
+        assert spread(work, 10, 10) == [list(range(10))]  # too little for two
+        assert spread(work, 0, 0) == [[]]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_in_a_thread_is_raised() -> None:
+    def work(start: int, stop: int) -> None:
+        if start:
+            raise ValueError("second part")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="second part"):
+            spread(work, 2, 10 * compiled.ROWS_PER_THREAD)
+    finally:
+        torch.set_num_threads(before)

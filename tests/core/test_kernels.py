@@ -1,0 +1,101 @@
+"""Compiled kernels against the torch functions that they stand for."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfedrec.core import compiled
+from perfedrec.core.aggregate import LARGEST, distinct, reduce
+from perfedrec.core.errors import DivergedError
+from perfedrec.core.keys import Key
+from perfedrec.core.sampling import draw_outside
+from perfedrec.core.types import Update, block_rows
+
+pytest.importorskip("numba")
+Result = TypeVar("Result")
+
+
+def by_torch(function: Callable[[], Result]) -> Result:
+    """What ``function`` returns without kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_installed", lambda: False)
+        return function()
+
+
+@given(
+    n_users=st.integers(1, 9),
+    n_items=st.sampled_from([1, 7, 31, 40, 4100]),
+    asked=st.integers(0, 60),
+    seed=st.integers(0, 999),
+)
+def test_the_same_items_are_drawn(n_users: int, n_items: int, asked: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    owned = torch.rand(n_users, n_items, generator=generator) < torch.rand(n_users, 1, generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), owned.sum(1).cumsum(0)])
+    rows, _ = block_rows(offsets, owned.nonzero()[:, 1].contiguous(), torch.arange(n_users))
+    counts = torch.randint(asked + 1, (n_users,), generator=generator)
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        return draw_outside(rows, n_items, counts, Key(seed).spread(rows.users))
+
+    for mine, theirs in zip(draw(), by_torch(draw), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@given(keys=st.lists(st.integers(0, 99), max_size=30))
+def test_the_same_distinct_keys(keys: list[int]) -> None:
+    def find() -> tuple[torch.Tensor, torch.Tensor]:
+        return distinct(torch.tensor(keys, dtype=torch.int64), 100)
+
+    for mine, theirs in zip(find(), by_torch(find), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def sent(n_users: int, n_rows: int, width: int, seed: int) -> Update:
+    """Changes of very different sizes, whose sum depends on the order wherever it is not exact."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = 10.0 ** torch.randint(-8, 1, (n_rows, width), generator=generator)
+    segments = torch.randint(n_users, (n_rows,), generator=generator).sort().values
+    return Update(
+        users=torch.arange(n_users),
+        groups=torch.randint(3, (n_users,), generator=generator),
+        weights=torch.rand(n_users, generator=generator) * 50,
+        segments=segments,
+        items=torch.randint(6, (n_rows,), generator=generator),
+        deltas=torch.randn(n_rows, width, generator=generator) * sizes,
+    )
+
+
+@given(n_rows=st.integers(0, 40), width=st.sampled_from([1, 3, 8, 65]), seed=st.integers(0, 999))
+def test_sums_are_the_same_to_the_last_bit(n_rows: int, width: int, seed: int) -> None:
+    update = sent(4, n_rows, width, seed)
+    mine, theirs = reduce(update, 6, 3), by_torch(lambda: reduce(update, 6, 3))
+    assert torch.equal(mine.keys, theirs.keys)
+    assert torch.equal(mine.sums, theirs.sums)
+
+
+def test_sums_do_not_depend_on_threads_and_order() -> None:
+    update, before = sent(4, 5000, 9, seed=1), torch.get_num_threads()
+    alone = reduce(update, 6, 3)
+    turned = replace(update, **{name: getattr(update, name).flip(0) for name in ("segments", "items", "deltas")})
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(reduce(update, 6, 3).sums, alone.sums)
+        assert torch.equal(reduce(turned, 6, 3).sums, alone.sums)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf, 2 * LARGEST, 1e38])
+def test_a_change_that_no_sum_can_hold_is_refused(broken: float) -> None:
+    update = sent(4, 20, 5, seed=2)
+    assert update.deltas is not None
+    update.deltas[7, 2] = broken
+    with pytest.raises(DivergedError, match="learning rate"):
+        reduce(replace(update, weights=torch.ones(4)), 6, 3)
