@@ -1,17 +1,25 @@
 """The cost of a node's file, and the quality of lists for new users, one JSON line per figure.
 
-    python benchmarks/node.py --data FOLDER [--only speed|newcomers] [--algorithm fedmf] [--seeds 0 1 2]
+    python benchmarks/node.py --data FOLDER [--only speed|newcomers|commands] [--algorithm fedmf] [--seeds 0 1 2]
+    python benchmarks/node.py --data FOLDER --only commands --against REV
 
 The new users are a tenth of all users, and are not used in training. A node gets some of their interactions, chosen at
 random, and its lists are compared with the rest: ``found`` is the number of hits among 20 places, divided by the number
 of hits that were possible.
+
+``commands`` are the seconds of processor time that a command line takes, as a median of calls; with ``--against`` also
+those of an earlier commit, called in turn with this build, and how many times faster this build is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -82,6 +90,50 @@ def speed(data: str, folder: Path) -> None:
         show("forget_ms", timed(lambda number: store.forget(f"new {number}"), 5))
 
 
+def commands(data: str, folder: Path, against: str | None, calls: int = 9) -> None:
+    """Seconds of processor time of whole commands of a node, of this build and of an earlier one."""
+    here = Path(__file__).parents[1]
+    builds = {"now": here / "src"}
+    if against is not None:
+        (folder / "earlier").mkdir()
+        archive = subprocess.run(["git", "-C", here, "archive", against, "src"], check=True, capture_output=True)
+        subprocess.run(["tar", "-x", "-C", folder / "earlier"], check=True, input=archive.stdout)
+        builds["before"] = folder / "earlier" / "src"
+    oldest, times = list(builds.values())[-1], resource.RUSAGE_CHILDREN
+
+    def call(source: Path, *words: object) -> float:
+        """The seconds of processor time of one command by a build."""
+        before = resource.getrusage(times)
+        environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "perfedrec", *map(str, words)]
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(times)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    run, model, items = folder / "run", folder / "served.model", load(data).train.item_ids[:5].tolist()
+    call(oldest, "train", "--data", data, "--rounds", 2, "--output", run, "--quiet")
+    call(oldest, "node", "export", "--run", run, "--output", model)
+    for name, source in builds.items():
+        call(source, "node", "init", "--store", folder / name, "--model", model)
+        call(source, "node", "add", "ann", *items, "--store", folder / name)
+    lines: dict[str, tuple[object, ...]] = {
+        "recommend": ("node", "recommend", "--user", "ann", "--store"),
+        "add": ("node", "add", "bob", items[0], "--store"),
+        "help": ("--help",),
+    }
+    for figure, words in lines.items():
+        seconds: dict[str, list[float]] = {name: [] for name in builds}
+        for _ in range(calls):
+            for name, source in builds.items():
+                last = (folder / name,) if words[-1] == "--store" else ()
+                seconds[name].append(call(source, *words, *last))
+        medians = {name: statistics.median(each) for name, each in seconds.items()}
+        details = {}
+        if "before" in medians:
+            details = {"before": round(medians["before"], 3), "times": round(medians["before"] / medians["now"], 2)}
+        show(f"{figure}_seconds", medians["now"], **details)
+
+
 def newcomers(data: str, folder: Path, algorithm: str | None, seeds: Sequence[int], rounds: int) -> None:
     """Hits in the lists of new users after 1, 3, 5 and 10 interactions, beside lists by popularity."""
     whole = load(data).train.frame()
@@ -130,16 +182,19 @@ def hits(scores: Tensor, hidden: Sequence[set[int]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--only", choices=("speed", "newcomers"))
+    parser.add_argument("--only", choices=("speed", "newcomers", "commands"))
+    parser.add_argument("--against", metavar="REV", help="a commit of this repository to compare commands with")
     parser.add_argument("--algorithm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=200)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        if given.only != "newcomers":
+        if given.only in (None, "commands"):
+            commands(given.data, Path(folder), given.against)
+        if given.only in (None, "speed"):
             speed(given.data, Path(folder))
-        if given.only != "speed":
+        if given.only in (None, "newcomers"):
             newcomers(given.data, Path(folder), given.algorithm, given.seeds, given.rounds)
 
 

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,8 +24,6 @@ from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.extras import MissingExtraError, extra_of, near
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from perfedrec.data import Dataset
     from perfedrec.runs.progress import Reporter
 
@@ -212,17 +210,17 @@ def print_data(dataset: Dataset, name: str | None = None) -> None:
         console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
 
 
-def print_list(explained: pl.DataFrame, user: str) -> None:
+def print_list(rows: Sequence[Mapping[str, Any]], user: str) -> None:
     """Print a list of recommendations.
 
-    ``explained`` has the columns item, rank and score, one for each mixed model, and moved. For a method that mixes no
+    ``rows`` have the entries item, rank and score, one for each mixed model, and moved. For a method that mixes no
     models, only the first three are printed.
     """
-    # Models of weight 0 are left out: their column is 0.
-    models = [name for name in explained.columns[3:-1] if (explained[name].abs() > 1e-9).any()]
+    # Models of weight 0 are left out: their entries are 0.
+    models = [name for name in list(rows[0])[3:-1] if any(abs(row[name]) > 1e-9 for row in rows)] if rows else []
     mixed = models != ["global"]
     table = Table("rank", "item", "score", *((*models, "moved") if mixed else ()), title=f"for user {user}")
-    for row in explained.iter_rows(named=True):
+    for row in rows:
         parts = [*(f"{row[name]:.3f}" for name in models), f"{row['moved']:+d}"] if mixed else []
         table.add_row(str(row["rank"]), str(row["item"]), f"{row['score']:.3f}", *parts)
     console.print(table)

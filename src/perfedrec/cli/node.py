@@ -102,9 +102,9 @@ def node_add(
     [bold]perfedrec node add ann i17 --store home.node[/bold]
     """
     with one_line():
-        from perfedrec.runtimes.node import Store
+        from perfedrec.runtimes.node.file import NodeFile
 
-        with Store.open(store) as opened:
+        with NodeFile.open(store) as opened:
             new = opened.add_interactions(user, *items)
         print(f"{new} new interaction{'' if new == 1 else 's'} of {user}", flush=True)
 
@@ -121,13 +121,11 @@ def node_recommend(
     [bold]perfedrec node recommend --store home.node --user ann --k 10[/bold]
     """
     with one_line():
-        from perfedrec.federation.offline import recommend
-        from perfedrec.runtimes.node import Store
+        from perfedrec.federation.recommend import recommend
 
-        with Store.open(store) as opened:
-            found = recommend(opened, user, k)
+        found = recommend(store, user, k)
         if as_json:
-            print(json.dumps({"user": user, "items": found.to_dicts()}))
+            print(json.dumps({"user": user, "items": found}))
         else:
             print_list(found, user)
 

@@ -420,4 +420,4 @@ def _basis(result: Result) -> dict[str, str]:
 
 def print_explained(result: Result, user: str, k: int) -> None:
     """Print the ``k`` best items of a user, with the part of each model in their scores."""
-    print_list(result.explain(user, k).drop("user"), user)
+    print_list(result.explain(user, k).drop("user").to_dicts(), user)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, Aggregator
+from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Embedding, Plan, Published, Rows, Spec, Update
 
@@ -244,6 +245,10 @@ class Algorithm(Protocol[S, B, C]):
     def explain(self, broadcast: B, rows: Rows, client_state: C) -> dict[str, Tensor]:
         """Named parts [B, m] that sum to :meth:`scores`."""
 
+    @property
+    def inference(self) -> InferenceOptions | None:
+        """The options by which a node scores without torch; ``None`` for a method that needs torch."""
+
     def embedding(self, broadcast: B, rows: Rows, client_state: C) -> Embedding | None:
         """The vectors of users and items in the shared model; ``None`` for a method without vectors."""
 
@@ -253,7 +258,12 @@ class Algorithm(Protocol[S, B, C]):
 
 
 class OneSetting(ABC, Generic[S, B, C]):
-    """Fulfils the part of :class:`Algorithm` about choices, for a model with nothing to choose."""
+    """Fulfils the part of :class:`Algorithm` about choices and inference, for a model with nothing to choose that needs
+    torch."""
+
+    @property
+    def inference(self) -> InferenceOptions | None:
+        return None
 
     @property
     def n_choices(self) -> int:

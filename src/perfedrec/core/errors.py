@@ -28,6 +28,12 @@ class DivergedError(PerfedrecError):
     """Training has diverged: its numbers are no longer finite. Whether this happens depends on the options."""
 
 
+def check_length(k: int) -> None:
+    """Raise :class:`ConfigError` where a list would have fewer than 1 item."""
+    if k < 1:
+        raise ConfigError(f"the length k of the list is {k}; expected 1 or more")
+
+
 def reason(error: Exception) -> str:
     """The reason why a file could not be read or written, for a message that already names the file."""
     if isinstance(error, UnicodeDecodeError):

@@ -11,30 +11,26 @@ It is a good statistical generator, and **not** a cryptographic one: it is for s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from perfedrec.core import words
+from perfedrec.core.words import GOLDEN as _GOLDEN
+from perfedrec.core.words import MULTIPLIERS as _MULTIPLIERS
+from perfedrec.core.words import WordKey
+from perfedrec.core.words import network as network
+
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
 _CHUNK = 1 << 15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def _signed(value: int) -> int:
     """The int64 of torch that has the same 64 bits."""
     return value - (1 << 64) if value >> 63 else value
-
-
-def _mix_int(value: int) -> int:
-    value = ((value ^ (value >> 30)) * _MULTIPLIERS[0]) & _MASK
-    value = ((value ^ (value >> 27)) * _MULTIPLIERS[1]) & _MASK
-    return value ^ (value >> 31)
 
 
 def _mix_(bits: Tensor) -> Tensor:
@@ -61,19 +57,8 @@ def _mix_(bits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Key:
+class Key(WordKey):
     """A 64-bit key. ``Key(seed)`` is the first one; each ``fold`` derives a key with independent draws."""
-
-    value: int
-
-    def fold(self, *parts: int | str) -> Key:
-        """Derive a key for a purpose, a round or a counter, given as any sequence of integers and names."""
-        value = self.value & _MASK
-        for part in parts:
-            if isinstance(part, str):
-                part = int.from_bytes(_digest(part), "little")
-            value = _mix_int((value ^ _mix_int((part + _GOLDEN) & _MASK)) + _GOLDEN & _MASK)
-        return Key(value)
 
     def spread(self, ids: Tensor) -> Tensor:
         """One key for each id (of a user or an item), as int64 of the shape of ``ids``."""
@@ -82,11 +67,7 @@ class Key:
 
 def words_of(names: Iterable[str]) -> Tensor:
     """One int64 word for each name: a digest of it, so that two names practically never share a word."""
-    return torch.from_numpy(np.frombuffer(b"".join(map(_digest, names)), dtype="<i8").astype(np.int64))
-
-
-def _digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return torch.from_numpy(words.words_of(names).view(np.int64))
 
 
 def fold_in(keys: Tensor, ids: Tensor) -> Tensor:
@@ -166,9 +147,3 @@ def domain(size: int) -> int:
     """The number of positions that :func:`shuffle` permutes: from ``size`` to ``size + sqrt(size) + 1``."""
     left, right, _ = network(size)
     return left * right
-
-
-def network(size: int) -> tuple[int, int, int]:
-    """The two sides of the network of :func:`shuffle`, whose product is its domain, and the number of its rounds."""
-    left = isqrt(max(size - 1, 0)) + 1
-    return left, -(-size // left), 14 if size < 32 else 8 if size < 4096 else 4

@@ -9,16 +9,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import check_length
 from perfedrec.data.interactions import Ids, id_series
 from perfedrec.evaluation.order import RandomOrder
 from perfedrec.evaluation.ranking import rank_block
-
-
-def check_length(k: int) -> None:
-    """Raise :class:`ConfigError` where a list would have fewer than 1 item."""
-    if k < 1:
-        raise ConfigError(f"the length k of the list is {k}; expected 1 or more")
 
 
 def explained(scores: Tensor, parts: Mapping[str, Tensor], user_id: int | str, item_ids: Ids, k: int) -> pl.DataFrame:

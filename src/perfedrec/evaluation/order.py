@@ -25,10 +25,11 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
+from perfedrec.core import words
 from perfedrec.core.keys import Key, fold_in, words_of
 from perfedrec.data.interactions import Ids
 
-TIES = Key(0).fold("equal scores")
+TIES = Key(words.TIES.value)
 
 
 class RandomOrder:

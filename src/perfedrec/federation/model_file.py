@@ -18,6 +18,7 @@ from safetensors.torch import save as dump_tensors
 
 from perfedrec.core.algorithm import Received
 from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.records import flatten, unflatten
 from perfedrec.data import Catalogue, Encoding
 from perfedrec.federation.agreement import build, method_of
@@ -39,18 +40,20 @@ NOBODY = torch.zeros(0, dtype=torch.int64)
 @dataclass(frozen=True)
 class Model:
     """The content of a model file: the ``broadcast`` that new users receive, the ``run`` and ``round`` that it comes
-    from, the ``configuration`` (method and options as TOML), and the ``catalogue``."""
+    from, the ``configuration`` (method and options as TOML), the ``catalogue``, and the options for scores without
+    torch (``inference``)."""
 
     broadcast: Received
     run: str
     round: int
     configuration: str
     catalogue: Catalogue
+    inference: InferenceOptions | None
 
     def give(self, store: Store) -> None:
         """Serve the model on a node. Raises :class:`ConfigError` where the node has another catalogue."""
         store.check_catalogue(self.catalogue)
-        store.receive(self.broadcast, NOBODY, self.run, self.round, self.configuration)
+        store.receive(self.broadcast, NOBODY, self.run, self.round, self.configuration, self.inference)
 
 
 def export(folder: Path, output: Path, data: str | None = None) -> None:
@@ -123,13 +126,14 @@ def read_model(path: Path) -> Model:
         whole = all(isinstance(each, int) for each in ids)
         stored = json.loads(metadata.get("encoding", "null"))
         encoding = stored and Encoding(tuple(stored["names"]), tuple((low, high) for low, high in stored["ranges"]))
-        kind, scalars = build(metadata["configuration"]).broadcast_type, json.loads(metadata["scalars"])
+        algorithm, scalars = build(metadata["configuration"]), json.loads(metadata["scalars"])
         return Model(
-            broadcast=unflatten(kind, tensors, scalars),
+            broadcast=unflatten(algorithm.broadcast_type, tensors, scalars),
             run=metadata["run"],
             round=int(metadata["round"]),
             configuration=metadata["configuration"],
             catalogue=Catalogue(np.array(ids, dtype=np.int64 if whole else object), None, encoding),
+            inference=algorithm.inference,
         )
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; expected one that perfedrec node export wrote") from None

@@ -10,11 +10,11 @@ from typing import SupportsInt
 import polars as pl
 import torch
 
-from perfedrec.core.errors import CheckpointError, ConfigError, DataError
+from perfedrec.core.errors import CheckpointError, ConfigError, DataError, check_length
 from perfedrec.data import DataLike, Dataset
 from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, RandomOrder, Recommender, Totals
-from perfedrec.evaluation.lists import check_length, explained
+from perfedrec.evaluation.lists import explained
 from perfedrec.evaluation.ranking import CUTOFFS, Cutoffs, cutoffs
 from perfedrec.methods.centralised.popularity import Popularity
 from perfedrec.runs.config import Config

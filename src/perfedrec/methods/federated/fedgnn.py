@@ -18,3 +18,4 @@ class FedGNN(GraphMethod[GraphState, GraphBroadcast, GraphClient]):
 
     Options = FedGNNSettings
     settings: FedGNNSettings
+    scored_in_numpy = True

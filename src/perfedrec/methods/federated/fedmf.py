@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows
 from perfedrec.methods.federated.base import B, C, Federated, LocalBatch, S
@@ -24,6 +25,32 @@ class FedMF(Federated[S, B, C]):
     """
 
     Options: ClassVar[type[Settings]] = FedMFSettings
+    scored_in_numpy: ClassVar[bool] = True
+    """Whether :mod:`perfedrec.nn.inference` scores as this very class does. A subclass has to say it again, because it
+    may score in another way."""
+
+    @property
+    def inference(self) -> InferenceOptions | None:
+        known = vars(type(self)).get("scored_in_numpy", False)
+        return InferenceOptions(**self.inference_options()) if known else None
+
+    def inference_options(self) -> dict[str, Any]:
+        """The fields of :class:`InferenceOptions`, by name."""
+        model, client = self.settings.model, self.settings.client
+        same = ("local_steps", "learning_rate", "user_learning_rate", "temperature", "leave_one_out", "l2")
+        return {
+            "mixed": False,
+            "encoder": "none",
+            "n_layers": 0,
+            "neighbours": False,
+            "chooses_cluster": False,
+            "cosine": client.similarity == "cosine",
+            "embedding_dim": model.embedding_dim,
+            "init_scale": model.init_scale,
+            "finetune_rounds": self.finetune_rounds,
+            "n_negatives": self.n_negatives(),
+            **{name: getattr(client, name) for name in same},
+        }
 
     def n_negatives(self) -> int | None:
         client = self.settings.client

@@ -368,6 +368,14 @@ class GraphMethod(FedMF[S, B, C]):
 
     # --- recommending ---
 
+    def inference_options(self) -> dict[str, Any]:
+        network = self.network
+        return super().inference_options() | {
+            "encoder": network.encoder,
+            "n_layers": network.n_layers,
+            "neighbours": self.neighbours,
+        }
+
     def final(self, broadcast: B, rows: Rows, client_state: C) -> tuple[Tensor, Tensor]:
         """Final vectors of the users [B, d] and of all items [m, d], as training scores them."""
         star = self.star(broadcast, rows)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, from_fixed
 from perfedrec.core.errors import ConfigError
+from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update, items_of
 from perfedrec.methods.federated import cohort, neighbourhood, summing
@@ -65,6 +66,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     settings: PerFedRecSettings
     broadcast_type = PerFedRecBroadcast
     chooses_table = True
+    scored_in_numpy = True
 
     @property
     def clusters(self) -> ClusterSettings:
@@ -147,10 +149,11 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return PerFedRecState(**fields, clusters=Clusters(stats=stats), item_attributes=own)
 
     def groups(self, state: PerFedRecState, users: Tensor) -> Tensor:
-        """[B] the users' clusters, -1 for new users; all 0 before the first clustering."""
+        """[B] the users' clusters, -1 for users who find it themselves: new users, and all under sums; all 0 before the
+        first clustering."""
         labels = state.clusters.labels
         if labels is None:
-            return torch.zeros_like(users)
+            return torch.full_like(users, -1 if state.clusters.centroids is not None else 0)
         return torch.where(users == NEWCOMER, -1, labels[users.clamp(min=0)])
 
     def select(self, state: PerFedRecState, key: Key) -> Tensor:
@@ -373,6 +376,22 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return super().hand_over(update, broadcast, rows, labels, client_state, key)
 
     # --- recommending ---
+
+    @property
+    def inference(self) -> InferenceOptions | None:
+        """``None`` also with networks of attributes, and where users learn their own weights."""
+        known = not self.settings.model.attributes and not self.settings.personal.learned
+        return super().inference if known else None
+
+    def inference_options(self) -> dict[str, Any]:
+        given = self.settings.neighbourhood
+        return super().inference_options() | {
+            "mixed": True,
+            "chooses_cluster": self.sums,
+            "weights": tuple(self.weights.tolist()),
+            "alpha": given.alpha,
+            "beta": given.beta,
+        }
 
     def mixture(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Mixture:
         """The models of a block of users, and their weights."""

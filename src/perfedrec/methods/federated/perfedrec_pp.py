@@ -41,6 +41,8 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
     model that it ends with, are ours.
     """
 
+    scored_in_numpy = True
+
     @property
     def pretraining_phases(self) -> tuple[Phase, ...]:
         pretraining = self.settings.pretraining

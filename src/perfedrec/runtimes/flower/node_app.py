@@ -103,7 +103,8 @@ class NodeApp:
             setup = Setup.read(message.content)
             algorithm, _ = self._join(setup)
             task = self._task(message.content, algorithm)
-            self.store.receive(task.broadcast, task.users[:-1], setup.run, task.round, setup.configuration)
+            about = setup.run, task.round, setup.configuration, algorithm.inference
+            self.store.receive(task.broadcast, task.users[:-1], *about)
             return Message(RecordDict(), reply_to=message)
 
         return app

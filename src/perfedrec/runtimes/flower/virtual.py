@@ -70,8 +70,10 @@ def virtual_client(
         setup = Setup.read(message.content)
         store, _ = hosted(context.run_config, int(context.node_config["partition-id"]))
         with store:
-            task = Task.read(message.content, BroadcastLayout.of(build(setup.configuration)), store.device)
-            store.receive(task.broadcast, task.users[:-1], setup.run, task.round, setup.configuration)
+            algorithm = build(setup.configuration)
+            task = Task.read(message.content, BroadcastLayout.of(algorithm), store.device)
+            about = setup.run, task.round, setup.configuration, algorithm.inference
+            store.receive(task.broadcast, task.users[:-1], *about)
         return Message(RecordDict(), reply_to=message)
 
     return app

@@ -113,6 +113,9 @@ MIGRATIONS: tuple[str, ...] = (
         UNIQUE (run, round, user)
     ) STRICT;
     """,
+    """
+    ALTER TABLE served ADD COLUMN inference TEXT;
+    """,
 )
 """Entry ``i`` turns version ``i`` of the schema into version ``i + 1``. An entry that was released is never changed."""
 

@@ -13,8 +13,8 @@ from safetensors.numpy import save as dump_arrays
 from torch import Tensor
 
 from perfedrec.core.algorithm import Algorithm, B, Received
+from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.records import flatten, unflatten
-from perfedrec.runtimes.node.database import StoreError
 from perfedrec.runtimes.node.rounds import RoundStore, fields_per
 
 
@@ -32,12 +32,20 @@ class Served:
 class ModelStore(RoundStore):
     """The part of a :class:`~perfedrec.runtimes.node.store.Store` that holds the served model."""
 
-    def receive(self, broadcast: Received, users: Tensor, run: str, number: int, configuration: str) -> None:
+    def receive(
+        self,
+        broadcast: Received,
+        users: Tensor,
+        run: str,
+        number: int,
+        configuration: str,
+        inference: InferenceOptions | None = None,
+    ) -> None:
         """Store the model of ``run`` after ``number`` rounds, in place of the one that was served before.
 
         ``broadcast`` is what :func:`perfedrec.runtimes.node.serving.serving_broadcast` returned for ``users`` [B]: its
         fields with one row per user have B + 1 rows, the last one for new users. ``configuration`` is the method with
-        its options as TOML.
+        its options as TOML. ``inference``: its options for scores without torch, where it has them.
         """
         tensors, scalars = flatten(broadcast)
         own = {name: tensors.pop(name).numpy() for name in fields_per(broadcast, "user") & tensors.keys()}
@@ -49,8 +57,9 @@ class ModelStore(RoundStore):
         with self._database.writing() as db:
             for table in ("served", "served_users"):
                 db.execute(f"DELETE FROM {table}")
-            what = (run, number, int(time.time()), configuration, json.dumps(scalars), shared, content(users.numel()))
-            db.execute("INSERT INTO served VALUES (1, ?, ?, ?, ?, ?, ?, ?)", what)
+            received, options = int(time.time()), None if inference is None else inference.dump()
+            what = (run, number, received, configuration, json.dumps(scalars), shared, content(users.numel()), options)
+            db.execute("INSERT INTO served VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)", what)
             put = "INSERT INTO served_users SELECT user, ? FROM users WHERE identity = ?"
             db.executemany(put, [(content(row), identity) for row, identity in enumerate(users.tolist())])
             self._delete_old_states(db)
@@ -60,9 +69,7 @@ class ModelStore(RoundStore):
         with self._database.reading() as db:
             row = db.execute("SELECT run, round, received, configuration FROM served").fetchone()
         if row is None:
-            raise StoreError(
-                f"{self.path}: has received no model yet; get one with perfedrec node receive, or take part in a run"
-            )
+            raise self.no_model()
         return Served(*row)
 
     def use_served_run(self, algorithm: Algorithm[Any, Any, Any]) -> None:
@@ -72,8 +79,13 @@ class ModelStore(RoundStore):
         """
         served = self.served()
         run = served.run
+        options = None if algorithm.inference is None else algorithm.inference.dump()
         with self._database.reading() as db:
             row = db.execute("SELECT number FROM runs WHERE run = ?", (run,)).fetchone()
+            (stored,) = db.execute("SELECT inference FROM served").fetchone()
+        if stored != options:  # another version of perfedrec received the model
+            with self._database.writing() as db:
+                db.execute("UPDATE served SET inference = ? WHERE run = ?", (options, run))
         self._use_run(algorithm, run, row[0] if row is not None else 0, served=served.round)
 
     def broadcast(self, cls: type[B], users: Tensor) -> B:

@@ -29,11 +29,9 @@ from perfedrec.core.records import old_names
 from perfedrec.data.interactions import Ints
 from perfedrec.evaluation import Held
 from perfedrec.evaluation.holdout import TRAIN, HoldOut
-from perfedrec.runtimes.node.database import Database, StoreError
+from perfedrec.runtimes.node.database import Database
+from perfedrec.runtimes.node.scorer import OWN_ITEMS
 from perfedrec.runtimes.node.users import UserStore, column, jagged
-
-OWN_ITEMS = "own items"
-"""Stored beside the fields of a client state: the items [r] that its rows belong to. No field can have this name."""
 
 
 class RoundError(PerfedrecError):
@@ -127,8 +125,7 @@ class RoundStore(UserStore):
         served: int | None = None,
     ) -> int:
         """Read and write the client states of run ``number``, and draw by its seed, from now on."""
-        digest = hashlib.blake2b(run.encode(), key=self._secret, digest_size=8).digest()
-        own = int.from_bytes(digest, "little") if seed is None else seed
+        own = self.seed_of(run) if seed is None else seed
         self._joined = JoinedRun(algorithm, run, number, own, served)
         return own
 
@@ -256,10 +253,7 @@ class RoundStore(UserStore):
         for name, like in expected.items():
             array = saved.get(name)
             if array is None or array.dtype != like.dtype or array.shape[1:] != like.shape[1:]:
-                raise StoreError(
-                    f"{self.path}: the client states of run {self._run().run} were stored by another method or "
-                    f"configuration; {name} does not fit"
-                )
+                raise self.misfit(self._run().run, name)
 
     def save_client_states(self, users: Tensor, positions: Tensor, client_state: ClientRecord) -> None:
         """Store the client states of ``users`` [B] for the run.

@@ -17,8 +17,8 @@ from typing import Any, Self
 from perfedrec.data import Catalogue, Encoding
 from perfedrec.data.interactions import Ids
 from perfedrec.runtimes.node.database import Database, StoreError, remove
+from perfedrec.runtimes.node.file import counts
 from perfedrec.runtimes.node.model import ModelStore
-from perfedrec.runtimes.node.users import counts
 
 
 class Store(ModelStore):
@@ -60,29 +60,6 @@ class Store(ModelStore):
         finally:
             remove(begun)
         return cls.open(path)
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open a file, and bring it to the newest schema.
-
-        Raises :class:`StoreError` if the file is missing, damaged, not a node's file, or of a newer version.
-        """
-        database = Database(path)
-        try:
-            return cls(database)
-        except BaseException:
-            database.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def summary(self) -> tuple[int, int | None]:
         """The number of users in the file, and when the served model was received (seconds since 1970; ``None`` without

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from perfedrec.core.types import Rows
 from perfedrec.data import Catalogue, Encoding
 from perfedrec.data.interactions import Ids, Ints, encode
 from perfedrec.runtimes.node.database import Database, StoreError
+from perfedrec.runtimes.node.file import NodeFile, counts, insert_interactions, insert_users
 
 
 class Imported(NamedTuple):
@@ -35,33 +35,17 @@ class Imported(NamedTuple):
     skipped: int
 
 
-class UserStore:
+class UserStore(NodeFile):
     """The part of a :class:`~perfedrec.runtimes.node.store.Store` that holds users, interactions and the catalogue."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        with database.reading() as db:
-            row = db.execute("SELECT secret, catalogue, integers, scrubbing, encoding FROM node").fetchone()
-            self.n_items: int = db.execute("SELECT count(*) FROM items").fetchone()[0]
-        if row is None:
-            raise StoreError(f"{database.path}: was not completed; make it again with perfedrec node init")
-        self._secret: bytes = row[0]
-        self.catalogue: str = row[1]
-        """The fingerprint of the catalogue."""
-        self._integers = bool(row[2])
-        names, ranges = zip(*json.loads(row[4]), strict=True) if row[4] != "[]" else ((), ())
+        super().__init__(database)
+        described = json.loads(self._encoding)
+        names, ranges = zip(*described, strict=True) if described else ((), ())
         self.encoding = Encoding(names, tuple((low, high) for low, high in ranges)) if names else None
         """How the users' attributes become numbers; ``None`` where the federation uses no attributes."""
 
         self._items: Ids | None = None
-        if row[3]:  # a user was deleted, but the process was killed, or a reader was active, before the overwriting
-            with suppress(StoreError):
-                database.scrub()
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._database.path
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -134,26 +118,11 @@ class UserStore:
             if first_identity is not None:
                 new = [each for each in dict.fromkeys(users) if not _exists(db, each)]
                 given |= {user: number for number, user in enumerate(new, first_identity)}
-            _insert_users(db, [(user, given.get(user)) for user in dict.fromkeys(users)])
-            _insert_interactions(db, zip(items[~unknown].tolist(), parts, users, strict=True))
+            insert_users(db, [(user, given.get(user)) for user in dict.fromkeys(users)])
+            insert_interactions(db, zip(items[~unknown].tolist(), parts, users, strict=True))
             self._set_attributes(db, attributes or {})
             after = counts(db)
         return Imported(after[0] - before[0], after[1] - before[1], int(unknown.sum()))
-
-    def add_interactions(self, user_id: str, *item_ids: str) -> int:
-        """Add interactions of one user, who may be new, and return how many of them are new.
-
-        They are on the disk when this returns. Raises :class:`DataError` for an unknown item; then nothing is added.
-        """
-        items = encode(pl.Series(item_ids), self.item_ids).tolist()
-        for item, given in zip(items, item_ids, strict=True):
-            if item < 0:
-                raise DataError(f"unknown item {given!r}; expected one of the {self.n_items} in the catalogue")
-        with self._database.writing() as db:
-            before = counts(db)
-            _insert_users(db, [(user_id, None)])
-            _insert_interactions(db, [(item, None, user_id) for item in items])
-            return counts(db)[1] - before[1]
 
     def _set_attributes(self, db: sqlite3.Connection, attributes: Mapping[str, Sequence[float]]) -> None:
         """Store the attributes [F] of users, by external id."""
@@ -182,26 +151,12 @@ class UserStore:
             for user in identities:
                 if not _exists(db, user):
                     raise DataError(f"unknown user {user!r}; expected a user with interactions on this node")
-            _insert_users(db, identities.items())
+            insert_users(db, identities.items())
 
     def user_ids(self) -> dict[str, int]:
         """The external ids of all users, in the order in which they were added, each with its :meth:`identity`."""
         with self._database.reading() as db:
             return dict(db.execute("SELECT id, coalesce(identity, -user) FROM users ORDER BY user").fetchall())
-
-    def identity(self, user_id: str) -> int:
-        """The identity of a user; for a user who has none yet, a negative number that is valid on this node only.
-
-        Raises :class:`DataError` for an unknown user.
-        """
-        with self._database.reading() as db:
-            row = db.execute("SELECT coalesce(identity, -user) FROM users WHERE id = ?", (user_id,)).fetchone()
-            if row is None:
-                n_users = counts(db)[0]
-                words = {0: "it holds no users yet", 1: "expected its only user"}
-                known = words.get(n_users, f"expected one of its {n_users} users")
-                raise DataError(f"unknown user {user_id!r}: {self.path} has no such user; {known}")
-        return int(row[0])
 
     def forget(self, user_id: str) -> None:
         """Delete everything that is stored about a user, and overwrite the places on the disk.
@@ -279,35 +234,8 @@ class UserStore:
         return [found[each] for each in wanted]
 
 
-def counts(db: sqlite3.Connection) -> tuple[int, int]:
-    """Numbers of users and of interactions in the file."""
-    (users,) = db.execute("SELECT count(*) FROM users").fetchone()
-    (interactions,) = db.execute("SELECT count(*) FROM interactions").fetchone()
-    return users, interactions
-
-
 def _exists(db: sqlite3.Connection, user_id: str) -> bool:
     return db.execute("SELECT user FROM users WHERE id = ?", (user_id,)).fetchone() is not None
-
-
-def _insert_users(db: sqlite3.Connection, users: Iterable[tuple[str, int | None]]) -> None:
-    """Insert the users, external id and identity, who are not in the file; give an identity to those without one."""
-    for user, identity in users:
-        try:
-            db.execute("INSERT INTO users (id, identity) VALUES (?, ?) ON CONFLICT (id) DO NOTHING", (user, identity))
-            if identity is not None:
-                db.execute("UPDATE users SET identity = ? WHERE id = ? AND identity IS NULL", (identity, user))
-                (found,) = db.execute("SELECT identity FROM users WHERE id = ?", (user,)).fetchone()
-                if found != identity:
-                    raise DataError(f"user {user!r} has the identity {found}; it cannot become {identity}")
-        except sqlite3.IntegrityError:
-            raise DataError(f"identity {identity} of user {user!r} is another user's, or negative") from None
-
-
-def _insert_interactions(db: sqlite3.Connection, rows: Iterable[tuple[int, int | None, str]]) -> None:
-    """Insert interactions, each one an item, its part if that is known, and the external id of a user."""
-    put = "INSERT OR IGNORE INTO interactions (user, item, part) SELECT user, ?, ? FROM users WHERE id = ?"
-    db.executemany(put, rows)
 
 
 def column(rows: sqlite3.Cursor) -> Ints:

@@ -1,0 +1,143 @@
+"""What is known of a node's file without torch: the node itself, and who its users are."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from perfedrec.core.errors import DataError
+from perfedrec.runtimes.node.database import Database, StoreError
+
+
+class NodeFile:
+    """A node's file that is open. Close it after use, or open it in a ``with`` statement."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        with database.reading() as db:
+            query = "SELECT secret, catalogue, integers, encoding, scrubbing FROM node"
+            row = db.execute(query).fetchone()
+            self.n_items: int = db.execute("SELECT count(*) FROM items").fetchone()[0]
+        if row is None:
+            raise StoreError(f"{database.path}: was not completed; make it again with perfedrec node init")
+        self._secret: bytes = row[0]
+        self.catalogue: str = row[1]
+        """The fingerprint of the catalogue."""
+        self._integers = bool(row[2])
+        self._encoding: str = row[3]
+        if row[4]:  # a user was deleted, but the process was killed, or a reader was active, before the overwriting
+            with suppress(StoreError):
+                database.scrub()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a file, and bring it to the newest schema.
+
+        Raises :class:`StoreError` if the file is missing, damaged, not a node's file, or of a newer version.
+        """
+        database = Database(path)
+        try:
+            return cls(database)
+        except BaseException:
+            database.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._database.path
+
+    def identity(self, user_id: str) -> int:
+        """The identity of a user; for a user who has none yet, a negative number that is valid on this node only.
+
+        Raises :class:`DataError` for an unknown user.
+        """
+        with self._database.reading() as db:
+            row = db.execute("SELECT coalesce(identity, -user) FROM users WHERE id = ?", (user_id,)).fetchone()
+            if row is None:
+                n_users = counts(db)[0]
+                words = {0: "it holds no users yet", 1: "expected its only user"}
+                known = words.get(n_users, f"expected one of its {n_users} users")
+                raise DataError(f"unknown user {user_id!r}: {self.path} has no such user; {known}")
+        return int(row[0])
+
+    def add_interactions(self, user_id: str, *item_ids: str) -> int:
+        """Add interactions of one user, who may be new, and return how many of them are new.
+
+        They are on the disk when this returns. Raises :class:`DataError` for an unknown item; then nothing is added.
+        """
+        with self._database.writing() as db:
+            items = [self._number_of(db, each) for each in item_ids]
+            before = counts(db)
+            insert_users(db, [(user_id, None)])
+            insert_interactions(db, [(item, None, user_id) for item in items])
+            return counts(db)[1] - before[1]
+
+    def _number_of(self, db: sqlite3.Connection, item_id: str) -> int:
+        """The number of an item. Where ids are whole numbers, an id may be written in any way, as in 007."""
+        whole = self._integers and re.fullmatch(r"[+-]?[0-9]+", item_id)
+        name = str(int(item_id)) if whole else item_id
+        row = db.execute("SELECT item FROM items WHERE id = ?", (name,)).fetchone()
+        if row is None:
+            raise DataError(f"unknown item {item_id!r}; expected one of the {self.n_items} in the catalogue")
+        return int(row[0])
+
+    def seed_of(self, run: str) -> int:
+        """The seed of everything random that the node's users draw in a run. It must not leave the node."""
+        digest = hashlib.blake2b(run.encode(), key=self._secret, digest_size=8).digest()
+        return int.from_bytes(digest, "little")
+
+    def no_model(self) -> StoreError:
+        """The error of a node that has nothing to recommend with."""
+        return StoreError(
+            f"{self.path}: has received no model yet; get one with perfedrec node receive, or take part in a run"
+        )
+
+    def misfit(self, run: str, field: str) -> StoreError:
+        """The error of client states that the method of a run cannot use."""
+        return StoreError(
+            f"{self.path}: the client states of run {run} were stored by another method or configuration; {field} does "
+            "not fit"
+        )
+
+
+def counts(db: sqlite3.Connection) -> tuple[int, int]:
+    """Numbers of users and of interactions in the file."""
+    (users,) = db.execute("SELECT count(*) FROM users").fetchone()
+    (interactions,) = db.execute("SELECT count(*) FROM interactions").fetchone()
+    return users, interactions
+
+
+def insert_users(db: sqlite3.Connection, users: Iterable[tuple[str, int | None]]) -> None:
+    """Insert the users, external id and identity, who are not in the file; give an identity to those without one."""
+    for user, identity in users:
+        try:
+            db.execute("INSERT INTO users (id, identity) VALUES (?, ?) ON CONFLICT (id) DO NOTHING", (user, identity))
+            if identity is not None:
+                db.execute("UPDATE users SET identity = ? WHERE id = ? AND identity IS NULL", (identity, user))
+                (found,) = db.execute("SELECT identity FROM users WHERE id = ?", (user,)).fetchone()
+                if found != identity:
+                    raise DataError(f"user {user!r} has the identity {found}; it cannot become {identity}")
+        except sqlite3.IntegrityError:
+            raise DataError(f"identity {identity} of user {user!r} is another user's, or negative") from None
+
+
+def insert_interactions(db: sqlite3.Connection, rows: Iterable[tuple[int, int | None, str]]) -> None:
+    """Insert interactions, each one an item, its part if that is known, and the external id of a user."""
+    put = "INSERT OR IGNORE INTO interactions (user, item, part) SELECT user, ?, ? FROM users WHERE id = ?"
+    db.executemany(put, rows)

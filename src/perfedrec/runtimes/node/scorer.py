@@ -1,0 +1,165 @@
+"""Recommending from a node's file without torch: what ``perfedrec node recommend`` waits for.
+
+A :class:`Scorer` reads what :class:`perfedrec.runtimes.node.serving.LocalRecommender` reads, and computes the same
+lists in numpy (:mod:`perfedrec.nn.inference`). Where it cannot, it says so, and torch has to do it.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfedrec.core.inference import InferenceOptions
+from perfedrec.core.words import TIES, fold_in, words_of
+from perfedrec.nn.inference import Client, Floats, Ints, Model, UnsupportedError, User
+from perfedrec.runtimes.node.database import Database
+from perfedrec.runtimes.node.file import NodeFile
+
+OWN_ITEMS = "own items"
+"""Stored beside the fields of a client state: the items [r] that its rows belong to. No field can have this name."""
+
+OLD_NAMES = {"vectors": "private", "lift": "user_init_scale"}
+"""Fields that older versions stored under other names."""
+
+
+class Scorer(NodeFile):
+    """Scores for the users of a node's file, one at a time. The served model is read once for all of them, and again
+    when the node has received another one."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._model: tuple[tuple[Any, ...], Model | None] | None = None
+
+    def scores(self, user_id: str) -> tuple[Floats, dict[str, Floats]] | None:
+        """[m] scores of all items for a user, minus infinity for the items that the user already has; and the named
+        parts [m] that the scores are the sum of. ``None`` where the method, or this user, needs torch.
+
+        Raises :class:`DataError` for an unknown user, and :class:`StoreError` if the node has received no model.
+        """
+        identity = self.identity(user_id)
+        with self._database.reading() as db:
+            query = "SELECT run, round, received, inference FROM served"
+            served = db.execute(query).fetchone()
+            if served is None:
+                raise self.no_model()
+            model = self._read_model(db, served)
+            if model is None:
+                return None
+            (key,) = db.execute("SELECT user FROM users WHERE id = ?", (user_id,)).fetchone()
+            user, is_new = self._read_user(db, model, key, identity, served)
+        try:
+            own = user.finetuned(identity, self.seed_of(served[0])) if is_new else user
+        except UnsupportedError:
+            return None
+        scores, parts = own.scores()
+        scores[own.own] = -np.inf
+        return scores, parts
+
+    def _read_model(self, db: sqlite3.Connection, served: tuple[Any, ...]) -> Model | None:
+        """The served model; ``None`` where its method needs torch."""
+        if self._model is None or self._model[0] != served:
+            options, found = None if served[3] is None else InferenceOptions.load(served[3]), None
+            if options is not None:
+                scalars, tables = db.execute("SELECT scalars, tables FROM served").fetchone()
+                named = {OLD_NAMES.get(name, name): value for name, value in json.loads(scalars).items()}
+                found = Model(options, self._database.load_arrays(tables), named)
+            self._model = served, found
+        return self._model[1]
+
+    def _read_user(
+        self, db: sqlite3.Connection, model: Model, key: int, identity: int, served: tuple[Any, ...]
+    ) -> tuple[User, bool]:
+        """A user as the file has it, and whether no round of training has used all of its items."""
+        query = "SELECT item FROM interactions WHERE user = ? ORDER BY item"
+        items = np.array(db.execute(query, (key,)).fetchall(), dtype=np.int64).reshape(-1)
+        known = db.execute("SELECT content FROM served_users WHERE user = ?", (key,)).fetchone()
+        received = self._database.load_arrays((known or db.execute("SELECT newcomer FROM served").fetchone())[0])
+        stored = self._stored_state(db, key, served)
+        client = Client.start(model.options, items.size, identity, self.seed_of(served[0]))
+        if stored is None:
+            return User(model, items, received, client).started(), True
+        saved_items = stored.pop(OWN_ITEMS)
+        rows, fits = self._fitting(stored, client, saved_items.size, served[0])
+        outdated = not np.array_equal(saved_items, items)
+        if outdated:
+            _, source, target = np.intersect1d(saved_items, items, assume_unique=True, return_indices=True)
+            rows, old = np.zeros_like(client.rows), rows
+            rows[target] = old[source]
+        return User(model, items, received, Client(**fits, rows=rows)), outdated
+
+    def _stored_state(
+        self, db: sqlite3.Connection, key: int, served: tuple[Any, ...]
+    ) -> dict[str, NDArray[Any]] | None:
+        """The client state that belongs to the served model."""
+        wanted = {"run": served[0], "round": served[1], "user": key}
+        run = "(SELECT number FROM runs WHERE run = :run)"
+        for table, also in (("kept_states", "AND round = :round"), ("memories", "")):
+            query = f"SELECT content FROM {table} WHERE run = {run} AND user = :user {also}"
+            row = db.execute(query, wanted).fetchone()
+            if row is not None:
+                found = self._database.load_arrays(row[0]) if row[0] is not None else None
+                return None if found is None else {OLD_NAMES.get(name, name): each for name, each in found.items()}
+        return None
+
+    def _fitting(
+        self, stored: dict[str, NDArray[Any]], like: Client, n_rows: int, run: str
+    ) -> tuple[Floats, dict[str, Any]]:
+        """The rows and the other fields of a stored client state. Raises :class:`StoreError` where they do not fit."""
+        vector = like.private.shape
+        wanted = {"private": (1, *vector), "first": (1, *vector), "second": (1, *vector), "steps": (1,)}
+        wanted |= {"rows": (n_rows, *vector)} | ({"mix": (1, *like.mix.shape)} if like.mix.size else {})
+        for name, shape in wanted.items():
+            if name not in stored or stored[name].shape != shape:
+                raise self.misfit(run, name)
+        fields = {name: stored[name][0] for name in wanted if name != "rows"}
+        return stored["rows"], {"mix": like.mix} | fields | {"steps": int(fields["steps"])}
+
+    # --- lists ---
+
+    def ids(self, items: Ints) -> list[int | str]:
+        """The external ids of items, by number."""
+        wanted = json.dumps(items.tolist())
+        with self._database.reading() as db:
+            query = "SELECT item, id FROM items WHERE item IN (SELECT value FROM json_each(?))"
+            found = dict(db.execute(query, (wanted,)).fetchall())
+        return [int(found[each]) if self._integers else found[each] for each in items.tolist()]
+
+    def ranked(self, user_id: str, scores: Floats) -> Ints:
+        """The items that can be recommended, best first. Equal scores come in the order of
+        :class:`perfedrec.evaluation.order.RandomOrder`."""
+        order = np.argsort(-scores, kind="stable")
+        order = order[scores[order] > -np.inf]
+        values = scores[order]
+        same = values[1:] == values[:-1]
+        if same.any():
+            tied = np.flatnonzero(np.append(False, same) | np.append(same, False))
+            own = TIES.words(words_of([user_id]))
+            words = fold_in(own, words_of(map(str, self.ids(order[tied])))).view(np.int64)
+            order[tied] = order[tied][np.lexsort((~words, -values[tied]))]
+        return order
+
+    def recommend(self, user_id: str, k: int) -> list[dict[str, Any]] | None:
+        """The rows of :func:`perfedrec.evaluation.lists.explained`; ``None`` where :meth:`scores` needs torch."""
+        found = self.scores(user_id)
+        if found is None:
+            return None
+        scores, parts = found
+        items = self.ranked(user_id, scores)[:k]
+        moved = np.zeros(items.size, dtype=np.int64)
+        if parts["global"].any():
+            places = np.zeros(scores.size, dtype=np.int64)
+            alone = self.ranked(user_id, np.where(scores > -np.inf, parts["global"], np.float32(-np.inf)))
+            places[alone] = np.arange(alone.size)
+            moved = places[items] - np.arange(items.size)
+        columns = {
+            "item": self.ids(items),
+            "rank": list(range(1, items.size + 1)),
+            "score": scores[items].tolist(),
+            **{name: values[items].tolist() for name, values in parts.items()},
+            "moved": moved.tolist(),
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
