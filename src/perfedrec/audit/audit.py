@@ -281,8 +281,7 @@ def _replay(
             )
         valid = history[number].valid  # pre-training has no loss to compare
         if report.loss is None and valid is not None and not _drawn_anew(algorithm):
-            simulator.choose(held, run.cutoffs, run.select_by)
-            again = simulator.recommender().evaluate(held, run.cutoffs)
+            again = simulator.evaluate(held, run.cutoffs, run.select_by)
             if again != valid:
                 raise CheckpointError(
                     f"round {number} of pre-training cannot be repeated: {run.select_by} {valid[run.select_by]} is "

@@ -7,7 +7,7 @@ a cohort, a node passes the users that it hosts, a phone passes one user: all th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeAlias, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from perfedrec.core.aggregate import Aggregate, Aggregator
 from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.keys import Key
+from perfedrec.core.scoring import RANKED_AT_ONCE, Scoring
 from perfedrec.core.types import Embedding, Plan, Published, Rows, Spec, Update
 
 
@@ -228,9 +229,6 @@ class Algorithm(Protocol[S, B, C]):
     def n_choices(self) -> int:
         """How many settings of the served model users compare on their held-out items; 1: nothing is chosen so."""
 
-    def compared(self, broadcast: B, rows: Rows, client_state: C) -> Iterator[Tensor]:
-        """[B, m] :meth:`scores` with each setting in turn. Setting 0 is that of the served state."""
-
     def choose(self, state: S, number: int) -> S:
         """The state with setting ``number``."""
 
@@ -238,6 +236,14 @@ class Algorithm(Protocol[S, B, C]):
         """What held-out items have chosen in a served state, by name of the option; empty where they chose nothing."""
 
     # --- recommending ---
+
+    @property
+    def ranked_at_once(self) -> int:
+        """For how many users one call of :meth:`scoring` is made: where it computes all scores, they need memory."""
+
+    def scoring(self, broadcast: B, rows: Rows, client_state: C, compared: bool = False) -> Scoring:
+        """The same as :meth:`scores`, computed where it is needed. If settings are ``compared``, the scores by each of
+        them, where setting 0 is that of the served state; by this one alone where nothing can be chosen yet."""
 
     def scores(self, broadcast: B, rows: Rows, client_state: C) -> Tensor:
         """[B, m] scores of all items for the users of a block."""
@@ -258,19 +264,29 @@ class Algorithm(Protocol[S, B, C]):
 
 
 class OneSetting(ABC, Generic[S, B, C]):
-    """Fulfils the part of :class:`Algorithm` about choices and inference, for a model with nothing to choose that needs
-    torch."""
+    """Fulfils the parts of :class:`Algorithm` about choices, ranking and inference, for a model with nothing to choose
+    that computes all scores at once and needs torch."""
 
     @property
     def inference(self) -> InferenceOptions | None:
         return None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own, inherited = vars(cls), cls.scoring
+        if "scores" in own and "scoring" not in own and inherited is not OneSetting.scoring:  # its scores count
+            cls.scoring = OneSetting.scoring  # type: ignore[method-assign]
+
     @property
     def n_choices(self) -> int:
         return 1
 
-    def compared(self, broadcast: B, rows: Rows, client_state: C) -> Iterator[Tensor]:
-        yield self.scores(broadcast, rows, client_state)
+    @property
+    def ranked_at_once(self) -> int:
+        return RANKED_AT_ONCE
+
+    def scoring(self, broadcast: B, rows: Rows, client_state: C, compared: bool = False) -> Scoring:
+        return Scoring.of(self.scores(broadcast, rows, client_state))
 
     @abstractmethod
     def scores(self, broadcast: B, rows: Rows, client_state: C) -> Tensor: ...

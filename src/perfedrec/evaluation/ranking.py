@@ -9,7 +9,7 @@ rule of :mod:`.order`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import SupportsInt, TypeAlias
 
@@ -169,10 +169,18 @@ class Totals:
 
         Without users with held-out items, there is only ``users``, which is 0.
         """
-        result = {name: value / self.users for name, value in sorted(self.sums.items())} if self.users else {}
-        if self.users:
-            result |= {f"coverage@{k}": float(flags.sum()) / self.n_items for k, flags in sorted(self.shown.items())}
-        return {**result, "users": float(self.users)}
+        if not self.users:
+            return {"users": 0.0}
+        means = {name: value / self.users for name, value in self.sums.items()}
+        coverage = {k: float(flags.sum()) / self.n_items for k, flags in self.shown.items()}
+        return figures({**means, "users": float(self.users)}, coverage)
+
+
+def figures(means: Mapping[str, float], coverage: Mapping[int, float]) -> dict[str, float]:
+    """The figures of an evaluation in the order in which they are reported: the ``means`` over users by name, the
+    ``coverage`` by cut-off, and the number of users."""
+    found = {name: means[name] for name in sorted(means) if name != "users"}
+    return {**found, **{f"coverage@{k}": coverage[k] for k in sorted(coverage)}, "users": means["users"]}
 
 
 def mask_seen(scores: Tensor, segments: Tensor, items: Tensor) -> Tensor:
@@ -192,21 +200,25 @@ def rank_block(scores: Tensor, k: int, users: Tensor, order: RandomOrder) -> tup
     """
     k = min(k, scores.shape[1])
     values, items = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)  # one more, to see a tie at the end
-    tied = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)
-    cut, inside = tied[:, k - 1 :].any(1), tied[:, : k - 1].any(1)
-    values, items = values[:, :k].contiguous(), items[:, :k].contiguous()
+    values, last = values[:, :k].contiguous(), values[:, k:]
+    items = items[:, :k].contiguous()
+    cut = ((last == values[:, -1:]) & (last > -torch.inf)).any(1)
     if bool(cut.any()):  # of the items that have the last place's score, those that come first
         rows = cut.nonzero().squeeze(1)
-        words, own, last = order.words(users[rows]), scores[rows], values[rows, -1:]
-        words.masked_fill_(own > last, _FIRST).masked_fill_(own < last, _LAST)
+        words, own, worst = order.words(users[rows]), scores[rows], values[rows, -1:]
+        words.masked_fill_(own > worst, _FIRST).masked_fill_(own < worst, _LAST)
         items[rows] = words.topk(k, dim=1).indices
-        values[rows] = own.gather(1, items[rows])
-    again = cut | inside
-    if bool(again.any()):
-        rows = again.nonzero().squeeze(1)
-        some = items[rows]
-        some = some.gather(1, order.words(users[rows], some).argsort(dim=1, descending=True))
-        own = scores[rows[:, None], some]
-        values[rows], places = own.sort(dim=1, descending=True, stable=True)
-        items[rows] = some.gather(1, places)
+        values[rows], places = own.gather(1, items[rows]).sort(dim=1, descending=True, stable=True)
+        items[rows] = items[rows].gather(1, places)
+    settle(values, items, users, order)
     return values, items
+
+
+def settle(values: Tensor, items: Tensor, users: Tensor, order: RandomOrder) -> None:
+    """Bring ``items`` [B, k] with equal scores ``values`` [B, k], which descend, into the ``order`` of their user."""
+    tied = ((values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)).any(1)
+    if bool(tied.any()):
+        rows = tied.nonzero().squeeze(1)
+        by_word = order.words(users[rows], items[rows]).argsort(dim=1, descending=True)
+        own, places = values[rows].gather(1, by_word).sort(dim=1, descending=True, stable=True)
+        values[rows], items[rows] = own, items[rows].gather(1, by_word).gather(1, places)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.records import Scalar, copied, unflatten
+from perfedrec.core.scoring import RANKED_AT_ONCE, Scoring
 from perfedrec.core.types import Embedding, block_rows
+from perfedrec.evaluation.best import rank_scoring
 from perfedrec.evaluation.order import RandomOrder
-from perfedrec.evaluation.ranking import CUTOFFS, Held, Totals, mask_seen, rank_block
+from perfedrec.evaluation.ranking import CUTOFFS, Held, Totals, mask_seen
 from perfedrec.evaluation.sampled import rank_among
-
-RANKED_AT_ONCE = 512  # users per block: each takes memory for the scores of all items
 
 Stored = Mapping[str, tuple[dict[str, Tensor], dict[str, Scalar]]]
 """Flat records by name, as a checkpoint holds them: for each record its tensors and its scalars."""
@@ -40,6 +40,15 @@ class Recommender(ABC):
     @abstractmethod
     def raw_scores(self, users: Tensor) -> Tensor:
         """[B, m] scores of all items for ``users`` [B]. The caller may overwrite the tensor."""
+
+    def scoring(self, users: Tensor) -> Scoring:
+        """:meth:`raw_scores`, computed where they are needed."""
+        return Scoring.of(self.raw_scores(users))
+
+    @property
+    def ranked_at_once(self) -> int:
+        """For how many users one call of :meth:`scoring` is made."""
+        return RANKED_AT_ONCE
 
     @abstractmethod
     def for_new_users(self, offsets: Tensor, items: Tensor, order: RandomOrder | None = None) -> Recommender:
@@ -96,33 +105,42 @@ class Recommender(ABC):
             mask_seen(scores, *hide.rows(users))
         return scores
 
-    def recommend(self, users: Tensor, k: int, block_size: int = RANKED_AT_ONCE) -> tuple[Tensor, Tensor]:
+    def best(self, users: Tensor, k: int, hide: Held | None = None) -> tuple[Tensor, Tensor]:
+        """The scores and items [B, min(k, m)] of the ``k`` best items of a block of ``users`` [B], best first: see
+        :func:`perfedrec.evaluation.ranking.rank_block`. Training items and those in ``hide`` are left out."""
+        rows, _ = block_rows(self.offsets, self.items, users)
+        pairs = [(rows.segments, rows.items), *([] if hide is None else [hide.rows(users)])]
+        segments, items = (torch.cat(each) for each in zip(*pairs, strict=True))
+        return rank_scoring(self.scoring(users), k, users, self.order, segments, items)[0]
+
+    def recommend(self, users: Tensor, k: int, block_size: int | None = None) -> tuple[Tensor, Tensor]:
         """For ``users`` [B]: the k best items that they have not seen in training, best first, and their scores.
 
         Both are [B, min(k, m)]. Users are ranked in blocks of ``block_size``, which bounds the memory.
         """
-        ranked = [rank_block(self.scores(block), k, block, self.order) for block in users.split(block_size)]
+        ranked = [self.best(block, k) for block in users.split(block_size or self.ranked_at_once)]
         return torch.cat([items for _, items in ranked]), torch.cat([values for values, _ in ranked])
 
     def rank(
-        self, held: Held, ks: tuple[int, ...] = CUTOFFS, hide: Held | None = None, block_size: int = RANKED_AT_ONCE
+        self, held: Held, ks: tuple[int, ...] = CUTOFFS, hide: Held | None = None, block_size: int | None = None
     ) -> Totals:
-        """Rank, for all users, all items that a user has not seen in training and that are not in ``hide``.
+        """Rank, for all users who have items in ``held``, all items that a user has not seen in training and that are
+        not in ``hide``.
 
         ``held`` are the held-out items to find, and ``ks`` are the cut-offs.
         """
-        totals = Totals(ks, self.n_items)
-        if not held.items.numel():
-            return totals  # nobody counts, and nobody has to be scored
-        for users in self.everyone().split(block_size):
-            values, lists = rank_block(self.scores(users, hide=hide), max(ks), users, self.order)
+        totals, everyone = Totals(ks, self.n_items), self.everyone()
+        for users in everyone[held.counts(everyone) > 0].split(block_size or self.ranked_at_once):
+            if not users.numel():
+                break  # nobody has to be scored
+            values, lists = self.best(users, max(ks), hide)
             shown = values > -torch.inf  # a user who has seen nearly all items gets a shorter list
             hits = held.hits(users, lists, self.n_items) & shown
             totals.add(hits, held.counts(users), lists.masked_fill(~shown, -1), users)
         return totals
 
     def evaluate(
-        self, held: Held, ks: tuple[int, ...] = CUTOFFS, hide: Held | None = None, block_size: int = RANKED_AT_ONCE
+        self, held: Held, ks: tuple[int, ...] = CUTOFFS, hide: Held | None = None, block_size: int | None = None
     ) -> dict[str, float]:
         """The means of :meth:`rank` over users."""
         return self.rank(held, ks, hide, block_size).means()

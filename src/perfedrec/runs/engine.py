@@ -14,6 +14,7 @@ from perfedrec.core.device import pick_device
 from perfedrec.core.errors import DataError, DivergedError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
+from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import NEWCOMER, Embedding, RoundReport, block_rows
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored
@@ -33,8 +34,9 @@ class Engine(Protocol):
     def play(self) -> RoundReport:
         """Play the next round."""
 
-    def choose(self, held: Held, ks: tuple[int, ...], metric: str) -> None:
-        """Let held-out items choose between the settings of the model, where it has several."""
+    def evaluate(self, held: Held, ks: tuple[int, ...], metric: str) -> dict[str, float]:
+        """The metrics of the model after the last round at the cut-offs ``ks``, by ``held``-out items. Where the method
+        has several settings, these items choose one by the ``metric``."""
 
     def recommender(self) -> Recommender:
         """The recommender after the last round; it changes with the next one."""
@@ -56,6 +58,9 @@ class CentralRecommender(Recommender):
 
     def raw_scores(self, users: Tensor) -> Tensor:
         return self.method.scores(self.state, self.data, users)
+
+    def scoring(self, users: Tensor) -> Scoring:
+        return self.method.scoring(self.state, self.data, users)
 
     def for_new_users(self, offsets: Tensor, items: Tensor, order: RandomOrder | None = None) -> CentralNewUsers:
         return CentralNewUsers(self, offsets, items, order)
@@ -141,8 +146,9 @@ class Central:
         phase = "train" if self.method.trained else "fit"
         return RoundReport(self.round - 1, phase, self.data.n_users, self.data.n_users, loss, 0, 0, 0)
 
-    def choose(self, held: Held, ks: tuple[int, ...], metric: str) -> None:
-        """Nothing: a centralised method has one setting."""
+    def evaluate(self, held: Held, ks: tuple[int, ...], metric: str) -> dict[str, float]:
+        """The metrics after the last round. A centralised method has one setting."""
+        return self.recommender().evaluate(held, ks)
 
     def recommender(self) -> CentralRecommender:
         """The recommender after the last round."""

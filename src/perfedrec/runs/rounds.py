@@ -75,8 +75,7 @@ class Rounds:
     def _evaluate(self) -> dict[str, float]:
         """The validation metrics after the last round, whose recommender is kept if it is the best so far."""
         start = time.perf_counter()
-        self.engine.choose(self._valid, self.run.cutoffs, self.run.select_by)
-        valid = self.engine.recommender().evaluate(self._valid, self.run.cutoffs)
+        valid = self.engine.evaluate(self._valid, self.run.cutoffs, self.run.select_by)
         if self.selection.is_better(valid):
             self.best = self.engine.recommender().frozen()
         self.progress.seconds += time.perf_counter() - start

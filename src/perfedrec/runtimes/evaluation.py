@@ -17,8 +17,10 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate
 from perfedrec.core.algorithm import Algorithm, B, C
+from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import Rows, Update
-from perfedrec.evaluation import Held, RandomOrder, mask_seen, rank_block
+from perfedrec.evaluation import Held, RandomOrder
+from perfedrec.evaluation.best import rank_scoring
 from perfedrec.evaluation.holdout import TEST, VALID
 from perfedrec.evaluation.ranking import METRICS, metrics
 
@@ -82,11 +84,17 @@ class Wanted:
     order: RandomOrder
     ks: tuple[int, ...]
 
-    def values(self, scores: Tensor, users: Tensor) -> Tensor:
-        """float64 [B, D] the metrics of ``users`` [B] by ``scores`` [B, m], where their training items are hidden."""
-        mask_seen(scores, *self.hidden.rows(users))
-        best, lists = rank_block(scores, max(self.ks), users, self.order)
-        hits = self.held.hits(users, lists, scores.shape[1]) & (best > -torch.inf)
+    def lists(self, scoring: Scoring, rows: Rows, users: Tensor) -> list[Tensor]:
+        """For each setting of a ``scoring`` the best items [B, k] of ``users`` [B], who have the training items
+        ``rows``; -1 after the end of a list."""
+        segments, items = self.hidden.rows(users)
+        segments, items = torch.cat([rows.segments, segments]), torch.cat([rows.items, items])
+        found = rank_scoring(scoring, max(self.ks), users, self.order, segments, items)
+        return [lists.masked_fill(best == -torch.inf, -1) for best, lists in found]
+
+    def values(self, lists: Tensor, users: Tensor, n_items: int) -> Tensor:
+        """float64 [B, D] the metrics of ``users`` [B] by their ``lists`` [B, k]."""
+        hits = self.held.hits(users, lists.clamp(min=0), n_items) & (lists >= 0)
         found = metrics(hits, self.held.counts(users), self.ks)
         return torch.stack([found[f"{name}@{k}"] for k in self.ks for name in METRICS], dim=1)
 
@@ -98,17 +106,20 @@ def evaluate_users(
     client_state: C,
     users: Tensor,
     wanted: Wanted,
-    compares: bool = False,
-) -> Update:
+    n_choices: int = 1,
+) -> tuple[Update, list[Tensor]]:
     """What B users hand over, who all have held-out items: ``dense`` float64 [B, n D], the values of D metrics for each
-    of n settings of the model, if it ``compares`` them, and of the served one otherwise. ``users`` [B] are their
-    numbers in what is ``wanted``."""
-    given = broadcast, rows, client_state
-    each = algorithm.compared(*given) if compares else [algorithm.scores(*given)]
-    values = [wanted.values(mask_seen(scores, rows.segments, rows.items), users) for scores in each]
-    return Update(
+    of ``n_choices`` settings of the model, or for the served one alone. ``users`` [B] are their numbers in what is
+    ``wanted``. What stays with them are their lists [B, k] by each setting."""
+    scoring = algorithm.scoring(broadcast, rows, client_state, n_choices > 1)
+    lists = wanted.lists(scoring, rows, users)
+    values = [wanted.values(each, users, scoring.n_items) for each in lists]
+    if len(values) < n_choices:  # nothing can be chosen yet
+        values, lists = values * n_choices, lists * n_choices
+    update = Update(
         users=rows.users,
         groups=torch.zeros_like(rows.users),
         weights=torch.ones(rows.n_users, device=rows.users.device),
         dense=torch.cat(values, dim=1),
     )
+    return update, lists

@@ -13,10 +13,11 @@ from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.device import pick_device
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
+from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import Embedding, RoundReport, Rows, Spec
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored
-from perfedrec.evaluation.recommender import RANKED_AT_ONCE
+from perfedrec.evaluation.ranking import figures
 from perfedrec.runtimes.evaluation import Question, Wanted, best_of, evaluate_users
 from perfedrec.runtimes.new_users import NewUserRecommender, unknown
 from perfedrec.runtimes.population import Population
@@ -44,6 +45,13 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
     def raw_scores(self, users: Tensor) -> Tensor:
         broadcast, rows, client_state = self.given(users)
         return self.algorithm.scores(broadcast, rows, client_state)
+
+    def scoring(self, users: Tensor) -> Scoring:
+        return self.algorithm.scoring(*self.given(users))
+
+    @property
+    def ranked_at_once(self) -> int:
+        return self.algorithm.ranked_at_once
 
     def explain(self, users: Tensor) -> dict[str, Tensor]:
         return self.algorithm.explain(*self.given(users))
@@ -123,19 +131,32 @@ class Simulator(Generic[S, B, C]):
         )
         return report
 
-    def choose(self, held: Held, ks: tuple[int, ...], metric: str) -> None:
-        """Let users choose between the settings of the model, where the method has several, by the ``metric`` of the
-        items that they have ``held`` out: as nodes do, by sums over users."""
-        question, recommender = Question("valid", ks, self.state.round), self.recommender()
-        if question.n_choices(self.algorithm) == 1 or not held.items.numel():
-            return
-        nothing = Held(torch.zeros_like(held.offsets), held.items[:0])
-        wanted, total = Wanted(held, nothing, self.order, ks), question.empty(self.algorithm, self.population.n_items)
-        everyone = recommender.everyone()
-        for users in everyone[held.counts(everyone) > 0].split(RANKED_AT_ONCE):
-            update = evaluate_users(self.algorithm, *recommender.given(users), users, wanted, compares=True)
-            total = total + reduce(update, self.population.n_items, 1)
-        self.state = self.algorithm.choose(self.state, best_of(question.means(total), metric))
+    def evaluate(self, held: Held, ks: tuple[int, ...], metric: str) -> dict[str, float]:
+        """How well the model ranks the items that users have ``held`` out: the metrics at the cut-offs ``ks`` as means
+        over these users, and the coverage.
+
+        Where the method has several settings, users choose between them by the ``metric``, and the figures are those of
+        the chosen one. The sums over users are those that nodes take.
+        """
+        recommender, question = self.recommender(), Question("valid", ks, self.state.round)
+        everyone, n_choices = recommender.everyone(), question.n_choices(self.algorithm)
+        tested = everyone[held.counts(everyone) > 0]
+        if not tested.numel():
+            return {"users": 0.0}
+        nothing, n_items = Held(torch.zeros_like(held.offsets), held.items[:0]), self.population.n_items
+        wanted, total = Wanted(held, nothing, self.order, ks), question.empty(self.algorithm, n_items)
+        shown = torch.zeros(n_choices, len(ks), n_items + 1, dtype=torch.bool, device=self.device)  # the last for -1
+        for users in tested.split(recommender.ranked_at_once):
+            update, lists = evaluate_users(self.algorithm, *recommender.given(users), users, wanted, n_choices)
+            total = total + reduce(update, n_items, 1)
+            for number, each in enumerate(lists):
+                for place, k in enumerate(ks):
+                    shown[number, place, each[:, :k]] = True
+        means = question.means(total)
+        number = best_of(means, metric)
+        self.state = self.algorithm.choose(self.state, number)
+        covered = shown[number, :, :n_items].sum(1).tolist()
+        return figures(means[number], {k: count / n_items for k, count in zip(ks, covered, strict=True)})
 
     @property
     def n_phases(self) -> int:

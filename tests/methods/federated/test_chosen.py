@@ -76,7 +76,7 @@ def test_no_turn_is_lost_while_there_is_one_model_alone() -> None:
     held = Held.of(valid.offsets, valid.items, simulator.device)
     for _ in range(simulator.n_phases + 2):
         simulator.play()
-        simulator.choose(held, (10,), "ndcg@10")
+        simulator.evaluate(held, (10,), "ndcg@10")
         seen.append((simulator.state.turn, bool(torch.isclose(simulator.state.mix[4], torch.tensor(0.43 / 1.43)))))
     assert seen[:-3] == [(0, True)] * (simulator.n_phases - 1)
     assert [turn for turn, _ in seen[-3:]] == [1, 2, 3]
@@ -98,14 +98,15 @@ def test_compared_scores_are_those_of_each_setting(clusters: int) -> None:
     options = {**SMALL, "clusters__n_clusters": clusters}
     recommender = train("perfedrec_pp", load(DATA), **options).recommender
     method, users = recommender.algorithm, torch.arange(120)
-    compared = list(method.compared(*recommender.given(users)))
+    compared = list(method.scoring(*recommender.given(users), compared=True).each())
     assert len(compared) == method.n_choices == N_SETTINGS
     for turn in range(6):
         state = replace(recommender.state, turn=turn)
-        compared = list(method.compared(*PersonalRecommender(method, state, recommender.population).given(users)))
+        given = PersonalRecommender(method, state, recommender.population).given(users)
+        compared = [each.clone() for each in method.scoring(*given, compared=True).each()]
         for number, scores in enumerate(compared):
             own = PersonalRecommender(method, method.choose(state, number), recommender.population)
-            assert torch.equal(own.raw_scores(users), scores)
+            assert torch.allclose(own.raw_scores(users), scores, atol=1e-5)
             assert torch.allclose(sum(own.explain(users).values()), scores, atol=1e-5)
 
 

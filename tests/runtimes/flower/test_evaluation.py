@@ -81,9 +81,9 @@ def test_figures_are_those_of_a_naive_ranking(tmp_path: Path, privacy: dict[str,
 def test_users_rank_with_what_the_service_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neighbour sums, first vectors and lists do not pass through the coordinator."""
     given, seen = deployed(tmp_path, pretraining={"kind": "contrastive"}, personal={"neighbourhood": 1.0}), list[Any]()
-    plain = given.algorithm.scores
+    plain = given.algorithm.scoring
     monkeypatch.setattr(
-        given.algorithm, "scores", lambda broadcast, *more: (seen.append(broadcast), plain(broadcast, *more))[1]
+        given.algorithm, "scoring", lambda broadcast, *more: (seen.append(broadcast), plain(broadcast, *more))[1]
     )
     number = given.flower.round
     given.coordinator.evaluate(given.algorithm.serving(given.flower), Question("valid", KS, number))

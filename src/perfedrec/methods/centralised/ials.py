@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from perfedrec.core.keys import Key, normal
+from perfedrec.core.scoring import Scoring
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows, block_rows
 from perfedrec.methods.centralised.method import Method, Training
@@ -72,8 +73,11 @@ class IALS(Method):
         return Embedding(self._solved(rows, state, data.n_items), state.vectors)
 
     def scores(self, state: Items, data: Training, users: Tensor) -> Tensor:
+        return self.scoring(state, data, users).dense()
+
+    def scoring(self, state: Items, data: Training, users: Tensor) -> Scoring:
         own = self.embedding(state, data, users)
-        return own.users @ own.items.T
+        return Scoring.product(own.users, own.items)
 
     def _solved(self, rows: Rows, other: Items, n_other: int) -> Tensor:
         """The vectors of one side, given those of the ``other`` side, of which ``rows`` has the interactions."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
+from perfedrec.core.scoring import Scoring
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows, block_rows
 from perfedrec.data import Dataset
@@ -72,6 +73,12 @@ class Method(ABC):
     """Whether the seed changes nothing, so that one run is enough. Each class says so for itself: a subclass may draw
     random numbers."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own, inherited = vars(cls), cls.scoring
+        if "scores" in own and "scoring" not in own and inherited is not Method.scoring:  # its scores count
+            cls.scoring = Method.scoring  # type: ignore[method-assign]
+
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings: Any = settings or self.Options()
 
@@ -93,6 +100,10 @@ class Method(ABC):
     @abstractmethod
     def scores(self, state: Any, data: Training, users: Tensor) -> Tensor:
         """[B, m] scores of all items for ``users`` [B]."""
+
+    def scoring(self, state: Any, data: Training, users: Tensor) -> Scoring:
+        """The same as :meth:`scores`, computed where it is needed."""
+        return Scoring.of(self.scores(state, data, users))
 
     def scores_of_new_users(self, state: Any, data: Training, rows: Rows) -> Tensor:
         """[B, m] scores of all items for B users who were not in training, from their ``rows``.

@@ -12,6 +12,7 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from perfedrec.core.keys import Key
+from perfedrec.core.scoring import Scoring
 from perfedrec.core.settings import Settings
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Embedding, block_rows
@@ -66,8 +67,11 @@ class SpectralFilter(Method):
         return Basis(*(torch.tensor(each, dtype=torch.float32, device=device) for each in (down, up)))
 
     def scores(self, state: Basis, data: Training, users: Tensor) -> Tensor:
+        return self.scoring(state, data, users).dense()
+
+    def scoring(self, state: Basis, data: Training, users: Tensor) -> Scoring:
         own = self.embedding(state, data, users)
-        return own.users @ own.items.T
+        return Scoring.product(own.users, own.items)
 
     def embedding(self, state: Basis, data: Training, users: Tensor) -> Embedding:
         return state.embedding(data, users)

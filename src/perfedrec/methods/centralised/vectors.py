@@ -13,6 +13,7 @@ from torch import Tensor
 
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.sampling import choose, draw_outside, paired
+from perfedrec.core.scoring import Scoring
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows, block_rows
 from perfedrec.methods.centralised.descent import descend
@@ -101,6 +102,9 @@ class VectorMethod(Method):
 
     def scores(self, state: Vectors, data: Training, users: Tensor) -> Tensor:
         return state.users[users] @ state.items.T
+
+    def scoring(self, state: Vectors, data: Training, users: Tensor) -> Scoring:
+        return Scoring.product(state.users[users], state.items)
 
     def embedding(self, state: Vectors, data: Training, users: Tensor) -> Embedding:
         return Embedding(state.users[users], state.items)

@@ -13,6 +13,7 @@ from torch import Tensor
 from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import TRAIN, Phase
 from perfedrec.core.keys import Key
+from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update
 from perfedrec.methods.federated import neighbourhood
 from perfedrec.methods.federated.base import LocalBatch
@@ -386,6 +387,9 @@ class GraphMethod(FedMF[S, B, C]):
     def scores(self, broadcast: B, rows: Rows, client_state: C) -> Tensor:
         users, items = self.final(broadcast, rows, client_state)
         return users @ items.T
+
+    def scoring(self, broadcast: B, rows: Rows, client_state: C, compared: bool = False) -> Scoring:
+        return Scoring.product(*self.final(broadcast, rows, client_state))
 
     def embedding(self, broadcast: B, rows: Rows, client_state: C) -> Embedding | None:
         return Embedding(*self.final(broadcast, rows, client_state))

@@ -12,10 +12,9 @@ Decisions where the papers leave details open:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from perfedrec.core.aggregate import Aggregate, from_fixed
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.keys import Key
+from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update, items_of
 from perfedrec.methods.federated import cohort, neighbourhood, summing
 from perfedrec.methods.federated.graph import GraphMethod
@@ -302,16 +302,6 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         beta = self.settings.neighbourhood.beta if chosen.beta is None else chosen.beta
         return Setting(self.weights if chosen.mix is None else chosen.mix, beta)
 
-    def compared(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Iterator[Tensor]:
-        there = {"pretrained": broadcast.pretrained, "neighbourhood": broadcast.low_rank}
-        names = self._names(broadcast.trained, [name for name, table in there.items() if table is not None])
-        mixture = self.mixture(broadcast, rows, client_state)
-        if not turns(names):  # nothing to choose yet
-            yield from repeat(mixture.mixed(self._setting(broadcast)), self.n_choices)
-            return
-        for number in range(self.n_choices):
-            yield mixture.mixed(step(self._setting(broadcast), names, broadcast.turn or 0, number))
-
     def choose(self, state: PerFedRecState, number: int) -> PerFedRecState:
         if self.n_choices == 1:
             return state
@@ -410,12 +400,27 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             self.settings.neighbourhood,
         )
 
+    @property
+    def ranked_at_once(self) -> int:
+        return 2048  # the tables of items are made once for them
+
+    def scoring(
+        self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient, compared: bool = False
+    ) -> Scoring:
+        mixture = self.mixture(broadcast, rows, client_state)
+        if self.n_choices == 1:
+            return mixture.scoring()
+        there = {"pretrained": broadcast.pretrained, "neighbourhood": broadcast.low_rank}
+        names = self._names(broadcast.trained, [name for name, table in there.items() if table is not None])
+        setting, order, turn = self._setting(broadcast), turns(names), broadcast.turn or 0
+        if not compared or not order:
+            return mixture.scoring([setting])
+        settings = [step(setting, names, turn, number) for number in range(self.n_choices)]
+        return mixture.scoring(settings, order[turn % len(order)])
+
     def scores(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> Tensor:
         """[B, m] scores of the personal model for all items."""
-        mixture = self.mixture(broadcast, rows, client_state)
-        if self.n_choices > 1:  # the very scores that were compared
-            return mixture.mixed(self._setting(broadcast))
-        return mixture.scores()
+        return self.scoring(broadcast, rows, client_state).dense()
 
     def explain(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> dict[str, Tensor]:
         """The part [B, m] of each model in :meth:`scores`; the parts sum to the score."""

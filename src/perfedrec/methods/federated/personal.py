@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import draw_outside, paired
+from perfedrec.core.scoring import Lists, Product, Scoring
 from perfedrec.core.types import Rows
 from perfedrec.methods.federated.network import Finish, Network
 from perfedrec.methods.federated.settings import NeighbourhoodSettings
@@ -93,7 +94,6 @@ class Mixture:
         if broadcast.low_rank is not None:
             self.parts["neighbourhood"] = self._near(broadcast.low_rank)
         self.mix, self._places = mix, [MODELS.index(name) for name in self.parts]
-        self._found: dict[str, Tensor] = {}
 
     @cached_property
     def _target(self) -> Tensor:
@@ -123,25 +123,41 @@ class Mixture:
         if beta == self.beta or self.broadcast.low_rank is None:
             return self
         other = copy(self)
-        other.beta, other._found = beta, {}
-        other.parts = self.parts | {"neighbourhood": other._near(self.broadcast.low_rank)}
+        other.beta, other.parts = beta, dict(self.parts)
+        other.parts["neighbourhood"] = other._near(self.broadcast.low_rank)
         return other
 
-    def _weights(self, mix: Tensor | None = None) -> dict[str, Tensor]:
-        """[B, 1] the weight of each model, times the scale of its scores, by the logits ``mix`` [B, models], or by the
-        users' own. Before the first round of training it is 0 for those that are untrained, and scores have the scale
-        of the first one that is ready."""
+    def _shares(self, mix: Tensor | None = None) -> dict[str, Tensor]:
+        """[B, 1] the share of each model, by the logits ``mix`` [B, models], or by the users' own. Before the first
+        round of training it is 0 for those that are untrained. Shares of models with weight 0 are 0."""
         names, logits = list(self.parts), (self.mix if mix is None else mix)[:, self._places]
-        scales = {name: part.scale for name, part in self.parts.items()}
-        if not self.broadcast.trained and (ready := [name for name in names if name in UNTRAINED]):
+        if ready := self._ready:
             away = [place for place, name in enumerate(names) if name not in ready]
             logits = logits.index_fill(1, torch.tensor(away, device=logits.device), -torch.inf)
-            scales = {name: scale / self.parts[ready[0]].scale for name, scale in scales.items()}
-        shares = logits.softmax(1).split(1, dim=1)
-        return {name: share * scales[name] for name, share in zip(names, shares, strict=True)}
+        shares = logits.softmax(1)
+        shares = shares.masked_fill(shares <= 2 * LEAST, 0.0)
+        return dict(zip(names, shares.split(1, dim=1), strict=True))
 
-    def _listed(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The lists' part [B, m] of the scores, and which users [B, 1] have a list; ``None`` without lists.
+    @property
+    def _ready(self) -> list[str]:
+        """The models that recommend alone before the first round of training; none after it."""
+        return [] if self.broadcast.trained else [name for name in self.parts if name in UNTRAINED]
+
+    @property
+    def _scales(self) -> dict[str, Tensor]:
+        """[B, 1] the scale of each model's scores: that of the global model's or, before the first round of training,
+        that of the first one that is ready."""
+        scales = {name: part.scale for name, part in self.parts.items()}
+        return {name: scale / scales[self._ready[0]] for name, scale in scales.items()} if self._ready else scales
+
+    def _weights(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """[B, 1] the weight of each model: its share, times the scale of its scores."""
+        scales = self._scales
+        return {name: share * scales[name] for name, share in shares.items()}
+
+    def _listed(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The users' lists: items [B, L], -1 for unused places; their part [B, L] of the scores; and which users [B, 1]
+        have a list. ``None`` without lists.
 
         Items that are not listed have score 0. The scores have the standard deviation of those by the model of low
         rank, whose ``weight`` [B, 1] is given.
@@ -155,93 +171,91 @@ class Mixture:
         mean, square = (each.sum(1, keepdim=True) / n_items for each in (nearness, nearness.square()))
         deviation = (square - mean.square()).clamp(min=1e-24).sqrt()
         own = nearness * (weight * self._target[:, None] / part.scale / deviation)
-        scores = weight.new_zeros(self.rows.n_users, n_items)
-        return scores.scatter_add_(1, items, own), (near >= 0).any(1, keepdim=True)
+        return near.to(torch.int64), own, (near >= 0).any(1, keepdim=True)
 
-    def _weighted(self) -> tuple[dict[str, Tensor], Callable[[str, int], Tensor], Tensor | None]:
-        """Each model's final user vectors [B, d] times its weight; a function that returns the final vectors [m, d] of
-        all items in a model for the members of a cluster; and the lists' part [B, m] of the scores."""
-        weights, listed = self._weights(), None
-        users = {name: weights[name] * part.finish(part.users) for name, part in self.parts.items()}
-        if "neighbourhood" in users and (found := self._listed(weights["neighbourhood"])) is not None:
-            listed, has = found
-            users["neighbourhood"] = users["neighbourhood"].masked_fill(has, 0.0)
+    def _table(self, name: str) -> str:
+        """Which model has the item vectors that a model scores: local models score those of the cluster, which are
+        those of the global model where there are no clusters."""
+        if name not in ("local", "cluster"):
+            return name
+        return "global" if self.broadcast.offsets is None else "cluster"
 
-        @cache
-        def items(name: str, group: int) -> Tensor:
-            return self.parts[name].items(self.every, torch.full_like(self.every, group))
+    def _items(self, name: str, group: int) -> Tensor:
+        """[m, d] the final vectors of all items in a model, for the members of a cluster."""
+        return self.parts[name].items(self.every, torch.full_like(self.every, group))
 
-        return users, items, listed
-
-    def scores(self) -> Tensor:
-        """[B, m] scores of all items."""
-        users, items, listed = self._weighted()
-        if listed is not None and not bool(users["neighbourhood"].any()):
-            del users["neighbourhood"]  # all have lists
-        users["cluster"] = users["cluster"] + users.pop("local")  # both score the same table
-        if self.broadcast.offsets is None:
-            users["global"] = users["global"] + users.pop("cluster")
-
-        def tables(group: int) -> Tensor:
-            return torch.cat([items(name, group if name == "cluster" else 0) for name in users], dim=1)
-
-        scores = self._by_group(torch.cat(list(users.values()), dim=1), tables)
-        return scores if listed is None else scores.add_(listed)
-
-    def _by_group(self, vectors: Tensor, tables: Callable[[int], Tensor]) -> Tensor:
-        """[B, m] the scores of all items by the users' ``vectors`` [B, d] and the ``tables(group)`` [m, d] of their
-        groups."""
-        groups = self.broadcast.groups.unique().tolist()
-        if len(groups) == 1:
-            return vectors @ tables(groups[0]).T
-        scores = vectors.new_empty(self.rows.n_users, self.every.numel())
-        for group in groups:
-            members = (self.broadcast.groups == group).nonzero().squeeze(1)
-            scores[members] = vectors[members] @ tables(group).T
-        return scores
-
-    def mixed(self, setting: Setting) -> Tensor:
-        """[B, m] the scores of all items with a ``setting`` for all users. What each model says of the items is
-        computed once for all settings."""
-        mixture = self.with_beta(setting.beta)
-        weights, scores = mixture._weights(logits_of(setting.weights).expand_as(self.mix)), None
+    def _product(self, weights: Mapping[str, Tensor]) -> Product:
+        """Several models as one product: the users' vectors times their ``weights`` [B, 1]. Models that score the same
+        item vectors are added up first."""
+        users: dict[str, Tensor] = {}
         for name, weight in weights.items():
-            if bool(weight.any()):
-                own = (mixture if name == "neighbourhood" else self)._alone(name)
-                scores = own * weight if scores is None else scores.addcmul_(own, weight)
-        assert scores is not None
-        return scores
+            own, table = weight * self.parts[name].finish(self.parts[name].users), self._table(name)
+            users[table] = users[table] + own if table in users else own
 
-    def _alone(self, name: str) -> Tensor:
-        """[B, m] the scores of all items in one model."""
-        if name not in self._found:
-            self._found[name] = self._scored(name)
-        return self._found[name]
+        def table_of(group: int) -> Tensor:
+            return torch.cat([self._items(name, group) for name in users], dim=1)
 
-    def _scored(self, name: str) -> Tensor:
-        """:meth:`_alone`, computed."""
-        part = self.parts[name]
-        listed = self._listed(torch.ones_like(part.scale)) if name == "neighbourhood" else None
-        if listed is not None and bool(listed[1].all()):
-            return listed[0]
-        users = part.finish(part.users)
+        return Product(torch.cat(list(users.values()), dim=1), table_of)
 
-        def items(group: int) -> Tensor:
-            return part.items(self.every, torch.full_like(self.every, group))
+    def scoring(self, settings: Sequence[Setting] = (), turn: str = "") -> Scoring:
+        """The scores of all items by each of the ``settings``, or by the users' own weights.
 
-        scores = self._by_group(users, items) if name in ("local", "cluster") else users @ items(0).T
-        return scores if listed is None else torch.where(listed[1], listed[0], scores)
+        Several settings differ in the weight of the model ``turn``, the others staying in proportion to each other, or
+        in the exponent of the neighbourhood model. So all others are one product, whatever the number of settings.
+        """
+        mixtures = [self.with_beta(each.beta) for each in settings] or [self]
+        mixes = [logits_of(each.weights).expand_as(self.mix) for each in settings] or [self.mix]
+        shares = [mixture._shares(mix) for mixture, mix in zip(mixtures, mixes, strict=True)]
+        weights = [mixture._weights(each) for mixture, each in zip(mixtures, shares, strict=True)]
+        lists, near = _lists(mixtures, weights)
+        used = [name for name in self.parts if any(bool(each[name].any()) for each in shares)]
+        far = [name for name in used if name != "neighbourhood"]
+        products: list[tuple[Product, list[Tensor]]] = []  # each with its weights by all settings
+        if len(settings) < 2:
+            together = {name: weights[0][name] for name in far}
+            if near is not None and bool(near[0].any()):
+                together["neighbourhood"] = near[0]
+            if together:
+                products.append((mixtures[0]._product(together), [torch.ones_like(self.mix[:, :1])]))
+        else:
+            if others := [name for name in far if name != turn]:  # as shares of what they are where they weigh most
+                most = max(shares, key=lambda each: float(sum(each[name].sum() for name in others)))
+                lead = max(others, key=lambda name: float(most[name].sum()))
+                product = self._product(self._weights({name: most[name] for name in others}))
+                products.append((product, [each[lead] / most[lead] for each in shares]))
+            one = torch.ones_like(self.mix[:, :1])
+            if turn in far:
+                products.append((self._product({turn: one}), [each[turn] for each in weights]))
+            if near is not None and any(bool(each.any()) for each in near):  # users without lists
+                for mixture in {each.beta: each for each in mixtures}.values():
+                    own = [w * (mixture.beta == each.beta) for w, each in zip(near, mixtures, strict=True)]
+                    products.append((mixture._product({"neighbourhood": one}), own))
+        if not products:  # lists alone
+            nothing = self.mix.new_zeros(self.every.numel(), 1)
+            products.append((Product(self.mix[:, :1], lambda group: nothing), [self.mix[:, :1]] * len(mixtures)))
+        columns = [torch.cat(own, dim=1) for _, own in products]
+        return Scoring(
+            self.rows.n_users,
+            self.every.numel(),
+            tuple(product for product, _ in products),
+            None if len(mixtures) == 1 else torch.stack(columns, dim=2),
+            lists,
+            None if self.broadcast.offsets is None else self.broadcast.groups,
+        )
 
     def explain(self) -> dict[str, Tensor]:
-        """The part [B, m] of each model in :meth:`scores`; the parts sum to the score."""
-        users, items, listed = self._weighted()
-        groups = self.broadcast.groups.tolist()
-        parts = {
-            name: torch.stack([items(name, group) @ vector for group, vector in zip(groups, own, strict=True)])
-            for name, own in users.items()
-        }
+        """The part [B, m] of each model in the scores by the users' own weights; the parts sum to the score."""
+        weights, groups = self._weights(self._shares()), self.broadcast.groups.tolist()
+        listed = self._listed(weights["neighbourhood"]) if "neighbourhood" in weights else None
         if listed is not None:
-            parts["neighbourhood"] += listed
+            weights["neighbourhood"] = weights["neighbourhood"].masked_fill(listed[2], 0.0)
+        items, parts = cache(self._items), {}
+        for name, part in self.parts.items():
+            own = weights[name] * part.finish(part.users)
+            parts[name] = torch.stack([items(name, group) @ each for group, each in zip(groups, own, strict=True)])
+        if listed is not None:
+            where, values, _ = listed
+            parts["neighbourhood"].scatter_add_(1, where.clamp(min=0), values.masked_fill(where < 0, 0.0))
         return parts
 
     def learned(self, key: Key) -> Tensor:
@@ -273,6 +287,22 @@ def spread(users: Tensor, items: Tensor) -> Tensor:
     centred = items - items.mean(0)
     covariance = centred.T @ centred / items.shape[0]
     return dot(users @ covariance, users).clamp(min=0).sqrt()
+
+
+def _lists(
+    mixtures: Sequence[Mixture], weights: Sequence[Mapping[str, Tensor]]
+) -> tuple[Lists | None, list[Tensor] | None]:
+    """The users' lists by the ``weights`` of several settings, and the weight [B, 1] by each setting of the
+    neighbourhood model of low rank, which is for users without a list. ``None`` where there is no such thing."""
+    if "neighbourhood" not in weights[0]:
+        return None, None
+    near = [each["neighbourhood"] for each in weights]
+    found = [mixture._listed(weight) for mixture, weight in zip(mixtures, near, strict=True)]
+    listed = [each for each in found if each is not None]
+    if not listed:
+        return None, near
+    lists = Lists(listed[0][0], torch.stack([values for _, values, _ in listed], dim=1))
+    return lists, [weight.masked_fill(has, 0.0) for weight, (_, _, has) in zip(near, listed, strict=True)]
 
 
 # --- weights that users' held-out items choose ---
@@ -322,6 +352,10 @@ def step(setting: Setting, names: Sequence[str], turn: int, number: int) -> Sett
     return Setting(others, setting.beta)
 
 
+LEAST = 1e-12
+"""The weight in place of 0, which has no logit."""
+
+
 def logits_of(weights: Tensor) -> Tensor:
     """The logits of weights, which are not negative."""
-    return weights.clamp(min=1e-12).log()
+    return weights.clamp(min=LEAST).log()

@@ -19,9 +19,9 @@ from perfedrec.core.aggregate import Aggregate, reduce
 from perfedrec.core.algorithm import EVALUATE, Algorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
+from perfedrec.core.scoring import RANKED_AT_ONCE
 from perfedrec.evaluation import Held, RandomOrder
 from perfedrec.evaluation.ranking import cutoffs
-from perfedrec.evaluation.recommender import RANKED_AT_ONCE
 from perfedrec.runtimes.evaluation import PARTS, Question, Wanted, evaluate_users
 from perfedrec.runtimes.flower.codec import Instructions, Task, UploadError, read_reply
 from perfedrec.runtimes.flower.exchange import Rejection, Traffic
@@ -141,7 +141,7 @@ def _sum(
     hidden = store.held_out(users, PARTS["valid"]) if question.part == "test" else nothing
     client_state = store.find_client_states(users, question.played).client_state
     wanted = Wanted(held, hidden, order, question.ks)
-    compares = question.n_choices(algorithm) > 1
-    update = evaluate_users(algorithm, task.broadcast, rows, client_state, everyone, wanted, compares)
+    n_choices = question.n_choices(algorithm)
+    update, _ = evaluate_users(algorithm, task.broadcast, rows, client_state, everyone, wanted, n_choices)
     update = algorithm.protection.upload(EVALUATE.name, update, Key(0))
     return reduce(update, store.n_items, 1)

@@ -1,0 +1,141 @@
+"""The best scores of each user, found while the scores are in the processor's cache: compiled code.
+
+A tile holds the scores of some users for some neighbouring items. One tile after the other is looked through, and each
+user keeps a heap of the best scores so far. Nearly all scores are below the worst of these; they cost one comparison.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+CHUNK = 64
+"""Scores that are compared with the worst of the best at once."""
+
+NOTHING = np.float32(-np.inf)
+
+
+@njit(nogil=True, cache=True)
+def _push(values, items, size, value, item):  # type: ignore[no-untyped-def]  # compiled
+    """Add a score to a heap with the smallest of ``size`` ones first. Returns the new size, and the score that falls
+    out where the heap is full."""
+    k, place = values.size, size
+    if size < k:
+        while place > 0:
+            up = (place - 1) >> 1
+            if values[up] <= value:
+                break
+            values[place], items[place] = values[up], items[up]
+            place = up
+        values[place], items[place] = value, item
+        return size + 1, NOTHING
+    out, place = values[0], 0
+    while True:
+        down = 2 * place + 1
+        if down >= k:
+            break
+        if down + 1 < k and values[down + 1] < values[down]:
+            down += 1
+        if values[down] >= value:
+            break
+        values[place], items[place] = values[down], items[down]
+        place = down
+    values[place], items[place] = value, item
+    return k, out
+
+
+@njit(nogil=True, cache=True)
+def sort_into_tiles(offsets, items, width, starts, order):  # type: ignore[no-untyped-def]  # compiled
+    """Where the entries of each tile are: ``order`` [E] has the entries of user b between ``starts[b, t]`` and
+    ``starts[b, t + 1]`` for tile t, which holds ``width`` items.
+
+    The entries of user b have the ``items`` [E] between ``offsets[b]`` and ``offsets[b + 1]``; those below 0 are left
+    out.
+    """
+    n_users, n_tiles = starts.shape[0], starts.shape[1] - 1
+    ends = np.empty(n_tiles, np.int64)
+    for user in range(n_users):
+        ends[:] = 0
+        for entry in range(offsets[user], offsets[user + 1]):
+            if items[entry] >= 0:
+                ends[items[entry] // width] += 1
+        total = offsets[user]
+        for tile in range(n_tiles):
+            starts[user, tile] = total
+            total += ends[tile]
+            ends[tile] = starts[user, tile]
+        starts[user, n_tiles] = total
+        for entry in range(offsets[user], offsets[user + 1]):
+            if items[entry] >= 0:
+                tile = items[entry] // width
+                order[ends[tile]] = entry
+                ends[tile] += 1
+
+
+@njit(nogil=True, cache=True)
+def scan(  # type: ignore[no-untyped-def]  # compiled
+    parts, weights, which, first, tile, hidden, listed, given, values, items, sizes, lost
+):
+    """Look through a tile of scores, and keep the best of each user by each setting.
+
+    ``parts`` float32 [J, b, t] are the scores of the users ``which`` [b] for t items from number ``first`` on, which
+    are those of ``tile``; they are changed. Setting s takes ``sum_j weights[u, s, j] parts[j]`` (``weights`` [B, S, J];
+    where there are none, one part and one setting), plus the scores ``given`` [B L, S] for the ``listed`` items.
+    ``hidden`` items are left out. Both are ``(items, starts, order)`` of :func:`sort_into_tiles`.
+
+    ``values`` [S, B, k] and ``items`` [S, B, k] are the heaps, and ``sizes`` [S, B] how much of them is used. ``lost``
+    [S, B] is the largest score that is not in the heap: where it is equal to the smallest one in the heap, there is a
+    choice between equal scores.
+    """
+    n_parts, n_users, width = parts.shape
+    n_settings = values.shape[0]
+    mixed = np.empty(width, np.float32)
+    hidden_items, hidden_starts, hidden_order = hidden
+    listed_items, listed_starts, listed_order = listed
+    for row in range(n_users):
+        user = which[row]
+        for setting in range(n_settings):
+            scores = parts[0, row]
+            if weights.size:
+                scores, weight, own = mixed, weights[user, setting, 0], parts[0, row]
+                for c in range(width):
+                    mixed[c] = weight * own[c]
+                for part in range(1, n_parts):
+                    weight, own = weights[user, setting, part], parts[part, row]
+                    for c in range(width):
+                        mixed[c] += weight * own[c]
+            if listed_items.size:
+                for place in range(listed_starts[user, tile], listed_starts[user, tile + 1]):
+                    entry = listed_order[place]
+                    scores[listed_items[entry] - first] += given[entry, setting]
+            for place in range(hidden_starts[user, tile], hidden_starts[user, tile + 1]):
+                scores[hidden_items[hidden_order[place]] - first] = NOTHING
+            best, places = values[setting, user], items[setting, user]
+            size, out = sizes[setting, user], lost[setting, user]
+            worst = best[0] if size == best.size else NOTHING
+            for start in range(0, width, CHUNK):
+                chunk = scores[start : start + CHUNK]
+                count = 0
+                for c in range(chunk.size):
+                    count += chunk[c] >= worst
+                if not count:
+                    continue
+                for c in range(chunk.size):
+                    score = chunk[c]
+                    if score >= worst:
+                        dropped = score
+                        if score > worst:
+                            size, dropped = _push(best, places, size, score, first + start + c)
+                            if size == best.size:
+                                worst = best[0]
+                        out = max(out, dropped)
+            sizes[setting, user], lost[setting, user] = size, out
+
+
+def entries(offsets: NDArray[np.int64], items: NDArray[np.int64], width: int, n_items: int):  # type: ignore[no-untyped-def]
+    """What :func:`scan` takes: the items, and where those of each tile are."""
+    starts = np.zeros((offsets.size - 1, -(-n_items // width) + 1), np.int64)
+    order = np.empty(items.size, np.int64)
+    sort_into_tiles(offsets, items, width, starts, order)
+    return items, starts, order
