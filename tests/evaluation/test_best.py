@@ -1,15 +1,11 @@
 """The best items by scores that are computed tile by tile are those by all scores at once."""
 
-from importlib.util import find_spec
-
 import pytest
 import torch
 
 from perfedrec.core.scoring import Lists, Product, Scoring
 from perfedrec.evaluation import RandomOrder, best, mask_seen, rank_block
 from perfedrec.evaluation.best import rank_scoring
-
-compiled = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 
 B, M = 70, 1500
 
@@ -55,7 +51,6 @@ def hidden(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randint(0, n, (900,), generator=source) for n in (B, M))  # type: ignore[return-value]
 
 
-@compiled
 @pytest.mark.parametrize("k", [1, 20, 300, 2000])
 @pytest.mark.parametrize(
     ("n_settings", "n_parts", "groups", "listed"),
@@ -74,7 +69,6 @@ def test_tiles_give_the_lists_of_all_scores(n_settings: int, n_parts: int, group
         assert torch.equal(items[there], lists[there])
 
 
-@compiled
 def test_tiles_give_scores_to_within_rounding() -> None:
     scoring, pairs = drawn(0, False, 3, 2, True, True), hidden(0)
     users, order = torch.arange(B), RandomOrder.of_numbers(B, M)
@@ -82,7 +76,6 @@ def test_tiles_give_scores_to_within_rounding() -> None:
         assert torch.allclose(values, rank_block(mask_seen(scores, *pairs), 50, users, order)[0], atol=1e-5)
 
 
-@compiled
 @pytest.mark.parametrize("kind", ["equal", "whole", "few"])
 def test_known_scores_are_ranked_as_they_are(kind: str) -> None:
     source = torch.Generator().manual_seed(1)
@@ -98,7 +91,6 @@ def test_known_scores_are_ranked_as_they_are(kind: str) -> None:
     assert torch.equal(items[expected > -torch.inf], lists[expected > -torch.inf])
 
 
-@compiled
 def test_a_user_has_the_same_list_alone_and_among_others() -> None:
     scoring, order = drawn(2, True, 1, 1, True, True), RandomOrder.of_numbers(B, M)
     nothing = torch.zeros(0, dtype=torch.int64)

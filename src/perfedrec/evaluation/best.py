@@ -9,13 +9,15 @@ lists, but for items whose scores differ by rounding alone.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from perfedrec.core.compiled import spread, usable
 from perfedrec.core.scoring import Scoring
 from perfedrec.evaluation.order import RandomOrder
 from perfedrec.evaluation.ranking import mask_seen, rank_block, settle
@@ -54,64 +56,68 @@ def rank_scoring(
 
 def _in_tiles(scoring: Scoring) -> bool:
     """Whether scores are computed tile by tile."""
-    if scoring.n_items < MANY_ITEMS or scoring.device.type != "cpu":
-        return False
-    if not _compiles():
-        return False
     tensors = [scoring.known] if scoring.known is not None else [part.users for part in scoring.parts]
+    if scoring.n_items < MANY_ITEMS or not usable(*tensors):
+        return False
     return all(each.dtype == torch.float32 for each in tensors)
-
-
-@cache
-def _compiles() -> bool:
-    return find_spec("numba") is not None
 
 
 def _heaps(scoring: Scoring, k: int, segments: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The ``k`` best scores and their items [S, B, k], in any order, and the best score that is not among them
     [S, B]. Unused places have the score minus infinity and item 0."""
-    from perfedrec.evaluation import kernels  # it takes a moment to load: only who ranks many items waits for it
+    from perfedrec.evaluation import kernels
 
     n_users, n_items, n_settings = scoring.n_users, scoring.n_items, scoring.n_settings
     values = np.full((n_settings, n_users, k), -np.inf, np.float32)
     items, sizes = np.zeros(values.shape, np.int64), np.zeros(values.shape[:2], np.int64)
-    lost = np.full(values.shape[:2], -np.inf, np.float32)
+    heaps = values, items, sizes, np.full(values.shape[:2], -np.inf, np.float32)
     width = n_items if scoring.known is not None else ITEMS
-    by_user = segments.argsort(stable=True)
+
+    def in_tiles(limits: Tensor, wanted: Tensor) -> tuple[NDArray[np.int64], ...]:
+        """Items of the users as the kernel takes them, from the limits [B + 1] of each user's items."""
+        starts, order = np.zeros((n_users, -(-n_items // width) + 1), np.int64), np.empty(wanted.numel(), np.int64)
+        kernels.sort_into_tiles(limits.numpy(), wanted.numpy(), width, starts, order)
+        return wanted.numpy(), starts, order
+
     limits = torch.zeros(n_users + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(segments, minlength=n_users), 0, out=limits[1:])
-    without = kernels.entries(limits.numpy(), hidden[by_user].numpy(), width, n_items)
+    without = in_tiles(limits, hidden[segments.argsort(stable=True)])
     weights, given = np.zeros((0, 0, 0), np.float32), np.zeros((0, n_settings), np.float32)
     if scoring.weights is not None:
-        weights = np.ascontiguousarray(scoring.weights.to(torch.float32).numpy())
-    starts, few = np.zeros(n_users + 1, np.int64), np.zeros(0, np.int64)
-    if (lists := scoring.lists) is not None:
-        starts, few = np.arange(n_users + 1) * lists.items.shape[1], lists.items.reshape(-1).numpy()
-        given = np.ascontiguousarray(lists.values.transpose(1, 2).reshape(-1, n_settings).numpy())
-    listed = kernels.entries(starts, few, width, n_items)
+        weights = scoring.weights.to(torch.float32).contiguous().numpy()
+    if (lists := scoring.lists) is None:
+        listed = in_tiles(torch.zeros_like(limits), hidden[:0])
+    else:
+        listed = in_tiles(torch.arange(n_users + 1) * lists.items.shape[1], lists.items.reshape(-1))
+        given = lists.values.transpose(1, 2).reshape(-1, n_settings).to(torch.float32).contiguous().numpy()
 
-    def look(parts: Tensor, which: Tensor, first: int) -> None:
-        tile = first // width
-        kernels.scan(
-            parts.numpy(), weights, which.numpy(), first, tile, without, listed, given, values, items, sizes, lost
-        )
+    def scan(parts: Tensor, which: Tensor, first: int) -> None:
+        place, mix, entries = (first, first // width), (weights, given), (*without, *listed)
+        work = partial(kernels.scan, parts.numpy(), which.numpy(), place, mix, entries, heaps)
+        spread(work, which.numel(), parts.numel() // 64)
 
     if scoring.known is not None:
-        look(scoring.known[None].contiguous(), torch.arange(n_users), 0)
+        scan(scoring.known[None], torch.arange(n_users), 0)
     else:
-        buffer = torch.empty(len(scoring.parts) * USERS * ITEMS)
-        for group, members in scoring.by_group():
-            tables = [part.table(group) for part in scoring.parts]
-            for which in members.split(USERS):
-                own = [part.users[which] for part in scoring.parts]
-                for first in range(0, n_items, ITEMS):
-                    last = min(first + ITEMS, n_items)
-                    shape = (len(own), which.numel(), last - first)
-                    parts = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
-                    for each, table, part in zip(own, tables, parts, strict=True):
-                        torch.mm(each, table[first:last].T, out=part)
-                    look(parts, which, first)
-    return torch.from_numpy(values), torch.from_numpy(items), torch.from_numpy(lost)
+        for parts, which, first in _tiles(scoring):
+            scan(parts, which, first)
+    return torch.from_numpy(values), torch.from_numpy(items), torch.from_numpy(heaps[3])
+
+
+def _tiles(scoring: Scoring) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """The scores [J, b, t] by each part, tile by tile, with their users' places [b] in the block and the first of their
+    items. Each tile takes the place of the one before."""
+    buffer = torch.empty(len(scoring.parts) * USERS * ITEMS)
+    for group, members in scoring.by_group():
+        tables = [part.table(group) for part in scoring.parts]
+        for which in members.split(USERS):
+            own = [part.users[which] for part in scoring.parts]
+            for first in range(0, scoring.n_items, ITEMS):
+                shape = len(own), which.numel(), min(ITEMS, scoring.n_items - first)
+                parts = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+                for users, table, part in zip(own, tables, parts, strict=True):
+                    torch.mm(users, table[first : first + ITEMS].T, out=part)
+                yield parts, which, first
 
 
 def _choose(

@@ -1,14 +1,18 @@
-"""The best scores of each user, found while the scores are in the processor's cache: compiled code.
+"""Kernels that find the best scores of each user while the scores are in the processor's cache.
 
 A tile holds the scores of some users for some neighbouring items. One tile after the other is looked through, and each
 user keeps a heap of the best scores so far. Nearly all scores are below the worst of these; they cost one comparison.
+
+This module needs numba. It is imported where :func:`perfedrec.core.compiled.usable` holds, and not before.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
-from numpy.typing import NDArray
+
+from perfedrec.core.compiled import helper, kernel
 
 CHUNK = 64
 """Scores that are compared with the worst of the best at once."""
@@ -16,8 +20,8 @@ CHUNK = 64
 NOTHING = np.float32(-np.inf)
 
 
-@njit(nogil=True, cache=True)
-def _push(values, items, size, value, item):  # type: ignore[no-untyped-def]  # compiled
+@helper
+def _push(values, items, size, value, item):  # type: ignore[no-untyped-def]
     """Add a score to a heap with the smallest of ``size`` ones first. Returns the new size, and the score that falls
     out where the heap is full."""
     k, place = values.size, size
@@ -45,8 +49,8 @@ def _push(values, items, size, value, item):  # type: ignore[no-untyped-def]  # 
     return k, out
 
 
-@njit(nogil=True, cache=True)
-def sort_into_tiles(offsets, items, width, starts, order):  # type: ignore[no-untyped-def]  # compiled
+@kernel("void(int64[::1], int64[::1], int64, int64[:, ::1], int64[::1])")
+def sort_into_tiles(offsets: Any, items: Any, width: int, starts: Any, order: Any) -> None:
     """Where the entries of each tile are: ``order`` [E] has the entries of user b between ``starts[b, t]`` and
     ``starts[b, t + 1]`` for tile t, which holds ``width`` items.
 
@@ -73,27 +77,35 @@ def sort_into_tiles(offsets, items, width, starts, order):  # type: ignore[no-un
                 ends[tile] += 1
 
 
-@njit(nogil=True, cache=True)
-def scan(  # type: ignore[no-untyped-def]  # compiled
-    parts, weights, which, first, tile, hidden, listed, given, values, items, sizes, lost
-):
-    """Look through a tile of scores, and keep the best of each user by each setting.
+_ENTRIES = "int64[::1], int64[:, ::1], int64[::1]"
 
-    ``parts`` float32 [J, b, t] are the scores of the users ``which`` [b] for t items from number ``first`` on, which
-    are those of ``tile``; they are changed. Setting s takes ``sum_j weights[u, s, j] parts[j]`` (``weights`` [B, S, J];
-    where there are none, one part and one setting), plus the scores ``given`` [B L, S] for the ``listed`` items.
-    ``hidden`` items are left out. Both are ``(items, starts, order)`` of :func:`sort_into_tiles`.
 
-    ``values`` [S, B, k] and ``items`` [S, B, k] are the heaps, and ``sizes`` [S, B] how much of them is used. ``lost``
-    [S, B] is the largest score that is not in the heap: where it is equal to the smallest one in the heap, there is a
-    choice between equal scores.
+@kernel(
+    "void(float32[:, :, ::1], int64[::1], UniTuple(int64, 2), Tuple((float32[:, :, ::1], float32[:, ::1])),"
+    f" Tuple(({_ENTRIES}, {_ENTRIES})),"
+    " Tuple((float32[:, :, ::1], int64[:, :, ::1], int64[:, ::1], float32[:, ::1])), int64, int64)"
+)
+def scan(parts: Any, which: Any, place: Any, mix: Any, entries: Any, heaps: Any, begin: int, end: int) -> None:
+    """Look through a tile of scores, and keep the best of each user from ``begin`` to ``end`` by each setting.
+
+    ``parts`` [J, b, t] are the scores of the users ``which`` [b] for t items; they are changed. ``place`` has the first
+    of these items and the number of the tile. ``mix`` has the weights [B, S, J] and the scores [E, S] of listed items:
+    setting s takes ``sum_j weights[u, s, j] parts[j]`` (where there are no weights, the only part), plus the scores of
+    listed items. ``entries`` are hidden items, which are left out, and listed items. Both are items, starts and order
+    as :func:`sort_into_tiles` has them.
+
+    ``heaps`` has the values [S, B, k] and items [S, B, k] of the heaps, how much of them is used [S, B], and the
+    largest score that is not in a heap [S, B]: where it is equal to the smallest one in the heap, there is a choice
+    between equal scores.
     """
-    n_parts, n_users, width = parts.shape
+    n_parts, _, width = parts.shape
+    first, tile = place
+    weights, given = mix
+    hidden_items, hidden_starts, hidden_order, listed_items, listed_starts, listed_order = entries
+    values, items, sizes, lost = heaps
     n_settings = values.shape[0]
     mixed = np.empty(width, np.float32)
-    hidden_items, hidden_starts, hidden_order = hidden
-    listed_items, listed_starts, listed_order = listed
-    for row in range(n_users):
+    for row in range(begin, end):
         user = which[row]
         for setting in range(n_settings):
             scores = parts[0, row]
@@ -105,12 +117,11 @@ def scan(  # type: ignore[no-untyped-def]  # compiled
                     weight, own = weights[user, setting, part], parts[part, row]
                     for c in range(width):
                         mixed[c] += weight * own[c]
-            if listed_items.size:
-                for place in range(listed_starts[user, tile], listed_starts[user, tile + 1]):
-                    entry = listed_order[place]
-                    scores[listed_items[entry] - first] += given[entry, setting]
-            for place in range(hidden_starts[user, tile], hidden_starts[user, tile + 1]):
-                scores[hidden_items[hidden_order[place]] - first] = NOTHING
+            for number in range(listed_starts[user, tile], listed_starts[user, tile + 1]):
+                entry = listed_order[number]
+                scores[listed_items[entry] - first] += given[entry, setting]
+            for number in range(hidden_starts[user, tile], hidden_starts[user, tile + 1]):
+                scores[hidden_items[hidden_order[number]] - first] = NOTHING
             best, places = values[setting, user], items[setting, user]
             size, out = sizes[setting, user], lost[setting, user]
             worst = best[0] if size == best.size else NOTHING
@@ -131,11 +142,3 @@ def scan(  # type: ignore[no-untyped-def]  # compiled
                                 worst = best[0]
                         out = max(out, dropped)
             sizes[setting, user], lost[setting, user] = size, out
-
-
-def entries(offsets: NDArray[np.int64], items: NDArray[np.int64], width: int, n_items: int):  # type: ignore[no-untyped-def]
-    """What :func:`scan` takes: the items, and where those of each tile are."""
-    starts = np.zeros((offsets.size - 1, -(-n_items // width) + 1), np.int64)
-    order = np.empty(items.size, np.int64)
-    sort_into_tiles(offsets, items, width, starts, order)
-    return items, starts, order
