@@ -9,7 +9,7 @@ rule of :mod:`.order`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import SupportsInt, TypeAlias
 
@@ -129,15 +129,18 @@ class Totals:
         """
         tested = counts > 0
         hits, counts, users = hits[tested], counts[tested], users[tested]
+        self.add_values(metrics(hits, counts, self.ks), None if lists is None else lists[tested], users)
+
+    def add_values(self, values: dict[str, Tensor], lists: Tensor | None, users: Tensor) -> None:
+        """Count a block of ``users`` [B], who all have held-out items, by the values [B] of each metric."""
         self.users += users.numel()
-        values = metrics(hits, counts, self.ks)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value.sum())
         self.cases.append((users, values))
         if lists is not None:
             for k in self.ks:
-                flags = self.shown.setdefault(k, torch.zeros(self.n_items, dtype=torch.bool, device=hits.device))
-                shown = lists[tested, :k]
+                flags = self.shown.setdefault(k, torch.zeros(self.n_items, dtype=torch.bool, device=lists.device))
+                shown = lists[:, :k]
                 flags[shown[shown >= 0]] = True
 
     def by_user(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -169,18 +172,10 @@ class Totals:
 
         Without users with held-out items, there is only ``users``, which is 0.
         """
-        if not self.users:
-            return {"users": 0.0}
-        means = {name: value / self.users for name, value in self.sums.items()}
-        coverage = {k: float(flags.sum()) / self.n_items for k, flags in self.shown.items()}
-        return figures({**means, "users": float(self.users)}, coverage)
-
-
-def figures(means: Mapping[str, float], coverage: Mapping[int, float]) -> dict[str, float]:
-    """The figures of an evaluation in the order in which they are reported: the ``means`` over users by name, the
-    ``coverage`` by cut-off, and the number of users."""
-    found = {name: means[name] for name in sorted(means) if name != "users"}
-    return {**found, **{f"coverage@{k}": coverage[k] for k in sorted(coverage)}, "users": means["users"]}
+        result = {name: value / self.users for name, value in sorted(self.sums.items())} if self.users else {}
+        if self.users:
+            result |= {f"coverage@{k}": float(flags.sum()) / self.n_items for k, flags in sorted(self.shown.items())}
+        return {**result, "users": float(self.users)}
 
 
 def mask_seen(scores: Tensor, segments: Tensor, items: Tensor) -> Tensor:

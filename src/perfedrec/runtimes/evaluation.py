@@ -92,11 +92,10 @@ class Wanted:
         found = rank_scoring(scoring, max(self.ks), users, self.order, segments, items)
         return [lists.masked_fill(best == -torch.inf, -1) for best, lists in found]
 
-    def values(self, lists: Tensor, users: Tensor, n_items: int) -> Tensor:
-        """float64 [B, D] the metrics of ``users`` [B] by their ``lists`` [B, k]."""
+    def values(self, lists: Tensor, users: Tensor, n_items: int) -> dict[str, Tensor]:
+        """The metrics, float64 [B] each, of ``users`` [B] by their ``lists`` [B, k]."""
         hits = self.held.hits(users, lists.clamp(min=0), n_items) & (lists >= 0)
-        found = metrics(hits, self.held.counts(users), self.ks)
-        return torch.stack([found[f"{name}@{k}"] for k in self.ks for name in METRICS], dim=1)
+        return metrics(hits, self.held.counts(users), self.ks)
 
 
 def evaluate_users(
@@ -107,19 +106,20 @@ def evaluate_users(
     users: Tensor,
     wanted: Wanted,
     n_choices: int = 1,
-) -> tuple[Update, list[Tensor]]:
+) -> tuple[Update, list[tuple[dict[str, Tensor], Tensor]]]:
     """What B users hand over, who all have held-out items: ``dense`` float64 [B, n D], the values of D metrics for each
     of ``n_choices`` settings of the model, or for the served one alone. ``users`` [B] are their numbers in what is
-    ``wanted``. What stays with them are their lists [B, k] by each setting."""
+    ``wanted``. What stays with them, for each setting: the values [B] of each metric, and the lists [B, k]."""
     scoring = algorithm.scoring(broadcast, rows, client_state, n_choices > 1)
     lists = wanted.lists(scoring, rows, users)
-    values = [wanted.values(each, users, scoring.n_items) for each in lists]
-    if len(values) < n_choices:  # nothing can be chosen yet
-        values, lists = values * n_choices, lists * n_choices
+    found = [(wanted.values(each, users, scoring.n_items), each) for each in lists]
+    if len(found) < n_choices:  # nothing can be chosen yet
+        found *= n_choices
+    names = [f"{name}@{k}" for k in wanted.ks for name in METRICS]
     update = Update(
         users=rows.users,
         groups=torch.zeros_like(rows.users),
         weights=torch.ones(rows.n_users, device=rows.users.device),
-        dense=torch.cat(values, dim=1),
+        dense=torch.stack([values[name] for values, _ in found for name in names], dim=1),
     )
-    return update, lists
+    return update, found

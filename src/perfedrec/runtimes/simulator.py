@@ -16,8 +16,7 @@ from perfedrec.core.records import copied, unflatten
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import Embedding, RoundReport, Rows, Spec
 from perfedrec.data import Dataset
-from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored
-from perfedrec.evaluation.ranking import figures
+from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored, Totals
 from perfedrec.runtimes.evaluation import Question, Wanted, best_of, evaluate_users
 from perfedrec.runtimes.new_users import NewUserRecommender, unknown
 from perfedrec.runtimes.population import Population
@@ -135,28 +134,24 @@ class Simulator(Generic[S, B, C]):
         """How well the model ranks the items that users have ``held`` out: the metrics at the cut-offs ``ks`` as means
         over these users, and the coverage.
 
-        Where the method has several settings, users choose between them by the ``metric``, and the figures are those of
-        the chosen one. The sums over users are those that nodes take.
+        Where the method has several settings, users choose between them by the ``metric``, by sums over users as nodes
+        do, and the figures are those of the chosen one.
         """
         recommender, question = self.recommender(), Question("valid", ks, self.state.round)
-        everyone, n_choices = recommender.everyone(), question.n_choices(self.algorithm)
-        tested = everyone[held.counts(everyone) > 0]
-        if not tested.numel():
-            return {"users": 0.0}
-        nothing, n_items = Held(torch.zeros_like(held.offsets), held.items[:0]), self.population.n_items
+        n_items, everyone = self.population.n_items, recommender.everyone()
+        nothing = Held(torch.zeros_like(held.offsets), held.items[:0])
         wanted, total = Wanted(held, nothing, self.order, ks), question.empty(self.algorithm, n_items)
-        shown = torch.zeros(n_choices, len(ks), n_items + 1, dtype=torch.bool, device=self.device)  # the last for -1
-        for users in tested.split(recommender.ranked_at_once):
-            update, lists = evaluate_users(self.algorithm, *recommender.given(users), users, wanted, n_choices)
+        totals = [Totals(ks, n_items) for _ in range(question.n_choices(self.algorithm))]
+        for users in everyone[held.counts(everyone) > 0].split(recommender.ranked_at_once):
+            if not users.numel():
+                return totals[0].means()  # nobody counts, and nothing is chosen
+            update, found = evaluate_users(self.algorithm, *recommender.given(users), users, wanted, len(totals))
             total = total + reduce(update, n_items, 1)
-            for number, each in enumerate(lists):
-                for place, k in enumerate(ks):
-                    shown[number, place, each[:, :k]] = True
-        means = question.means(total)
-        number = best_of(means, metric)
+            for each, (values, lists) in zip(totals, found, strict=True):
+                each.add_values(values, lists, users)
+        number = best_of(question.means(total), metric)
         self.state = self.algorithm.choose(self.state, number)
-        covered = shown[number, :, :n_items].sum(1).tolist()
-        return figures(means[number], {k: count / n_items for k, count in zip(ks, covered, strict=True)})
+        return totals[number].means()
 
     @property
     def n_phases(self) -> int:
