@@ -267,10 +267,6 @@ class OneSetting(ABC, Generic[S, B, C]):
     """Fulfils the parts of :class:`Algorithm` about choices, ranking and inference, for a model with nothing to choose
     that computes all scores at once and needs torch."""
 
-    @property
-    def inference(self) -> InferenceOptions | None:
-        return None
-
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own, inherited = vars(cls), cls.scoring
@@ -296,6 +292,10 @@ class OneSetting(ABC, Generic[S, B, C]):
 
     def chosen_options(self, state: S) -> dict[str, float]:
         return {}
+
+    @property
+    def inference(self) -> InferenceOptions | None:
+        return None
 
 
 AnyAlgorithm: TypeAlias = Algorithm[Any, Any, Any]
