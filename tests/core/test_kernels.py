@@ -14,7 +14,7 @@ from perfedrec.core import compiled
 from perfedrec.core.aggregate import LARGEST, distinct, reduce
 from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key
-from perfedrec.core.sampling import draw_outside
+from perfedrec.core.sampling import choose, draw_outside
 from perfedrec.core.types import Update, block_rows
 
 pytest.importorskip("numba")
@@ -46,6 +46,14 @@ def test_the_same_items_are_drawn(n_users: int, n_items: int, asked: int, seed: 
 
     for mine, theirs in zip(draw(), by_torch(draw), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@given(
+    size=st.integers(1, 70) | st.sampled_from([4095, 4096, 70_000, 3 * 10**9]), n=st.integers(0, 99), seed=st.integers()
+)
+def test_the_same_numbers_are_chosen(size: int, n: int, seed: int) -> None:
+    mine, theirs = choose(size, n, Key(seed)), by_torch(lambda: choose(size, n, Key(seed)))
+    assert torch.equal(mine, theirs)
 
 
 @given(keys=st.lists(st.integers(0, 99), max_size=30))

@@ -14,6 +14,7 @@ from perfedrec.core.compiled import helper, kernel
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SIXTEEN = np.uint64(16)
 _U30, _U27, _U31, _U32, _U33 = (np.uint64(each) for each in (30, 27, 31, 32, 33))
 _ROOT = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
 _SIGN, _MANTISSA = np.uint32(1 << 31), np.uint32(0x7FFFFF)
@@ -116,30 +117,50 @@ def draw_outside(
     not have. ``owned`` are the offsets of users' items and the items, ascending for each user; ``network`` the sides
     and the rounds of the permutation's network; ``result`` the offsets of what is drawn, and the array to draw into."""
     (offsets, items), (limits, drawn), (left, right, rounds) = owned, result, network
+    many = offsets[stop] - offsets[start] > n_items  # then a mark on each item costs less than searching
+    owners = np.full(n_items if many else 0, -1, np.int64)
     for user in range(start, stop):
         low, high = offsets[user], offsets[user + 1]
+        if many:
+            for place in range(low, high):
+                owners[items[place]] = user
         found, position = 0, 0
         while found < counts[user]:
             image = _permuted(keys[user], position, left, right, rounds)
             position += 1
             if image < n_items:
-                place = low + np.searchsorted(items[low:high], image)
-                if place == high or items[place] != image:
+                if many:
+                    own = owners[image] == user
+                else:
+                    place = low + np.searchsorted(items[low:high], image)
+                    own = place < high and items[place] == image
+                if not own:
                     drawn[limits[user] + found] = image
                     found += 1
 
 
 @helper
 def _permuted(key, position, left, right, rounds):  # type: ignore[no-untyped-def]
-    """The image of a position; see :func:`perfedrec.core.keys.shuffle`."""
-    a, b = position // right, position % right
-    for counter in range(rounds):
-        even = counter % 2 == 0
-        source, target, modulus = (b, a, left) if even else (a, b, right)
-        word = ((np.uint64(source * 16 + counter + 1) * _GOLDEN) ^ key) * _FIRST
-        target = (np.int64((word >> _U33) & np.uint64(0x7FFFFFFF)) + target) % modulus
-        if even:
-            a = target
-        else:
-            b = target
-    return a * right + b
+    """The image of a position; see :func:`perfedrec.core.keys.shuffle`. The sides of any size fit into 32 bits, which
+    are divided faster."""
+    left, right = np.uint32(left), np.uint32(right)
+    a, b = np.uint32(position // right), np.uint32(position % right)
+    for counter in range(1, rounds, 2):  # the number of rounds is even
+        word = ((np.uint64(b) * _SIXTEEN + np.uint64(counter)) * _GOLDEN ^ key) * _FIRST
+        a = np.uint32((np.uint32(word >> _U33) + a) % left)
+        word = ((np.uint64(a) * _SIXTEEN + np.uint64(counter + 1)) * _GOLDEN ^ key) * _FIRST
+        b = np.uint32((np.uint32(word >> _U33) + b) % right)
+    return np.int64(a) * np.int64(right) + np.int64(b)
+
+
+@kernel("void(uint64, int64, UniTuple(int64, 3), int64[::1])")
+def choose(key: Any, size: int, network: Any, chosen: Any) -> None:
+    """Fill ``chosen`` with the first numbers below ``size`` of a random permutation, whose ``network`` is as above."""
+    left, right, rounds = network
+    found, position = 0, 0
+    while found < chosen.size:
+        image = _permuted(key, position, left, right, rounds)
+        position += 1
+        if image < size:
+            chosen[found] = image
+            found += 1

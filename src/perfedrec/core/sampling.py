@@ -17,6 +17,12 @@ def choose(size: int, n: int, key: Key) -> Tensor:
 
     The cost depends on ``n`` and not on ``size``.
     """
+    if usable():
+        from perfedrec.core import kernels
+
+        chosen, word = torch.empty(min(n, size), dtype=torch.int64), key.spread(torch.zeros(1, dtype=torch.int64))
+        kernels.choose(word.numpy().view("uint64")[0], size, network(size), chosen.numpy())
+        return chosen
     positions = torch.arange(min(n + domain(size) - size, domain(size)))
     images = shuffle(key.spread(torch.zeros_like(positions)), positions, size)
     return images[images < size][:n]

@@ -11,6 +11,12 @@ from torch import Tensor
 
 B = TypeVar("B")
 
+BETAS = 0.9, 0.999
+"""How much of Adam's two moments is left after a step."""
+
+EPSILON = 1e-8
+"""What Adam adds to the root of the second moment."""
+
 
 class Moments(Protocol):
     """Adam's moments of all parameters, one parameter after another along their first axis, and its number of
@@ -50,7 +56,7 @@ def descend(
     parameters have equal axes after the first.
     """
     leaves, sizes = [each.clone().requires_grad_() for each in parameters], [len(each) for each in parameters]
-    optimizer = torch.optim.Adam(leaves, lr=learning_rate)
+    optimizer = torch.optim.Adam(leaves, lr=learning_rate, betas=BETAS, eps=EPSILON)
     assert moments.first is not None and moments.second is not None
     parts = zip(leaves, moments.first.clone().split(sizes), moments.second.clone().split(sizes), strict=True)
     for leaf, first, second in parts:

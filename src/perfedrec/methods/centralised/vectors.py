@@ -155,8 +155,9 @@ def folded_in(items: Tensor, own: Tensor) -> Tensor:
     return vector.detach()
 
 
-def batches(data: Training, size: int, key: Key) -> list[Batch]:
-    """All interactions in random order, each with a negative drawn outside its user's training items.
+def triples(data: Training, key: Key) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All interactions: ``users`` [P], ``positives`` [P], and ``negatives`` [P] drawn outside the users' training
+    items; and a random order of them, [P].
 
     A user who has more than half of all items gets some negatives more than once. A user who has all items is left out.
     """
@@ -165,9 +166,14 @@ def batches(data: Training, size: int, key: Key) -> list[Batch]:
     )
     pairs, negatives = paired(data.rows, owners)
     order = choose(pairs.numel(), pairs.numel(), key.fold("order")).to(owners.device)
-    users, items, others = data.rows.segments[pairs], data.rows.items[pairs], drawn[negatives]
+    return data.rows.segments[pairs], data.rows.items[pairs], drawn[negatives], order
+
+
+def batches(data: Training, size: int, key: Key) -> list[Batch]:
+    """The :func:`triples` in their order, ``size`` in a batch."""
+    users, positives, negatives, order = triples(data, key)
     return [
-        Batch(users[part], items[part], others[part], key.fold("batch", number))
+        Batch(users[part], positives[part], negatives[part], key.fold("batch", number))
         for number, part in enumerate(order.split(size))
     ]
 

@@ -1,0 +1,190 @@
+"""Kernels of centralised training: Adam on the vectors of the batches that an epoch will see.
+
+This module needs numba. It is imported where :func:`perfedrec.core.compiled.usable` holds, and not before.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from perfedrec.core.compiled import helper, kernel
+
+_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+_AHEAD = 6  # rows; nearer ones arrive too late, and farther ones are pushed out of the cache again
+_LINE = 16  # numbers that the processor loads at once
+
+
+@intrinsic
+def _load(context, values, place):  # type: ignore[no-untyped-def]
+    """Ask the processor to load the number at a ``place`` of a flat array, without waiting for it."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), cgutils.voidptr_t)
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [pointer, word(0), word(3), word(1)])  # for reading, to stay, data
+        return context.get_dummy_value()
+
+    return types.void(values, types.int64), generate
+
+
+@helper
+def _load_row(flat, start, width):  # type: ignore[no-untyped-def]
+    for place in range(start, start + width, _LINE):
+        _load(flat, place)
+
+
+@kernel("void(UniTuple(int64[::1], 4), int64, int64, int32[:, ::1], UniTuple(int32[::1], 3), int64[::1], int32[::1])")
+def find_visits(triples: Any, n_users: int, size: int, places: Any, visits: Any, limits: Any, upcoming: Any) -> None:
+    """List the visits of an epoch: each row of the table that a batch needs is visited once in this batch.
+
+    ``triples`` are users [P], positives [P] and negatives [P], and the order [P] in which they come, ``size`` in a
+    batch. Users are the first ``n_users`` rows of the table, items the others. Visit v is one of batch b for v from
+    ``limits[b]`` to ``limits[b + 1]``. Its row, how often this row occurs in the batch, and the batch of the row's next
+    visit go into ``visits``; ``upcoming`` [N] becomes the batch of each row's first visit. The number of batches stands
+    where there is no visit. ``places`` [P, 3] become the visits of each triple, counted from its batch's first one: the
+    complement ``~place`` where a visit occurs for the first time.
+    """
+    (users, positives, negatives, order), (rows, counts, following) = triples, visits
+    n_batches = limits.size - 1
+    latest = np.full(upcoming.size, -1, np.int32)
+    visit = 0
+    for batch in range(n_batches):
+        first = visit
+        limits[batch] = first
+        for place in range(batch * size, min(order.size, (batch + 1) * size)):
+            triple = order[place]
+            for side in range(3):
+                if side == 0:
+                    row = users[triple]
+                elif side == 1:
+                    row = n_users + positives[triple]
+                else:
+                    row = n_users + negatives[triple]
+                known = latest[row]
+                if known < first:
+                    latest[row] = visit
+                    rows[visit], counts[visit] = row, 1
+                    places[place, side] = ~np.int32(visit - first)
+                    visit += 1
+                else:
+                    counts[known] += 1
+                    places[place, side] = known - first
+    limits[n_batches] = visit
+    upcoming[:] = n_batches
+    for batch in range(n_batches - 1, -1, -1):
+        for visit in range(limits[batch], limits[batch + 1]):
+            following[visit] = upcoming[rows[visit]]
+            upcoming[rows[visit]] = batch
+
+
+@helper
+def _between(batch, until, paths, epsilons, ratios1, ratios2):  # type: ignore[no-untyped-def]
+    """The sum of the weights of the steps from a batch to before another, and the mean of epsilon over them."""
+    length = paths[batch] - ratios1[until - batch] * paths[until]
+    return length, (epsilons[batch] - ratios2[until - batch] * epsilons[until]) / length
+
+
+@kernel(
+    "float64(float32[:, :, ::1], int32[:, ::1], UniTuple(int32[::1], 3), int64[::1], int32[::1], int64,"
+    " UniTuple(float64, 4), UniTuple(float64[::1], 2))",
+    fast=True,
+)
+def bpr_epoch(
+    table: Any, places: Any, visits: Any, limits: Any, upcoming: Any, size: int, options: Any, later_steps: Any
+) -> float:
+    """Train a ``table`` [N, 3, d] of vectors and their two moments of Adam on all batches of an epoch, in place; return
+    the sum of the loss over its triples. The arguments up to ``size`` are those of :func:`find_visits`; ``options`` are
+    the weight of the L2 term, the learning rate and Adam's two betas.
+
+    Adam moves every row in every step, also where its gradient is 0. Here a row is touched in its visits alone: each
+    visit makes the step of its own batch and those of the batches until the next visit, in which the moments shrink by
+    ``beta1`` and ``beta2`` a step. ``later_steps`` [number of batches + 1] sum the weights of all steps from a
+    batch on, and these weights times Adam's epsilon; see :func:`perfedrec.methods.centralised.mf.later_steps`. The
+    difference between two such sums is what lies between two visits. So the steps are those of Adam, but for epsilon,
+    for which its mean over these steps is taken.
+    """
+    (rows, counts, following), (paths, epsilons) = visits, later_steps
+    l2, (learning_rate, beta1, beta2) = np.float32(options[0]), options[1:]
+    width, n_batches = table.shape[2], limits.size - 1
+    flat = table.reshape(-1)
+    powers1, powers2 = beta1 ** np.arange(n_batches + 2), beta2 ** np.arange(n_batches + 2)
+    ratios1, ratios2 = powers1 / np.sqrt(powers2), powers1 / powers2
+    gradients = np.empty((3 * size, width), np.float32)
+    last = np.full(table.shape[0], -1, np.int32)
+    for row in range(table.shape[0]):  # the steps before the first visit
+        if upcoming[row]:
+            length, small = _between(0, upcoming[row], paths, epsilons, ratios1, ratios2)
+            factor = np.float32(-learning_rate * length * beta1 / math.sqrt(beta2))
+            small = np.float32(small / math.sqrt(beta2))
+            for at in range(width):
+                table[row, 0, at] += factor * table[row, 1, at] / (math.sqrt(table[row, 2, at]) + small)
+    total = 0.0
+    for batch in range(n_batches):
+        first, begin, end = limits[batch], batch * size, min(places.shape[0], (batch + 1) * size)
+        for place in range(begin, end):
+            for side in range(3):
+                later = places[min(place + _AHEAD, end - 1), side]
+                _load_row(flat, np.int64(rows[first + max(later, ~later)]) * 3 * width, width)
+            new_u, new_i, new_j = places[place, 0], places[place, 1], places[place, 2]
+            u, i, j = max(new_u, ~new_u), max(new_i, ~new_i), max(new_j, ~new_j)
+            user, item, other = rows[first + u], rows[first + i], rows[first + j]
+            x = _ZERO
+            for at in range(width):
+                x += table[user, 0, at] * (table[other, 0, at] - table[item, 0, at])
+            decayed = np.float32(math.exp(-abs(x)))
+            total += np.float64(max(x, _ZERO) + np.float32(math.log1p(decayed)))
+            slope = (_ONE if x >= _ZERO else decayed) / (_ONE + decayed)
+            if new_u < 0:
+                for at in range(width):
+                    gradients[u, at] = slope * (table[other, 0, at] - table[item, 0, at])
+            else:
+                for at in range(width):
+                    gradients[u, at] += slope * (table[other, 0, at] - table[item, 0, at])
+            if new_i < 0:
+                for at in range(width):
+                    gradients[i, at] = -slope * table[user, 0, at]
+            else:
+                for at in range(width):
+                    gradients[i, at] -= slope * table[user, 0, at]
+            if new_j < 0:
+                for at in range(width):
+                    gradients[j, at] = slope * table[user, 0, at]
+            else:
+                for at in range(width):
+                    gradients[j, at] += slope * table[user, 0, at]
+        weight = np.float32(1 / (end - begin))
+        rest1, rest2 = np.float32(1 - beta1), np.float32(1 - beta2)
+        for visit in range(first, limits[batch + 1]):
+            later = rows[min(visit + _AHEAD, limits[batch + 1] - 1)]
+            _load_row(flat, np.int64(later) * 3 * width, 3 * width)
+            row, count = rows[visit], np.float32(counts[visit])
+            decay1, decay2 = np.float32(powers1[batch - last[row]]), np.float32(powers2[batch - last[row]])
+            last[row] = batch
+            length, mean = _between(batch, following[visit], paths, epsilons, ratios1, ratios2)
+            factor, small = np.float32(-learning_rate * length), np.float32(mean)
+            squares = _ZERO
+            for at in range(width):
+                value = table[row, 0, at]
+                squares += value * value
+                gradient = (gradients[visit - first, at] + l2 * count * value) * weight
+                moment = decay1 * table[row, 1, at] + rest1 * gradient
+                square = decay2 * table[row, 2, at] + rest2 * (gradient * gradient)
+                table[row, 1, at], table[row, 2, at] = moment, square
+                table[row, 0, at] = value + factor * moment / (math.sqrt(square) + small)
+            total += np.float64(_HALF * l2 * count * squares)
+    for row in range(table.shape[0]):  # the steps after the last visit
+        idle = n_batches - 1 - last[row]
+        decay1, decay2 = np.float32(powers1[idle]), np.float32(powers2[idle])
+        for at in range(width):
+            table[row, 1, at] *= decay1
+            table[row, 2, at] *= decay2
+    return total
