@@ -11,8 +11,16 @@ from torch import Tensor
 
 from perfedrec.core import compiled
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate
-from perfedrec.methods.federated.settings import ServerSettings
+from perfedrec.core.types import block_rows
+from perfedrec.methods.federated import local
+from perfedrec.methods.federated.local import LocalTask, Parameters, autograd_steps
+from perfedrec.methods.federated.network import finish, ranking_loss
+from perfedrec.methods.federated.settings import ClientSettings, ServerSettings
+from perfedrec.methods.federated.state import ClientState
 from perfedrec.methods.federated.tables import Average, Moments, step, step_apart
+from perfedrec.nn.propagation import Star
+from perfedrec.nn.segments import expand
+from perfedrec.privacy.labels import Labels
 
 pytest.importorskip("numba")
 Result = TypeVar("Result")
@@ -58,3 +66,74 @@ def test_the_server_step(rule: str, n_tables: int, averaged: bool, width: int, s
     theirs = by_torch(lambda: server_steps(rule, n_tables, averaged, width, seed))
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=3e-6, atol=3e-6)
+
+
+def task(client: ClientSettings, kind: str, begun: bool, width: int, seed: int) -> LocalTask:
+    """Local training of four clients, the second of which has no negatives, the third fewer than positives, and the
+    last nothing at all. ``kind`` is that of the propagation."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    n_positives, n_negatives, n_items = [5, 2, 6, 0], [5, 0, 4, 0], 20
+    if client.loss == "softmax":
+        n_negatives = [client.n_negatives, 0, 1, 0]
+    offsets = torch.tensor([0, *n_positives]).cumsum(0)
+    rows, _ = block_rows(offsets, torch.randint(n_items, (13,), generator=generator), torch.arange(4))
+    owners = torch.repeat_interleave(torch.tensor(n_negatives))
+    labels = Labels(rows, torch.arange(13), torch.randint(n_items, owners.shape, generator=generator), owners)
+    start = Parameters(numbers(4, width), numbers(13, width), numbers(owners.numel(), width))
+    stars = {
+        "none": None,
+        "first layer": Star(0.5, numbers(13)),
+        "shifted": Star(0.3, numbers(13), numbers(4, width), 0.3, numbers(n_items, width)),
+        "scaled": Star(1.0, numbers(13), scale=numbers(n_items, 1)),
+    }
+    star, moments = stars[kind], (numbers(4, width), numbers(4, width).abs())
+    whole = torch.zeros(4, dtype=torch.int64)
+    state = ClientState(
+        start.private, *moments, torch.tensor([0, 1, 5, 900]), whole.float(), whole, whole, numbers(13, 1)
+    )
+
+    def objective(parameters: Parameters) -> tuple[Tensor, Tensor]:
+        user, up, down = parameters.private, parameters.positives, parameters.negatives
+        if star is not None:
+            user = star.users(user, up, rows.segments)
+            up, down = star.items(up, rows.items), star.items(down, labels.negatives)
+        context = expand(user, rows.segments)
+        loss = ranking_loss(client, labels, lambda each: finish(each, "inner"), parameters, user, context, up, down)
+        return loss, loss
+
+    offset = numbers(13 + owners.numel(), width) if begun else None
+    return LocalTask(labels, start, offset, state, objective, client.loss, False, star, client)
+
+
+@settings(max_examples=80)
+@given(
+    loss=st.sampled_from(["bpr", "softmax"]),
+    kind=st.sampled_from(["none", "first layer", "shifted", "scaled"]),
+    n_steps=st.integers(1, 3),
+    l2=st.sampled_from([0.0, 0.1]),
+    begun=st.booleans(),
+    width=st.sampled_from([1, 5, 16, 64]),
+    seed=st.integers(0, 999),
+)
+def test_local_steps(loss: str, kind: str, n_steps: int, l2: float, begun: bool, width: int, seed: int) -> None:
+    client = ClientSettings(
+        loss=loss,
+        n_negatives=6,
+        local_steps=n_steps,
+        l2=l2,
+        learning_rate=0.05,
+        user_learning_rate=0.1,
+        temperature=0.7,
+    )
+    given_ = task(client, kind, begun, width, seed)
+    before = given_.start.private.clone(), given_.client_state.first.clone()
+    mine, theirs = local.steps(given_), autograd_steps(given_)
+    for name in ("private", "first", "second", "delta", "loss", "steps"):
+        one, other = getattr(mine, name), getattr(theirs, name)
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-4, msg=name)
+    assert torch.equal(given_.start.private, before[0])
+    assert torch.equal(given_.client_state.first, before[1])

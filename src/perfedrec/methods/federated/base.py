@@ -24,7 +24,7 @@ from perfedrec.core.keys import Key, bits, normal
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Plan, Rows, Spec, Update
 from perfedrec.methods.federated import cohort
-from perfedrec.methods.federated.local import LocalSteps, LocalTask, Loss, Parameters, autograd_steps, checked
+from perfedrec.methods.federated.local import LocalSteps, LocalTask, Loss, Parameters, checked, steps
 from perfedrec.methods.federated.phases import DEGREES, SPECTRAL
 from perfedrec.methods.federated.settings import FederatedSettings
 from perfedrec.methods.federated.state import Broadcast, ClientState, OptimizerState, ServerState
@@ -67,7 +67,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
     aggregator: Aggregator = Sum()
     """The rule by which the parts of a round become one aggregate; a property where it depends on the settings."""
 
-    local_steps: LocalSteps = staticmethod(autograd_steps)
+    local_steps: LocalSteps = staticmethod(steps)
     """The function that trains on a client. Another function of the same type can replace it."""
 
     chooses_table: ClassVar[bool] = False

@@ -73,7 +73,8 @@ class FedMF(Federated[S, B, C]):
 
     def loss_name(self) -> Loss | None:
         found: Loss = self.settings.client.loss
-        return found if type(self).local_loss is FedMF.local_loss else None
+        mine = type(self)
+        return found if mine.local_loss is FedMF.local_loss and mine.finish is FedMF.finish else None
 
     def embedding(self, broadcast: B, rows: Rows, client_state: C) -> Embedding | None:
         return Embedding(self.finish(client_state.private), self.finish(broadcast.items))

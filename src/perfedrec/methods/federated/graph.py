@@ -341,7 +341,9 @@ class GraphMethod(FedMF[S, B, C]):
 
     def loss_name(self) -> Loss | None:
         found: Loss = self.settings.client.loss
-        return found if type(self).local_loss is GraphMethod.local_loss else None
+        mine, own = type(self), type(self.network)
+        usual = mine.local_loss is GraphMethod.local_loss and mine.finish is FedMF.finish and own is Network
+        return found if usual else None
 
     def item_attributes(self, broadcast: B) -> Tensor | None:
         """[m, F] the attributes that enter layer 0 of the items; ``None`` for none."""

@@ -90,3 +90,172 @@ def _second_moment(rule, second, row, change, beta):  # type: ignore[no-untyped-
         for column in range(change.size):
             square = change[column] * change[column]
             second[row, column] -= rest * square * np.sign(second[row, column] - square)
+
+
+LOSSES = {"bpr": 0, "softmax": 1}
+"""The numbers of the losses."""
+
+_BETA1, _BETA2, _EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
+
+
+@kernel(
+    "void(UniTuple(int64[::1], 4), UniTuple(float32[:, ::1], 2), Tuple((float32, float32, float32[::1],"
+    " float32[::1], float32[:, ::1], float32[:, ::1])), Tuple((int64, int64, UniTuple(float32, 4))),"
+    " Tuple((UniTuple(float32[:, ::1], 4), int64[::1], float32[::1])), int64, int64)",
+    fast=True,
+)
+def local_steps(labels: Any, received: Any, star: Any, options: Any, result: Any, start: int, stop: int) -> None:
+    """The local steps of the clients from ``start`` to ``stop``.
+
+    ``labels`` are the offsets of the clients' positives and of their negatives, and the items of both. ``received`` are
+    the rows [P, d] and [N, d] of these. ``star`` are the share of a user's own vector, the scale of all items, the
+    positives' edges [P], the scale of each item [m], and what is added to the users [B, d] and to the items [m, d];
+    arrays without rows stand for none.
+    ``options`` are the numbers of the loss and of steps, and learning rate, users' learning rate, L2 and temperature.
+    ``result`` is changed in place: the users' vectors and moments [B, d], the offsets [P + N, d] of the rows, the
+    numbers of steps before [B], and the losses [B].
+    """
+    (offsets, limits, positives, negatives), (up, down), (loss, n_steps, rates) = labels, received, options
+    (private, first, second, delta), steps, losses = result
+    n_up, width, rate = up.shape[0], up.shape[1], rates[0]
+    most = 0
+    for client in range(start, stop):
+        most = max(most, offsets[client + 1] - offsets[client] + limits[client + 1] - limits[client])
+    own, final = np.empty((most, width), np.float32), np.empty((most, width), np.float32)
+    slopes, user, pull = np.empty(most, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    edges, l2 = star[2], rates[2]
+    for client in range(start, stop):
+        low, high, negative = offsets[client], offsets[client + 1], limits[client]
+        n_positives, n_rows = high - low, high - low + limits[client + 1] - negative
+        for number in range(n_steps):
+            for row in range(n_positives):
+                _final(up, low + row, delta, low + row, positives[low + row], star, (own, final), row)
+            for row in range(n_positives, n_rows):
+                place = negative + row - n_positives
+                _final(down, place, delta, n_up + place, negatives[place], star, (own, final), row)
+            _user(private, client, low, n_positives, star, own, user)
+            for row in range(n_rows):
+                total = np.float32(0)
+                for column in range(width):
+                    total += user[column] * final[row, column]
+                slopes[row] = total
+            losses[client] = _ranking(loss, slopes, n_positives, n_rows, rates[3])
+            if l2:
+                losses[client] += np.float32(0.5) * l2 * _squares(private, client, own, n_rows)
+            pull[:] = 0
+            for row in range(n_rows):
+                for column in range(width):
+                    pull[column] += slopes[row] * final[row, column]
+            for row in range(n_rows):
+                positive = row < n_positives
+                place = low + row if positive else n_up + negative + row - n_positives
+                item = positives[low + row] if positive else negatives[negative + row - n_positives]
+                slope = rate * slopes[row] * _scale(star, item)
+                edge = rate * edges[low + row] if positive and edges.size else np.float32(0)
+                for column in range(width):
+                    delta[place, column] -= slope * user[column] + edge * pull[column] + rate * l2 * own[row, column]
+            for column in range(width):
+                pull[column] = star[0] * pull[column] + l2 * private[client, column]
+            _adam(pull, private, first, second, client, steps[client] + number + 1, rates[1])
+
+
+@helper
+def _final(received, place, delta, number, item, star, rows, row):  # type: ignore[no-untyped-def]
+    """The item's row as it is now, and its final vector, as ``row`` of both tables of ``rows``."""
+    (own, final), scale = rows, _scale(star, item)
+    for column in range(own.shape[1]):
+        value = received[place, column] + delta[number, column]
+        own[row, column] = value
+        final[row, column] = scale * value
+    if star[5].shape[0]:
+        for column in range(own.shape[1]):
+            final[row, column] += star[5][item, column]
+
+
+@helper
+def _scale(star, item):  # type: ignore[no-untyped-def]
+    return star[3][item] if star[3].size else star[1]
+
+
+@helper
+def _user(private, client, low, n_positives, star, own, user):  # type: ignore[no-untyped-def]
+    """The user's final vector."""
+    for column in range(user.size):
+        user[column] = star[0] * private[client, column]
+    if star[2].size:
+        for row in range(n_positives):
+            edge = star[2][low + row]
+            for column in range(user.size):
+                user[column] += edge * own[row, column]
+    if star[4].shape[0]:
+        for column in range(user.size):
+            user[column] += star[4][client, column]
+
+
+@helper
+def _ranking(loss, scores, n_positives, n_rows, temperature):  # type: ignore[no-untyped-def]
+    """The ranking loss of a client, from the ``scores`` of its positives and then of its negatives. Its derivative by
+    each score takes the score's place."""
+    total, n_negatives = np.float32(0), n_rows - n_positives
+    if n_negatives == 0:
+        scores[:n_positives] = 0
+    elif loss == 0:
+        for row in range(n_positives):  # a negative that is used several times keeps its score until its last use
+            apart = scores[n_positives + row % n_negatives] - scores[row]
+            total += _softplus(apart)
+            scores[row] = -_sigmoid(apart)
+        for row in range(n_negatives):
+            slope = np.float32(0)
+            for place in range(row, n_positives, n_negatives):
+                slope -= scores[place]
+            scores[n_positives + row] = slope
+    else:
+        largest = np.max(scores[n_positives:n_rows]) / temperature
+        shared = np.float32(0)
+        for row in range(n_positives, n_rows):
+            scores[row] = np.exp(scores[row] / temperature - largest)
+            shared += scores[row]
+        level, all_slopes = largest + np.log(shared), np.float32(0)
+        for row in range(n_positives):
+            apart = level - scores[row] / temperature
+            total += _softplus(apart)
+            scores[row] = -_sigmoid(apart) / temperature
+            all_slopes -= scores[row]
+        for row in range(n_positives, n_rows):
+            scores[row] *= all_slopes / shared
+    return total
+
+
+@helper
+def _squares(private, client, own, n_rows):  # type: ignore[no-untyped-def]
+    """The squared norms of a client's parameters."""
+    total = np.float32(0)
+    for column in range(private.shape[1]):
+        total += private[client, column] * private[client, column]
+    for row in range(n_rows):
+        for column in range(own.shape[1]):
+            total += own[row, column] * own[row, column]
+    return total
+
+
+@helper
+def _softplus(x):  # type: ignore[no-untyped-def]
+    return max(x, np.float32(0)) + np.log1p(np.exp(-abs(x)))
+
+
+@helper
+def _sigmoid(x):  # type: ignore[no-untyped-def]
+    return _ONE / (_ONE + np.exp(-x))
+
+
+@helper
+def _adam(gradient, vectors, first, second, row, step, rate):  # type: ignore[no-untyped-def]
+    """One step of Adam (:func:`perfedrec.nn.optim.adam`) on a row, in place."""
+    scale1 = _ONE / (_ONE - np.float32(np.exp(step * np.log(0.9))))
+    scale2 = _ONE / (_ONE - np.float32(np.exp(step * np.log(0.999))))
+    for column in range(gradient.size):
+        slope = gradient[column]
+        one = slope + _BETA1 * (first[row, column] - slope)
+        two = slope * slope + _BETA2 * (second[row, column] - slope * slope)
+        first[row, column], second[row, column] = one, two
+        vectors[row, column] -= rate * (one * scale1 / (np.sqrt(two * scale2) + _EPSILON))

@@ -1,18 +1,20 @@
 """Local steps: what clients do with their parameters in a round of training, as one pure function.
 
-A compiled kernel can replace it: a :class:`LocalTask` holds everything that the steps need, and any function of type
-:data:`LocalSteps` can replace :func:`autograd_steps` (attribute ``Federated.local_steps``).
+A :class:`LocalTask` holds everything that the steps need. :func:`steps` chooses between a compiled kernel and
+:func:`autograd_steps`. Any function of type :data:`LocalSteps` can take its place (attribute ``local_steps``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from perfedrec.core.compiled import spread, usable
 from perfedrec.core.errors import ConfigError
 from perfedrec.methods.federated.settings import ClientSettings, LocalSettings
 from perfedrec.methods.federated.state import ClientState
@@ -134,6 +136,51 @@ def autograd_steps(task: LocalTask) -> LocalResult:
             dense = torch.add(dense, gradients[3] / counts, alpha=-settings.dense_learning_rate)
     assert delta is not None
     return LocalResult(private, first, second, steps, delta, dense, loss.detach())
+
+
+def steps(task: LocalTask) -> LocalResult:
+    """:func:`autograd_steps`, by a kernel where there is one for the ``task``.
+
+    The kernel knows BPR and the sampled softmax on inner products, without a shared network and without penalties.
+    """
+    start, clients, star, client = task.start, task.client_state, task.star, task.client
+    if not isinstance(client, ClientSettings) or client.similarity != "inner" or client.leave_one_out:
+        return autograd_steps(task)
+    if task.loss not in ("bpr", "softmax") or task.penalised or start.dense is not None:
+        return autograd_steps(task)
+    numbers = [start.private, start.positives, start.negatives, clients.first, clients.second, task.begun]
+    if star is not None:
+        scale = star.scale if isinstance(star.scale, Tensor) else None
+        numbers += [star.edge, star.user_shift, star.shift, scale]
+    floats = all(each is None or each.dtype == torch.float32 for each in numbers)
+    return _compiled_steps(task, client) if floats and usable(*numbers) else autograd_steps(task)
+
+
+def _compiled_steps(task: LocalTask, client: ClientSettings) -> LocalResult:
+    """See :func:`perfedrec.methods.federated.kernels.local_steps`."""
+    from perfedrec.methods.federated import kernels
+
+    start, clients, labels, star = task.start, task.client_state, task.labels, task.star
+    rows, none = labels.rows, start.private[:0]
+    private, first, second = start.private.clone(), clients.first.clone(), clients.second.clone()
+    n_rows, width = start.positives.shape[0] + start.negatives.shape[0], start.positives.shape[1]
+    delta = torch.zeros(n_rows, width) if task.begun is None else task.begun.clone()
+    loss, limits = torch.zeros(rows.n_users), torch.zeros_like(rows.offsets)
+    torch.cumsum(torch.bincount(labels.owners, minlength=rows.n_users), 0, out=limits[1:])
+    star = Star(1.0, none[:, 0]) if star is None else star
+    scale, scales = (1.0, star.scale) if isinstance(star.scale, Tensor) else (star.scale, none)
+    user_shift, shift = (none if each is None else each for each in (star.user_shift, star.shift))
+    rates = (client.learning_rate, client.user_learning_rate, client.l2, client.temperature)
+    work = partial(
+        kernels.local_steps,
+        tuple(each.numpy() for each in (rows.offsets, limits, rows.items, labels.negatives)),
+        (start.positives.numpy(), start.negatives.numpy()),
+        (star.own, scale, star.edge.numpy(), scales.reshape(-1).numpy(), user_shift.numpy(), shift.numpy()),
+        (kernels.LOSSES[client.loss], client.local_steps, rates),
+        (tuple(each.numpy() for each in (private, first, second, delta)), clients.steps.numpy(), loss.numpy()),
+    )
+    spread(work, rows.n_users, n_rows)
+    return LocalResult(private, first, second, clients.steps + client.local_steps, delta, None, loss)
 
 
 def checked(result: object, task: LocalTask, steps: str) -> LocalResult:
