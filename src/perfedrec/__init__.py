@@ -1,5 +1,6 @@
 """Personalised federated recommendation with self-supervised pre-training."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from perfedrec.runs.folder import Entry
     from perfedrec.runs.result import Result, open_run
     from perfedrec.runs.training import train
+
+# OpenMP reads it when torch is loaded. Threads that wait shall not take the processor from those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.6.0"
 

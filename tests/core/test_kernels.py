@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from perfedrec.core.sampling import choose, draw_outside
 from perfedrec.core.types import Update, block_rows
 
 pytest.importorskip("numba")
+import_module("perfedrec.core.kernels")  # so that words are mixed by the kernel
 Result = TypeVar("Result")
 
 
@@ -54,6 +56,12 @@ def test_the_same_items_are_drawn(n_users: int, n_items: int, asked: int, seed: 
 def test_the_same_numbers_are_chosen(size: int, n: int, seed: int) -> None:
     mine, theirs = choose(size, n, Key(seed)), by_torch(lambda: choose(size, n, Key(seed)))
     assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 5000])
+def test_the_same_words(n: int) -> None:
+    ids = torch.arange(n) - n // 2
+    assert torch.equal(Key(5).spread(ids), by_torch(lambda: Key(5).spread(ids)))
 
 
 @given(keys=st.lists(st.integers(0, 99), max_size=30))

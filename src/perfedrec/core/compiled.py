@@ -34,11 +34,8 @@ _compiling = threading.RLock()
 
 @cache
 def _installed() -> bool:
-    if find_spec("numba") is None:
-        return False
-    from numba import config
-
-    return not config.DISABLE_JIT
+    off = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")  # numba itself is loaded with the first kernel
+    return not off and find_spec("numba") is not None
 
 
 def usable(*tensors: Tensor | None) -> bool:

@@ -29,10 +29,11 @@ def mix(word):  # type: ignore[no-untyped-def]
     return word ^ (word >> _U31)
 
 
-@helper
-def fold_in(key, number):  # type: ignore[no-untyped-def]
-    """The key that follows from a key and a number, both uint64."""
-    return mix(mix(number * _GOLDEN + np.uint64(1)) ^ key)
+@kernel("void(uint64[::1])")
+def mix_words(words: Any) -> None:
+    """Mix the words in place."""
+    for place in range(words.size):
+        words[place] = mix(words[place])
 
 
 @helper

@@ -11,6 +11,7 @@ It is a good statistical generator, and **not** a cryptographic one: it is for s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core import words
+from perfedrec.core.compiled import usable
 from perfedrec.core.words import GOLDEN as _GOLDEN
 from perfedrec.core.words import MULTIPLIERS as _MULTIPLIERS
 from perfedrec.core.words import WordKey
@@ -26,6 +28,7 @@ from perfedrec.core.words import network as network
 
 _MASK = (1 << 64) - 1
 _CHUNK = 1 << 15
+_MANY = 256  # words for which a kernel pays
 
 
 def _signed(value: int) -> int:
@@ -37,6 +40,10 @@ def _mix_(bits: Tensor) -> Tensor:
     """Mix int64 words in place."""
     if bits.device.type == "cpu" and bits.is_contiguous():
         flat = bits.numpy().reshape(-1).view(np.uint64)  # the same memory: numpy shifts and multiplies twice as fast
+        kernels = sys.modules.get("perfedrec.core.kernels") if flat.size >= _MANY and usable() else None
+        if kernels is not None:  # not loaded for this: a node that only recommends shall answer at once
+            kernels.mix_words(flat)
+            return bits
         scratch = np.empty(min(_CHUNK, flat.size), np.uint64)
         for start in range(0, flat.size, _CHUNK):
             words = flat[start : start + _CHUNK]  # small enough to stay in the cache

@@ -1,4 +1,4 @@
-"""Running code on one thread, so that its result does not depend on the number of threads."""
+"""How many threads compute: one where a result would depend on it, and few where there is little work."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,5 +19,22 @@ def one_thread() -> Iterator[None]:
     try:
         with threadpool_limits(1):
             yield
+    finally:
+        torch.set_num_threads(before)
+
+
+NUMBERS_PER_THREAD = 2_000_000
+"""The least size of a round's work, in numbers of item rows that are trained, for which a further thread pays. Threads
+wait for each other many times in a round. On a machine that does other work as well, each time may last as long as the
+whole work of a smaller round."""
+
+
+@contextmanager
+def threads_for(numbers: int) -> Iterator[None]:
+    """Run the block, whose work has this size, on as many threads as it has use for, and not on more than now."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, numbers // NUMBERS_PER_THREAD)))
+    try:
+        yield
     finally:
         torch.set_num_threads(before)

@@ -173,6 +173,7 @@ def engine(
     block_size: int = 1024,
     dropout_rate: float = 0.0,
     users_per_node: int = 1,
+    threads: int = 0,
 ) -> Engine:
     """The engine of a method on a data set; centralised methods use ``seed`` and ``device`` alone."""
     if isinstance(algorithm, Method):
@@ -185,6 +186,7 @@ def engine(
         block_size=block_size,
         dropout_rate=dropout_rate,
         users_per_node=users_per_node,
+        threads=threads,
     )
 
 
@@ -198,4 +200,5 @@ def engine_of(algorithm: AnyMethod, dataset: Dataset, run: RunSettings) -> Engin
         block_size=run.block_size,
         dropout_rate=run.dropout_rate,
         users_per_node=run.users_per_node,
+        threads=run.threads,
     )

@@ -49,7 +49,10 @@ class RunSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     block_size: int = Field(1024, ge=1, description="clients computed at once; bounds memory, changes no result")
     threads: int = Field(
-        0, ge=0, description="threads of the numerical library (0: its default; 1 for a coordinator); changes no result"
+        0,
+        ge=0,
+        description="threads of the numerical library (0: its default, but 1 for rounds of little work and for a "
+        "coordinator); changes no result",
     )
 
     @field_validator("ks", mode="before")

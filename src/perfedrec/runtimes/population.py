@@ -48,6 +48,10 @@ class Population(Generic[C]):
         """[n] all users."""
         return torch.arange(self.n_users, device=self.offsets.device)
 
+    def n_rows(self, users: Tensor) -> int:
+        """The number of interactions of ``users`` [B]."""
+        return int((self.offsets[users + 1] - self.offsets[users]).sum())
+
     def rows(self, users: Tensor) -> tuple[Rows, Tensor]:
         """The rows of ``users`` [B], and the positions [R] of these rows among all interactions."""
         return block_rows(self.offsets, self.items, users, self.attributes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -13,6 +14,7 @@ from perfedrec.core.aggregate import Aggregate, Sum, check_aggregator, reduce
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key, uniform
+from perfedrec.core.threads import threads_for
 from perfedrec.core.types import Plan, RoundReport, Update
 from perfedrec.runtimes.population import Population, Users
 
@@ -57,11 +59,12 @@ def play_round(
     dropout_rate: float = 0.0,
     block_size: int = 1024,
     nodes: Tensor | None = None,
+    few_threads: bool = False,
 ) -> tuple[S, RoundReport]:
     """Play the next round; return the new state and a report. The states of the clients that took part are updated.
 
     Bytes are counted per user or, with ``nodes`` [n] (the node of each user), per node, which sends the sum of its
-    users. Nothing else depends on ``nodes``.
+    users. Nothing else depends on ``nodes``. With ``few_threads`` a round of little work is played on one thread.
     """
     check_aggregator(algorithm.aggregator, algorithm.protection.secure)
     key = round_key(seed, state.round)
@@ -70,6 +73,13 @@ def play_round(
     if users.numel() < (least := algorithm.protection.least_clients(plan.phase, asked)):
         users, reason = users[:0], too_few(users.numel(), least)
     work = _Work(algorithm, state, plan, population, key, block_size, nodes)
+    with threads_for(population.n_rows(users) * state.items.shape[1]) if few_threads else nullcontext():
+        return _played(work, users, asked, reason)
+
+
+def _played(work: _Work[S, B, C], users: Tensor, asked: int, reason: str | None) -> tuple[S, RoundReport]:
+    """The work of the ``users``, and the server's. The cohort had ``asked`` users."""
+    algorithm, state, plan, population, key = work.algorithm, work.state, work.plan, work.population, work.key
     empty = Aggregate.empty(population.n_items, work.n_groups, device=plan.cohort.device)
     total = algorithm.aggregator.combine(plan.phase, work.parts(users), empty)
     if not algorithm.aggregator.separate:  # else each part already has its own noise

@@ -87,7 +87,8 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
 class Simulator(Generic[S, B, C]):
     """Trains an algorithm on the training part of a data set: plays rounds, and returns a recommender at any time.
 
-    The simulator does not keep held-out interactions, so that nothing that runs in it can reach them.
+    The simulator does not keep held-out interactions, so that nothing that runs in it can reach them. A round of little
+    work is played on one thread, unless a number of ``threads`` is given, which is that of torch.
     """
 
     def __init__(
@@ -100,9 +101,10 @@ class Simulator(Generic[S, B, C]):
         block_size: int = 1024,
         dropout_rate: float = 0.0,
         users_per_node: int = 1,
+        threads: int = 0,
     ) -> None:
         self.algorithm, self.seed, self.block_size, self.dropout_rate = algorithm, seed, block_size, dropout_rate
-        self.device = pick_device(device)
+        self.device, self.few_threads = pick_device(device), not threads
         self.population: Population[C] = populate(dataset, self.device)
         self.order = RandomOrder(dataset.train.user_ids, dataset.train.item_ids)
         items, users = dataset.item_attributes, dataset.user_attributes
@@ -127,6 +129,7 @@ class Simulator(Generic[S, B, C]):
             self.dropout_rate,
             self.block_size,
             nodes=self.nodes,
+            few_threads=self.few_threads,
         )
         return report
 

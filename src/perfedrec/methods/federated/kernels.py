@@ -99,7 +99,7 @@ _BETA1, _BETA2, _EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
 
 
 @kernel(
-    "void(UniTuple(int64[::1], 4), UniTuple(float32[:, ::1], 2), Tuple((float32, float32, float32[::1],"
+    "void(UniTuple(int64[::1], 4), UniTuple(float32[:, ::1], 3), Tuple((float32, float32, float32[::1],"
     " float32[::1], float32[:, ::1], float32[:, ::1])), Tuple((int64, int64, UniTuple(float32, 4))),"
     " Tuple((UniTuple(float32[:, ::1], 4), int64[::1], float32[::1])), int64, int64)",
     fast=True,
@@ -108,31 +108,27 @@ def local_steps(labels: Any, received: Any, star: Any, options: Any, result: Any
     """The local steps of the clients from ``start`` to ``stop``.
 
     ``labels`` are the offsets of the clients' positives and of their negatives, and the items of both. ``received`` are
-    the rows [P, d] and [N, d] of these. ``star`` are the share of a user's own vector, the scale of all items, the
-    positives' edges [P], the scale of each item [m], and what is added to the users [B, d] and to the items [m, d];
-    arrays without rows stand for none.
-    ``options`` are the numbers of the loss and of steps, and learning rate, users' learning rate, L2 and temperature.
-    ``result`` is changed in place: the users' vectors and moments [B, d], the offsets [P + N, d] of the rows, the
-    numbers of steps before [B], and the losses [B].
+    the rows [P, d] and [N, d] of these, and the offsets [P + N, d] that they begin with. ``star`` are the share of a
+    user's own vector, the scale of all items, the positives' edges [P], the scale of each item [m], and what is added
+    to the users [B, d] and to the items [m, d]. Arrays without rows stand for none. ``options`` are the numbers of the
+    loss and of steps, and learning rate, users' learning rate, L2 and temperature. ``result`` are the users' vectors
+    and moments [B, d], which are changed in place, the offsets [P + N, d] of the rows, the numbers of steps before [B],
+    and the losses [B].
     """
-    (offsets, limits, positives, negatives), (up, down), (loss, n_steps, rates) = labels, received, options
+    (offsets, limits, _, _), (loss, n_steps, rates), (n_up, width) = labels, options, received[0].shape
     (private, first, second, delta), steps, losses = result
-    n_up, width, rate = up.shape[0], up.shape[1], rates[0]
-    most = 0
+    most, rate, l2 = 0, rates[0], rates[2]
     for client in range(start, stop):
         most = max(most, offsets[client + 1] - offsets[client] + limits[client + 1] - limits[client])
     own, final = np.empty((most, width), np.float32), np.empty((most, width), np.float32)
+    less = np.empty(width, np.float32)
     slopes, user, pull = np.empty(most, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    edges, l2 = star[2], rates[2]
     for client in range(start, stop):
-        low, high, negative = offsets[client], offsets[client + 1], limits[client]
-        n_positives, n_rows = high - low, high - low + limits[client + 1] - negative
+        low, negative = offsets[client], limits[client]
+        n_positives, n_negatives = offsets[client + 1] - low, limits[client + 1] - negative
+        n_rows = n_positives + n_negatives
+        _load(labels, received, star, client, (own, final))
         for number in range(n_steps):
-            for row in range(n_positives):
-                _final(up, low + row, delta, low + row, positives[low + row], star, (own, final), row)
-            for row in range(n_positives, n_rows):
-                place = negative + row - n_positives
-                _final(down, place, delta, n_up + place, negatives[place], star, (own, final), row)
             _user(private, client, low, n_positives, star, own, user)
             for row in range(n_rows):
                 total = np.float32(0)
@@ -146,30 +142,63 @@ def local_steps(labels: Any, received: Any, star: Any, options: Any, result: Any
             for row in range(n_rows):
                 for column in range(width):
                     pull[column] += slopes[row] * final[row, column]
+            last = number + 1 == n_steps
             for row in range(n_rows):
-                positive = row < n_positives
-                place = low + row if positive else n_up + negative + row - n_positives
-                item = positives[low + row] if positive else negatives[negative + row - n_positives]
-                slope = rate * slopes[row] * _scale(star, item)
-                edge = rate * edges[low + row] if positive and edges.size else np.float32(0)
+                positive, place = row < n_positives, negative + row - n_positives
+                scale = _scale(star, labels[2][low + row] if positive else labels[3][place])
+                edge = rate * star[2][low + row] if positive and star[2].size else np.float32(0)
+                slope, decay = rate * slopes[row] * scale, rate * l2
                 for column in range(width):
-                    delta[place, column] -= slope * user[column] + edge * pull[column] + rate * l2 * own[row, column]
+                    less[column] = slope * user[column] + edge * pull[column] + decay * own[row, column]
+                _move(delta, low + row if positive else n_up + place, received[2], number == 0, less)
+                if not last:
+                    for column in range(width):
+                        own[row, column] -= less[column]
+                        final[row, column] -= scale * less[column]
             for column in range(width):
                 pull[column] = star[0] * pull[column] + l2 * private[client, column]
             _adam(pull, private, first, second, client, steps[client] + number + 1, rates[1])
 
 
 @helper
-def _final(received, place, delta, number, item, star, rows, row):  # type: ignore[no-untyped-def]
-    """The item's row as it is now, and its final vector, as ``row`` of both tables of ``rows``."""
-    (own, final), scale = rows, _scale(star, item)
+def _load(labels, received, star, client, tables):  # type: ignore[no-untyped-def]
+    """Fill the first rows of ``tables``: the client's item rows as they begin, their final vectors, and offsets."""
+    (offsets, limits, positives, negatives), (up, down, begun), row = labels, received, 0
+    for place in range(offsets[client], offsets[client + 1]):
+        _load_row(up, place, begun, place, star, positives[place], tables, row)
+        row += 1
+    for place in range(limits[client], limits[client + 1]):
+        _load_row(down, place, begun, up.shape[0] + place, star, negatives[place], tables, row)
+        row += 1
+
+
+@helper
+def _load_row(received, place, begun, number, star, item, tables, row):  # type: ignore[no-untyped-def]
+    (own, final), scale = tables, _scale(star, item)
     for column in range(own.shape[1]):
-        value = received[place, column] + delta[number, column]
-        own[row, column] = value
-        final[row, column] = scale * value
+        own[row, column] = received[place, column]
+        final[row, column] = scale * received[place, column]
+    if begun.shape[0]:
+        for column in range(own.shape[1]):
+            own[row, column] += begun[number, column]
+            final[row, column] += scale * begun[number, column]
     if star[5].shape[0]:
         for column in range(own.shape[1]):
             final[row, column] += star[5][item, column]
+
+
+@helper
+def _move(delta, place, begun, first, less):  # type: ignore[no-untyped-def]
+    """Subtract ``less`` from an item's offset; ``first`` says that no step was taken before."""
+    if first and not begun.shape[0]:
+        for column in range(less.size):
+            delta[place, column] = -less[column]
+    elif first:
+        for column in range(less.size):
+            delta[place, column] = begun[place, column] - less[column]
+    else:
+        for column in range(less.size):
+            delta[place, column] -= less[column]
 
 
 @helper

@@ -164,7 +164,7 @@ def _compiled_steps(task: LocalTask, client: ClientSettings) -> LocalResult:
     rows, none = labels.rows, start.private[:0]
     private, first, second = start.private.clone(), clients.first.clone(), clients.second.clone()
     n_rows, width = start.positives.shape[0] + start.negatives.shape[0], start.positives.shape[1]
-    delta = torch.zeros(n_rows, width) if task.begun is None else task.begun.clone()
+    delta, begun = torch.empty(n_rows, width), none if task.begun is None else task.begun
     loss, limits = torch.zeros(rows.n_users), torch.zeros_like(rows.offsets)
     torch.cumsum(torch.bincount(labels.owners, minlength=rows.n_users), 0, out=limits[1:])
     star = Star(1.0, none[:, 0]) if star is None else star
@@ -174,7 +174,7 @@ def _compiled_steps(task: LocalTask, client: ClientSettings) -> LocalResult:
     work = partial(
         kernels.local_steps,
         tuple(each.numpy() for each in (rows.offsets, limits, rows.items, labels.negatives)),
-        (start.positives.numpy(), start.negatives.numpy()),
+        (start.positives.numpy(), start.negatives.numpy(), begun.numpy()),
         (star.own, scale, star.edge.numpy(), scales.reshape(-1).numpy(), user_shift.numpy(), shift.numpy()),
         (kernels.LOSSES[client.loss], client.local_steps, rates),
         (tuple(each.numpy() for each in (private, first, second, delta)), clients.steps.numpy(), loss.numpy()),
