@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor
 
+from perfedrec.core import compiled
 from perfedrec.core.keys import Key, fold_in
 from perfedrec.core.types import Rows, block_rows
 from perfedrec.privacy.labels import Labels, label, truth_probability
@@ -147,6 +148,21 @@ def test_labels_of_a_user_do_not_depend_on_the_others() -> None:
 
 def same(a: Labels, b: Labels) -> bool:
     return torch.equal(a.rows.items, b.rows.items) and torch.equal(a.positions, b.positions)
+
+
+@settings(max_examples=80)
+@given(cases())
+def test_the_kernels_of_labels_and_torch_agree(
+    case: tuple[int, list[list[int]], PrivacySettings, int | None, int],
+) -> None:
+    pytest.importorskip("numba")
+    n_items, lists, options, n_negatives, seed = case
+    rows, secrets = rows_of(lists), Key(9).spread(torch.arange(len(lists)))
+    mine = label(rows, n_items, options, n_negatives, Key(seed), secrets)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_installed", lambda: False)
+        theirs = label(rows, n_items, options, n_negatives, Key(seed), secrets)
+    assert same(mine, theirs)
 
 
 def test_sticky_decoys_and_masked_items_are_the_same_in_every_round() -> None:

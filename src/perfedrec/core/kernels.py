@@ -37,6 +37,12 @@ def mix_words(words: Any) -> None:
 
 
 @helper
+def fold_in(key, number):  # type: ignore[no-untyped-def]
+    """The key that follows from a key and a number, both uint64."""
+    return mix(mix(number * _GOLDEN + np.uint64(1)) ^ key)
+
+
+@helper
 def log_of_odd(odd):  # type: ignore[no-untyped-def]
     """``log(odd / 2^24)`` for an odd number below 2^24, to within two units in the last place of float32.
 

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import exp
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import binom
 from torch import Tensor
 
+from perfedrec.core.compiled import usable
 from perfedrec.core.keys import Key, bits, fold_in, uniform
 from perfedrec.core.sampling import draw_outside, ranks
 from perfedrec.core.types import Rows
@@ -74,6 +77,8 @@ def label(
         negatives, owners = draw_outside(_with(rows, chosen, chosen_owners, n_items), n_items, wanted, outside_keys)
     else:  # decoys and negatives are one draw
         outside, every = draw_outside(rows, n_items, decoys + wanted, outside_keys)
+        if usable(rows.items, positions):
+            return _placed(rows, positions, kept, decoys, outside, every)
         decoy = ranks(every, rows.n_users) < decoys[every]
         chosen, chosen_owners = outside[decoy], every[decoy]
         negatives, owners = outside[~decoy], every[~decoy]
@@ -91,6 +96,27 @@ def label(
     return Labels(labelled, where, negatives, owners)
 
 
+def _placed(rows: Rows, positions: Tensor, kept: Tensor, decoys: Tensor, outside: Tensor, every: Tensor) -> Labels:
+    """The labels from real rows and from what was drawn for the users ``every`` [T]: decoys first, then negatives."""
+    from perfedrec.privacy import kernels
+
+    counts = torch.bincount(every, minlength=rows.n_users)
+    taken, limits = torch.minimum(decoys, counts), torch.zeros_like(rows.offsets)
+    torch.cumsum(kept + taken, 0, out=limits[1:])
+    n_labelled = int(limits[-1])
+    found = [rows.items.new_empty(n_labelled) for _ in range(3)]
+    negatives = [rows.items.new_empty(positions.numel() + outside.numel() - n_labelled) for _ in range(2)]
+
+    def arrays(*tensors: Tensor) -> tuple[NDArray[np.int64], ...]:
+        return tuple(each.numpy() for each in tensors)
+
+    kernels.place(
+        rows.items.numpy(), arrays(positions, kept), arrays(outside, counts), arrays(limits, *found), arrays(*negatives)
+    )
+    items, where, segments = found
+    return Labels(replace(rows, offsets=limits, items=items, segments=segments), where, *negatives)
+
+
 def truth_probability(epsilon: float) -> float:
     """The probability with which symmetric randomised response reports an item truthfully: ``e^eps / (1 + e^eps)``."""
     return 1 / (1 + exp(-epsilon))
@@ -101,6 +127,12 @@ def _kept(rows: Rows, settings: PrivacySettings, keys: Keys) -> tuple[Tensor, Te
     positions, kept = torch.arange(rows.items.numel(), device=rows.items.device), rows.counts
     response = settings.randomised_response
     left_out = settings.masking if response is None else 1 - truth_probability(response)
+    if left_out and response is None and usable(rows.offsets, rows.items):
+        from perfedrec.privacy import kernels
+
+        words, kept = keys("masking").numpy().view("uint64"), torch.empty_like(kept)
+        given = (rows.offsets.numpy(), rows.items.numpy(), left_out, positions.numpy(), kept.numpy())
+        return positions[: kernels.keep(words, *given)], kept
     if left_out:
         draws = uniform(fold_in(keys("masking")[rows.segments], rows.items), 1).squeeze(-1)
         stays = draws >= left_out

@@ -17,7 +17,7 @@ from perfedrec.methods.federated.local import LocalTask, Parameters, autograd_st
 from perfedrec.methods.federated.network import finish, ranking_loss
 from perfedrec.methods.federated.settings import ClientSettings, ServerSettings
 from perfedrec.methods.federated.state import ClientState
-from perfedrec.methods.federated.tables import Average, Moments, step, step_apart
+from perfedrec.methods.federated.tables import Average, Moments, cluster_rows, step, step_apart
 from perfedrec.nn.propagation import Star
 from perfedrec.nn.segments import expand
 from perfedrec.privacy.labels import Labels
@@ -66,6 +66,16 @@ def test_the_server_step(rule: str, n_tables: int, averaged: bool, width: int, s
     theirs = by_torch(lambda: server_steps(rule, n_tables, averaged, width, seed))
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=3e-6, atol=3e-6)
+
+
+@given(n=st.integers(0, 9), width=st.sampled_from([1, 5, 64]), seed=st.integers(0, 99))
+def test_cluster_rows(n: int, width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    table, offsets = (torch.randn(k * N_ITEMS, width, generator=generator) for k in (1, N_TABLES))
+    items, groups = (torch.randint(size, (n,), generator=generator) for size in (N_ITEMS, N_TABLES))
+    rows = cluster_rows(table, offsets, items, groups)
+    assert torch.equal(rows, by_torch(lambda: cluster_rows(table, offsets, items, groups)))
+    assert torch.equal(rows, table[items] + offsets[groups * N_ITEMS + items])
 
 
 def task(client: ClientSettings, kind: str, begun: bool, width: int, seed: int) -> LocalTask:

@@ -15,6 +15,18 @@ from perfedrec.core.compiled import helper, kernel
 _ONE = np.float32(1)
 _UNIT = np.float64(1 / FIXED_POINT)
 
+
+@kernel("void(float32[:, ::1], float32[:, ::1], int64[::1], int64[::1], float32[:, ::1], int64, int64)")
+def gather(table: Any, offsets: Any, items: Any, groups: Any, out: Any, start: int, stop: int) -> None:
+    """``out`` are the rows of ``items`` in a table plus their rows in the offsets of the ``groups``."""
+    n_items, width = table.shape
+    for row in range(start, stop):
+        item = items[row]
+        other = groups[row] * n_items + item
+        for column in range(width):
+            out[row, column] = table[item, column] + offsets[other, column]
+
+
 RULES = {"fedavg": 0, "fedadam": 1, "fedadagrad": 2, "fedyogi": 3}
 """The numbers of the server's optimisers."""
 

@@ -49,6 +49,7 @@ from perfedrec.methods.federated.state import (
     PerFedRecState,
     Service,
 )
+from perfedrec.methods.federated.tables import cluster_rows
 from perfedrec.nn.propagation import edge_weights
 from perfedrec.nn.segments import segment_sum
 from perfedrec.privacy.labels import Labels
@@ -346,7 +347,9 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return broadcast.centroids if broadcast.cluster_stats else None
 
     def table_rows(self, broadcast: PerFedRecBroadcast, items: Tensor, segments: Tensor) -> Tensor:
-        return broadcast.table_rows(items, broadcast.groups[segments])
+        if broadcast.offsets is None:
+            return super().table_rows(broadcast, items, segments)
+        return cluster_rows(broadcast.items, broadcast.offsets, items, broadcast.groups[segments])
 
     def item_attributes(self, broadcast: PerFedRecBroadcast) -> Tensor | None:
         return broadcast.item_attributes

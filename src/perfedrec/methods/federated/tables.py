@@ -55,6 +55,19 @@ class Average:
         return copy.values
 
 
+def cluster_rows(table: Tensor, offsets: Tensor, items: Tensor, groups: Tensor) -> Tensor:
+    """[T, d] the rows of ``items`` [T] in a ``table`` [m, d], plus those in the ``offsets`` [K m, d] of their
+    ``groups`` [T]."""
+    if table.dtype != torch.float32 or not usable(table, offsets, items, groups):
+        return table.index_select(0, items).add_(offsets.index_select(0, groups * table.shape[0] + items))
+    from perfedrec.methods.federated import kernels
+
+    rows = table.new_empty(items.numel(), table.shape[1])
+    given = (each.numpy() for each in (table, offsets, items, groups, rows))
+    spread(partial(kernels.gather, *given), items.numel(), items.numel())
+    return rows
+
+
 def means(aggregate: Aggregate, weights: Tensor) -> Tensor:
     """[U, d] the summed rows divided by the ``weights`` [G] of the clients that contributed to their table."""
     tables = torch.div(aggregate.keys, aggregate.n_items, rounding_mode="floor")
