@@ -25,6 +25,7 @@ import tarfile
 import tempfile
 import time
 from contextlib import ExitStack
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
@@ -45,7 +46,7 @@ def worker(work: str, data: str, threads: int) -> None:
     time of each round in milliseconds. A last line, at the end of the input, has the peak memory."""
     import torch
 
-    import perfedrec
+    import perfedrec  # before torch: it says how threads wait
     from perfedrec import configure, load
     from perfedrec.runtimes.simulator import Simulator
 
@@ -54,9 +55,10 @@ def worker(work: str, data: str, threads: int) -> None:
         raise SystemExit(f"perfedrec was imported from {perfedrec.__file__}; expected it from {source}")
     torch.set_num_threads(threads)
     preset, profile, overrides = WORK[work]
-    simulator = Simulator(
-        configure(preset, overrides=overrides, privacy=profile).build(), load(data), seed=0, device="cpu"
-    )
+    method, given = configure(preset, overrides=overrides, privacy=profile).build(), {"seed": 0, "device": "cpu"}
+    if "threads" in signature(Simulator).parameters:  # else it takes those of torch
+        given["threads"] = threads
+    simulator = Simulator(method, load(data), **given)
     algorithm: Any = simulator.algorithm
     for _ in algorithm.phases if hasattr(algorithm, "phases") else algorithm.prelude:
         simulator.play()

@@ -7,6 +7,7 @@ the users of item i, and ``c_ui = 1 / sqrt(|I_u| |N_i|)``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
+from perfedrec.core.compiled import spread, usable
 from perfedrec.core.types import Rows
 from perfedrec.nn.segments import segment_sum
 
@@ -79,6 +81,18 @@ def edge_weights(rows: Rows, item_degrees: Tensor) -> Tensor:
     return (counts[rows.segments] * item_degrees[rows.items].clamp(min=1)).rsqrt()
 
 
+def weighted_sums(table: Tensor, rows: Rows, weights: Tensor) -> Tensor:
+    """[B, d] for each user the sum of its items' rows of a ``table`` [m, d], times the ``weights`` [R]."""
+    if table.dtype != torch.float32 or table.requires_grad or not usable(table, rows.items, rows.offsets, weights):
+        return segment_sum(weights[:, None] * table.index_select(0, rows.items), rows.segments, rows.n_users)
+    from perfedrec.nn import kernels
+
+    sums = table.new_zeros(rows.n_users, table.shape[1])
+    given = (each.numpy() for each in (table, rows.offsets, rows.items, weights, sums))
+    spread(partial(kernels.weighted_sums, *given), rows.n_users, rows.items.numel())
+    return sums
+
+
 def lightgcn_star(rows: Rows, item_degrees: Tensor, sums: Tensor | None, n_layers: int) -> Star:
     """LightGCN (He et al., SIGIR 2020, eq. 3 and 4) as a client computes it.
 
@@ -96,8 +110,7 @@ def lightgcn_star(rows: Rows, item_degrees: Tensor, sums: Tensor | None, n_layer
     if sums is None:
         return Star(0.5, weights / 2)
     share = 1.0 / (n_layers + 1)
-    below = weights[:, None] * sums[0].index_select(0, rows.items)
-    return Star(share, weights * share, segment_sum(below, rows.segments, rows.n_users), share, sums[1])
+    return Star(share, weights * share, weighted_sums(sums[0], rows, weights), share, sums[1])
 
 
 def spectral_star(rows: Rows, item_degrees: Tensor) -> Star:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import adjusted_rand_score
 
-from perfedrec.core.keys import Key
+from perfedrec.core.keys import Key, bits
 from perfedrec.methods.federated.cohort import cluster, select_proportional
 from perfedrec.methods.federated.settings import ServerSettings
 from perfedrec.methods.federated.tables import Average, Moments, sparse_step
@@ -88,6 +88,20 @@ def test_members_of_a_cluster_are_equally_likely() -> None:
         seen[select_proportional(labels, 6, Key(3).fold(number)).numpy()] += 1
     assert (seen[:10].sum(), seen[10:].sum()) == (1600, 3200)
     assert stats.chisquare(seen).pvalue > 1e-3
+
+
+@given(sizes=st.lists(st.integers(0, 300), min_size=1, max_size=5), n=st.integers(0, 60), seed=st.integers(0, 99))
+def test_members_are_those_with_the_smallest_draws(sizes: list[int], n: int, seed: int) -> None:
+    labels = torch.repeat_interleave(torch.tensor(sizes))[torch.randperm(sum(sizes))]
+    if not labels.numel():
+        return
+    chosen = select_proportional(labels, n, Key(seed))
+    draws = bits(Key(seed).spread(torch.arange(labels.numel())), 1).squeeze(1) & ((1 << 48) - 1)
+    expected = []
+    for number in range(int(labels.max()) + 1):
+        members = sorted((labels == number).nonzero().squeeze(1).tolist(), key=lambda user: int(draws[user]))
+        expected += members[: int((labels[chosen] == number).sum())]
+    assert chosen.tolist() == expected
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "fedadam", "fedyogi", "fedadagrad"])

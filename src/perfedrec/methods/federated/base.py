@@ -382,9 +382,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         batch = LocalBatch(broadcast, labels, self.star(broadcast, labels.rows))
         task = self._task(batch, received, segments, begun, client_state)
         result = checked(self.local_steps(task), task, f"{type(self).__name__}.local_steps")
-        real = (labels.positions >= 0).nonzero().squeeze(1)
-        zero = received.new_zeros(()) if begun is None else begun
-        kept = self.keeps(zero, result.delta).index_select(0, real)
+        kept = self.keeps(received.new_zeros(()) if begun is None else begun, result.delta)
         client_state = replace(
             client_state,
             private=result.private,
@@ -393,7 +391,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
             steps=result.steps,
             loss=result.loss / labels.rows.counts.clamp(min=1),
             participations=client_state.participations + 1,
-            rows=client_state.rows.index_copy(0, labels.positions[real], kept),
+            rows=_own_rows(kept, labels, rows, client_state),
         )
         update = Update(
             users=rows.users,
@@ -483,6 +481,14 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
 
     def user_vectors(self, broadcast: B, rows: Rows, client_state: C) -> Tensor | None:
         return None
+
+
+def _own_rows(kept: Tensor, labels: Labels, rows: Rows, client_state: ClientState) -> Tensor:
+    """[R, d] the clients' own rows: those that were trained, as they are ``kept`` [T, d], and masked ones as before."""
+    if labels.rows is rows:  # no decoys, and nothing masked
+        return kept[: rows.items.numel()]
+    real = (labels.positions >= 0).nonzero().squeeze(1)
+    return client_state.rows.index_copy(0, labels.positions[real], kept.index_select(0, real))
 
 
 def _by_client(labels: Labels) -> tuple[Tensor, Tensor]:

@@ -31,8 +31,14 @@ def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
     quotas[(shares - quotas).argsort(descending=True, stable=True)[:rest]] += 1
     users = torch.arange(labels.numel(), device=labels.device)
     draws = bits(key.spread(users), 1).squeeze(1) & ((1 << 48) - 1)
-    members = ((labels << 48) | draws).argsort()  # by cluster, and in random order within each
-    places = users - (sizes.cumsum(0) - sizes)[labels[members]]
+    # Few users have a draw so small that they can be among the first of their cluster: only these are sorted.
+    small = ((quotas + 8 * (quotas + 4).sqrt()) / sizes.clamp(min=1) * 2.0**48).to(torch.int64)
+    near = (draws < small[labels]).nonzero().squeeze(1)
+    found = torch.bincount(labels[near], minlength=sizes.numel())
+    if bool((found < quotas).any()):
+        near, found = users, sizes
+    members = near[((labels[near] << 48) | draws[near]).argsort()]  # by cluster, in random order within each
+    places = torch.arange(members.numel(), device=labels.device) - (found.cumsum(0) - found)[labels[members]]
     return members[places < quotas[labels[members]]]
 
 

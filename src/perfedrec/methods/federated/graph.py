@@ -26,7 +26,7 @@ from perfedrec.methods.federated.state import B, C, GraphBroadcast, GraphClient,
 from perfedrec.methods.federated.subspace import with_degrees
 from perfedrec.methods.federated.summing import Summing, SummingOnce
 from perfedrec.methods.federated.tables import Average
-from perfedrec.nn.propagation import Star, edge_weights
+from perfedrec.nn.propagation import Star, edge_weights, weighted_sums
 from perfedrec.nn.segments import expand, segment_sum
 from perfedrec.privacy.labels import Labels
 from perfedrec.privacy.ledger import Release
@@ -351,10 +351,14 @@ class GraphMethod(FedMF[S, B, C]):
 
     def layers(self, broadcast: B, rows: Rows, vectors: Tensor) -> Tensor:
         """[B, L, d] the users' layers 0 and 1 if neighbour sums are made of them, else their final vectors (L = 1)."""
-        table = broadcast.items.index_select(0, rows.items)
-        shared = None if broadcast.dense is None else broadcast.dense[None]
+        shared, attributes = None if broadcast.dense is None else broadcast.dense[None], self.item_attributes(broadcast)
         own = self.network.users0(rows, vectors, shared)
-        table = self.network.items0(self.item_attributes(broadcast), table, rows.items, shared)
+        if self.neighbours and attributes is None:  # layer 0 of an item is its row
+            layers = [own]
+            if self.network.n_layers > 1:
+                layers.append(weighted_sums(broadcast.items, rows, edge_weights(rows, broadcast.degrees)))
+            return torch.stack(layers, dim=1)
+        table = self.network.items0(attributes, broadcast.items.index_select(0, rows.items), rows.items, shared)
         if self.neighbours:
             layers = [own]
             if self.network.n_layers > 1:
