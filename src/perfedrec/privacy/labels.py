@@ -13,7 +13,6 @@ from math import exp
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binom
 from torch import Tensor
 
 from perfedrec.core.compiled import usable
@@ -148,6 +147,8 @@ def _decoys(rows: Rows, n_items: int, settings: PrivacySettings, keys: Keys) -> 
     """[B] the number of decoys of each user."""
     decoys = torch.zeros_like(rows.counts)
     if settings.randomised_response is not None:
+        from scipy.stats import binom  # 30 MB that only this needs
+
         chance = 1 - truth_probability(settings.randomised_response)
         words = bits(keys("decoys"), 1).squeeze(-1).cpu().numpy().view("uint64")
         numbers = binom.ppf(((words >> 11) + 0.5) * 2.0**-53, (n_items - rows.counts).cpu().numpy(), chance)
