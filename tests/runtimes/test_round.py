@@ -1,5 +1,6 @@
 """A round: equal for all block sizes and thread counts; drop-outs; centralised and spectral references."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from perfedrec import configure, synthetic
 from perfedrec.core.keys import Key
 from perfedrec.core.records import flatten
 from perfedrec.data import split
+from perfedrec.methods.federated.local import LocalResult, LocalTask
 from perfedrec.runtimes.simulator import Simulator
 
 SMALL = ["model.embedding_dim=8", "selection.n_clients_per_round=50", "clusters.start=1", "clusters.every=1"]
@@ -42,15 +44,38 @@ def test_block_size_changes_no_bit(preset: str) -> None:
     assert_same(whole, play(preset, 8, block_size=1))
 
 
-def test_thread_count_changes_no_bit() -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = play("recommended", 8)
-        torch.set_num_threads(2)
-        assert_same(one, play("recommended", 8))
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("preset", ["paper", "recommended"])
+def test_thread_count_changes_no_bit(preset: str, two_threads: None) -> None:
+    two = play(preset, 8, threads=2)
+    torch.set_num_threads(1)
+    assert_same(two, play(preset, 8))
+
+
+@pytest.mark.parametrize(("given", "expected"), [(0, 1), (2, 2)])
+def test_a_small_round_is_played_on_one_thread_unless_a_number_is_given(
+    given: int, expected: int, two_threads: None
+) -> None:
+    simulator, seen = play("recommended", 0, threads=given), set()
+    algorithm: Any = simulator.algorithm
+    steps = algorithm.local_steps
+
+    def counted(task: LocalTask) -> LocalResult:
+        seen.add(torch.get_num_threads())
+        return steps(task)
+
+    algorithm.local_steps = counted
+    for _ in range(len(algorithm.phases) + 2):
+        simulator.play()
+    assert seen == {expected}
+    assert torch.get_num_threads() == 2
 
 
 def test_another_seed_gives_another_run() -> None:
