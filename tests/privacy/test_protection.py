@@ -175,3 +175,34 @@ def test_a_number_that_is_not_finite_stays_visible_under_noise() -> None:
     noised = Protection(PrivacySettings(clip=0.5, noise_scale=0.1)).protect(values, Key(0).spread(torch.arange(1)))
     assert noised.isnan().tolist() == [[True, False, False, False]]
     assert bool((noised[0, 1:].abs() < 0.5 + 0.1 * 17).all())
+
+
+@given(
+    norm=st.sampled_from(["l1", "l2"]),
+    rank=st.sampled_from([0, 4]),
+    width=st.sampled_from([1, 5]),
+    seed=st.integers(0, 99),
+)
+def test_the_kernels_of_the_clip_and_torch_agree(norm: str, rank: int, width: int, seed: int) -> None:
+    """To the last bit, but for users whose norm is at the edge; there are none here."""
+    pytest.importorskip("numba")
+    applied = protection(privacy(norm=norm, rank=rank, clip=2.0))
+    generator = torch.Generator().manual_seed(seed)
+    segments = torch.randint(4, (12,), generator=generator)
+    deltas = torch.randn(12, width, generator=generator) * 10.0 ** torch.randint(-3, 2, (12, 1), generator=generator)
+    update = Update(
+        users=torch.arange(5),
+        groups=torch.zeros(5, dtype=torch.int64),
+        weights=torch.ones(5),
+        segments=segments,
+        items=torch.arange(12),
+        deltas=deltas,
+        dense=torch.randn(5, 3, generator=generator),
+    )
+    mine, norms = applied.clip_update("train", update), joint_norms(update, norm)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_installed", lambda: False)
+        theirs, expected = applied.clip_update("train", update), joint_norms(update, norm)
+    torch.testing.assert_close(norms, expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(mine.deltas, theirs.deltas, rtol=0, atol=2.0**-20)
+    torch.testing.assert_close(mine.dense, theirs.dense, rtol=0, atol=2.0**-36)

@@ -71,3 +71,25 @@ def place(items: Any, real: Any, drawn: Any, labelled: Any, negatives: Any) -> N
                 negatives[0][negative], negatives[1][negative] = outside[other], user
                 negative += 1
             other += 1
+
+
+@kernel("void(float32[:, ::1], int64[::1], boolean, float64[::1])", fast=True)
+def add_norms(values: Any, segments: Any, l1: bool, totals: Any) -> None:
+    """Add the rows' sums of absolute values (``l1``) or of squares to the ``totals`` of their users."""
+    for row in range(segments.size):
+        total = 0.0
+        for column in range(values.shape[1]):
+            value = np.float64(values[row, column])
+            total += abs(value) if l1 else value * value
+        totals[segments[row]] += total
+
+
+@kernel("void(float32[:, ::1], int64[::1], float64[::1], float64, float32[:, ::1], int64, int64)")
+def scale_to_grid(values: Any, segments: Any, factors: Any, grid: float, out: Any, start: int, stop: int) -> None:
+    """``out`` are the ``values`` times the factors of their users, as multiples of ``1 / grid``, rounded towards
+    zero."""
+    for row in range(start, stop):
+        factor = factors[segments[row]]
+        for column in range(values.shape[1]):
+            whole = np.trunc(np.float64(values[row, column]) * factor * grid)
+            out[row, column] = np.float32(whole / grid)

@@ -210,7 +210,7 @@ class Protection:
         factors = torch.where(over, factors * _BELOW, factors)  # room for rounding to float32 and to the grid
         deltas, dense = update.deltas, update.dense
         if deltas is not None and update.segments is not None:
-            deltas = _on_grid(deltas * factors[update.segments, None], grid)
+            deltas = _scaled_to_grid(deltas, update.segments, factors, grid)
         if dense is not None:
             dense = _on_grid(dense * factors[:, None], FIXED_POINT)
         return replace(update, deltas=deltas, dense=dense)
@@ -298,6 +298,11 @@ def joint_norms(update: Update, norm: str) -> Tensor:
         (update.dense, torch.arange(n, device=total.device)),
     ):
         if values is not None and segments is not None:
+            if values.dtype == torch.float32 and usable(values, segments):
+                from perfedrec.privacy import kernels
+
+                kernels.add_norms(values.numpy(), segments.numpy(), norm == "l1", total.numpy())
+                continue
             wide = values.to(torch.float64)
             total.index_add_(0, segments, (wide.abs() if norm == "l1" else wide.square()).sum(1))
     return total if norm == "l1" else total.sqrt()
@@ -338,6 +343,18 @@ def _stretched(values: Tensor, segments: Tensor, n: int, settings: PrivacySettin
         return values
     largest = values.new_zeros(n).scatter_reduce_(0, segments, values.abs().amax(1), "amax")
     return values * (settings.clip / largest.clamp(min=1e-30))[segments, None]
+
+
+def _scaled_to_grid(values: Tensor, segments: Tensor, factors: Tensor, grid: float) -> Tensor:
+    """``values`` [T, d] times the ``factors`` [B] of their users, by :func:`_on_grid`."""
+    if values.dtype != torch.float32 or not usable(values, segments, factors):
+        return _on_grid(values * factors[segments, None], grid)
+    from perfedrec.privacy import kernels
+
+    found = torch.empty_like(values)
+    arrays = (each.numpy() for each in (values, segments, factors))
+    spread(partial(kernels.scale_to_grid, *arrays, grid, found.numpy()), values.shape[0], values.shape[0])
+    return found
 
 
 def _on_grid(values: Tensor, grid: float) -> Tensor:

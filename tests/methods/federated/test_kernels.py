@@ -17,6 +17,7 @@ from perfedrec.methods.federated.local import LocalTask, Parameters, autograd_st
 from perfedrec.methods.federated.network import finish, ranking_loss
 from perfedrec.methods.federated.settings import ClientSettings, ServerSettings
 from perfedrec.methods.federated.state import ClientState
+from perfedrec.methods.federated.subspace import _filled
 from perfedrec.methods.federated.tables import Average, Moments, cluster_rows, step, step_apart
 from perfedrec.nn.propagation import Star
 from perfedrec.nn.segments import expand
@@ -76,6 +77,11 @@ def test_cluster_rows(n: int, width: int, seed: int) -> None:
     rows = cluster_rows(table, offsets, items, groups)
     assert torch.equal(rows, by_torch(lambda: cluster_rows(table, offsets, items, groups)))
     assert torch.equal(rows, table[items] + offsets[groups * N_ITEMS + items])
+
+
+def test_rows_of_a_basis_that_are_filled() -> None:
+    basis = torch.tensor([[0, 0, 0], [0, 0, -1], [7, 0, 0], [0, 0, 0]], dtype=torch.int16)
+    assert _filled(basis).tolist() == by_torch(lambda: _filled(basis)).tolist() == [False, True, True, False]
 
 
 def task(client: ClientSettings, kind: str, begun: bool, width: int, seed: int) -> LocalTask:

@@ -27,6 +27,17 @@ def gather(table: Any, offsets: Any, items: Any, groups: Any, out: Any, start: i
             out[row, column] = table[item, column] + offsets[other, column]
 
 
+@kernel("void(int16[:, ::1], boolean[::1])")
+def filled(rows: Any, out: Any) -> None:
+    """``out`` says which rows have an entry that is not 0."""
+    for row in range(out.size):
+        out[row] = False
+        for column in range(rows.shape[1]):
+            if rows[row, column]:
+                out[row] = True
+                break
+
+
 RULES = {"fedavg": 0, "fedadam": 1, "fedadagrad": 2, "fedyogi": 3}
 """The numbers of the server's optimisers."""
 

@@ -8,6 +8,7 @@ two views of the graph that the privacy mechanisms produce, and spectral pre-tra
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
 
     scored_in_numpy = True
 
-    @property
+    @cached_property
     def pretraining_phases(self) -> tuple[Phase, ...]:
         pretraining = self.settings.pretraining
         if pretraining.kind != "spectral":

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import BASIS_GRID, Aggregate, from_fixed
 from perfedrec.core.algorithm import TRAIN, Phase
+from perfedrec.core.compiled import usable
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.threads import one_thread
@@ -170,7 +171,18 @@ class Subspace:
 
 def _most_columns(rows: Tensor) -> int:
     """The most columns of a basis for items whose ``rows`` [m, d] are not 0."""
-    return max(int(rows.any(1).sum()) // ITEMS_PER_COLUMN, 1)
+    return max(int(_filled(rows).sum()) // ITEMS_PER_COLUMN, 1)
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """[m] which of the ``rows`` [m, d] are not 0."""
+    if rows.dtype != torch.int16 or not usable(rows):
+        return rows.any(1)
+    from perfedrec.methods.federated import kernels
+
+    found = torch.empty(rows.shape[0], dtype=torch.bool)
+    kernels.filled(rows.numpy(), found.numpy())
+    return found
 
 
 def with_degrees(state: ServerState, aggregate: Aggregate, noisy: bool) -> Tensor:
@@ -226,7 +238,7 @@ def lifted(aggregate: Aggregate, basis: Tensor) -> Aggregate:
     tables = aggregate.weights.numel()
     sums = aggregate.sums.new_zeros(tables * rank, aggregate.sums.shape[1])
     sums.index_copy_(0, aggregate.keys, aggregate.sums)
-    known = basis.any(1).nonzero().squeeze(1)
+    known = _filled(basis).nonzero().squeeze(1)
     offsets = torch.arange(tables, device=basis.device)[:, None] * n_items
     with one_thread():  # in float32: what follows is the server's own, and need not be exact
         wide = basis[known].to(torch.float32) @ (sums / BASIS_GRID).to(torch.float32).view(tables, rank, -1)
