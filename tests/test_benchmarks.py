@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -58,3 +60,37 @@ def test_personalisation_is_measured_on_planted_data() -> None:
     assert same == {"clusters from round 41"}  # which have not begun after twelve rounds
     assert found["clusters from round 41"]["difference"] == 0
     assert seconds["data"] == "facets"
+
+
+def test_this_build_is_held_against_an_earlier_one() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no history of the repository here")
+    data = "synthetic:users=200,items=400"
+    command = [
+        sys.executable,
+        "benchmarks/speed.py",
+        "--data",
+        data,
+        "--threads",
+        "1",
+        "--rounds",
+        "3",
+        "--warm-up",
+        "1",
+    ]
+    only = ["--only", "recommended", "--against"]
+    run = subprocess.run([*command, *only, "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    (found,) = map(json.loads, run.stdout.splitlines())
+    assert (found["work"], found["threads"], found["rounds"]) == ("recommended", 1, 3)
+    names = (
+        "processor_ms",
+        "processor_ratio",
+        "processor_ratio_of_means",
+        "wall_ms",
+        "wall_ratio",
+        "wall_ratio_of_means",
+    )
+    assert all(found[name] > 0 for name in (*names, "peak_mb", "peak_ratio"))
+    unknown = subprocess.run([*command, *only, "nobody"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert unknown.returncode == 2
+    assert "--against nobody" in unknown.stderr
