@@ -89,6 +89,7 @@ def test_kernels_are_for_sequences_of_numbers_on_the_processor() -> None:
     table = torch.zeros(4, 3)
     assert usable(table, None)
     assert not usable(table, table.T)
+    assert not usable(table, torch.zeros(4, 3, requires_grad=True))
     assert not usable(torch.zeros(4, 3, device="meta"))
 
 

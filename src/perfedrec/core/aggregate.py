@@ -196,7 +196,7 @@ def _sums(values: Tensor, weights: Tensor, places: Tensor, n: int) -> Tensor:
         return sums.index_add_(0, places, _fixed(values, weights))
     from perfedrec.core import kernels
 
-    arguments = [each.detach().numpy() for each in (values, weights, places, sums)]
+    arguments = [each.numpy() for each in (values, weights, places, sums)]
     # Threads share the columns: two of them never add to the same number.
     squares = spread(partial(kernels.add_fixed, *arguments), values.shape[1], values.shape[0])
     _check_size(sum(squares))

@@ -39,10 +39,12 @@ def _installed() -> bool:
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Whether kernels can work on ``tensors``: on the processor, with all numbers in sequence and, if they are not
-    whole numbers, in float32 or float64."""
+    """Whether kernels can work on ``tensors``: on the processor, with all numbers in sequence, and without gradients.
+    Callers check the types of the numbers."""
     for each in tensors:
-        if each is not None and not (each.device.type == "cpu" and each.is_contiguous()):
+        if each is None:
+            continue
+        if each.requires_grad or each.device.type != "cpu" or not each.is_contiguous():
             return False
     return _installed()
 

@@ -83,7 +83,7 @@ def edge_weights(rows: Rows, item_degrees: Tensor) -> Tensor:
 
 def weighted_sums(table: Tensor, rows: Rows, weights: Tensor) -> Tensor:
     """[B, d] for each user the sum of its items' rows of a ``table`` [m, d], times the ``weights`` [R]."""
-    if table.dtype != torch.float32 or table.requires_grad or not usable(table, rows.items, rows.offsets, weights):
+    if table.dtype != torch.float32 or not usable(table, rows.items, rows.offsets, weights):
         return segment_sum(weights[:, None] * table.index_select(0, rows.items), rows.segments, rows.n_users)
     from perfedrec.nn import kernels
 
