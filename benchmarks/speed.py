@@ -44,15 +44,16 @@ WORK: dict[str, tuple[str, str | None, tuple[str, ...]]] = {
 def worker(work: str, data: str, threads: int) -> None:
     """Play as many rounds of training as each line of the standard input says, and answer with the processor and wall
     time of each round in milliseconds. A last line, at the end of the input, has the peak memory."""
-    import torch
-
-    import perfedrec  # before torch: it says how threads wait
+    import perfedrec
     from perfedrec import configure, load
-    from perfedrec.runtimes.simulator import Simulator
 
     source = os.environ["PYTHONPATH"]
     if not Path(perfedrec.__file__).is_relative_to(source):
         raise SystemExit(f"perfedrec was imported from {perfedrec.__file__}; expected it from {source}")
+    import torch  # after perfedrec, as its command does: perfedrec says how threads wait
+
+    from perfedrec.runtimes.simulator import Simulator
+
     torch.set_num_threads(threads)
     preset, profile, overrides = WORK[work]
     method, given = configure(preset, overrides=overrides, privacy=profile).build(), {"seed": 0, "device": "cpu"}
