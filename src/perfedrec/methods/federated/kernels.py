@@ -13,6 +13,7 @@ from perfedrec.core.aggregate import FIXED_POINT
 from perfedrec.core.compiled import helper, kernel
 
 _ONE = np.float32(1)
+_BATCH, _LINE = 16, 16  # rows; numbers in a cache line
 _UNIT = np.float64(1 / FIXED_POINT)
 
 
@@ -65,6 +66,8 @@ def step_rows(
     total = np.empty(width, np.float64)
     rest1, averaged = _ONE - beta1, averages.shape[0] > 0
     for place in range(start, stop):
+        if (place - start) % _BATCH == 0:
+            change[0] = _touch_rows(tables, rows, place, min(place + _BATCH, stop))  # used, so that it is not left out
         row, divisor, begin = rows[place], divisors[place], limits[place]
         member = members[begin]
         for column in range(width):
@@ -89,6 +92,22 @@ def step_rows(
                 table[row, column] += first[row, column] / (np.sqrt(second[row, column]) + epsilon) * rate
         if averaged:
             _average(table, averages, row, np.float32(decay))
+
+
+@helper
+def _touch_rows(tables, rows, start, stop):  # type: ignore[no-untyped-def]
+    """Read a number of each cache line of some rows of all tables. All lines are then fetched at once, and not one after
+    the other when they are needed."""
+    total = np.float32(0)
+    for place in range(start, stop):
+        row = rows[place]
+        for column in range(0, tables[0].shape[1], _LINE):
+            total += tables[0][row, column]
+            if tables[1].shape[0]:
+                total += tables[1][row, column] + tables[2][row, column]
+            if tables[3].shape[0]:
+                total += tables[3][row, column]
+    return total
 
 
 @helper
@@ -186,13 +205,12 @@ def local_steps(labels: Any, received: Any, star: Any, options: Any, result: Any
 
 @helper
 def _touch(labels, star, client):  # type: ignore[no-untyped-def]
-    """Read a number of each cache line of what is added to the client's items. All lines are then fetched at once, and
-    not one after the other when they are needed."""
+    """Read a number of each cache line of what is added to the client's items, as :func:`_touch_rows` does."""
     total = np.float32(0)
     for side in range(2 if star[5].shape[0] else 0):
         limits, items = labels[side], labels[side + 2]
         for place in range(limits[client], limits[client + 1]):
-            for column in range(0, star[5].shape[1], 16):
+            for column in range(0, star[5].shape[1], _LINE):
                 total += star[5][items[place], column]
     return total
 
