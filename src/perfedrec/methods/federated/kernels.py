@@ -96,8 +96,8 @@ def step_rows(
 
 @helper
 def _touch_rows(tables, rows, start, stop):  # type: ignore[no-untyped-def]
-    """Read a number of each cache line of some rows of all tables. All lines are then fetched at once, and not one after
-    the other when they are needed."""
+    """Read a number of each cache line of some rows of all tables. All lines are then fetched at once, and not one
+    after the other when they are needed."""
     total = np.float32(0)
     for place in range(start, stop):
         row = rows[place]
