@@ -374,7 +374,8 @@ def _evaluated(
     n_items, first = known[0].n_items, known[0]
     row_users, row_items = new_user[part.users], new_item[part.items]
     in_universe = (row_users >= 0) & (row_items >= 0)
-    pairs = np.unique(np.concatenate([each.users_of_rows() * n_items + each.items for each in known]))
+    pairs = np.concatenate([each.users_of_rows() * n_items + each.items for each in known])
+    pairs.sort(kind="stable")  # which merges runs: each part ascends
     repeated = in_universe & _among(row_users * n_items + row_items, pairs)
     keep = in_universe & ~repeated
     times = None if part.timestamps is None else part.timestamps[keep]

@@ -25,10 +25,11 @@ from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import CheckpointError, ConfigError, reason
 from perfedrec.core.records import Scalar, flatten
 
-FORMAT = 4
-READABLE = (2, 3, FORMAT)
+FORMAT = 5
+READABLE = (2, 3, 4, FORMAT)
 """Formats that can be read. In format 2 some fields of records have other names, which
-:func:`perfedrec.core.records.unflatten` knows."""
+:func:`perfedrec.core.records.unflatten` knows. Up to format 4 client states are those of all users; in format 5
+they are what was written (:meth:`perfedrec.runtimes.population.Population.stored`)."""
 
 KEPT = 2
 """How many checkpoints of a run are kept."""
@@ -113,7 +114,7 @@ def check_phases(loaded: Loaded, algorithm: Algorithm[Any, Any, Any]) -> None:
     FedMF of 0.1.0 released item degrees under secure sums, in a phase before training. Such a run can be opened, but
     its rounds are counted in another way. Raises :class:`CheckpointError`.
     """
-    if loaded.format < FORMAT and algorithm.protection.secure:
+    if loaded.format < 4 and algorithm.protection.secure:
         raise CheckpointError(
             f"{loaded.folder}: made by a version before 0.3.0, which opened secure sums by item; expected it to be "
             "trained anew"

@@ -45,9 +45,9 @@ def contribute(
     """
     rows, positions = population.rows(users)
     own = key.fold("client")
-    client_state = population.load_client_states(users, positions)
-    update, client_state = algorithm.client(phase, broadcast, rows, client_state, own)
-    population.save_client_states(users, positions, client_state)
+    before = population.load_client_states(users, positions)
+    update, client_state = algorithm.client(phase, broadcast, rows, before, own)
+    population.save_client_states(users, positions, client_state, before)
     return algorithm.protection.upload(phase, update, own), client_state
 
 

@@ -75,13 +75,18 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
         return everyone[self.algorithm.groups(self.state, everyone).argsort(stable=True)]
 
     def records(self) -> dict[str, Any]:
-        return {"state": self.state, "memory": self.population.client_state}
+        return {"state": self.state, "memory": self.population.stored()}
 
     def with_records(self, records: Mapping[str, Any]) -> PersonalRecommender[S, B, C]:
-        given = self.population
-        population: Population[C] = Population(given.offsets, given.items, given.n_items, given.attributes)
-        population.client_state = records["memory"]
+        population = self.population.with_client_states(records["memory"])
         return PersonalRecommender(self.algorithm, records["state"], population, self.order)
+
+    def frozen(self) -> PersonalRecommender[S, B, C]:
+        return self.with_records(self.records() | {"state": copied(self.state)})
+
+    def restored(self, stored: Stored) -> PersonalRecommender[S, B, C]:
+        state = copied(unflatten(type(self.state), *stored["state"]), self.device)
+        return self.with_records({"state": state, "memory": stored["memory"][0]})
 
 
 class Simulator(Generic[S, B, C]):
@@ -167,11 +172,9 @@ class Simulator(Generic[S, B, C]):
 
     def records(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {"state": self.state, "memory": self.population.client_state}
+        return {"state": self.state, "memory": self.population.stored()}
 
     def restore(self, stored: Stored, rounds: int) -> None:
         """Continue from the records of a checkpoint, which was taken after ``rounds`` rounds."""
         self.state = copied(unflatten(type(self.state), *stored["state"]), self.device)
-        self.population.client_state = copied(
-            unflatten(type(self.population.client_state), *stored["memory"]), self.device
-        )
+        self.population.restore(stored["memory"][0])

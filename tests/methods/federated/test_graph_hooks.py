@@ -133,6 +133,8 @@ NOT_PLAYED = {
     "n_reported": "follows from layers and neighbours",
     "open_service": "an empty service: each client's first report overwrites it",
     "n_models_of": "what n_models is for a client: test_sums.py",
+    "inference_options": "tests/runtimes/node/test_scorer.py",
+    "scored_in_numpy": "tests/runtimes/node/test_scorer.py",
     "centroids": "clusters keep their numbers: test_server.py",
 }
 """What is tested elsewhere, or is no function."""

@@ -54,8 +54,11 @@ class Hosted(Population[C]):
     def load_client_states(self, users: Tensor, positions: Tensor) -> C:
         return super().load_client_states(self._places(users), positions)
 
-    def save_client_states(self, users: Tensor, positions: Tensor, client_state: C) -> None:
-        super().save_client_states(self._places(users), positions, client_state)
+    def save_client_states(self, users: Tensor, positions: Tensor, client_state: C, before: C | None = None) -> None:
+        super().save_client_states(self._places(users), positions, client_state, before)
+
+    def _numbers(self, places: Tensor) -> Tensor:
+        return self.users[places]
 
     def _places(self, users: Tensor) -> Tensor:
         if not bool(torch.isin(users, self.users).all()):

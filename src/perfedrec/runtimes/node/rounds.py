@@ -255,10 +255,13 @@ class RoundStore(UserStore):
             if array is None or array.dtype != like.dtype or array.shape[1:] != like.shape[1:]:
                 raise self.misfit(self._run().run, name)
 
-    def save_client_states(self, users: Tensor, positions: Tensor, client_state: ClientRecord) -> None:
+    def save_client_states(
+        self, users: Tensor, positions: Tensor, client_state: ClientRecord, before: ClientRecord | None = None
+    ) -> None:
         """Store the client states of ``users`` [B] for the run.
 
-        ``positions`` is not used: it is part of the protocol :class:`~perfedrec.runtimes.population.Users`.
+        ``positions`` and ``before`` are not used: they are part of the protocol
+        :class:`~perfedrec.runtimes.population.Users`.
         """
         number, per_row = self._run().number, fields_per(client_state, "row")
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors_of(client_state).items()}

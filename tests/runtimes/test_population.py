@@ -1,0 +1,123 @@
+"""Client states that are made when their users first change them: a run with them is the run without, bit for bit."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.runs.test_run import run, small
+
+from perfedrec import configure
+from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.records import flatten
+from perfedrec.data import load
+from perfedrec.runs import checkpoint
+from perfedrec.runs.folder import RunFolder
+from perfedrec.runs.result import open_run
+from perfedrec.runtimes import population
+from perfedrec.runtimes.simulator import Simulator
+
+METHODS = ["recommended", "paper", "fedmf", "fedrap", "gpfedrec"]
+
+
+@pytest.fixture
+def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(population, "LAZY_FROM", 0)
+
+
+def played(preset: str, rounds: int) -> Simulator[Any, Any, Any]:
+    chosen = configure(preset, overrides=["selection.n_clients_per_round=7", "model.embedding_dim=8"])
+    dataset = load("synthetic:users=90,items=120,clusters=3,interactions_per_user=8")
+    simulator: Simulator[Any, Any, Any] = Simulator(chosen.build(), dataset, seed=3, device="cpu")
+    for _ in range(simulator.n_phases + rounds):
+        simulator.play()
+    return simulator
+
+
+@pytest.mark.usefixtures("lazy")
+@pytest.mark.parametrize("preset", METHODS)
+def test_states_made_late_are_those_made_at_the_start(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = played(preset, 4)
+    users = torch.tensor([3, 80, 7, 0])
+    some = late.recommender().raw_scores(users)
+    stored = late.population.stored()
+    monkeypatch.setattr(population, "LAZY_FROM", 1 << 40)
+    early = played(preset, 4)
+    for here, there in ((late.state, early.state), (late.population.client_state, early.population.client_state)):
+        found, wanted = flatten(here)[0], flatten(there)[0]
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in found)
+    assert torch.equal(some, early.recommender().raw_scores(users))
+    taken = early.population.client_state.participations.nonzero().squeeze(1)
+    assert 0 < taken.numel() < 90
+    assert torch.equal(stored[population.USERS_OF + "participations"], taken)
+    assert torch.equal(stored["participations"], early.population.client_state.participations[taken])
+
+
+@pytest.mark.usefixtures("lazy")
+@pytest.mark.parametrize("preset", ["recommended", "paper"])
+def test_a_resumed_run_equals_a_run_without_an_interruption(preset: str, tmp_path: Path) -> None:
+    whole, broken, more = tmp_path / "whole", tmp_path / "broken", "selection.n_clients_per_round=9"
+    run(small(preset, "run.rounds=8", more), output=whole)
+    run(small(preset, "run.rounds=4", more), output=broken)
+    run(small(preset, "run.rounds=8", more), output=broken, resume=RunFolder(broken).latest_checkpoint())
+    for name in ("state", "memory"):
+        file = f"model/{name}.safetensors"
+        assert (whole / file).read_bytes() == (broken / file).read_bytes()
+    assert (whole / "result.json").read_text() == (broken / "result.json").read_text()
+    result, _ = open_run(whole)
+    assert result.evaluate("test") == RunFolder(whole).summary().test
+
+
+@pytest.mark.usefixtures("lazy")
+def test_a_checkpoint_holds_what_was_written(tmp_path: Path) -> None:
+    simulator = played("fedmf", 2)
+    checkpoint.save(tmp_path / "round-000002", simulator.records(), {}, {})
+    stored = checkpoint.load(tmp_path / "round-000002").records["memory"][0]
+    assert stored["private"].shape[0] <= 14
+    assert "secret" not in stored  # follows from the user's key
+    again = played("fedmf", 0)
+    again.population.restore(stored)
+    for name, tensor in flatten(simulator.population.client_state)[0].items():
+        assert torch.equal(tensor, flatten(again.population.client_state)[0][name])
+
+
+def test_states_of_all_users_as_earlier_versions_stored_them_are_read() -> None:
+    simulator = played("fedmf", 2)
+    dense = dict(flatten(simulator.population.client_state)[0])
+    dense["vectors"], dense["taken"] = dense.pop("private"), dense.pop("participations")
+    again = played("fedmf", 0)
+    again.population.restore(dense)
+    assert torch.equal(again.population.client_state.private, dense["vectors"])
+    assert torch.equal(again.population.client_state.participations, dense["taken"])
+    with pytest.raises(CheckpointError, match=r"stored client states have private of \[3, 8\]"):
+        again.population.restore({"private": torch.zeros(3, 8)})
+
+
+def test_states_of_many_users_take_memory_where_they_are_written() -> None:
+    """Two million users whose states would take 5 GB."""
+    n = 2_000_000
+    offsets = torch.arange(0, 2 * n + 1, 2)
+    people: population.Population[Any] = population.Population(offsets, torch.zeros(2 * n, dtype=torch.int32), 10)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    people.init_clients(configure("fedmf").build(), seed=1)
+    users = torch.tensor([5, 1_999_999])
+    positions = people.rows(users)[1]
+    state = people.load_client_states(users, positions)
+    people.save_client_states(users, positions, state)
+    assert people.stored()["rows"].shape == (4, 64)
+    assert torch.equal(people.load_client_states(users.flip(0), positions).private, state.private.flip(0))
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 1 << 29
+
+
+def test_room_that_the_system_does_not_give_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*words: Any, **more: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(population, "LAZY_FROM", 0)
+    monkeypatch.setattr(population.mmap, "mmap", refused)
+    with pytest.raises(ConfigError, match="no room for client states of 0 GB"):
+        played("fedmf", 0)
