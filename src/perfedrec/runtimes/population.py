@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from math import prod
@@ -21,7 +22,7 @@ LAZY_FROM = 1 << 30
 """Bytes of client states from which they are made one by one, when their users first change them. Below, all are made
 at the start, so that rounds need not make them."""
 
-_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 """Maps more than there is memory: what is not written takes none."""
 
 USERS_OF = "users of "
@@ -154,16 +155,20 @@ class Population(Generic[C]):
 
     def load_client_states(self, users: Tensor, positions: Tensor) -> C:
         """The client states of ``users`` [B], as a record."""
-        layout, first, parts = self._layout(), None, {}
-        for name, per_row in layout:
-            value, written = self._arrays[name].index_select(0, positions if per_row else users), self._written[name]
-            if not bool((known := written[users]).all()):
-                if first is None:
-                    first = self._algorithm.init_clients(self._rows_at(users)[0], self._key)
+        first, parts = None, {}
+        for name, per_row in self._layout():
+            places, known = positions if per_row else users, self._written[name][users]
+            if bool(known.all()):
+                parts[name] = self._arrays[name].index_select(0, places)
+                continue
+            if first is None:
+                first = self._algorithm.init_clients(self._rows_at(users)[0], self._key)
+            parts[name] = value = getattr(first, name)
+            if bool(known.any()):
                 if per_row:
                     known = torch.repeat_interleave(known, self.offsets[users + 1] - self.offsets[users])
-                value = torch.where(known.view(-1, *[1] * (value.dim() - 1)), value, getattr(first, name))
-            parts[name] = value
+                here = known.nonzero().squeeze(1)
+                parts[name] = value.index_copy(0, here, self._arrays[name].index_select(0, places[here]))
         return cast(C, replace(cast(Any, self._like), **parts))
 
     def save_client_states(self, users: Tensor, positions: Tensor, client_state: C, before: C | None = None) -> None:
