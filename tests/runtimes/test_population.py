@@ -14,6 +14,7 @@ from perfedrec import configure
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.records import flatten
 from perfedrec.data import load
+from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.runs import checkpoint
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.result import open_run
@@ -70,6 +71,25 @@ def test_a_resumed_run_equals_a_run_without_an_interruption(preset: str, tmp_pat
     assert (whole / "result.json").read_text() == (broken / "result.json").read_text()
     result, _ = open_run(whole)
     assert result.evaluate("test") == RunFolder(whole).summary().test
+
+
+class InPlace(FedMF[Any, Any, Any]):
+    """Counts its clients' rounds in a tensor that it has received."""
+
+    def client(self, phase: str, broadcast: Any, rows: Any, client_state: Any, key: Any) -> Any:
+        update, _ = super().client(phase, broadcast, rows, client_state, key)
+        client_state.participations.add_(1)
+        return update, client_state
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 40])
+def test_states_changed_in_place_are_stored(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(population, "LAZY_FROM", limit)
+    dataset = load("synthetic:users=30,items=60,clusters=3,interactions_per_user=5")
+    simulator: Simulator[Any, Any, Any] = Simulator(InPlace(), dataset, seed=0, device="cpu")
+    for _ in range(3):
+        simulator.play()
+    assert simulator.population.client_state.participations.tolist() == [3] * 30
 
 
 @pytest.mark.usefixtures("lazy")

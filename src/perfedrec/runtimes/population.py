@@ -163,7 +163,7 @@ class Population(Generic[C]):
                 continue
             if first is None:
                 first = self._algorithm.init_clients(self._rows_at(users)[0], self._key)
-            parts[name] = value = getattr(first, name)
+            parts[name] = value = getattr(first, name).clone()  # which counts the changes in place from 0
             if bool(known.any()):
                 if per_row:
                     known = torch.repeat_interleave(known, self.offsets[users + 1] - self.offsets[users])
@@ -175,7 +175,7 @@ class Population(Generic[C]):
         """Store the client states of ``users`` [B], but for the fields that are the very tensors of ``before``."""
         for name, per_row in self._layout():
             value = getattr(client_state, name)
-            if before is None or value is not getattr(before, name):
+            if before is None or value is not getattr(before, name) or value._version:  # changed in place
                 self._arrays[name].index_copy_(0, positions if per_row else users, value)
                 self._written[name][users] = True
 
