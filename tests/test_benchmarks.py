@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks import peers
+
+from perfedrec import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,3 +97,100 @@ def test_this_build_is_held_against_an_earlier_one() -> None:
     unknown = subprocess.run([*command, *only, "nobody"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert unknown.returncode == 2
     assert "--against nobody" in unknown.stderr
+
+
+TINY = "synthetic:users=60,items=80,clusters=2,interactions_per_user=6"
+
+
+def fake(folder: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -> Path:
+    """Peers whose programs are these texts, run by this interpreter. Returns the folder of their environments."""
+    for name, program in programs.items():
+        (folder / "venvs" / name / "bin").mkdir(parents=True)
+        (folder / "venvs" / name / "bin" / "python").symlink_to(sys.executable)
+        (folder / "venvs" / name / "installed.txt").touch()
+        (folder / f"{name}.py").write_text(program)
+    monkeypatch.setattr(peers, "PROGRAMS", folder)
+    monkeypatch.setattr(peers, "PEERS", {name: peers.Peer((), f"{name}.py") for name in programs})
+    return folder / "venvs"
+
+
+def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict]:
+    monkeypatch.setattr(sys, "argv", ["peers.py", *map(str, arguments)])
+    peers.main()
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_peers_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs = {
+        "implicit": """
+import sys
+print("first words")
+print('{"seconds": 6}' if sys.argv[2:] == ["--dim", "4", "--epochs", "5"] else "no figure")
+""",
+        "lightgcn": """
+import json, numpy, sys
+with numpy.load(sys.argv[2]) as given:
+    users, items = given["shape"]
+numpy.savez(sys.argv[sys.argv.index("--output") + 1], users=numpy.ones((users, 4)), items=numpy.ones((items, 4)))
+print(json.dumps({"seconds_a_batch": 5, "batches_an_epoch": 2, "code": open(sys.argv[1] + "/code/world.py").read()}))
+""",
+        "flower": "print('{\"seconds_a_round\": 7}')",
+    }
+    venvs, code = fake(tmp_path, monkeypatch, **programs), tmp_path / "checkout" / "code"
+    code.mkdir(parents=True)
+    (code / "world.py").write_text("public code")
+    options = ("--data", TINY, "--venvs", venvs, "--lightgcn", code.parent, "--turns", 1, "--dim", 4, "--epochs", 1)
+    found = lines(monkeypatch, capsys, *options, "--cohort", 16, "--rounds", 1)
+    assert [line["peer"] for line in found] == ["implicit", "lightgcn", "lightgcn", "flower"]
+    timed = [line for line in found if "ratio" in line]
+    assert [line["theirs"] for line in timed] == [6, 10, 7]
+    for line in timed:
+        assert line["ratio"] == pytest.approx(line["theirs"] / line["ours"], rel=0.001)
+    assert found[0]["samples_a_second_theirs"] == round(load(TINY).train.items.size / 6)
+    assert found[2]["theirs"] != found[2]["ours"]  # all products of theirs are equal
+    assert found[3]["clients"] == 16
+
+
+def test_peers_that_cannot_be_had_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs = {"implicit": "raise SystemExit('no such processor')", "lightgcn": "", "flower": "print('no figure')"}
+    venvs = fake(tmp_path, monkeypatch, **programs)
+    options = ("--data", TINY, "--venvs", venvs, "--lightgcn", tmp_path / "nothing", "--turns", 1, "--dim", 4)
+    found = lines(monkeypatch, capsys, *options)
+    assert [line["peer"] for line in found] == list(programs)
+    assert found[0]["left_out"] == "does not run: no such processor"
+    assert found[1]["left_out"].startswith(f"has no code/world.py in {tmp_path / 'nothing'}")
+    assert found[2]["left_out"] == "printed no figure"
+
+
+def test_peers_that_do_not_end_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venvs = fake(tmp_path, monkeypatch, slow="import time; time.sleep(60)")
+    monkeypatch.setattr(peers, "LONGEST", 0.1)
+    with pytest.raises(peers.MissingError, match="not done after"):
+        peers.measured("slow", venvs)
+
+
+def test_peers_with_other_versions_are_installed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venvs = fake(tmp_path, monkeypatch, peer="")
+    monkeypatch.setattr(peers, "PEERS", {"peer": peers.Peer(("one==2", "two==3"), "peer.py")})
+    commands: list[list[str]] = []
+
+    def make(*words: object) -> None:
+        commands.append([*map(str, words)])
+        (venvs / "peer").mkdir(exist_ok=True)
+        if "pip" in commands[-1]:
+            raise peers.MissingError("no network")
+
+    monkeypatch.setattr(peers, "command", make)
+    with pytest.raises(peers.MissingError, match="cannot be installed: no network"):
+        peers.installed("peer", venvs)
+    assert [each[1:3] for each in commands] == [["-m", "venv"], ["-m", "pip"]]
+    assert commands[1][-2:] == ["one==2", "two==3"]
+    monkeypatch.setattr(peers, "command", lambda *words: (venvs / "peer").mkdir(exist_ok=True))
+    assert peers.installed("peer", venvs) == venvs / "peer" / "bin" / "python"
+    monkeypatch.setattr(peers, "command", make)
+    assert peers.installed("peer", venvs) == venvs / "peer" / "bin" / "python"  # it is there, and not made again
+    assert len(commands) == 2

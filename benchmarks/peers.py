@@ -1,0 +1,308 @@
+"""Measure other projects beside ours, in turn and on the same data; print one JSON line per comparison.
+
+    python benchmarks/peers.py --data FOLDER [--only implicit lightgcn flower] [--lightgcn CHECKOUT] [--venvs FOLDER]
+
+Each peer is installed, with pinned versions, into a virtual environment of its own below --venvs, and stays there for
+the next time. A peer that cannot be had or does not run is named in one line, and the others follow.
+
+- implicit: samples a second of BPR, one thread each, in processor time. Ours is the method mf.
+- lightgcn: seconds an epoch of the public PyTorch code, one thread each, in processor time, with the same options; and
+  the test accuracy of both after the same number of epochs (--epochs, with --accuracy-data).
+- flower: seconds a round of federated matrix factorisation with one client a user, in a simulation of Flower. Ours is a
+  round of fedmf. By the clock, because Flower works in several processes.
+
+A ratio above 1 means that ours is faster: the median over --turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from perfedrec import Dataset, configure, load
+from perfedrec.core.keys import Key
+from perfedrec.evaluation import Held, RandomOrder
+from perfedrec.methods.centralised.descent import descend
+from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
+from perfedrec.methods.centralised.method import Training
+from perfedrec.methods.centralised.mf import MF
+from perfedrec.methods.centralised.vectors import Vectors, VectorSettings, batches
+from perfedrec.runs.engine import CentralRecommender
+from perfedrec.runtimes.simulator import Simulator
+
+PROGRAMS = Path(__file__).parent / "peer_programs"
+LIGHTGCN = "https://github.com/gusye1234/LightGCN-PyTorch", "947ca2b3b1d2d3545b114145710cb06c4e57b3d2"
+LONGEST = 3600
+"""Seconds after which a peer's program is ended."""
+
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+}
+
+
+class MissingError(Exception):
+    """A peer cannot be had, or does not run."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer: what pip installs for it, and the program that measures it."""
+
+    packages: tuple[str, ...]
+    program: str
+
+
+PEERS = {
+    "implicit": Peer(("implicit==0.7.2", "numpy==2.4.6", "scipy==1.17.1"), "implicit_bpr.py"),
+    "lightgcn": Peer(
+        (
+            "torch==2.13.0",
+            "numpy==2.4.6",
+            "scipy==1.17.1",
+            "pandas==3.1.1",
+            "scikit-learn==1.9.1",
+            "tqdm==4.70.1",
+            "tensorboardX==2.6.5",
+        ),
+        "lightgcn_pytorch.py",
+    ),
+    "flower": Peer(("flwr[simulation]==1.42.0", "numpy==2.4.6"), "flower_round.py"),
+}
+
+
+def last_line(code: int, *texts: str | None) -> str:
+    """The last line that a command with an exit ``code`` has printed, of several outputs."""
+    lines = [line.strip() for text in texts for line in (text or "").splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {code}"
+
+
+def command(*words: object) -> None:
+    """Run a command, whose output is shown where it fails."""
+    try:
+        run = subprocess.run([*map(str, words)], capture_output=True, text=True)
+    except OSError as error:
+        raise MissingError(str(error)) from None
+    if run.returncode:
+        raise MissingError(last_line(run.returncode, run.stdout, run.stderr))
+
+
+def installed(name: str, venvs: Path) -> Path:
+    """The interpreter of a peer's virtual environment, which is made if it is not there or has other versions."""
+    peer, folder = PEERS[name], venvs / name
+    python, stamp, wanted = folder / "bin" / "python", folder / "installed.txt", "\n".join(PEERS[name].packages)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            command(sys.executable, "-m", "venv", folder)
+            command(python, "-m", "pip", "--disable-pip-version-check", "install", *peer.packages)
+        except MissingError as reason:
+            raise MissingError(f"cannot be installed: {reason}") from None
+        stamp.write_text(wanted)
+    return python
+
+
+def measured(name: str, venvs: Path, *arguments: object) -> dict[str, Any]:
+    """What a peer's program prints, its last line."""
+    program = [installed(name, venvs), PROGRAMS / PEERS[name].program, *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = os.environ | QUIET | {"FLWR_HOME": scratch}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(program, env=environment, start_new_session=True, **pipes)
+        try:
+            printed, errors = process.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            raise MissingError(f"was not done after {LONGEST} seconds") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # also the processes that it has started
+            process.wait()
+    if process.returncode:
+        raise MissingError(f"does not run: {last_line(process.returncode, printed, errors)}")
+    lines = [each for each in printed.splitlines() if each.startswith("{")]
+    if not lines:
+        raise MissingError("printed no figure")
+    return json.loads(lines[-1])
+
+
+def store(dataset: Dataset, file: Path) -> Path:
+    """The training interactions, for the peers' programs."""
+    train = dataset.train
+    users = np.repeat(np.arange(dataset.n_users), np.diff(train.offsets))
+    np.savez(file, users=users, items=train.items, shape=(dataset.n_users, dataset.n_items))
+    return file
+
+
+def compared(figure: str, turns: int, theirs: Callable[[], float], ours: Callable[[], float]) -> dict[str, Any]:
+    """Seconds of both, measured in turn. The ratio is the median of the turns' ratios."""
+    pairs = [(theirs(), ours()) for _ in range(turns)]
+    ratio = statistics.median(other / own for other, own in pairs)
+    medians = [statistics.median(each) for each in zip(*pairs, strict=True)]
+    return {"figure": figure, "theirs": medians[0], "ours": medians[1], "ratio": round(ratio, 3), "turns": turns}
+
+
+def implicit(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Samples of BPR."""
+    file, data = store(dataset, scratch / "train.npz"), Training.of(dataset, torch.device("cpu"))
+    method, n, epoch = MF(VectorSettings(embedding_dim=given.dim)), len(dataset.train.items), 0
+    state, _ = method.epoch(method.init(data, Key(0)), data, Key(1))  # compiles what is not yet compiled
+
+    def theirs() -> float:
+        return float(measured("implicit", given.venvs, file, "--dim", given.dim, "--epochs", 5)["seconds"])
+
+    def ours() -> float:
+        nonlocal state, epoch
+        seconds = []
+        for _ in range(5):
+            epoch, start = epoch + 1, time.process_time()
+            state, _ = method.epoch(state, data, Key(2).fold(epoch))
+            seconds.append(time.process_time() - start)
+        return statistics.median(seconds)
+
+    line = compared("processor seconds an epoch of BPR", given.turns, theirs, ours)
+    yield line | {f"samples_a_second_{who}": round(n / line[who]) for who in ("theirs", "ours")} | {"dim": given.dim}
+
+
+def lightgcn(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Epochs of LightGCN, and the accuracy after some of them."""
+    code = checkout(given.lightgcn, scratch)
+    settings = LightGCNSettings(embedding_dim=given.dim, n_layers=3)
+    method, count = LightGCN(settings), 0
+
+    def run(file: Path, n_batches: int, epochs: int) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        folder, output = scratch / f"run{count}", scratch / f"vectors{count}.npz"
+        shutil.copytree(code, folder / "code")
+        options = {"layers": 3, "dim": given.dim, "batch-size": settings.batch_size, "l2": settings.l2}
+        options |= {"learning-rate": settings.learning_rate, "batches": n_batches, "epochs": epochs, "output": output}
+        named = [part for name, value in options.items() for part in (f"--{name}", value)]
+        return measured("lightgcn", given.venvs, folder, file, *named) | {"vectors": output}
+
+    file, data = store(dataset, scratch / "train.npz"), Training.of(dataset, torch.device("cpu"))
+    state, drawn = method.init(data, Key(0)), batches(data, settings.batch_size, Key(1))
+    n_batches = min(given.batches, len(drawn))
+
+    def theirs() -> float:
+        line = run(file, n_batches, 0)
+        return float(line["seconds_a_batch"]) * line["batches_an_epoch"]
+
+    def ours() -> float:
+        start = time.process_time()
+        parts = [(batch.users.numel(), batch) for batch in drawn[:n_batches]]
+        descend(
+            [state.users, state.items],
+            state,
+            settings.learning_rate,
+            parts,
+            lambda learned, batch: method.loss(learned[0], learned[1], batch, data),
+        )
+        return (time.process_time() - start) / n_batches * len(drawn)
+
+    yield compared("processor seconds an epoch of LightGCN", given.turns, theirs, ours) | {"batches_timed": n_batches}
+    if given.epochs:
+        small = load(given.accuracy_data or given.data)
+        data = Training.of(small, torch.device("cpu"))
+        state = method.init(data, Key(0))
+        for epoch in range(given.epochs):
+            state, _ = method.epoch(state, data, Key(1).fold(epoch))
+        own = method.serving(state, data)
+        with np.load(run(store(small, scratch / "small.npz"), 0, given.epochs)["vectors"]) as stored:
+            other = [torch.from_numpy(stored[name]) for name in ("users", "items")]
+        line: dict[str, Any] = {"figure": "test recall@20 and ndcg@20 of LightGCN", "epochs": given.epochs}
+        held = Held.of(small.test.offsets, small.test.items, torch.device("cpu"))
+        order = RandomOrder(small.train.user_ids, small.train.item_ids)
+        for who, vectors in (("theirs", Vectors(*other)), ("ours", own)):
+            figures = CentralRecommender(method, vectors, data, order).evaluate(held)
+            line[who] = [round(figures[name], 4) for name in ("recall@20", "ndcg@20")]
+        yield line
+
+
+def checkout(given: Path | None, scratch: Path) -> Path:
+    """The folder ``code`` of the public LightGCN, from a checkout or by git."""
+    address, commit = LIGHTGCN
+    if given is None:
+        given = scratch / "lightgcn"
+        try:
+            command("git", "clone", "-q", address, given)
+            command("git", "-C", given, "checkout", "-q", commit)
+        except MissingError as reason:
+            raise MissingError(f"cannot be had from {address}: {reason} (--lightgcn names a checkout)") from None
+    if not (given / "code" / "world.py").is_file():
+        raise MissingError(f"has no code/world.py in {given}; expected a checkout of {address}")
+    return given / "code"
+
+
+def flower(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Rounds with one client a user."""
+    file, cohort = store(dataset, scratch / "train.npz"), min(given.cohort, dataset.n_users)
+    own = [f"model.embedding_dim={given.dim}", f"selection.n_clients_per_round={cohort}", "client.local_steps=1"]
+    simulator = Simulator(configure("fedmf", overrides=own).build(), dataset, seed=0, device="cpu")
+    for _ in range(simulator.n_phases + 3):
+        simulator.play()
+
+    def theirs() -> float:
+        options = ("--dim", given.dim, "--cohort", cohort, "--rounds", given.rounds)
+        return float(measured("flower", given.venvs, file, *options)["seconds_a_round"])
+
+    def ours() -> float:
+        seconds = []
+        for _ in range(10 * given.rounds):
+            start = time.perf_counter()
+            simulator.play()
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds)
+
+    yield compared("seconds a round", given.turns, theirs, ours) | {"clients": cohort, "dim": given.dim}
+
+
+COMPARISONS = {"implicit": implicit, "lightgcn": lightgcn, "flower": flower}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="as perfedrec train --data")
+    parser.add_argument("--only", choices=COMPARISONS, nargs="+", default=list(COMPARISONS), help="peers to measure")
+    parser.add_argument("--venvs", type=Path, default=Path("build/peers"), help="folder of the virtual environments")
+    parser.add_argument("--lightgcn", type=Path, help="checkout of the public LightGCN (default: git clones it)")
+    parser.add_argument("--turns", type=int, default=3, help="how often both are measured")
+    parser.add_argument("--dim", type=int, default=64, help="length of the vectors")
+    parser.add_argument("--batches", type=int, default=5, help="batches of LightGCN that are timed")
+    parser.add_argument("--epochs", type=int, default=0, help="epochs of LightGCN after which accuracy is compared")
+    parser.add_argument("--accuracy-data", help="data for that (default: --data)")
+    parser.add_argument("--cohort", type=int, default=256, help="clients of a round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of Flower that are timed")
+    given = parser.parse_args()
+    given.venvs = given.venvs.absolute()
+    torch.set_num_threads(1)
+    dataset = load(given.data)
+    for name in given.only:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                for line in COMPARISONS[name](given, dataset, Path(scratch)):
+                    print(json.dumps({"peer": name, **line}), flush=True)
+            except MissingError as reason:
+                print(json.dumps({"peer": name, "left_out": str(reason)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
