@@ -21,7 +21,6 @@ from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Plan, Rows, Update, block_rows
 from perfedrec.data import Interactions
-from perfedrec.evaluation import Held
 from perfedrec.methods.centralised.method import Method
 from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.report import without_result
@@ -29,6 +28,7 @@ from perfedrec.runs.config import RunSettings
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.opened import Opened
 from perfedrec.runs.result import Result, open_run
+from perfedrec.runs.validation import Validation
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
 
@@ -259,7 +259,7 @@ def _replay(
     """Replay the run with a :class:`Tap` and compare each round with its record. Raises :class:`CheckpointError` if
     they differ."""
     algorithm, rounds, phases = tap.algorithm, tap.rounds, len(tap.algorithm.phases)
-    held = Held.of(result.dataset.valid.offsets, result.dataset.valid.items, torch.device("cpu"))
+    validation = Validation(result.dataset, run, torch.device("cpu"))
     everybody = result.dataset.n_users  # in one block, so that a round is captured whole
     simulator = Simulator(
         cast(AnyAlgorithm, tap),
@@ -281,7 +281,7 @@ def _replay(
             )
         valid = history[number].valid  # pre-training has no loss to compare
         if report.loss is None and valid is not None and not _drawn_anew(algorithm):
-            again = simulator.evaluate(held, run.cutoffs, run.select_by)
+            again = validation.evaluate(simulator)
             if again != valid:
                 raise CheckpointError(
                     f"round {number} of pre-training cannot be repeated: {run.select_by} {valid[run.select_by]} is "

@@ -319,8 +319,8 @@ def _show(summary: Summary, output: Path, as_json: bool) -> None:
     if summary.valid:
         figures = {**({"test": summary.test} if summary.test else {}), "valid": summary.valid}
         console.print(metric_table(figures))
-        held = f"{summary.valid['users']:.0f} of {users} hold out items"
-        console.print(f"{which_round(summary)}; {held}", soft_wrap=True)
+        held = "" if summary.of_sample() else f"; {summary.valid['users']:.0f} of {users} hold out items"
+        console.print(f"{which_round(summary)}{held}", soft_wrap=True)
         if summary.chosen:
             console.print(what_was_chosen(summary), soft_wrap=True)
     else:

@@ -381,7 +381,7 @@ def which_round(summary: Summary) -> str:
     best, n_phases = summary.best_round, summary.n_phases
     name = f"round {best}" if best > 0 or not n_phases else f"phase {best + n_phases} of {n_phases} before training"
     if summary.valid.get("users"):
-        return f"best round by validation: {name}"
+        return f"best round by validation: {name}{summary.of_sample()}"
     return f"no validation data, so the last round is used: {name}"
 
 

@@ -214,7 +214,7 @@ def _add_means(entry: SummaryEntry, finished: Sequence[CellEntry]) -> None:
 
 def _metrics(finished: Sequence[CellEntry], part: Literal["test", "test_sampled", "valid"]) -> dict[str, Spread]:
     values = [found for each in finished if (found := each[part]) is not None]
-    return {name: spread(each[name] for each in values) for name in values[0] if name != "users"}
+    return {name: spread(each[name] for each in values) for name in values[0] if "@" in name}
 
 
 def _known(values: Iterable[float | None]) -> Spread | None:

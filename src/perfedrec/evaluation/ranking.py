@@ -150,6 +150,13 @@ class Totals:
         values = {name: torch.cat([each[name] for _, each in self.cases])[order] for name in self.cases[0][1]}
         return users[order], values
 
+    def standard_error(self, metric: str, share: float) -> float:
+        """The standard error of a ``metric`` where the users are a ``share`` of all: see :mod:`.sample`."""
+        values = torch.cat([each[metric] for _, each in self.cases])
+        if values.numel() < 2:
+            return 0.0
+        return float((values.var() / values.numel() * (1 - share)).sqrt())
+
     def count_negatives(self, numbers: Tensor) -> None:
         """Widen ``negatives`` by the ``numbers`` [t] of sampled negatives of some cases, t at least 1."""
         low, high = int(numbers.min()), int(numbers.max())

@@ -16,6 +16,7 @@ from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Plan
 from perfedrec.data import Catalogue
 from perfedrec.data.catalogue import ENCODING
+from perfedrec.evaluation.sample import share_of
 from perfedrec.federation.agreement import digest_of, evaluation_of, method_for_nodes
 from perfedrec.privacy.protection import evaluations
 from perfedrec.privacy.report import NO_AUDIT, NOT_KEPT, privacy_block
@@ -191,7 +192,11 @@ class FederatedRun:
         no figure is opened."""
         keep = () if self._best is None else (self._best.round,)
         start = time.perf_counter()
-        answers = coordinator.evaluate(served, Question(part, self.config.run.cutoffs, served.round, keep))
+        assert self.users is not None
+        run = self.config.run
+        share = share_of(self.users.numel(), run.evaluate_users) if part == "valid" else 1.0
+        question = Question(part, run.cutoffs, served.round, keep, run.select_by, share)
+        answers = coordinator.evaluate(served, question)
         self.progress.seconds += time.perf_counter() - start
         self.progress.bytes_up += answers.bytes_up
         self.progress.bytes_down += answers.bytes_down

@@ -130,7 +130,8 @@ def _summary(run: Run) -> list[Block]:
         mean = run.means[metric]
         note = f"95 % interval {mean.interval()}; popularity {run.summary.popularity[metric]:.4f}"
         tiles.append(Tile(f"{metric_name(metric)}, test", f"{mean.value:.4f}", note))
-    chosen = f"chosen by validation {metric_name(run.config.run.select_by)}" if run.summary.valid else "the last one"
+    by = f"chosen by validation {metric_name(run.config.run.select_by)}{run.summary.of_sample()}"
+    chosen = by if run.summary.valid else "the last one"
     rounds = f"of {counted(max(len(run.history) - run.n_phases, 0), 'round')} of training"
     before = f" (after {counted(run.n_phases, 'phase')})" if run.n_phases else ""
     best = str(run.best) if run.best > 0 or not run.n_phases else f"phase {run.best + run.n_phases}"

@@ -17,7 +17,7 @@ from perfedrec.core.records import copied, unflatten
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import NEWCOMER, Embedding, RoundReport, block_rows
 from perfedrec.data import Dataset
-from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored
+from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored, Totals
 from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.runs.config import RunSettings
@@ -34,7 +34,7 @@ class Engine(Protocol):
     def play(self) -> RoundReport:
         """Play the next round."""
 
-    def evaluate(self, held: Held, ks: tuple[int, ...], metric: str) -> dict[str, float]:
+    def evaluate(self, held: Held, ks: tuple[int, ...], metric: str) -> Totals:
         """The metrics of the model after the last round at the cut-offs ``ks``, by ``held``-out items. Where the method
         has several settings, these items choose one by the ``metric``."""
 
@@ -146,9 +146,9 @@ class Central:
         phase = "train" if self.method.trained else "fit"
         return RoundReport(self.round - 1, phase, self.data.n_users, self.data.n_users, loss, 0, 0, 0)
 
-    def evaluate(self, held: Held, ks: tuple[int, ...], metric: str) -> dict[str, float]:
+    def evaluate(self, held: Held, ks: tuple[int, ...], metric: str) -> Totals:
         """The metrics after the last round. A centralised method has one setting."""
-        return self.recommender().evaluate(held, ks)
+        return self.recommender().rank(held, ks)
 
     def recommender(self) -> CentralRecommender:
         """The recommender after the last round."""

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 @dataclass
 class Progress:
     """How far a run is: rounds ``done`` of ``total``, of which the first ``n_phases`` are phases before training, the
-    ``phase`` and ``loss`` of the last round, the last and the ``best`` value of the validation ``metric``, bytes and
+    ``phase`` and ``loss`` of the last round, the last and the ``best`` value of the validation ``metric``, the standard
+    ``error`` of the last one where a sample of users validates, bytes and
     uploads of all clients so far, the number of ``users`` (0 while it is not known), each of them a client, and the
     ``seconds`` that this process has spent since it ``started_at`` a round."""
 
@@ -37,6 +38,7 @@ class Progress:
     phase: str = ""
     loss: float | None = None
     value: float | None = None
+    error: float | None = None
     best: float | None = None
     best_round: int | None = None
     bytes_up: int = 0
@@ -234,7 +236,8 @@ def describe(progress: Progress, bar: bool = False) -> str:
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")
     if progress.value is not None:
-        parts.append(f"validation {progress.metric} {progress.value:.4f}")
+        error = "" if progress.error is None else f" ± {progress.error:.4f}"
+        parts.append(f"validation {progress.metric} {progress.value:.4f}{error}")
     if not bar:
         parts.append(f"{progress.rate:.1f} rounds/s")
     if progress.bytes_up and progress.users:

@@ -13,8 +13,8 @@ from perfedrec.runs.config import RunSettings
 from perfedrec.runs.engine import Engine
 from perfedrec.runs.folder import Entry
 from perfedrec.runs.progress import Progress
-from perfedrec.runs.result import held_out
 from perfedrec.runs.selection import Selection
+from perfedrec.runs.validation import Validation
 
 _BEST = "best-"
 """Prefix of the records of the best round in a checkpoint."""
@@ -34,7 +34,7 @@ class Rounds:
         self.selection = Selection(run, self.progress)
         self.history: list[Entry] = []
         self.best: Recommender | None = None
-        self._valid = held_out(dataset.valid, engine.recommender().device)
+        self._validation = Validation(dataset, run, engine.recommender().device)
 
     @property
     def trained(self) -> int:
@@ -75,7 +75,7 @@ class Rounds:
     def _evaluate(self) -> dict[str, float]:
         """The validation metrics after the last round, whose recommender is kept if it is the best so far."""
         start = time.perf_counter()
-        valid = self.engine.evaluate(self._valid, self.run.cutoffs, self.run.select_by)
+        valid = self._validation.evaluate(self.engine)
         if self.selection.is_better(valid):
             self.best = self.engine.recommender().frozen()
         self.progress.seconds += time.perf_counter() - start

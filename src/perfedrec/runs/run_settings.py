@@ -32,6 +32,11 @@ class RunSettings(Settings):
     )
     seed: int = Field(0, ge=0, description="seed of everything random in training")
     evaluate_every: int = Field(10, ge=1, description="rounds between two evaluations on validation data")
+    evaluate_users: int = Field(
+        20_000,
+        ge=0,
+        description="users who validate, about: a fixed sample where there are more, always all in the test (0: all)",
+    )
     ks: tuple[int, ...] = Field(CUTOFFS, description="lengths of lists at which metrics are computed, as in 5,10,20")
     select_by: Metric = Field(
         "recall@20", description="validation metric that selects the best round; its length is added to run.ks"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from perfedrec.evaluation.sample import ERROR
 from perfedrec.runs.progress import Progress
 from perfedrec.runs.run_settings import RunSettings
 
@@ -34,7 +35,7 @@ class Selection:
         """Note the validation figures of the last round, and return whether it is the best so far. The last round of
         all is the best where there are no figures."""
         value = valid.get(self.run.select_by)
-        self.progress.value = value
+        self.progress.value, self.progress.error = value, valid.get(ERROR)
         if value is None and (not self.progress.over or self.progress.best is not None):
             return False
         if value is not None and self.progress.best is not None and value <= self.progress.best:

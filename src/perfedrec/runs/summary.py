@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from perfedrec.evaluation.sample import ERROR
+
 FULL = "full ranking"
 """The name of the protocol of full ranking. The names of protocols stand beside all figures: figures of different
 protocols cannot be compared."""
@@ -59,6 +61,12 @@ class Summary:
     users: int | None = None
     nodes_with_model: list[str] | None = None
     chosen: dict[str, float] = field(default_factory=dict)
+
+    def of_sample(self) -> str:
+        """Whose validation figures these are, as text: of a sample of users, with the standard error, or "" for all."""
+        if ERROR not in self.valid:
+            return ""
+        return f" (of a sample of {self.valid['users']:,.0f} users, standard error {self.valid[ERROR]:.4f})"
 
     def stored(self) -> dict[str, Any]:
         """As ``result.json`` has it, where ``n_phases`` is called "prelude"."""

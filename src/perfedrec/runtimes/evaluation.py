@@ -23,6 +23,7 @@ from perfedrec.evaluation import Held, RandomOrder
 from perfedrec.evaluation.best import rank_scoring
 from perfedrec.evaluation.holdout import TEST, VALID
 from perfedrec.evaluation.ranking import METRICS, metrics
+from perfedrec.evaluation.sample import ERROR, standard_error
 
 PARTS = {"valid": VALID, "test": TEST}
 """The parts of held-out items by name."""
@@ -33,6 +34,9 @@ class Question:
     """What users are asked: how well the items of a ``part`` ("valid" or "test") are ranked in lists of the lengths
     ``ks`` by the model after a number of rounds, ``played``.
 
+    Where a ``share`` of the users below 1 is asked, a fixed sample of them, the sum of squares of the ``metric`` tells
+    its standard error.
+
     Nodes keep client states from one question to the next, because the best round may be one of the past: those after
     the numbers ``keep`` of rounds, and after this one.
     """
@@ -41,11 +45,18 @@ class Question:
     ks: tuple[int, ...]
     played: int
     keep: tuple[int, ...] = ()
+    metric: str = ""
+    share: float = 1.0
 
     @property
     def names(self) -> list[str]:
         """The names of the metrics, in the order of the numbers in a sum."""
         return [f"{name}@{k}" for k in self.ks for name in METRICS]
+
+    @property
+    def squared(self) -> list[str]:
+        """The metrics of which squares are in a sum as well, after the others of the same setting."""
+        return [self.metric] if self.share < 1 else []
 
     @property
     def number(self) -> int:
@@ -58,15 +69,19 @@ class Question:
 
     def empty(self, algorithm: Algorithm[Any, Any, Any], n_items: int) -> Aggregate:
         """The answer of no user."""
-        size = self.n_choices(algorithm) * len(self.names)
+        size = self.n_choices(algorithm) * (len(self.names) + len(self.squared))
         return replace(Aggregate.empty(n_items, 1), dense=torch.zeros(size, dtype=torch.float64))
 
     def means(self, total: Aggregate) -> list[dict[str, float]]:
         """For each setting of the model, the means over the users of a sum, with their number as "users"."""
         assert total.dense is not None
-        values = (total.dense / (FIXED_POINT * total.clients)).split(len(self.names))
-        users = {"users": float(total.clients)}
-        return [{**dict(zip(self.names, each.tolist(), strict=True)), **users} for each in values]
+        n, found = float(total.clients), []
+        for each in (total.dense / FIXED_POINT).split(len(self.names) + len(self.squared)):
+            sums = dict(zip(self.names, each.tolist(), strict=False))
+            found.append({**{name: value / n for name, value in sums.items()}, "users": n})
+            if self.squared:
+                found[-1][ERROR] = standard_error(sums[self.metric], float(each[-1]), n, self.share)
+        return found
 
 
 def best_of(choices: Sequence[Mapping[str, float]], metric: str) -> int:
@@ -106,9 +121,11 @@ def evaluate_users(
     users: Tensor,
     wanted: Wanted,
     n_choices: int = 1,
+    squared: Sequence[str] = (),
 ) -> tuple[Update, list[tuple[dict[str, Tensor], Tensor]]]:
     """What B users hand over, who all have held-out items: ``dense`` float64 [B, n D], the values of D metrics for each
-    of ``n_choices`` settings of the model, or for the served one alone. ``users`` [B] are their numbers in what is
+    of ``n_choices`` settings of the model, or for the served one alone, with the squares of those that are ``squared``
+    after the others of a setting. ``users`` [B] are their numbers in what is
     ``wanted``. What stays with them, for each setting: the values [B] of each metric, and the lists [B, k]."""
     scoring = algorithm.scoring(broadcast, rows, client_state, n_choices > 1)
     lists = wanted.lists(scoring, rows, users)
@@ -116,10 +133,11 @@ def evaluate_users(
     if len(found) < n_choices:  # nothing can be chosen yet
         found *= n_choices
     names = [f"{name}@{k}" for k in wanted.ks for name in METRICS]
+    dense = [[*(values[name] for name in names), *(values[name].square() for name in squared)] for values, _ in found]
     update = Update(
         users=rows.users,
         groups=torch.zeros_like(rows.users),
         weights=torch.ones(rows.n_users, device=rows.users.device),
-        dense=torch.stack([values[name] for values, _ in found for name in names], dim=1),
+        dense=torch.stack([column for columns in dense for column in columns], dim=1),
     )
     return update, found

@@ -138,7 +138,7 @@ class Simulator(Generic[S, B, C]):
         )
         return report
 
-    def evaluate(self, held: Held, ks: tuple[int, ...], metric: str) -> dict[str, float]:
+    def evaluate(self, held: Held, ks: tuple[int, ...], metric: str) -> Totals:
         """How well the model ranks the items that users have ``held`` out: the metrics at the cut-offs ``ks`` as means
         over these users, and the coverage.
 
@@ -152,14 +152,14 @@ class Simulator(Generic[S, B, C]):
         totals = [Totals(ks, n_items) for _ in range(question.n_choices(self.algorithm))]
         for users in everyone[held.counts(everyone) > 0].split(recommender.ranked_at_once):
             if not users.numel():
-                return totals[0].means()  # nobody counts, and nothing is chosen
+                return totals[0]  # nobody counts, and nothing is chosen
             update, found = evaluate_users(self.algorithm, *recommender.given(users), users, wanted, len(totals))
             total = total + reduce(update, n_items, 1)
             for each, (values, lists) in zip(totals, found, strict=True):
                 each.add_values(values, lists, users)
         number = best_of(question.means(total), metric)
         self.state = self.algorithm.choose(self.state, number)
-        return totals[number].means()
+        return totals[number]
 
     @property
     def n_phases(self) -> int:

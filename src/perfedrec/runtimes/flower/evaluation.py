@@ -18,10 +18,11 @@ from flwr.serverapp import Grid
 from perfedrec.core.aggregate import Aggregate, reduce
 from perfedrec.core.algorithm import EVALUATE, Algorithm
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.keys import Key
+from perfedrec.core.keys import Key, words_of
 from perfedrec.core.scoring import RANKED_AT_ONCE
 from perfedrec.evaluation import Held, RandomOrder
 from perfedrec.evaluation.ranking import cutoffs
+from perfedrec.evaluation.sample import in_sample
 from perfedrec.runtimes.evaluation import PARTS, Question, Wanted, evaluate_users
 from perfedrec.runtimes.flower.codec import Instructions, Task, UploadError, read_reply
 from perfedrec.runtimes.flower.exchange import Rejection, Traffic
@@ -66,7 +67,15 @@ def ask(
     if (client := federation.service_client) is not None:
         contents = {node: client.add(node, each, serving=True) for node, each in contents.items()}
     for content in contents.values():
-        content[RECORD] = ConfigRecord({"part": question.part, "ks": list(question.ks), "keep": list(question.keep)})
+        content[RECORD] = ConfigRecord(
+            {
+                "part": question.part,
+                "ks": list(question.ks),
+                "keep": list(question.keep),
+                "metric": question.metric,
+                "share": question.share,
+            }
+        )
     example, least = question.empty(algorithm, federation.n_items), algorithm.settings.privacy.min_clients
     try:
         if alone:
@@ -105,11 +114,14 @@ def read_question(content: RecordDict, played: int) -> Question:
     try:
         record: dict[str, Any] = dict(content.config_records[RECORD].items())
         keep = tuple(int(each) for each in record["keep"])
-        question = Question(str(record["part"]), cutoffs(record["ks"]), played, keep)
+        metric, share = str(record["metric"]), float(record["share"])
+        question = Question(str(record["part"]), cutoffs(record["ks"]), played, keep, metric, share)
     except (KeyError, PerfedrecError, TypeError, ValueError) as error:
         raise UploadError("malformed", f"the question of an evaluation cannot be read: {error!r}") from error
     if question.part not in PARTS:
         raise UploadError("malformed", f"an evaluation of the part {question.part}; expected {' or '.join(PARTS)}")
+    if not 0 < question.share <= 1 or not set(question.squared) <= set(question.names):
+        raise UploadError("malformed", f"an evaluation of a share {question.share} of users by {question.metric!r}")
     return question
 
 
@@ -123,7 +135,8 @@ def answer(store: Store, algorithm: Algorithm[Any, Any, Any], task: Task[Any], q
         with store.transaction():  # nobody is forgotten meanwhile
             here = task.users[block]
             here = here[torch.isin(here, store.everyone())]
-            counted = here[store.held_out(here, PARTS[question.part]).offsets.diff() > 0]
+            tested = store.held_out(here, PARTS[question.part]).offsets.diff() > 0
+            counted = here[tested & in_sample(words_of(names[each] for each in here.tolist()), question.share)]
             if counted.numel():
                 own = task.of(torch.isin(task.users, counted))
                 ids = np.array([names[each] for each in own.users.tolist()], dtype=object)
@@ -141,7 +154,7 @@ def _sum(
     hidden = store.held_out(users, PARTS["valid"]) if question.part == "test" else nothing
     client_state = store.find_client_states(users, question.played).client_state
     wanted = Wanted(held, hidden, order, question.ks)
-    n_choices = question.n_choices(algorithm)
-    update, _ = evaluate_users(algorithm, task.broadcast, rows, client_state, everyone, wanted, n_choices)
+    asked = question.n_choices(algorithm), question.squared
+    update, _ = evaluate_users(algorithm, task.broadcast, rows, client_state, everyone, wanted, *asked)
     update = algorithm.protection.upload(EVALUATE.name, update, Key(0))
     return reduce(update, store.n_items, 1)
