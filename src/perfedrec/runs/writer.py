@@ -12,6 +12,7 @@ from typing import Any
 from perfedrec.core.algorithm import TRAIN
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import Dataset
+from perfedrec.evaluation.sample import share_of
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.privacy.report import centralised_block, privacy_block, warnings
@@ -166,6 +167,8 @@ def belonging(algorithm: AnyMethod, dataset: Dataset, config: Config) -> dict[st
     """What the checkpoints of a run belong to: the data's fingerprint, and a digest of the configuration without the
     options that may change when the run is resumed."""
     free = {"rounds", "patience", "users_per_node", "threads", "block_size", "device", "checkpoint_every"}
+    if share_of(dataset.n_users, config.run.evaluate_users) == 1:  # all validate, as in versions without this option
+        free.add("evaluate_users")
     settings = identity(config.model_dump(mode="json", exclude={"data": True, "evaluation": True, "run": free}))
     if not isinstance(algorithm, Method):  # the noise as it was solved: a resumed run must not solve for it again
         settings["noise"] = algorithm.settings.privacy.noise.model_dump()

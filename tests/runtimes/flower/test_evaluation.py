@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from tests.parity.deployment import Deployment
 from tests.parity.federation import N_USERS, settings
 
+from perfedrec.core.keys import words_of
 from perfedrec.core.records import copied
+from perfedrec.evaluation.sample import in_sample
 from perfedrec.privacy.policy import Policy
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.runtimes.evaluation import PARTS, Question
 from perfedrec.runtimes.flower import NodeApp, Setup
+from perfedrec.runtimes.flower.codec import UploadError
+from perfedrec.runtimes.flower.evaluation import RECORD, read_question
 from perfedrec.runtimes.flower.node_loop import answer
 
 SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5, "min_clients": 3, "min_contributors": 1}
@@ -76,6 +80,39 @@ def test_figures_are_those_of_a_naive_ranking(tmp_path: Path, privacy: dict[str,
         assert {each.metadata.message_type.partition(".")[2] for each in up} == {"keys", "shares", "masked", "unmask"}
         assert (found.bytes_up > 0, found.bytes_down > 0) == (True, True)
     assert given.coordinator.rejected == []
+
+
+def test_a_sample_of_users_is_that_of_a_simulation(tmp_path: Path) -> None:
+    """Each node knows which of its users are asked, and the squares that tell the standard error are sums as well."""
+    given = deployed(tmp_path, rounds=4, model={"neighbours": False})
+    served, number = given.algorithm.serving(given.flower), given.flower.round
+    found = given.coordinator.evaluate(served, Question("valid", KS, number, (), "recall@10", 0.5)).choices[0]
+    values = []
+    for store in given.nodes.values():
+        names = {identity: name for name, identity in store.user_ids().items()}
+        users = store.everyone()
+        chosen = in_sample(words_of(names[each] for each in users.tolist()), 0.5)
+        rows, positions = store.rows(users)
+        states = store.load_client_states(users, positions)
+        scores = given.algorithm.scores(given.algorithm.broadcast(served, users), rows, states)
+        scores[rows.segments, rows.items] = -torch.inf
+        for place in chosen.nonzero().squeeze(1).tolist():
+            wanted = store.held_out(users[place : place + 1], PARTS["valid"]).items
+            values.append(float(torch.isin(scores[place].topk(10).indices, wanted).sum()) / wanted.numel())
+    own = torch.tensor(values, dtype=torch.float64)
+    assert found["users"] == len(values) < N_USERS
+    assert found["recall@10"] == pytest.approx(float(own.mean()), abs=2**-36)
+    assert found["standard_error"] == pytest.approx(float((own.var() / len(values) * 0.5).sqrt()), abs=1e-9)
+    whole = given.coordinator.evaluate(served, Question("valid", KS, number)).choices[0]
+    assert whole["users"] == N_USERS
+    assert "standard_error" not in whole
+
+
+@pytest.mark.parametrize(("metric", "share"), [("recall@10", 0.0), ("recall@10", 1.5), ("recall@7", 0.5), ("", 0.5)])
+def test_a_node_refuses_a_sample_that_cannot_be(metric: str, share: float) -> None:
+    record = {"part": "valid", "ks": [5, 10], "keep": [0], "metric": metric, "share": share}
+    with pytest.raises(UploadError, match=f"share {share} of users"):
+        read_question(RecordDict({RECORD: ConfigRecord(record)}), 3)
 
 
 def test_users_rank_with_what_the_service_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
