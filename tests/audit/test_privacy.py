@@ -304,8 +304,9 @@ def test_half_of_the_papers_noise_is_detected_as_well(tmp_path: Path, monkeypatc
     (honest,) = audit(tmp_path / "run").bounds
     assert honest.claim == pytest.approx(2.0)
     assert 1.8 < honest.lower <= 2.0
-    drawn = protection.laplace
+    drawn, noised = protection.laplace, protection._clipped_and_noised
     monkeypatch.setattr(protection, "laplace", lambda *given: drawn(*given) / 2)
+    monkeypatch.setattr(protection, "_clipped_and_noised", lambda *given: noised(*given[:3], given[3] / 2))
     settings = configure("recommended", privacy="paper", overrides=["privacy.noise_scale=0.5"]).privacy
     (broken,) = bounds(Protection(settings), [], 100_000, Key(0))
     assert broken.failed
