@@ -58,7 +58,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("sizes", [SINGLE, UNEQUAL], ids=["one user a node", "many users a node"])
-@pytest.mark.parametrize("world", ["bpr", "contrastive, protected", "spectral, protected", "spectral start, then join"])
+@pytest.mark.parametrize("world", ["bpr", "contrastive, protected", "spectral, protected", "spectral start"])
 def test_with_roles_apart_or_together_the_model_is_the_same(world: str, sizes: tuple[int, ...]) -> None:
     twins = Twins(settings(**WORLDS[world]), sizes, apart=True)
     for _ in range(len(twins.algorithm.phases) + 5):
@@ -224,13 +224,13 @@ def test_no_role_receives_what_it_must_not_see(
     everywhere = seen.coordinator + seen.service + b"".join(seen.nodes.values())
     assert len(known.items) > 2 * N_USERS
     assert len(known.vectors) > N_USERS
-    # Nobody receives a user's items, except where sparse uploads show them anyway: a pass of spectral pre-training
-    # changes the rows of a node's items and no others, and node 100 has one user.
+    # Nobody receives a user's items, except where sparse uploads show them anyway: the pass that fills the cluster
+    # models changes the rows of a node's items and no others, and node 100 has one user.
     found = {each for each in known.items if count([each], everywhere)}
     lone = forms(twins.population.rows(twins.hosts[100])[0].items)
     assert lone in found if profile == "none, spectral" else found == set()
-    rows = len(twins.nodes) if deployed and profile == "none, spectral" else 0
-    assert count(known.degrees, seen.coordinator) == rows
+    rows = count(known.degrees, seen.coordinator)  # those of a node are seen if all its users are in one cluster
+    assert (0 < rows <= len(twins.nodes)) if deployed and profile == "none, spectral" else rows == 0
     assert bool(known.degrees) == (deployed or profile in ("secure", "private"))
     # Nobody receives the key or the list of tokens.
     assert count([*known.tokens, (twins.bundles[100].secret, twins.bundles[100].common)], everywhere) == 0
@@ -256,8 +256,8 @@ def test_no_role_receives_what_it_must_not_see(
         # The search finds what is sent: changes to the coordinator, reports and edges under tokens to the service.
         assert count(known.changes, seen.coordinator) > 0.9 * len(known.changes)
         assert count(every_report, seen.service) == len(every_report) > N_USERS
-        # In passes of pre-training, two for all users and one for their clusters, users' own vectors stay with them.
-        sent = len(known.vectors) - (3 * N_USERS if profile == "none, spectral" else 0)
+        # In the pass that fills the cluster models users' own vectors stay with them.
+        sent = len(known.vectors) - (N_USERS if profile == "none, spectral" else 0)
         assert count(known.vectors, seen.service) == (pytest.approx(sent, abs=60) if profile.startswith("none") else 0)
 
 

@@ -27,7 +27,7 @@ WORLDS: dict[str, dict[str, dict[str, Any]]] = {
     "contrastive, protected": {"pretraining": {"kind": "contrastive"}, "privacy": PROTECTED},
     "spectral": SPECTRAL,
     "spectral, protected": SPECTRAL | {"privacy": PROTECTED},
-    "spectral start, then join": {"pretraining": {"kind": "spectral"}},
+    "spectral start": {"pretraining": {"kind": "spectral"}},
     "spectral start, mixed in, learned": {
         "pretraining": {"kind": "spectral"},
         "personal": {"pretrained": 0.5, "learned": True},
@@ -36,10 +36,10 @@ WORLDS: dict[str, dict[str, dict[str, Any]]] = {
 }
 PHASES = {
     "contrastive, protected": ["join"],
-    "spectral": ["spectral", "spectral", "clusters"],
-    "spectral, protected": ["spectral", "spectral", "clusters"],
-    "spectral start, then join": ["spectral", "spectral", "clusters", "join"],
-    "spectral start, mixed in, learned": ["spectral", "spectral", "clusters", "join"],
+    "spectral": ["join", "clusters"],
+    "spectral, protected": ["join", "clusters"],
+    "spectral start": ["join", "clusters"],
+    "spectral start, mixed in, learned": ["join", "clusters"],
 }
 
 

@@ -141,12 +141,13 @@ class Published:
 
     For the clients, who hold the key of the tokens: ``neighbours`` [2, m, d] the neighbour sums for users and for
     items, a pre-trained ``table`` [m, d], and ``low_rank`` [m, r] the neighbourhood model. For the coordinator:
-    ``labels`` [n] and ``centroids`` [K, d] of a new clustering.
+    ``user_init_scale``, which belongs to the table, and ``labels`` [n] and ``centroids`` [K, d] of a new clustering.
     """
 
     neighbours: Tensor | None = None
     table: Tensor | None = None
     low_rank: Tensor | None = None
+    user_init_scale: float | None = None
     labels: Tensor | None = None
     centroids: Tensor | None = None
 

@@ -12,7 +12,7 @@ from tests.methods.federated.toys import population, settings
 from torch import Tensor
 
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Spec
+from perfedrec.core.types import Published, Spec
 from perfedrec.methods.federated.base import Federated
 from perfedrec.methods.federated.contrastive import Contrastive
 from perfedrec.methods.federated.graph import GraphMethod
@@ -95,7 +95,8 @@ HOOKS: list[tuple[str, str, Any]] = [
     ("network", "spectral", property(lambda self: one_layer(super(type(self), self).network))),
     ("neighbours", "spectral", fixed(False)),
     ("joins", "spectral", fixed(False)),
-    ("pretraining_phases", "spectral", fixed(())),
+    ("pretraining_phases", "by item", fixed(())),
+    ("service_pretrains", "spectral", fixed(False)),
     ("refreshes", "spectral", lambda self, trained: trained == 0),
     ("prepare", "spectral", same_state),
     ("restart", "spectral", with_super("restart", more_items)["restart"]),
@@ -111,7 +112,7 @@ HOOKS: list[tuple[str, str, Any]] = [
     ("diffuses", "spectral", fixed(True)),
     ("weights", "spectral", fixed(torch.tensor([1.0, 0.0, 0.0, 0.0]))),
     ("noisy", "secure", fixed(True)),
-    ("pretrain", "contrastive", lambda self, service, phase, aggregate, key: (service, None)),
+    ("pretrain", "contrastive", lambda self, service, aggregate, key: (service, Published())),
     ("n_views", "contrastive", fixed(1)),
     ("contrasts", "contrastive", fixed(False)),
     ("placed", "secure", lambda self, broadcast, rows, own: replace(broadcast, groups=torch.zeros_like(rows.users))),

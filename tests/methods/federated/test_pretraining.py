@@ -9,7 +9,7 @@ from tests.methods.federated.toys import World, settings, world
 
 from perfedrec.core.aggregate import reduce
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Rows, Spec, Update
+from perfedrec.core.types import NEWCOMER, Rows, Spec, Update
 from perfedrec.methods.federated.contrastive import contrast
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PretrainingSettings
@@ -25,6 +25,7 @@ SPECTRAL: dict[str, Any] = {
     "model__embedding_dim": 3,
     "clusters__n_clusters": 0,
 }
+SUMS: dict[str, Any] = {"privacy__aggregation": "secure", "privacy__rank": 0, "privacy__min_clients": 2}
 CONTRASTIVE: dict[str, Any] = {"pretraining__kind": "contrastive", "clusters__n_clusters": 0}
 BLOCKS: dict[str, Any] = {
     "pretraining__kind": "spectral",
@@ -69,13 +70,15 @@ def with_people(people: Population, **changes: Any) -> World:
 
 
 def test_passes_find_the_leading_singular_vectors() -> None:
-    here = with_people(blocks(3, 15, 8, 0.1), pretraining__passes=8, **SPECTRAL)
+    here = with_people(blocks(3, 15, 8, 0.1), pretraining__passes=8, **SPECTRAL, **SUMS)
     matrix = normalised(here.population.rows(here.population.everyone())[0], 24)
     values = np.linalg.svd(matrix)[1]
     assert values[2] > 0.99 > 0.5 > values[3]
     leading = np.linalg.svd(matrix)[2][:3].T
     before = angles(here.state.items.numpy(), leading).max()
     found = []
+    while here.algorithm.phase(here.state) != "spectral":
+        here.play(1)
     for _ in range(8):
         here.play(1)
         basis = here.state.items.double().numpy()
@@ -270,6 +273,58 @@ def test_pretrained_vectors_are_for_users_who_have_not_trained() -> None:
 
 
 @pytest.mark.parametrize("encoder", ["lightgcn", "spectral"])
+def test_the_service_finds_the_leading_singular_vectors(encoder: str) -> None:
+    people = blocks(3, 15, 8, 0.1)
+    here = with_people(
+        people, **SPECTRAL | {"model__encoder": encoder, "personal__pretrained": 0.5, "pretraining__passes": 12}
+    )
+    everyone = people.rows(people.everyone())[0]
+    matrix = normalised(everyone, 24)
+    _, values, right = np.linalg.svd(matrix)
+    here.play(1)
+    table = here.state.items.double().numpy()
+    length = np.linalg.norm(table[:, 0])
+    np.testing.assert_allclose(table.T @ table, np.eye(3) * length**2, atol=1e-5 * length**2)
+    assert angles(table, right[:3].T).max() < 1e-3
+    assert torch.equal(here.state.pretrained.table, here.state.items)
+    assert here.state.pretrained.table.data_ptr() != here.state.items.data_ptr()  # training changes the latter
+    start, scale = here.state.service.start, here.state.pretrained.user_init_scale
+    if encoder == "spectral":
+        assert start is None
+        assert scale is None
+        assert length == pytest.approx(1)
+        return
+    first = here.algorithm.settings.model.init_scale  # the size of LightGCN's first vectors
+    assert float(here.state.items.square().mean().sqrt()) == pytest.approx(first, rel=1e-4)
+    assert scale == pytest.approx((45 * 3 / (24 * (values[:3] ** 2).sum())) ** 0.5, rel=1e-4)
+    np.testing.assert_allclose(start, scale * matrix @ table, rtol=1e-4, atol=1e-5)
+    # A new user's first vector is made of its items in the same way, by its own client.
+    broadcast, rows, client_state = here.block([4, 40])
+    new = here.algorithm.broadcast(here.state, torch.tensor([NEWCOMER, NEWCOMER]))
+    own = here.algorithm.init_new_user(new, rows, client_state)
+    torch.testing.assert_close(own.private, start[[4, 40]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        here.algorithm.scores(new, rows, own),
+        here.algorithm.scores(broadcast, rows, client_state),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+def test_the_service_pretrains_on_what_clients_show() -> None:
+    """Decoys and masks protect the edges that it has, and it has nothing else."""
+    tables = []
+    for changes in ({}, {"privacy__pseudo_items": 0.5, "privacy__masking": 0.3}):
+        here = world(**SPECTRAL | {"model__embedding_dim": 6, "pretraining__passes": 60}, **changes)
+        here.play(1)
+        graph, spread = here.state.service.graph, here.state.items.double().numpy()
+        dense = graph.to_items(torch.eye(30)).double().numpy()[here.state.tokens]
+        assert angles(spread, np.linalg.svd(dense)[0][:, :6]).max() < 0.05
+        tables.append(spread)
+    assert angles(*tables).max() > 0.5
+
+
+@pytest.mark.parametrize("encoder", ["lightgcn", "spectral"])
 def test_clusters_before_training_follow_tastes_and_stay(encoder: str) -> None:
     """Users' own vectors, which are random numbers then, have no part in it."""
     people = blocks(3, 20, 15, 0.6)
@@ -284,8 +339,7 @@ def test_clusters_before_training_follow_tastes_and_stay(encoder: str) -> None:
 
 
 def test_clients_choose_their_cluster_by_taste_where_sums_show_items() -> None:
-    sums = {"privacy__aggregation": "secure", "privacy__rank": 0, "privacy__min_clients": 2}
-    here = with_people(blocks(3, 20, 15, 0.6), **BLOCKS, **sums)
+    here = with_people(blocks(3, 20, 15, 0.6), **BLOCKS, **SUMS)
     while here.algorithm.phase(here.state) != "clusters":
         here.play(1)
     broadcast, rows, client_state = here.block(here.population.everyone())
@@ -309,7 +363,12 @@ def test_phases_before_training() -> None:
     assert phases(pretraining__kind="none", model__neighbours=False) == []
     assert phases(pretraining__kind="none") == ["join"]
     assert phases(pretraining__kind="contrastive", model__neighbours=False) == ["join"]
-    assert phases(pretraining__kind="spectral", pretraining__passes=2) == ["spectral", "spectral", "join"]
-    spectral = {"pretraining__kind": "spectral", "pretraining__passes": 1, "model__encoder": "spectral"}
-    assert phases(**spectral, pretraining__cluster_passes=1) == ["spectral", "clusters"]
-    assert phases(**spectral, pretraining__cluster_passes=1, clusters__n_clusters=0) == ["spectral"]
+    spectral = {"pretraining__kind": "spectral", "pretraining__passes": 2}
+    assert phases(**spectral) == ["join"]  # the service makes the passes
+    assert phases(**spectral, model__encoder="spectral") == ["join"]
+    assert phases(**spectral, pretraining__cluster_passes=1) == ["join", "clusters"]
+    assert phases(**spectral, pretraining__cluster_passes=1, clusters__n_clusters=0) == ["join"]
+    assert phases(**spectral, **SUMS) == ["degrees", "spectral", "spectral", "join"]
+    assert phases(**spectral, **SUMS, pretraining__cluster_passes=1) == [
+        *("degrees", "spectral", "spectral", "clusters", "join")
+    ]

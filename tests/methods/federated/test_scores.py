@@ -159,8 +159,8 @@ def test_without_learning_the_weights_do_not_change() -> None:
 
 @pytest.mark.parametrize("encoder", ["lightgcn", "spectral"])
 def test_the_pretrained_model_recommends_alone_until_the_first_training_round(encoder: str) -> None:
-    here = world(model__encoder=encoder, pretraining__kind="spectral", pretraining__passes=2, personal__pretrained=0.25)
-    here.play(2)
+    here = world(model__encoder=encoder, pretraining__kind="spectral", personal__pretrained=0.25)
+    here.play(1)
     basis = here.state.pretrained.table
     broadcast, rows, client_state = here.block([5, 0, 22])
     degrees = broadcast.degrees
@@ -172,7 +172,7 @@ def test_the_pretrained_model_recommends_alone_until_the_first_training_round(en
     torch.testing.assert_close(
         here.algorithm.scores(broadcast, rows, client_state), torch.stack(alone), rtol=1e-5, atol=1e-6
     )
-    here.play(len(here.algorithm.phases) - 2 + 3)
+    here.play(len(here.algorithm.phases) - 1 + 3)
     torch.testing.assert_close(here.state.pretrained.table, basis, rtol=0, atol=0)
     parts = here.algorithm.explain(*here.block([5, 0, 22]))
     shares = here.population.client_state.mix.softmax(1)[0]

@@ -15,9 +15,9 @@ from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.keys import Key, normal, uniform
 from perfedrec.core.sampling import choose
 from perfedrec.core.threads import one_thread
+from perfedrec.core.types import Published
 from perfedrec.methods.federated import neighbourhood
 from perfedrec.methods.federated.graph import GraphMethod
-from perfedrec.methods.federated.phases import JOIN
 from perfedrec.methods.federated.settings import PretrainingSettings
 from perfedrec.methods.federated.state import B, C, S, Service
 from perfedrec.nn.losses import info_nce
@@ -42,16 +42,17 @@ class Contrastive(GraphMethod[S, B, C]):
         """The number of independently protected edge sets that each client sends."""
         return 2 if self.contrasts and self.settings.pretraining.edge_perturbation else 1
 
-    def pretrain(self, service: Service, phase: str, aggregate: Aggregate, key: Key) -> tuple[Service, Tensor | None]:
-        """Contrastive pre-training. Returns the table [m, d] by token; the users' vectors stay at the service, in
+    def pretrain(self, service: Service, aggregate: Aggregate, key: Key) -> tuple[Service, Published]:
+        """Contrastive pre-training. It publishes the table [m, d] by token; the users' vectors stay at the service, in
         ``start``.
 
         It starts from small random vectors (the users' own are random at this point, too) and scales the result to the
         model's vectors afterwards. The loss depends only on directions, and Adam turns small vectors quickly.
         """
+        service, published = super().pretrain(service, aggregate, key)
         settings, model = self.settings.pretraining, self.settings.model
-        if not self.contrasts or phase != JOIN.name or not aggregate.clients:
-            return service, None
+        if not self.contrasts:
+            return service, published
         assert service.graph is not None
         assert aggregate.edges is not None
         key, n_items, device = key.fold("contrast"), aggregate.n_items, service.reports.device
@@ -69,7 +70,7 @@ class Contrastive(GraphMethod[S, B, C]):
         users, table = contrast(graphs, start[0], start[1], n_layers, settings, key)
         users, table = users * (model.init_scale / table.std()), table * (model.init_scale / table.std())
         layers = torch.stack([users, service.graph.to_users(table)], dim=1)[:, : service.reports.shape[1]]
-        return replace(service, start=users, reports=layers.contiguous()), table
+        return replace(service, start=users, reports=layers.contiguous()), replace(published, table=table)
 
 
 def contrast(

@@ -204,16 +204,18 @@ class GraphMethod(FedMF[S, B, C]):
         if aggregate.edges is not None:
             graph = neighbourhood.graph(aggregate.edges, 0, service.reports.shape[0], aggregate.n_items)
             service = replace(service, graph=graph)
-        service, table = self.pretrain(service, phase, aggregate, key)
-        sums = None
+        published = Published()
+        if phase == JOIN.name and aggregate.clients:
+            service, published = self.pretrain(service, aggregate, key)
         if self.neighbours and service.graph is not None and self.refreshes(played - len(self.phases)):
             sums = neighbourhood.neighbour_sums(service.graph, service.reports, self.settings.model.n_layers)
-        return service, Published(sums, table)
+            published = replace(published, neighbours=sums)
+        return service, published
 
-    def pretrain(self, service: Service, phase: str, aggregate: Aggregate, key: Key) -> tuple[Service, Tensor | None]:
-        """Pre-training at the service: its new state, and the resulting table [m, d] by token, ``None`` without
-        pre-training."""
-        return service, None
+    def pretrain(self, service: Service, aggregate: Aggregate, key: Key) -> tuple[Service, Published]:
+        """What the service makes of its graph as soon as it has it: its new state, and what it publishes. Nothing by
+        default."""
+        return service, Published()
 
     def refreshes(self, trained: int) -> bool:
         """Whether neighbour sums are published after ``trained`` rounds of training."""

@@ -86,14 +86,20 @@ def _incidence(adjacency: Adjacency, n_columns: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(columns.size), columns, offsets), shape=(offsets.size - 1, n_columns))
 
 
-def low_rank(bipartite: Bipartite, key: Key) -> Tensor:
-    """[m, r] a factor ``F`` of the graph, ``N^T N ~ F F^T``, from :data:`PASSES` passes of subspace iteration with
-    :data:`WIDTH` columns each."""
-    n_items = bipartite.by_item.starts.numel()
-    every = torch.arange(n_items, device=bipartite.by_item.starts.device)
-    probe, probes, images = spectral.orthonormal(normal(key.fold("low rank").spread(every), WIDTH)), [], []
-    for _ in range(PASSES):
+def passes(bipartite: Bipartite, width: int, number: int, key: Key) -> tuple[list[Tensor], list[Tensor]]:
+    """A ``number`` of passes of subspace iteration over the graph, from random columns: the bases [m, ``width``] that
+    are multiplied by ``N^T N``, and the products [m, ``width``]."""
+    every = torch.arange(bipartite.by_item.starts.numel(), device=bipartite.by_item.starts.device)
+    probe, probes, images = spectral.orthonormal(normal(key.spread(every), width)), [], []
+    for _ in range(number):
         probes.append(probe)
         images.append(bipartite.to_items(bipartite.to_users(probe)))
         probe = spectral.orthonormal(images[-1])
+    return probes, images
+
+
+def low_rank(bipartite: Bipartite, key: Key) -> Tensor:
+    """[m, r] a factor ``F`` of the graph, ``N^T N ~ F F^T``, from :data:`PASSES` passes with :data:`WIDTH` columns
+    each."""
+    probes, images = passes(bipartite, WIDTH, PASSES, key.fold("low rank"))
     return spectral.nystroem(torch.cat(probes, dim=1), torch.cat(images, dim=1))

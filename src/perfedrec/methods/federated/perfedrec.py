@@ -91,8 +91,13 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return self.settings.personal.neighbourhood > 0
 
     @property
+    def service_pretrains(self) -> bool:
+        """Whether the neighbourhood service finds the singular vectors of spectral pre-training."""
+        return False
+
+    @property
     def joins(self) -> bool:
-        return super().joins or (self.diffuses and not self.sums)
+        return super().joins or self.service_pretrains or (self.diffuses and not self.sums)
 
     @property
     def reports_vectors(self) -> bool:
@@ -208,19 +213,23 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         if stats is not None and aggregate.dense is not None and aggregate.dense.numel() > n_dense:
             stats.add_(from_fixed(aggregate.dense[n_dense:]).view_as(stats))
 
-    def serve(
-        self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
-    ) -> tuple[Service, Published]:
-        """The service's part of a round, with the neighbourhood model once it has the graph, and with a clustering of
-        all users when one is due. It clusters the mean of the layers that each user reported last, starting from the
-        last ``centroids``."""
-        service, published = super().serve(service, phase, played, aggregate, centroids, key)
+    def pretrain(self, service: Service, aggregate: Aggregate, key: Key) -> tuple[Service, Published]:
+        """The neighbourhood model: the users' lists stay at the service, the factor of low rank is published."""
+        service, published = super().pretrain(service, aggregate, key)
         graph = service.graph
-        if self.diffuses and phase == JOIN.name and graph is not None:
+        if self.diffuses and graph is not None:
             given = self.settings.neighbourhood
             near, nearness = neighbourhood.diffused(graph, given.alpha, given.beta, given.list_length)
             service = replace(service, near=near, nearness=nearness)
             published = replace(published, low_rank=neighbourhood.low_rank(graph, key))
+        return service, published
+
+    def serve(
+        self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
+    ) -> tuple[Service, Published]:
+        """The service's part of a round, with a clustering of all users when one is due. It clusters the mean of the
+        layers that each user reported last, starting from the last ``centroids``."""
+        service, published = super().serve(service, phase, played, aggregate, centroids, key)
         if self._clusters_after(played - len(self.phases)):
             points = service.reports.mean(1)
             labels, centroids = cohort.cluster(points, self.clusters.n_clusters, centroids, key)
@@ -285,18 +294,17 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     def _names(self, trained: bool, ready: Sequence[str]) -> list[str]:
         """The models of which the weight can be chosen. Before the first round of training it is those that are
-        ``ready`` then, where there are such."""
+        ``ready`` then."""
         names = [name for name, weight in zip(MODELS, self.weights.tolist(), strict=False) if weight > 0]
-        early = [name for name in names if name in ready]
-        return names if trained or not early else early
+        return [name for name in names if trained or name in ready]
 
     def _ready(self, state: PerFedRecState) -> list[str]:
         """The models that recommend before training, as far as they are there. A coordinator knows it by the phases
         that were played: it may not have the models."""
         played, passes = self.phases[: state.round], self.phases.count(SPECTRAL)
-        found = ["pretrained"] if SPECTRAL in played else []
+        found = (JOIN if self.service_pretrains else SPECTRAL) in played
         made = played.count(SPECTRAL) == passes if self.sums else JOIN in played
-        return found + ["neighbourhood"] * made
+        return ["pretrained"] * found + ["neighbourhood"] * made
 
     def _setting(self, chosen: PerFedRecState | PerFedRecBroadcast) -> Setting:
         """The setting that was chosen last."""
@@ -333,6 +341,14 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             return client_state
         own = edge_weights(rows, broadcast.degrees)[:, None] * broadcast.items.index_select(0, rows.items)
         return replace(client_state, private=scale * segment_sum(own, rows.segments, rows.n_users))
+
+    def private_of(self, broadcast: PerFedRecBroadcast, client_state: PerFedRecClient) -> Tensor:
+        """After spectral pre-training new users, for whom the service has no vector, keep that of
+        :meth:`init_new_user`."""
+        own = super().private_of(broadcast, client_state)
+        if broadcast.start is None or broadcast.user_init_scale is None:
+            return own
+        return torch.where(broadcast.start.any(1, keepdim=True), own, client_state.private)
 
     def placed(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> PerFedRecBroadcast:
         """The broadcast with the nearest cluster as group of each client that assigns itself."""

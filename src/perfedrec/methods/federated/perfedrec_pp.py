@@ -18,10 +18,10 @@ from perfedrec.core.aggregate import Aggregate, from_fixed
 from perfedrec.core.algorithm import Phase
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Published, Rows, Spec, Update
-from perfedrec.methods.federated import cohort, spectral, summing
+from perfedrec.methods.federated import cohort, neighbourhood, spectral, summing
 from perfedrec.methods.federated.contrastive import Contrastive
 from perfedrec.methods.federated.perfedrec import PerFedRec
-from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, SIZES, SPECTRAL
+from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, JOIN, SIZES, SPECTRAL
 from perfedrec.methods.federated.state import (
     Clusters,
     LowRank,
@@ -44,19 +44,26 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
 
     scored_in_numpy = True
 
+    @property
+    def service_pretrains(self) -> bool:
+        return self.settings.pretraining.kind == "spectral" and not self.sums
+
     @cached_property
     def pretraining_phases(self) -> tuple[Phase, ...]:
+        """Passes over all clients, where they contribute to sums alone. A neighbourhood service makes them itself."""
         pretraining = self.settings.pretraining
-        if pretraining.kind != "spectral":
+        if pretraining.kind != "spectral" or not self.sums:
             return ()
         privacy = self.settings.privacy
-        noisy = self.sums and bool(privacy.noise.any or privacy.epsilon)  # a cluster's model would be made of noise
+        noisy = bool(privacy.noise.any or privacy.epsilon)  # a cluster's model would be made of noise
         fills = self.clusters.enabled and not privacy.low_rank and not noisy
         filling = pretraining.cluster_passes if fills else 0
         return (SPECTRAL,) * pretraining.passes + (CLUSTERS,) * filling
 
     @property
     def clustering_phases(self) -> tuple[Phase, ...]:
+        if self.clusters.enabled and self.service_pretrains:
+            return (CLUSTERS,) * self.settings.pretraining.cluster_passes
         fills = self.clusters.enabled and self.subspace is not None and self.pretrains_basis
         return (SIZES, CLUSTERS) if fills else ()
 
@@ -87,12 +94,9 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
             # The first direction follows from the degrees and would use up most of the bound; so would rare items.
             product[:, 0] = 0
             product *= spectral.trusted(broadcast.items)[rows.items, None]
-        reports = None
-        if self.clusters.enabled and not self.sums:
-            reports = self._first_layers(broadcast, shown)
         ones = torch.ones(rows.n_users, device=rows.users.device)
         groups, segments, items = broadcast.groups, shown.segments, shown.items
-        return Update(rows.users, groups, ones, segments, items, product, reports=reports), client_state
+        return Update(rows.users, groups, ones, segments, items, product), client_state
 
     def _first_layers(self, broadcast: PerFedRecBroadcast, rows: Rows) -> Tensor:
         """[B, L, d] the users' layers from their items alone, by which users are clustered before training: their own
@@ -162,7 +166,9 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         if self.diffuses and self.sums:
             state = replace(state, low_rank=self._low_rank(state, items, image))
         if self.network.encoder == "lightgcn" and self._is_last(state):
-            state = self._scaled(state, energy)
+            scale, user_init_scale = self._scales(state.n_users, state.items, energy)
+            pretrained = Pretrained(state.pretrained.table, user_init_scale=user_init_scale)
+            state = replace(self.restart(state, state.items * scale), pretrained=pretrained)
         if self.sums and self.phases[state.round : state.round + 1] == (CLUSTERS,):
             state = self.recluster(state, key.fold("cluster"))
         return state
@@ -195,22 +201,50 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
             return spectral.deflated(image, state.degrees, known)
         return spectral.denoised(image, state.degrees, known, self._deviation(SPECTRAL, clients, state) ** 2)
 
-    def _scaled(self, state: PerFedRecState, energy: float) -> PerFedRecState:
-        """Scale the singular vectors to the size of LightGCN's first vectors: items ``V`` and users ``N V`` alike."""
-        n_items, dim = state.items.shape
-        scale = self.settings.model.init_scale * n_items**0.5
-        user_scale = (state.n_users * dim / (max(energy, 1e-12) * n_items)) ** 0.5
-        return replace(
-            self.restart(state, state.items * scale),
-            pretrained=Pretrained(state.pretrained.table, user_init_scale=user_scale),
-        )
+    def _scales(self, n_users: int, basis: Tensor, energy: float) -> tuple[float, float]:
+        """The factors that bring the singular vectors ``basis`` [m, d] to the size of LightGCN's first vectors: of the
+        items ``V``, and then of the users ``N V``. ``energy`` is the sum of the squared singular values."""
+        n_items, dim = basis.shape
+        user_scale = (n_users * dim / (max(energy, 1e-12) * n_items)) ** 0.5
+        return self.settings.model.init_scale * n_items**0.5, user_scale
+
+    # --- the service ---
+
+    def pretrain(self, service: Service, aggregate: Aggregate, key: Key) -> tuple[Service, Published]:
+        """Spectral pre-training by the service, on its graph: it asks the clients for nothing more than their edges."""
+        service, published = super().pretrain(service, aggregate, key)
+        graph = service.graph
+        if not self.service_pretrains or graph is None:
+            return service, published
+        width, number = self.settings.model.embedding_dim, self.settings.pretraining.passes
+        probes, images = neighbourhood.passes(graph, width, number, key.fold("spectral"))
+        table, user_init_scale, start = spectral.orthonormal(images[-1]), None, None
+        if self.network.encoder == "lightgcn":
+            energy = float((probes[-1] * images[-1]).sum())
+            scale, user_init_scale = self._scales(service.reports.shape[0], table, energy)
+            table = table * scale
+        below = graph.to_users(table)
+        if user_init_scale is not None:
+            start = below * user_init_scale
+        layers = torch.stack([below if start is None else start, below], dim=1)
+        service = replace(service, start=start, reports=layers[:, : service.reports.shape[1]].contiguous())
+        return service, replace(published, table=table, user_init_scale=user_init_scale)
+
+    def coordinate(
+        self, state: PerFedRecState, phase: str, aggregate: Aggregate, published: Published, key: Key
+    ) -> PerFedRecState:
+        state = super().coordinate(state, phase, aggregate, published, key)
+        if published.table is None or not self.service_pretrains:
+            return state
+        table = published.table.clone() if self.settings.personal.pretrained else None
+        return replace(state, pretrained=Pretrained(table, user_init_scale=published.user_init_scale))
 
     def serve(
         self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
     ) -> tuple[Service, Published]:
         """The service's part of a round, with a first clustering if the next phase fills the cluster models."""
         service, published = super().serve(service, phase, played, aggregate, centroids, key)
-        fills = phase == SPECTRAL.name and self.phases[played : played + 1] == (CLUSTERS,)
+        fills = phase == JOIN.name and self.phases[played : played + 1] == (CLUSTERS,)
         if fills and aggregate.clients:
             points, own = service.reports.mean(1), key.fold("cluster")
             labels, centroids = cohort.cluster(points, self.clusters.n_clusters, centroids, own)

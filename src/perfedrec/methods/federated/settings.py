@@ -250,7 +250,7 @@ class PretrainingSettings(Settings):
     """Options of the phases before the first training round."""
 
     kind: Literal["none", "contrastive", "spectral"] = Field("contrastive", description="kind of pre-training")
-    passes: int = Field(3, ge=1, description="spectral: number of passes over all clients")
+    passes: int = Field(3, ge=1, description="spectral: number of passes over all users")
     cluster_passes: int = Field(
         0,
         ge=0,

@@ -4,7 +4,8 @@ Users' protected vectors and edges leave a node sealed for the service. The coor
 (:class:`~perfedrec.runtimes.flower.service_client.ServiceClient`), and passes back what the service publishes:
 neighbour sums, a pre-trained table and the neighbourhood model by token, sealed for the nodes, which alone know what a
 token stands for; pre-trained user vectors and the lists of the neighbourhood model, sealed for their users' node; and
-in the clear the clustering, by which the coordinator keeps tables and selects cohorts.
+in the clear the clustering, by which the coordinator keeps tables and selects cohorts, and the first length of user
+vectors.
 """
 
 from __future__ import annotations
@@ -288,6 +289,8 @@ class NeighbourhoodService:
             for name, tables in own.items():
                 rows = {each: table[member.places[order]] for each, table in tables.items()}
                 content[f"{name} {node}"] = seal({"users": member.users[order], **rows}, member.key, name)
+        if published.user_init_scale is not None:
+            content["scale"] = ConfigRecord({"user_init_scale": published.user_init_scale})
         if published.labels is not None and published.centroids is not None:
             content["clusters"] = pack({"labels": published.labels, "centroids": published.centroids})
         return content

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from perfedrec.core.errors import PerfedrecError
@@ -77,14 +78,22 @@ class ServiceClient:
             self.held |= {f"{name} {self._name(node)}": own for node in nodes if (own := arrays.get(f"{name} {node}"))}
         published = Published()
         if "clusters" in arrays:
-            published = replace(published, **unpack(arrays["clusters"], table.device))
+            found = unpack(arrays["clusters"], table.device)
+            published = replace(published, labels=found["labels"], centroids=found["centroids"])
         if "table" in arrays:
-            published = replace(published, table=_by_item(ask, arrays["table"], nodes, table))
+            scale = answer.config_records.get("scale", ConfigRecord()).get("user_init_scale")
+            ordered = _by_item(ask, arrays["table"], nodes, table)
+            published = replace(published, table=ordered, user_init_scale=_length(scale))
         refused = {int(node): str(why) for node, why in answer.config_records["refused"].items()}
         return published, refused
 
     def _name(self, node: int) -> str:
         return self.names.get(node, str(node))
+
+
+def _length(scale: object) -> float | None:
+    """The first length of user vectors, if the service has published a positive number."""
+    return scale if isinstance(scale, float) and 0 < scale < inf else None
 
 
 def _by_item(ask: Ask, sealed: ArrayRecord, nodes: list[int], like: Tensor) -> Tensor:
