@@ -97,8 +97,13 @@ def test_turns_begin_with_the_first_upload_where_there_is_a_service() -> None:
 
 def test_another_exponent_is_that_of_the_service() -> None:
     """Lists that a service divided by one power of the degree, and a client by the rest."""
-    options = {**SMALL, "neighbourhood__list_length": 60, "personal__chosen": False}
-    both = [train("perfedrec_pp", load(DATA), **options, neighbourhood__beta=beta).recommender for beta in (0.5, 0.2)]
+    options = {"model__embedding_dim": 8, "neighbourhood__list_length": 60, "personal__chosen": False}
+    both = []
+    for beta in (0.5, 0.2):
+        simulator = Simulator(configure("recommended", **options, neighbourhood__beta=beta).build(), load(DATA))
+        for _ in range(simulator.n_phases + 2):
+            simulator.play()
+        both.append(simulator.recommender())
     users = torch.arange(120)
     own = PersonalRecommender(both[0].algorithm, replace(both[0].state, beta=0.2), both[0].population)
     assert torch.allclose(own.raw_scores(users), both[1].raw_scores(users), atol=1e-5)
