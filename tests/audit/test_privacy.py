@@ -160,7 +160,7 @@ def test_private_runs_that_cannot_keep_their_claim_are_refused(options: tuple[st
 
 
 def test_the_audit_breaks_unprotected_uploads(tmp_path: Path) -> None:
-    run(tmp_path / "run", None, "run.rounds=20", "clusters.n_clusters=0")
+    run(tmp_path / "run", None, "run.rounds=20")
     found = audit(tmp_path / "run", rounds=(1, 10))
     known, unknown = "items from one sparse upload, with the", "items from one sparse upload, without the"
     assert figure(found, "items from one sparse upload of pre-training", "precision at |I_u|", 0) == 1  # its rows alone

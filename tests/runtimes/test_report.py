@@ -54,11 +54,11 @@ def test_bytes_of_softmax_dense_weights_and_neighbour_sums() -> None:
     assert report.bytes_down == 12 * 4 * (24 * 6 + 24 + dense + 24 * 4 + 2 * 24 * 6)
 
 
-def test_a_spectral_pass_sends_the_rows_of_the_users_own_items() -> None:
-    here = world(pretraining__kind="spectral", model__encoder="spectral", clusters__n_clusters=0)
+def test_a_pass_over_the_clients_sends_the_rows_of_their_own_items() -> None:
+    here = world(pretraining__kind="spectral", model__encoder="spectral", pretraining__cluster_passes=1)
     counts = here.population.offsets.diff()
-    (report,) = here.play(1)
-    assert report.phase == "spectral"
+    _, report = here.play(2)
+    assert report.phase == "clusters"
     assert report.bytes_up == int((8 + counts * 28).sum())
     assert report.loss is None
 

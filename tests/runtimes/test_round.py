@@ -129,7 +129,7 @@ def test_fedavg_with_everybody_is_one_centralised_step() -> None:
 
 
 def test_spectral_passes_find_the_leading_singular_subspace() -> None:
-    simulator = play("recommended", 400, "model.embedding_dim=3", "pretraining.passes=400", "model.encoder=spectral")
+    simulator = play("recommended", 1, "model.embedding_dim=3", "pretraining.passes=400", "model.encoder=spectral")
     population = simulator.population
     rows, _ = population.rows(population.everyone())
     matrix = np.zeros((120, 200))

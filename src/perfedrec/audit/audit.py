@@ -36,7 +36,7 @@ SPARSE, DENSE = 200, 40  # clients of a captured round whose uploads are attacke
 MEMBERS = 1000  # users whose membership is attacked
 REPLAYED = 60  # training rounds that are replayed at least, if the run has them: some users then take part often
 PARTICIPATIONS = (1, 2, 5)
-PRETRAINING = 0  # the number under which the last pass of spectral pre-training is captured
+PRETRAINING = 0  # the number under which the last pass before training is captured
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Captured:
     vectors: Tensor | None
     table: Tensor
     n_models: int
+    phase: str
     total: Aggregate | None = None
     table_seen: Tensor | None = None
 
@@ -107,7 +108,7 @@ class Tap:
             offsets = getattr(broadcast, "offsets", None)
             n_models = 1 if offsets is None else offsets.shape[0] // broadcast.items.shape[0]
             vectors = self.algorithm.user_vectors(*self._work)
-            self.captured[self._wanted(phase) or 0] = Captured(sent, vectors, broadcast.items.clone(), n_models)
+            self.captured[self._wanted(phase) or 0] = Captured(sent, vectors, broadcast.items.clone(), n_models, phase)
 
     def see_total(self, phase: str, total: Aggregate) -> None:
         """Record a sum of a phase."""
@@ -117,7 +118,7 @@ class Tap:
 
     def _wanted(self, phase: str) -> int | None:
         """The number under which the current round is captured; ``None`` if it is not."""
-        if phase == "spectral":
+        if phase == "spectral" or (phase == "clusters" and not self.algorithm.protection.sums):
             return PRETRAINING
         return self.number if phase == "train" and self.number in self.rounds else None
 
@@ -333,8 +334,7 @@ def _from_uploads(
         few = Update(
             sent.users[:n], sent.groups[:n], sent.weights[:n], sent.segments[mine], sent.items[mine], sent.deltas[mine]
         )
-        phase = "train" if number else "spectral"
-        seen = protection_of(algorithm).as_seen(phase, few, n_items, Key(number).fold("audit"))
+        seen = protection_of(algorithm).as_seen(captured.phase, few, n_items, Key(number).fold("audit"))
         uploads, where = [(every, table) for table in seen], "one dense upload"
     else:
         assert captured.table_seen is not None

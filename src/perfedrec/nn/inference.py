@@ -180,9 +180,13 @@ class User:
 
     @property
     def private(self) -> Floats:
-        """The vector from which a round starts."""
+        """The vector from which a round starts. After spectral pre-training a new user, for whom the service has none,
+        keeps its own."""
         start = self.received.get("start")
-        return self.client.private if start is None or self.client.steps > 0 else start[0]
+        if start is None or self.client.steps > 0:
+            return self.client.private
+        own = self.model.options.mixed and "user_init_scale" in self.model.scalars and not start[0].any()
+        return self.client.private if own else start[0]
 
     @cached_property
     def group(self) -> int | None:

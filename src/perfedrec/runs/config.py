@@ -234,8 +234,11 @@ def in_file(file: str | Path | None) -> dict[str, Any]:
 
 def as_written(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of a configuration that the package itself wrote in full. Before 0.3.0 there was no privacy.rank, and
-    secure sums were opened by item. Where there is no section evaluation, nodes hold nothing out."""
-    tree, privacy = {SECTION: {"hold_out": "none"}, **tree}, tree.get("privacy")
+    secure sums were opened by item. Before 0.7.0 there was no pretraining.at, and clients made the passes. Where
+    there is no section evaluation, nodes hold nothing out."""
+    tree, privacy, pretraining = {SECTION: {"hold_out": "none"}, **tree}, tree.get("privacy"), tree.get("pretraining")
+    if isinstance(pretraining, Mapping):
+        tree["pretraining"] = {"at": "clients", **pretraining}
     if not isinstance(privacy, Mapping) or privacy.get("aggregation") != "secure":
         return dict(tree)
     return {**tree, "privacy": {"rank": 0, **privacy}}
@@ -245,6 +248,9 @@ def without_new(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree without options of the personal model that were added later, where they change nothing: then it is the
     one that earlier versions wrote."""
     found, personal = dict(tree), tree.get("personal")
+    pretraining = tree.get("pretraining")
+    if isinstance(pretraining, Mapping) and pretraining.get("at") == "clients":
+        found["pretraining"] = {name: value for name, value in pretraining.items() if name != "at"}
     if isinstance(personal, Mapping):
         found["personal"] = {name: value for name, value in personal.items() if value or name not in _NEW_PERSONAL}
         if not personal.get("neighbourhood"):

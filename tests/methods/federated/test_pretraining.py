@@ -368,6 +368,9 @@ def test_phases_before_training() -> None:
     assert phases(**spectral, model__encoder="spectral") == ["join"]
     assert phases(**spectral, pretraining__cluster_passes=1) == ["join", "clusters"]
     assert phases(**spectral, pretraining__cluster_passes=1, clusters__n_clusters=0) == ["join"]
+    assert phases(**spectral, pretraining__at="clients", pretraining__cluster_passes=1) == [
+        *("spectral", "spectral", "clusters", "join")
+    ]
     assert phases(**spectral, **SUMS) == ["degrees", "spectral", "spectral", "join"]
     assert phases(**spectral, **SUMS, pretraining__cluster_passes=1) == [
         *("degrees", "spectral", "spectral", "clusters", "join")

@@ -46,24 +46,24 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
 
     @property
     def service_pretrains(self) -> bool:
-        return self.settings.pretraining.kind == "spectral" and not self.sums
+        pretraining = self.settings.pretraining
+        return pretraining.kind == "spectral" and pretraining.at == "service" and not self.sums
 
     @cached_property
     def pretraining_phases(self) -> tuple[Phase, ...]:
-        """Passes over all clients, where they contribute to sums alone. A neighbourhood service makes them itself."""
         pretraining = self.settings.pretraining
-        if pretraining.kind != "spectral" or not self.sums:
+        if pretraining.kind != "spectral" or self.service_pretrains:
             return ()
         privacy = self.settings.privacy
-        noisy = bool(privacy.noise.any or privacy.epsilon)  # a cluster's model would be made of noise
+        noisy = self.sums and bool(privacy.noise.any or privacy.epsilon)  # a cluster's model would be made of noise
         fills = self.clusters.enabled and not privacy.low_rank and not noisy
         filling = pretraining.cluster_passes if fills else 0
         return (SPECTRAL,) * pretraining.passes + (CLUSTERS,) * filling
 
     @property
     def clustering_phases(self) -> tuple[Phase, ...]:
-        if self.clusters.enabled and self.service_pretrains:
-            return (CLUSTERS,) * self.settings.pretraining.cluster_passes
+        if self.service_pretrains:
+            return (CLUSTERS,) * (self.settings.pretraining.cluster_passes if self.clusters.enabled else 0)
         fills = self.clusters.enabled and self.subspace is not None and self.pretrains_basis
         return (SIZES, CLUSTERS) if fills else ()
 
@@ -94,9 +94,12 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
             # The first direction follows from the degrees and would use up most of the bound; so would rare items.
             product[:, 0] = 0
             product *= spectral.trusted(broadcast.items)[rows.items, None]
+        reports = None
+        if self.clusters.enabled and not self.sums and not self.service_pretrains:
+            reports = self._first_layers(broadcast, shown)
         ones = torch.ones(rows.n_users, device=rows.users.device)
         groups, segments, items = broadcast.groups, shown.segments, shown.items
-        return Update(rows.users, groups, ones, segments, items, product), client_state
+        return Update(rows.users, groups, ones, segments, items, product, reports=reports), client_state
 
     def _first_layers(self, broadcast: PerFedRecBroadcast, rows: Rows) -> Tensor:
         """[B, L, d] the users' layers from their items alone, by which users are clustered before training: their own
@@ -244,7 +247,8 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
     ) -> tuple[Service, Published]:
         """The service's part of a round, with a first clustering if the next phase fills the cluster models."""
         service, published = super().serve(service, phase, played, aggregate, centroids, key)
-        fills = phase == JOIN.name and self.phases[played : played + 1] == (CLUSTERS,)
+        last = JOIN if self.service_pretrains else SPECTRAL
+        fills = phase == last.name and self.phases[played : played + 1] == (CLUSTERS,)
         if fills and aggregate.clients:
             points, own = service.reports.mean(1), key.fold("cluster")
             labels, centroids = cohort.cluster(points, self.clusters.n_clusters, centroids, own)

@@ -250,6 +250,11 @@ class PretrainingSettings(Settings):
     """Options of the phases before the first training round."""
 
     kind: Literal["none", "contrastive", "spectral"] = Field("contrastive", description="kind of pre-training")
+    at: Literal["service", "clients"] = Field(
+        "service",
+        description="spectral: who makes the passes, the neighbourhood service from the edges that it has, or the "
+        "clients, with an upload for each (always the clients where they contribute to sums alone)",
+    )
     passes: int = Field(3, ge=1, description="spectral: number of passes over all users")
     cluster_passes: int = Field(
         0,
