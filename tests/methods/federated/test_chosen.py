@@ -91,7 +91,7 @@ def test_turns_begin_with_the_first_upload_where_there_is_a_service() -> None:
     simulator = Simulator(configure("recommended", model__embedding_dim=8).build(), load(DATA), device="cpu")
     held = Held.of(load(DATA).valid.offsets, load(DATA).valid.items, simulator.device)
     simulator.play()
-    simulator.choose(held, (10,), "ndcg@10")
+    simulator.evaluate(held, (10,), "ndcg@10")
     assert simulator.state.turn == 1
 
 

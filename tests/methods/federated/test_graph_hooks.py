@@ -133,8 +133,6 @@ NOT_PLAYED = {
     "item_attributes": "tests/parity/test_attributes.py",
     "n_reported": "follows from layers and neighbours",
     "open_service": "an empty service: each client's first report overwrites it",
-    "scored_in_numpy": "tests/runtimes/node/test_scorer.py",
-    "inference_options": "tests/runtimes/node/test_scorer.py",
     "n_models_of": "what n_models is for a client: test_sums.py",
     "inference_options": "tests/runtimes/node/test_scorer.py",
     "scored_in_numpy": "tests/runtimes/node/test_scorer.py",
