@@ -206,18 +206,22 @@ def lightgcn(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iter
         line = run(file, n_batches, 0)
         return float(line["seconds_a_batch"]) * line["batches_an_epoch"]
 
-    def ours() -> float:
+    def descended(number: int) -> float:
         start = time.process_time()
-        parts = [(batch.users.numel(), batch) for batch in drawn[:n_batches]]
         descend(
             [state.users, state.items],
             state,
             settings.learning_rate,
-            parts,
+            [(batch.users.numel(), batch) for batch in (drawn * 2)[:number]],
             lambda learned, batch: method.loss(learned[0], learned[1], batch, data),
         )
-        return (time.process_time() - start) / n_batches * len(drawn)
+        return time.process_time() - start
 
+    def ours() -> float:  # the difference has nothing of what happens once
+        once = descended(1)
+        return (descended(n_batches + 1) - once) / n_batches * len(drawn)
+
+    descended(1)  # makes the graph
     yield compared("processor seconds an epoch of LightGCN", given.turns, theirs, ours) | {"batches_timed": n_batches}
     if given.epochs:
         small = load(given.accuracy_data or given.data)
