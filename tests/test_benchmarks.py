@@ -194,3 +194,15 @@ def test_peers_with_other_versions_are_installed_again(tmp_path: Path, monkeypat
     monkeypatch.setattr(peers, "command", make)
     assert peers.installed("peer", venvs) == venvs / "peer" / "bin" / "python"  # it is there, and not made again
     assert len(commands) == 2
+
+
+def test_an_evaluation_is_measured_against_the_machine() -> None:
+    data = "synthetic:users=80,items=60,clusters=3,interactions_per_user=8"
+    command = [sys.executable, "benchmarks/evaluation.py", "--data", data, "--dim", "8", "--times", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    seconds, limit = map(json.loads, run.stdout.splitlines())
+    assert (seconds["figure"], seconds["build"], limit["figure"]) == ("evaluation_s", "here", "limit")
+    assert 0 < seconds["users"] <= 240
+    assert limit["value"] > 1
+    assert limit["gflops"] > 0

@@ -123,8 +123,9 @@ class Mixture:
         if beta == self.beta or self.broadcast.low_rank is None:
             return self
         other = copy(self)
-        other.beta, other.parts = beta, dict(self.parts)
-        other.parts["neighbourhood"] = other._near(self.broadcast.low_rank)
+        other.beta, other.parts, near = beta, dict(self.parts), self.broadcast.near
+        if near is None or not bool((near >= 0).any(1).all()):  # with a list the model of low rank has no weight
+            other.parts["neighbourhood"] = other._near(self.broadcast.low_rank)
         return other
 
     def _shares(self, mix: Tensor | None = None) -> dict[str, Tensor]:
