@@ -493,7 +493,7 @@ def test_names_of_attacks_have_lines_of_their_own(capsys: pytest.CaptureFixture[
 def test_privacy_from_plan_to_audit(tmp_path: Path) -> None:
     plan = cli("privacy", "plan", "--epsilon", "8", "--users", "5224", "--rounds", "200", "--json")
     found = json.loads(plan.stdout)
-    assert found["pretraining"]["multipliers"]["spectral"] == pytest.approx(0.6003 * (3 / 0.8) ** 0.5, abs=0.01)
+    assert found["pretraining"]["multipliers"]["spectral"] == pytest.approx(0.6003 * (6 / 0.8) ** 0.5, abs=0.01)
     assert found["training"]["cap"] == 10
     assert found["training"]["coordinator"] == pytest.approx(0.6003 * 10**0.5, abs=0.01)
     assert found["training"]["recipients"] < 1 < found["training"]["coordinator"]

@@ -32,7 +32,7 @@ def privacy_plan(
     delta: Annotated[float, typer.Option(help="delta, well below 1 / users")] = 1e-5,
     items: Annotated[int, typer.Option(help="number of items")] = 7_500,
     dim: Annotated[int, typer.Option(help="length of the vectors in training")] = 64,
-    passes: Annotated[int, typer.Option(help="passes of spectral pre-training")] = 3,
+    passes: Annotated[int, typer.Option(help="passes of spectral pre-training")] = 6,
     rounds: Annotated[int, typer.Option(help="rounds of training; 0 for pre-training alone")] = 0,
     cohort: Annotated[
         int | None,

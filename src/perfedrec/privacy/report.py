@@ -14,9 +14,9 @@ Block: TypeAlias = dict[str, Any]
 WEAK = 10.0
 """An epsilon above this value is marked as weak, because it excludes little."""
 
-FEW = 10.0
+FEW = 7.0
 """Users per unit of noise, ``n / (z sqrt(m))``, below which spectral pre-training is not expected to beat popularity.
-On Yelp it was 1.6 times as good as popularity at 15, and worse at 8 (docs/privacy.md)."""
+On Yelp it was 1.6 times as good as popularity at 11, and worse at 6 (docs/privacy.md)."""
 
 BY_ITEM = "by item"
 """The block's word for sums that are opened with a row for every item."""

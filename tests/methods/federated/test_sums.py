@@ -16,7 +16,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import Spec
 from perfedrec.methods.federated import summing
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
-from perfedrec.methods.federated.spectral import deflated, denoised, trusted
+from perfedrec.methods.federated.spectral import MEMORY, deflated, denoised, remembered, trusted
 from perfedrec.privacy.protection import joint_norms
 
 SECURE: dict[str, Any] = {"privacy__aggregation": "secure", "privacy__rank": 0}
@@ -209,17 +209,60 @@ def planted() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def test_planted_directions_survive_noise_and_rare_items_are_damped() -> None:
     image, truth, degrees, known = planted()
-    basis = denoised(image, degrees, known, 1.0)
-    first = degrees.sqrt() / degrees.sqrt().norm()
-    close(basis[:, 0], first)
-    close(basis[known, 1:].T @ first[known], torch.zeros(2))
-    found = torch.linalg.qr(basis[:, 1:])[0]
+    image = image * 3  # a noise of three
+    basis = denoised(remembered(None, image, 3.0), degrees, known, 3, power=0.5)
+    close(basis[:, 0], degrees.sqrt() / degrees.sqrt().norm())
+    assert float(basis.norm(dim=0).max()) == pytest.approx(1.0, rel=1e-4)
+    weighted = (basis * degrees.sqrt()[:, None])[:, 1:]  # as in the sums, which grow with the degree
+    popular = torch.nn.functional.normalize(degrees[known], dim=0)
+    assert float((weighted[known].T @ popular).abs().max()) < 1e-4
+    found = torch.linalg.qr(weighted)[0]
     plain = torch.linalg.qr(deflated(image, degrees, known)[:, 1:])[0]
     kept, before = (float(torch.linalg.svdvals(truth.T @ each).min()) for each in (found, plain))
     assert kept > 0.9 > before
-    assert float(basis[40:, 1:].norm() / basis[:40, 1:].norm()) < 0.3 * float(image[40:].norm() / image[:40].norm())
+    assert float(weighted[40:].norm() / weighted[:40].norm()) < 0.3 * float(image[40:].norm() / image[:40].norm())
     assert not basis[300:, 1:].any()
-    assert not denoised(image, degrees, torch.zeros(400, dtype=torch.bool), 1.0)[:, 1:].any()
+    nothing = denoised(remembered(None, image, 3.0), degrees, torch.zeros(400, dtype=torch.bool), 3, power=0.5)
+    assert not nothing[:, 1:].any()
+
+
+def test_all_noisy_passes_make_the_basis_and_the_newest_counts_most() -> None:
+    image, truth, degrees, known = planted()
+    draws = torch.Generator().manual_seed(1)
+    noisy = [0.4 * image + torch.randn(400, 3, generator=draws) for _ in range(4)]
+    together = None
+    for each in noisy:
+        together = remembered(together, 2 * each, 2.0)
+    assert together is not None
+    close(together, torch.cat([MEMORY ** (3 - place) * each[:, 1:] for place, each in enumerate(noisy)], dim=1))
+    alone = denoised(remembered(None, noisy[-1], 1.0), degrees, known, 3, power=0.0)
+    bases = [denoised(together, degrees, known, 3, power=0.0), alone]
+    frames = [torch.linalg.qr(basis[:, 1:] * degrees.sqrt()[:, None])[0] for basis in bases]
+    kept, before = (float(torch.linalg.svdvals(truth.T @ frame).min()) for frame in frames)
+    assert kept > before
+    assert torch.equal(trusted(bases[0] * known[:, None]), known)
+
+
+def test_each_item_of_a_client_has_the_same_part_of_a_noisy_pass() -> None:
+    here = world(
+        **SECURE, privacy__norm="l2", privacy__noise={"degrees": 1e-3, "spectral": 0.2}, pretraining__kind="spectral"
+    )
+    here.play(1)
+    broadcast, rows, client_state = here.block(here.population.everyone())
+    sent, _ = here.algorithm.client("spectral", broadcast, rows, client_state, Key(SEED))
+    assert sent.deltas is not None
+    known, basis = trusted(broadcast.items), broadcast.items.double()
+    for user in range(rows.n_users):
+        own = rows.items[rows.segments == user]
+        weights = 1 / (len(own) * broadcast.degrees[own].double()).sqrt()
+        expected = (weights[:, None] * basis[own]).sum(0) * known[own, None]
+        expected[:, 0] = 0
+        close(sent.deltas[rows.segments == user].double(), expected)
+        clipped = here.algorithm.protection.clip_update("spectral", sent)
+        assert clipped.deltas is not None
+        length = float(clipped.deltas[rows.segments == user].norm())
+        assert length <= 1
+        assert length > 0.999 or not expected.any()
 
 
 def test_a_noisy_pass_uses_only_items_with_trusted_degrees() -> None:

@@ -89,11 +89,13 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         if phase == SIZES.name:
             return self._placing(broadcast, rows), client_state
         shown = self.handover.labelled(rows, broadcast.items.shape[0], client_state, key.fold("labels"))
-        product = spectral.gram_rows(broadcast.items, shown, broadcast.degrees)
         if self.noisy:
             # The first direction follows from the degrees and would use up most of the bound; so would rare items.
+            product = spectral.taste_rows(broadcast.items, shown, broadcast.degrees)
             product[:, 0] = 0
             product *= spectral.trusted(broadcast.items)[rows.items, None]
+        else:
+            product = spectral.gram_rows(broadcast.items, shown, broadcast.degrees)
         reports = None
         if self.clusters.enabled and not self.sums and not self.service_pretrains:
             reports = self._first_layers(broadcast, shown)
@@ -161,11 +163,17 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         items, image = state.items, torch.zeros_like(state.items)
         image.index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
         energy = float((state.items * image).sum())  # approximately the sum of the leading squared singular values
-        if self.settings.privacy.noise_scale:  # parts were stretched to the clip; the true first value is 1
+        if self.noisy or self.settings.privacy.noise_scale:  # parts were scaled to the bound; the true first value is 1
             energy /= max(float(torch.linalg.matrix_norm(image, 2)), 1e-12)
-        basis = self._next_basis(state, image, aggregate.clients)
+        if self.noisy:
+            deviation = self._deviation(SPECTRAL, aggregate.clients, state)
+            images = spectral.remembered(state.pretrained.images, image, deviation)
+            basis = self._denoised(state, images, image)
+        else:
+            images, basis = None, spectral.orthonormal(image)
         table = basis.clone() if self.settings.personal.pretrained else None
-        state = replace(self.restart(state, basis), pretrained=replace(state.pretrained, table=table))
+        images = None if self._is_last(state) else images
+        state = replace(self.restart(state, basis), pretrained=replace(state.pretrained, table=table, images=images))
         if self.diffuses and self.sums:
             state = replace(state, low_rank=self._low_rank(state, items, image))
         if self.network.encoder == "lightgcn" and self._is_last(state):
@@ -177,7 +185,10 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         return state
 
     def _low_rank(self, state: PerFedRecState, probe: Tensor, image: Tensor) -> LowRank:
-        """The neighbourhood model after a pass of ``probe`` [m, d] with its ``image`` [m, d]: all passes together."""
+        """The neighbourhood model after a pass of ``probe`` [m, d] with its ``image`` [m, d]: all passes together.
+        With noise it has the final basis, which all passes are in already."""
+        if self.noisy:
+            return LowRank(state.items.clone() if self._is_last(state) else None)
         before = state.low_rank
         probes = probe if before.probes is None else torch.cat([before.probes, probe], dim=1)
         images = image if before.images is None else torch.cat([before.images, image], dim=1)
@@ -195,14 +206,16 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         law, scale = self.protection.share_scale(phase.name, state.n_users)
         return float(scale * (clients * (2 if law == "laplace" else 1)) ** 0.5)
 
-    def _next_basis(self, state: PerFedRecState, image: Tensor, clients: int) -> Tensor:
-        """The basis of the next pass or, after the last pass, the final one."""
-        if not self.noisy:
-            return spectral.orthonormal(image)
-        known = spectral.trusted(state.items)
-        if not self._is_last(state):
+    def _denoised(self, state: PerFedRecState, images: Tensor, image: Tensor) -> Tensor:
+        """The basis after a noisy pass, from the ``images`` [m, w] of all so far, of which ``image`` [m, d] is the
+        newest: for the next pass, with directions of equal length, or the final one."""
+        last, known = self._is_last(state), spectral.trusted(state.items)
+        basis = spectral.denoised(images, state.degrees, known, image.shape[1], power=0.5 if last else 0.0)
+        if last:
+            return basis
+        if not bool(basis[:, 1:].any()):  # no signal yet, so any directions will do
             return spectral.deflated(image, state.degrees, known)
-        return spectral.denoised(image, state.degrees, known, self._deviation(SPECTRAL, clients, state) ** 2)
+        return basis * known[:, None]
 
     def _scales(self, n_users: int, basis: Tensor, energy: float) -> tuple[float, float]:
         """The factors that bring the singular vectors ``basis`` [m, d] to the size of LightGCN's first vectors: of the

@@ -21,6 +21,10 @@ TRUSTED = 2.0
 """An item takes part in noisy passes if its released degree is more than TRUSTED standard deviations of the noise above
 0."""
 
+MEMORY = 0.7
+"""The weight of a noisy pass beside the next one. With noise no pass is good enough alone: the next basis, and the
+final one, come from all passes so far."""
+
 
 def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
     """[R, d] each client's part of ``N^T N Omega``: ``n_u (n_u^T Omega)`` on the rows of its own items.
@@ -28,15 +32,23 @@ def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
     ``n_u`` is the client's row of ``N = D_u^-1/2 R D_i^-1/2``, and ``basis`` [m, d] is Omega. The Frobenius norm of a
     client's part is at most ``||n_u||^2 <= 1`` for an orthonormal basis.
     """
+    return edge_weights(rows, degrees)[:, None] * taste_rows(basis, rows, degrees)
+
+
+def taste_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
+    """[R, d] each client's part of a noisy pass: ``n_u^T Omega`` on the row of each of its items.
+
+    All items of a client have the same part of the bound. The weights of :func:`gram_rows` would give more to rare
+    items, whose rows are mostly noise.
+    """
     weights = edge_weights(rows, degrees)[:, None]
     projection = segment_sum(weights * basis.index_select(0, rows.items), rows.segments, rows.n_users)
-    return weights * projection.index_select(0, rows.segments)
+    return projection.index_select(0, rows.segments)
 
 
 def trusted(basis: Tensor) -> Tensor:
-    """[m] whether each item takes part in a noisy pass. The rows of other items are 0 in the ``basis`` [m, d], except
-    in its first column."""
-    return basis[:, 1:].any(1)
+    """[m] whether each item takes part in a noisy pass. The rows of other items are 0 in its ``basis`` [m, d]."""
+    return basis.any(1)
 
 
 def deflated(matrix: Tensor, degrees: Tensor, known: Tensor) -> Tensor:
@@ -49,33 +61,49 @@ def deflated(matrix: Tensor, degrees: Tensor, known: Tensor) -> Tensor:
     return orthonormal(torch.cat([first, matrix[:, 1:]], dim=1) * known[:, None]) * known[:, None]
 
 
-def denoised(image: Tensor, degrees: Tensor, known: Tensor, variance: float) -> Tensor:
-    """[m, d] the final basis, from the sums ``image`` [m, d] of a last pass with noise of a known ``variance``.
+def remembered(images: Tensor | None, image: Tensor, deviation: float) -> Tensor:
+    """[m, w] the noisy passes so far, side by side: ``images`` [m, w'] of earlier ones times :data:`MEMORY`, and the
+    new ``image`` [m, d] without its first column, in standard deviations of its noise."""
+    new = image[:, 1:] / deviation
+    return new if images is None else torch.cat([images * MEMORY, new], dim=1)
 
-    It applies Wiener filters, which cost no privacy. Rows: the noise is the same on each row, the signal grows with an
-    item's degree; the row of a ``known`` [m] item is multiplied by the share of signal in the mean energy of the items
-    with about its degree. Directions: each one is weighted by the root of its singular value. The first column is
-    ``sqrt(degrees)``, scaled to length 1.
+
+def denoised(images: Tensor, degrees: Tensor, known: Tensor, dim: int, power: float) -> Tensor:
+    """[m, dim] a basis from noisy passes, the :func:`remembered` ``images`` [m, w].
+
+    It applies Wiener filters, which cost no privacy: the noise is the same on each row, the signal grows with an item's
+    degree. The row of a ``known`` [m] item is multiplied by the share of signal in the mean energy of the items with
+    about its degree. Of the rows the leading left singular vectors are kept, each times its singular value to
+    ``power``. The sum of a client's parts of :func:`taste_rows` grows with the degree, where that of the normalised
+    matrix grows with its root; so rows are divided by this root at the end. The first column is ``sqrt(degrees)``,
+    which is left out of the other ones before; it has length 1, and the longest of the others, too.
     """
-    result = torch.zeros_like(image)
+    result = images.new_zeros(images.shape[0], dim)
     result[:, 0] = functional.normalize(degrees.sqrt(), dim=0)
-    rows, own = image[known, 1:], degrees[known]
+    rows, own = images[known], degrees[known]
     if not rows.numel():
         return result
-    energy, order = rows.square().sum(1), own.argsort(stable=True)
+    passes = rows.shape[1] // (dim - 1)
+    rows = rows * _signal(rows, own, (dim - 1) * sum(MEMORY ** (2 * before) for before in range(passes)))[:, None]
+    first = functional.normalize(own, dim=0)[:, None]
+    with one_thread():
+        left, values, _ = torch.linalg.svd((rows - first * (first.T @ rows)).to(torch.float64), full_matrices=False)
+    shares = values / values[:1].clamp(min=1e-30)
+    weighted = (left * shares**power * (shares > 0))[:, : dim - 1] / own.sqrt()[:, None]
+    result[known, 1:] = _widened(weighted / weighted.norm(dim=0).max().clamp(min=1e-30), dim - 1)
+    return result
+
+
+def _signal(rows: Tensor, degrees: Tensor, noise: float) -> Tensor:
+    """[R] the share of signal in the mean energy of the ``rows`` [R, w] of items with about the same degree. ``noise``
+    is the energy of the noise of a row."""
+    energy, order = rows.square().sum(1), degrees.argsort(stable=True)
     width = max(rows.shape[0] // 40, 1)
     ranked = functional.pad(energy[order][None, None], (width // 2, (width - 1) // 2), mode="replicate")
     mean = functional.avg_pool1d(ranked, width, 1)[0, 0]
     signal = torch.empty_like(mean)
-    signal[order] = (1 - rows.shape[1] * variance / mean.clamp(min=1e-30)).clamp(min=0)
-    first = functional.normalize(own.sqrt(), dim=0)[:, None]
-    rest = rows * signal[:, None]
-    rest = (rest - first * (first.T @ rest)).to(torch.float64)
-    with one_thread():
-        left, values, _ = torch.linalg.svd(rest, full_matrices=False)
-    weighted = left * (values / values[:1].clamp(min=1e-30)).sqrt()
-    result[known, 1:] = _widened(weighted, image.shape[1] - 1)
-    return result
+    signal[order] = (1 - noise / mean.clamp(min=1e-30)).clamp(min=0)
+    return signal
 
 
 def orthonormal(matrix: Tensor) -> Tensor:

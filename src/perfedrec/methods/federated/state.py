@@ -167,10 +167,12 @@ class Clusters:
 @dataclass(frozen=True)
 class Pretrained:
     """The result of spectral pre-training: its ``table`` [m, d] of singular vectors, if this model also recommends, and
-    ``user_init_scale``, the factor of ``sum_i c_ui q_i`` that gives a user's first vector."""
+    ``user_init_scale``, the factor of ``sum_i c_ui q_i`` that gives a user's first vector. Between passes with noise
+    there are the ``images`` [m, w] of all passes so far."""
 
     table: Tensor | None = field(default=None, metadata={"was": "pretrained"})
     user_init_scale: float | None = field(default=None, metadata={"was": "lift"})
+    images: Tensor | None = None
 
 
 @dataclass(frozen=True)
