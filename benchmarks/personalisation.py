@@ -2,10 +2,12 @@
 
     PERFEDREC_TEST_DATA=FOLDER python benchmarks/personalisation.py [--only facets lastfm ...] [--rounds 100]
 
-FOLDER holds ``ml-100k``, ``lastfm`` and ``yelp``; without it the planted data alone are measured. ``domains`` is one
-federation of the users of Last.fm and of MovieLens, who have no item in common. On each data set preset ``recommended``
-is trained with clusters and without, and on planted data with clusters that are found during training (``late``) or
-that learn faster (``fast``). The weights of the mix do not change this training, so that each mix is a figure of the
+FOLDER holds ``ml-100k``, ``lastfm`` and ``yelp``; without it the planted data alone are measured. ``two domains`` is
+one federation of the users of Last.fm and of MovieLens, ``three domains`` has those of Yelp as well: they have no item
+in common. In ``shared items`` the items of Last.fm and of MovieLens that are equally popular are one item: users have
+the same items and different tastes. Such data are also trained as one federation for each domain, with as many uploads
+a client. On each data set preset ``recommended`` is trained with clusters and without, and on planted and on several
+domains with clusters that are found during training (``late``) or that learn faster (``fast``). The weights of the mix do not change this training, so that each mix is a figure of the
 same models; learned weights are learned beside it. Each variant has the round that is best on validation data, and is
 ranked on the test split once. The differences are paired over users, with the test of ``perfedrec bench``. Each result
 is one JSON line.
@@ -17,7 +19,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 
 from perfedrec import Dataset, configure, load
 from perfedrec.core.keys import Key
@@ -40,15 +41,23 @@ PLANTED = {
     "facets": ("synthetic:users=3000,items=1500,clusters=20,facets=4,interactions_per_user=20", 64),
     "facets, d = 16": ("synthetic:users=3000,items=1500,clusters=20,facets=4,interactions_per_user=20", 16),
 }
-REAL = {"domains": "", "ml-100k": "ml-100k/u.data", "lastfm": "lastfm", "yelp": "yelp"}
+REAL = {"ml-100k": "ml-100k/u.data", "lastfm": "lastfm", "yelp": "yelp"}
+JOINED = {
+    "two domains": ("lastfm", "ml-100k"),
+    "three domains": ("lastfm", "ml-100k", "yelp"),
+    "shared items": ("lastfm", "ml-100k"),
+}
 TRAININGS: dict[str, dict[str, Any]] = {
     "none": {"clusters__n_clusters": 0},
     "late": {"pretraining__cluster_passes": 0},
     "clusters": {"personal__learned": True},
     "fast": {"clusters__learning_rate": 1.0},
 }
-EXTRA = ("late", "fast")
-"""Trainings for planted data alone."""
+EXTRA = {"late": [*PLANTED], "fast": [*PLANTED, *JOINED]}
+"""Trainings for some data alone."""
+
+APART = "a federation for each domain"
+"""The variant in which the preset is trained on each domain by itself."""
 
 EVERY = 50
 """Rounds between two evaluations on validation data."""
@@ -75,17 +84,23 @@ VARIANTS = {
 }
 
 
-def triples(dataset: Dataset, name: str) -> Iterator[pl.DataFrame]:
-    """Train, valid and test of a data set, with ids that begin with its ``name``."""
+def parts(dataset: Dataset, name: str, shared: bool) -> Iterator[pl.DataFrame]:
+    """Train, valid and test of a data set, with ids of users that begin with its ``name``. So do those of items, or
+    they are the items' ranks by popularity if domains have ``shared`` items."""
+    ranks = np.empty(dataset.n_items, dtype=np.int64)
+    ranks[np.argsort(-dataset.train.item_degrees, kind="stable")] = np.arange(dataset.n_items)
+    names = [
+        str(rank) if shared else f"{name} {each}" for rank, each in zip(ranks, dataset.train.item_ids, strict=True)
+    ]
     for part in (dataset.train, dataset.valid, dataset.test):
-        users, items = part.user_ids[part.users_of_rows()], part.item_ids[part.items]
-        yield pl.DataFrame({"user": [f"{name} {each}" for each in users], "item": [f"{name} {each}" for each in items]})
+        users = [f"{name} {each}" for each in part.user_ids[part.users_of_rows()]]
+        yield pl.DataFrame({"user": users, "item": [names[each] for each in part.items]})
 
 
-def domains(folder: Path) -> Dataset:
-    """Last.fm and MovieLens as one federation."""
-    both = [triples(load(folder / REAL[name]), name) for name in ("lastfm", "ml-100k")]
-    train, valid, test = (pl.concat(parts) for parts in zip(*both, strict=True))
+def joined(sets: Mapping[str, Dataset], shared: bool) -> Dataset:
+    """Several data sets as one federation."""
+    every = [parts(dataset, name, shared) for name, dataset in sets.items()]
+    train, valid, test = (pl.concat(each) for each in zip(*every, strict=True))
     return load(train=train, valid=valid, test=test)
 
 
@@ -105,9 +120,12 @@ def mixed(found: PersonalRecommender[Any, Any, Any], variant: Variant) -> Recomm
     return found.with_records(records | {"memory": replace(records["memory"], mix=mix.clone())})
 
 
-def played(dataset: Dataset, training: str, dim: int, seed: int, rounds: int) -> dict[str, tuple[float, Recommender]]:
+def played(
+    dataset: Dataset, training: str, dim: int, seed: int, rounds: int, n_clients: int = 256
+) -> dict[str, tuple[float, Recommender]]:
     """The variants of a training: validation Recall@20 and recommender of the best round."""
     fixed: dict[str, Any] = {"personal__neighbourhood": 0.0, "personal__chosen": False}
+    fixed["selection__n_clients_per_round"] = n_clients
     config = configure("recommended", model__embedding_dim=dim, **fixed, **TRAININGS[training])
     simulator: Simulator[Any, Any, Any] = Simulator(config.build(), dataset, seed=seed)
     best: dict[str, tuple[float, Recommender]] = {}
@@ -126,63 +144,96 @@ def played(dataset: Dataset, training: str, dim: int, seed: int, rounds: int) ->
     return best
 
 
-def tested(dataset: Dataset, recommender: Recommender) -> tuple[dict[str, float], NDArray[np.float64]]:
-    """Test metrics, and the NDCG@20 of each tested user."""
+def tested(dataset: Dataset, recommender: Recommender) -> Tested:
+    """Recall@20 and NDCG@20 of each tested user by id."""
     recommender, held, hide = ranking(recommender, dataset, "test")
     totals = recommender.rank(held, (20,), hide)
-    users = torch.cat([users for users, _ in totals.cases])
-    values = torch.cat([values["ndcg@20"] for _, values in totals.cases])
-    return totals.means(), values[users.argsort()].numpy()
+    found: Tested = {}
+    for users, values in totals.cases:
+        pairs = zip(values["recall@20"].tolist(), values["ndcg@20"].tolist(), strict=True)
+        found |= dict(zip(dataset.train.user_ids[users.numpy()].tolist(), pairs, strict=True))
+    return found
+
+
+Tested = dict[str, tuple[float, float]]
+Run = tuple[float, Tested]
+"""Validation Recall@20 and the test figures of a run."""
+
+
+def apart(sets: Mapping[str, Dataset], training: str, dim: int, seed: int, rounds: int, n_clients: int) -> Run:
+    """The preset on each domain by itself. A domain's share of the clients of a round is its share of users."""
+    total, valid, found = sum(each.n_users for each in sets.values()), 0.0, {}
+    preset = "clusters and own rows (preset)"
+    for name, dataset in sets.items():
+        share = dataset.n_users / total
+        value, best = played(dataset, training, dim, seed, rounds, max(round(n_clients * share), 1))[preset]
+        valid += value * share
+        found |= {f"{name} {user}": values for user, values in tested(dataset, best).items()}
+    return valid, found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[*PLANTED, *REAL], help="data sets (default: all)")
+    parser.add_argument("--only", nargs="+", choices=[*PLANTED, *REAL, *JOINED], help="data sets (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--clients", type=int, default=256, help="clients in a round")
     parser.add_argument("--small", action="store_true", help="planted data of a fifth of the users and items")
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = os.environ.get("PERFEDREC_TEST_DATA")
-    for name in args.only or [*PLANTED, *(REAL if folder else {})]:
+    for name in args.only or [*PLANTED, *((*REAL, *JOINED) if folder else ())]:
+        sets, dim = dict[str, Dataset](), 64
         if name in PLANTED:
             spec, dim = PLANTED[name]
             dataset = load(
                 spec.replace("000", "00").replace("1500", "300").replace("=20", "=5") if args.small else spec
             )
         elif not folder:
-            parser.error(f"{name} needs PERFEDREC_TEST_DATA; expected a folder with {', '.join(filter(None, REAL))}")
+            parser.error(f"{name} needs PERFEDREC_TEST_DATA; expected a folder with {', '.join(REAL)}")
+        elif name in JOINED:
+            sets = {each: load(Path(folder) / REAL[each]) for each in JOINED[name]}
+            dataset = joined(sets, name == "shared items")
         else:
-            dim, dataset = 64, domains(Path(folder)) if name == "domains" else load(Path(folder) / REAL[name])
-        measure(name, dataset, dim, args)
+            dataset = load(Path(folder) / REAL[name])
+        measure(name, dataset, sets, dim, args)
 
 
-def measure(name: str, dataset: Dataset, dim: int, args: argparse.Namespace) -> None:
-    """Print one line for each variant on a data set."""
-    trainings = [each for each in TRAININGS if each not in EXTRA or name in PLANTED]
-    found: dict[str, list[tuple[float, dict[str, float], NDArray[np.float64]]]] = {}
+def measure(name: str, dataset: Dataset, sets: Mapping[str, Dataset], dim: int, args: argparse.Namespace) -> None:
+    """Print one line for each variant on a data set, which may be ``sets`` of several domains."""
+    trainings = [each for each in TRAININGS if name in EXTRA.get(each, [name])]
+    found: dict[str, list[Run]] = {}
     start = time.process_time()
     for seed in args.seeds:
+        given = dim, seed, args.rounds, args.clients
         for training in trainings:
-            for variant, (valid, best) in played(dataset, training, dim, seed, args.rounds).items():
-                found.setdefault(variant, []).append((valid, *tested(dataset, best)))
-    users = {variant: np.mean([values for _, _, values in runs], axis=0) for variant, runs in found.items()}
-    reference = next(iter(VARIANTS))
-    others = [variant for variant in VARIANTS if variant in found and variant != reference]
+            for variant, (valid, best) in played(dataset, training, *given).items():
+                found.setdefault(variant, []).append((valid, tested(dataset, best)))
+        if sets:
+            found.setdefault(APART, []).append(apart(sets, "clusters", *given))
+    users = {variant: np.mean([list(ndcg(run)) for run in runs], axis=0) for variant, runs in found.items()}
+    reference, *others = found
     comparisons = {variant: compare(users[variant], users[reference]) for variant in others}
     p = dict(zip(others, adjusted([comparisons[each].p for each in others]), strict=True))
-    for variant in [reference, *others]:
-        runs = found[variant]
+    for variant, runs in found.items():
         line = {"data": name, "variant": variant, "seeds": args.seeds, "rounds": args.rounds}
-        line["valid recall@20"] = round(float(np.mean([valid for valid, *_ in runs])), 4)
-        for metric in ("recall@20", "ndcg@20"):
-            figures = [metrics[metric] for _, metrics, _ in runs]
+        line["valid recall@20"] = round(float(np.mean([valid for valid, _ in runs])), 4)
+        for place, metric in enumerate(("recall@20", "ndcg@20")):
+            figures = [float(np.mean([each[place] for each in run.values()])) for _, run in runs]
             line[metric] = round(float(np.mean(figures)), 4)
             line[f"{metric} sd"] = round(float(np.std(figures, ddof=1)), 4) if len(figures) > 1 else None
         if variant in comparisons:
             line |= {"difference": round(comparisons[variant].difference, 4), "p": round(p[variant], 4)}
+        for each in sets:
+            own = [values for _, run in runs for user, values in run.items() if user.startswith(f"{each} ")]
+            line[each] = [round(float(value), 4) for value in np.mean(own, axis=0)]
         print(json.dumps(line), flush=True)
     print(json.dumps({"data": name, "processor_seconds": round(time.process_time() - start)}), flush=True)
+
+
+def ndcg(run: Run) -> Iterator[float]:
+    """NDCG@20 of each user, in the order of ids."""
+    return (run[1][user][1] for user in sorted(run[1]))
 
 
 if __name__ == "__main__":

@@ -88,19 +88,63 @@ def test_nystroem_of_several_passes_is_exact_where_they_span_the_matrix() -> Non
     torch.testing.assert_close(factor @ factor.T, gram, rtol=1e-4, atol=1e-4)
 
 
-def test_the_low_rank_model_of_a_small_graph_is_diffusion() -> None:
-    """With as many columns as items it is exact: the same scores as a walk that divides by the users' degrees."""
+def gram(matrix: np.ndarray, least: int) -> np.ndarray:
+    """[m, m] by loops: the sum of 1 / (d_u sqrt(d_i d_j)) over the users of each pair that enough users have."""
+    counts, degrees, n_items = matrix.sum(1), matrix.sum(0), matrix.shape[1]
+    result = np.zeros((n_items, n_items))
+    for first in range(n_items):
+        for second in range(n_items):
+            holders = (matrix[:, first] * matrix[:, second]).nonzero()[0]
+            if holders.size >= least:
+                result[first, second] = (1 / counts[holders]).sum() / (degrees[first] * degrees[second]) ** 0.5
+    return result
+
+
+@pytest.mark.parametrize("least", [1, 2, 3])
+def test_pairs_of_few_users_are_left_out(least: int) -> None:
     matrix = dense(world())
-    here = world()
-    rows, _ = here.population.rows(here.population.everyone())
+    found = neighbourhood.shared(graph_of(matrix), least, block_size=7).toarray()
+    np.testing.assert_allclose(found, gram(matrix, least), rtol=1e-6)
+    assert (found == 0).mean() > (gram(matrix, 0) == 0).mean() or least == 1
+
+
+def test_the_low_rank_model_of_a_small_graph_is_exact() -> None:
+    """With as many columns as items it is the matrix of pairs that three users have, without its negative part."""
+    matrix = dense(world())
     factor = neighbourhood.low_rank(graph_of(matrix), Key(4))
-    degrees = torch.from_numpy(matrix.sum(0))
-    star = diffusion_star(rows, degrees, alpha=0.5, beta=0.3)
-    users = star.users(torch.zeros(30, 1), factor[rows.items], rows.segments)
-    found = users @ star.items(factor).T
-    counts, by = matrix.sum(1), matrix.sum(0).clip(min=1)
-    expected = (matrix / by**0.5) @ matrix.T @ (matrix / counts[:, None]) / by**0.3
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-4)
+    values, vectors = np.linalg.eigh(gram(matrix, 3))
+    expected = (vectors * values.clip(min=0)) @ vectors.T
+    assert factor.shape[1] == (values > 1e-6).sum()
+    np.testing.assert_allclose((factor @ factor.T).numpy(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_low_rank_model_does_not_depend_on_who_alone_has_a_pair() -> None:
+    """Two populations that differ in who has items 4 and 5, with the same degrees: nobody else has their pairs."""
+    common = np.zeros((14, 7))
+    common[:4, :3] = common[4:8, 3:6] = 1
+    common[8:13, [0, 1]] = 1
+    common[13, [2, 6]] = 1
+    first, second = common.copy(), common.copy()
+    first[12, 4] = first[13, 5] = second[12, 5] = second[13, 4] = 1
+    assert not np.allclose(gram(first, 1), gram(second, 1))
+    factors = [neighbourhood.low_rank(graph_of(matrix), Key(4)) for matrix in (first, second)]
+    torch.testing.assert_close(factors[0] @ factors[0].T, factors[1] @ factors[1].T)
+
+
+@pytest.mark.parametrize("n_users", [1, 2])
+def test_the_low_rank_model_of_two_users_says_nothing(n_users: int) -> None:
+    factor = neighbourhood.low_rank(graph_of(np.ones((n_users, 4))), Key(4))
+    assert factor.tolist() == [[0.0]] * 4
+
+
+def test_diffusion_by_a_factor_follows_three_steps() -> None:
+    matrix, here = dense(world()), world()
+    rows, _ = here.population.rows(here.population.everyone())
+    values, vectors = np.linalg.eigh(gram(matrix, 0))
+    factor = torch.from_numpy(vectors * values.clip(min=0) ** 0.5)
+    star = diffusion_star(rows, torch.from_numpy(matrix.sum(0)), alpha=0.5, beta=0.3)
+    found = star.users(torch.zeros(30, 1), factor[rows.items], rows.segments) @ star.items(factor).T
+    np.testing.assert_allclose(found.numpy(), walked(matrix, 0.5, 0.3), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"clusters__n_clusters": 0}, {**SUMS, "model__neighbours": False}])

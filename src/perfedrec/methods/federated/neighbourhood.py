@@ -20,6 +20,10 @@ from perfedrec.nn.propagation import Adjacency, Bipartite, diffusion_steps
 PASSES, WIDTH = 4, 64
 """The passes of :func:`low_rank`, and the columns of each."""
 
+HOLDERS = 3
+"""The least number of users who have both items of a pair that the factor of :func:`low_rank` may show. Everybody gets
+this factor: one of the holders knows the own list, and two others have the pair besides."""
+
 
 def tokens(n_items: int, key: Key) -> Tensor:
     """[m] the token of each item."""
@@ -99,7 +103,40 @@ def passes(bipartite: Bipartite, width: int, number: int, key: Key) -> tuple[lis
 
 
 def low_rank(bipartite: Bipartite, key: Key) -> Tensor:
-    """[m, r] a factor ``F`` of the graph, ``N^T N ~ F F^T``, from :data:`PASSES` passes with :data:`WIDTH` columns
-    each."""
-    probes, images = passes(bipartite, WIDTH, PASSES, key.fold("low rank"))
-    return spectral.nystroem(torch.cat(probes, dim=1), torch.cat(images, dim=1))
+    """[m, r] a factor ``F`` of the graph: ``F F^T`` is the part with positive eigenvalues of the matrix of
+    :func:`shared`, by the Rayleigh-Ritz method in a block Krylov basis of :data:`PASSES` times :data:`WIDTH` columns.
+
+    Without pairs of few users the matrix has negative eigenvalues, with which Nystroem's approximation is unstable.
+    """
+    n_items, device = bipartite.by_item.starts.numel(), bipartite.by_item.starts.device
+    matrix = shared(bipartite)
+    if not matrix.nnz:
+        return torch.zeros(n_items, 1, device=device)
+
+    def image(probe: Tensor) -> Tensor:
+        return torch.from_numpy(matrix @ probe.cpu().numpy()).to(device)
+
+    every = torch.arange(n_items, device=device)
+    probes = [spectral.orthonormal(normal(key.fold("low rank").spread(every), WIDTH))]
+    while len(probes) < PASSES:
+        probes.append(spectral.orthonormal(image(probes[-1])))
+    basis = spectral.orthonormal(torch.cat(probes, dim=1))
+    return spectral.positive(basis, image(basis))
+
+
+def shared(bipartite: Bipartite, least: int = HOLDERS, block_size: int = 512) -> sparse.csr_array:
+    """[m, m] the entries of ``N^T N`` of pairs of items that at least ``least`` users have both, with 0 for all other
+    pairs. An entry on the diagonal belongs to the users of one item.
+
+    An entry is the sum of ``1 / (d_u sqrt(d_i d_j))`` over the users u who have both items. With a single such user it
+    would say that somebody has both, and how many items this person has; for an item that one person has, the row
+    would be this person's list.
+    """
+    by_user = _incidence(bipartite.by_user, bipartite.by_item.starts.numel()).astype(np.float32)
+    back, forth = diffusion_steps(by_user, 0.5, 0.5, gamma=1.0)
+    by_item, rows = sparse.csr_array(by_user.T), []
+    for start in range(0, by_item.shape[0], block_size):
+        block = slice(start, start + block_size)
+        entries = ((by_item[block] @ by_user) >= least).multiply(back[block] @ forth)
+        rows.append(sparse.csr_array(entries, dtype=np.float32))
+    return sparse.csr_array(sparse.vstack(rows))

@@ -126,6 +126,17 @@ def nystroem(probes: Tensor, images: Tensor) -> Tensor:
     return factor.to(torch.float32)
 
 
+def positive(basis: Tensor, image: Tensor) -> Tensor:
+    """[m, r] a factor ``F`` of the part with positive eigenvalues of a symmetric matrix, from its ``image`` [m, w] of an
+    orthonormal ``basis`` [m, w], inside of which ``F F^T`` is exact."""
+    with one_thread():
+        wide = basis.to(torch.float64)
+        values, vectors = torch.linalg.eigh(wide.T @ image.to(torch.float64))
+        known = values > 1e-6 * values[-1].clamp(min=1e-12)
+        factor: Tensor = wide @ (vectors[:, known] * values[known].sqrt())
+    return factor.to(torch.float32)
+
+
 def _widened(columns: Tensor, dim: int) -> Tensor:
     """[m, d] float32: ``columns`` [m, min(m, d)] padded with zero columns."""
     return torch.nn.functional.pad(columns, (0, dim - columns.shape[1])).to(torch.float32).contiguous()
