@@ -6,11 +6,13 @@ FOLDER holds ``ml-100k``, ``lastfm`` and ``yelp``; without it the planted data a
 one federation of the users of Last.fm and of MovieLens, ``three domains`` has those of Yelp as well: they have no item
 in common. In ``shared items`` the items of Last.fm and of MovieLens that are equally popular are one item: users have
 the same items and different tastes. Such data are also trained as one federation for each domain, with as many uploads
-a client. On each data set preset ``recommended`` is trained with clusters and without, and on planted and on several
-domains with clusters that are found during training (``late``) or that learn faster (``fast``). The weights of the mix do not change this training, so that each mix is a figure of the
-same models; learned weights are learned beside it. Each variant has the round that is best on validation data, and is
-ranked on the test split once. The differences are paired over users, with the test of ``perfedrec bench``. Each result
-is one JSON line.
+a client.
+
+On each data set preset ``recommended`` is trained with clusters and without, and on some with clusters that are found
+during training (``late``) or that learn faster (``fast``). The weights of the mix do not change this training, so that
+each mix is a figure of the same models; learned weights are learned beside it. Each variant has the round that is best
+on validation data, and is ranked on the test split once. The differences are paired over users, with the test of
+``perfedrec bench``. Each result is one JSON line.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,10 @@ import torch
 
 from perfedrec import Dataset, configure, load
 from perfedrec.core.keys import Key
-from perfedrec.core.records import copied
 from perfedrec.evaluation import Recommender
 from perfedrec.evaluation.significance import adjusted, compare
 from perfedrec.runs.result import ranking
+from perfedrec.runtimes.population import USERS_OF
 from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
 
 PLANTED = {
@@ -89,12 +91,10 @@ def parts(dataset: Dataset, name: str, shared: bool) -> Iterator[pl.DataFrame]:
     they are the items' ranks by popularity if domains have ``shared`` items."""
     ranks = np.empty(dataset.n_items, dtype=np.int64)
     ranks[np.argsort(-dataset.train.item_degrees, kind="stable")] = np.arange(dataset.n_items)
-    names = [
-        str(rank) if shared else f"{name} {each}" for rank, each in zip(ranks, dataset.train.item_ids, strict=True)
-    ]
+    names = ranks.astype(str) if shared else np.array([f"{name} {each}" for each in dataset.train.item_ids])
     for part in (dataset.train, dataset.valid, dataset.test):
         users = [f"{name} {each}" for each in part.user_ids[part.users_of_rows()]]
-        yield pl.DataFrame({"user": users, "item": [names[each] for each in part.items]})
+        yield pl.DataFrame({"user": users, "item": names[part.items]})
 
 
 def joined(sets: Mapping[str, Dataset], shared: bool) -> Dataset:
@@ -116,8 +116,9 @@ def mixed(found: PersonalRecommender[Any, Any, Any], variant: Variant) -> Recomm
         personal = personal.model_copy(update=update)
     chosen = type(algorithm)(algorithm.settings.model_copy(update={"personal": personal}))
     rows, _ = found.population.rows(torch.arange(1))
-    mix = chosen.init_clients(rows, Key(0)).mix.expand_as(records["memory"].mix)
-    return found.with_records(records | {"memory": replace(records["memory"], mix=mix.clone())})
+    mix = chosen.init_clients(rows, Key(0)).mix.expand(found.population.n_users, -1)
+    memory = {name: value for name, value in records["memory"].items() if name != USERS_OF + "mix"}
+    return found.with_records(records | {"memory": memory | {"mix": mix}})
 
 
 def played(
@@ -139,8 +140,7 @@ def played(
             recommender, held, hide = ranking(mixed(here, variant), dataset, "valid")
             value = recommender.evaluate(held, (20,), hide)["recall@20"]
             if name not in best or value > best[name][0]:
-                kept = here.with_records({key: copied(record) for key, record in here.records().items()})
-                best[name] = (value, mixed(kept, variant))
+                best[name] = (value, mixed(here.frozen(), variant))
     return best
 
 
@@ -211,6 +211,7 @@ def measure(name: str, dataset: Dataset, sets: Mapping[str, Dataset], dim: int, 
                 found.setdefault(variant, []).append((valid, tested(dataset, best)))
         if sets:
             found.setdefault(APART, []).append(apart(sets, "clusters", *given))
+    found = {variant: found[variant] for variant in (*VARIANTS, APART) if variant in found}
     users = {variant: np.mean([list(ndcg(run)) for run in runs], axis=0) for variant, runs in found.items()}
     reference, *others = found
     comparisons = {variant: compare(users[variant], users[reference]) for variant in others}

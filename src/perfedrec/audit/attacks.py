@@ -18,7 +18,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Finding:
     """The result of an attack: the ``value`` of ``metric`` (mean over ``cases``), with those of random guessing and
-    popularity."""
+    popularity. ``margin`` is half the width of its 95 % interval, where it is known."""
 
     attack: str
     metric: str
@@ -27,6 +27,7 @@ class Finding:
     popularity: float | None
     cases: int
     round: int | None = None
+    margin: float | None = None
 
 
 def auc(scores: Tensor, positive: Tensor) -> float:

@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from perfedrec.audit import attacks
 from perfedrec.audit.attacks import Finding
 from perfedrec.audit.canary import Bound, bounds
 from perfedrec.audit.opened import SumAttacks
+from perfedrec.audit.recipients import attack_factor, by_passes
 from perfedrec.core.aggregate import Aggregate, from_fixed
 from perfedrec.core.algorithm import AnyAlgorithm, ClientRecord, Protects, Received, RoundState
 from perfedrec.core.errors import CheckpointError, ConfigError
@@ -237,7 +240,7 @@ def audit(
         found.notes.append("uploads of training: the run has no training rounds")
     if any(each.vectors is None for each in tap.captured.values()):
         found.notes.append(f"items from uploads by the user's vector: {config.algorithm} does not score with one")
-    found.findings.append(_membership(result, degrees))
+    found.findings += _membership(result, degrees, tap.opened)
     RunFolder(folder).write("audit.json", json.dumps(found.plain(), indent=1).encode())
     return found
 
@@ -367,8 +370,9 @@ def _over_rounds(tap: Tap, population: Population[ClientRecord], degrees: Tensor
     return found
 
 
-def _membership(result: Result, degrees: Tensor) -> Finding:
-    """Train items against the same user's held-out items, by the scores of the final personal model."""
+def _membership(result: Result, degrees: Tensor, opened: SumAttacks | None) -> list[Finding]:
+    """Train items against the same user's held-out items: by the scores of the final personal model, by the factor of
+    the neighbourhood model, which everybody receives, and by one that passes over all users give."""
     recommender, dataset = result.recommender, result.dataset
     users = torch.arange(min(MEMBERS, dataset.n_users))
     rows, _ = block_rows(recommender.offsets, recommender.items, users)
@@ -379,4 +383,22 @@ def _membership(result: Result, degrees: Tensor) -> Finding:
 
     parts = [dataset.valid] if dataset.new_users is not None else [dataset.valid, dataset.test]  # of users of training
     held = [torch.cat([items_of(part, user) for part in parts]) for user in users.tolist()]
-    return attacks.infer_membership(scores, rows.items.split(rows.counts.tolist()), held, degrees)
+    own = rows.items.split(rows.counts.tolist())
+    found = [attacks.infer_membership(scores, own, held, degrees)]
+    received = getattr(getattr(recommender, "state", None), "low_rank", None)
+    factors = {"the factor that all receive": None if received is None else received.factor}
+    if opened is not None:
+        factors["the passes over all users"] = by_passes([each.sums[0] for each in opened.passes])
+    known = {source: factor for source, factor in factors.items() if factor is not None}
+    if known:
+        together = _together(dataset.train)
+        for source, factor in known.items():
+            found += attack_factor(factor.cpu(), own, held, together, degrees, source)
+    return found
+
+
+def _together(train: Interactions) -> sparse.csr_array:
+    """[m, m] the number of users who have both items of each pair."""
+    ones = np.ones(train.items.size, dtype=np.int32)
+    by_user = sparse.csr_array((ones, train.items, train.offsets), shape=(train.offsets.size - 1, train.n_items))
+    return sparse.csr_array(by_user.T @ by_user)

@@ -208,7 +208,8 @@ def print_audit(found: Audit) -> None:
             continue
         where = "-" if each.round is None else str(max(each.round, 0) or "pre")
         popular = "-" if each.popularity is None else f"{each.popularity:.3f}"
-        figures = (f"{each.value:.3f}", f"{each.guessing:.3f}", popular, str(each.cases))
+        reached = f"{each.value:.3f}" + ("" if each.margin is None else f" ± {each.margin:.3f}")
+        figures = (reached, f"{each.guessing:.3f}", popular, str(each.cases))
         lines.append((f"  {each.metric}", where, *figures))
         attacks.append(each.attack)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

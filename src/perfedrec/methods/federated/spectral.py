@@ -127,8 +127,8 @@ def nystroem(probes: Tensor, images: Tensor) -> Tensor:
 
 
 def positive(basis: Tensor, image: Tensor) -> Tensor:
-    """[m, r] a factor ``F`` of the part with positive eigenvalues of a symmetric matrix, from its ``image`` [m, w] of an
-    orthonormal ``basis`` [m, w], inside of which ``F F^T`` is exact."""
+    """[m, r] a factor ``F`` of the part with positive eigenvalues of a symmetric matrix, as far as an orthonormal
+    ``basis`` [m, w] reaches, of which the matrix makes the ``image`` [m, w]."""
     with one_thread():
         wide = basis.to(torch.float64)
         values, vectors = torch.linalg.eigh(wide.T @ image.to(torch.float64))
