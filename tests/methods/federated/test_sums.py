@@ -35,6 +35,7 @@ def close(a: Tensor, b: Tensor) -> None:
 @pytest.mark.parametrize("kind", ["none", "spectral"])
 def test_sums_compute_what_reports_and_edges_compute(n_layers: int, kind: str) -> None:
     changes: dict[str, Any] = {"clusters__n_clusters": 0, "model__n_layers": n_layers, "pretraining__kind": kind}
+    changes |= {"pretraining__at": "clients"}
     open_, sums = world(**changes), world(**SECURE, **changes)
     sums.play(1)  # degrees
     assert torch.equal(sums.state.degrees, open_.state.degrees)
