@@ -93,6 +93,44 @@ def _between(batch, until, paths, epsilons, ratios1, ratios2):  # type: ignore[n
     return length, (epsilons[batch] - ratios2[until - batch] * epsilons[until]) / length
 
 
+@helper
+def _idle(table, row, factor, small):  # type: ignore[no-untyped-def]
+    """Steps of a row without gradients, all at once."""
+    scale, least = np.float32(factor), np.float32(small)
+    for at in range(table.shape[2]):
+        table[row, 0, at] += scale * table[row, 1, at] / (math.sqrt(table[row, 2, at]) + least)
+
+
+@helper
+def _add(gradients, place, scale, table, plus, minus):  # type: ignore[no-untyped-def]
+    """Add ``scale`` times the vector of row ``plus``, less that of row ``minus`` if there is one (>= 0), to the
+    gradients of a visit. A complement ``~place`` is a visit's first contribution, which replaces what was there."""
+    first = place < 0
+    to = max(place, ~place)
+    for at in range(table.shape[2]):
+        value = table[plus, 0, at] - (table[minus, 0, at] if minus >= 0 else _ZERO)
+        gradients[to, at] = scale * value + (_ZERO if first else gradients[to, at])
+
+
+@helper
+def _pair(table, rows, first, triple, gradients):  # type: ignore[no-untyped-def]
+    """The loss of one triple of visits, counted from the batch's ``first`` one; adds its gradients."""
+    user, item, other = (
+        rows[first + max(triple[0], ~triple[0])],
+        rows[first + max(triple[1], ~triple[1])],
+        rows[first + max(triple[2], ~triple[2])],
+    )
+    x = _ZERO
+    for at in range(table.shape[2]):
+        x += table[user, 0, at] * (table[other, 0, at] - table[item, 0, at])
+    decayed = np.float32(math.exp(-abs(x)))
+    slope = (_ONE if x >= _ZERO else decayed) / (_ONE + decayed)
+    _add(gradients, triple[0], slope, table, other, item)
+    _add(gradients, triple[1], -slope, table, user, -1)
+    _add(gradients, triple[2], slope, table, user, -1)
+    return np.float64(max(x, _ZERO) + np.float32(math.log1p(decayed)))
+
+
 @kernel(
     "float64(float32[:, :, ::1], int32[:, ::1], UniTuple(int32[::1], 3), int64[::1], int32[::1], int64,"
     " UniTuple(float64, 4), UniTuple(float64[::1], 2))",
@@ -120,13 +158,10 @@ def bpr_epoch(
     ratios1, ratios2 = powers1 / np.sqrt(powers2), powers1 / powers2
     gradients = np.empty((3 * size, width), np.float32)
     last = np.full(table.shape[0], -1, np.int32)
-    for row in range(table.shape[0]):  # the steps before the first visit
-        if upcoming[row]:
+    for row in range(table.shape[0]):
+        if upcoming[row]:  # the steps before the first visit
             length, small = _between(0, upcoming[row], paths, epsilons, ratios1, ratios2)
-            factor = np.float32(-learning_rate * length * beta1 / math.sqrt(beta2))
-            small = np.float32(small / math.sqrt(beta2))
-            for at in range(width):
-                table[row, 0, at] += factor * table[row, 1, at] / (math.sqrt(table[row, 2, at]) + small)
+            _idle(table, row, -learning_rate * length * beta1 / math.sqrt(beta2), small / math.sqrt(beta2))
     total = 0.0
     for batch in range(n_batches):
         first, begin, end = limits[batch], batch * size, min(places.shape[0], (batch + 1) * size)
@@ -134,33 +169,7 @@ def bpr_epoch(
             for side in range(3):
                 later = places[min(place + _AHEAD, end - 1), side]
                 _load_row(flat, np.int64(rows[first + max(later, ~later)]) * 3 * width, width)
-            new_u, new_i, new_j = places[place, 0], places[place, 1], places[place, 2]
-            u, i, j = max(new_u, ~new_u), max(new_i, ~new_i), max(new_j, ~new_j)
-            user, item, other = rows[first + u], rows[first + i], rows[first + j]
-            x = _ZERO
-            for at in range(width):
-                x += table[user, 0, at] * (table[other, 0, at] - table[item, 0, at])
-            decayed = np.float32(math.exp(-abs(x)))
-            total += np.float64(max(x, _ZERO) + np.float32(math.log1p(decayed)))
-            slope = (_ONE if x >= _ZERO else decayed) / (_ONE + decayed)
-            if new_u < 0:
-                for at in range(width):
-                    gradients[u, at] = slope * (table[other, 0, at] - table[item, 0, at])
-            else:
-                for at in range(width):
-                    gradients[u, at] += slope * (table[other, 0, at] - table[item, 0, at])
-            if new_i < 0:
-                for at in range(width):
-                    gradients[i, at] = -slope * table[user, 0, at]
-            else:
-                for at in range(width):
-                    gradients[i, at] -= slope * table[user, 0, at]
-            if new_j < 0:
-                for at in range(width):
-                    gradients[j, at] = slope * table[user, 0, at]
-            else:
-                for at in range(width):
-                    gradients[j, at] += slope * table[user, 0, at]
+            total += _pair(table, rows, first, places[place], gradients)
         weight = np.float32(1 / (end - begin))
         rest1, rest2 = np.float32(1 - beta1), np.float32(1 - beta2)
         for visit in range(first, limits[batch + 1]):
