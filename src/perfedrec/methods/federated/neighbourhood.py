@@ -90,16 +90,19 @@ def _incidence(adjacency: Adjacency, n_columns: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(columns.size), columns, offsets), shape=(offsets.size - 1, n_columns))
 
 
-def passes(bipartite: Bipartite, width: int, number: int, key: Key) -> tuple[list[Tensor], list[Tensor]]:
-    """A ``number`` of passes of subspace iteration over the graph, from random columns: the bases [m, ``width``] that
-    are multiplied by ``N^T N``, and the products [m, ``width``]."""
-    every = torch.arange(bipartite.by_item.starts.numel(), device=bipartite.by_item.starts.device)
-    probe, probes, images = spectral.orthonormal(normal(key.spread(every), width)), [], []
-    for _ in range(number):
-        probes.append(probe)
-        images.append(bipartite.to_items(bipartite.to_users(probe)))
-        probe = spectral.orthonormal(images[-1])
-    return probes, images
+def leading(bipartite: Bipartite, width: int, passes: int, key: Key) -> Tensor:
+    """[m, ``width``] a basis near the leading eigenvectors of the matrix of :func:`shared`: a number of ``passes`` of
+    subspace iteration from random columns.
+
+    Rare pairs are left out for privacy, and they are noise: with all pairs, as in the passes of clients, the basis
+    recommends much worse (docs/results.md).
+    """
+    device = bipartite.by_item.starts.device
+    every, matrix = torch.arange(bipartite.by_item.starts.numel(), device=device), shared(bipartite)
+    basis = spectral.orthonormal(normal(key.spread(every), width))
+    for _ in range(passes):
+        basis = spectral.orthonormal(torch.from_numpy(matrix @ basis.cpu().numpy()).to(device))
+    return basis
 
 
 def low_rank(bipartite: Bipartite, key: Key) -> Tensor:

@@ -177,9 +177,7 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         if self.diffuses and self.sums:
             state = replace(state, low_rank=self._low_rank(state, items, image))
         if self.network.encoder == "lightgcn" and self._is_last(state):
-            scale, user_init_scale = self._scales(state.n_users, state.items, energy)
-            pretrained = Pretrained(state.pretrained.table, user_init_scale=user_init_scale)
-            state = replace(self.restart(state, state.items * scale), pretrained=pretrained)
+            state = self._scaled(state, energy)
         if self.sums and self.phases[state.round : state.round + 1] == (CLUSTERS,):
             state = self.recluster(state, key.fold("cluster"))
         return state
@@ -217,12 +215,15 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
             return spectral.deflated(image, state.degrees, known)
         return basis * known[:, None]
 
-    def _scales(self, n_users: int, basis: Tensor, energy: float) -> tuple[float, float]:
-        """The factors that bring the singular vectors ``basis`` [m, d] to the size of LightGCN's first vectors: of the
-        items ``V``, and then of the users ``N V``. ``energy`` is the sum of the squared singular values."""
-        n_items, dim = basis.shape
-        user_scale = (n_users * dim / (max(energy, 1e-12) * n_items)) ** 0.5
-        return self.settings.model.init_scale * n_items**0.5, user_scale
+    def _scaled(self, state: PerFedRecState, energy: float) -> PerFedRecState:
+        """Scale the singular vectors to the size of LightGCN's first vectors: items ``V`` and users ``N V`` alike."""
+        n_items, dim = state.items.shape
+        scale = self.settings.model.init_scale * n_items**0.5
+        user_scale = (state.n_users * dim / (max(energy, 1e-12) * n_items)) ** 0.5
+        return replace(
+            self.restart(state, state.items * scale),
+            pretrained=Pretrained(state.pretrained.table, user_init_scale=user_scale),
+        )
 
     # --- the service ---
 
@@ -232,15 +233,14 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         graph = service.graph
         if not self.service_pretrains or graph is None:
             return service, published
-        width, number = self.settings.model.embedding_dim, self.settings.pretraining.passes
-        probes, images = neighbourhood.passes(graph, width, number, key.fold("spectral"))
-        table, user_init_scale, start = spectral.orthonormal(images[-1]), None, None
-        if self.network.encoder == "lightgcn":
-            energy = float((probes[-1] * images[-1]).sum())
-            scale, user_init_scale = self._scales(service.reports.shape[0], table, energy)
-            table = table * scale
+        model, passes = self.settings.model, self.settings.pretraining.passes
+        table = neighbourhood.leading(graph, model.embedding_dim, passes, key.fold("spectral"))
+        user_init_scale, start = None, None
+        if self.network.encoder == "lightgcn":  # items and users get the size of LightGCN's first vectors
+            table = table * (model.init_scale * table.shape[0] ** 0.5)
         below = graph.to_users(table)
-        if user_init_scale is not None:
+        if self.network.encoder == "lightgcn":
+            user_init_scale = model.init_scale / float(below.square().mean().sqrt().clamp(min=1e-12))
             start = below * user_init_scale
         layers = torch.stack([below if start is None else start, below], dim=1)
         service = replace(service, start=start, reports=layers[:, : service.reports.shape[1]].contiguous())
