@@ -18,7 +18,7 @@ from perfedrec.privacy import protection
 from perfedrec.privacy.labels import Labels
 from perfedrec.privacy.settings import PrivacySettings
 
-SPECTRAL: dict[str, Any] = {"pretraining__kind": "spectral"}
+SPECTRAL: dict[str, Any] = {"pretraining__kind": "spectral", "pretraining__at": "clients"}
 PAPER: dict[str, Any] = {"privacy__clip": 0.5, "privacy__noise_scale": 0.1}
 
 

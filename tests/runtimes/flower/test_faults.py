@@ -188,7 +188,8 @@ def laid_out(folder: Path, nodes: int, *options: str, privacy: str | None = None
     given = config.load(
         "recommended",
         None,
-        [f"data.path={PATH}", *SMALL, "pretraining.cluster_passes=0", *options],  # faults name rounds by number
+        # Faults name rounds by number.
+        [f"data.path={PATH}", *SMALL, "pretraining.cluster_passes=0", "pretraining.at=clients", *options],
         privacy=privacy,
         run__rounds=ROUNDS,
     )

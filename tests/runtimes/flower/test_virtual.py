@@ -108,7 +108,7 @@ def figures(means: dict[str, float]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("privacy", "more"), [("", ""), ("secure", ""), ("secure", " personal.chosen=false")])
 def test_virtual_nodes_compute_the_tables_of_the_simulator(tmp_path: Path, privacy: str, more: str) -> None:
-    given = GIVEN | {"output": str(tmp_path / "run"), "privacy": privacy, "set": SMALL + more}
+    given = GIVEN | {"output": str(tmp_path / "run"), "privacy": privacy, "set": SMALL + more, "rounds": 4}
     virtual.play(grid_of(given, 5), given)
     as_simulated(given, 5)
     records = checkpoint.load(tmp_path / "run" / "model").records["state"][0]

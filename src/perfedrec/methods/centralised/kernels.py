@@ -102,6 +102,15 @@ def _idle(table, row, factor, small):  # type: ignore[no-untyped-def]
 
 
 @helper
+def _shrink(table, row, decay1, decay2):  # type: ignore[no-untyped-def]
+    """What is left of the moments of a row after some steps."""
+    rest1, rest2 = np.float32(decay1), np.float32(decay2)
+    for at in range(table.shape[2]):
+        table[row, 1, at] *= rest1
+        table[row, 2, at] *= rest2
+
+
+@helper
 def _add(gradients, place, scale, table, plus, minus):  # type: ignore[no-untyped-def]
     """Add ``scale`` times the vector of row ``plus``, less that of row ``minus`` if there is one (>= 0), to the
     gradients of a visit. A complement ``~place`` is a visit's first contribution, which replaces what was there."""
@@ -192,8 +201,5 @@ def bpr_epoch(
             total += np.float64(_HALF * l2 * count * squares)
     for row in range(table.shape[0]):  # the steps after the last visit
         idle = n_batches - 1 - last[row]
-        decay1, decay2 = np.float32(powers1[idle]), np.float32(powers2[idle])
-        for at in range(width):
-            table[row, 1, at] *= decay1
-            table[row, 2, at] *= decay2
+        _shrink(table, row, powers1[idle], powers2[idle])
     return total
