@@ -88,9 +88,8 @@ def test_recommendations_leave_training_items_out_and_their_parts_add_up() -> No
 
 
 def test_rounds_of_pretraining_are_evaluated_and_may_be_the_best() -> None:
-    config = small(
-        "recommended", "run.rounds=3", "run.evaluate_every=2", "server.learning_rate=9", "personal.global=0.0"
-    )
+    trained = ("server.learning_rate=9", "personal.global=0.0", "personal.neighbourhood=0", "personal.chosen=false")
+    config = small("recommended", "run.rounds=3", "run.evaluate_every=2", *trained)
     result = run(config)
     phases = len(config.build().phases)
     assert [entry.valid is not None for entry in result.history] == [True] * phases + [False, True, True]

@@ -33,6 +33,10 @@ WORLDS: dict[str, dict[str, Any]] = {
         "privacy__masking": 0.2,
     },
     "secure": {"pretraining__kind": "spectral", "pretraining__passes": 2, **SECURE},
+    "noisy": {
+        **{"pretraining__kind": "spectral", "pretraining__passes": 2, **SECURE, "clusters__n_clusters": 0},
+        "privacy__noise": {"degrees": 0.3, "spectral": 0.2, "join": 0.1, "training": 0.1},
+    },
     "by item": {"pretraining__kind": "spectral", "pretraining__passes": 2, **SECURE, "privacy__rank": 0},
 }
 
@@ -111,7 +115,7 @@ HOOKS: list[tuple[str, str, Any]] = [
     ("mixture", "spectral", with_super("mixture", lambda found: _half(found))["mixture"]),
     ("diffuses", "spectral", fixed(True)),
     ("weights", "spectral", fixed(torch.tensor([1.0, 0.0, 0.0, 0.0]))),
-    ("noisy", "secure", fixed(True)),
+    ("noisy", "noisy", fixed(False)),
     ("pretrain", "contrastive", lambda self, service, aggregate, key: (service, Published())),
     ("n_views", "contrastive", fixed(1)),
     ("contrasts", "contrastive", fixed(False)),
