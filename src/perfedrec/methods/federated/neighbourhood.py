@@ -97,12 +97,7 @@ def leading(bipartite: Bipartite, width: int, passes: int, key: Key) -> Tensor:
     Rare pairs are left out for privacy, and they are noise: with all pairs, as in the passes of clients, the basis
     recommends much worse (docs/results.md).
     """
-    device = bipartite.by_item.starts.device
-    every, matrix = torch.arange(bipartite.by_item.starts.numel(), device=device), shared(bipartite)
-    basis = spectral.orthonormal(normal(key.spread(every), width))
-    for _ in range(passes):
-        basis = spectral.orthonormal(torch.from_numpy(matrix @ basis.cpu().numpy()).to(device))
-    return basis
+    return _bases(shared(bipartite), width, passes, key, bipartite.by_item.starts.device)[-1]
 
 
 def low_rank(bipartite: Bipartite, key: Key) -> Tensor:
@@ -116,15 +111,23 @@ def low_rank(bipartite: Bipartite, key: Key) -> Tensor:
     if not matrix.nnz:
         return torch.zeros(n_items, 1, device=device)
 
-    def image(probe: Tensor) -> Tensor:
-        return torch.from_numpy(matrix @ probe.cpu().numpy()).to(device)
-
-    every = torch.arange(n_items, device=device)
-    probes = [spectral.orthonormal(normal(key.fold("low rank").spread(every), WIDTH))]
-    while len(probes) < PASSES:
-        probes.append(spectral.orthonormal(image(probes[-1])))
+    probes = _bases(matrix, WIDTH, PASSES - 1, key.fold("low rank"), device)
     basis = spectral.orthonormal(torch.cat(probes, dim=1))
-    return spectral.positive(basis, image(basis))
+    return spectral.positive(basis, _image(matrix, basis))
+
+
+def _bases(matrix: sparse.csr_array, width: int, passes: int, key: Key, device: torch.device) -> list[Tensor]:
+    """Random columns [m, ``width``] and the bases after each of a number of ``passes`` of subspace iteration with a
+    ``matrix`` [m, m]."""
+    bases = [spectral.orthonormal(normal(key.spread(torch.arange(matrix.shape[0], device=device)), width))]
+    for _ in range(passes):
+        bases.append(spectral.orthonormal(_image(matrix, bases[-1])))
+    return bases
+
+
+def _image(matrix: sparse.csr_array, basis: Tensor) -> Tensor:
+    """[m, w] the product of a ``matrix`` [m, m] with a ``basis`` [m, w]."""
+    return torch.from_numpy(matrix @ basis.cpu().numpy()).to(basis.device)
 
 
 def shared(bipartite: Bipartite, least: int = HOLDERS, block_size: int = 512) -> sparse.csr_array:
