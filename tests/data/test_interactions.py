@@ -3,7 +3,8 @@ import polars as pl
 import pytest
 
 from perfedrec.core.errors import DataError
-from perfedrec.data import Interactions
+from perfedrec.data import Interactions, interactions
+from perfedrec.data.interactions import ordering
 
 
 @pytest.fixture
@@ -99,3 +100,20 @@ def test_users_without_interactions_may_come_first_and_last() -> None:
 def test_a_frame_without_items_is_refused() -> None:
     with pytest.raises(DataError, match="needs the column 'item', got user, thing"):
         Interactions.from_frame(pl.DataFrame({"user": [1], "thing": [2]}))
+
+
+def test_an_ordering_is_by_one_key_after_the_other() -> None:
+    rng = np.random.default_rng(2)
+    users, times, chance = rng.integers(9, size=300), rng.integers(-4, 4, size=300), rng.random(300)
+    for scale in (1, 1 << 56):  # the second does not fit into one number with the others
+        order = ordering(users, times * scale, chance)
+        assert np.array_equal(order, np.lexsort((chance, times, users)))
+    assert np.array_equal(ordering(chance, users), np.argsort(chance))
+    assert ordering(users[:0], chance[:0]).size == 0
+
+
+def test_blocks_of_users_are_all_rows_in_turn(toy: Interactions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interactions, "ROWS_AT_ONCE", 1)
+    assert list(toy.blocks()) == [(slice(i, i + 1), slice(*toy.offsets[i : i + 2].tolist())) for i in range(3)]
+    monkeypatch.setattr(interactions, "ROWS_AT_ONCE", 3)
+    assert list(toy.blocks()) == [(slice(0, 2), slice(0, 3)), (slice(2, 3), slice(3, 4))]

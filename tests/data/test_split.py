@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfedrec.core import mapped
 from perfedrec.core.errors import DataError
-from perfedrec.data import Dataset, Interactions, Ties, last_ties, read, split, synthetic
+from perfedrec.data import Dataset, Interactions, Ties, interactions, last_ties, read, split, synthetic
+from perfedrec.data.dataset import Rows, assemble
+from perfedrec.data.parts import parted
 
 
 def build(rows: list[tuple[int, int, int]]) -> Interactions:
@@ -313,3 +316,33 @@ def test_ties_of_movielens_100k(real_data: Callable[[str], Path]) -> None:
     assert together[0].notes.test.interactions == 2148
     data = split(interactions, "global-time")
     assert [data.notes.valid.interactions, data.notes.test.interactions] == [10001, 10000]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"how": "ratio", "ties": "together"}, {"how": "ratio"}, {"how": "global-time"}, {"train_on_valid": True}],
+)
+def test_blocks_of_users_and_files_change_no_split(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    users, items, times = (rng.integers(size, size=900) for size in (80, 70, 30))
+    data = Interactions.from_rows(np.arange(80), np.arange(70), users, items, times)
+    whole = split(data, **options)
+    monkeypatch.setattr(interactions, "ROWS_AT_ONCE", 37)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    again = split(data, **options)
+    assert again.fingerprint == whole.fingerprint
+    assert again.notes == whole.notes
+    for part, other in ((again.train, whole.train), (again.valid, whole.valid), (again.test, whole.test)):
+        assert np.array_equal(part.timestamps, other.timestamps)
+
+
+def test_the_parts_are_those_of_rows_in_any_order() -> None:
+    rng = np.random.default_rng(5)
+    users, items = rng.integers(60, size=300), rng.integers(90, size=300)
+    data = Interactions.from_rows(np.arange(60), np.arange(90), users, items)
+    part = rng.integers(3, size=data.n_interactions).astype(np.int8)
+    rows = [Rows(data.users_of_rows()[part == p], data.items[part == p], None) for p in range(3)]
+    wanted, found = assemble("data", data.user_ids, data.item_ids, rows, "so"), parted("data", data, part, "so")
+    assert found.fingerprint == wanted.fingerprint
+    assert found.notes == wanted.notes
+    assert wanted.notes.valid.unknown_items > 0

@@ -1,8 +1,12 @@
+import hashlib
+import sys
+
 import numpy as np
 import pytest
 
 from perfedrec.core.errors import DataError
-from perfedrec.data import SyntheticTruth, describe, synthetic
+from perfedrec.data import SyntheticTruth, describe, load, synthetic
+from perfedrec.data.interactions import stable_order
 from perfedrec.data.synthetic import POPULARITY_EXPONENT
 
 
@@ -58,6 +62,37 @@ def test_the_seed_decides_the_draws_and_zero_is_a_seed() -> None:
     first, again, other = (synthetic(users=100, seed=seed)[0] for seed in (0, 0, 1))
     assert np.array_equal(first.items, again.items)
     assert not np.array_equal(first.items[:50], other.items[:50])
+
+
+def test_draws_are_those_of_earlier_versions() -> None:
+    interactions, _ = synthetic(users=300, items=200)
+    digest = hashlib.sha256()
+    for array in (interactions.offsets, interactions.items, interactions.timestamps):
+        assert array is not None
+        digest.update(array.tobytes())
+    assert digest.hexdigest()[:16] == "0aed6109eb92054e"
+
+
+def test_many_users_draw_by_the_same_law_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, _ = synthetic(users=900, items=400)
+    assert not load("synthetic:users=900,items=400").notes.remarks[2:]
+    monkeypatch.setattr(sys.modules["perfedrec.data.synthetic"], "USERS_AT_ONCE", 100)
+    blocks, truth = synthetic(users=900, items=400)
+    assert np.array_equal(blocks.offsets, together.offsets)
+    same = truth.user_clusters[blocks.users_of_rows()] == truth.item_clusters[blocks.items]
+    assert 0.75 < same.mean() < 0.9
+    heads = [tuple(blocks.items[start : start + 3]) for start in blocks.offsets[:200]]
+    assert sum(one == other for one, other in zip(heads[:100], heads[100:], strict=True)) < 10  # blocks differ
+    assert np.array_equal(blocks.items, synthetic(users=900, items=400)[0].items)
+    *_, remark = load("synthetic:users=900,items=400").notes.lines()
+    assert remark == "900 users were drawn in blocks of 100, each with random numbers of its own"
+
+
+def test_a_stable_order_is_that_of_numpy() -> None:
+    keys = np.random.default_rng(0).integers(50, size=400)
+    for scale in (1, 1 << 57):  # which leaves no room for places
+        assert np.array_equal(stable_order(keys * scale), np.argsort(keys, kind="stable"))
+    assert stable_order(keys[:0]).size == 0
 
 
 def test_users_go_by_the_clusters_of_their_own_facet() -> None:

@@ -11,6 +11,7 @@ import torch
 from tests.runs.test_run import run, small
 
 from perfedrec import configure
+from perfedrec.core import mapped
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.records import flatten
 from perfedrec.data import load
@@ -26,7 +27,9 @@ METHODS = ["recommended", "paper", "fedmf", "fedrap", "gpfedrec"]
 
 @pytest.fixture
 def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Client states and data as with many users: made late, in files."""
     monkeypatch.setattr(population, "LAZY_FROM", 0)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
 
 
 def played(preset: str, rounds: int) -> Simulator[Any, Any, Any]:
@@ -138,6 +141,14 @@ def test_room_that_the_system_does_not_give_is_said(monkeypatch: pytest.MonkeyPa
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(population, "LAZY_FROM", 0)
-    monkeypatch.setattr(population.mmap, "mmap", refused)
-    with pytest.raises(ConfigError, match="no room for client states of 0 GB"):
-        played("fedmf", 0)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(mapped.mmap, "mmap", refused)
+        with pytest.raises(ConfigError, match=r"no room for client states of 0 GB.*TMPDIR"):
+            mapped.sparse(100, "client states")
+        with pytest.raises(ConfigError, match=r"no room for data of 0\.0 GB"):
+            played("fedmf", 0)
+    free = type("Free", (), {"f_bavail": 1, "f_frsize": 100})
+    monkeypatch.setattr(mapped.os, "statvfs", lambda folder: free)
+    with pytest.raises(ConfigError, match="client states need 0 MB, and 0 MB are free there"):
+        played("fedmf", 1)

@@ -307,8 +307,8 @@ class Dataset:
         digest = hashlib.sha256()
 
         def add(array: NDArray[Any]) -> None:
-            data = "\0".join(array.tolist()).encode() if array.dtype == object else array.tobytes()
-            digest.update(f"{array.dtype.str}{array.shape}{len(data)};".encode())
+            data = "\0".join(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).data
+            digest.update(f"{array.dtype.str}{array.shape}{memoryview(data).nbytes};".encode())
             digest.update(data)
 
         add(self.train.user_ids)

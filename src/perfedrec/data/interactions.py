@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from perfedrec.core.errors import DataError
 
 Ids = NDArray[Any]  # int64, or object holding str
 Ints = NDArray[np.int64]
+
+ROWS_AT_ONCE = 1 << 20
+"""Interactions that are worked on together, where all of them would take much memory."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,6 +87,16 @@ class Interactions:
     def users_of_rows(self) -> Ints:
         """int64 [nnz] the user index of each row."""
         return np.repeat(np.arange(self.n_users), self.degrees)
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Consecutive blocks of users, and their rows: :data:`ROWS_AT_ONCE` rows or fewer, or a single user."""
+        first = 0
+        while first < self.n_users:
+            begin = int(self.offsets[first])
+            last = int(np.searchsorted(self.offsets, begin + ROWS_AT_ONCE, side="right")) - 1
+            last = min(max(last, first + 1), self.n_users)
+            yield slice(first, last), slice(begin, int(self.offsets[last]))
+            first = last
 
     def user_index(self, external_id: int | str) -> int:
         """The internal index of a user id, given as int or str. Raises :class:`DataError` for an unknown id."""
@@ -173,10 +187,59 @@ class Interactions:
         return cls.from_file(path, "csv", columns)
 
 
+def is_numbered(interactions: Interactions) -> bool:
+    """Whether users and items have numbers as ids, in ascending order, and each user has an item."""
+    ids = interactions.user_ids, interactions.item_ids
+    numbered = all(each.dtype.kind == "i" and bool(np.all(each[1:] > each[:-1])) for each in ids)
+    return numbered and bool((interactions.degrees > 0).all())
+
+
 def ordering(*keys: NDArray[Any]) -> Ints:
     """int64 [rows] the order that sorts rows by the first of ``keys`` [rows], then by the second, and so on."""
+    first = list(takewhile(lambda key: key.dtype.kind == "i", keys))
+    packed, rest = _packed(first), keys[len(first) :]
+    if packed is None:
+        return _sorting(*keys)
+    order = stable_order(packed)
+    if rest and packed.size:
+        tied, equal = np.zeros(packed.size, dtype=bool), np.diff(packed[order]) == 0
+        tied[1:] |= equal
+        tied[:-1] |= equal
+        rows = order[tied]
+        order[tied] = rows[_sorting(packed[rows], *(key[rows] for key in rest))]
+    return order
+
+
+def _sorting(*keys: NDArray[Any]) -> Ints:
     table = pl.DataFrame({str(i): key for i, key in enumerate(keys)})
     return table.select(pl.arg_sort_by(table.columns).cast(pl.Int64)).to_series().to_numpy()
+
+
+def _packed(keys: Sequence[Ints]) -> Ints | None:
+    """One number for each row in place of several ``keys``, if :func:`stable_order` can sort such numbers fast."""
+    if not keys or not keys[0].size:
+        return None
+    low = [int(key.min()) for key in keys]
+    bits = [(int(key.max()) - least).bit_length() for key, least in zip(keys, low, strict=True)]
+    if sum(bits) + keys[0].size.bit_length() > 63:
+        return None
+    packed = np.zeros(keys[0].size, dtype=np.int64)
+    for key, least, width in zip(keys, low, bits, strict=True):
+        packed <<= width
+        packed |= key - least
+    return packed
+
+
+def stable_order(keys: Ints) -> Ints:
+    """The order that sorts ``keys``, which are not negative; equal ones stay as they are."""
+    bits = keys.size.bit_length()
+    if not keys.size or int(keys.max()).bit_length() + bits > 63:
+        return np.argsort(keys, kind="stable")
+    both = keys << bits  # numpy sorts numbers several times as fast as it finds their order
+    both |= np.arange(keys.size)
+    both.sort()
+    both &= (1 << bits) - 1
+    return both
 
 
 def id_series(ids: Ids) -> pl.Series:
@@ -218,7 +281,8 @@ def _frozen_ids(values: Any, name: str) -> Ids:
         array.flags.writeable = False
     else:
         raise DataError(f"{name} must be a flat array of integers or strings")
-    if id_series(array).n_unique() != array.size:
+    ascending = array.dtype.kind == "i" and bool(np.all(array[1:] > array[:-1]))
+    if not ascending and id_series(array).n_unique() != array.size:
         raise DataError(f"{name} must not repeat an id")
     return array
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import counted
-from perfedrec.data.interactions import encode, unique_ids
+from perfedrec.data.interactions import Interactions, encode, unique_ids
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ def prepare(
     if not frame.height:
         raise DataError(f"no interaction is left after preparation ({'; '.join(report.lines())})")
     return frame, report
+
+
+def unprepared(interactions: Interactions) -> PrepareReport:
+    """The report on interactions with each pair once, of which none is removed."""
+    sizes = interactions.n_users, int((interactions.item_degrees > 0).sum()), interactions.n_interactions
+    return PrepareReport((Step("as read", *sizes), Step("each pair of user and item once", *sizes)), 0)
 
 
 def rated(frame: pl.DataFrame, min_rating: float | None, where: str = "") -> pl.DataFrame:

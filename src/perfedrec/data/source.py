@@ -15,13 +15,13 @@ from perfedrec.data.dataset import Attributes, Dataset, Encoding
 from perfedrec.data.formats import check_name, parse_columns, read_with_report
 from perfedrec.data.frames import IN_MEMORY, DataLike, Table, rows_with_report
 from perfedrec.data.given import from_files
-from perfedrec.data.interactions import Ids, Interactions
+from perfedrec.data.interactions import Ids, Interactions, is_numbered
 from perfedrec.data.layouts import Found, find
-from perfedrec.data.prepare import prepare
+from perfedrec.data.prepare import prepare, unprepared
 from perfedrec.data.readreport import ReadReport
 from perfedrec.data.roles import Columns
 from perfedrec.data.split import Moment, SplitRule, split_by
-from perfedrec.data.synthetic import synthetic
+from perfedrec.data.synthetic import how_drawn, synthetic
 from perfedrec.data.write import written_report
 
 MOVIELENS = {
@@ -177,13 +177,13 @@ def _load(spec: DataLike | None, chosen: _Options) -> Dataset:
         return spec
     if not isinstance(spec, str | Path):
         if isinstance(spec, Interactions):
-            return _split(spec.frame(), IN_MEMORY, chosen)
+            return _split_whole(spec, IN_MEMORY, chosen)
         frame, report = rows_with_report(spec, chosen.columns, chosen.min_rating)
         return _split(frame, IN_MEMORY, chosen, report)
     text = str(spec)
     if text.partition(":")[0] == "synthetic":
         interactions, truth = synthetic(**_settings(text))
-        data = _split(interactions.frame(), text, chosen)
+        data = _remarked(_split_whole(interactions, text, chosen), how_drawn(interactions.n_users))
         return replace(data, truth=truth.take(data.train.user_ids, data.train.item_ids))
     return _at(Path(spec), chosen)
 
@@ -208,6 +208,17 @@ def _split(frame: pl.DataFrame, name: str, options: _Options, read: ReadReport |
     data = split_by(options.rule, Interactions.from_frame(frame), name)
     notes = replace(data.notes, duplicates=report.duplicates, remarks=tuple(report.lines()))
     return replace(data, notes=replace(notes, files=tuple(read.lines()) if read else ()))
+
+
+def _split_whole(interactions: Interactions, name: str, options: _Options) -> Dataset:
+    """Prepare and split interactions. Where there is nothing to prepare they are not copied: they may be larger than
+    the memory."""
+    renumbered = not is_numbered(interactions)
+    placed = options.rule.order == "file" and interactions.positions is None
+    if renumbered or placed or options.min_rating is not None or options.k_core > 1:
+        return _split(interactions.frame(), name, options)
+    data = split_by(options.rule, interactions, name)
+    return replace(data, notes=replace(data.notes, remarks=tuple(unprepared(interactions).lines())))
 
 
 def _given(found: Found, folder: Path | None, options: _Options) -> Dataset:

@@ -10,10 +10,12 @@ from typing import NamedTuple, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from perfedrec.core import mapped
 from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Dataset, Rows, Ties, assemble, counted
 from perfedrec.data.formats import check_name
 from perfedrec.data.interactions import Interactions, Ints, ordering
+from perfedrec.data.parts import parted
 from perfedrec.data.times import SIZES, time_unit, utc
 
 SPLITS = ("leave-one-out", "ratio", "global-time", "folds", "users")
@@ -152,7 +154,7 @@ class _Cut(NamedTuple):
     """Which part each row [nnz] belongs to, and what the report says of it: 0, 1, 2, or 3 for what is known of new
     users; -1 is left out."""
 
-    part: Ints
+    part: NDArray[np.int8]
     made: str
     short_users: int = 0
     short_of: str = "3 interactions"
@@ -212,23 +214,34 @@ def split_by(rule: SplitRule, interactions: Interactions, name: str = "data") ->
     cuts = {"leave-one-out": _by_user, "ratio": _by_user, "global-time": _by_global_time, "folds": _by_folds}
     cuts["users"] = _by_held_out_users
     cut = cuts[str(rule.how)](rule, interactions)
-    users, items, times, part = interactions.users_of_rows(), interactions.items, interactions.timestamps, cut.part
+    times, part = interactions.timestamps, cut.part
     ties, joined = cut.ties, int((part == 1).sum())
     if rule.train_on_valid:
-        part = np.where(part == 1, 0, part)
+        part[part == 1] = 0
         ties = None if ties is None else replace(ties, any=ties.test)
-    parts = range(4 if rule.how == "users" else 3)
-    rows = [Rows(users[part == p], items[part == p], None if times is None else times[part == p]) for p in parts]
-    data = assemble(name, interactions.user_ids, interactions.item_ids, rows, cut.made, cut.short_users)
-    ahead = cut.by_time and bool(
-        times is not None and (part == 2).any() and times[part == 0].max() > times[part == 2].min()
-    )
+    if rule.how == "users":
+        users, items = interactions.users_of_rows(), interactions.items
+        rows = [Rows(users[part == p], items[part == p], None if times is None else times[part == p]) for p in range(4)]
+        data = assemble(name, interactions.user_ids, interactions.item_ids, rows, cut.made, cut.short_users)
+    else:
+        data = parted(name, interactions, part, cut.made, cut.short_users)
+    ahead = cut.by_time and times is not None and _looks_ahead(interactions, times, part)
     notes = replace(data.notes, short_of=cut.short_of, ties=ties, drawn=cut.drawn, looks_ahead=ahead)
     if rule.train_on_valid:
         notes = replace(notes, trained_on_valid=joined)
     if notes.new_users is not None:
         notes = replace(notes, new_users=replace(notes.new_users, short_users=cut.short_new_users))
     return replace(data, notes=notes)
+
+
+def _looks_ahead(interactions: Interactions, times: Ints, part: NDArray[np.int8]) -> bool:
+    """Whether a training interaction is later than a test interaction."""
+    latest, earliest = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+    for _, rows in interactions.blocks():
+        trained, tested = (times[rows][part[rows] == number] for number in (0, 2))
+        latest = max(latest, int(trained.max(initial=latest)))
+        earliest = min(earliest, int(tested.min(initial=earliest)))
+    return latest > earliest
 
 
 def validation_rows(
@@ -272,20 +285,51 @@ def validation_rows(
     return taken & ~whole[users], None
 
 
+class _Cuts(NamedTuple):
+    """How the rows of a block of users were cut: their ``part`` [rows], and for how many users there are too ``few``
+    rows, chance decided what is tested (``test``), and what is held out (``any``)."""
+
+    part: NDArray[np.int8]
+    few: int
+    test: int
+    any: int
+
+
 def _by_user(rule: SplitRule, interactions: Interactions) -> _Cut:
     """Cut each user's interactions where the split says: the first rows train, then rows validate, the last test."""
-    users, times, counts = interactions.users_of_rows(), interactions.timestamps, interactions.degrees
-    chance = np.random.default_rng(rule.seed).random(users.size)
+    times, generator = interactions.timestamps, np.random.default_rng(rule.seed)
     by_time = rule.by_time(times is not None)
     by_file = rule.by_file(times is not None, interactions.positions is not None)
     together = by_time and rule.ties == "together"
     along = times if by_time else interactions.positions if by_file else None
+    part, counts = mapped.empty(interactions.n_interactions, np.int8), []
+    for users, rows in interactions.blocks():  # a generator gives the same numbers in one call or in many
+        chance = generator.random(rows.stop - rows.start)
+        own = None if along is None else along[rows]
+        part[rows], *numbers = _cut_block(rule, interactions.degrees[users], own, chance, together)
+        counts.append(numbers)
+    short, test, either = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
+    shares = "" if rule.how == "leave-one-out" else " " + ":".join(f"{share:g}" for share in rule.ratio or RATIO)
+    if by_file:
+        return _Cut(part, f"{rule.how}{shares} in the order of the file", short)
+    if not by_time:
+        return _Cut(part, f"{rule.how}{shares} in random order (seed {rule.seed})", short, drawn=True)
+    made = f"{rule.how}{shares} by time" + (", interactions at the same time together" if together else "")
+    if together:
+        return _Cut(part, made, short, "3 different times", by_time=True)
+    return _Cut(part, made, short, ties=Ties(interactions.n_users - short, test, either, rule.seed), by_time=True)
+
+
+def _cut_block(rule: SplitRule, counts: Ints, along: Ints | None, chance: NDArray[np.float64], together: bool) -> _Cuts:
+    """Cut the rows of a block of users, who have ``counts`` [b] of them, in the order ``along`` [rows] and then of
+    ``chance`` [rows]."""
+    users = np.repeat(np.arange(counts.size), counts)
     sequence = ordering(users, chance) if along is None else ordering(users, along, chance)
-    starts = interactions.offsets[:-1]
+    starts = np.cumsum(counts) - counts
     place = np.arange(sequence.size) - starts[users]  # of the rows in sequence, within their user
-    changes = place == 0  # where a user or a time begins, in sequence
-    if by_time and times is not None:
-        changes[1:] |= np.diff(times[sequence]) != 0
+    changes = place == 0  # where a user, a time or a place in the file begins, in sequence
+    if along is not None:
+        changes[1:] |= np.diff(along[sequence]) != 0
     group = np.cumsum(changes) - 1
     first_group = group[starts[users]]  # of the user of each row
     size = np.bincount(users, changes, counts.size).astype(np.int64) if together else counts
@@ -300,19 +344,10 @@ def _by_user(rule: SplitRule, interactions: Interactions) -> _Cut:
             valid_end = np.maximum(train_end, _to_change(valid_end, starts, counts, changes))
     short = size < FEWEST
     train_end[short] = valid_end[short] = size[short] if rule.how == "leave-one-out" else counts[short]
-    part = np.empty_like(sequence)
-    part[sequence] = (where >= train_end[users]).astype(np.int64) + (where >= valid_end[users])
-    shares = "" if rule.how == "leave-one-out" else " " + ":".join(f"{share:g}" for share in rule.ratio or RATIO)
-    if by_file:
-        return _Cut(part, f"{rule.how}{shares} in the order of the file", int(short.sum()))
-    if not by_time:
-        return _Cut(part, f"{rule.how}{shares} in random order (seed {rule.seed})", int(short.sum()), drawn=True)
-    made = f"{rule.how}{shares} by time" + (", interactions at the same time together" if together else "")
-    if together:
-        return _Cut(part, made, int(short.sum()), "3 different times", by_time=True)
+    part = np.empty(sequence.size, dtype=np.int8)
+    part[sequence] = (where >= train_end[users]).astype(np.int8) + (where >= valid_end[users])
     test, valid = (_inside(end, starts, counts, changes) for end in (valid_end, train_end))
-    ties = Ties(int((~short).sum()), int(test.sum()), int((test | valid).sum()), rule.seed)
-    return _Cut(part, made, int(short.sum()), ties=ties, by_time=True)
+    return _Cuts(part, int(short.sum()), int(test.sum()), int((test | valid).sum()))
 
 
 def _inside(ends: Ints, starts: Ints, counts: Ints, changes: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -353,7 +388,7 @@ def _by_global_time(rule: SplitRule, interactions: Interactions) -> _Cut:
             f"{_utc(int(times.min()), unit)} to {_utc(int(times.max()), unit)}"
         )
     made += f", validation from {_utc(valid_from, unit)}, test from {_utc(test_from, unit)}"
-    return _Cut((times >= valid_from).astype(np.int64) + (times >= test_from), made)
+    return _Cut((times >= valid_from).astype(np.int8) + (times >= test_from), made)
 
 
 def _by_folds(rule: SplitRule, interactions: Interactions) -> _Cut:
@@ -363,7 +398,7 @@ def _by_folds(rule: SplitRule, interactions: Interactions) -> _Cut:
     first = generator.integers(folds, size=interactions.n_users)  # so that no fold is larger for many small users
     dealt = np.empty_like(sequence)
     dealt[sequence] = (np.arange(users.size) - interactions.offsets[:-1][users] + first[users]) % folds
-    part = np.where(dealt == rule.fold, 2, 0)
+    part = np.where(dealt == rule.fold, 2, 0).astype(np.int8)
     rest = np.flatnonzero(part == 0)
     chosen, _ = validation_rows(users[rest], interactions.items[rest], None, rule.seed)
     part[rest[chosen]] = 1
@@ -387,7 +422,7 @@ def _by_held_out_users(rule: SplitRule, interactions: Interactions) -> _Cut:
     generator = np.random.default_rng(rule.seed)
     held = np.zeros(n, dtype=bool)
     held[generator.permutation(n)[: min(max(round(n * share), 1), n - 1)]] = True
-    part = np.where(held[users], 3, 0)
+    part = np.where(held[users], 3, 0).astype(np.int8)
     trained = np.bincount(items[part == 0], minlength=interactions.n_items) > 0  # validation leaves each of them there
     rest = np.flatnonzero(part == 0)
     chosen, _ = validation_rows(users[rest], items[rest], None if along is None else along[rest], rule.seed)

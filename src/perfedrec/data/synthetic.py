@@ -10,22 +10,30 @@ uniform over one year and independent of everything else.
 With several ``facets`` the items are grouped into ``clusters`` taste clusters anew for each facet, and each user has
 one facet, by which its cluster is meant. Users of different facets like the same items for different reasons: a model
 of all users together has to know all groupings, a model of the users of one facet only one.
+
+More than :data:`USERS_AT_ONCE` users draw block by block, each block with a generator of its own, into files that are
+mapped into memory (:mod:`perfedrec.core.mapped`).
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from perfedrec.core import mapped
 from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import SyntheticTruth
-from perfedrec.data.interactions import Interactions, Ints
+from perfedrec.data.interactions import Interactions, Ints, stable_order
 
 POPULARITY_EXPONENT = 0.8
 ACTIVITY_SIGMA = 0.7
 FEWEST = 3  # leave-one-out takes two
+USERS_AT_ONCE = 1 << 18
+"""Users whose interactions are drawn together, with one generator of random numbers."""
 START, YEAR = 1_700_000_000, 365 * 86_400
 
 
@@ -69,46 +77,88 @@ def synthetic(
         )
     activity = rng.lognormal(np.log(interactions_per_user) - ACTIVITY_SIGMA**2 / 2, ACTIVITY_SIGMA, size=users)
     wanted = np.clip(np.rint(activity), FEWEST, largest).astype(np.int64)
-    keys = _draw_distinct(truth, wanted, strength, rng)
-    times = START + rng.integers(YEAR, size=keys.size)
-    rows, columns = np.divmod(keys, items)
-    interactions = Interactions.from_rows(np.arange(users), np.arange(items), rows, columns, times)
-    return interactions, truth
+    tastes, offsets = _Tastes(truth, strength), np.concatenate([[0], np.cumsum(wanted)])
+    if users <= USERS_AT_ONCE:
+        chosen, times = tastes.draw(slice(0, users), wanted, rng)
+    else:
+        chosen, times = _in_blocks(tastes, wanted, offsets, seed)
+    return Interactions(np.arange(users), np.arange(items), offsets, chosen, times), truth
 
 
-def _draw_distinct(truth: SyntheticTruth, wanted: Ints, strength: float, rng: np.random.Generator) -> Ints:
-    """``wanted[u]`` distinct items for each user u, as keys ``user * n_items + item``."""
-    n_items = truth.popularity.size
-    labels = truth.item_clusters.reshape(n_items, -1).T  # [facets, m]
-    n_clusters = int(labels.max()) + 1
-    tastes = (labels + n_clusters * np.arange(labels.shape[0])[:, None]).ravel()  # of all facets, one after the other
-    by_taste = np.argsort(tastes, kind="stable")
-    limits = np.concatenate([[0.0], np.cumsum(np.tile(truth.popularity, labels.shape[0])[by_taste])])
-    first = np.searchsorted(tastes[by_taste], np.arange(tastes.max() + 2))
-    low, high = limits[first[:-1]], limits[first[1:]]  # the range of cumulative weights that belongs to each taste
-    wished = truth.user_clusters + (0 if truth.user_facets is None else n_clusters * truth.user_facets)
+def how_drawn(users: int) -> tuple[str, ...]:
+    """A remark on how the interactions of a number of ``users`` are drawn, where there are many."""
+    if users <= USERS_AT_ONCE:
+        return ()
+    return (f"{users:,} users were drawn in blocks of {USERS_AT_ONCE:,}, each with random numbers of its own",)
 
-    def draw(rows: Ints) -> Ints:
-        own = rng.random(rows.size) < strength
-        taste = wished[rows]
-        start: NDArray[np.float64] = np.where(own, low[taste], 0.0)
-        end: NDArray[np.float64] = np.where(own, high[taste], limits[n_items])  # the first facet has all items
-        position = np.searchsorted(limits, start + (end - start) * rng.random(rows.size), side="right") - 1
-        return rows * n_items + by_taste[np.minimum(position, tastes.size - 1)] % n_items
 
-    done: list[Ints] = []
-    pool = np.zeros(0, dtype=np.int64)
-    missing, tries = wanted.copy(), 1
-    while (active := np.flatnonzero(missing)).size:
-        pool = np.concatenate([pool, draw(np.repeat(active, missing[active] * tries))])
-        pool = pool[np.sort(np.unique(pool, return_index=True)[1])]  # distinct, in the order drawn
-        pool = pool[np.argsort(pool // n_items, kind="stable")]
-        owners = pool // n_items
-        place = np.arange(pool.size) - np.searchsorted(owners, owners)
-        pool, owners = pool[place < wanted[owners]], owners[place < wanted[owners]]
-        missing = np.zeros_like(wanted)
-        missing[active] = wanted[active] - np.bincount(owners, minlength=wanted.size)[active]
-        finished = missing[owners] == 0
-        done.append(pool[finished])
-        pool, tries = pool[~finished], min(2 * tries, 64)
-    return np.concatenate(done)
+def _in_blocks(tastes: _Tastes, wanted: Ints, offsets: Ints, seed: int) -> tuple[Ints, Ints]:
+    """The items of all users, who get ``wanted`` [n] each, and their times. Blocks are drawn in several threads."""
+    items, times = (mapped.empty(int(offsets[-1]), np.int64) for _ in range(2))
+
+    def draw(first: int) -> None:
+        users = slice(first, min(first + USERS_AT_ONCE, wanted.size))
+        rows, rng = slice(offsets[users.start], offsets[users.stop]), np.random.default_rng([seed, first])
+        items[rows], times[rows] = tastes.draw(users, wanted[users], rng)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(draw, range(0, wanted.size, USERS_AT_ONCE)))
+    return items, times
+
+
+class _Tastes:
+    """What users choose from: with probability ``strength`` the items of their own taste, otherwise all."""
+
+    def __init__(self, truth: SyntheticTruth, strength: float) -> None:
+        self.n_items, self.strength = truth.popularity.size, strength
+        labels = truth.item_clusters.reshape(self.n_items, -1).T  # [facets, m]
+        n_clusters = int(labels.max()) + 1
+        tastes = (labels + n_clusters * np.arange(labels.shape[0])[:, None]).ravel()  # of all facets, one by one
+        self.by_taste = np.argsort(tastes, kind="stable")
+        self.limits = np.concatenate([[0.0], np.cumsum(np.tile(truth.popularity, labels.shape[0])[self.by_taste])])
+        first = np.searchsorted(tastes[self.by_taste], np.arange(tastes.max() + 2))
+        self.low, self.high = self.limits[first[:-1]], self.limits[first[1:]]  # the cumulative weights of each taste
+        self.wished = truth.user_clusters + (0 if truth.user_facets is None else n_clusters * truth.user_facets)
+
+    def _items(self, users: Ints, rng: np.random.Generator) -> Ints:
+        """An item for each of ``users``, who may occur several times."""
+        own = rng.random(users.size) < self.strength
+        taste = self.wished[users]
+        start: NDArray[np.float64] = np.where(own, self.low[taste], 0.0)
+        end: NDArray[np.float64] = np.where(own, self.high[taste], self.limits[self.n_items])  # all of the first facet
+        position = np.searchsorted(self.limits, start + (end - start) * rng.random(users.size), side="right") - 1
+        return self.by_taste[np.minimum(position, self.by_taste.size - 1)] % self.n_items
+
+    def draw(self, users: slice, wanted: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """``wanted`` [B] distinct items for each of the ``users``, user by user and ascending, and their times."""
+        done: list[Ints] = []
+        pool = np.zeros(0, dtype=np.int64)  # keys: the user's place in the block, times n_items, plus the item
+        missing, tries = wanted.copy(), 1
+        while (active := np.flatnonzero(missing)).size:
+            rows = np.repeat(active, missing[active] * tries)
+            pool = np.concatenate([pool, rows * self.n_items + self._items(rows + users.start, rng)])
+            pool = pool[_first(pool)]  # distinct, in the order drawn
+            owners = pool // self.n_items
+            if bool(np.any(owners[1:] < owners[:-1])):
+                pool = pool[stable_order(owners)]
+                owners = pool // self.n_items
+            counts = np.bincount(owners, minlength=wanted.size)
+            kept = np.arange(pool.size) - (np.cumsum(counts) - counts)[owners] < wanted[owners]
+            pool, owners = pool[kept], owners[kept]
+            missing = np.zeros_like(wanted)
+            missing[active] = wanted[active] - np.bincount(owners, minlength=wanted.size)[active]
+            finished = missing[owners] == 0
+            done.append(pool[finished])
+            pool, tries = pool[~finished], min(2 * tries, 64)
+        keys = np.concatenate(done)
+        times = START + rng.integers(YEAR, size=keys.size)
+        order = stable_order(keys)
+        return keys[order] % self.n_items, times[order]
+
+
+def _first(keys: Ints) -> NDArray[np.bool_]:
+    """bool [rows] whether each of ``keys`` is the first one of its value."""
+    order = stable_order(keys)
+    ordered, first = keys[order], np.zeros(keys.size, dtype=bool)
+    first[order[np.concatenate([[True], ordered[1:] > ordered[:-1]])]] = True
+    return first

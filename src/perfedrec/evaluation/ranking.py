@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perfedrec.core.errors import ConfigError
+from perfedrec.core.mapped import as_tensor
 from perfedrec.core.types import block_rows
 from perfedrec.evaluation.order import RandomOrder
 
@@ -56,7 +57,7 @@ class Held:
     @staticmethod
     def of(offsets: NDArray[np.int64], items: NDArray[np.int64], device: torch.device) -> Held:
         """From the arrays of a CSR matrix."""
-        return Held(torch.tensor(offsets, device=device), torch.tensor(items, device=device))
+        return Held(as_tensor(offsets, device), as_tensor(items, device))
 
     def counts(self, users: Tensor) -> Tensor:
         """[B] the number of held-out items of each of ``users`` [B]."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from math import prod
@@ -12,8 +10,9 @@ from typing import Any, Generic, Protocol, cast
 import torch
 from torch import Tensor
 
+from perfedrec.core import mapped
 from perfedrec.core.algorithm import Algorithm, B, C, S
-from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.errors import CheckpointError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import old_names
 from perfedrec.core.types import Rows, block_rows
@@ -21,9 +20,6 @@ from perfedrec.core.types import Rows, block_rows
 LAZY_FROM = 1 << 30
 """Bytes of client states from which they are made one by one, when their users first change them. Below, all are made
 at the start, so that rounds need not make them."""
-
-_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
-"""Maps more than there is memory: what is not written takes none."""
 
 USERS_OF = "users of "
 """Stored beside a field of client states: the users [k] whose values it holds, where these are not all users."""
@@ -51,7 +47,8 @@ class Population(Generic[C]):
     It stands for the clients' own devices: an algorithm sees only the block that it asks for.
 
     Where there are many users, a client state is made when its user first changes it. Until then it is the first state,
-    which follows from the user's key. The arrays have room for all users, but take memory only where they are written.
+    which follows from the user's key. The arrays have room for all users. They are files that are mapped into memory
+    and take disk only where they are written (:mod:`perfedrec.core.mapped`).
     """
 
     def __init__(self, offsets: Tensor, items: Tensor, n_items: int, attributes: Tensor | None = None) -> None:
@@ -102,6 +99,7 @@ class Population(Generic[C]):
 
     def _create(self) -> None:
         """Room for all users' states, none of which is written."""
+        self._is_mapped = self.offsets.device.type == "cpu"
         self._arrays: dict[str, Tensor] = {}
         self._written: dict[str, Tensor] = {}
         for name, _ in self._layout():
@@ -176,6 +174,8 @@ class Population(Generic[C]):
         for name, per_row in self._layout():
             value = getattr(client_state, name)
             if before is None or value is not getattr(before, name) or value._version:  # changed in place
+                if self._is_mapped:
+                    mapped.check_room(2 * value.numel() * value.element_size(), "client states")
                 self._arrays[name].index_copy_(0, positions if per_row else users, value)
                 self._written[name][users] = True
 
@@ -192,7 +192,7 @@ class Population(Generic[C]):
 
     @client_state.setter
     def client_state(self, record: C) -> None:
-        self._like = record
+        self._like, self._is_mapped = record, False
         self._arrays = {name: getattr(record, name) for name, _ in self._layout()}
         everyone = torch.ones(self.n_users, dtype=torch.bool, device=self.offsets.device)
         self._written = {name: everyone.clone() for name in self._arrays}
@@ -203,20 +203,8 @@ class Population(Generic[C]):
 
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros of the type of ``like``. On a processor they take memory only where they are written, page by page.
-
-    Raises :class:`ConfigError` where the system does not give room for them.
-    """
+    """Zeros of the type of ``like``. Many of them are a file, which takes disk only where it is written."""
     kind, size = like.dtype, prod(shape) * like.element_size()
-    if like.device.type != "cpu" or not size:
+    if like.device.type != "cpu" or size <= mapped.IN_MEMORY:
         return torch.zeros(shape, dtype=kind, device=like.device)
-    try:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
-    except OSError as error:
-        raise ConfigError(
-            f"the system gives no room for client states of {size / 1e9:.0f} GB, of which only those of clients that "
-            f"take part would be used ({error.strerror}); expected vm.overcommit_memory of 0 or 1, or fewer users"
-        ) from None
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        memory.madvise(mmap.MADV_NOHUGEPAGE)  # else one client's state could take many megabytes
-    return torch.frombuffer(memory, dtype=kind).view(shape)
+    return torch.frombuffer(mapped.sparse(size, "client states"), dtype=kind).view(shape)

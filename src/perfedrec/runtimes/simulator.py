@@ -12,6 +12,7 @@ from perfedrec.core.aggregate import reduce
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.device import pick_device
 from perfedrec.core.keys import Key
+from perfedrec.core.mapped import as_tensor
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import Embedding, RoundReport, Rows, Spec
@@ -27,8 +28,7 @@ def populate(dataset: Dataset, device: torch.device) -> Population[C]:
     """The training users of a data set. Held-out interactions never enter the population."""
     train, attributes = dataset.train, dataset.user_attributes
     own = None if attributes is None else torch.tensor(attributes.values, device=device)
-    offsets = torch.tensor(train.offsets, device=device)
-    return Population(offsets, torch.tensor(train.items, device=device), train.n_items, own)
+    return Population(as_tensor(train.offsets, device), as_tensor(train.items, device), train.n_items, own)
 
 
 class PersonalRecommender(Recommender, Generic[S, B, C]):

@@ -1,0 +1,93 @@
+"""Flat arrays that may be larger than the memory: files that are mapped into it.
+
+A file has no name, and is gone with the process that made it. It lies in the folder for temporary files (the variable
+``TMPDIR``), which should be on a disk. The system keeps in memory what is in use, as long as nobody else needs it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import warnings
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from perfedrec.core.errors import ConfigError
+
+IN_MEMORY = 1 << 27
+"""Bytes up to which an array is in memory."""
+
+
+def empty(size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """A flat array of ``size`` numbers without values, in a file where it is large.
+
+    Raises :class:`ConfigError` where the disk has no room for all of it.
+    """
+    kind = np.dtype(dtype)
+    if size * kind.itemsize <= IN_MEMORY:
+        return np.empty(size, kind)
+    with _file() as file:
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk is noticed here, and not when the array is written
+                os.posix_fallocate(file.fileno(), 0, size * kind.itemsize)
+            else:
+                file.truncate(size * kind.itemsize)
+            memory = mmap.mmap(file.fileno(), size * kind.itemsize)
+        except OSError as error:
+            raise _no_room(f"data of {size * kind.itemsize / 1e9:.1f} GB", error) from None
+    return np.frombuffer(memory, kind)
+
+
+def as_tensor(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor of an ``array``, which it shares where that is in the memory of the ``device``. It must not be written:
+    the array may be read-only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.as_tensor(array, device=device)
+
+
+def sparse(size: int, what: str) -> mmap.mmap:
+    """``size`` bytes of zeros, at least one, in a file that takes disk and memory only where it is written.
+
+    ``what`` is stored there, for the message. Raises :class:`ConfigError` where the system gives no such file.
+    """
+    with _file() as file:
+        try:
+            file.truncate(size)
+            memory = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            raise _no_room(f"{what} of {size / 1e9:.0f} GB, of which only a part is written", error) from None
+    if hasattr(mmap, "MADV_RANDOM"):
+        memory.madvise(mmap.MADV_RANDOM)  # else a page that is needed would bring its neighbours along
+    return memory
+
+
+def check_room(needed: int, what: str) -> None:
+    """Raise :class:`ConfigError` where the disk has less than ``needed`` bytes left for ``what``. A file in memory that
+    the disk has no room for would end the process without a word."""
+    folder = tempfile.gettempdir()
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if free < needed:
+        raise ConfigError(
+            f"{folder}: {what} need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free there; {_ADVICE}"
+        )
+
+
+_ADVICE = "expected a folder for temporary files, TMPDIR, on a disk with more room"
+
+
+def _file() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(prefix="perfedrec-")
+    except OSError as error:
+        raise _no_room("large arrays", error) from None
+
+
+def _no_room(what: str, error: OSError) -> ConfigError:
+    return ConfigError(f"{tempfile.gettempdir()}: no room for {what} ({error.strerror}); {_ADVICE}")

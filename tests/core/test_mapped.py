@@ -1,0 +1,42 @@
+"""Arrays in files: they hold what arrays in memory hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from perfedrec.core import mapped
+from perfedrec.core.errors import ConfigError
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 27])
+def test_an_array_holds_what_is_written(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "IN_MEMORY", limit)
+    array = mapped.empty(1000, np.int64)
+    array[:] = np.arange(1000)
+    assert array.sum() == 499_500
+    assert mapped.empty(0, np.int8).shape == (0,)
+
+
+def test_a_sparse_file_is_zeros() -> None:
+    memory = mapped.sparse(1 << 40, "numbers")  # a terabyte, of which one page is written
+    array = np.frombuffer(memory, np.int8)
+    array[-5:] = 7
+    assert array[1 << 39] == 0
+    assert array[-6:].tolist() == [0, 7, 7, 7, 7, 7]
+
+
+def test_a_folder_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped.tempfile, "tempdir", "/nowhere")
+    with pytest.raises(ConfigError, match=r"^/nowhere: no room for large arrays \(No such file or directory\)"):
+        mapped.sparse(1, "numbers")
+
+
+def test_a_tensor_shares_its_array() -> None:
+    array = np.arange(4)
+    view = array.view()
+    view.flags.writeable = False
+    found = mapped.as_tensor(view, torch.device("cpu"))
+    array[2] = 9
+    assert found.tolist() == [0, 1, 9, 3]
