@@ -81,9 +81,8 @@ class Kernel:
         before = config.CACHE_DIR
         config.CACHE_DIR = "" if folder is None else str(folder)  # numba reads it when it sees a function
         try:
-            options: Any = {"reassoc", "contract", "nsz"} if self.fast else False
             made: Callable[..., Any] = njit(
-                self.signature, nogil=True, cache=folder is not None, fastmath=options, error_model="numpy"
+                self.signature, nogil=True, cache=folder is not None, fastmath=_options(self.fast), error_model="numpy"
             )(self.function)
         finally:
             config.CACHE_DIR = before
@@ -95,11 +94,33 @@ def kernel(signature: str, fast: bool = False) -> Callable[[Callable[..., Any]],
     return partial(Kernel, signature=signature, fast=fast)
 
 
-def helper(function: Callable[..., Any]) -> Any:
-    """Decorate a function that kernels of the same file call."""
+def helper(function: Callable[..., Any], fast: bool = False) -> Any:
+    """Decorate a function that kernels call. Arrays that it changes must not be in its other arguments as well."""
     from numba import njit
 
-    return njit(nogil=True, error_model="numpy")(function)
+    return njit(nogil=True, fastmath=_options(fast), error_model="numpy", pipeline_class=_no_alias())(function)
+
+
+fast_helper = partial(helper, fast=True)
+"""Decorates a function as ``fast`` as a :class:`Kernel` can be."""
+
+
+def _options(fast: bool) -> Any:
+    return {"reassoc", "contract", "nsz"} if fast else False
+
+
+@cache
+def _no_alias() -> Any:
+    """A compiler that takes it that an array that a function changes shares no memory with its other arguments.
+    Otherwise each loop over a row would begin with comparing their addresses, and would often not be vectorised."""
+    from numba.core.compiler import CompilerBase, DefaultPassBuilder
+
+    class NoAlias(CompilerBase):  # type: ignore[misc]
+        def define_pipelines(self) -> list[Any]:
+            self.state.flags.noalias = True
+            return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+    return NoAlias
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Kernels of propagation. They do what ``propagation.py`` says.
+"""Kernels of propagation, which do what ``propagation.py`` says, and the arithmetic of vectors in other kernels.
 
 This module needs numba. It is imported where :func:`perfedrec.core.compiled.usable` holds, and not before.
 """
@@ -7,7 +7,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from perfedrec.core.compiled import kernel
+import numpy as np
+
+from perfedrec.core.compiled import fast_helper, kernel
+
+
+@fast_helper
+def inner(one, other):  # type: ignore[no-untyped-def]
+    """The inner product of two float32 vectors."""
+    total = np.float32(0)
+    for column in range(one.size):
+        total += one[column] * other[column]
+    return total
+
+
+@fast_helper
+def add_scaled(scale, values, out):  # type: ignore[no-untyped-def]
+    """``out += scale * values``."""
+    for column in range(out.size):
+        out[column] += scale * values[column]
 
 
 @kernel("void(float32[:, ::1], int64[::1], int64[::1], float32[::1], float32[:, ::1], int64, int64)")
@@ -15,6 +33,4 @@ def weighted_sums(table: Any, offsets: Any, items: Any, weights: Any, sums: Any,
     """Add the rows of users' items, times their weights, to the ``sums`` of the users from ``start`` to ``stop``."""
     for user in range(start, stop):
         for row in range(offsets[user], offsets[user + 1]):
-            item, weight = items[row], weights[row]
-            for column in range(table.shape[1]):
-                sums[user, column] += weight * table[item, column]
+            add_scaled(weights[row], table[items[row]], sums[user])

@@ -13,12 +13,12 @@ from perfedrec.core import compiled
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate
 from perfedrec.core.types import block_rows
 from perfedrec.methods.federated import local
-from perfedrec.methods.federated.local import LocalTask, Parameters, autograd_steps
+from perfedrec.methods.federated.local import LocalTask, Parameters, autograd_steps, own_rows
 from perfedrec.methods.federated.network import finish, ranking_loss
 from perfedrec.methods.federated.settings import ClientSettings, ServerSettings
 from perfedrec.methods.federated.state import ClientState
 from perfedrec.methods.federated.subspace import _filled
-from perfedrec.methods.federated.tables import Average, Moments, cluster_rows, step, step_apart
+from perfedrec.methods.federated.tables import Average, Moments, Received, Tables, step, step_apart
 from perfedrec.nn.propagation import Star
 from perfedrec.nn.segments import expand
 from perfedrec.privacy.labels import Labels
@@ -70,12 +70,13 @@ def test_the_server_step(rule: str, n_tables: int, averaged: bool, width: int, s
 
 
 @given(n=st.integers(0, 9), width=st.sampled_from([1, 5, 64]), seed=st.integers(0, 99))
-def test_cluster_rows(n: int, width: int, seed: int) -> None:
+def test_rows_of_several_tables(n: int, width: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     table, offsets = (torch.randn(k * N_ITEMS, width, generator=generator) for k in (1, N_TABLES))
     items, groups = (torch.randint(size, (n,), generator=generator) for size in (N_ITEMS, N_TABLES))
-    rows = cluster_rows(table, offsets, items, groups)
-    assert torch.equal(rows, by_torch(lambda: cluster_rows(table, offsets, items, groups)))
+    tables = Tables(table, offsets)
+    rows = tables.rows(items, groups)
+    assert torch.equal(rows, by_torch(lambda: tables.rows(items, groups)))
     assert torch.equal(rows, table[items] + offsets[groups * N_ITEMS + items])
 
 
@@ -84,7 +85,16 @@ def test_rows_of_a_basis_that_are_filled() -> None:
     assert _filled(basis).tolist() == by_torch(lambda: _filled(basis)).tolist() == [False, True, True, False]
 
 
-def task(client: ClientSettings, kind: str, begun: bool, width: int, seed: int) -> LocalTask:
+def test_rows_that_clients_keep() -> None:
+    """Rows 0, 2 and 3 were trained; row 1 was masked, and the last label is a decoy."""
+    kept, before = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]]), torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]])
+    positions = torch.tensor([2, 0, 3, -1])
+    found = own_rows(kept, positions, before)
+    assert found.squeeze().tolist() == [2, -2, 1, 3]
+    assert torch.equal(found, by_torch(lambda: own_rows(kept, positions, before)))
+
+
+def task(client: ClientSettings, kind: str, begun: bool, grouped: bool, width: int, seed: int) -> LocalTask:
     """Local training of four clients, the second of which has no negatives, the third fewer than positives, and the
     last nothing at all. ``kind`` is that of the propagation. Scores are of size 1, so that rounding does not grow."""
     generator = torch.Generator().manual_seed(seed)
@@ -99,7 +109,10 @@ def task(client: ClientSettings, kind: str, begun: bool, width: int, seed: int) 
     rows, _ = block_rows(offsets, torch.randint(n_items, (13,), generator=generator), torch.arange(4))
     owners = torch.repeat_interleave(torch.tensor(n_negatives))
     labels = Labels(rows, torch.arange(13), torch.randint(n_items, owners.shape, generator=generator), owners)
-    start = Parameters(*(numbers(n, width) * width**-0.5 for n in (4, 13, owners.numel())))
+    private, items = numbers(4, width) * width**-0.5, numbers(n_items, width) * width**-0.5
+    every, segments = torch.cat([rows.items, labels.negatives]), torch.cat([rows.segments, owners])
+    tables = Tables(items, numbers(3 * n_items, width) * 0.1 if grouped else None)
+    received = Received(tables, torch.tensor([2, 0, 1, 1]), every, segments, every)
     stars = {
         "none": None,
         "first layer": Star(0.5, numbers(13)),
@@ -108,9 +121,7 @@ def task(client: ClientSettings, kind: str, begun: bool, width: int, seed: int) 
     }
     star, moments = stars[kind], (numbers(4, width), numbers(4, width).abs())
     whole = torch.zeros(4, dtype=torch.int64)
-    state = ClientState(
-        start.private, *moments, torch.tensor([0, 1, 5, 900]), whole.float(), whole, whole, numbers(13, 1)
-    )
+    state = ClientState(private, *moments, torch.tensor([0, 1, 5, 900]), whole.float(), whole, whole, numbers(13, 1))
 
     def objective(parameters: Parameters) -> tuple[Tensor, Tensor]:
         user, up, down = parameters.private, parameters.positives, parameters.negatives
@@ -122,7 +133,7 @@ def task(client: ClientSettings, kind: str, begun: bool, width: int, seed: int) 
         return loss, loss
 
     offset = numbers(13 + owners.numel(), width) * width**-0.5 if begun else None
-    return LocalTask(labels, start, offset, state, objective, client.loss, False, star, client)
+    return LocalTask(labels, received, private, None, offset, state, objective, client.loss, False, star, client)
 
 
 @settings(max_examples=100)
@@ -132,10 +143,13 @@ def task(client: ClientSettings, kind: str, begun: bool, width: int, seed: int) 
     n_steps=st.integers(1, 3),
     l2=st.sampled_from([0.0, 0.1]),
     begun=st.booleans(),
+    grouped=st.booleans(),
     width=st.sampled_from([1, 5, 16, 64]),
     seed=st.integers(0, 999),
 )
-def test_local_steps(loss: str, kind: str, n_steps: int, l2: float, begun: bool, width: int, seed: int) -> None:
+def test_local_steps(
+    loss: str, kind: str, n_steps: int, l2: float, begun: bool, grouped: bool, width: int, seed: int
+) -> None:
     client = ClientSettings(
         loss=loss,
         n_negatives=6,
@@ -145,7 +159,7 @@ def test_local_steps(loss: str, kind: str, n_steps: int, l2: float, begun: bool,
         user_learning_rate=0.1,
         temperature=0.7,
     )
-    given_ = task(client, kind, begun, width, seed)
+    given_ = task(client, kind, begun, grouped, width, seed)
     before = given_.start.private.clone(), given_.client_state.first.clone()
     mine, theirs = local.steps(given_), autograd_steps(given_)
     for name in ("private", "first", "second", "delta", "loss", "steps"):

@@ -89,7 +89,7 @@ def protected(algorithm: Any, phase: str, *given: Any) -> tuple[Update, Any]:
 def cluster_table(broadcast: Any, group: int) -> Tensor:
     """[m, d] the model of a cluster."""
     every = torch.arange(broadcast.items.shape[0])
-    return broadcast.table_rows(every, torch.full_like(every, group))
+    return broadcast.tables.rows(every, torch.full_like(every, group))
 
 
 def world(plus: bool = True, attributes: bool = False, **changes: Any) -> World:

@@ -24,12 +24,12 @@ from perfedrec.core.keys import Key, bits, normal
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Plan, Rows, Spec, Update
 from perfedrec.methods.federated import cohort
-from perfedrec.methods.federated.local import LocalSteps, LocalTask, Loss, Parameters, checked, steps
+from perfedrec.methods.federated.local import LocalSteps, LocalTask, Loss, Parameters, checked, own_rows, steps
 from perfedrec.methods.federated.phases import DEGREES, SPECTRAL
 from perfedrec.methods.federated.settings import FederatedSettings
 from perfedrec.methods.federated.state import Broadcast, ClientState, OptimizerState, ServerState
 from perfedrec.methods.federated.subspace import Subspace, with_degrees
-from perfedrec.methods.federated.tables import Average, Moments, sparse_step, step, step_apart
+from perfedrec.methods.federated.tables import Average, Moments, Received, Tables, sparse_step, step, step_apart
 from perfedrec.nn.losses import softplus
 from perfedrec.nn.propagation import Star
 from perfedrec.nn.segments import segment_sum
@@ -138,7 +138,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
 
     def table_rows(self, broadcast: B, items: Tensor, segments: Tensor) -> Tensor:
         """[T, d] the rows of ``items`` [T] from which the clients ``segments`` [T] start."""
-        return broadcast.items.index_select(0, items)
+        return broadcast.tables.rows(items, broadcast.groups[segments])
 
     def star(self, broadcast: B, rows: Rows) -> Star | None:
         """The propagation on the clients' star graphs; ``None`` for a method without propagation."""
@@ -377,12 +377,13 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         labels = self.protection.label(rows, n_items, self.n_negatives(), key.fold("labels"), client_state.secret)
         items = torch.cat([labels.rows.items, labels.negatives])
         segments = torch.cat([labels.rows.segments, labels.owners])
-        received = self.table_rows(broadcast, items, segments)
-        begun = self.begins(client_state, labels.positions, received)
+        received = self._receives(broadcast, items, segments)
+        begins = type(self).begins is not Federated.begins
+        begun = self.begins(client_state, labels.positions, received.rows) if begins else None
         batch = LocalBatch(broadcast, labels, self.star(broadcast, labels.rows))
-        task = self._task(batch, received, segments, begun, client_state)
+        task = self._task(batch, received, begun, client_state)
         result = checked(self.local_steps(task), task, f"{type(self).__name__}.local_steps")
-        kept = self.keeps(received.new_zeros(()) if begun is None else begun, result.delta)
+        kept = self.keeps(result.delta.new_zeros(()) if begun is None else begun, result.delta)
         client_state = replace(
             client_state,
             private=result.private,
@@ -391,7 +392,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
             steps=result.steps,
             loss=result.loss / labels.rows.counts.clamp(min=1),
             participations=client_state.participations + 1,
-            rows=_own_rows(kept, labels, rows, client_state),
+            rows=own_rows(kept, labels.positions, client_state.rows),
         )
         update = Update(
             users=rows.users,
@@ -404,11 +405,9 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         )
         return self.hand_over(self._capped(update, client_state), broadcast, rows, labels, client_state, key)
 
-    def _task(
-        self, batch: LocalBatch[B], received: Tensor, segments: Tensor, begun: Tensor | None, client_state: C
-    ) -> LocalTask:
+    def _task(self, batch: LocalBatch[B], received: Received, begun: Tensor | None, client_state: C) -> LocalTask:
         """The local training of a block of clients, for :attr:`local_steps`."""
-        n_labelled, shared = batch.labels.rows.items.numel(), batch.broadcast.dense
+        shared = batch.broadcast.dense
         dense = None if shared is None else shared.repeat(batch.labels.rows.n_users, 1)
         private = self.private_of(batch.broadcast, client_state)
         penalised = type(self).penalty is not Federated.penalty
@@ -417,14 +416,17 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
             loss = self.local_loss(batch, parameters)
             if not penalised:
                 return loss, loss
-            delta = torch.cat([parameters.positives, parameters.negatives]) - received
-            first = received.new_zeros(()) if begun is None else begun
-            extra = self.penalty(received, first, delta, segments, client_state)
+            rows = received.rows
+            delta = torch.cat([parameters.positives, parameters.negatives]) - rows
+            first = rows.new_zeros(()) if begun is None else begun
+            extra = self.penalty(rows, first, delta, received.segments, client_state)
             return loss, loss if extra is None else loss + extra
 
         return LocalTask(
             labels=batch.labels,
-            start=Parameters(private, received[:n_labelled], received[n_labelled:], dense),
+            received=received,
+            private=private,
+            dense=dense,
             begun=begun,
             client_state=client_state,
             objective=objective,
@@ -433,6 +435,14 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
             star=batch.star,
             client=self.settings.client,
         )
+
+    def _receives(self, broadcast: B, items: Tensor, segments: Tensor) -> Received:
+        """The rows of ``items`` [T] from which the clients ``segments`` [T] start."""
+        if type(self).table_rows is Federated.table_rows:
+            return Received(broadcast.tables, broadcast.groups, items, segments, items)
+        places = torch.arange(items.numel(), device=items.device)
+        tables = Tables(self.table_rows(broadcast, items, segments))
+        return Received(tables, broadcast.groups, items, segments, places)
 
     def private_of(self, broadcast: B, client_state: C) -> Tensor:
         """[B, p] the private parameters from which clients start a round."""
@@ -481,14 +491,6 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
 
     def user_vectors(self, broadcast: B, rows: Rows, client_state: C) -> Tensor | None:
         return None
-
-
-def _own_rows(kept: Tensor, labels: Labels, rows: Rows, client_state: ClientState) -> Tensor:
-    """[R, d] the clients' own rows: those that were trained, as they are ``kept`` [T, d], and masked ones as before."""
-    if labels.rows is rows:  # no decoys, and nothing masked
-        return kept[: rows.items.numel()]
-    real = (labels.positions >= 0).nonzero().squeeze(1)
-    return client_state.rows.index_copy(0, labels.positions[real], kept.index_select(0, real))
 
 
 def _by_client(labels: Labels) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from perfedrec.core.aggregate import FIXED_POINT
-from perfedrec.core.compiled import helper, kernel
+from perfedrec.core.compiled import fast_helper, helper, kernel
+from perfedrec.nn.kernels import add_scaled, inner
 
-_ONE = np.float32(1)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _BATCH, _LINE = 16, 16  # rows; numbers in a cache line
 _UNIT = np.float64(1 / FIXED_POINT)
 
@@ -141,158 +142,162 @@ _BETA1, _BETA2, _EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
 
 
 @kernel(
-    "void(UniTuple(int64[::1], 4), UniTuple(float32[:, ::1], 3), Tuple((float32, float32, float32[::1],"
+    "void(UniTuple(int64[::1], 5), UniTuple(float32[:, ::1], 3), Tuple((float32, float32, float32[::1],"
     " float32[::1], float32[:, ::1], float32[:, ::1])), Tuple((int64, int64, UniTuple(float32, 4))),"
     " Tuple((UniTuple(float32[:, ::1], 4), int64[::1], float32[::1])), int64, int64)",
     fast=True,
 )
-def local_steps(labels: Any, received: Any, star: Any, options: Any, result: Any, start: int, stop: int) -> None:
-    """The local steps of the clients from ``start`` to ``stop``.
+def local_steps(labels: Any, tables: Any, star: Any, options: Any, result: Any, start: int, stop: int) -> None:
+    """The local steps of the clients from ``start`` to ``stop``. All rows of a client are read once, and are in the
+    processor's cache from then on.
 
-    ``labels`` are the offsets of the clients' positives and of their negatives, and the items of both. ``received`` are
-    the rows [P, d] and [N, d] of these, and the offsets [P + N, d] that they begin with. ``star`` are the share of a
-    user's own vector, the scale of all items, the positives' edges [P], the scale of each item [m], and what is added
-    to the users [B, d] and to the items [m, d]. Arrays without rows stand for none. ``options`` are the numbers of the
-    loss and of steps, and learning rate, users' learning rate, L2 and temperature. ``result`` are the users' vectors
-    and moments [B, d], which are changed in place, the offsets [P + N, d] of the rows, the numbers of steps before [B],
-    and the losses [B].
+    ``labels`` are the offsets of the clients' positives [P] and of their negatives [N], the ``items`` [P + N] of both,
+    the ``places`` [P + N] of their rows in the table, and the clients' groups [B]. ``tables`` are the table [m, d], the
+    groups' tables [K m, d] as differences from it, and the offsets [P + N, d] that the rows begin with. ``star`` are
+    the share of a user's own vector, the scale of all items, the positives' edges [P], the scale of each item [m], and
+    what is added to the users [B, d] and to the items [m, d]. Arrays without rows stand for none. ``options`` are the
+    numbers of the loss and of steps, and learning rate, users' learning rate, L2 and temperature. ``result`` are the
+    users' vectors and moments [B, d], which are changed in place, the offsets [P + N, d] of the rows, the numbers of
+    steps before [B], and the losses [B].
+
+    A client has the vector ``p``, the rows ``q_r`` and the scores ``s_r = u . f_r``, where ``u = own p + sum_r edge_r
+    q_r + shift`` and ``f_r = scale_r q_r + shift_r``. With the derivatives ``g_r`` of the loss by its scores, a step is
+    ``q_r -= rate (scale_r g_r u + edge_r sum_k g_k f_k)``, and one of Adam on ``p`` with the gradient ``own sum_k g_k
+    f_k``. The L2 term adds ``l2 q_r`` and ``l2 p`` to these gradients.
     """
-    (offsets, limits, _, _), (loss, n_steps, rates), (n_up, width) = labels, options, received[0].shape
-    (private, first, second, delta), steps, losses = result
-    most, rate, l2 = 0, rates[0], rates[2]
+    (offsets, limits, _, _, _), (loss, n_steps, (rate, user_rate, l2, temperature)) = labels, options
+    ((private, first, second, delta), steps, losses), share, user_shift = result, star[0], star[4]
+    width, n_up, most = private.shape[1], offsets[-1], 0
     for client in range(start, stop):
         most = max(most, offsets[client + 1] - offsets[client] + limits[client + 1] - limits[client])
     own, final = np.empty((most, width), np.float32), np.empty((most, width), np.float32)
-    less = np.empty(width, np.float32)
-    slopes, user, pull = np.empty(most, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    scales, edges, slopes = np.empty(most, np.float32), np.empty(most, np.float32), np.empty(most, np.float32)
+    user, pull = np.empty(width, np.float32), np.empty(width, np.float32)
     for client in range(start, stop):
-        low, negative = offsets[client], limits[client]
-        n_positives, n_negatives = offsets[client + 1] - low, limits[client + 1] - negative
-        n_rows = n_positives + n_negatives
-        slopes[:1] = _touch(labels, star, client)  # used, so that it is not left out
-        _load(labels, received, star, client, (own, final))
-        for number in range(n_steps):
-            _user(private, client, low, n_positives, star, own, user)
+        low, n_positives = offsets[client], offsets[client + 1] - offsets[client]
+        n_rows, beyond = n_positives + limits[client + 1] - limits[client], n_up + limits[client] - n_positives
+        _gather(labels, tables, star, (client, low, n_positives, n_rows, beyond), (own, final, delta, scales, edges))
+        for step in range(n_steps):
+            _user(share, private[client], user_shift, client, user)
+            for row in range(n_positives):
+                add_scaled(edges[row], own[row], user)
             for row in range(n_rows):
-                total = np.float32(0)
-                for column in range(width):
-                    total += user[column] * final[row, column]
-                slopes[row] = total
-            losses[client] = _ranking(loss, slopes, n_positives, n_rows, rates[3])
+                slopes[row] = inner(user, final[row])
+            losses[client] = _ranking(loss, slopes, n_positives, n_rows, temperature)
             if l2:
-                losses[client] += np.float32(0.5) * l2 * _squares(private, client, own, n_rows)
+                losses[client] += np.float32(0.5) * l2 * _squares(private[client], own, n_rows)
             pull[:] = 0
             for row in range(n_rows):
-                for column in range(width):
-                    pull[column] += slopes[row] * final[row, column]
-            last = number + 1 == n_steps
+                add_scaled(slopes[row], final[row], pull)
             for row in range(n_rows):
-                positive, place = row < n_positives, negative + row - n_positives
-                scale = _scale(star, labels[2][low + row] if positive else labels[3][place])
-                edge = rate * star[2][low + row] if positive and star[2].size else np.float32(0)
-                slope, decay = rate * slopes[row] * scale, rate * l2
-                for column in range(width):
-                    less[column] = slope * user[column] + edge * pull[column] + decay * own[row, column]
-                _move(delta, low + row if positive else n_up + place, received[2], number == 0, less)
-                if not last:
-                    for column in range(width):
-                        own[row, column] -= less[column]
-                        final[row, column] -= scale * less[column]
+                number = row + (low if row < n_positives else beyond)
+                slope, edge = rate * scales[row] * slopes[row], rate * edges[row]
+                if step + 1 == n_steps:
+                    _last_step(user, slope, pull, edge, rate * l2, own[row], delta[number])
+                else:
+                    _step((slope, edge, rate * l2, scales[row]), user, pull, own[row], delta[number], final[row])
             for column in range(width):
-                pull[column] = star[0] * pull[column] + l2 * private[client, column]
-            _adam(pull, private, first, second, client, steps[client] + number + 1, rates[1])
+                pull[column] = share * pull[column] + l2 * private[client, column]
+            _adam(pull, private[client], first[client], second[client], steps[client] + step + 1, user_rate)
 
 
 @helper
-def _touch(labels, star, client):  # type: ignore[no-untyped-def]
-    """Read a number of each cache line of what is added to the client's items, as :func:`_touch_rows` does."""
-    total = np.float32(0)
-    for side in range(2 if star[5].shape[0] else 0):
-        limits, items = labels[side], labels[side + 2]
-        for place in range(limits[client], limits[client + 1]):
-            for column in range(0, star[5].shape[1], _LINE):
-                total += star[5][items[place], column]
-    return total
+def _gather(labels, tables, star, which, rows):  # type: ignore[no-untyped-def]
+    """Fill the first rows: a client's item rows as they begin, their final vectors, scales and edges; and the numbers
+    of ``delta`` with the offsets that they begin with."""
+    # Arrays are taken out of their tuples here: in a loop numba would count the references to each.
+    (_, _, items, places, groups), (table, others, begun) = labels, tables
+    _, every_scale, all_edges, all_scales, _, shift = star
+    (client, low, n_positives, n_rows, beyond), (own, final, delta, scales, edges) = which, rows
+    for row in range(n_rows):
+        number = row + (low if row < n_positives else beyond)
+        item, place = items[number], places[number]
+        if others.size:
+            _add(table[place], others[groups[client] * table.shape[0] + place], own[row])
+        else:
+            _scale(_ONE, table[place], own[row])
+        if begun.size:
+            add_scaled(_ONE, begun[number], own[row])
+            _scale(_ONE, begun[number], delta[number])
+        else:
+            _scale(_ZERO, own[row], delta[number])
+        scales[row] = all_scales[item] if all_scales.size else every_scale
+        edges[row] = all_edges[number] if row < n_positives and all_edges.size else _ZERO
+        if shift.size:
+            _scale_and_add(scales[row], own[row], shift[item], final[row])
+        else:
+            _scale(scales[row], own[row], final[row])
 
 
 @helper
-def _load(labels, received, star, client, tables):  # type: ignore[no-untyped-def]
-    """Fill the first rows of ``tables``: the client's item rows as they begin, their final vectors, and offsets."""
-    (offsets, limits, positives, negatives), (up, down, begun), row = labels, received, 0
-    for place in range(offsets[client], offsets[client + 1]):
-        _load_row(up, place, begun, place, star, positives[place], tables, row)
-        row += 1
-    for place in range(limits[client], limits[client + 1]):
-        _load_row(down, place, begun, up.shape[0] + place, star, negatives[place], tables, row)
-        row += 1
-
-
-@helper
-def _load_row(received, place, begun, number, star, item, tables, row):  # type: ignore[no-untyped-def]
-    (own, final), scale = tables, _scale(star, item)
-    if star[5].shape[0] and not begun.shape[0]:
-        for column in range(own.shape[1]):
-            own[row, column] = received[place, column]
-            final[row, column] = scale * received[place, column] + star[5][item, column]
-        return
-    for column in range(own.shape[1]):
-        own[row, column] = received[place, column]
-        final[row, column] = scale * received[place, column]
-    if begun.shape[0]:
-        for column in range(own.shape[1]):
-            own[row, column] += begun[number, column]
-            final[row, column] += scale * begun[number, column]
-    if star[5].shape[0]:
-        for column in range(own.shape[1]):
-            final[row, column] += star[5][item, column]
-
-
-@helper
-def _move(delta, place, begun, first, less):  # type: ignore[no-untyped-def]
-    """Subtract ``less`` from an item's offset; ``first`` says that no step was taken before."""
-    if first and not begun.shape[0]:
-        for column in range(less.size):
-            delta[place, column] = -less[column]
-    elif first:
-        for column in range(less.size):
-            delta[place, column] = begun[place, column] - less[column]
+def _user(share, private, shift, client, user):  # type: ignore[no-untyped-def]
+    """The user's final vector, without the part that its items add."""
+    if shift.size:
+        _scale_and_add(share, private, shift[client], user)
     else:
-        for column in range(less.size):
-            delta[place, column] -= less[column]
+        _scale(share, private, user)
 
 
-@helper
-def _scale(star, item):  # type: ignore[no-untyped-def]
-    return star[3][item] if star[3].size else star[1]
+@fast_helper
+def _add(one, other, out):  # type: ignore[no-untyped-def]
+    for column in range(out.size):
+        out[column] = one[column] + other[column]
 
 
-@helper
-def _user(private, client, low, n_positives, star, own, user):  # type: ignore[no-untyped-def]
-    """The user's final vector."""
-    for column in range(user.size):
-        user[column] = star[0] * private[client, column]
-    if star[2].size:
-        for row in range(n_positives):
-            edge = star[2][low + row]
-            for column in range(user.size):
-                user[column] += edge * own[row, column]
-    if star[4].shape[0]:
-        for column in range(user.size):
-            user[column] += star[4][client, column]
+@fast_helper
+def _scale(scale, values, out):  # type: ignore[no-untyped-def]
+    for column in range(out.size):
+        out[column] = scale * values[column]
+
+
+@fast_helper
+def _scale_and_add(scale, one, other, out):  # type: ignore[no-untyped-def]
+    for column in range(out.size):
+        out[column] = scale * one[column] + other[column]
+
+
+@fast_helper
+def _last_step(user, slope, pull, edge, decay, own, delta):  # type: ignore[no-untyped-def]
+    """Change the offset of an item row by the gradient ``slope user + edge pull + decay own``."""
+    for column in range(delta.size):
+        delta[column] -= slope * user[column] + edge * pull[column] + decay * own[column]
+
+
+@fast_helper
+def _step(factors, user, pull, own, delta, final):  # type: ignore[no-untyped-def]
+    """:func:`_last_step`, and the row and its final vector for the next step."""
+    slope, edge, decay, scale = factors
+    for column in range(delta.size):
+        less = slope * user[column] + edge * pull[column] + decay * own[column]
+        delta[column] -= less
+        own[column] -= less
+        final[column] -= scale * less
+
+
+@kernel("void(float32[:, ::1], int64[::1], float32[:, ::1], float32[:, ::1], int64, int64)")
+def keep_rows(kept: Any, sources: Any, before: Any, out: Any, start: int, stop: int) -> None:
+    """``out`` are the rows ``sources`` of ``kept``, and those of ``before`` where the source is -1."""
+    for row in range(start, stop):
+        if sources[row] >= 0:
+            _scale(_ONE, kept[sources[row]], out[row])
+        else:
+            _scale(_ONE, before[row], out[row])
 
 
 @helper
 def _ranking(loss, scores, n_positives, n_rows, temperature):  # type: ignore[no-untyped-def]
     """The ranking loss of a client, from the ``scores`` of its positives and then of its negatives. Its derivative by
     each score takes the score's place."""
-    total, n_negatives = np.float32(0), n_rows - n_positives
+    total, n_negatives = np.float64(0), n_rows - n_positives
     if n_negatives == 0:
         scores[:n_positives] = 0
     elif loss == 0:
+        product = np.float64(1)
         for row in range(n_positives):  # a negative that is used several times keeps its score until its last use
-            apart = scores[n_positives + row % n_negatives] - scores[row]
-            total += _softplus(apart)
-            scores[row] = -_sigmoid(apart)
+            slope, apart, factor = _logistic(scores[n_positives + row % n_negatives] - scores[row])
+            total, product = _add_log(total + apart, product * factor)
+            scores[row] = -slope
+        total += np.log(product)
         for row in range(n_negatives):
             slope = np.float32(0)
             for place in range(row, n_positives, n_negatives):
@@ -300,51 +305,55 @@ def _ranking(loss, scores, n_positives, n_rows, temperature):  # type: ignore[no
             scores[n_positives + row] = slope
     else:
         largest = np.max(scores[n_positives:n_rows]) / temperature
-        shared = np.float32(0)
+        shared, product = np.float32(0), np.float64(1)
         for row in range(n_positives, n_rows):
             scores[row] = np.exp(scores[row] / temperature - largest)
             shared += scores[row]
         level, all_slopes = largest + np.log(shared), np.float32(0)
         for row in range(n_positives):
-            apart = level - scores[row] / temperature
-            total += _softplus(apart)
-            scores[row] = -_sigmoid(apart) / temperature
+            slope, apart, factor = _logistic(level - scores[row] / temperature)
+            total, product = _add_log(total + apart, product * factor)
+            scores[row] = -slope / temperature
             all_slopes -= scores[row]
+        total += np.log(product)
         for row in range(n_positives, n_rows):
             scores[row] *= all_slopes / shared
-    return total
+    return np.float32(total)
 
 
 @helper
-def _squares(private, client, own, n_rows):  # type: ignore[no-untyped-def]
+def _logistic(x):  # type: ignore[no-untyped-def]
+    """``1 / (1 + exp(-x))``, and a and b with ``log(1 + exp(x)) = a + log(b)``."""
+    decayed = np.exp(-abs(x))
+    return (_ONE if x >= 0 else decayed) / (_ONE + decayed), max(x, _ZERO), np.float64(_ONE + decayed)
+
+
+@helper
+def _add_log(total, product):  # type: ignore[no-untyped-def]
+    """A sum of logarithms as a number and the logarithm of a ``product``, which is kept small: one logarithm is
+    computed for many factors."""
+    if product > 1e200:
+        return total + np.log(product), np.float64(1)
+    return total, product
+
+
+@helper
+def _squares(private, own, n_rows):  # type: ignore[no-untyped-def]
     """The squared norms of a client's parameters."""
-    total = np.float32(0)
-    for column in range(private.shape[1]):
-        total += private[client, column] * private[client, column]
+    total = inner(private, private)
     for row in range(n_rows):
-        for column in range(own.shape[1]):
-            total += own[row, column] * own[row, column]
+        total += inner(own[row], own[row])
     return total
 
 
-@helper
-def _softplus(x):  # type: ignore[no-untyped-def]
-    return max(x, np.float32(0)) + np.log1p(np.exp(-abs(x)))
-
-
-@helper
-def _sigmoid(x):  # type: ignore[no-untyped-def]
-    return _ONE / (_ONE + np.exp(-x))
-
-
-@helper
-def _adam(gradient, vectors, first, second, row, step, rate):  # type: ignore[no-untyped-def]
-    """One step of Adam (:func:`perfedrec.nn.optim.adam`) on a row, in place."""
+@fast_helper
+def _adam(gradient, vector, first, second, step, rate):  # type: ignore[no-untyped-def]
+    """One step of Adam (:func:`perfedrec.nn.optim.adam`) on a vector, in place."""
     scale1 = _ONE / (_ONE - np.float32(np.exp(step * np.log(0.9))))
     scale2 = _ONE / (_ONE - np.float32(np.exp(step * np.log(0.999))))
     for column in range(gradient.size):
         slope = gradient[column]
-        one = slope + _BETA1 * (first[row, column] - slope)
-        two = slope * slope + _BETA2 * (second[row, column] - slope * slope)
-        first[row, column], second[row, column] = one, two
-        vectors[row, column] -= rate * (one * scale1 / (np.sqrt(two * scale2) + _EPSILON))
+        one = slope + _BETA1 * (first[column] - slope)
+        two = slope * slope + _BETA2 * (second[column] - slope * slope)
+        first[column], second[column] = one, two
+        vector[column] -= rate * (one * scale1 / (np.sqrt(two * scale2) + _EPSILON))

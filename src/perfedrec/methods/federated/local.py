@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from perfedrec.core.compiled import spread, usable
 from perfedrec.core.errors import ConfigError
 from perfedrec.methods.federated.settings import ClientSettings, LocalSettings
 from perfedrec.methods.federated.state import ClientState
+from perfedrec.methods.federated.tables import Received
 from perfedrec.nn.optim import adam
 from perfedrec.nn.propagation import Star
 from perfedrec.privacy.labels import Labels
@@ -59,10 +60,11 @@ are not reported."""
 class LocalTask:
     """The local training of a block of B clients in one round.
 
-    ``labels`` are the items that they train on, ``start`` the parameters at the start; ``begun`` [P + N, d] are offsets
-    that the clients add to their item rows before the first step, ``None`` for zeros. ``client_state`` holds Adam's
-    moments. ``star`` is the propagation of the block, ``None`` for a method without one. ``client`` are the settings of
-    local training: learning rates, the number of steps, the loss with its options.
+    ``labels`` are the items that they train on; ``received`` their rows, those of positives before those of negatives;
+    ``private`` [B, p] and ``dense`` [B, D] the other parameters at the start; ``begun`` [P + N, d] are offsets that the
+    clients add to their item rows before the first step, ``None`` for zeros. ``client_state`` holds Adam's moments.
+    ``star`` is the propagation of the block, ``None`` for a method without one. ``client`` are the settings of local
+    training: learning rates, the number of steps, the loss with its options.
 
     ``objective`` computes the loss and, where there is one (``penalised``), the penalty. ``loss`` names it for an
     implementation with gradients of its own, which must refuse what it does not know: "bpr" pairs a client's positives
@@ -72,7 +74,9 @@ class LocalTask:
     """
 
     labels: Labels
-    start: Parameters
+    received: Received
+    private: Tensor
+    dense: Tensor | None
     begun: Tensor | None
     client_state: ClientState
     objective: Objective
@@ -80,6 +84,12 @@ class LocalTask:
     penalised: bool
     star: Star | None
     client: ClientSettings | LocalSettings
+
+    @cached_property
+    def start(self) -> Parameters:
+        """The parameters at the start. The item rows are fetched for it."""
+        rows, n_positives = self.received.rows, self.labels.rows.items.numel()
+        return Parameters(self.private, rows[:n_positives], rows[n_positives:], self.dense)
 
 
 @dataclass(frozen=True)
@@ -143,12 +153,12 @@ def steps(task: LocalTask) -> LocalResult:
 
     The kernel knows BPR and the sampled softmax on inner products, without a shared network and without penalties.
     """
-    start, clients, star, client = task.start, task.client_state, task.star, task.client
+    clients, star, client, tables = task.client_state, task.star, task.client, task.received.tables
     if not isinstance(client, ClientSettings) or client.similarity != "inner" or client.leave_one_out:
         return autograd_steps(task)
-    if task.loss not in ("bpr", "softmax") or task.penalised or start.dense is not None:
+    if task.loss not in ("bpr", "softmax") or task.penalised or task.dense is not None:
         return autograd_steps(task)
-    numbers = [start.private, start.positives, start.negatives, clients.first, clients.second, task.begun]
+    numbers = [task.private, tables.items, tables.offsets, clients.first, clients.second, task.begun]
     if star is not None:
         scale = star.scale if isinstance(star.scale, Tensor) else None
         numbers += [star.edge, star.user_shift, star.shift, scale]
@@ -160,27 +170,45 @@ def _compiled_steps(task: LocalTask, client: ClientSettings) -> LocalResult:
     """See :func:`perfedrec.methods.federated.kernels.local_steps`."""
     from perfedrec.methods.federated import kernels
 
-    start, clients, labels, star = task.start, task.client_state, task.labels, task.star
-    rows, none = labels.rows, start.private[:0]
-    private, first, second = start.private.clone(), clients.first.clone(), clients.second.clone()
-    n_rows, width = start.positives.shape[0] + start.negatives.shape[0], start.positives.shape[1]
-    delta, begun = torch.empty(n_rows, width), none if task.begun is None else task.begun
-    loss, limits = torch.zeros(rows.n_users), torch.zeros_like(rows.offsets)
+    clients, labels, star, received = task.client_state, task.labels, task.star, task.received
+    rows, tables, none = labels.rows, received.tables, task.private[:0]
+    private, first, second = task.private.clone(), clients.first.clone(), clients.second.clone()
+    n_rows, width = received.items.numel(), tables.items.shape[1]
+    delta, loss, limits = torch.empty(n_rows, width), torch.empty(rows.n_users), torch.zeros_like(rows.offsets)
     torch.cumsum(torch.bincount(labels.owners, minlength=rows.n_users), 0, out=limits[1:])
     star = Star(1.0, none[:, 0]) if star is None else star
     scale, scales = (1.0, star.scale) if isinstance(star.scale, Tensor) else (star.scale, none)
-    user_shift, shift = (none if each is None else each for each in (star.user_shift, star.shift))
+    offsets, begun, user_shift, shift = (
+        none if each is None else each for each in (tables.offsets, task.begun, star.user_shift, star.shift)
+    )
     rates = (client.learning_rate, client.user_learning_rate, client.l2, client.temperature)
+    whole = (rows.offsets, limits, received.items, received.places, received.groups)
     work = partial(
         kernels.local_steps,
-        tuple(each.numpy() for each in (rows.offsets, limits, rows.items, labels.negatives)),
-        (start.positives.numpy(), start.negatives.numpy(), begun.numpy()),
+        tuple(each.numpy() for each in whole),
+        (tables.items.numpy(), offsets.numpy(), begun.numpy()),
         (star.own, scale, star.edge.numpy(), scales.reshape(-1).numpy(), user_shift.numpy(), shift.numpy()),
         (kernels.LOSSES[client.loss], client.local_steps, rates),
         (tuple(each.numpy() for each in (private, first, second, delta)), clients.steps.numpy(), loss.numpy()),
     )
     spread(work, rows.n_users, n_rows)
     return LocalResult(private, first, second, clients.steps + client.local_steps, delta, None, loss)
+
+
+def own_rows(kept: Tensor, positions: Tensor, before: Tensor) -> Tensor:
+    """[R, d] the clients' own rows. Those at ``positions`` [P] (-1 for decoys) are the first rows of ``kept`` [T, d],
+    and the others, which are masked, are as ``before`` [R, d]."""
+    sources = positions.new_full((before.shape[0] + 1,), -1)
+    sources[positions] = torch.arange(positions.numel(), device=positions.device)  # decoys end up in the last place
+    if kept.dtype == before.dtype == torch.float32 and usable(kept, before):
+        from perfedrec.methods.federated import kernels
+
+        rows = torch.empty_like(before)
+        arrays = (each.numpy() for each in (kept, sources, before, rows))
+        spread(partial(kernels.keep_rows, *arrays), before.shape[0], before.shape[0])
+        return rows
+    trained = (sources[:-1] >= 0).nonzero().squeeze(1)
+    return before.index_copy(0, trained, kept.index_select(0, sources[trained]))
 
 
 def checked(result: object, task: LocalTask, steps: str) -> LocalResult:
@@ -190,15 +218,14 @@ def checked(result: object, task: LocalTask, steps: str) -> LocalResult:
     """
     if not isinstance(result, LocalResult):
         raise ConfigError(f"{steps} returned {type(result).__name__}; expected a LocalResult")
-    start, clients = task.start, task.client_state
-    rows = start.positives.shape[0] + start.negatives.shape[0]
+    clients, table = task.client_state, task.received.tables.items
     wanted = {
-        "private": start.private,
+        "private": task.private,
         "first": clients.first,
         "second": clients.second,
         "steps": clients.steps,
-        "delta": start.positives.new_empty(1, start.positives.shape[1]).expand(rows, -1),
-        "dense": start.dense,
+        "delta": table.new_empty(1, table.shape[1]).expand(task.received.items.numel(), -1),
+        "dense": task.dense,
         "loss": clients.loss,
     }
     for name in (field.name for field in fields(LocalResult)):

@@ -49,7 +49,6 @@ from perfedrec.methods.federated.state import (
     PerFedRecState,
     Service,
 )
-from perfedrec.methods.federated.tables import cluster_rows
 from perfedrec.nn.propagation import edge_weights
 from perfedrec.nn.segments import segment_sum
 from perfedrec.privacy.labels import Labels
@@ -361,11 +360,6 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     def clustering(self, broadcast: PerFedRecBroadcast) -> Tensor | None:
         return broadcast.centroids if broadcast.cluster_stats else None
-
-    def table_rows(self, broadcast: PerFedRecBroadcast, items: Tensor, segments: Tensor) -> Tensor:
-        if broadcast.offsets is None:
-            return super().table_rows(broadcast, items, segments)
-        return cluster_rows(broadcast.items, broadcast.offsets, items, broadcast.groups[segments])
 
     def item_attributes(self, broadcast: PerFedRecBroadcast) -> Tensor | None:
         return broadcast.item_attributes

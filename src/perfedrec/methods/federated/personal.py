@@ -83,10 +83,10 @@ class Mixture:
         def global_rows(which: Tensor, groups: Tensor) -> Tensor:
             return broadcast.items.index_select(0, which)
 
-        cluster = broadcast.table_rows(rows.items, broadcast.groups[rows.segments])
+        cluster = broadcast.tables.rows(rows.items, broadcast.groups[rows.segments])
         self.parts = {
-            "local": part(cluster + fine_tuned, broadcast.table_rows),
-            "cluster": part(cluster, broadcast.table_rows),
+            "local": part(cluster + fine_tuned, broadcast.tables.rows),
+            "cluster": part(cluster, broadcast.tables.rows),
             "global": part(global_rows(rows.items, rows.segments), global_rows),
         }
         if broadcast.pretrained is not None:

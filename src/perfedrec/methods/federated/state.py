@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from perfedrec.methods.federated.tables import Average, Moments
+from perfedrec.methods.federated.tables import Average, Moments, Tables
 from perfedrec.nn.propagation import Bipartite
 
 
@@ -59,6 +59,11 @@ class Broadcast:
     degrees: Tensor | None = None
     probe: Tensor | None = None
     basis: Tensor | None = None
+
+    @property
+    def tables(self) -> Tables:
+        """The item tables of which clients train their rows."""
+        return Tables(self.items)
 
     def download_bytes(self, together: bool = False) -> int:
         """Bytes that one client receives, or a node for all its users ``together``: here both are the same."""
@@ -227,6 +232,10 @@ class PerFedRecBroadcast(GraphBroadcast):
     centroids: Tensor | None = None
     cluster_stats: bool = field(default=False, metadata={"was": "tally"})
 
+    @property
+    def tables(self) -> Tables:
+        return Tables(self.items, self.offsets)
+
     def download_bytes(self, together: bool = False) -> int:
         """The bytes of whole tables; those of all clusters if nobody may know which cluster a client has."""
         shared = (self.item_attributes, self.pretrained, self.low_rank)
@@ -239,13 +248,6 @@ class PerFedRecBroadcast(GraphBroadcast):
         elif self.offsets is not None:
             size += 4 * self.items.numel() * (self.groups.unique().numel() if together else 1)
         return size
-
-    def table_rows(self, items: Tensor, groups: Tensor) -> Tensor:
-        """[T, d] the rows of ``items`` [T] in the models of the clusters ``groups`` [T]."""
-        rows = self.items.index_select(0, items)
-        if self.offsets is None:
-            return rows
-        return rows.add_(self.offsets.index_select(0, groups * self.items.shape[0] + items))
 
 
 @dataclass(frozen=True, kw_only=True)

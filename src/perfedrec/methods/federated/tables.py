@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -55,17 +55,45 @@ class Average:
         return copy.values
 
 
-def cluster_rows(table: Tensor, offsets: Tensor, items: Tensor, groups: Tensor) -> Tensor:
-    """[T, d] the rows of ``items`` [T] in a ``table`` [m, d], plus those in the ``offsets`` [K m, d] of their
-    ``groups`` [T]."""
-    if table.dtype != torch.float32 or not usable(table, offsets, items, groups):
-        return table.index_select(0, items).add_(offsets.index_select(0, groups * table.shape[0] + items))
-    from perfedrec.methods.federated import kernels
+@dataclass(frozen=True)
+class Tables:
+    """The item tables that clients receive: ``items`` [m, d], and a table of each group in ``offsets`` [K m, d], as
+    differences from it; ``None`` where there are no groups."""
 
-    rows = table.new_empty(items.numel(), table.shape[1])
-    given = (each.numpy() for each in (table, offsets, items, groups, rows))
-    spread(partial(kernels.gather, *given), items.numel(), items.numel())
-    return rows
+    items: Tensor
+    offsets: Tensor | None = None
+
+    def rows(self, items: Tensor, groups: Tensor) -> Tensor:
+        """[T, d] the rows of ``items`` [T] in the tables of ``groups`` [T]."""
+        table, offsets = self.items, self.offsets
+        if offsets is None:
+            return table.index_select(0, items)
+        if table.dtype != torch.float32 or not usable(table, offsets, items, groups):
+            return table.index_select(0, items).add_(offsets.index_select(0, groups * table.shape[0] + items))
+        from perfedrec.methods.federated import kernels
+
+        rows = table.new_empty(items.numel(), table.shape[1])
+        given = (each.numpy() for each in (table, offsets, items, groups, rows))
+        spread(partial(kernels.gather, *given), items.numel(), items.numel())
+        return rows
+
+
+@dataclass(frozen=True)
+class Received:
+    """The rows of ``items`` [T] that the clients ``segments`` [T], who are in the ``groups`` [B], have from ``tables``,
+    where they are at ``places`` [T]. They are fetched when they are asked for: a kernel that trains on them takes them
+    from the tables."""
+
+    tables: Tables
+    groups: Tensor
+    items: Tensor
+    segments: Tensor
+    places: Tensor
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """[T, d]"""
+        return self.tables.rows(self.places, self.groups[self.segments])
 
 
 def means(aggregate: Aggregate, weights: Tensor) -> Tensor:
