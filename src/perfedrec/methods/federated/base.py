@@ -138,7 +138,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
 
     def table_rows(self, broadcast: B, items: Tensor, segments: Tensor) -> Tensor:
         """[T, d] the rows of ``items`` [T] from which the clients ``segments`` [T] start."""
-        return broadcast.tables.rows(items, broadcast.groups[segments])
+        return Received(broadcast.tables, broadcast.groups, items, segments, items).rows
 
     def star(self, broadcast: B, rows: Rows) -> Star | None:
         """The propagation on the clients' star graphs; ``None`` for a method without propagation."""

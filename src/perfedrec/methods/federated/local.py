@@ -182,7 +182,8 @@ def _compiled_steps(task: LocalTask, client: ClientSettings) -> LocalResult:
         none if each is None else each for each in (tables.offsets, task.begun, star.user_shift, star.shift)
     )
     rates = (client.learning_rate, client.user_learning_rate, client.l2, client.temperature)
-    whole = (rows.offsets, limits, received.items, received.places, received.groups)
+    groups = limits[:0] if received.groups is None else received.groups
+    whole = (rows.offsets, limits, received.items, received.places, groups)
     work = partial(
         kernels.local_steps,
         tuple(each.numpy() for each in whole),

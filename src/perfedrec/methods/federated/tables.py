@@ -63,10 +63,11 @@ class Tables:
     items: Tensor
     offsets: Tensor | None = None
 
-    def rows(self, items: Tensor, groups: Tensor) -> Tensor:
-        """[T, d] the rows of ``items`` [T] in the tables of ``groups`` [T]."""
+    def rows(self, items: Tensor, groups: Tensor | None) -> Tensor:
+        """[T, d] the rows of ``items`` [T] in the tables of ``groups`` [T], which need not be given where there are
+        none."""
         table, offsets = self.items, self.offsets
-        if offsets is None:
+        if offsets is None or groups is None:
             return table.index_select(0, items)
         if table.dtype != torch.float32 or not usable(table, offsets, items, groups):
             return table.index_select(0, items).add_(offsets.index_select(0, groups * table.shape[0] + items))
@@ -80,12 +81,12 @@ class Tables:
 
 @dataclass(frozen=True)
 class Received:
-    """The rows of ``items`` [T] that the clients ``segments`` [T], who are in the ``groups`` [B], have from ``tables``,
-    where they are at ``places`` [T]. They are fetched when they are asked for: a kernel that trains on them takes them
-    from the tables."""
+    """The rows of ``items`` [T] that the clients ``segments`` [T] have from ``tables``, where they are at ``places``
+    [T]; ``groups`` [B] are the clients' groups. The rows are fetched when they are asked for: a kernel that trains on
+    them takes them from the tables."""
 
     tables: Tables
-    groups: Tensor
+    groups: Tensor | None
     items: Tensor
     segments: Tensor
     places: Tensor
@@ -93,7 +94,7 @@ class Received:
     @cached_property
     def rows(self) -> Tensor:
         """[T, d]"""
-        return self.tables.rows(self.places, self.groups[self.segments])
+        return self.tables.rows(self.places, None if self.groups is None else self.groups[self.segments])
 
 
 def means(aggregate: Aggregate, weights: Tensor) -> Tensor:
