@@ -62,8 +62,6 @@ def sparse(size: int, what: str) -> mmap.mmap:
             memory = mmap.mmap(file.fileno(), size)
         except OSError as error:
             raise _no_room(f"{what} of {size / 1e9:.0f} GB, of which only a part is written", error) from None
-    if hasattr(mmap, "MADV_RANDOM"):
-        memory.madvise(mmap.MADV_RANDOM)  # else a page that is needed would bring its neighbours along
     return memory
 
 

@@ -10,14 +10,14 @@ from typing import Any, Generic, Protocol, cast
 import torch
 from torch import Tensor
 
-from perfedrec.core import mapped
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import old_names
 from perfedrec.core.types import Rows, block_rows
+from perfedrec.runtimes.columns import Columns
 
-LAZY_FROM = 1 << 30
+LAZY_FROM = 1 << 28
 """Bytes of client states from which they are made one by one, when their users first change them. Below, all are made
 at the start, so that rounds need not make them."""
 
@@ -77,7 +77,7 @@ class Population(Generic[C]):
         self._algorithm, self._key = algorithm, Key(seed).fold("memory")
         first, _ = self._rows_at(torch.arange(min(self.n_users, 1), device=self.offsets.device))
         self._like = algorithm.init_clients(first, self._key)
-        sizes = [prod(self._shape(name)) * getattr(self._like, name).element_size() for name, _ in self._layout()]
+        sizes = [prod(self._shape(name)) * getattr(self._like, name).element_size() for name in self._layout()]
         if sum(sizes) < LAZY_FROM:
             self.client_state = algorithm.init_clients(self.rows(self.everyone())[0], self._key)
         else:
@@ -94,18 +94,12 @@ class Population(Generic[C]):
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """The shape of the array of a field."""
-        size = self.items.numel() if dict(self._layout())[name] else self.n_users
+        size = self.items.numel() if self._layout()[name] else self.n_users
         return (size, *getattr(self._like, name).shape[1:])
 
     def _create(self) -> None:
-        """Room for all users' states, none of which is written."""
-        self._is_mapped = self.offsets.device.type == "cpu"
-        self._arrays: dict[str, Tensor] = {}
-        self._written: dict[str, Tensor] = {}
-        for name, _ in self._layout():
-            like = getattr(self._like, name)
-            self._arrays[name] = _zeros(self._shape(name), like)
-            self._written[name] = torch.zeros(self.n_users, dtype=torch.bool, device=like.device)
+        """Columns in which nothing is written."""
+        self._columns = Columns(self._fields(self._like), self._layout(), self.offsets)
 
     def with_client_states(self, stored: Mapping[str, Tensor]) -> Population[C]:
         """The same users with the client states that :meth:`stored` returned."""
@@ -117,15 +111,11 @@ class Population(Generic[C]):
     def stored(self) -> dict[str, Tensor]:
         """What was written of the client states: for each field its values, user by user, and the users [k] (see
         :data:`USERS_OF`) where they are not all. It may share memory with the population."""
-        found = {}
-        for name, per_row in self._layout():
-            written = self._written[name]
-            if bool(written.all()):
-                found[name] = self._arrays[name]
-            elif bool(written.any()):
-                users = written.nonzero().squeeze(1)
-                places = self._rows_at(users)[1] if per_row else users
-                found[name], found[USERS_OF + name] = self._arrays[name].index_select(0, places), users
+        found: dict[str, Tensor] = {}
+        for name, column in self._columns.fields.items():
+            if column.taken:
+                values, users = column.stored()
+                found |= {name: values} if users is None else {name: values, USERS_OF + name: users}
         return found
 
     def restore(self, stored: Mapping[str, Tensor]) -> None:
@@ -135,76 +125,67 @@ class Population(Generic[C]):
         """
         self._create()
         before = {new: old for old, new in old_names(type(cast(Any, self._like))).items()}
-        for name, per_row in self._layout():
+        everyone = torch.arange(self.n_users, device=self.offsets.device)
+        for name, column in self._columns.fields.items():
             values = stored.get(name, stored.get(before.get(name, name)))
             if values is None:
                 continue
-            array, users = self._arrays[name], stored.get(USERS_OF + name)
-            users = torch.arange(self.n_users) if users is None else users
-            users = users.to(array.device)
-            places = self._rows_at(users)[1] if per_row else users
-            if values.shape != (places.numel(), *array.shape[1:]) or values.dtype != array.dtype:
+            users = stored.get(USERS_OF + name, everyone).to(everyone.device)
+            size = users.numel() if column.starts is None else self.n_rows(users)
+            expected = [size, *column.values.shape[1:]]
+            if list(values.shape) != expected or values.dtype != column.values.dtype:
                 raise CheckpointError(
                     f"the stored client states have {name} of {list(values.shape)}, {values.dtype}; expected "
-                    f"{[places.numel(), *array.shape[1:]]}, {array.dtype}"
+                    f"{expected}, {column.values.dtype}"
                 )
-            array.index_copy_(0, places, values.to(array.device))
-            self._written[name][users] = True
+            places = self._columns.take(name, users, self._columns.places(users)[name])
+            column.put(places, values.to(everyone.device))
 
     def load_client_states(self, users: Tensor, positions: Tensor) -> C:
         """The client states of ``users`` [B], as a record."""
-        first, parts = None, {}
-        for name, per_row in self._layout():
-            places, known = positions if per_row else users, self._written[name][users]
+        first, parts, found = None, {}, self._columns.places(users)
+        for name, column in self._columns.fields.items():
+            places = found[name]
+            known = places >= 0
             if bool(known.all()):
-                parts[name] = self._arrays[name].index_select(0, places)
+                parts[name] = column.get(places)
                 continue
             if first is None:
                 first = self._algorithm.init_clients(self._rows_at(users)[0], self._key)
             parts[name] = value = getattr(first, name).clone()  # which counts the changes in place from 0
             if bool(known.any()):
-                if per_row:
-                    known = torch.repeat_interleave(known, self.offsets[users + 1] - self.offsets[users])
-                here = known.nonzero().squeeze(1)
-                parts[name] = value.index_copy(0, here, self._arrays[name].index_select(0, places[here]))
+                here = known
+                if column.starts is not None:
+                    here = torch.repeat_interleave(known, self.offsets[users + 1] - self.offsets[users])
+                parts[name] = value.index_copy(0, here.nonzero().squeeze(1), column.get(places[known]))
         return cast(C, replace(cast(Any, self._like), **parts))
 
     def save_client_states(self, users: Tensor, positions: Tensor, client_state: C, before: C | None = None) -> None:
-        """Store the client states of ``users`` [B], but for the fields that are the very tensors of ``before``."""
-        for name, per_row in self._layout():
+        """Store the client states of ``users`` [B]. Fields that are the very tensors of the state ``before`` need not
+        be stored."""
+        found = self._columns.places(users)
+        for name, column in self._columns.fields.items():
             value = getattr(client_state, name)
             if before is None or value is not getattr(before, name) or value._version:  # changed in place
-                if self._is_mapped:
-                    mapped.check_room(2 * value.numel() * value.element_size(), "client states")
-                self._arrays[name].index_copy_(0, positions if per_row else users, value)
-                self._written[name][users] = True
+                column.put(self._columns.take(name, users, found[name]), value)
 
     @property
     def client_state(self) -> C:
         """The client states of all users, which are written with that. Tests and small data alone have use for it."""
-        places = torch.arange(self.n_users, device=self.offsets.device)
-        positions = torch.arange(self.items.numel(), device=places.device)
-        if not all(bool(each.all()) for each in self._written.values()):
-            Population.save_client_states(
-                self, places, positions, Population.load_client_states(self, places, positions)
-            )
-        return cast(C, replace(cast(Any, self._like), **self._arrays))
+        everyone = torch.arange(self.n_users, device=self.offsets.device)
+        if any(column.stored()[0] is not column.values for column in self._columns.fields.values()):
+            self.client_state = Population.load_client_states(self, everyone, everyone)
+        parts = {name: column.values for name, column in self._columns.fields.items()}
+        return cast(C, replace(cast(Any, self._like), **parts))
 
     @client_state.setter
     def client_state(self, record: C) -> None:
-        self._like, self._is_mapped = record, False
-        self._arrays = {name: getattr(record, name) for name, _ in self._layout()}
-        everyone = torch.ones(self.n_users, dtype=torch.bool, device=self.offsets.device)
-        self._written = {name: everyone.clone() for name in self._arrays}
+        self._like = record
+        self._columns = Columns(self._fields(record), self._layout(), self.offsets, whole=True)
 
-    def _layout(self) -> list[tuple[str, bool]]:
+    def _fields(self, record: C) -> dict[str, Tensor]:
+        return {name: getattr(record, name) for name in self._layout()}
+
+    def _layout(self) -> dict[str, bool]:
         """Each field of the client state, and whether it has one row per interaction."""
-        return [(field.name, field.metadata.get("per") == "row") for field in fields(cast(Any, self._like))]
-
-
-def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros of the type of ``like``. Many of them are a file, which takes disk only where it is written."""
-    kind, size = like.dtype, prod(shape) * like.element_size()
-    if like.device.type != "cpu" or size <= mapped.IN_MEMORY:
-        return torch.zeros(shape, dtype=kind, device=like.device)
-    return torch.frombuffer(mapped.sparse(size, "client states"), dtype=kind).view(shape)
+        return {field.name: field.metadata.get("per") == "row" for field in fields(cast(Any, self._like))}
