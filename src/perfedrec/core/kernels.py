@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 from perfedrec.core.aggregate import FIXED_POINT
-from perfedrec.core.compiled import helper, kernel
+from perfedrec.core.compiled import fast_helper, helper, kernel
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -19,6 +22,31 @@ _U30, _U27, _U31, _U32, _U33 = (np.uint64(each) for each in (30, 27, 31, 32, 33)
 _ROOT = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
 _SIGN, _MANTISSA = np.uint32(1 << 31), np.uint32(0x7FFFFF)
 _FIXED = np.float64(FIXED_POINT)
+_LINE = 16  # numbers that the processor loads at once
+
+
+@intrinsic
+def load(context, values, place):  # type: ignore[no-untyped-def]
+    """Ask the processor to load the number at a ``place`` of an array, counted in its flat form, without waiting."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), cgutils.voidptr_t)
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [pointer, word(0), word(3), word(1)])  # for reading, to stay, data
+        return context.get_dummy_value()
+
+    return types.void(values, types.int64), generate
+
+
+@helper
+def prefetch(table, row):  # type: ignore[no-untyped-def]
+    """Ask for a row of a float32 table with numbers in sequence."""
+    width = table.size // table.shape[0]
+    for place in range(row * width, (row + 1) * width, _LINE):
+        load(table, place)
 
 
 @helper
@@ -103,14 +131,18 @@ def add_fixed(values: Any, weights: Any, places: Any, sums: Any, start: int, sto
     fixed point, to the rows ``places`` of ``sums``. Returns the sum of squares of what was added."""
     total = 0.0
     for row in range(places.size):
-        factor, place = np.float64(weights[row]) * _FIXED, places[row]
-        squares = 0.0
-        for column in range(start, stop):
-            whole = np.rint(np.float64(values[row, column]) * factor)
-            squares += whole * whole
-            sums[place, column] += whole
-        total += squares
+        total += _add_fixed(values[row, start:stop], np.float64(weights[row]) * _FIXED, sums[places[row], start:stop])
     return total
+
+
+@fast_helper
+def _add_fixed(values, factor, sums):  # type: ignore[no-untyped-def]
+    squares = 0.0
+    for column in range(sums.size):
+        whole = np.rint(np.float64(values[column]) * factor)
+        squares += whole * whole
+        sums[column] += whole
+    return squares
 
 
 @kernel(

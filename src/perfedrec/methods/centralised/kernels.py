@@ -9,37 +9,19 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from perfedrec.core.compiled import helper, kernel
+from perfedrec.core.kernels import load
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 _AHEAD = 6  # rows; nearer ones arrive too late, and farther ones are pushed out of the cache again
 _LINE = 16  # numbers that the processor loads at once
 
 
-@intrinsic
-def _load(context, values, place):  # type: ignore[no-untyped-def]
-    """Ask the processor to load the number at a ``place`` of a flat array, without waiting for it."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), cgutils.voidptr_t)
-        word = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(prefetch, [pointer, word(0), word(3), word(1)])  # for reading, to stay, data
-        return context.get_dummy_value()
-
-    return types.void(values, types.int64), generate
-
-
 @helper
 def _load_row(flat, start, width):  # type: ignore[no-untyped-def]
     for place in range(start, start + width, _LINE):
-        _load(flat, place)
+        load(flat, place)
 
 
 @kernel("void(UniTuple(int64[::1], 4), int64, int64, int32[:, ::1], UniTuple(int32[::1], 3), int64[::1], int32[::1])")

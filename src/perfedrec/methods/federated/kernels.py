@@ -11,10 +11,11 @@ import numpy as np
 
 from perfedrec.core.aggregate import FIXED_POINT
 from perfedrec.core.compiled import fast_helper, helper, kernel
+from perfedrec.core.kernels import prefetch
 from perfedrec.nn.kernels import add_scaled, inner
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_BATCH, _LINE = 16, 16  # rows; numbers in a cache line
+_AHEAD = 8  # rows; nearer ones arrive too late
 _UNIT = np.float64(1 / FIXED_POINT)
 
 
@@ -63,76 +64,83 @@ def step_rows(
     (table, first, second, averages), (rows, limits, members, since) = tables, places
     (rate, beta1, beta2, epsilon), decay, played = options
     width = table.shape[1]
-    change = np.empty(width, np.float32)
-    total = np.empty(width, np.float64)
-    rest1, averaged = _ONE - beta1, averages.shape[0] > 0
+    total, change = np.empty(width, np.float64), np.empty(width, np.float32)
+    averaged, adaptive = averages.size > 0, first.size > 0
     for place in range(start, stop):
-        if (place - start) % _BATCH == 0:
-            change[0] = _touch_rows(tables, rows, place, min(place + _BATCH, stop))  # used, so that it is not left out
-        row, divisor, begin = rows[place], divisors[place], limits[place]
-        member = members[begin]
-        for column in range(width):
-            total[column] = sums[member, column]
-        for other in range(begin + 1, limits[place + 1]):
-            member = members[other]
-            for column in range(width):
-                total[column] += sums[member, column]
-        for column in range(width):
-            change[column] = np.float32(total[column] * _UNIT) / divisor
+        later = rows[min(place + _AHEAD, stop - 1)]
+        prefetch(table, later)
+        if adaptive:
+            prefetch(first, later)
+            prefetch(second, later)
         if averaged:
-            _average(table, averages, row, np.float32(decay ** np.float64(played - since[row])))
-            since[row] = played + 1
-        if rule == 0:
-            for column in range(width):
-                table[row, column] += change[column] * rate
+            prefetch(averages, later)
+        row, begin = rows[place], limits[place]
+        if limits[place + 1] - begin == 1:
+            _scale_down(sums[members[begin]], divisors[place], change)
         else:
-            for column in range(width):
-                first[row, column] += rest1 * (change[column] - first[row, column])
-            _second_moment(rule, second, row, change, beta2)
-            for column in range(width):
-                table[row, column] += first[row, column] / (np.sqrt(second[row, column]) + epsilon) * rate
+            total[:] = 0
+            for other in range(begin, limits[place + 1]):
+                _add_wide(sums[members[other]], total)
+            _scale_down(total, divisors[place], change)
         if averaged:
-            _average(table, averages, row, np.float32(decay))
+            _average(table[row], averages[row], np.float32(decay ** np.float64(played - since[row])))
+            since[row] = played + 1
+        if adaptive:
+            _first_moment(change, beta1, first[row])
+            _second_moment(rule, change, beta2, second[row])
+            _step_adaptively(first[row], second[row], epsilon, rate, table[row])
+        else:
+            add_scaled(rate, change, table[row])
+        if averaged:
+            _average(table[row], averages[row], np.float32(decay))
 
 
 @helper
-def _touch_rows(tables, rows, start, stop):  # type: ignore[no-untyped-def]
-    """Read a number of each cache line of some rows of all tables. All lines are then fetched at once, and not one
-    after the other when they are needed."""
-    total = np.float32(0)
-    for place in range(start, stop):
-        row = rows[place]
-        for column in range(0, tables[0].shape[1], _LINE):
-            total += tables[0][row, column]
-            if tables[1].shape[0]:
-                total += tables[1][row, column] + tables[2][row, column]
-            if tables[3].shape[0]:
-                total += tables[3][row, column]
-    return total
+def _add_wide(values, total):  # type: ignore[no-untyped-def]
+    for column in range(total.size):
+        total[column] += values[column]
 
 
 @helper
-def _average(table, averages, row, kept):  # type: ignore[no-untyped-def]
-    """Bring the average of a row to a time until which the row did not change."""
-    for column in range(table.shape[1]):
-        value = table[row, column]
-        averages[row, column] = value + kept * (averages[row, column] - value)
+def _scale_down(sums, divisor, change):  # type: ignore[no-untyped-def]
+    """The mean change from a row of sums in fixed point."""
+    for column in range(change.size):
+        change[column] = np.float32(sums[column] * _UNIT) / divisor
 
 
 @helper
-def _second_moment(rule, second, row, change, beta):  # type: ignore[no-untyped-def]
+def _average(values, average, kept):  # type: ignore[no-untyped-def]
+    """Bring the average of a row to a time until which its ``values`` did not change."""
+    for column in range(values.size):
+        average[column] = values[column] + kept * (average[column] - values[column])
+
+
+@helper
+def _first_moment(change, beta, first):  # type: ignore[no-untyped-def]
+    for column in range(change.size):
+        first[column] += (_ONE - beta) * (change[column] - first[column])
+
+
+@helper
+def _second_moment(rule, change, beta, second):  # type: ignore[no-untyped-def]
     """Update the second moment of a row: FedAdam, FedAdagrad or FedYogi."""
     rest = _ONE - beta
     if rule == 1:
         for column in range(change.size):
-            second[row, column] = second[row, column] * beta + rest * (change[column] * change[column])
+            second[column] = second[column] * beta + rest * (change[column] * change[column])
     elif rule == 2:
         for column in range(change.size):
-            second[row, column] += change[column] * change[column]
+            second[column] += change[column] * change[column]
     else:
         for column in range(change.size):
             square = change[column] * change[column]
-            second[row, column] -= rest * square * np.sign(second[row, column] - square)
+            second[column] -= rest * square * np.sign(second[column] - square)
+
+
+@helper
+def _step_adaptively(first, second, epsilon, rate, values):  # type: ignore[no-untyped-def]
+    for column in range(values.size):
+        values[column] += first[column] / (np.sqrt(second[column]) + epsilon) * rate
 
 
 LOSSES = {"bpr": 0, "softmax": 1}
@@ -212,6 +220,12 @@ def _gather(labels, tables, star, which, rows):  # type: ignore[no-untyped-def]
     for row in range(n_rows):
         number = row + (low if row < n_positives else beyond)
         item, place = items[number], places[number]
+        later = min(number + _AHEAD, items.size - 1)
+        prefetch(table, places[later])
+        if others.size:
+            prefetch(others, groups[client] * table.shape[0] + places[later])
+        if shift.size:
+            prefetch(shift, items[later])
         if others.size:
             _add(table[place], others[groups[client] * table.shape[0] + place], own[row])
         else:
