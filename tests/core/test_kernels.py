@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from perfedrec.core import compiled
 from perfedrec.core.aggregate import LARGEST, distinct, reduce
 from perfedrec.core.errors import DivergedError
-from perfedrec.core.keys import Key
+from perfedrec.core.keys import Key, fold_in, fold_rows
 from perfedrec.core.sampling import choose, draw_outside
-from perfedrec.core.types import Update, block_rows
+from perfedrec.core.types import Update, block_rows, ranges
 
 pytest.importorskip("numba")
 import_module("perfedrec.core.kernels")  # so that words are mixed by the kernel
@@ -48,6 +48,27 @@ def test_the_same_items_are_drawn(n_users: int, n_items: int, asked: int, seed: 
 
     for mine, theirs in zip(draw(), by_torch(draw), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@given(counts=st.lists(st.integers(0, 3), max_size=6), start=st.integers(0, 9))
+def test_the_same_ranges(counts: list[int], start: int) -> None:
+    starts = torch.arange(len(counts)) * 10 + start
+    mine = ranges(starts, torch.tensor(counts, dtype=torch.int64))
+    assert mine[2].tolist() == [10 * k + start + place for k, count in enumerate(counts) for place in range(count)]
+    assert mine[1].tolist() == [k for k, count in enumerate(counts) for _ in range(count)]
+    for one, other in zip(mine, by_torch(lambda: ranges(starts, torch.tensor(counts, dtype=torch.int64))), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("seed", [0, -3, 2**63 + 5])
+def test_the_same_keys(seed: int) -> None:
+    """With so many that the kernels are used."""
+    key, ids = Key(seed).fold("a"), torch.arange(1000).view(20, 50) * 7
+    assert torch.equal(key.spread(ids), by_torch(lambda: key.spread(ids)))
+    keys, segments, flat = key.spread(torch.arange(300)), torch.arange(1000) % 300, ids.flatten()
+    found = fold_rows(keys, segments, flat)
+    assert torch.equal(found, by_torch(lambda: fold_rows(keys, segments, flat)))
+    assert torch.equal(found, fold_in(keys[segments], flat))
 
 
 @given(

@@ -70,6 +70,30 @@ def fold_in(key, number):  # type: ignore[no-untyped-def]
     return mix(mix(number * _GOLDEN + np.uint64(1)) ^ key)
 
 
+@kernel("void(uint64, int64[::1], uint64[::1])")
+def spread(key: Any, ids: Any, keys: Any) -> None:
+    """Fill ``keys`` with those that follow from a key and the ``ids``."""
+    for place in range(ids.size):
+        keys[place] = fold_in(key, np.uint64(ids[place]))
+
+
+@kernel("void(uint64[::1], int64[::1], int64[::1], uint64[::1])")
+def fold_rows(keys: Any, segments: Any, ids: Any, out: Any) -> None:
+    """Fill ``out`` with the keys that follow from the ``keys`` of ``segments`` and the ``ids``."""
+    for row in range(ids.size):
+        out[row] = fold_in(keys[segments[row]], np.uint64(ids[row]))
+
+
+@kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
+def ranges(starts: Any, limits: Any, segments: Any, positions: Any) -> None:
+    """Fill the ``positions`` ``starts[k], starts[k] + 1, ...`` between ``limits[k]`` and ``limits[k + 1]``, and k into
+    the ``segments``."""
+    for segment in range(starts.size):
+        for place in range(limits[segment], limits[segment + 1]):
+            segments[place] = segment
+            positions[place] = starts[segment] + place - limits[segment]
+
+
 @helper
 def log_of_odd(odd):  # type: ignore[no-untyped-def]
     """``log(odd / 2^24)`` for an odd number below 2^24, to within two units in the last place of float32.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,20 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+def _loaded_kernels(words: Tensor) -> Any:
+    """The module of kernels if it pays for the ``words``, else ``None``. It is not loaded for them: a node that only
+    recommends shall answer at once."""
+    if words.numel() < _MANY or words.dtype != torch.int64 or not usable(words):
+        return None
+    return sys.modules.get("perfedrec.core.kernels")
+
+
 def _mix_(bits: Tensor) -> Tensor:
     """Mix int64 words in place."""
     if bits.device.type == "cpu" and bits.is_contiguous():
         flat = bits.numpy().reshape(-1).view(np.uint64)  # the same memory: numpy shifts and multiplies twice as fast
-        kernels = sys.modules.get("perfedrec.core.kernels") if flat.size >= _MANY and usable() else None
-        if kernels is not None:  # not loaded for this: a node that only recommends shall answer at once
+        kernels = _loaded_kernels(bits)
+        if kernels is not None:
             kernels.mix_words(flat)
             return bits
         scratch = np.empty(min(_CHUNK, flat.size), np.uint64)
@@ -69,6 +78,11 @@ class Key(WordKey):
 
     def spread(self, ids: Tensor) -> Tensor:
         """One key for each id (of a user or an item), as int64 of the shape of ``ids``."""
+        kernels = _loaded_kernels(ids)
+        if kernels is not None:
+            keys = torch.empty_like(ids)
+            kernels.spread(self.value & _MASK, ids.numpy().reshape(-1), keys.numpy().reshape(-1).view(np.uint64))
+            return keys
         return fold_in(torch.full((), _signed(self.value & _MASK), device=ids.device), ids)
 
 
@@ -80,6 +94,18 @@ def words_of(names: Iterable[str]) -> Tensor:
 def fold_in(keys: Tensor, ids: Tensor) -> Tensor:
     """One key for each pair of a key and an id, as int64; ``keys`` and ``ids`` are int64 and broadcast."""
     return _mix_(_mix_(ids * _signed(_GOLDEN) + 1) ^ keys)
+
+
+def fold_rows(keys: Tensor, segments: Tensor, ids: Tensor) -> Tensor:
+    """[T] one key for each row, from the key of its segment and its id: :func:`fold_in` of ``keys`` [B] at ``segments``
+    [T] and ``ids`` [T]."""
+    kernels = _loaded_kernels(ids) if usable(keys, segments) else None
+    if kernels is None:
+        return fold_in(keys[segments], ids)
+    folded = torch.empty_like(ids)
+    given = keys.numpy().view(np.uint64), segments.numpy(), ids.numpy()
+    kernels.fold_rows(*given, folded.numpy().view(np.uint64))
+    return folded
 
 
 def bits(keys: Tensor, n: int) -> Tensor:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from perfedrec.core.compiled import usable
+
 NEWCOMER = -1
 """Stands in place of a user number for a new user, whom the server does not know."""
 
@@ -188,10 +190,24 @@ def block_rows(offsets: Tensor, items: Tensor, users: Tensor, attributes: Tensor
 
     ``attributes`` [n, F] are those of all users.
     """
-    starts, counts = offsets[users], offsets[users + 1] - offsets[users]
-    limits = torch.zeros(users.numel() + 1, dtype=torch.int64, device=users.device)
-    torch.cumsum(counts, 0, out=limits[1:])
-    segments = torch.repeat_interleave(torch.arange(users.numel(), device=users.device), counts)
-    positions = torch.arange(segments.numel(), device=users.device) + (starts - limits[:-1])[segments]
+    starts = offsets[users]
+    limits, segments, positions = ranges(starts, offsets[users + 1] - starts)
     own = None if attributes is None else attributes[users]
     return Rows(users, limits, items[positions], segments, own), positions
+
+
+def ranges(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranges of numbers, one after the other: k from ``starts[k]`` on, ``counts[k]`` of them.
+
+    Returns ``limits`` [B + 1], where each begins and ends, ``segments`` [R], and the numbers [R].
+    """
+    limits = counts.new_zeros(counts.numel() + 1)
+    torch.cumsum(counts, 0, out=limits[1:])
+    if usable(starts, limits):
+        from perfedrec.core import kernels
+
+        segments, numbers = limits.new_empty(int(limits[-1])), limits.new_empty(int(limits[-1]))
+        kernels.ranges(*(each.numpy() for each in (starts, limits, segments, numbers)))
+        return limits, segments, numbers
+    segments = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
+    return limits, segments, torch.arange(segments.numel(), device=counts.device) + (starts - limits[:-1])[segments]

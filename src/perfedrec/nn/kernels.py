@@ -34,3 +34,12 @@ def weighted_sums(table: Any, offsets: Any, items: Any, weights: Any, sums: Any,
     for user in range(start, stop):
         for row in range(offsets[user], offsets[user + 1]):
             add_scaled(weights[row], table[items[row]], sums[user])
+
+
+@kernel("void(int64[::1], int64[::1], float32[::1], float32[::1])")
+def edge_weights(offsets: Any, items: Any, degrees: Any, weights: Any) -> None:
+    """Fill the ``weights`` of users' edges to their items."""
+    for user in range(offsets.size - 1):
+        count = np.float32(max(offsets[user + 1] - offsets[user], 1))
+        for row in range(offsets[user], offsets[user + 1]):
+            weights[row] = np.float32(1) / np.sqrt(count * max(degrees[items[row]], np.float32(1)))

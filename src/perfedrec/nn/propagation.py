@@ -77,6 +77,12 @@ class Star:
 
 def edge_weights(rows: Rows, item_degrees: Tensor) -> Tensor:
     """[R] LightGCN's ``c_ui = 1 / sqrt(|I_u| |N_i|)`` for the rows of a block."""
+    if item_degrees.dtype == torch.float32 and usable(rows.offsets, rows.items, item_degrees):
+        from perfedrec.nn import kernels
+
+        weights = item_degrees.new_empty(rows.items.numel())
+        kernels.edge_weights(*(each.numpy() for each in (rows.offsets, rows.items, item_degrees, weights)))
+        return weights
     counts = rows.counts.clamp(min=1).to(torch.float32)
     return (counts[rows.segments] * item_degrees[rows.items].clamp(min=1)).rsqrt()
 

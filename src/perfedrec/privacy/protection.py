@@ -18,7 +18,7 @@ from perfedrec.core.aggregate import DELTA_GRID, FIXED_POINT, Aggregate
 from perfedrec.core.algorithm import EVALUATE, TRAIN, Phase
 from perfedrec.core.compiled import spread, usable
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.keys import Key, fold_in, laplace
+from perfedrec.core.keys import Key, fold_in, fold_rows, laplace
 from perfedrec.core.types import Rows, Update
 from perfedrec.privacy.labels import Labels, label
 from perfedrec.privacy.ledger import Release
@@ -163,7 +163,7 @@ class Protection:
         if deltas is not None and update.segments is not None and update.items is not None:
             if phase.bound == "unit":
                 deltas = _stretched(deltas, update.segments, users.numel(), settings)
-            deltas = self.protect(deltas, fold_in(key.fold("noise").spread(users)[update.segments], update.items))
+            deltas = self.protect(deltas, fold_rows(key.fold("noise").spread(users), update.segments, update.items))
         if dense is not None:
             dense = self.protect(dense, key.fold("dense noise").spread(users))
         if reports is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core import mapped
+from perfedrec.core.types import ranges
 
 
 class Column:
@@ -47,10 +48,7 @@ class Column:
         if self.starts is None:
             return places
         starts = self.starts[places]
-        counts = self.starts[places + 1] - starts
-        limits = counts.cumsum(0) - counts
-        rows = torch.repeat_interleave(starts - limits, counts)
-        return rows.add_(torch.arange(rows.numel(), device=rows.device))
+        return ranges(starts, self.starts[places + 1] - starts)[2]
 
     def get(self, places: Tensor) -> Tensor:
         """The values of the users at ``places`` [B]."""

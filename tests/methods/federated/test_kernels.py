@@ -11,8 +11,10 @@ from torch import Tensor
 
 from perfedrec.core import compiled
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate
+from perfedrec.core.keys import Key
 from perfedrec.core.types import block_rows
 from perfedrec.methods.federated import local
+from perfedrec.methods.federated.cohort import select_proportional
 from perfedrec.methods.federated.local import LocalTask, Parameters, autograd_steps, own_rows
 from perfedrec.methods.federated.network import finish, ranking_loss
 from perfedrec.methods.federated.settings import ClientSettings, ServerSettings
@@ -78,6 +80,14 @@ def test_rows_of_several_tables(n: int, width: int, seed: int) -> None:
     rows = tables.rows(items, groups)
     assert torch.equal(rows, by_torch(lambda: tables.rows(items, groups)))
     assert torch.equal(rows, table[items] + offsets[groups * N_ITEMS + items])
+
+
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), n=st.integers(1, 60), seed=st.integers(0, 99))
+def test_the_same_cohort(sizes: list[int], n: int, seed: int) -> None:
+    """In both ways also where the draws of too few users are small."""
+    labels = torch.repeat_interleave(torch.tensor([*sizes, 1])).flip(0)
+    mine = select_proportional(labels, n, Key(seed))
+    assert torch.equal(mine, by_torch(lambda: select_proportional(labels, n, Key(seed))))
 
 
 def test_rows_of_a_basis_that_are_filled() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from perfedrec.core.compiled import usable
 from perfedrec.core.keys import Key, bits, uniform
 from perfedrec.core.sampling import choose
 from perfedrec.core.types import Rows
@@ -29,17 +30,32 @@ def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
     quotas = shares.floor().to(torch.int64)
     rest = min(n_clients, labels.numel()) - int(quotas.sum())
     quotas[(shares - quotas).argsort(descending=True, stable=True)[:rest]] += 1
-    users = torch.arange(labels.numel(), device=labels.device)
-    draws = bits(key.spread(users), 1).squeeze(1) & ((1 << 48) - 1)
     # Few users have a draw so small that they can be among the first of their cluster: only these are sorted.
     small = ((quotas + 8 * (quotas + 4).sqrt()) / sizes.clamp(min=1) * 2.0**48).to(torch.int64)
-    near = (draws < small[labels]).nonzero().squeeze(1)
+    draws, near = _first_draws(labels, small, key)
     found = torch.bincount(labels[near], minlength=sizes.numel())
     if bool((found < quotas).any()):
-        near, found = users, sizes
-    members = near[((labels[near] << 48) | draws[near]).argsort()]  # by cluster, in random order within each
+        draws, near = _first_draws(labels, torch.full_like(small, 1 << 48), key)
+        found = sizes
+    members = near[draws.argsort()]  # by cluster, in random order within each
     places = torch.arange(members.numel(), device=labels.device) - (found.cumsum(0) - found)[labels[members]]
     return members[places < quotas[labels[members]]]
+
+
+def _first_draws(labels: Tensor, small: Tensor, key: Key) -> tuple[Tensor, Tensor]:
+    """The users whose draw of 48 bits is less than what is ``small`` [K] in their cluster, ascending, and their draws
+    with the cluster in the bits above."""
+    if usable(labels, small):
+        from perfedrec.methods.federated import kernels
+
+        draws, near = torch.empty_like(labels), torch.empty_like(labels)
+        count = kernels.first_draws(
+            key.value & ((1 << 64) - 1), *(each.numpy() for each in (labels, small, draws, near))
+        )
+        return draws[:count], near[:count]
+    draws = bits(key.spread(torch.arange(labels.numel(), device=labels.device)), 1).squeeze(1) & ((1 << 48) - 1)
+    near = (draws < small[labels]).nonzero().squeeze(1)
+    return (labels[near] << 48) | draws[near], near
 
 
 def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key) -> tuple[Tensor, Tensor]:

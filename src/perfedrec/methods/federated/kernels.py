@@ -11,12 +11,14 @@ import numpy as np
 
 from perfedrec.core.aggregate import FIXED_POINT
 from perfedrec.core.compiled import fast_helper, helper, kernel
-from perfedrec.core.kernels import prefetch
+from perfedrec.core.kernels import fold_in, mix, prefetch
+from perfedrec.core.words import GOLDEN
 from perfedrec.nn.kernels import add_scaled, inner
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _AHEAD = 8  # rows; nearer ones arrive too late
 _UNIT = np.float64(1 / FIXED_POINT)
+_GOLDEN, _LOW = np.uint64(GOLDEN), np.uint64((1 << 48) - 1)
 
 
 @kernel("void(float32[:, ::1], float32[:, ::1], int64[::1], int64[::1], float32[:, ::1], int64, int64)")
@@ -28,6 +30,27 @@ def gather(table: Any, offsets: Any, items: Any, groups: Any, out: Any, start: i
         other = groups[row] * n_items + item
         for column in range(width):
             out[row, column] = table[item, column] + offsets[other, column]
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1])")
+def by_item(keys: Any, ends: Any, items: Any, limits: Any, members: Any) -> int:
+    """Sort the sums with the ``keys`` ``table * m + item`` by item: ``items`` are those that occur, ascending, and the
+    sums of the k-th are ``members[limits[k]:limits[k + 1]]``, by table. Returns how many occur. ``ends`` has m zeros,
+    and is used up."""
+    for place in range(keys.size):
+        ends[keys[place] % ends.size] += 1
+    count, total = 0, 0
+    for item in range(ends.size):
+        if ends[item]:
+            items[count], limits[count] = item, total
+            total, ends[item] = total + ends[item], total
+            count += 1
+    limits[count] = total
+    for place in range(keys.size):
+        item = keys[place] % ends.size
+        members[ends[item]] = place
+        ends[item] += 1
+    return count
 
 
 @kernel("void(int16[:, ::1], boolean[::1])")
@@ -286,6 +309,19 @@ def _step(factors, user, pull, own, delta, final):  # type: ignore[no-untyped-de
         delta[column] -= less
         own[column] -= less
         final[column] -= scale * less
+
+
+@kernel("int64(uint64, int64[::1], int64[::1], int64[::1], int64[::1])")
+def first_draws(key: Any, labels: Any, small: Any, draws: Any, users: Any) -> int:
+    """Find the users whose draw is below what is ``small`` in their cluster: fill their ``draws``, with the cluster in
+    the bits from 48 on, and the ``users``. Returns how many there are."""
+    count = 0
+    for user in range(labels.size):
+        draw = np.int64(mix(fold_in(key, np.uint64(user)) + _GOLDEN) & _LOW)
+        if draw < small[labels[user]]:
+            draws[count], users[count] = (labels[user] << 48) | draw, user
+            count += 1
+    return count
 
 
 @kernel("void(float32[:, ::1], int64[::1], float32[:, ::1], float32[:, ::1], int64, int64)")

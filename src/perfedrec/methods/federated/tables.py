@@ -125,11 +125,7 @@ def step(
     keys, n_items = aggregate.keys, aggregate.n_items
     several = bool(keys.numel()) and int(keys[-1]) >= n_items
     if _compiled(aggregate, table):
-        rows, members, limits = keys, torch.arange(keys.numel()), torch.arange(keys.numel() + 1)
-        if several:
-            rows, row = distinct(keys % n_items, n_items)
-            members, limits = row.argsort(stable=True), torch.zeros(rows.numel() + 1, dtype=torch.int64)
-            torch.cumsum(torch.bincount(row, minlength=rows.numel()), 0, out=limits[1:])
+        rows, limits, members = _by_item(keys, n_items) if several else _apart(keys)
         divisors = weight.to(torch.float32).expand(rows.numel()).contiguous()
         places = _Places(rows, limits, members, divisors)
         _compiled_step(settings, table, moments, places, aggregate.sums, 1.0, average, played)
@@ -158,9 +154,24 @@ def step_apart(
     if not _compiled(aggregate, tables):
         sparse_step(settings, tables, moments, keys, means(aggregate, weights), share)
         return
-    every = torch.arange(keys.numel() + 1)
     divisors = weights.to(torch.float32)[torch.div(keys, aggregate.n_items, rounding_mode="floor")]
-    _compiled_step(settings, tables, moments, _Places(keys, every, every[:-1], divisors), aggregate.sums, share)
+    _compiled_step(settings, tables, moments, _Places(*_apart(keys), divisors), aggregate.sums, share)
+
+
+def _apart(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, limits and members of :class:`_Places` where each of the ``keys`` [U] is a row with one sum."""
+    every = torch.arange(keys.numel() + 1)
+    return keys, every, every[:-1]
+
+
+def _by_item(keys: Tensor, n_items: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, limits and members of :class:`_Places` where the sums of an item over all tables belong together."""
+    from perfedrec.methods.federated import kernels
+
+    items, limits, members = torch.empty_like(keys), keys.new_empty(keys.numel() + 1), torch.empty_like(keys)
+    arrays = (each.numpy() for each in (keys, keys.new_zeros(n_items), items, limits, members))
+    count = kernels.by_item(*arrays)
+    return items[:count], limits[: count + 1], members
 
 
 def _compiled(aggregate: Aggregate, table: Tensor) -> bool:
