@@ -196,9 +196,9 @@ def reporter(quiet: bool, as_json: bool) -> Reporter:
     return progress.best_reporter()
 
 
-def print_data(dataset: Dataset, name: str | None = None) -> None:
+def print_data(dataset: Dataset, name: str | None = None, remarks: Sequence[str] = ()) -> None:
     """Print the sizes of a data set, how it was read and split, and what was left out of it, under its own name or
-    another ``name``."""
+    another ``name``; and further ``remarks``."""
     from perfedrec.data import counted
 
     train = dataset.train
@@ -206,7 +206,7 @@ def print_data(dataset: Dataset, name: str | None = None) -> None:
     sizes = f": {counted(train.n_users, 'user')}, {counted(train.n_items, 'item')}; interactions: "
     sizes += ", ".join(f"{part.n_interactions:,} {name}" for name, part in parts.items())
     console.print(Text.assemble((name or dataset.name, "bold"), sizes), soft_wrap=True)
-    for line in dataset.notes.lines():
+    for line in (*dataset.notes.lines(), *remarks):
         console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
 
 

@@ -226,13 +226,13 @@ def _play(
     from perfedrec.runs.folder import RunFolder
     from perfedrec.runs.training import train as run_training
 
-    config.build()
+    algorithm = config.build()
     config.check_here()
     if resume is None:
         RunFolder(output).check_free()
     dataset = open_data(config.data, config.attributes)
     if data:
-        print_data(dataset)
+        print_data(dataset, remarks=algorithm.remarks(dataset.n_users))
     words = ("train", "--resume", "--output", output, *again)
     with hint_to_resume(words, lambda: bool(folders(output / "checkpoints"))):
         return run_training(

@@ -167,6 +167,9 @@ class Algorithm(Protocol[S, B, C]):
     def finetune_rounds(self) -> int:
         """How many rounds of local training suit a new user, who was not in training."""
 
+    def remarks(self, n_users: int) -> list[str]:
+        """What is different in a run with this number of users, as sentences; empty where nothing is."""
+
     # --- the server ---
 
     def init(self, spec: Spec, key: Key) -> S:
@@ -272,6 +275,9 @@ class OneSetting(ABC, Generic[S, B, C]):
         own, inherited = vars(cls), cls.scoring
         if "scores" in own and "scoring" not in own and inherited is not OneSetting.scoring:  # its scores count
             cls.scoring = OneSetting.scoring  # type: ignore[method-assign]
+
+    def remarks(self, n_users: int) -> list[str]:
+        return []
 
     @property
     def n_choices(self) -> int:

@@ -14,8 +14,9 @@ class InferenceOptions:
     ``mixed``: whether personal models are mixed, with the first ``weights``, and exponents ``alpha`` and ``beta`` of
     the neighbourhood model; otherwise the vectors' products are the scores. ``encoder``: how vectors are propagated,
     over ``n_layers``; ``neighbours``: whether there are neighbour sums. ``chooses_cluster``: whether all users find
-    their cluster themselves. ``cosine``: whether scores are cosines. ``n_negatives``: those of the softmax loss,
-    ``None`` for BPR.
+    their cluster themselves; ``starts_itself``: whether a user without a first vector from the service makes it from
+    the items' vectors. ``cosine``: whether scores are cosines. ``n_negatives``: those of the softmax loss, ``None`` for
+    BPR.
     """
 
     mixed: bool
@@ -23,6 +24,7 @@ class InferenceOptions:
     n_layers: int
     neighbours: bool
     chooses_cluster: bool
+    starts_itself: bool
     cosine: bool
     embedding_dim: int
     init_scale: float

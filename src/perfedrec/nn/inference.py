@@ -181,10 +181,12 @@ class User:
     @property
     def private(self) -> Floats:
         """The vector from which a round starts. After spectral pre-training a new user, for whom the service has none,
-        keeps its own."""
+        keeps its own; where the service has none for anybody, users make it from their items."""
         start = self.received.get("start")
-        if start is None or self.client.steps > 0:
+        if self.client.steps > 0:
             return self.client.private
+        if start is None:
+            return (self.started() if self.model.options.starts_itself else self).client.private
         own = self.model.options.mixed and "user_init_scale" in self.model.scalars and not start[0].any()
         return self.client.private if own else start[0]
 

@@ -17,6 +17,7 @@ from perfedrec.core.settings import Settings
 from perfedrec.evaluation.holdout import SECTION, EvaluationSettings
 from perfedrec.evaluation.ranking import CUTOFFS
 from perfedrec.methods.centralised.method import Method
+from perfedrec.methods.federated.settings import PretrainingSettings
 from perfedrec.methods.registry import METHODS, AnyMethod, centralised, method, name_of
 from perfedrec.privacy.ledger import split_budget
 from perfedrec.privacy.noise import check_source
@@ -250,7 +251,12 @@ def without_new(tree: Mapping[str, Any]) -> dict[str, Any]:
     found, personal = dict(tree), tree.get("personal")
     pretraining = tree.get("pretraining")
     if isinstance(pretraining, Mapping) and pretraining.get("at") == "clients":
-        found["pretraining"] = {name: value for name, value in pretraining.items() if name != "at"}
+        pretraining = {name: value for name, value in pretraining.items() if name not in ("at", "clients")}
+    if isinstance(pretraining, Mapping):
+        usual = PretrainingSettings().clients
+        found["pretraining"] = {
+            name: value for name, value in pretraining.items() if (name, value) != ("clients", usual)
+        }
     if isinstance(personal, Mapping):
         found["personal"] = {name: value for name, value in personal.items() if value or name not in _NEW_PERSONAL}
         if not personal.get("neighbourhood"):

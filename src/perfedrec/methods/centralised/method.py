@@ -85,6 +85,10 @@ class Method(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.settings})"
 
+    def remarks(self, n_users: int) -> list[str]:
+        """What is different in a run with this number of users: nothing."""
+        return []
+
     @abstractmethod
     def init(self, data: Training, key: Key) -> Any:
         """The state before the first epoch, or the fitted model."""

@@ -44,6 +44,7 @@ class FedMF(Federated[S, B, C]):
             "n_layers": 0,
             "neighbours": False,
             "chooses_cluster": False,
+            "starts_itself": False,
             "cosine": client.similarity == "cosine",
             "embedding_dim": model.embedding_dim,
             "init_scale": model.init_scale,

@@ -188,8 +188,17 @@ class GraphMethod(FedMF[S, B, C]):
 
     def open_service(self, n_users: int, device: torch.device | None = None) -> Service:
         """The neighbourhood service's state before the first round."""
-        layers = 0 if self.sums else self.n_reported
-        return Service(torch.zeros(n_users, layers, self.settings.model.embedding_dim, device=device))
+        layers, asked = 0 if self.sums else self.n_reported, self.asked_before_training(n_users)
+        known = n_users if asked == n_users else 0
+        service = Service(torch.zeros(known, layers, self.settings.model.embedding_dim, device=device))
+        if asked == n_users:
+            return service
+        nobody = torch.zeros(0, dtype=torch.int64, device=device)
+        return replace(service, users=nobody, share=asked / n_users)
+
+    def asked_before_training(self, n_users: int) -> int:
+        """The number of users who are asked in the phases before training: all, or a sample."""
+        return n_users
 
     def serve(
         self, service: Service, phase: str, played: int, aggregate: Aggregate, centroids: Tensor | None, key: Key
@@ -199,17 +208,26 @@ class GraphMethod(FedMF[S, B, C]):
         It stores the reports and edges of the ``aggregate``, and publishes new neighbour sums every ``refresh_every``
         rounds.
         """
+        if service.users is not None and phase == JOIN.name and aggregate.report_users is not None:
+            users = aggregate.report_users.sort().values
+            blank = service.reports.new_zeros(users.numel(), *service.reports.shape[1:])
+            service = replace(service, users=users, reports=blank)
         if aggregate.reports is not None and aggregate.report_users is not None:
-            service.reports[aggregate.report_users] = aggregate.reports
+            places = service.places(aggregate.report_users)
+            known = places >= 0
+            service.reports[places[known]] = aggregate.reports[known]
         if aggregate.edges is not None:
-            graph = neighbourhood.graph(aggregate.edges, 0, service.reports.shape[0], aggregate.n_items)
+            edges = aggregate.edges
+            if service.users is not None:
+                edges = torch.stack([edges[:, 0], service.places(edges[:, 1].contiguous()), edges[:, 2]], dim=1)
+            graph = neighbourhood.graph(edges, 0, service.reports.shape[0], aggregate.n_items)
             service = replace(service, graph=graph)
         published = Published()
         if phase == JOIN.name and aggregate.clients:
             service, published = self.pretrain(service, aggregate, key)
         if self.neighbours and service.graph is not None and self.refreshes(played - len(self.phases)):
             sums = neighbourhood.neighbour_sums(service.graph, service.reports, self.settings.model.n_layers)
-            published = replace(published, neighbours=sums)
+            published = replace(published, neighbours=sums / service.share**0.5)  # those of all users, as expected
         return service, published
 
     def pretrain(self, service: Service, aggregate: Aggregate, key: Key) -> tuple[Service, Published]:
@@ -234,7 +252,7 @@ class GraphMethod(FedMF[S, B, C]):
             state = self.prepare(state, phase, aggregate, key)
         if published.table is not None:
             state = self.restart(state, published.table)
-        if published.labels is not None:
+        if published.centroids is not None:
             state = self.regroup(state, published)
         if published.neighbours is not None:
             state = replace(state, neighbours=published.neighbours)

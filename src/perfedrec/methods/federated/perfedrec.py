@@ -218,8 +218,9 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         graph = service.graph
         if self.diffuses and graph is not None:
             given = self.settings.neighbourhood
-            near, nearness = neighbourhood.diffused(graph, given.alpha, given.beta, given.list_length)
-            service = replace(service, near=near, nearness=nearness)
+            if service.users is None:
+                near, nearness = neighbourhood.diffused(graph, given.alpha, given.beta, given.list_length)
+                service = replace(service, near=near, nearness=nearness)
             published = replace(published, low_rank=neighbourhood.low_rank(graph, key))
         return service, published
 
@@ -230,10 +231,14 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         layers that each user reported last, starting from the last ``centroids``."""
         service, published = super().serve(service, phase, played, aggregate, centroids, key)
         if self._clusters_after(played - len(self.phases)):
-            points = service.reports.mean(1)
-            labels, centroids = cohort.cluster(points, self.clusters.n_clusters, centroids, key)
-            published = replace(published, labels=labels, centroids=centroids)
+            published = self.clustered(service, published, centroids, key)
         return service, published
+
+    def clustered(self, service: Service, published: Published, centroids: Tensor | None, key: Key) -> Published:
+        """What is published, with a clustering of the users that the service knows. Where these are a sample, there are
+        no labels: all users find their cluster themselves."""
+        labels, centroids = cohort.cluster(service.reports.mean(1), self.clusters.n_clusters, centroids, key)
+        return replace(published, labels=labels if service.users is None else None, centroids=centroids)
 
     def centroids(self, state: PerFedRecState) -> Tensor | None:
         return state.clusters.centroids
@@ -350,7 +355,10 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return torch.where(broadcast.start.any(1, keepdim=True), own, client_state.private)
 
     def placed(self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient) -> PerFedRecBroadcast:
-        """The broadcast with the nearest cluster as group of each client that assigns itself."""
+        """The broadcast with the nearest cluster as group of each client that assigns itself, and with the first vector
+        of each client where the service, which knows a sample alone, sends none."""
+        if self.service_pretrains and broadcast.start is None and broadcast.user_init_scale is not None:
+            broadcast = replace(broadcast, start=self.init_new_user(broadcast, rows, client_state).private)
         if broadcast.centroids is None:
             return broadcast
         vectors = self.layers(broadcast, rows, self.private_of(broadcast, client_state)).mean(1)
@@ -391,6 +399,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return super().inference_options() | {
             "mixed": True,
             "chooses_cluster": self.sums,
+            "starts_itself": self.service_pretrains,
             "weights": tuple(self.weights.tolist()),
             "alpha": given.alpha,
             "beta": given.beta,

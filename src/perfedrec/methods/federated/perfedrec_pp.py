@@ -17,8 +17,9 @@ from torch.nn import functional
 from perfedrec.core.aggregate import Aggregate, from_fixed
 from perfedrec.core.algorithm import Phase
 from perfedrec.core.keys import Key
-from perfedrec.core.types import Published, Rows, Spec, Update
-from perfedrec.methods.federated import cohort, neighbourhood, spectral, summing
+from perfedrec.core.sampling import choose
+from perfedrec.core.types import Plan, Published, Rows, Spec, Update
+from perfedrec.methods.federated import neighbourhood, spectral, summing
 from perfedrec.methods.federated.contrastive import Contrastive
 from perfedrec.methods.federated.perfedrec import PerFedRec
 from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, JOIN, SIZES, SPECTRAL
@@ -76,6 +77,25 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         """Whether spectral pre-training has noise."""
         return self.protection.multiplier(SPECTRAL.name) > 0 if self.pretrains_basis else False
 
+    def asked_before_training(self, n_users: int) -> int:
+        most = self.settings.pretraining.clients
+        return min(n_users, most) if self.service_pretrains and most else n_users
+
+    def remarks(self, n_users: int) -> list[str]:
+        asked = self.asked_before_training(n_users)
+        if asked == n_users:
+            return []
+        return [
+            f"pre-training asks a sample of {asked:,} of {n_users:,} clients (pretraining.clients); all clients make "
+            "their first vectors and choose their clusters themselves, and have no lists of the neighbourhood model"
+        ]
+
+    def plan(self, state: PerFedRecState, key: Key) -> Plan:
+        plan, asked = super().plan(state, key), self.asked_before_training(state.n_users)
+        if asked == state.n_users or plan.phase not in (JOIN.name, CLUSTERS.name):
+            return plan
+        return Plan(plan.phase, choose(state.n_users, asked, key).sort().values.to(plan.cohort.device))
+
     # --- the clients ---
 
     def client(
@@ -83,7 +103,7 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
     ) -> tuple[Update, PerFedRecClient]:
         if phase not in (SPECTRAL.name, SIZES.name, CLUSTERS.name) or broadcast.probe is not None:
             return super().client(phase, broadcast, rows, client_state, key)
-        if phase != SPECTRAL.name and self.sums and broadcast.centroids is not None:
+        if phase != SPECTRAL.name and broadcast.centroids is not None and bool((broadcast.groups < 0).any()):
             nearest = summing.assign(broadcast.centroids, self._first_layers(broadcast, rows).mean(1))
             broadcast = replace(broadcast, groups=nearest)
         if phase == SIZES.name:
@@ -238,11 +258,12 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         user_init_scale, start = None, None
         if self.network.encoder == "lightgcn":  # items and users get the size of LightGCN's first vectors
             table = table * (model.init_scale * table.shape[0] ** 0.5)
-        below = graph.to_users(table)
+        below = graph.to_users(table) * service.share**0.5  # an item has more users than those that the service knows
         if self.network.encoder == "lightgcn":
             user_init_scale = model.init_scale / float(below.square().mean().sqrt().clamp(min=1e-12))
             start = below * user_init_scale
         layers = torch.stack([below if start is None else start, below], dim=1)
+        start = start if service.users is None else None
         service = replace(service, start=start, reports=layers[:, : service.reports.shape[1]].contiguous())
         return service, replace(published, table=table, user_init_scale=user_init_scale)
 
@@ -263,7 +284,5 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         last = JOIN if self.service_pretrains else SPECTRAL
         fills = phase == last.name and self.phases[played : played + 1] == (CLUSTERS,)
         if fills and aggregate.clients:
-            points, own = service.reports.mean(1), key.fold("cluster")
-            labels, centroids = cohort.cluster(points, self.clusters.n_clusters, centroids, own)
-            published = replace(published, labels=labels, centroids=centroids)
+            published = self.clustered(service, published, centroids, key.fold("cluster"))
         return service, published

@@ -255,6 +255,12 @@ class PretrainingSettings(Settings):
         description="spectral: who makes the passes, the neighbourhood service from the edges that it has, or the "
         "clients, with an upload for each (always the clients where they contribute to sums alone)",
     )
+    clients: int = Field(
+        50_000,
+        ge=0,
+        description="spectral at the service: clients that are asked before training, a sample where there are more; "
+        "then clients make their first vectors and choose their clusters themselves, and have no lists (0: all)",
+    )
     passes: int = Field(3, ge=1, description="spectral: number of passes over all users")
     cluster_passes: int = Field(
         0,

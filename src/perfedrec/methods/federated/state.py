@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from perfedrec.methods.federated.tables import Average, Moments, Tables
@@ -96,13 +97,27 @@ class Service:
     """The state of a neighbourhood service: ``reports`` [n, L, d] the last protected vectors of each user (layers 0
     and 1); the ``graph`` of all users and tokens; ``start`` [n, d] pre-trained vectors for users who have not
     trained yet; and the neighbourhood model's lists, ``near`` [n, k] int32 tokens with their ``nearness`` [n, k] (see
-    :func:`perfedrec.methods.federated.neighbourhood.diffused`)."""
+    :func:`perfedrec.methods.federated.neighbourhood.diffused`).
+
+    Where the service knows a sample of the users alone, n is their number, ``users`` [n] are these users, ascending,
+    and ``share`` is the share of all users that was asked."""
 
     reports: Tensor
     graph: Bipartite | None = None
     start: Tensor | None = None
     near: Tensor | None = None
     nearness: Tensor | None = None
+    users: Tensor | None = None
+    share: float = 1.0
+
+    def places(self, users: Tensor) -> Tensor:
+        """[B] the rows of ``users`` [B] in the service's tables, -1 for users that it does not know."""
+        if self.users is None:
+            return users
+        if not self.users.numel():
+            return torch.full_like(users, -1)
+        found = torch.searchsorted(self.users, users).clamp_(max=self.users.numel() - 1)
+        return found.masked_fill(self.users[found] != users, -1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -282,7 +282,7 @@ class NeighbourhoodService:
         own: dict[str, dict[str, Tensor]] = {}
         if published.table is not None and self.state.start is not None:
             own["start"] = {"start": self.state.start}
-        if published.low_rank is not None:
+        if published.low_rank is not None and self.state.near is not None:
             own["near"] = {"near": self.state.near, "nearness": self.state.nearness}
         for node, member in members.items():
             order = member.users.argsort()
@@ -291,8 +291,9 @@ class NeighbourhoodService:
                 content[f"{name} {node}"] = seal({"users": member.users[order], **rows}, member.key, name)
         if published.user_init_scale is not None:
             content["scale"] = ConfigRecord({"user_init_scale": published.user_init_scale})
-        if published.labels is not None and published.centroids is not None:
-            content["clusters"] = pack({"labels": published.labels, "centroids": published.centroids})
+        if published.centroids is not None:
+            found = {"labels": published.labels, "centroids": published.centroids}
+            content["clusters"] = pack({name: each for name, each in found.items() if each is not None})
         return content
 
 

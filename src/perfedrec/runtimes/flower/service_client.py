@@ -79,7 +79,7 @@ class ServiceClient:
         published = Published()
         if "clusters" in arrays:
             found = unpack(arrays["clusters"], table.device)
-            published = replace(published, labels=found["labels"], centroids=found["centroids"])
+            published = replace(published, labels=found.get("labels"), centroids=found["centroids"])
         if "table" in arrays:
             scale = answer.config_records.get("scale", ConfigRecord()).get("user_init_scale")
             ordered = _by_item(ask, arrays["table"], nodes, table)
