@@ -107,6 +107,12 @@ HOOKS: list[tuple[str, str, Any]] = [
     ("serve", "spectral", with_super("serve", lambda pair: (pair[0], replace(pair[1], neighbours=None)))["serve"]),
     ("coordinate", "spectral", with_super("coordinate", more_items)["coordinate"]),
     ("regroup", "spectral", same_state),
+    ("asked_before_training", "spectral", lambda self, n_users: n_users - 2),
+    (
+        "clustered",
+        "spectral",
+        with_super("clustered", lambda found: replace(found, labels=0 * found.labels))["clustered"],
+    ),
     ("layers", "spectral", with_super("layers", lambda layers: layers + 1)["layers"]),
     ("final", "spectral", with_super("final", lambda pair: (pair[0] + 1, pair[1]))["final"]),
     ("finish", "spectral", lambda self, vectors: 2 * vectors),

@@ -37,6 +37,7 @@ LARGE = {"client": {"learning_rate": 5.0, "user_learning_rate": 0.02, "local_ste
 CLUSTERS = {"clusters": {"n_clusters": 3, "start": 1, "every": 2}, "server": {"averaging": 0.9}}
 MIX = {"pretrained": 0.5, "neighbourhood": 0.7, "local": 0.4}
 SPECTRAL = {"pretraining": {"kind": "spectral"}, "personal": MIX}
+SAMPLE = {"pretraining": {"kind": "spectral", "clients": 50, "cluster_passes": 1}, "personal": MIX}
 SECURE = {"privacy": {"aggregation": "secure", "norm": "l2", "clip": 0.5}}
 SOFTMAX = {"client": {"loss": "softmax", "n_negatives": 9, "similarity": "cosine", "learning_rate": 1.0}}
 DETAILS = {"client": {"leave_one_out": True, "l2": 0.01, "local_steps": 3, "learning_rate": 3.0}}
@@ -48,6 +49,7 @@ METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "contrastive": (PerFedRecPP, GRAPH | CLUSTERS | {"pretraining": {"kind": "contrastive", "batch_size": 32}}),
     "softmax of cosines": (PerFedRecPP, GRAPH | CLUSTERS | SPECTRAL | SOFTMAX),
     "spectral start": (PerFedRecPP, GRAPH | CLUSTERS | SPECTRAL | LARGE),
+    "sample": (PerFedRecPP, GRAPH | LARGE | SAMPLE),
     "choice": (PerFedRecPP, GRAPH | CLUSTERS | SPECTRAL | LARGE | {"personal": MIX | {"chosen": True}}),
     "sums": (PerFedRecPP, GRAPH | CLUSTERS | SPECTRAL | LARGE | SECURE),
     "spectral encoder": (
