@@ -9,7 +9,7 @@ import pytest
 
 from perfedrec import load, train
 from perfedrec.core.keys import words_of
-from perfedrec.evaluation.sample import in_sample
+from perfedrec.evaluation.sample import in_sample, sample_of
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.progress import JsonLines, Progress, describe
 
@@ -52,3 +52,21 @@ def test_the_progress_line_has_the_standard_error() -> None:
     assert "validation recall@20 0.0712 ± 0.0013  " in describe(progress)
     progress.error = None
     assert "validation recall@20 0.0712  " in describe(progress)
+
+
+def test_many_users_are_tested_by_a_sample_that_holds_those_who_validate(tmp_path: Path) -> None:
+    data, folder = load(DATA), tmp_path / "run"
+    result = train("mf", data, rounds=1, device="cpu", evaluate_users=20, test_users=60, output=folder)
+    tested = result.per_user("test")["user"].to_list()
+    validated = sample_of(data.train.user_ids, 20 / 120)
+    assert set(data.train.user_ids[validated.numpy()].tolist()) & set(data.test.frame()["user"]) <= set(tested)
+    everyone = train("mf", data, rounds=1, device="cpu", evaluate_users=20, test_users=0).per_user("test")
+    own = everyone.filter(everyone["user"].is_in(tested))["recall@20"]
+    assert own.len() == len(tested) < 0.7 * everyone.height
+    summary = RunFolder(folder).summary()
+    assert summary.test["recall@20"] == pytest.approx(own.mean())
+    assert summary.test == result.evaluate("test")
+    error = (own.var() / own.len() * (1 - 60 / 120)) ** 0.5
+    assert summary.test["standard_error"] == pytest.approx(error)
+    assert summary.of_sample(summary.test) == f" (of a sample of {own.len()} users, standard error {error:.4f})"
+    assert summary.popularity["users"] == own.len()

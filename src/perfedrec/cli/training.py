@@ -368,6 +368,8 @@ def print_result(result: Result, as_json: bool) -> None:
         console.print("no user was evaluated: no interactions are held out for validation or test", soft_wrap=True)
     sent = summary.communication
     console.print(which_round(summary), soft_wrap=True)
+    if tested := summary.of_sample(summary.test):
+        console.print(f"tested{tested}", soft_wrap=True)
     if summary.chosen:
         console.print(what_was_chosen(summary), soft_wrap=True)
     if sent["bytes_up"]:

@@ -240,6 +240,9 @@ class Algorithm(Protocol[S, B, C]):
 
     # --- recommending ---
 
+    def ranked_alike(self, state: S, users: Tensor) -> Tensor:
+        """[B] numbers of ``users``: those with equal numbers are ranked faster together."""
+
     @property
     def ranked_at_once(self) -> int:
         """For how many users one call of :meth:`scoring` is made: where it computes all scores, they need memory."""
@@ -282,6 +285,12 @@ class OneSetting(ABC, Generic[S, B, C]):
     @property
     def n_choices(self) -> int:
         return 1
+
+    @abstractmethod
+    def groups(self, state: S, users: Tensor) -> Tensor: ...
+
+    def ranked_alike(self, state: S, users: Tensor) -> Tensor:
+        return self.groups(state, users)
 
     @property
     def ranked_at_once(self) -> int:

@@ -46,11 +46,7 @@ class RandomOrder:
         """The order where numbers are the only ids."""
         return RandomOrder(np.arange(n_users), np.arange(n_items))
 
-    # Digests take about a second for a million ids: they are made once, and only where there are equal scores.
-    @cached_property
-    def _user_words(self) -> Tensor:
-        return words_of(map(str, self._user_ids.tolist()))
-
+    # Digests take about a second for a million ids: they are made only where there are equal scores, and once.
     @cached_property
     def _item_words(self) -> Tensor:
         return words_of(map(str, self._item_ids.tolist()))
@@ -58,6 +54,7 @@ class RandomOrder:
     def words(self, users: Tensor, items: Tensor | None = None, key: Key = TIES) -> Tensor:
         """int64 [B, l]: of the ``items`` [B, l] of ``users`` [B], one with a higher word comes first. Without
         ``items``: of all items, [B, m]."""
-        own = key.spread(self._user_words.to(users.device)[users])[:, None]
+        names = self._user_ids[users.cpu().numpy()].tolist()
+        own = key.spread(words_of(map(str, names)).to(users.device))[:, None]
         words = self._item_words.to(users.device)
         return fold_in(own, words[None] if items is None else words[items])

@@ -70,13 +70,11 @@ class Held:
 
     def hits(self, users: Tensor, lists: Tensor, n_items: int) -> Tensor:
         """[B, k] whether each item of the ``lists`` [B, k] is held out for its user of ``users`` [B]."""
-        if not self.items.numel():
+        owners, items = self.rows(users)
+        if not items.numel():
             return torch.zeros_like(lists, dtype=torch.bool)
-        owners = torch.repeat_interleave(
-            torch.arange(self.offsets.numel() - 1, device=lists.device), self.offsets.diff()
-        )
-        keys = owners * n_items + self.items
-        wanted = users[:, None] * n_items + lists
+        keys = owners * n_items + items
+        wanted = torch.arange(users.numel(), device=lists.device)[:, None] * n_items + lists
         places = torch.searchsorted(keys, wanted).clamp_(max=keys.numel() - 1)
         return keys[places] == wanted
 

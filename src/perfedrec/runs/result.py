@@ -16,6 +16,7 @@ from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, RandomOrder, Recommender, Totals
 from perfedrec.evaluation.lists import explained
 from perfedrec.evaluation.ranking import CUTOFFS, Cutoffs, cutoffs
+from perfedrec.evaluation.sample import ERROR, of_sample, sample_of, share_of
 from perfedrec.methods.centralised.popularity import Popularity
 from perfedrec.runs.config import Config
 from perfedrec.runs.engine import Central, engine_of
@@ -59,11 +60,27 @@ class Result:
         of the lists; users who are held out from training as a whole are served as new users, see
         :meth:`recommend_for`. Raises :class:`ConfigError` for another part, and for lengths below 1.
         """
-        return self.rank(part, ks).means()
+        return self.means_of(self.rank(part, ks), part)
+
+    @property
+    def test_share(self) -> float:
+        """The share of the users on whom the model is tested: less than 1 where there are more than
+        ``run.test_users``."""
+        wanted = 0 if self.config is None else self.config.run.test_users
+        return share_of(self.dataset.tested_users.n_users, wanted)
+
+    def means_of(self, ranked: Totals, part: str = "test") -> dict[str, float]:
+        """The means of what was ``ranked``, with a standard error where it was a sample of the users."""
+        found = ranked.means()
+        if part == "test" and self.test_share < 1 and ranked.users and self.config is not None:
+            metric = self.config.run.select_by
+            if metric in found:
+                found[ERROR] = ranked.standard_error(metric, self.test_share)
+        return found
 
     def rank(self, part: str = "test", ks: Cutoffs | None = None) -> Totals:
         """The metrics of :meth:`evaluate` as sums, with the values of each user."""
-        recommender, wanted, hide = ranking(self.recommender, self.dataset, part)
+        recommender, wanted, hide = ranking(self.recommender, self.dataset, part, self.test_share)
         return recommender.rank(wanted, self.cutoffs(ks), hide)
 
     def per_user(self, part: str = "test", ks: Cutoffs | None = None) -> pl.DataFrame:
@@ -106,7 +123,7 @@ class Result:
         self, part: str = "test", n_negatives: int = 99, seed: int = 0, ks: Cutoffs | None = None
     ) -> Totals:
         """The metrics of :meth:`evaluate_sampled` case by case, and how many negatives there were."""
-        recommender, wanted, hide = ranking(self.recommender, self.dataset, part)
+        recommender, wanted, hide = ranking(self.recommender, self.dataset, part, self.test_share)
         return recommender.rank_sampled(wanted, self.cutoffs(ks), hide, n_negatives, seed)
 
     def cutoffs(self, ks: Cutoffs | None = None) -> tuple[int, ...]:
@@ -231,15 +248,18 @@ def open_run(folder: str | Path, data: DataLike | None = None, device: str | Non
     return Result(recommender, dataset, *best, stored.history(), stored.path, config=config), config
 
 
-def popularity(dataset: Dataset, ks: tuple[int, ...] = CUTOFFS) -> dict[str, float]:
-    """Test metrics of ranking by popularity, by the same evaluation: the floor that every result has to beat."""
-    floor, test, hide = ranking(Central(Popularity(), dataset, device="cpu").recommender(), dataset, "test")
+def popularity(dataset: Dataset, ks: tuple[int, ...] = CUTOFFS, share: float = 1.0) -> dict[str, float]:
+    """Test metrics of ranking by popularity, by the same evaluation of the same ``share`` of the users: the floor that
+    every result has to beat."""
+    floor, test, hide = ranking(Central(Popularity(), dataset, device="cpu").recommender(), dataset, "test", share)
     return floor.evaluate(test, ks, hide)
 
 
-def ranking(recommender: Recommender, dataset: Dataset, part: str) -> tuple[Recommender, Held, Held | None]:
+def ranking(
+    recommender: Recommender, dataset: Dataset, part: str, share: float = 1.0
+) -> tuple[Recommender, Held, Held | None]:
     """What ranks a ``part`` "valid" or "test" of the data, the items to find, and those to leave out of the lists
-    besides the training items.
+    besides the training items. A ``share`` of the users below 1 is tested, a fixed sample.
 
     It is the ``recommender``, or the same model for new users where the tested users are not in training. Raises
     :class:`ConfigError` for another part.
@@ -251,6 +271,8 @@ def ranking(recommender: Recommender, dataset: Dataset, part: str) -> tuple[Reco
     if part == "valid":
         return recommender, valid, None
     test = held_out(dataset.test, place)
+    if share < 1:
+        test = of_sample(test, sample_of(dataset.tested_users.user_ids, share).to(place))
     if new is None:
         return recommender, test, valid
     order = RandomOrder(new.user_ids, new.item_ids)

@@ -35,7 +35,13 @@ class RunSettings(Settings):
     evaluate_users: int = Field(
         20_000,
         ge=0,
-        description="users who validate, about: a fixed sample where there are more, always all in the test (0: all)",
+        description="users who validate, about: a fixed sample where there are more (0: all)",
+    )
+    test_users: int = Field(
+        200_000,
+        ge=0,
+        description="users on whom a simulation tests the finished model, about: a fixed sample where there are more "
+        "(0: all)",
     )
     ks: tuple[int, ...] = Field(CUTOFFS, description="lengths of lists at which metrics are computed, as in 5,10,20")
     select_by: Metric = Field(

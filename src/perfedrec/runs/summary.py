@@ -62,11 +62,13 @@ class Summary:
     nodes_with_model: list[str] | None = None
     chosen: dict[str, float] = field(default_factory=dict)
 
-    def of_sample(self) -> str:
-        """Whose validation figures these are, as text: of a sample of users, with the standard error, or "" for all."""
-        if ERROR not in self.valid:
+    def of_sample(self, figures: Mapping[str, float] | None = None) -> str:
+        """Whose ``figures`` these are (by default those of validation), as text: of a sample of users, with the
+        standard error, or "" for all."""
+        figures = self.valid if figures is None else figures
+        if ERROR not in figures:
             return ""
-        return f" (of a sample of {self.valid['users']:,.0f} users, standard error {self.valid[ERROR]:.4f})"
+        return f" (of a sample of {figures['users']:,.0f} users, standard error {figures[ERROR]:.4f})"
 
     def stored(self) -> dict[str, Any]:
         """As ``result.json`` has it, where ``n_phases`` is called "prelude"."""

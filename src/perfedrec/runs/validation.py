@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from perfedrec.core.keys import words_of
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Held
-from perfedrec.evaluation.sample import ERROR, in_sample, of_sample, share_of
+from perfedrec.evaluation.sample import ERROR, of_sample, sample_of, share_of
 from perfedrec.runs.engine import Engine
 from perfedrec.runs.run_settings import RunSettings
 
@@ -19,8 +18,7 @@ class Validation:
         self.run, self.share = run, share_of(dataset.n_users, run.evaluate_users)
         held = Held.of(dataset.valid.offsets, dataset.valid.items, device)
         if self.share < 1:
-            words = words_of(map(str, dataset.train.user_ids.tolist()))
-            held = of_sample(held, in_sample(words, self.share).to(device))
+            held = of_sample(held, sample_of(dataset.train.user_ids, self.share).to(device))
         self.held = held
 
     def evaluate(self, engine: Engine) -> dict[str, float]:

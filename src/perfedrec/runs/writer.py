@@ -94,14 +94,14 @@ class RunWriter(NoWriter):
     def finish(self, result: Result, progress: Progress, n_phases: int) -> None:
         best = {"best_round": result.best_round, "valid": result.valid}
         self.folder.save_model(result.recommender.records(), self.belongs, best)
-        ranked, popular = result.rank("test"), popularity(self.dataset, result.cutoffs())
+        ranked, popular = result.rank("test"), popularity(self.dataset, result.cutoffs(), result.test_share)
         if ranked.users:  # methods are compared by the metrics of each user
             content = io.BytesIO()
             by_user(ranked, self.dataset.tested_users).write_parquet(content)
             self.folder.write("test_users.parquet", content.getvalue())
         self.diagnostics.note("best", result.best_round, result.recommender)
         self.diagnostics.draw_map(result.recommender)
-        test, negatives, seed = ranked.means(), self.config.run.sampled_negatives, self.config.run.seed
+        test, negatives, seed = result.means_of(ranked), self.config.run.sampled_negatives, self.config.run.seed
         among = result.rank_sampled("test", negatives, seed) if negatives else None
         summary = Summary(
             algorithm=self.config.algorithm,
@@ -166,7 +166,7 @@ def save(result: Result, folder: Path) -> None:
 def belonging(algorithm: AnyMethod, dataset: Dataset, config: Config) -> dict[str, str]:
     """What the checkpoints of a run belong to: the data's fingerprint, and a digest of the configuration without the
     options that may change when the run is resumed."""
-    free = {"rounds", "patience", "users_per_node", "threads", "block_size", "device", "checkpoint_every"}
+    free = {"rounds", "patience", "users_per_node", "threads", "block_size", "device", "checkpoint_every", "test_users"}
     if share_of(dataset.n_users, config.run.evaluate_users) == 1:  # all validate, as in versions without this option
         free.add("evaluate_users")
     settings = identity(config.model_dump(mode="json", exclude={"data": True, "evaluation": True, "run": free}))

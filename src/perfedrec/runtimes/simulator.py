@@ -71,8 +71,8 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
 
     def everyone(self) -> Tensor:
         everyone = super().everyone()
-        # Ordered by group, so that a group's tables are computed once.
-        return everyone[self.algorithm.groups(self.state, everyone).argsort(stable=True)]
+        alike = self.algorithm.ranked_alike(self.state, everyone)
+        return everyone[alike.argsort(stable=True)] if bool((alike != alike[:1]).any()) else everyone
 
     def records(self) -> dict[str, Any]:
         return {"state": self.state, "memory": self.population.stored()}

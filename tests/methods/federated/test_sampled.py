@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,3 +88,17 @@ def test_places_of_users_in_the_tables_of_the_service() -> None:
         torch.tensor([4])
     ).tolist() == [-1]
     assert Service(torch.zeros(3, 1, 2)).places(torch.tensor([1])).tolist() == [1]
+
+
+def test_users_without_a_list_are_ranked_last(dataset: Dataset) -> None:
+    """In the turn of beta each of them needs a product for each exponent; the others need none."""
+    simulator = pretrained(dataset, 0)
+    state, users = simulator.state, torch.arange(400)
+    without = torch.tensor([7, 300])
+    near = state.service.near.clone()
+    near[without] = -1
+    state = replace(state, service=replace(state.service, near=near))
+    alike = simulator.algorithm.ranked_alike(state, users)
+    assert alike[without].min() > alike[(users != 7) & (users != 300)].max()
+    simulator.state = state
+    assert set(simulator.recommender().everyone()[-2:].tolist()) == {7, 300}

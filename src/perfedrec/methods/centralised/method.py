@@ -13,9 +13,10 @@ from torch import Tensor
 
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
+from perfedrec.core.mapped import as_tensor
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.settings import Settings
-from perfedrec.core.types import Embedding, Rows, block_rows
+from perfedrec.core.types import Embedding, Rows
 from perfedrec.data import Dataset
 from perfedrec.nn.propagation import Bipartite
 
@@ -30,10 +31,10 @@ class Training:
 
     @staticmethod
     def of(dataset: Dataset, device: torch.device) -> Training:
-        offsets = torch.tensor(dataset.train.offsets, device=device)
+        offsets, items = as_tensor(dataset.train.offsets, device), as_tensor(dataset.train.items, device)
         everyone = torch.arange(dataset.n_users, device=device)
-        rows, _ = block_rows(offsets, torch.tensor(dataset.train.items, device=device), everyone)
-        return Training(rows, dataset.n_items)
+        segments = torch.repeat_interleave(everyone, offsets.diff())
+        return Training(Rows(everyone, offsets, items, segments), dataset.n_items)
 
     @property
     def n_users(self) -> int:

@@ -422,6 +422,15 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             self.settings.neighbourhood,
         )
 
+    def ranked_alike(self, state: PerFedRecState, users: Tensor) -> Tensor:
+        """By cluster, and last those who have no list of the neighbourhood model: several exponents ``beta`` take a
+        product each for them, and none for the others."""
+        groups, near = super().ranked_alike(state, users), state.service.near
+        if near is None:
+            return groups
+        without = (near < 0).all(1)[users.clamp(min=0)] | (users == NEWCOMER)
+        return groups + without * (self.clusters.n_clusters + 1)
+
     @property
     def ranked_at_once(self) -> int:
         return 2048  # the tables of items are made once for them

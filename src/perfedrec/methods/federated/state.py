@@ -108,7 +108,7 @@ class Service:
     near: Tensor | None = None
     nearness: Tensor | None = None
     users: Tensor | None = None
-    share: float = 1.0
+    share: float = field(default=1.0, metadata={"missing": lambda tensors: 1.0})
 
     def places(self, users: Tensor) -> Tensor:
         """[B] the rows of ``users`` [B] in the service's tables, -1 for users that it does not know."""
