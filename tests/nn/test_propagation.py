@@ -41,6 +41,22 @@ def test_edge_weights_by_hand() -> None:
     # A degree of 0 counts as 1: with noise, the degree of an item that a user has may be 0.
     expected = [1 / 6, 1 / 2, 1 / 4, 1 / 2, 1 / 3]
     torch.testing.assert_close(edge_weights(rows, degrees), torch.tensor(expected))
+    expected = [1 / 2 / 3, 1 / 2, 1 / 2 / 2, 1 / 2, 1 / 3]
+    torch.testing.assert_close(edge_weights(rows, degrees, (0.5, 0.5)), torch.tensor(expected))
+    expected = [1 / 9, 1, 1 / 4, 1, 1 / 9]
+    torch.testing.assert_close(edge_weights(rows, degrees, (0.0, 1.0)), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("exponents", [(0.5, 0.5), (0.25, 0.4), (0.0, 1.0)])
+def test_exponents_of_a_graph_equal_the_dense_matrix(
+    graph: tuple[Tensor, Rows], exponents: tuple[float, float]
+) -> None:
+    dense, rows = graph
+    items, users = vectors(M, D), vectors(N, D)
+    weights = dense.sum(1).clamp(min=1)[:, None] ** -exponents[0] * dense.sum(0).clamp(min=1) ** -exponents[1]
+    found = Bipartite.of(rows.segments, rows.items, N, M).normalised(exponents)
+    torch.testing.assert_close(found.to_users(items), dense * weights @ items)
+    torch.testing.assert_close(found.to_items(users), (dense * weights).T @ users)
 
 
 @pytest.mark.parametrize("n_layers", [0, 1, 2, 3])

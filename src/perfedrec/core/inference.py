@@ -13,10 +13,10 @@ class InferenceOptions:
 
     ``mixed``: whether personal models are mixed, with the first ``weights``, and exponents ``alpha`` and ``beta`` of
     the neighbourhood model; otherwise the vectors' products are the scores. ``encoder``: how vectors are propagated,
-    over ``n_layers``; ``neighbours``: whether there are neighbour sums. ``chooses_cluster``: whether all users find
-    their cluster themselves; ``starts_itself``: whether a user without a first vector from the service makes it from
-    the items' vectors. ``cosine``: whether scores are cosines. ``n_negatives``: those of the softmax loss, ``None`` for
-    BPR.
+    over ``n_layers``; ``exponents``: those of users' and items' degrees in spectral pre-training. ``neighbours``:
+    whether there are neighbour sums. ``chooses_cluster``: whether all users find their cluster themselves;
+    ``starts_itself``: whether a user without a first vector from the service makes it from the items' vectors.
+    ``cosine``: whether scores are cosines. ``n_negatives``: those of the softmax loss, ``None`` for BPR.
     """
 
     mixed: bool
@@ -37,6 +37,7 @@ class InferenceOptions:
     leave_one_out: bool
     l2: float
     weights: tuple[float, ...] = ()
+    exponents: tuple[float, float] = (0.5, 0.5)
     alpha: float = 0.5
     beta: float = 0.5
 
@@ -50,4 +51,4 @@ class InferenceOptions:
         stored = json.loads(text)
         if stored.keys() != {field.name for field in fields(cls)}:
             return None
-        return cls(**(stored | {"weights": tuple(stored["weights"])}))
+        return cls(**(stored | {name: tuple(stored[name]) for name in ("weights", "exponents")}))

@@ -115,16 +115,21 @@ class Model:
         """The propagation of a user with the items ``own``."""
         if encoder == "none":
             return Star(1.0, np.zeros(own.size, dtype=np.float32))
-        edge = (1 / np.sqrt(np.float32(max(own.size, 1)) * self.degrees[own])).astype(np.float32)
+        edge = self.weights(own, 0.5, 0.5)
         if encoder == "spectral":
             return Star(1.0, edge, scale=np.sqrt(self.degrees)[:, None])
         layers, sums = self.options.n_layers, self.shared.get("neighbours")
         if not layers:
             return Star(1.0, np.zeros_like(edge))
         if sums is None:
-            return Star(0.5, edge / 2)
+            return Star(0.5, edge * np.float32(0.5))
         share = 1.0 / (layers + 1)
         return Star(share, edge * np.float32(share), edge @ sums[0][own], share, sums[1])
+
+    def weights(self, own: Ints, user_exponent: float, item_exponent: float) -> Floats:
+        """[r] the weights of the items of a user, divided by powers of degrees; LightGCN's with 1/2 and 1/2."""
+        of_user, of_items = np.float32(max(own.size, 1)) ** user_exponent, self.degrees[own] ** item_exponent
+        return (1 / (of_user * of_items)).astype(np.float32)
 
     def table(self, items: Ints | slice, group: int | None) -> Floats:
         """The rows of ``items`` in the model of a cluster, or in the global one (``None``)."""
@@ -174,7 +179,7 @@ class User:
         scale = self.model.scalars.get("user_init_scale")
         if scale is None or not self.model.options.mixed:
             return self
-        weights = self.model.star(self.own, "spectral").edge
+        weights = self.model.weights(self.own, *self.model.options.exponents)
         private = np.float32(scale) * (weights @ self.model.items[self.own])
         return User(self.model, self.own, self.received, replace(self.client, private=private))
 

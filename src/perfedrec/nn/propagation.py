@@ -6,7 +6,7 @@ the users of item i, and ``c_ui = 1 / sqrt(|I_u| |N_i|)``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -75,16 +75,23 @@ class Star:
         return scaled if shift is None else scaled + shift
 
 
-def edge_weights(rows: Rows, item_degrees: Tensor) -> Tensor:
-    """[R] LightGCN's ``c_ui = 1 / sqrt(|I_u| |N_i|)`` for the rows of a block."""
-    if item_degrees.dtype == torch.float32 and usable(rows.offsets, rows.items, item_degrees):
+HALVES = (0.5, 0.5)
+"""The exponents of the degrees of users and of items in LightGCN's normalised adjacency."""
+
+
+def edge_weights(rows: Rows, item_degrees: Tensor, exponents: tuple[float, float] = HALVES) -> Tensor:
+    """[R] LightGCN's ``c_ui = 1 / sqrt(|I_u| |N_i|)`` for the rows of a block, or with other ``exponents`` a and b
+    ``1 / (|I_u|^a |N_i|^b)``."""
+    if exponents == HALVES and item_degrees.dtype == torch.float32 and usable(rows.offsets, rows.items, item_degrees):
         from perfedrec.nn import kernels
 
         weights = item_degrees.new_empty(rows.items.numel())
         kernels.edge_weights(*(each.numpy() for each in (rows.offsets, rows.items, item_degrees, weights)))
         return weights
-    counts = rows.counts.clamp(min=1).to(torch.float32)
-    return (counts[rows.segments] * item_degrees[rows.items].clamp(min=1)).rsqrt()
+    users, items = rows.counts.clamp(min=1).to(torch.float32)[rows.segments], item_degrees[rows.items].clamp(min=1)
+    if exponents == HALVES:
+        return (users * items).rsqrt()
+    return users ** -exponents[0] * items ** -exponents[1]
 
 
 def weighted_sums(table: Tensor, rows: Rows, weights: Tensor) -> Tensor:
@@ -161,6 +168,15 @@ class Adjacency:
         counts = torch.bincount(rows, minlength=shape[0])
         return Adjacency(counts.cumsum(0) - counts, columns[order], values[order])
 
+    @property
+    def degrees(self) -> Tensor:
+        """[n] the number of entries of each row."""
+        return torch.diff(self.starts, append=self.starts.new_tensor([self.columns.numel()]))
+
+    def weighted(self, of_rows: Tensor, of_columns: Tensor) -> Adjacency:
+        """The same entries with the products of the weights of their rows [n] and columns [m] as values."""
+        return replace(self, values=of_rows.repeat_interleave(self.degrees) * of_columns[self.columns])
+
     def times(self, vectors: Tensor) -> Tensor:
         """[n, d] the product with ``vectors`` [m, d].
 
@@ -185,6 +201,12 @@ class Bipartite:
         weights = degrees.to(torch.float32).rsqrt()
         shape = (n_users, n_items)
         return Bipartite(Adjacency.of(users, items, weights, shape), Adjacency.of(items, users, weights, shape[::-1]))
+
+    def normalised(self, exponents: tuple[float, float]) -> Bipartite:
+        """The same graph as ``D_u^-a R D_i^-b``, for ``exponents`` a and b of the degrees."""
+        users, items = (each.degrees.clamp(min=1).to(torch.float32) for each in (self.by_user, self.by_item))
+        of_users, of_items = users ** -exponents[0], items ** -exponents[1]
+        return Bipartite(self.by_user.weighted(of_users, of_items), self.by_item.weighted(of_items, of_users))
 
     def to_users(self, item_vectors: Tensor) -> Tensor:
         """``N X``: [n, d] from [m, d]."""

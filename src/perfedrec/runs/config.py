@@ -42,6 +42,12 @@ _FREE |= {"evaluation.hold_out", "evaluation.ratio"}  # of federations of nodes,
 _NEW_PERSONAL = ("neighbourhood", "chosen")
 """Options of the personal model that were added later, and without a value change nothing."""
 
+_NEW_PRETRAINING = {
+    name: PretrainingSettings.model_fields[name].default for name in ("clients", "user_exponent", "item_exponent")
+}
+_NEW_PRETRAINING["at"] = "clients"
+"""Options of pre-training that were added later, with the values that change nothing."""
+
 _OTHER_FILES = {
     "methods": "the file of a comparison (perfedrec bench runs it)",
     "space": "a search space (perfedrec tune --space takes it)",
@@ -246,16 +252,15 @@ def as_written(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_new(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree without options of the personal model that were added later, where they change nothing: then it is the
-    one that earlier versions wrote."""
+    """The tree without options of pre-training and of the personal model that were added later, where they change
+    nothing: then it is the one that earlier versions wrote."""
     found, personal = dict(tree), tree.get("personal")
-    pretraining = tree.get("pretraining")
-    if isinstance(pretraining, Mapping) and pretraining.get("at") == "clients":
-        pretraining = {name: value for name, value in pretraining.items() if name not in ("at", "clients")}
-    if isinstance(pretraining, Mapping):
-        usual = PretrainingSettings().clients
+    if isinstance(pretraining := tree.get("pretraining"), Mapping):
+        of_service = ("clients",) if pretraining.get("at") == "clients" else ()  # has no effect then
         found["pretraining"] = {
-            name: value for name, value in pretraining.items() if (name, value) != ("clients", usual)
+            name: value
+            for name, value in pretraining.items()
+            if name not in of_service and _NEW_PRETRAINING.get(name) != value
         }
     if isinstance(personal, Mapping):
         found["personal"] = {name: value for name, value in personal.items() if value or name not in _NEW_PERSONAL}

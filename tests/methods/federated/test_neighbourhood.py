@@ -88,23 +88,26 @@ def test_nystroem_of_several_passes_is_exact_where_they_span_the_matrix() -> Non
     torch.testing.assert_close(factor @ factor.T, gram, rtol=1e-4, atol=1e-4)
 
 
-def gram(matrix: np.ndarray, least: int) -> np.ndarray:
-    """[m, m] by loops: the sum of 1 / (d_u sqrt(d_i d_j)) over the users of each pair that enough users have."""
+def gram(matrix: np.ndarray, least: int, exponents: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """[m, m] by loops: the sum of 1 / (d_u sqrt(d_i d_j)) over the users of each pair that enough users have, with
+    ``exponents`` a and b of 1 / (d_u^2a (d_i d_j)^b)."""
+    of_users, of_items = exponents
     counts, degrees, n_items = matrix.sum(1), matrix.sum(0), matrix.shape[1]
     result = np.zeros((n_items, n_items))
     for first in range(n_items):
         for second in range(n_items):
             holders = (matrix[:, first] * matrix[:, second]).nonzero()[0]
             if holders.size >= least:
-                result[first, second] = (1 / counts[holders]).sum() / (degrees[first] * degrees[second]) ** 0.5
+                weights = counts[holders].astype(float) ** (-2 * of_users)
+                result[first, second] = weights.sum() / (degrees[first] * degrees[second]) ** of_items
     return result
 
 
-@pytest.mark.parametrize("least", [1, 2, 3])
-def test_pairs_of_few_users_are_left_out(least: int) -> None:
+@pytest.mark.parametrize(("least", "exponents"), [(1, (0.5, 0.5)), (2, (0.35, 0.2)), (3, (0.5, 0.5)), (3, (0, 1))])
+def test_pairs_of_few_users_are_left_out(least: int, exponents: tuple[float, float]) -> None:
     matrix = dense(world())
-    found = neighbourhood.shared(graph_of(matrix), least, block_size=7).toarray()
-    np.testing.assert_allclose(found, gram(matrix, least), rtol=1e-6)
+    found = neighbourhood.shared(graph_of(matrix), least, exponents, block_size=7).toarray()
+    np.testing.assert_allclose(found, gram(matrix, least, exponents), rtol=1e-5)
     assert (found == 0).mean() > (gram(matrix, 0) == 0).mean() or least == 1
 
 

@@ -12,6 +12,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Rows, Spec, Update
 from perfedrec.methods.federated.contrastive import contrast
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.methods.federated.phases import SPECTRAL as SPECTRAL_PHASE
 from perfedrec.methods.federated.settings import PretrainingSettings
 from perfedrec.methods.federated.spectral import fill_clusters, gram_rows, orthonormal
 from perfedrec.nn.losses import info_nce
@@ -37,10 +38,11 @@ BLOCKS: dict[str, Any] = {
 }
 
 
-def normalised(rows: Rows, n_items: int) -> np.ndarray:
+def normalised(rows: Rows, n_items: int, exponents: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     matrix = np.zeros((rows.n_users, n_items))
     matrix[rows.segments.numpy(), rows.items.numpy()] = 1
-    return matrix / np.sqrt(matrix.sum(1, keepdims=True) * np.maximum(matrix.sum(0, keepdims=True), 1))
+    of_users, of_items = matrix.sum(1, keepdims=True), np.maximum(matrix.sum(0, keepdims=True), 1)
+    return matrix / (of_users ** exponents[0] * of_items ** exponents[1])
 
 
 def blocks(n_blocks: int, users: int, items: int, drop: float, seed: int = 0) -> Population:
@@ -90,18 +92,20 @@ def test_passes_find_the_leading_singular_vectors() -> None:
     assert found[-1] < 1e-3
 
 
-def test_parts_of_the_clients_sum_to_the_gram_product_and_are_bounded() -> None:
+@pytest.mark.parametrize("exponents", [(0.5, 0.5), (0.25, 0.4)])
+def test_parts_of_the_clients_sum_to_the_gram_product_and_are_bounded(exponents: tuple[float, float]) -> None:
     here = world(**SPECTRAL)
     rows, _ = here.population.rows(here.population.everyone())
-    matrix, basis = normalised(rows, 24), here.state.items
-    parts = gram_rows(basis, rows, here.state.degrees)
+    matrix, basis = normalised(rows, 24, exponents), here.state.items
+    parts = gram_rows(basis, rows, here.state.degrees, exponents)
     total = torch.zeros(24, 3).index_add_(0, rows.items, parts)
     np.testing.assert_allclose(total, matrix.T @ matrix @ basis.numpy(), atol=1e-6)
     for user in range(rows.n_users):
         mine = parts[rows.segments == user].double().numpy()
         exact = np.outer(matrix[user], matrix[user] @ basis.numpy())[rows.items[rows.segments == user].numpy()]
         np.testing.assert_allclose(mine, exact, atol=1e-6)
-        assert np.linalg.norm(mine) <= np.linalg.norm(matrix[user]) ** 2 + 1e-6 <= 1 + 1e-6
+        assert np.linalg.norm(mine) <= np.linalg.norm(matrix[user]) ** 2 + 1e-6
+        assert exponents != (0.5, 0.5) or np.linalg.norm(matrix[user]) <= 1 + 1e-6
 
 
 def test_orthonormal() -> None:
@@ -272,14 +276,16 @@ def test_pretrained_vectors_are_for_users_who_have_not_trained() -> None:
     assert torch.equal(scores[1], fresh[1])
 
 
-@pytest.mark.parametrize("encoder", ["lightgcn", "spectral"])
-def test_the_service_finds_the_leading_singular_vectors(encoder: str) -> None:
+@pytest.mark.parametrize(
+    ("encoder", "exponents"), [("lightgcn", (0.5, 0.5)), ("lightgcn", (0.25, 0.4)), ("spectral", (0.5, 0.5))]
+)
+def test_the_service_finds_the_leading_singular_vectors(encoder: str, exponents: tuple[float, float]) -> None:
     people = blocks(3, 15, 8, 0.1)
-    here = with_people(
-        people, **SPECTRAL | {"model__encoder": encoder, "personal__pretrained": 0.5, "pretraining__passes": 12}
-    )
+    options = {"model__encoder": encoder, "personal__pretrained": 0.5, "pretraining__passes": 12}
+    powers = dict(zip(("pretraining__user_exponent", "pretraining__item_exponent"), exponents, strict=True))
+    here = with_people(people, **SPECTRAL | options | powers)
     everyone = people.rows(people.everyone())[0]
-    matrix = normalised(everyone, 24)
+    matrix = normalised(everyone, 24, exponents)
     counts = (matrix > 0).T.astype(int) @ (matrix > 0)
     assert counts[counts > 0].min() >= 3  # there are no rare pairs
     right = np.linalg.svd(matrix)[2]
@@ -311,6 +317,24 @@ def test_the_service_finds_the_leading_singular_vectors(encoder: str) -> None:
         rtol=1e-3,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("exponents", [(0.5, 0.5), (0.25, 0.4)])
+def test_passes_of_clients_weigh_interactions_by_the_exponents(exponents: tuple[float, float]) -> None:
+    people = blocks(3, 15, 8, 0.1)
+    options = {"model__encoder": "lightgcn", "pretraining__passes": 12, "model__n_layers": 2}
+    powers = dict(zip(("pretraining__user_exponent", "pretraining__item_exponent"), exponents, strict=True))
+    here = with_people(people, **SPECTRAL | SUMS | options | powers)
+    here.play(here.algorithm.phases.index(SPECTRAL_PHASE) + 12)
+    table, everyone = here.state.items.double().numpy(), people.rows(people.everyone())[0]
+    matrix = normalised(everyone, 24, exponents)
+    assert angles(table, np.linalg.svd(matrix)[2][:3].T).max() < 1e-3
+    # A user's first vector is made with these weights too, and first vectors of users and items have one size.
+    broadcast, rows, client_state = here.block(list(range(45)))
+    start = here.algorithm.init_new_user(broadcast, rows, client_state).private
+    np.testing.assert_allclose(start, here.state.pretrained.user_init_scale * matrix @ table, rtol=1e-4, atol=1e-5)
+    first = here.algorithm.settings.model.init_scale
+    assert float(start.square().mean().sqrt()) == pytest.approx(first, rel=1e-3)
 
 
 def test_the_service_pretrains_on_what_clients_show() -> None:

@@ -50,6 +50,10 @@ METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "softmax of cosines": (PerFedRecPP, GRAPH | CLUSTERS | SPECTRAL | SOFTMAX),
     "spectral start": (PerFedRecPP, GRAPH | CLUSTERS | SPECTRAL | LARGE),
     "sample": (PerFedRecPP, GRAPH | LARGE | SAMPLE),
+    "start by other exponents": (
+        PerFedRecPP,
+        GRAPH | SPECTRAL | {"pretraining": {"kind": "spectral", "user_exponent": 0.2, "item_exponent": 0.35}},
+    ),
     "choice": (PerFedRecPP, GRAPH | CLUSTERS | SPECTRAL | LARGE | {"personal": MIX | {"chosen": True}}),
     "sums": (PerFedRecPP, GRAPH | CLUSTERS | SPECTRAL | LARGE | SECURE),
     "spectral encoder": (

@@ -15,7 +15,7 @@ from torch import Tensor
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.sampling import choose
 from perfedrec.methods.federated import spectral
-from perfedrec.nn.propagation import Adjacency, Bipartite, diffusion_steps
+from perfedrec.nn.propagation import HALVES, Adjacency, Bipartite, diffusion_steps
 
 PASSES, WIDTH = 4, 64
 """The passes of :func:`low_rank`, and the columns of each."""
@@ -90,14 +90,14 @@ def _incidence(adjacency: Adjacency, n_columns: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(columns.size), columns, offsets), shape=(offsets.size - 1, n_columns))
 
 
-def leading(bipartite: Bipartite, width: int, passes: int, key: Key) -> Tensor:
-    """[m, ``width``] a basis near the leading eigenvectors of the matrix of :func:`shared`: a number of ``passes`` of
-    subspace iteration from random columns.
+def leading(bipartite: Bipartite, width: int, passes: int, key: Key, exponents: tuple[float, float] = HALVES) -> Tensor:
+    """[m, ``width``] a basis near the leading eigenvectors of the matrix of :func:`shared` with ``exponents``: a number
+    of ``passes`` of subspace iteration from random columns.
 
     Rare pairs are left out for privacy, and they are noise: with all pairs, as in the passes of clients, the basis
     recommends much worse (docs/results.md).
     """
-    return _bases(shared(bipartite), width, passes, key, bipartite.by_item.starts.device)[-1]
+    return _bases(shared(bipartite, exponents=exponents), width, passes, key, bipartite.by_item.starts.device)[-1]
 
 
 def low_rank(bipartite: Bipartite, key: Key) -> Tensor:
@@ -130,16 +130,19 @@ def _image(matrix: sparse.csr_array, basis: Tensor) -> Tensor:
     return torch.from_numpy(matrix @ basis.cpu().numpy()).to(basis.device)
 
 
-def shared(bipartite: Bipartite, least: int = HOLDERS, block_size: int = 512) -> sparse.csr_array:
-    """[m, m] the entries of ``N^T N`` of pairs of items that at least ``least`` users have both, with 0 for all other
-    pairs. An entry on the diagonal belongs to the users of one item.
+def shared(
+    bipartite: Bipartite, least: int = HOLDERS, exponents: tuple[float, float] = HALVES, block_size: int = 512
+) -> sparse.csr_array:
+    """[m, m] the entries of ``N^T N``, with ``N = D_u^-a R D_i^-b`` for ``exponents`` a and b, of pairs of items that
+    at least ``least`` users have both, with 0 for all other pairs. An entry on the diagonal belongs to the users of one
+    item.
 
-    An entry is the sum of ``1 / (d_u sqrt(d_i d_j))`` over the users u who have both items. With a single such user it
+    An entry is the sum of ``1 / (d_u^2a d_i^b d_j^b)`` over the users u who have both items. With a single such user it
     would say that somebody has both, and how many items this person has; for an item that one person has, the row
     would be this person's list.
     """
     by_user = _incidence(bipartite.by_user, bipartite.by_item.starts.numel()).astype(np.float32)
-    back, forth = diffusion_steps(by_user, 0.5, 0.5, gamma=1.0)
+    back, forth = diffusion_steps(by_user, exponents[1], exponents[1], gamma=2 * exponents[0])
     by_item, rows = sparse.csr_array(by_user.T), []
     for start in range(0, by_item.shape[0], block_size):
         block = slice(start, start + block_size)

@@ -79,6 +79,12 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return Network(model.embedding_dim, model.n_layers, model.encoder, model.attributes)
 
     @property
+    def exponents(self) -> tuple[float, float]:
+        """Those of the degrees of users and items in spectral pre-training."""
+        pretraining = self.settings.pretraining
+        return pretraining.user_exponent, pretraining.item_exponent
+
+    @property
     def neighbours(self) -> bool:
         """Whether there are neighbour sums. They are layers of LightGCN; the spectral encoder has none."""
         model = self.settings.model
@@ -338,12 +344,13 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     def init_new_user(
         self, broadcast: PerFedRecBroadcast, rows: Rows, client_state: PerFedRecClient
     ) -> PerFedRecClient:
-        """After spectral pre-training a new user's vector starts at the sum of its items' vectors, scaled by
-        ``user_init_scale``."""
+        """After spectral pre-training a new user's vector starts at the sum of its items' vectors, with the weights of
+        pre-training, scaled by ``user_init_scale``."""
         scale = broadcast.user_init_scale
         if scale is None:
             return client_state
-        own = edge_weights(rows, broadcast.degrees)[:, None] * broadcast.items.index_select(0, rows.items)
+        weights = edge_weights(rows, broadcast.degrees, self.exponents)[:, None]
+        own = weights * broadcast.items.index_select(0, rows.items)
         return replace(client_state, private=scale * segment_sum(own, rows.segments, rows.n_users))
 
     def private_of(self, broadcast: PerFedRecBroadcast, client_state: PerFedRecClient) -> Tensor:
@@ -398,6 +405,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         given = self.settings.neighbourhood
         return super().inference_options() | {
             "mixed": True,
+            "exponents": self.exponents,
             "chooses_cluster": self.sums,
             "starts_itself": self.service_pretrains,
             "weights": tuple(self.weights.tolist()),

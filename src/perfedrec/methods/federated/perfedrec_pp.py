@@ -111,11 +111,11 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         shown = self.handover.labelled(rows, broadcast.items.shape[0], client_state, key.fold("labels"))
         if self.noisy:
             # The first direction follows from the degrees and would use up most of the bound; so would rare items.
-            product = spectral.taste_rows(broadcast.items, shown, broadcast.degrees)
+            product = spectral.taste_rows(broadcast.items, shown, broadcast.degrees, self.exponents)
             product[:, 0] = 0
             product *= spectral.trusted(broadcast.items)[rows.items, None]
         else:
-            product = spectral.gram_rows(broadcast.items, shown, broadcast.degrees)
+            product = spectral.gram_rows(broadcast.items, shown, broadcast.degrees, self.exponents)
         reports = None
         if self.clusters.enabled and not self.sums and not self.service_pretrains:
             reports = self._first_layers(broadcast, shown)
@@ -254,11 +254,12 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         if not self.service_pretrains or graph is None:
             return service, published
         model, passes = self.settings.model, self.settings.pretraining.passes
-        table = neighbourhood.leading(graph, model.embedding_dim, passes, key.fold("spectral"))
+        table = neighbourhood.leading(graph, model.embedding_dim, passes, key.fold("spectral"), self.exponents)
         user_init_scale, start = None, None
         if self.network.encoder == "lightgcn":  # items and users get the size of LightGCN's first vectors
             table = table * (model.init_scale * table.shape[0] ** 0.5)
-        below = graph.to_users(table) * service.share**0.5  # an item has more users than those that the service knows
+        below = graph.normalised(self.exponents).to_users(table)
+        below = below * service.share ** self.exponents[1]  # an item has more users than those that the service knows
         if self.network.encoder == "lightgcn":
             user_init_scale = model.init_scale / float(below.square().mean().sqrt().clamp(min=1e-12))
             start = below * user_init_scale

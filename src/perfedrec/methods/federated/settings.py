@@ -262,6 +262,12 @@ class PretrainingSettings(Settings):
         "then clients make their first vectors and choose their clusters themselves, and have no lists (0: all)",
     )
     passes: int = Field(3, ge=1, description="spectral: number of passes over all users")
+    user_exponent: float = Field(
+        0.5, ge=0, le=1, description="spectral: exponent of the user's degree by which an interaction is divided"
+    )
+    item_exponent: float = Field(
+        0.5, ge=0, le=1, description="spectral: exponent of the item's degree by which an interaction is divided"
+    )
     cluster_passes: int = Field(
         0,
         ge=0,

@@ -1,8 +1,10 @@
 """Spectral pre-training (our extension): federated subspace iteration on the normalised interaction matrix.
 
 The spectral contrastive loss (HaoChen et al., NeurIPS 2021) has its optimum at the leading singular vectors of
-``N = D_u^-1/2 R D_i^-1/2``. One pass multiplies a basis of items by ``N^T N``; each client adds its own part of the
-product. With noise it is the noisy power method (Hardt and Price, NeurIPS 2014).
+``N = D_u^-a R D_i^-b`` with exponents a = b = 1/2. With smaller ones (``pretraining.user_exponent`` and
+``item_exponent``) rare items and short lists, which are mostly chance, weigh less (docs/results.md). One pass
+multiplies a basis of items by ``N^T N``; each client adds its own part of the product. With noise it is the noisy power
+method (Hardt and Price, NeurIPS 2014).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch.nn import functional
 from perfedrec.core.aggregate import Aggregate, from_fixed
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows
-from perfedrec.nn.propagation import edge_weights
+from perfedrec.nn.propagation import HALVES, edge_weights
 from perfedrec.nn.segments import segment_sum
 
 TRUSTED = 2.0
@@ -26,22 +28,22 @@ MEMORY = 0.7
 final one, come from all passes so far."""
 
 
-def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
+def gram_rows(basis: Tensor, rows: Rows, degrees: Tensor, exponents: tuple[float, float] = HALVES) -> Tensor:
     """[R, d] each client's part of ``N^T N Omega``: ``n_u (n_u^T Omega)`` on the rows of its own items.
 
-    ``n_u`` is the client's row of ``N = D_u^-1/2 R D_i^-1/2``, and ``basis`` [m, d] is Omega. The Frobenius norm of a
-    client's part is at most ``||n_u||^2 <= 1`` for an orthonormal basis.
+    ``n_u`` is the client's row of ``N = D_u^-a R D_i^-b``, and ``basis`` [m, d] is Omega. The Frobenius norm of a
+    client's part is at most ``||n_u||^2`` for an orthonormal basis, and this is at most 1 with exponents of 1/2.
     """
-    return edge_weights(rows, degrees)[:, None] * taste_rows(basis, rows, degrees)
+    return edge_weights(rows, degrees, exponents)[:, None] * taste_rows(basis, rows, degrees, exponents)
 
 
-def taste_rows(basis: Tensor, rows: Rows, degrees: Tensor) -> Tensor:
+def taste_rows(basis: Tensor, rows: Rows, degrees: Tensor, exponents: tuple[float, float] = HALVES) -> Tensor:
     """[R, d] each client's part of a noisy pass: ``n_u^T Omega`` on the row of each of its items.
 
     All items of a client have the same part of the bound. The weights of :func:`gram_rows` would give more to rare
     items, whose rows are mostly noise.
     """
-    weights = edge_weights(rows, degrees)[:, None]
+    weights = edge_weights(rows, degrees, exponents)[:, None]
     projection = segment_sum(weights * basis.index_select(0, rows.items), rows.segments, rows.n_users)
     return projection.index_select(0, rows.segments)
 
