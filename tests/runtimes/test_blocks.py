@@ -26,6 +26,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "client__leave_one_out": True,
         "server__optimizer": "fedyogi",
     },
+    "passes of clients": {
+        "pretraining__kind": "spectral",
+        "pretraining__at": "clients",
+        "pretraining__user_exponent": 0.25,
+        "pretraining__item_exponent": 0.35,
+        "pretraining__cluster_passes": 1,
+    },
 }
 
 

@@ -91,7 +91,15 @@ def edge_weights(rows: Rows, item_degrees: Tensor, exponents: tuple[float, float
     users, items = rows.counts.clamp(min=1).to(torch.float32)[rows.segments], item_degrees[rows.items].clamp(min=1)
     if exponents == HALVES:
         return (users * items).rsqrt()
-    return users ** -exponents[0] * items ** -exponents[1]
+    return _powers(users, -exponents[0]) * _powers(items, -exponents[1])
+
+
+def _powers(degrees: Tensor, exponent: float) -> Tensor:
+    """``degrees ** exponent``. In torch the last digit of a power depends on its place in the tensor, and so would what
+    a client sends on who else is in its block."""
+    values, places = degrees.unique(return_inverse=True)
+    powers: Tensor = values.new_tensor([value**exponent for value in values.tolist()])
+    return powers[places]
 
 
 def weighted_sums(table: Tensor, rows: Rows, weights: Tensor) -> Tensor:

@@ -43,9 +43,11 @@ _NEW_PERSONAL = ("neighbourhood", "chosen")
 """Options of the personal model that were added later, and without a value change nothing."""
 
 _NEW_PRETRAINING = {
-    name: PretrainingSettings.model_fields[name].default for name in ("clients", "user_exponent", "item_exponent")
+    "at": "clients",
+    "clients": PretrainingSettings().clients,
+    "user_exponent": 0.5,
+    "item_exponent": 0.5,
 }
-_NEW_PRETRAINING["at"] = "clients"
 """Options of pre-training that were added later, with the values that change nothing."""
 
 _OTHER_FILES = {
