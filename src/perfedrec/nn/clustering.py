@@ -8,7 +8,6 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from perfedrec.core.keys import Key
@@ -22,6 +21,8 @@ def first_centroids(vectors: Tensor, n_clusters: int, key: Key) -> Tensor:
 
     If all vectors are equal, every centroid is the first of them. The cost grows with the square of K.
     """
+    from scipy.cluster.vq import kmeans2  # 8 MB, which runs without clusters do not need
+
     with _quietly():
         rng, n = np.random.default_rng(key.value), min(n_clusters, vectors.shape[0])
         found, _ = kmeans2(_array(vectors), n, iter=1, minit="++", rng=rng)
@@ -33,6 +34,8 @@ def k_means(vectors: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
     A cluster without members keeps its centroid, and can get members in a later step.
     """
+    from scipy.cluster.vq import kmeans2
+
     with _quietly():
         found, labels = kmeans2(_array(vectors), _array(centroids), iter=STEPS, minit="matrix")
     return torch.from_numpy(labels.astype(np.int64)).to(vectors.device), torch.from_numpy(found).to(vectors.device)

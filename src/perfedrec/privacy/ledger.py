@@ -22,7 +22,6 @@ from math import ceil, exp, expm1, inf, log, log1p, sqrt
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import erfcx, log_ndtr
 
 from perfedrec.core.errors import PerfedrecError
@@ -299,6 +298,8 @@ def gaussian_epsilon(multiplier: float, delta: float) -> float:
         return inf
     if _log_gaussian_delta(multiplier, 0.0) <= log(delta):
         return 0.0
+    from scipy.optimize import brentq  # 8 MB that only Gaussian noise needs
+
     most = 0.5 / multiplier**2 + 40 / multiplier  # 40 standard deviations above the privacy loss's mean
     found = brentq(
         lambda epsilon: _log_gaussian_delta(multiplier, epsilon) - log(delta), 0.0, most, xtol=1e-16 * most, rtol=1e-12
@@ -309,6 +310,8 @@ def gaussian_epsilon(multiplier: float, delta: float) -> float:
 @lru_cache
 def gaussian_multiplier(epsilon: float, delta: float) -> float:
     """The noise multiplier with which one Gaussian release is (epsilon, delta)-DP, rounded up slightly."""
+    from scipy.optimize import brentq
+
     low, high = 1e-3 / (1 + epsilon), 50.0 / epsilon + 50.0
     found = brentq(
         lambda multiplier: _log_gaussian_delta(multiplier, epsilon) - log(delta),

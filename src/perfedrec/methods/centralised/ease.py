@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy import sparse
-from scipy.linalg import lapack
 from torch import Tensor
 from torch.nn import functional
 
@@ -122,6 +121,8 @@ def inverse(rows: sparse.csr_array, l2: float) -> NDArray[np.float32]:
 
     Raises :class:`ConfigError` where ``l2`` is too small for numbers of 32 bits.
     """
+    from scipy.linalg import lapack  # 7 MB that only this needs
+
     r = rows.shape[0]
     blocks = [slice(start, start + ROWS_AT_ONCE) for start in range(0, r, ROWS_AT_ONCE)]
     gram = np.empty((r, r), dtype=np.float32, order="F")

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from scipy import sparse
-from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from perfedrec.core.keys import Key
@@ -58,6 +57,8 @@ class SpectralFilter(Method):
     item_based = True
 
     def init(self, data: Training, key: Key) -> Basis:
+        from scipy.sparse.linalg import svds  # 7 MB that only this needs
+
         matrix, root = normalised(data), np.sqrt(data.item_degrees.cpu().numpy().clip(min=1))
         k, rng = min(self.settings.n_components, *(side - 1 for side in matrix.shape)), np.random.default_rng(key.value)
         with one_thread():
