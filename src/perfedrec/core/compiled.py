@@ -78,11 +78,11 @@ class Kernel:
     def _jitted(self, folder: Path | None) -> Callable[..., Any]:
         from numba import config, njit
 
-        before = config.CACHE_DIR
+        before, fast = config.CACHE_DIR, set(_FAST) if self.fast else False
         config.CACHE_DIR = "" if folder is None else str(folder)  # numba reads it when it sees a function
         try:
             made: Callable[..., Any] = njit(
-                self.signature, nogil=True, cache=folder is not None, fastmath=_options(self.fast), error_model="numpy"
+                self.signature, nogil=True, cache=folder is not None, fastmath=fast, error_model="numpy"
             )(self.function)
         finally:
             config.CACHE_DIR = before
@@ -94,19 +94,23 @@ def kernel(signature: str, fast: bool = False) -> Callable[[Callable[..., Any]],
     return partial(Kernel, signature=signature, fast=fast)
 
 
-def helper(function: Callable[..., Any], fast: bool = False) -> Any:
+_FAST = frozenset({"reassoc", "contract", "nsz"})
+"""What LLVM may do with sums of a ``fast`` kernel."""
+
+
+def helper(function: Callable[..., Any], flags: frozenset[str] = frozenset()) -> Any:
     """Decorate a function that kernels call. Arrays that it changes must not be in its other arguments as well."""
     from numba import njit
 
-    return njit(nogil=True, fastmath=_options(fast), error_model="numpy", pipeline_class=_no_alias())(function)
+    options = set(flags) or False
+    return njit(nogil=True, fastmath=options, error_model="numpy", pipeline_class=_no_alias())(function)
 
 
-fast_helper = partial(helper, fast=True)
+fast_helper = partial(helper, flags=_FAST)
 """Decorates a function as ``fast`` as a :class:`Kernel` can be."""
 
-
-def _options(fast: bool) -> Any:
-    return {"reassoc", "contract", "nsz"} if fast else False
+finite_helper = partial(helper, flags=_FAST | {"nnan"})
+"""Decorates such a function of numbers none of which is NaN."""
 
 
 @cache

@@ -1,7 +1,8 @@
 """Kernels that find the best scores of each user while the scores are in the processor's cache.
 
 A tile holds the scores of some users for some neighbouring items. One tile after the other is looked through, and each
-user keeps a heap of the best scores so far. Nearly all scores are below the worst of these; they cost one comparison.
+user keeps the best scores so far. Nearly all scores are below the worst of these; they cost one comparison. For lists
+of usual length it is faster to look for the worst again in all of them than to keep them in a heap.
 
 This module needs numba. It is imported where :func:`perfedrec.core.compiled.usable` holds, and not before.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from perfedrec.core.compiled import helper, kernel
+from perfedrec.core.compiled import fast_helper, finite_helper, helper, kernel
 
 CHUNK = 64
 """Scores that are compared with the worst of the best at once."""
@@ -20,33 +21,20 @@ CHUNK = 64
 NOTHING = np.float32(-np.inf)
 
 
+@finite_helper
+def _smallest(values):  # type: ignore[no-untyped-def]
+    smallest = values[0]
+    for place in range(1, values.size):
+        smallest = min(smallest, values[place])
+    return smallest
+
+
 @helper
-def _push(values, items, size, value, item):  # type: ignore[no-untyped-def]
-    """Add a score to a heap with the smallest of ``size`` ones first. Returns the new size, and the score that falls
-    out where the heap is full."""
-    k, place = values.size, size
-    if size < k:
-        while place > 0:
-            up = (place - 1) >> 1
-            if values[up] <= value:
-                break
-            values[place], items[place] = values[up], items[up]
-            place = up
-        values[place], items[place] = value, item
-        return size + 1, NOTHING
-    out, place = values[0], 0
-    while True:
-        down = 2 * place + 1
-        if down >= k:
-            break
-        if down + 1 < k and values[down + 1] < values[down]:
-            down += 1
-        if values[down] >= value:
-            break
-        values[place], items[place] = values[down], items[down]
-        place = down
-    values[place], items[place] = value, item
-    return k, out
+def _place_of(value, values):  # type: ignore[no-untyped-def]
+    place = 0
+    while values[place] != value:
+        place += 1
+    return place
 
 
 @kernel("void(int64[::1], int64[::1], int64, int64[:, ::1], int64[::1])")
@@ -104,7 +92,7 @@ def scan(parts: Any, which: Any, place: Any, mix: Any, entries: Any, heaps: Any,
     hidden_items, hidden_starts, hidden_order, listed_items, listed_starts, listed_order = entries
     values, items, sizes, lost = heaps
     n_settings = values.shape[0]
-    mixed = np.empty(width, np.float32)
+    mixed, found = np.empty(width, np.float32), np.empty(CHUNK, np.int64)
     for row in range(begin, end):
         user = which[row]
         for setting in range(n_settings):
@@ -123,22 +111,69 @@ def scan(parts: Any, which: Any, place: Any, mix: Any, entries: Any, heaps: Any,
             for number in range(hidden_starts[user, tile], hidden_starts[user, tile + 1]):
                 scores[hidden_items[hidden_order[number]] - first] = NOTHING
             best, places = values[setting, user], items[setting, user]
-            size, out = sizes[setting, user], lost[setting, user]
-            worst = best[0] if size == best.size else NOTHING
-            for start in range(0, width, CHUNK):
-                chunk = scores[start : start + CHUNK]
-                count = 0
-                for c in range(chunk.size):
-                    count += chunk[c] >= worst
-                if not count:
-                    continue
-                for c in range(chunk.size):
-                    score = chunk[c]
-                    if score >= worst:
-                        dropped = score
-                        if score > worst:
-                            size, dropped = _push(best, places, size, score, first + start + c)
-                            if size == best.size:
-                                worst = best[0]
-                        out = max(out, dropped)
-            sizes[setting, user], lost[setting, user] = size, out
+            sizes[setting, user], lost[setting, user] = _add_best(
+                scores, first, found, best, places, sizes[setting, user], lost[setting, user]
+            )
+
+
+@helper
+def _add_best(scores, first, found, best, places, size, out):  # type: ignore[no-untyped-def]
+    """Put the best ``scores`` of items from ``first`` on among the ``size`` best so far. Returns the new size, and the
+    largest of ``out`` and the scores that are not among them, as far as these are not below all that are."""
+    worst = _smallest(best) if size == best.size else _threshold(scores, best.size)
+    for start in range(0, scores.size, CHUNK):
+        chunk = scores[start : start + CHUNK]
+        if not _any_above(chunk, worst):
+            continue
+        n_found = np.uint64(0)
+        for c in range(chunk.size):  # without a branch, which would often be foreseen wrongly
+            found[n_found] = c
+            n_found += np.uint64(chunk[c] >= worst)
+        for number in range(n_found):
+            place = found[number]
+            score = chunk[place]
+            if size < best.size:
+                best[size], places[size] = score, first + start + place
+                size += 1
+                if size == best.size:
+                    worst = _smallest(best)
+            elif score > worst:
+                out = max(out, worst)
+                to = _place_of(worst, best)
+                best[to], places[to] = score, first + start + place
+                worst = _smallest(best)
+            else:
+                out = max(out, score)
+    return size, out
+
+
+@fast_helper
+def _any_above(scores, least):  # type: ignore[no-untyped-def]
+    count = np.float32(0)  # of the same width as the scores, so that they are compared many at once
+    for c in range(scores.size):
+        count += np.float32(1) if scores[c] >= least else np.float32(0)
+    return count > 0
+
+
+@helper
+def _threshold(scores, k):  # type: ignore[no-untyped-def]
+    """A score that at least ``k`` of the ``scores`` reach, and not many more: the k-th best of the largest scores of 64
+    groups. Without it nearly all scores would enter a heap that is empty."""
+    if k >= CHUNK or scores.size < 4 * CHUNK:
+        return NOTHING
+    largest = scores[:CHUNK].copy()
+    for start in range(CHUNK, scores.size - CHUNK + 1, CHUNK):
+        _larger(scores[start : start + CHUNK], largest)
+    best = largest[:k].copy()
+    worst = _smallest(best)
+    for place in range(k, CHUNK):
+        if largest[place] > worst:
+            best[_place_of(worst, best)] = largest[place]
+            worst = _smallest(best)
+    return worst
+
+
+@helper
+def _larger(values, largest):  # type: ignore[no-untyped-def]
+    for c in range(largest.size):
+        largest[c] = values[c] if values[c] > largest[c] else largest[c]
