@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from perfedrec.core.compiled import helper, kernel
+from perfedrec.core.compiled import fast_helper, helper, kernel
 from perfedrec.core.kernels import load
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
@@ -76,50 +76,81 @@ def _between(batch, until, paths, epsilons, ratios1, ratios2):  # type: ignore[n
 
 
 @helper
-def _idle(table, row, factor, small):  # type: ignore[no-untyped-def]
+def _idle(vector, moment, square, factor, least):  # type: ignore[no-untyped-def]
     """Steps of a row without gradients, all at once."""
-    scale, least = np.float32(factor), np.float32(small)
-    for at in range(table.shape[2]):
-        table[row, 0, at] += scale * table[row, 1, at] / (math.sqrt(table[row, 2, at]) + least)
+    for at in range(vector.size):
+        vector[at] += factor * moment[at] / (np.sqrt(square[at]) + least)
 
 
 @helper
-def _shrink(table, row, decay1, decay2):  # type: ignore[no-untyped-def]
-    """What is left of the moments of a row after some steps."""
-    rest1, rest2 = np.float32(decay1), np.float32(decay2)
-    for at in range(table.shape[2]):
-        table[row, 1, at] *= rest1
-        table[row, 2, at] *= rest2
+def _scale(values, factor):  # type: ignore[no-untyped-def]
+    for at in range(values.size):
+        values[at] *= factor
 
 
-@helper
-def _add(gradients, place, scale, table, plus, minus):  # type: ignore[no-untyped-def]
-    """Add ``scale`` times the vector of row ``plus``, less that of row ``minus`` if there is one (>= 0), to the
-    gradients of a visit. A complement ``~place`` is a visit's first contribution, which replaces what was there."""
-    first = place < 0
-    to = max(place, ~place)
-    for at in range(table.shape[2]):
-        value = table[plus, 0, at] - (table[minus, 0, at] if minus >= 0 else _ZERO)
-        gradients[to, at] = scale * value + (_ZERO if first else gradients[to, at])
+@fast_helper
+def _margin(user, item, other):  # type: ignore[no-untyped-def]
+    """How much higher the user's score of the other item is."""
+    total = _ZERO
+    for at in range(user.size):
+        total += user[at] * (other[at] - item[at])
+    return total
+
+
+@fast_helper
+def _add(old, scale, values, gradient):  # type: ignore[no-untyped-def]
+    """``gradient = old * gradient + scale * values``; nothing is read from a gradient without an ``old`` part."""
+    if old:
+        for at in range(gradient.size):
+            gradient[at] += scale * values[at]
+    else:
+        for at in range(gradient.size):
+            gradient[at] = scale * values[at]
+
+
+@fast_helper
+def _add_difference(old, scale, plus, minus, gradient):  # type: ignore[no-untyped-def]
+    """:func:`_add` of the vector ``plus`` less the vector ``minus``."""
+    if old:
+        for at in range(gradient.size):
+            gradient[at] += scale * (plus[at] - minus[at])
+    else:
+        for at in range(gradient.size):
+            gradient[at] = scale * (plus[at] - minus[at])
 
 
 @helper
 def _pair(table, rows, first, triple, gradients):  # type: ignore[no-untyped-def]
-    """The loss of one triple of visits, counted from the batch's ``first`` one; adds its gradients."""
+    """The loss of one triple of visits, counted from the batch's ``first`` one; adds its gradients. A complement
+    ``~place`` is a visit's first contribution, which replaces what was there."""
+    places = max(triple[0], ~triple[0]), max(triple[1], ~triple[1]), max(triple[2], ~triple[2])
     user, item, other = (
-        rows[first + max(triple[0], ~triple[0])],
-        rows[first + max(triple[1], ~triple[1])],
-        rows[first + max(triple[2], ~triple[2])],
+        table[rows[first + places[0]], 0],
+        table[rows[first + places[1]], 0],
+        table[rows[first + places[2]], 0],
     )
-    x = _ZERO
-    for at in range(table.shape[2]):
-        x += table[user, 0, at] * (table[other, 0, at] - table[item, 0, at])
+    x = _margin(user, item, other)
     decayed = np.float32(math.exp(-abs(x)))
     slope = (_ONE if x >= _ZERO else decayed) / (_ONE + decayed)
-    _add(gradients, triple[0], slope, table, other, item)
-    _add(gradients, triple[1], -slope, table, user, -1)
-    _add(gradients, triple[2], slope, table, user, -1)
+    _add_difference(triple[0] >= 0, slope, other, item, gradients[places[0]])
+    _add(triple[1] >= 0, -slope, user, gradients[places[1]])
+    _add(triple[2] >= 0, slope, user, gradients[places[2]])
     return np.float64(max(x, _ZERO) + np.float32(math.log1p(decayed)))
+
+
+@fast_helper
+def _visit(vector, moment, square, gradient, weights, steps):  # type: ignore[no-untyped-def]
+    """The steps of a row from a visit to before the next one, in place; returns the vector's squared norm before. The
+    ``weights`` are those of the gradient and of the vector in it."""
+    (weight, l2), (decay1, decay2, rest1, rest2, factor, least), squares = weights, steps, _ZERO
+    for at in range(vector.size):
+        value = vector[at]
+        squares += value * value
+        slope = (gradient[at] + l2 * value) * weight
+        moment[at] = decay1 * moment[at] + rest1 * slope
+        square[at] = decay2 * square[at] + rest2 * (slope * slope)
+        vector[at] = value + factor * moment[at] / (np.sqrt(square[at]) + least)
+    return squares
 
 
 @kernel(
@@ -152,7 +183,8 @@ def bpr_epoch(
     for row in range(table.shape[0]):
         if upcoming[row]:  # the steps before the first visit
             length, small = _between(0, upcoming[row], paths, epsilons, ratios1, ratios2)
-            _idle(table, row, -learning_rate * length * beta1 / math.sqrt(beta2), small / math.sqrt(beta2))
+            factor, least = -learning_rate * length * beta1 / math.sqrt(beta2), small / math.sqrt(beta2)
+            _idle(table[row, 0], table[row, 1], table[row, 2], np.float32(factor), np.float32(least))
     total = 0.0
     for batch in range(n_batches):
         first, begin, end = limits[batch], batch * size, min(places.shape[0], (batch + 1) * size)
@@ -170,18 +202,12 @@ def bpr_epoch(
             decay1, decay2 = np.float32(powers1[batch - last[row]]), np.float32(powers2[batch - last[row]])
             last[row] = batch
             length, mean = _between(batch, following[visit], paths, epsilons, ratios1, ratios2)
-            factor, small = np.float32(-learning_rate * length), np.float32(mean)
-            squares = _ZERO
-            for at in range(width):
-                value = table[row, 0, at]
-                squares += value * value
-                gradient = (gradients[visit - first, at] + l2 * count * value) * weight
-                moment = decay1 * table[row, 1, at] + rest1 * gradient
-                square = decay2 * table[row, 2, at] + rest2 * (gradient * gradient)
-                table[row, 1, at], table[row, 2, at] = moment, square
-                table[row, 0, at] = value + factor * moment / (math.sqrt(square) + small)
+            steps = decay1, decay2, rest1, rest2, np.float32(-learning_rate * length), np.float32(mean)
+            weights = weight, l2 * count
+            squares = _visit(table[row, 0], table[row, 1], table[row, 2], gradients[visit - first], weights, steps)
             total += np.float64(_HALF * l2 * count * squares)
     for row in range(table.shape[0]):  # the steps after the last visit
         idle = n_batches - 1 - last[row]
-        _shrink(table, row, powers1[idle], powers2[idle])
+        _scale(table[row, 1], np.float32(powers1[idle]))
+        _scale(table[row, 2], np.float32(powers2[idle]))
     return total
