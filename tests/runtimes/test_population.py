@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def test_states_changed_in_place_are_stored(limit: int, monkeypatch: pytest.Monk
 def test_a_checkpoint_holds_what_was_written(tmp_path: Path) -> None:
     simulator = played("fedmf", 2)
     checkpoint.save(tmp_path / "round-000002", simulator.records(), {}, {})
-    stored = checkpoint.load(tmp_path / "round-000002").records["memory"][0]
+    (segment,) = checkpoint.load(tmp_path / "round-000002").records["memory"][0]
+    stored = segment.tensors
     assert stored["private"].shape[0] <= 14
     assert "secret" not in stored  # follows from the user's key
     again = played("fedmf", 0)
@@ -152,3 +154,63 @@ def test_room_that_the_system_does_not_give_is_said(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(mapped.os, "statvfs", lambda folder: free)
     with pytest.raises(ConfigError, match="client states need 0 MB, and 0 MB are free there"):
         played("fedmf", 1)
+
+
+def new_files(folder: Path) -> list[str]:
+    """The files with client states of a checkpoint that no other checkpoint has."""
+    return sorted(each.name for each in folder.glob("memory-*") if each.stat().st_nlink == 1)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 40])
+def test_a_checkpoint_writes_what_changed_since_the_last_one(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(population, "LAZY_FROM", limit)
+    simulator, folders = played("fedmf", 2), [tmp_path / name for name in ("one", "two", "three")]
+    checkpoint.save(folders[0], simulator.records(), {}, {})
+    assert new_files(folders[0]) == ["memory-0000.safetensors"]
+    before = simulator.recommender().frozen()
+    wanted = before.raw_scores(torch.arange(90))
+    simulator.play()
+    checkpoint.save(folders[1], simulator.records() | {"best": before.kept()["memory"]}, {}, {})
+    assert new_files(folders[1]) == ["memory-0001.safetensors"]
+    assert [each.name for each in folders[1].glob("best-*")] == ["best-0000.safetensors"]
+    changed = checkpoint.load(folders[1]).records["memory"][0][1].tensors
+    assert changed["private"].shape[0] == changed["users of private"].numel() == 7  # one cohort
+
+    again = played("fedmf", 0)
+    again.restore(checkpoint.load(folders[1]).records, 3)
+    everyone, rows = torch.arange(90), torch.arange(again.population.items.numel())
+    found, expected = (flatten(each.population.load_client_states(everyone, rows))[0] for each in (again, simulator))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert torch.equal(before.raw_scores(torch.arange(90)), wanted)  # the past has not changed
+    folders[0].rename(tmp_path / "moved")
+    checkpoint.save(folders[2], simulator.records(), {}, {})
+    assert new_files(folders[2]) == []
+    (folders[2] / "memory-0001.safetensors").write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match=r"three/memory-0001\.safetensors: damaged checkpoint"):
+        checkpoint.load(folders[2])
+
+
+@pytest.mark.usefixtures("lazy")
+def test_segments_that_are_mostly_overwritten_become_one() -> None:
+    simulator = played("fedmf", 1)
+    users = torch.arange(30)
+    positions = simulator.population.rows(users)[1]
+    numbers = []
+    for number in range(1, 7):
+        state = simulator.population.load_client_states(users, positions)
+        changed = replace(state, loss=torch.full((30,), float(number)), rows=state.rows + 1)
+        simulator.population.save_client_states(users, positions, changed)
+        numbers.append(len(simulator.population.segments()))
+    assert max(numbers) <= 4
+    assert 1 in numbers[1:]
+    again = played("fedmf", 0).population
+    again.restore(simulator.population.segments())
+    assert again.load_client_states(users, positions).loss.tolist() == [6.0] * 30
+
+
+def test_where_nothing_changed_there_is_no_further_segment() -> None:
+    people = played("fedmf", 1).population
+    assert people.segments() == people.segments()
+    assert len(people.segments()) == 1

@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 Scalar = int | float | str | bool
 R = TypeVar("R")
+
+
+@dataclass(eq=False)
+class Segment:
+    """What was written of a large record in a part of the time: ``tensors``, which never change. Several segments, one
+    after the other, are the record. It is stored once: ``file`` is where, with the ``digest`` of its content."""
+
+    tensors: Mapping[str, Tensor]
+    file: Path | None = None
+    digest: str = ""
 
 
 def flatten(record: Any, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Scalar]]:

@@ -18,7 +18,7 @@ from perfedrec.evaluation.order import RandomOrder
 from perfedrec.evaluation.ranking import CUTOFFS, Held, Totals, mask_seen
 from perfedrec.evaluation.sampled import rank_among
 
-Stored = Mapping[str, tuple[dict[str, Tensor], dict[str, Scalar]]]
+Stored = Mapping[str, tuple[Any, dict[str, Scalar]]]
 """Flat records by name, as a checkpoint holds them: for each record its tensors and its scalars."""
 
 
@@ -74,6 +74,11 @@ class Recommender(ABC):
     @abstractmethod
     def records(self) -> dict[str, Any]:
         """The records that hold the model, by name."""
+
+    def kept(self) -> dict[str, Any]:
+        """The records as a checkpoint keeps them: a large record may be a tuple of segments, of which only new ones
+        have to be stored (:class:`perfedrec.core.records.Segment`)."""
+        return self.records()
 
     @abstractmethod
     def with_records(self, records: Mapping[str, Any]) -> Self:

@@ -1,9 +1,11 @@
 """Checkpoints: safetensors for tensors, JSON for the rest; written atomically, and verified when they are read.
 
-A checkpoint is a folder ``round-000050`` with one safetensors file for each record and a manifest. The manifest holds
-the SHA-256 digests of the files, the scalars, the format version, and what the checkpoint belongs to: the fingerprint
-of the data and a digest of the configuration. The folder is written under a temporary name, flushed to the disk and
-renamed, so that it is either complete or absent. The last two checkpoints are kept.
+A checkpoint is a folder ``round-000050`` with one safetensors file for each record and a manifest. A record that grows
+is stored in segments: a segment is written once, and later checkpoints have the same file under a name of their own (a
+hard link), so that a checkpoint costs what changed, and each is complete. The manifest holds the SHA-256 digests of the
+files, the scalars, the format version, and what the checkpoint belongs to: the fingerprint of the data and a digest of
+the configuration. The folder is written under a temporary name, flushed to the disk and renamed, so that it is either
+complete or absent. The last two checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -23,21 +25,23 @@ from torch import Tensor
 
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import CheckpointError, ConfigError, reason
-from perfedrec.core.records import Scalar, flatten
+from perfedrec.core.records import Scalar, Segment, flatten
 
-FORMAT = 5
-READABLE = (2, 3, 4, FORMAT)
+FORMAT = 6
+READABLE = (2, 3, 4, 5, FORMAT)
 """Formats that can be read. In format 2 some fields of records have other names, which
 :func:`perfedrec.core.records.unflatten` knows. Up to format 4 client states are those of all users; in format 5
-they are what was written (:meth:`perfedrec.runtimes.population.Population.stored`)."""
+they are what was written (:meth:`perfedrec.runtimes.population.Population.stored`). In format 6 a checkpoint of a
+simulation has them in segments, and each segment in a file of its own."""
 
 KEPT = 2
 """How many checkpoints of a run are kept."""
 
 _MANIFEST = "checkpoint.json"
 
-Records = dict[str, tuple[dict[str, Tensor], dict[str, Scalar]]]
-"""Records in their flat form: by name of the record, its tensors and its scalars, each by dotted field name."""
+Records = dict[str, tuple[Any, dict[str, Scalar]]]
+"""Records in their flat form: by name of the record, its tensors and its scalars, each by dotted field name. A record
+that is stored in segments has a tuple of them in place of its tensors."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,20 @@ class Loaded:
 def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], extra: Mapping[str, Any]) -> None:
     """Write ``records`` by name to ``folder``, and replace what is there.
 
-    A record is a dataclass of tensors and scalars, or a mapping of tensors by name. ``belongs`` identifies the data and
-    the configuration; :func:`load` compares it. ``extra`` is stored as JSON.
+    A record is a dataclass of tensors and scalars, a mapping of tensors by name, or a tuple of segments. ``belongs``
+    identifies the data and the configuration; :func:`load` compares it. ``extra`` is stored as JSON.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     manifest: dict[str, Any] = {"format": FORMAT, "belongs": dict(belongs), "extra": dict(extra), "records": {}}
+    segments = {name: record for name, record in records.items() if isinstance(record, tuple)}
+    for name, own in segments.items():
+        digests = [_keep(segment, temporary / _of_segment(name, place)) for place, segment in enumerate(own)]
+        manifest["records"][name] = {"segments": digests, "scalars": {}}
     for name, record in records.items():
+        if name in segments:
+            continue
         tensors, scalars = (record, {}) if isinstance(record, Mapping) else flatten(record)
         path = temporary / f"{name}.safetensors"  # written and read without a copy in memory: a model may be large
         save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path)
@@ -77,6 +87,32 @@ def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], e
     temporary.rename(folder)
     _flush(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
+    for name, own in segments.items():
+        for place, segment in enumerate(own):
+            segment.file = folder / _of_segment(name, place)
+
+
+def _of_segment(name: str, place: int) -> str:
+    """The name of the file with a segment of a record."""
+    return f"{name}-{place:04d}.safetensors"
+
+
+def _keep(segment: Segment, path: Path) -> str:
+    """Have a segment in the file ``path``, which is the file that it was stored in before, where there is one. Returns
+    the digest of the content."""
+    if segment.file is None or not segment.file.exists():
+        save_file({name: tensor.contiguous().cpu() for name, tensor in segment.tensors.items()}, path)
+        _flush(path)
+        segment.digest = _digest(path)
+        segment.tensors = load_file(path)  # which are read from the file when they are needed
+    else:
+        try:
+            os.link(segment.file, path)
+        except OSError:  # a disk without hard links
+            shutil.copyfile(segment.file, path)
+            _flush(path)
+    segment.file = path
+    return segment.digest
 
 
 def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
@@ -97,15 +133,30 @@ def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
         if theirs.get(what) != expected:
             raise CheckpointError(f"{folder}: foreign checkpoint: it was made with another {what} than this run's")
     records: Records = {}
+    known: dict[str, Segment] = {}  # by digest: the best round has the first segments of the last one
+    path = folder
     for name, entry in stored.items():
-        path = folder / f"{name}.safetensors"
         try:
-            if _digest(path) != entry["sha256"]:
-                raise CheckpointError(f"{path}: damaged checkpoint: its content does not match the recorded SHA-256")
-            records[name] = (load_file(path), entry["scalars"])
+            if "segments" in entry:
+                own = []
+                for place, digest in enumerate(entry["segments"]):
+                    path = folder / _of_segment(name, place)
+                    if digest not in known:
+                        known[digest] = Segment(_verified(path, digest), path, digest)
+                    own.append(known[digest])
+                records[name] = (tuple(own), entry["scalars"])
+            else:
+                path = folder / f"{name}.safetensors"
+                records[name] = (_verified(path, entry["sha256"]), entry["scalars"])
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged checkpoint: {reason(error)}") from None
     return Loaded(folder, form, records, extra, theirs)
+
+
+def _verified(path: Path, digest: str) -> dict[str, Tensor]:
+    if _digest(path) != digest:
+        raise CheckpointError(f"{path}: damaged checkpoint: its content does not match the recorded SHA-256")
+    return load_file(path)
 
 
 def check_phases(loaded: Loaded, algorithm: Algorithm[Any, Any, Any]) -> None:

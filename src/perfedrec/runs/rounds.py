@@ -83,7 +83,7 @@ class Rounds:
 
     def records(self) -> dict[str, Any]:
         """The records of a checkpoint: those of the engine, and those of the best round."""
-        best = {} if self.best is None else self.best.records()
+        best = {} if self.best is None else self.best.kept()
         return self.engine.records() | {_BEST + name: record for name, record in best.items()}
 
     def extra(self) -> dict[str, Any]:

@@ -29,9 +29,18 @@ class Column:
         """[n] the users who have written, in the order of their places."""
         self.starts = None if offsets is None else _room(n_users + 1, torch.int64, device)
         """[n + 1] where the rows at each place begin."""
+        self.changed = _room(n_users, torch.bool, device)
+        """[n] the places that were written since :meth:`changes` was asked last."""
         self.taken = 0
         if values is not None:
+            self.changed.fill_(True)
             self.take(torch.arange(n_users, device=device))
+
+    @property
+    def size(self) -> int:
+        """The bytes of what was written."""
+        rows = self.taken if self.starts is None else int(self.starts[self.taken])
+        return rows * prod(self.values.shape[1:]) * self.values.element_size()
 
     def take(self, users: Tensor) -> Tensor:
         """[B] places for ``users`` [B], who have none and occur once each."""
@@ -59,6 +68,15 @@ class Column:
         if self.values.device.type == "cpu" and self.values.nbytes > mapped.IN_MEMORY:
             mapped.check_room(values.nbytes, "client states")
         self.values.index_copy_(0, self.rows(places), values)
+        self.changed[places] = True
+
+    def changes(self) -> tuple[Tensor, Tensor | None] | None:
+        """What was written since the last call, as a copy: like :meth:`stored`. ``None`` where nothing was."""
+        places = self.changed[: self.taken].nonzero().squeeze(1)
+        if not places.numel():
+            return None
+        self.changed[places] = False
+        return self.stored(places)
 
     def stored(self, places: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The values of all who have written, or of those at ``places`` [k], by user; and these users, ``None`` where

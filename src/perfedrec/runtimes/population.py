@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import cached_property
 from math import prod
 from typing import Any, Generic, Protocol, cast
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.keys import Key
-from perfedrec.core.records import old_names
+from perfedrec.core.records import Segment, old_names
 from perfedrec.core.types import Rows, block_rows
 from perfedrec.runtimes.columns import Columns
 
@@ -53,6 +54,7 @@ class Population(Generic[C]):
 
     def __init__(self, offsets: Tensor, items: Tensor, n_items: int, attributes: Tensor | None = None) -> None:
         self.offsets, self.items, self.n_items, self.attributes = offsets, items, n_items, attributes
+        self._segments: tuple[Segment, ...] = ()
 
     @property
     def n_users(self) -> int:
@@ -80,8 +82,6 @@ class Population(Generic[C]):
         sizes = [prod(self._shape(name)) * getattr(self._like, name).element_size() for name in self._layout()]
         if sum(sizes) < LAZY_FROM:
             self.client_state = algorithm.init_clients(self.rows(self.everyone())[0], self._key)
-        else:
-            self._create()
 
     def _rows_at(self, places: Tensor) -> tuple[Rows, Tensor]:
         """The rows of the users at ``places`` [B] in the arrays, and the positions [R] of these rows."""
@@ -97,36 +97,64 @@ class Population(Generic[C]):
         size = self.items.numel() if self._layout()[name] else self.n_users
         return (size, *getattr(self._like, name).shape[1:])
 
-    def _create(self) -> None:
-        """Columns in which nothing is written."""
-        self._columns = Columns(self._fields(self._like), self._layout(), self.offsets)
+    @cached_property
+    def _columns(self) -> Columns:
+        """The columns of client states, at first with what is in the segments."""
+        columns = Columns(self._fields(self._like), self._layout(), self.offsets)
+        for segment in self._segments:
+            self._put(columns, segment.tensors)
+        for column in columns.fields.values():  # what is in the segments already
+            column.changed[: column.taken] = False
+        return columns
 
-    def with_client_states(self, stored: Mapping[str, Tensor]) -> Population[C]:
-        """The same users with the client states that :meth:`stored` returned."""
+    def with_client_states(self, stored: Mapping[str, Tensor] | tuple[Segment, ...]) -> Population[C]:
+        """The same users with the client states that :meth:`stored` or :meth:`segments` returned."""
         other: Population[C] = Population(self.offsets, self.items, self.n_items, self.attributes)
         other._algorithm, other._key, other._like = self._algorithm, self._key, self._like
-        other.restore(stored)
+        if isinstance(stored, tuple):
+            other._segments = stored  # written to columns when a state is asked for
+        else:
+            other.restore(stored)
         return other
+
+    def segments(self) -> tuple[Segment, ...]:
+        """What was written of the client states, in the order of time. What changed since the last call is a segment of
+        its own, so that the cost of a call, and of storing what it returns, is that of the changes.
+
+        Each segment is as :meth:`stored` returns it. Where later segments have overwritten half of all, they become
+        one.
+        """
+        if "_columns" in vars(self):  # else nothing has changed
+            changes = {name: column.changes() for name, column in self._columns.fields.items()}
+            if segment := _named({name: found for name, found in changes.items() if found is not None}):
+                self._segments = (*self._segments, Segment(segment))
+            kept = sum(_size(each.tensors) for each in self._segments)
+            if len(self._segments) > 1 and kept > 2 * sum(each.size for each in self._columns.fields.values()):
+                self._segments = (Segment({name: value.clone() for name, value in self.stored().items()}),)
+        return self._segments
 
     def stored(self) -> dict[str, Tensor]:
         """What was written of the client states: for each field its values, user by user, and the users [k] (see
         :data:`USERS_OF`) where they are not all. It may share memory with the population."""
-        found: dict[str, Tensor] = {}
-        for name, column in self._columns.fields.items():
-            if column.taken:
-                values, users = column.stored()
-                found |= {name: values} if users is None else {name: values, USERS_OF + name: users}
-        return found
+        return _named({name: column.stored() for name, column in self._columns.fields.items() if column.taken})
 
-    def restore(self, stored: Mapping[str, Tensor]) -> None:
-        """Continue with the client states that :meth:`stored` returned, here or in an older version.
+    def restore(self, stored: Mapping[str, Tensor] | tuple[Segment, ...]) -> None:
+        """Continue with the client states that :meth:`stored` or :meth:`segments` returned, here or in an older
+        version.
 
         Raises :class:`CheckpointError` where they are not those of these users and this method.
         """
-        self._create()
+        vars(self).pop("_columns", None)
+        self._segments = stored if isinstance(stored, tuple) else ()
+        columns = self._columns
+        if not isinstance(stored, tuple):
+            self._put(columns, stored)
+
+    def _put(self, columns: Columns, stored: Mapping[str, Tensor]) -> None:
+        """Write what was ``stored`` to the columns."""
         before = {new: old for old, new in old_names(type(cast(Any, self._like))).items()}
         everyone = torch.arange(self.n_users, device=self.offsets.device)
-        for name, column in self._columns.fields.items():
+        for name, column in columns.fields.items():
             values = stored.get(name, stored.get(before.get(name, name)))
             if values is None:
                 continue
@@ -138,7 +166,7 @@ class Population(Generic[C]):
                     f"the stored client states have {name} of {list(values.shape)}, {values.dtype}; expected "
                     f"{expected}, {column.values.dtype}"
                 )
-            places = self._columns.take(name, users, self._columns.places(users)[name])
+            places = columns.take(name, users, columns.places(users)[name])
             column.put(places, values.to(everyone.device))
 
     def load_client_states(self, users: Tensor, positions: Tensor) -> C:
@@ -180,7 +208,7 @@ class Population(Generic[C]):
 
     @client_state.setter
     def client_state(self, record: C) -> None:
-        self._like = record
+        self._like, self._segments = record, ()
         self._columns = Columns(self._fields(record), self._layout(), self.offsets, whole=True)
 
     def _fields(self, record: C) -> dict[str, Tensor]:
@@ -189,3 +217,14 @@ class Population(Generic[C]):
     def _layout(self) -> dict[str, bool]:
         """Each field of the client state, and whether it has one row per interaction."""
         return {field.name: field.metadata.get("per") == "row" for field in fields(cast(Any, self._like))}
+
+
+def _named(found: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    """The values of each field under its name, and the users who have them beside it, where these are not all."""
+    values = {name: each for name, (each, _) in found.items()}
+    return values | {USERS_OF + name: users for name, (_, users) in found.items() if users is not None}
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of all ``tensors``."""
+    return sum(each.nbytes for each in tensors.values())

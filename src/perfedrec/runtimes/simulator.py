@@ -81,8 +81,11 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
         population = self.population.with_client_states(records["memory"])
         return PersonalRecommender(self.algorithm, records["state"], population, self.order)
 
+    def kept(self) -> dict[str, Any]:
+        return {"state": self.state, "memory": self.population.segments()}
+
     def frozen(self) -> PersonalRecommender[S, B, C]:
-        return self.with_records(self.records() | {"state": copied(self.state)})
+        return self.with_records(self.kept() | {"state": copied(self.state)})
 
     def restored(self, stored: Stored) -> PersonalRecommender[S, B, C]:
         state = copied(unflatten(type(self.state), *stored["state"]), self.device)
@@ -172,7 +175,7 @@ class Simulator(Generic[S, B, C]):
 
     def records(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {"state": self.state, "memory": self.population.stored()}
+        return {"state": self.state, "memory": self.population.segments()}
 
     def restore(self, stored: Stored, rounds: int) -> None:
         """Continue from the records of a checkpoint, which was taken after ``rounds`` rounds."""
