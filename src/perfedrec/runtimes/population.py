@@ -79,9 +79,8 @@ class Population(Generic[C]):
         self._algorithm, self._key = algorithm, Key(seed).fold("memory")
         first, _ = self._rows_at(torch.arange(min(self.n_users, 1), device=self.offsets.device))
         self._like = algorithm.init_clients(first, self._key)
-        sizes = [prod(self._shape(name)) * getattr(self._like, name).element_size() for name in self._layout()]
-        if sum(sizes) < LAZY_FROM:
-            self.client_state = algorithm.init_clients(self.rows(self.everyone())[0], self._key)
+        vars(self).pop("_columns", None)
+        self._segments = ()
 
     def _rows_at(self, places: Tensor) -> tuple[Rows, Tensor]:
         """The rows of the users at ``places`` [B] in the arrays, and the positions [R] of these rows."""
@@ -99,11 +98,17 @@ class Population(Generic[C]):
 
     @cached_property
     def _columns(self) -> Columns:
-        """The columns of client states, at first with what is in the segments."""
-        columns = Columns(self._fields(self._like), self._layout(), self.offsets)
+        """The columns of client states, at first with what is in the segments, and with the first states of all users
+        where these are few."""
+        sizes = [prod(self._shape(name)) * getattr(self._like, name).element_size() for name in self._layout()]
+        whole, like = sum(sizes) < LAZY_FROM, self._like
+        if whole:
+            everyone = torch.arange(self.n_users, device=self.offsets.device)
+            like = self._algorithm.init_clients(self._rows_at(everyone)[0], self._key)
+        columns = Columns(self._fields(like), self._layout(), self.offsets, whole)
         for segment in self._segments:
             self._put(columns, segment.tensors)
-        for column in columns.fields.values():  # what is in the segments already
+        for column in columns.fields.values():  # what is in the segments, or follows from the users' keys
             column.changed[: column.taken] = False
         return columns
 

@@ -59,7 +59,7 @@ def served(here: World, rounds: int = 2) -> World:
 @pytest.mark.parametrize(("alpha", "beta"), [(0.5, 0.3), (1.0, 0.0)])
 def test_diffusion_follows_three_steps(alpha: float, beta: float) -> None:
     matrix = dense(world())
-    near, nearness = neighbourhood.diffused(graph_of(matrix), alpha, beta, length=5, block_size=7)
+    near, nearness = neighbourhood.diffused(graph_of(matrix), alpha, beta, length=5, at_once=70)
     expected = np.where(matrix > 0, 0, walked(matrix, alpha, beta))
     assert near.shape == (30, 5)
     for user in range(30):

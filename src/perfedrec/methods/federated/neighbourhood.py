@@ -58,7 +58,7 @@ def published(items: list[Tensor]) -> Tensor:
 
 
 def diffused(
-    bipartite: Bipartite, alpha: float, beta: float, length: int, block_size: int = 512
+    bipartite: Bipartite, alpha: float, beta: float, length: int, at_once: int = 1 << 22
 ) -> tuple[Tensor, Tensor]:
     """For each user of the graph, the ``length`` items that diffusion ranks best among those that the user does not
     have: their tokens [n, k] int32, ascending, and their scores [n, k]. Unused places have token -1 and score 0.
@@ -66,19 +66,24 @@ def diffused(
     Diffusion takes three steps, from a user's items to their users and on to the items of these:
     ``s_uj = sum_i sum_v d_i^-alpha / (d_v d_j^beta)`` over the user's items i and the users v who have both i and j.
     RP3beta (Paudel et al., ACM TiiS 2016) has ``d_v^alpha``. With 1/2 and 1/2 it is the linear filter of GF-CF (Shen et
-    al., CIKM 2021), and in any case what :func:`low_rank` comes near to.
+    al., CIKM 2021), and in any case what :func:`low_rank` comes near to. ``at_once`` scores are in memory together.
     """
     by_user = _incidence(bipartite.by_user, bipartite.by_item.starts.numel())
     back, forth = diffusion_steps(by_user, alpha, beta, gamma=1.0)
     near = np.full((by_user.shape[0], min(length, by_user.shape[1])), -1, dtype=np.int32)
     scores = np.zeros(near.shape, dtype=np.float32)
+    block_size = max(at_once // by_user.shape[1], 1)
     for start in range(0, by_user.shape[0], block_size):
         own = by_user[start : start + block_size]
         found = (own @ back @ forth).toarray()
         found[own.nonzero()] = 0
         for row, each in enumerate(found):
-            known = np.flatnonzero(each)
-            best = np.sort(known[np.argsort(-each[known], kind="stable")[:length]])
+            best = np.flatnonzero(each)
+            if best.size > length:  # of equal ones at the end the first
+                last = np.partition(each[best], -length)[-length]
+                kept = each[best] > last
+                kept[np.flatnonzero(each[best] == last)[: length - int(kept.sum())]] = True
+                best = best[kept]
             near[start + row, : best.size], scores[start + row, : best.size] = best, each[best]
     return torch.from_numpy(near), torch.from_numpy(scores)
 
