@@ -31,3 +31,16 @@ def test_what_does_not_fit_is_refused_in_one_line(machine: Path) -> None:
     with pytest.raises(ConfigError) as error:
         memory.check_memory(7_000_000_000, "this", "less")
     assert str(error.value) == "this needs about 7.0 GB of memory, and 0.0 GB are free here; expected less"
+
+
+def test_memory_is_given_back_wherever_that_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.give_back()
+    asked: list[int] = []
+    library = type("Library", (), {"malloc_trim": staticmethod(asked.append)})
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: library)
+    memory.give_back()
+    assert asked == [0]
+    monkeypatch.setattr(memory.sys, "platform", "darwin")  # without glibc there is nothing to ask
+    memory.give_back()
+    assert asked == [0]

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -78,3 +78,16 @@ def test_a_copy_shares_no_memory_and_can_change_device() -> None:
     moved = copied(record, torch.device("meta"))
     assert {tensor.device.type for tensor in flatten(moved)[0].values()} == {"meta"}
     assert flatten(moved)[1] == flatten(record)[1]
+
+
+def test_a_copy_shares_what_never_changes() -> None:
+    @dataclass(frozen=True)
+    class Kept:
+        table: Tensor
+        lists: Tensor = field(metadata={"constant": True})
+
+    record = Kept(torch.zeros(2), torch.ones(2))
+    other = copied(record)
+    assert other.lists is record.lists
+    assert other.table is not record.table
+    assert copied(record, torch.device("cpu")).lists is not record.lists

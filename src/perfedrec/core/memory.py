@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 from perfedrec.core.errors import ConfigError
@@ -27,6 +29,13 @@ def free_memory() -> int | None:
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return free
     return min(free, max(limit - used, 0))
+
+
+def give_back() -> None:
+    """Give memory that is free within this process back to the system, where the C library is glibc, which keeps it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def check_memory(needed: int, what: str, advice: str) -> None:

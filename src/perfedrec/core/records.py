@@ -88,10 +88,13 @@ def nbytes(record: Any) -> int:
 
 
 def copied(record: R, device: Any = None) -> R:
-    """A copy of the record that shares no memory with it, on ``device`` (``None``: on the same device)."""
+    """A copy of the record that shares no memory with it, on ``device``. Without one it is on the same device, and shares
+    the fields whose metadata say that they are ``constant``: their tensors are never changed in place."""
     changes: dict[str, Any] = {}
     for field in fields(typing.cast(Any, record)):
         value = getattr(record, field.name)
+        if device is None and field.metadata.get("constant"):
+            continue
         if isinstance(value, Tensor):
             changes[field.name] = value.to(device or value.device, copy=True)
         elif is_dataclass(value) and not isinstance(value, type):

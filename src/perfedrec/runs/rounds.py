@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
+from perfedrec.core.memory import give_back
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Recommender
 from perfedrec.runs.checkpoint import Loaded
@@ -57,6 +58,8 @@ class Rounds:
         report = self.engine.play()
         seconds = time.perf_counter() - start
         self.progress.count(report, seconds)
+        if self.trained <= 0:  # a phase before training may have taken much memory
+            give_back()
         valid = None
         if self.selection.is_due:
             valid = self._evaluate()
@@ -78,6 +81,7 @@ class Rounds:
         valid = self._validation.evaluate(self.engine)
         if self.selection.is_better(valid):
             self.best = self.engine.recommender().frozen()
+        give_back()
         self.progress.seconds += time.perf_counter() - start
         return valid
 

@@ -104,9 +104,9 @@ class Service:
 
     reports: Tensor
     graph: Bipartite | None = None
-    start: Tensor | None = None
-    near: Tensor | None = None
-    nearness: Tensor | None = None
+    start: Tensor | None = field(default=None, metadata={"constant": True})
+    near: Tensor | None = field(default=None, metadata={"constant": True})
+    nearness: Tensor | None = field(default=None, metadata={"constant": True})
     users: Tensor | None = None
     share: float = field(default=1.0, metadata={"missing": lambda tensors: 1.0})
 
@@ -190,7 +190,7 @@ class Pretrained:
     ``user_init_scale``, the factor of ``sum_i c_ui q_i`` that gives a user's first vector. Between passes with noise
     there are the ``images`` [m, w] of all passes so far."""
 
-    table: Tensor | None = field(default=None, metadata={"was": "pretrained"})
+    table: Tensor | None = field(default=None, metadata={"was": "pretrained", "constant": True})
     user_init_scale: float | None = field(default=None, metadata={"was": "lift"})
     images: Tensor | None = None
 
@@ -200,7 +200,7 @@ class LowRank:
     """The neighbourhood model of low rank: ``factor`` [m, r] with ``N^T N ~ F F^T``. Until the last pass of spectral
     pre-training there are its ``probes`` [m, w] and their ``images`` [m, w] instead."""
 
-    factor: Tensor | None = None
+    factor: Tensor | None = field(default=None, metadata={"constant": True})
     probes: Tensor | None = None
     images: Tensor | None = None
 
