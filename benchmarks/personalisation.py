@@ -13,6 +13,9 @@ during training (``late``) or that learn faster (``fast``). The weights of the m
 each mix is a figure of the same models; learned weights are learned beside it. Each variant has the round that is best
 on validation data, and is ranked on the test split once. The differences are paired over users, with the test of
 ``perfedrec bench``. Each result is one JSON line.
+
+These trainings leave out the neighbourhood model and the choice of weights by held-out items, to show what the others
+do. ``--whole`` trains the preset as it is instead, on several domains as one federation and for each domain.
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from perfedrec import Dataset, configure, load
+from perfedrec import Dataset, configure, load, train
 from perfedrec.core.keys import Key
-from perfedrec.evaluation import Recommender
+from perfedrec.evaluation import Recommender, Totals
 from perfedrec.evaluation.significance import adjusted, compare
 from perfedrec.runs.result import ranking
 from perfedrec.runtimes.population import USERS_OF
@@ -147,7 +150,11 @@ def played(
 def tested(dataset: Dataset, recommender: Recommender) -> Tested:
     """Recall@20 and NDCG@20 of each tested user by id."""
     recommender, held, hide = ranking(recommender, dataset, "test")
-    totals = recommender.rank(held, (20,), hide)
+    return by_user(dataset, recommender.rank(held, (20,), hide))
+
+
+def by_user(dataset: Dataset, totals: Totals) -> Tested:
+    """The same, of ``totals`` over users."""
     found: Tested = {}
     for users, values in totals.cases:
         pairs = zip(values["recall@20"].tolist(), values["ndcg@20"].tolist(), strict=True)
@@ -172,12 +179,37 @@ def apart(sets: Mapping[str, Dataset], training: str, dim: int, seed: int, round
     return valid, found
 
 
+def whole(name: str, sets: Mapping[str, Dataset], dataset: Dataset, args: argparse.Namespace) -> None:
+    """Print one line for each seed: the preset as it is, as one federation and for each domain, and how much a domain
+    of its own gains each domain's users in NDCG@20, with p."""
+    for seed in args.seeds:
+        began = time.process_time()
+        options = {"rounds": args.rounds, "evaluate_every": EVERY // 2, "seed": seed}
+        together, alone = train("perfedrec_pp", dataset, **options), dict[str, Any]()
+        found, own = by_user(dataset, together.rank("test")), dict[str, Tested]()
+        for domain, each in sets.items():
+            n_clients = max(round(args.clients * each.n_users / dataset.n_users), 1)
+            alone[domain] = train("perfedrec_pp", each, selection__n_clients_per_round=n_clients, **options)
+            users = by_user(each, alone[domain].rank("test"))
+            own[domain] = {f"{domain} {user}": values for user, values in users.items()}
+        line: dict[str, Any] = {"data": name, "seed": seed, "rounds": args.rounds}
+        line["valid recall@20 together"] = round(together.valid["recall@20"], 4)
+        line["best rounds"] = [together.best_round, *(each.best_round for each in alone.values())]
+        for domain, values in own.items():
+            pairs = np.array([[found[user], values[user]] for user in sorted(values)])
+            means, difference = pairs.mean(axis=0).round(4).tolist(), compare(pairs[:, 1, 1], pairs[:, 0, 1])
+            line[domain] = {"together": means[0], "alone": means[1], "difference": round(difference.difference, 4)}
+            line[domain]["p"] = round(difference.p, 4)
+        print(json.dumps(line | {"processor_seconds": round(time.process_time() - began)}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*PLANTED, *REAL, *JOINED], help="data sets (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--clients", type=int, default=256, help="clients in a round")
+    parser.add_argument("--whole", action="store_true", help="the preset as it is, for several domains")
     parser.add_argument("--small", action="store_true", help="planted data of a fifth of the users and items")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -196,7 +228,10 @@ def main() -> None:
             dataset = joined(sets, name == "shared items")
         else:
             dataset = load(Path(folder) / REAL[name])
-        measure(name, dataset, sets, dim, args)
+        if args.whole and sets:
+            whole(name, sets, dataset, args)
+        else:
+            measure(name, dataset, sets, dim, args)
 
 
 def measure(name: str, dataset: Dataset, sets: Mapping[str, Dataset], dim: int, args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """The commands behind published figures run as the documents say."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -7,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import peers
+from benchmarks import peers, personalisation
 
 from perfedrec import load
 
@@ -64,6 +65,19 @@ def test_personalisation_is_measured_on_planted_data() -> None:
     assert found["clusters"]["ndcg@20"] != found["clusters and own rows (preset)"]["ndcg@20"]
     assert found["clusters from round 41"]["difference"] == 0
     assert seconds["data"] == "facets"
+
+
+def test_several_domains_are_measured_as_one_federation_and_each_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"small": 40, "large": 80}
+    sets = {name: load(f"synthetic:users={n},items=50,clusters=3,interactions_per_user=8") for name, n in sizes.items()}
+    joined = personalisation.joined(sets, shared=False)
+    assert (joined.n_users, joined.n_items) == (120, sum(each.n_items for each in sets.values()))
+    personalisation.whole("both", sets, joined, argparse.Namespace(seeds=[0], rounds=2, clients=24))
+    line = json.loads(capsys.readouterr().out)
+    for name in sets:
+        found = line[name]
+        assert found["together"] != found["alone"]
+        assert found["difference"] == pytest.approx(found["alone"][1] - found["together"][1], abs=2e-4)
 
 
 def test_this_build_is_held_against_an_earlier_one() -> None:
