@@ -88,8 +88,8 @@ def nbytes(record: Any) -> int:
 
 
 def copied(record: R, device: Any = None) -> R:
-    """A copy of the record that shares no memory with it, on ``device``. Without one it is on the same device, and shares
-    the fields whose metadata say that they are ``constant``: their tensors are never changed in place."""
+    """A copy of the record that shares no memory with it, on ``device``. Without a device it stays on its own, and
+    shares the fields whose metadata say that they are ``constant``: their tensors are never changed in place."""
     changes: dict[str, Any] = {}
     for field in fields(typing.cast(Any, record)):
         value = getattr(record, field.name)
