@@ -28,6 +28,10 @@ WORLDS: dict[str, dict[str, dict[str, Any]]] = {
     "spectral": SPECTRAL,
     "spectral, protected": SPECTRAL | {"privacy": PROTECTED},
     "spectral start": {"pretraining": {"kind": "spectral"}},
+    "sample": {
+        "pretraining": {"kind": "spectral", "clients": 12, "cluster_passes": 1},
+        "personal": {"neighbourhood": 0.5, "pretrained": 0.5},
+    },
     "spectral start, mixed in, learned": {
         "pretraining": {"kind": "spectral"},
         "personal": {"pretrained": 0.5, "learned": True},
@@ -40,6 +44,7 @@ PHASES = {
     "spectral, protected": ["join", "clusters"],
     "spectral start": ["join", "clusters"],
     "spectral start, mixed in, learned": ["join", "clusters"],
+    "sample": ["join", "clusters"],
 }
 
 
@@ -56,8 +61,11 @@ def test_flower_plays_the_rounds_of_the_simulator(world: str, sizes: tuple[int, 
         assert twins.difference() == 0, f"after round {played.round} ({played.phase})"
         played_phases.append(played.phase)
     assert played_phases == phases + ["train"] * 4
-    assert twins.flower.clusters.labels is not None
-    assert twins.flower.clusters.labels.unique().numel() > 1
+    if world == "sample":  # clients choose their clusters
+        assert twins.flower.clusters.labels is None
+        assert twins.flower.clusters.centroids is not None
+    else:
+        assert twins.flower.clusters.labels.unique().numel() > 1
     assert float(twins.flower.offsets.abs().max()) > 0
     assert float((twins.flower.items - before).abs().max()) > 1e-3  # and not equal only because nothing happened
 

@@ -175,7 +175,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     def broadcast(self, state: PerFedRecState, users: Tensor) -> PerFedRecBroadcast:
         received, centroids, trained = self._received(state, users), state.clusters.centroids, self.trained(state)
-        asks = self.sums or bool((received["groups"] < 0).any())
+        asks = state.clusters.labels is None or bool((received["groups"] < 0).any())
         counts = self.sums and self.trains_clusters and centroids is not None and not self._clusters_once
         return PerFedRecBroadcast(
             **received,

@@ -187,6 +187,11 @@ class Instructions(Generic[S]):
         # All groups keep their numbers where uploads are dense, because then only the client may know a user's group;
         # to recommend with, because the group of a new user is not known yet; and where nothing is sent by groups.
         self.all_groups = phase in (SERVING, EVALUATE.name) or algorithm.protection.sums or not self.layout.per_group
+        # Where clients choose their groups themselves, their numbers are those of all groups as well.
+        self.chosen = not self.all_groups and bool(
+            (algorithm.groups(state, torch.zeros_like(identities[:1])) < 0).any()
+        )
+        self.all_groups |= self.chosen
         self._packed: dict[str, ArrayRecord] = {}
 
     def content(self, users: Tensor) -> RecordDict:
@@ -197,6 +202,8 @@ class Instructions(Generic[S]):
         tensors, scalars = flatten(self.algorithm.broadcast(self.state, users), "broadcast.")
         groups = tensors.pop(f"broadcast.{self.layout.groups}", None)
         own, present = {"users": self._identities_of(users)}, torch.zeros(1, dtype=torch.int64, device=users.device)
+        if self.chosen:
+            present = torch.arange(self.n_groups, device=users.device)
         if groups is not None:
             if not self.all_groups:
                 present, groups = groups.unique(return_inverse=True)
