@@ -35,8 +35,8 @@ def close(a: Tensor, b: Tensor) -> None:
 @pytest.mark.parametrize("kind", ["none", "spectral"])
 def test_sums_compute_what_reports_and_edges_compute(n_layers: int, kind: str) -> None:
     changes: dict[str, Any] = {"clusters__n_clusters": 0, "model__n_layers": n_layers, "pretraining__kind": kind}
-    # Where the changes of an item nearly cancel each other, the server's step is as large as elsewhere, and follows from
-    # what rounding leaves of them. A larger epsilon makes such a step small.
+    # Where the changes of an item nearly cancel each other, the server's step is as large as elsewhere, and follows
+    # from what rounding leaves of them. A larger epsilon makes such a step small.
     changes |= {"pretraining__at": "clients", "server__epsilon": 1e-5}
     open_, sums = world(**changes), world(**SECURE, **changes)
     sums.play(1)  # degrees
