@@ -107,6 +107,7 @@ HOOKS: list[tuple[str, str, Any]] = [
     ("serve", "spectral", with_super("serve", lambda pair: (pair[0], replace(pair[1], neighbours=None)))["serve"]),
     ("coordinate", "spectral", with_super("coordinate", more_items)["coordinate"]),
     ("regroup", "spectral", same_state),
+    ("exponents", "spectral", fixed((0.3, 0.2))),
     ("asked_before_training", "spectral", lambda self, n_users: n_users - 2),
     (
         "clustered",
