@@ -22,7 +22,6 @@ from perfedrec.runtimes.flower import (
     BroadcastLayout,
     Directory,
     Federation,
-    Hosted,
     Rejection,
     ServiceClient,
     client_app,
@@ -30,6 +29,7 @@ from perfedrec.runtimes.flower import (
 )
 from perfedrec.runtimes.flower.sealing import Bundle, public_of
 from perfedrec.runtimes.flower.service import NeighbourhoodService
+from perfedrec.runtimes.hosted import Hosted
 from perfedrec.runtimes.population import Population
 
 N_USERS, N_ITEMS, DIM, SEED = 23, 60, 8, 7

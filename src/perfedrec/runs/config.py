@@ -34,9 +34,11 @@ from perfedrec.runs.dotted import flat, is_section, keys, merge, put
 from perfedrec.runs.preset_files import DEFAULT, ablation, default_preset, preset_text, presets
 from perfedrec.runs.run_settings import Metric as Metric
 from perfedrec.runs.run_settings import RunSettings as RunSettings
+from perfedrec.runtimes.cluster import loaded
 
 _FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint says whether the data are the same
 _FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # these change no result
+_FREE |= {"run.workers", "run.cluster"}
 _FREE |= {"evaluation.hold_out", "evaluation.ratio"}  # of federations of nodes, which this does not compare
 
 _NEW_PERSONAL = ("neighbourhood", "chosen")
@@ -93,7 +95,11 @@ class Config(Settings):
                 "data.train_on_valid leaves no validation data, and run.patience ends a run by them; expected "
                 "run.patience = 0 and, in run.rounds, the number of rounds that was chosen before"
             )
+        if self.run.cluster and not self.run.workers:
+            raise ValueError("run.cluster has use for workers; expected run.workers = their number")
         if centralised(kind):
+            if self.run.workers:
+                raise ValueError(f"{self.algorithm} is centralised: it has no clients; expected run.workers = 0")
             if self.run.dropout_rate:
                 raise ValueError(f"{self.algorithm} is centralised: no client drops out; expected run.dropout_rate = 0")
             if self.run.users_per_node > 1:
@@ -131,8 +137,10 @@ class Config(Settings):
         return solution
 
     def check_here(self) -> None:
-        """Raise :class:`ConfigError` where this machine lacks what the run needs: its device, or OpenDP."""
+        """Raise :class:`ConfigError` where this machine lacks what the run needs: its device, Ray, or OpenDP."""
         pick_device(self.run.device)
+        if self.run.workers:
+            loaded()
         if not centralised(method(self.algorithm)):
             check_source(self.settings.privacy)  # type: ignore[attr-defined]
 

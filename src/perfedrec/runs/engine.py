@@ -21,6 +21,7 @@ from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored, Totals
 from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.runs.config import RunSettings
+from perfedrec.runtimes.cluster import Machines
 from perfedrec.runtimes.simulator import Simulator
 
 
@@ -46,6 +47,9 @@ class Engine(Protocol):
 
     def restore(self, stored: Stored, rounds: int) -> None:
         """Continue after ``rounds`` rounds from the records of a checkpoint."""
+
+    def close(self) -> None:
+        """End what plays the rounds, where it is more than this process."""
 
 
 class CentralRecommender(Recommender):
@@ -163,6 +167,9 @@ class Central:
         self.state = copied(unflatten(type(self.state), *stored["state"]), self.device)
         self.round = rounds
 
+    def close(self) -> None:
+        """Nothing has to be ended here."""
+
 
 def engine(
     algorithm: AnyMethod,
@@ -202,3 +209,9 @@ def engine_of(algorithm: AnyMethod, dataset: Dataset, run: RunSettings) -> Engin
         users_per_node=run.users_per_node,
         threads=run.threads,
     )
+
+
+def spread(engine: Engine, run: RunSettings) -> None:
+    """Let the workers that a run asks for do the clients' work from now on. No round has been played yet."""
+    if run.workers and isinstance(engine, Simulator):
+        engine.spread(Machines(run.workers, run.cluster, max(run.threads, 1), run.block_size))

@@ -65,6 +65,19 @@ class RunSettings(Settings):
         description="threads of the numerical library (0: its default, but 1 for rounds of little work and for a "
         "coordinator); changes no result",
     )
+    workers: int = Field(
+        0, ge=0, description="processes of a Ray cluster that do the clients' work (0: this one); changes no result"
+    )
+    cluster: str = Field(
+        "", description="HOST:PORT of the head of a Ray cluster for the workers (empty: a Ray of its own, here)"
+    )
+
+    @field_validator("cluster")
+    @classmethod
+    def _address(cls, cluster: str) -> str:
+        if cluster and not re.fullmatch(r"[^\s/@]+:[0-9]{1,5}", cluster):
+            raise ValueError("expected HOST:PORT, as in 10.0.0.1:6379")
+        return cluster
 
     @field_validator("ks", mode="before")
     @classmethod

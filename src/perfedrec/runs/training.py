@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from perfedrec.methods.registry import AnyMethod
 from perfedrec.runs import checkpoint
 from perfedrec.runs.checkpoint import Loaded
 from perfedrec.runs.config import Config, RunSettings
-from perfedrec.runs.engine import engine_of
+from perfedrec.runs.engine import engine_of, spread
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.progress import Progress, Quiet, Reporter, Tracker, best_reporter
 from perfedrec.runs.request import data_of, method_of
@@ -65,16 +66,36 @@ def train(
     run = config.run
     if run.threads:
         torch.set_num_threads(run.threads)
-    rounds, belongs = Rounds(engine_of(algorithm, dataset, run), dataset, run), belonging(algorithm, dataset, config)
+    belongs = belonging(algorithm, dataset, config)
     writer = NoWriter() if folder is None else RunWriter(folder, algorithm, dataset, config, belongs)
     start = _checkpoint(resume, folder)
-    if start is None:
+    loaded = None if start is None else checkpoint.load(start, belongs)
+    if loaded is not None and not isinstance(algorithm, Method):
+        checkpoint.check_phases(loaded, algorithm)
+    listeners = _Listeners(progress, callbacks)
+    with closing(engine_of(algorithm, dataset, run)) as engine:
+        spread(engine, run)
+        return _trained(Rounds(engine, dataset, run), writer, loaded, listeners, dataset, folder, config)
+
+
+def _trained(
+    rounds: Rounds,
+    writer: NoWriter,
+    loaded: Loaded | None,
+    listeners: _Listeners,
+    dataset: Dataset,
+    folder: RunFolder | None,
+    config: Config,
+) -> Result:
+    """Play the rounds, from those in a checkpoint on where one is ``loaded``, and write and return the result."""
+    if loaded is None:
         writer.claim()
     else:
-        _restore(rounds, writer, checkpoint.load(start, belongs), algorithm)
-    result, listeners = None, _Listeners(progress, callbacks)
+        rounds.restore(loaded)
+        rounds.history = writer.resume(rounds.progress.done)
+    result = None
     try:
-        if start is None:
+        if loaded is None:
             writer.begin(rounds)
         listeners.start(config, rounds.progress)
         _play(rounds, writer, listeners)
@@ -84,7 +105,7 @@ def train(
         return result
     finally:
         listeners.stop(rounds.progress, result)
-        if result is None and start is None and not rounds.history:
+        if result is None and loaded is None and not rounds.history:
             writer.withdraw()
 
 
@@ -96,14 +117,6 @@ def _folder(output: str | Path | None, new: bool) -> RunFolder | None:
     if new:
         folder.check_free()
     return folder
-
-
-def _restore(rounds: Rounds, writer: NoWriter, loaded: Loaded, algorithm: AnyMethod) -> None:
-    """Continue from a checkpoint."""
-    if not isinstance(algorithm, Method):
-        checkpoint.check_phases(loaded, algorithm)
-    rounds.restore(loaded)
-    rounds.history = writer.resume(rounds.progress.done)
 
 
 class _Listeners:

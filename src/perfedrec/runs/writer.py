@@ -167,6 +167,7 @@ def belonging(algorithm: AnyMethod, dataset: Dataset, config: Config) -> dict[st
     """What the checkpoints of a run belong to: the data's fingerprint, and a digest of the configuration without the
     options that may change when the run is resumed."""
     free = {"rounds", "patience", "users_per_node", "threads", "block_size", "device", "checkpoint_every", "test_users"}
+    free |= {"workers", "cluster"}
     if share_of(dataset.n_users, config.run.evaluate_users) == 1:  # all validate, as in versions without this option
         free.add("evaluate_users")
     settings = identity(config.model_dump(mode="json", exclude={"data": True, "evaluation": True, "run": free}))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Generic
+from functools import partial
+from math import fsum
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, Sum, check_aggregator, reduce
-from perfedrec.core.algorithm import Algorithm, B, C, S
+from perfedrec.core.algorithm import TRAIN, Algorithm, B, C, S
 from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key, uniform
 from perfedrec.core.threads import threads_for
@@ -51,6 +53,57 @@ def contribute(
     return algorithm.protection.upload(phase, update, own), client_state
 
 
+@dataclass(frozen=True)
+class RoundTask(Generic[B]):
+    """What the clients of a round are asked: the ``phase``, a function that gives users [b] their ``broadcast``, and
+    the ``key`` of the round. The cohort has ``asked`` clients. Their sums have ``n_groups`` tables, of which ``n_rows``
+    rows each leave the clients."""
+
+    number: int
+    phase: str
+    broadcast: Callable[[Tensor], B]
+    key: Key
+    asked: int
+    n_groups: int
+    n_rows: int
+
+
+@dataclass
+class Tally:
+    """What is counted of the clients' work: the loss of each client, and bytes (up in total, up by the client or node
+    that sends most, down in total)."""
+
+    losses: list[Tensor] = field(default_factory=list)
+    up: int = 0
+    up_max: int = 0
+    down: int = 0
+
+    def add(self, up: int, up_max: int, down: int) -> None:
+        """Count further bytes."""
+        self.up, self.up_max, self.down = self.up + up, max(self.up_max, up_max), self.down + down
+
+    def mean_loss(self) -> float | None:
+        """The mean loss, of the exact sum: it does not depend on the order of the clients. ``None`` without clients."""
+        losses = torch.cat(self.losses).tolist() if self.losses else []
+        return fsum(losses) / len(losses) if losses else None
+
+
+class Clients(Protocol[C]):
+    """The clients' side of rounds: who computes the work of a cohort. It is this process (:class:`InProcess`), or
+    workers on other machines (:class:`perfedrec.runtimes.cluster.OnWorkers`)."""
+
+    @property
+    def population(self) -> Population[C]:
+        """The users. Their states are those after the last round."""
+
+    def parts(self, task: RoundTask[Any], users: Tensor, tally: Tally) -> Iterator[Aggregate]:
+        """The parts of the aggregate of ``users`` [c], whose states are updated; for a rule that compares clients one
+        part per client, in the order of ``users``. The ``tally`` is complete when all parts were taken."""
+
+    def close(self) -> None:
+        """End what does the work."""
+
+
 def play_round(
     algorithm: Algorithm[S, B, C],
     state: S,
@@ -61,10 +114,22 @@ def play_round(
     nodes: Tensor | None = None,
     few_threads: bool = False,
 ) -> tuple[S, RoundReport]:
-    """Play the next round; return the new state and a report. The states of the clients that took part are updated.
+    """Play the next round in this process; see :func:`play_with` and :class:`InProcess`."""
+    clients = InProcess(algorithm, population, block_size, nodes)
+    return play_with(clients, algorithm, state, seed, dropout_rate, few_threads)
 
-    Bytes are counted per user or, with ``nodes`` [n] (the node of each user), per node, which sends the sum of its
-    users. Nothing else depends on ``nodes``. With ``few_threads`` a round of little work is played on one thread.
+
+def play_with(
+    clients: Clients[C],
+    algorithm: Algorithm[S, B, C],
+    state: S,
+    seed: int,
+    dropout_rate: float = 0.0,
+    few_threads: bool = False,
+) -> tuple[S, RoundReport]:
+    """Play the next round; return the new state and a report. The states of the ``clients`` that took part are updated.
+
+    With ``few_threads`` a round of little work is played on one thread.
     """
     check_aggregator(algorithm.aggregator, algorithm.protection.secure)
     key = round_key(seed, state.round)
@@ -72,111 +137,115 @@ def play_round(
     users, asked, reason = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel(), None
     if users.numel() < (least := algorithm.protection.least_clients(plan.phase, asked)):
         users, reason = users[:0], too_few(users.numel(), least)
-    work = _Work(algorithm, state, plan, population, key, block_size, nodes)
-    with threads_for(population.n_rows(users) * state.items.shape[1]) if few_threads else nullcontext():
-        return _played(work, users, asked, reason)
+    work = clients.population.n_rows(users) * state.items.shape[1]
+    with threads_for(work) if few_threads else nullcontext():
+        return _played(clients, algorithm, state, plan, users, key, reason)
 
 
-def _played(work: _Work[S, B, C], users: Tensor, asked: int, reason: str | None) -> tuple[S, RoundReport]:
-    """The work of the ``users``, and the server's. The cohort had ``asked`` users."""
-    algorithm, state, plan, population, key = work.algorithm, work.state, work.plan, work.population, work.key
-    empty = Aggregate.empty(population.n_items, work.n_groups, device=plan.cohort.device)
-    total = algorithm.aggregator.combine(plan.phase, work.parts(users), empty)
+def _played(
+    clients: Clients[C],
+    algorithm: Algorithm[S, B, C],
+    state: S,
+    plan: Plan,
+    users: Tensor,
+    key: Key,
+    reason: str | None,
+) -> tuple[S, RoundReport]:
+    """The work of the ``users``, and the server's."""
+    n_groups, asked, tally = algorithm.n_groups(state), plan.cohort.numel(), Tally()
+    broadcast = partial(algorithm.broadcast, state)
+    task = RoundTask(state.round, plan.phase, broadcast, key, asked, n_groups, algorithm.n_rows(state))
+    empty = Aggregate.empty(clients.population.n_items, n_groups, device=plan.cohort.device)
+    total = algorithm.aggregator.combine(plan.phase, clients.parts(task, users, tally), empty)
     if not algorithm.aggregator.separate:  # else each part already has its own noise
-        total = algorithm.compress(work.broadcast(), plan.phase, total)
+        total = algorithm.compress(broadcast(plan.cohort[:0]), plan.phase, total)
         total = algorithm.protection.add_noise(plan.phase, total, asked, key.fold("release"))
     report = RoundReport(
         round=state.round,
         phase=plan.phase,
         cohort=asked,
         clients=total.clients,
-        loss=float(torch.cat(work.losses).double().mean()) if work.losses and plan.phase == "train" else None,
-        bytes_up=work.up,
-        bytes_up_max=work.up_max,
-        bytes_down=work.down,
+        loss=tally.mean_loss() if plan.phase == TRAIN.name else None,
+        bytes_up=tally.up,
+        bytes_up_max=tally.up_max,
+        bytes_down=tally.down,
         aborted=reason,
     )
     return algorithm.server(state, plan.phase, total, key.fold("server")), report
 
 
-@dataclass
-class _Work(Generic[S, B, C]):
-    """The clients' side of a simulated round: it yields the parts of the aggregate and counts the bytes and losses of
-    the work."""
+@dataclass(frozen=True)
+class InProcess(Generic[S, B, C]):
+    """Clients whose work is done here, ``block_size`` at once.
+
+    Bytes are counted per user or, with ``nodes`` [n] (the node of each user), per node, which sends the sum of its
+    users. Nothing else depends on ``nodes``.
+    """
 
     algorithm: Algorithm[S, B, C]
-    state: S
-    plan: Plan
     population: Population[C]
-    key: Key
-    block_size: int
-    nodes: Tensor | None
-    losses: list[Tensor] = field(default_factory=list)
-    up: int = 0
-    up_max: int = 0
-    down: int = 0
+    block_size: int = 1024
+    nodes: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        self.n_groups, self.n_rows = self.algorithm.n_groups(self.state), self.algorithm.n_rows(self.state)
+    def parts(self, task: RoundTask[B], users: Tensor, tally: Tally) -> Iterator[Aggregate]:
+        """One part per block or, for a rule that compares clients, one per client."""
+        return (part for _, part in self.parts_of(task, users, tally))
 
-    def broadcast(self) -> B:
-        """What everybody receives, whoever it is."""
-        return self.algorithm.broadcast(self.state, self.plan.cohort[:0])
+    def close(self) -> None:
+        """Nothing has to be ended here."""
 
-    def parts(self, users: Tensor) -> Iterator[Aggregate]:
-        """The parts of the aggregate: one per block or, for a rule that compares clients, one per client."""
+    def parts_of(self, task: RoundTask[B], users: Tensor, tally: Tally) -> Iterator[tuple[int, Aggregate]]:
+        """The parts, each with the number of its (first) user."""
         separate = self.algorithm.aggregator.separate
-        for members in _together(users, self.nodes):
+        for members in together(users, self.nodes):
             blocks = []
             for block in members.split(self.block_size):
-                update = self._contribute(block)
+                update = self._contribute(task, block, tally)
                 if separate:
-                    yield from self._each(update)
+                    yield from self._each(task, update)
                 if separate and self.nodes is None:
                     continue
-                blocks.append(reduce(update, self.population.n_items, self.n_groups))
+                blocks.append(reduce(update, self.population.n_items, task.n_groups))
                 if not separate:
-                    yield blocks[-1]
+                    yield int(block[0]), blocks[-1]
             if self.nodes is not None:
-                self._count_node(members, blocks)
+                self._count_node(task, members, blocks, tally)
 
-    def _contribute(self, block: Tensor) -> Update:
+    def _contribute(self, task: RoundTask[B], block: Tensor, tally: Tally) -> Update:
         """The update of a block of users [b]; counts bytes and losses."""
-        broadcast, protection = self.algorithm.broadcast(self.state, block), self.algorithm.protection
-        update, client_state = contribute(self.algorithm, self.plan.phase, broadcast, self.population, block, self.key)
+        broadcast, protection = task.broadcast(block), self.algorithm.protection
+        update, client_state = contribute(self.algorithm, task.phase, broadcast, self.population, block, task.key)
         if self.nodes is None:
-            rows = self.n_groups * self.n_rows if protection.sums else None
+            rows = task.n_groups * task.n_rows if protection.sums else None
             sent = update.upload_bytes(rows, 8 if protection.secure else 4)
-            self._count(int(sent.sum()), int(sent.max()), broadcast.download_bytes() * block.numel())
+            tally.add(int(sent.sum()), int(sent.max()), broadcast.download_bytes() * block.numel())
         if update.deltas is not None:
-            self.losses.append(client_state.loss)
+            tally.losses.append(client_state.loss)
         return update
 
-    def _each(self, update: Update) -> Iterator[Aggregate]:
+    def _each(self, task: RoundTask[B], update: Update) -> Iterator[tuple[int, Aggregate]]:
         """One part per client of the ``update``, each with its own noise. A client whose numbers no sum can hold is
         left out: the rule is there to bound what one client does."""
-        own, asked = self.key.fold("release"), self.plan.cohort.numel()
+        own, n_items = task.key.fold("release"), self.population.n_items
         for place, user in enumerate(update.users.tolist()):
             try:
-                part = reduce(update.of_user(place), self.population.n_items, self.n_groups)
+                part = reduce(update.of_user(place), n_items, task.n_groups)
             except DivergedError:
                 continue
-            yield self.algorithm.protection.add_noise(self.plan.phase, part, asked, own.fold("client", user))
+            noisy = self.algorithm.protection.add_noise(task.phase, part, task.asked, own.fold("client", user))
+            yield user, noisy
 
-    def _count_node(self, members: Tensor, blocks: list[Aggregate]) -> None:
+    def _count_node(self, task: RoundTask[B], members: Tensor, blocks: list[Aggregate], tally: Tally) -> None:
         """Count the bytes of the node with the users ``members``, which sends their sum."""
-        protection, phase = self.algorithm.protection, self.plan.phase
-        own = self.key.fold("release").fold("node", int(members.min()))
-        here = self.algorithm.compress(self.broadcast(), phase, Sum().combine(phase, blocks, blocks[0]))
-        leaving = here if protection.secure else protection.add_noise(phase, here, self.plan.cohort.numel(), own)
+        protection, phase = self.algorithm.protection, task.phase
+        own = task.key.fold("release").fold("node", int(members.min()))
+        here = self.algorithm.compress(task.broadcast(members[:0]), phase, Sum().combine(phase, blocks, blocks[0]))
+        leaving = here if protection.secure else protection.add_noise(phase, here, task.asked, own)
         size = leaving.upload_bytes(masked=protection.secure)
-        self._count(size, size, self.algorithm.broadcast(self.state, members).download_bytes(together=True))
-
-    def _count(self, up: int, up_max: int, down: int) -> None:
-        self.up, self.up_max, self.down = self.up + up, max(self.up_max, up_max), self.down + down
+        tally.add(size, size, task.broadcast(members).download_bytes(together=True))
 
 
-def _together(users: Tensor, nodes: Tensor | None) -> list[Tensor]:
+def together(users: Tensor, nodes: Tensor | None) -> list[Tensor]:
     """The users of each node that has any; without ``nodes`` [n] all users together."""
     if nodes is None or not users.numel():
         return [users] if users.numel() else []

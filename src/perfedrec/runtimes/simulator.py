@@ -11,6 +11,7 @@ from torch import Tensor
 from perfedrec.core.aggregate import reduce
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.device import pick_device
+from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.mapped import as_tensor
 from perfedrec.core.records import copied, unflatten
@@ -18,10 +19,11 @@ from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import Embedding, RoundReport, Rows, Spec
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored, Totals
+from perfedrec.runtimes.cluster import Machines, OnWorkers
 from perfedrec.runtimes.evaluation import Question, Wanted, best_of, evaluate_users
 from perfedrec.runtimes.new_users import NewUserRecommender, unknown
 from perfedrec.runtimes.population import Population
-from perfedrec.runtimes.round import play_round
+from perfedrec.runtimes.round import Clients, InProcess, play_with
 
 
 def populate(dataset: Dataset, device: torch.device) -> Population[C]:
@@ -126,18 +128,27 @@ class Simulator(Generic[S, B, C]):
         self.state = algorithm.init(spec, Key(seed).fold("init"))
         self.population.init_clients(algorithm, seed)
         self.nodes = None if users_per_node == 1 else self.population.everyone() // users_per_node
+        self.clients: Clients[C] = InProcess(algorithm, self.population, block_size, self.nodes)
+
+    def spread(self, machines: Machines) -> None:
+        """Let workers on several ``machines`` compute the rounds from the first one on. The results are the same, bit
+        for bit. :meth:`close` ends the workers.
+
+        Raises :class:`ConfigError` and :class:`PerfedrecError` as :class:`perfedrec.runtimes.cluster.OnWorkers` does.
+        """
+        if self.device.type != "cpu":
+            raise ConfigError("run.workers compute on processors; expected run.device = cpu")
+        workers = OnWorkers(self.algorithm, self.population, self.seed, machines, self.nodes)
+        self.clients, self.population = workers, workers.population
+
+    def close(self) -> None:
+        """End the workers, where there are any."""
+        self.clients.close()
 
     def play(self) -> RoundReport:
         """Play the next round."""
-        self.state, report = play_round(
-            self.algorithm,
-            self.state,
-            self.population,
-            self.seed,
-            self.dropout_rate,
-            self.block_size,
-            nodes=self.nodes,
-            few_threads=self.few_threads,
+        self.state, report = play_with(
+            self.clients, self.algorithm, self.state, self.seed, self.dropout_rate, self.few_threads
         )
         return report
 

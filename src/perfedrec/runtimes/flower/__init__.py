@@ -6,7 +6,7 @@ functions as the simulator, and answers with one sum. The same keys give the sam
 A deployment is a :class:`Coordinator` over the grid of a :class:`SuperLink`, and nodes that call :func:`run_node`.
 """
 
-from perfedrec.runtimes.flower.client_app import Hosted, client_app
+from perfedrec.runtimes.flower.client_app import client_app
 from perfedrec.runtimes.flower.codec import REASONS, BroadcastLayout, Setup, Task, counted
 from perfedrec.runtimes.flower.connection import AwayError, Endpoint, RefusedError
 from perfedrec.runtimes.flower.control import Control
@@ -39,7 +39,6 @@ __all__ = [
     "Endpoint",
     "Federation",
     "Fleet",
-    "Hosted",
     "NodeApp",
     "RefusedError",
     "Rejection",

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, check_aggregator, reduce
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import ConfigError, PerfedrecError
-from perfedrec.core.types import Rows
 from perfedrec.runtimes.flower import service
 from perfedrec.runtimes.flower.codec import BroadcastLayout, Task, reply
 from perfedrec.runtimes.flower.sealing import Bundle
@@ -20,52 +17,6 @@ from perfedrec.runtimes.flower.secagg import STAGES
 from perfedrec.runtimes.flower.secure_sum import answer_stage
 from perfedrec.runtimes.population import Population, Users
 from perfedrec.runtimes.round import contribute, round_key
-
-
-class Hosted(Population[C]):
-    """The users of one node, known by their identities ``users`` [h], ascending.
-
-    ``offsets`` [h + 1], ``items`` and ``attributes`` [h, F] hold the data of these users, in the same order.
-    """
-
-    def __init__(
-        self, users: Tensor, offsets: Tensor, items: Tensor, n_items: int, attributes: Tensor | None = None
-    ) -> None:
-        super().__init__(offsets, items, n_items, attributes)
-        self.users = users
-
-    @staticmethod
-    def part(population: Population[C], users: Tensor) -> Hosted[C]:
-        """The node of ``users`` [h] in a federation that is made of one population."""
-        users = users.sort().values
-        rows, _ = population.rows(users)
-        return Hosted(users, rows.offsets, rows.items, population.n_items, rows.attributes)
-
-    def everyone(self) -> Tensor:
-        """[h] all users of the node."""
-        return self.users
-
-    def rows(self, users: Tensor) -> tuple[Rows, Tensor]:
-        """The rows of ``users`` [B], and their positions among all interactions of the node. Raises
-        :class:`PerfedrecError` for users that it does not host."""
-        rows, positions = super().rows(self._places(users))
-        return replace(rows, users=users), positions
-
-    def load_client_states(self, users: Tensor, positions: Tensor) -> C:
-        return super().load_client_states(self._places(users), positions)
-
-    def save_client_states(self, users: Tensor, positions: Tensor, client_state: C, before: C | None = None) -> None:
-        super().save_client_states(self._places(users), positions, client_state, before)
-
-    def _numbers(self, places: Tensor) -> Tensor:
-        return self.users[places]
-
-    def _places(self, users: Tensor) -> Tensor:
-        if not bool(torch.isin(users, self.users).all()):
-            raise PerfedrecError(
-                f"this node was asked for users that it does not host; expected some of its {self.users.numel()}"
-            )
-        return torch.searchsorted(self.users, users)
 
 
 def client_app(
