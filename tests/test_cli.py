@@ -24,11 +24,13 @@ from typer.testing import CliRunner
 
 from perfedrec.cli import app
 from perfedrec.cli import config as config_commands
-from perfedrec.cli.common import command, console, one_line
+from perfedrec.cli.common import command, console, one_line, print_list
+from perfedrec.cli.training import which_round
 from perfedrec.core.extras import MissingExtraError
 from perfedrec.runs.config import resolve
 from perfedrec.runs.dotted import keys
 from perfedrec.runs.preset_files import ABLATIONS
+from perfedrec.runs.summary import Summary
 
 runner = CliRunner()
 FEW = ["--rounds", "3", "--set", "model.embedding_dim=8", "--set", "selection.n_clients_per_round=16", "--quiet"]
@@ -339,6 +341,33 @@ def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(
     assert failed.stderr == "error: No space left on device\n"
     error = ConnectionResetError(errno.ECONNRESET, "reset")
     assert runner.invoke(app, [*command, str(tmp_path / "b")]).exception is error
+
+
+def test_a_run_whose_data_have_moved_says_how_to_name_them(ratings: Path, tmp_path: Path) -> None:
+    moved, run = tmp_path / "moved.csv", tmp_path / "run"
+    cli("train", "--data", ratings, "--algorithm", "popularity", "--output", run)
+    ratings.rename(moved)
+    shown = cli("recommend", "--run", run, "--user", "nobody", code=2).stderr
+    assert f"the data of the run {run} cannot be opened: {ratings}: no such file" in " ".join(shown.split())
+    assert "name them by --data" in " ".join(shown.split())
+
+
+def test_a_list_by_no_model_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"item": "a", "rank": 1, "score": 0.0, "local": 0.0, "global": 0.0, "moved": 0}
+    print_list([row], "somebody")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no model knows anything of this user's items" in shown
+    assert "score =" not in shown
+
+
+def test_rounds_that_were_of_no_use_are_told() -> None:
+    def said(best: int, played: int) -> str:
+        return which_round(Summary("perfedrec_pp", 2, best, {}, {}, valid={"users": 9.0}), played)
+
+    before = "best round by validation: phase 2 of 2 before training"
+    assert said(0, 12) == f"{before}; the rounds of training did not improve on it"
+    assert said(0, 2) == before
+    assert said(10, 12) == "best round by validation: round 10"
 
 
 def test_a_folder_that_is_not_empty_is_not_changed(ratings: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_parquet(tmp_path: Path) -> None:
         ("item\na\nb\na\n", "line 4: item 'a' occurs a second time"),
         ("a\n\nb\n", "line 2: item is missing"),
         ("", "empty"),
+        ("user,item,time\na,b,1\n", "has 3 columns, user, item, time; expected one item id on each line"),
     ],
 )
 def test_an_error_names_the_line_and_the_problem(text: str, message: str, tmp_path: Path) -> None:

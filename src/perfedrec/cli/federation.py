@@ -311,6 +311,7 @@ def _show(summary: Summary, output: Path, as_json: bool) -> None:
     """Print the summary of a run, or all of it as JSON."""
     from perfedrec.cli.training import metric_table, what_was_chosen, which_round
     from perfedrec.data import counted
+    from perfedrec.runs.folder import RunFolder
 
     if as_json:
         print(json.dumps({**summary.stored(), "output": str(output)}))
@@ -320,7 +321,7 @@ def _show(summary: Summary, output: Path, as_json: bool) -> None:
         figures = {**({"test": summary.test} if summary.test else {}), "valid": summary.valid}
         console.print(metric_table(figures))
         held = "" if summary.of_sample() else f"; {summary.valid['users']:.0f} of {users} hold out items"
-        console.print(f"{which_round(summary)}{held}", soft_wrap=True)
+        console.print(f"{which_round(summary, len(RunFolder(output).history()))}{held}", soft_wrap=True)
         if summary.chosen:
             console.print(what_was_chosen(summary), soft_wrap=True)
     else:

@@ -367,7 +367,7 @@ def print_result(result: Result, as_json: bool) -> None:
     else:
         console.print("no user was evaluated: no interactions are held out for validation or test", soft_wrap=True)
     sent = summary.communication
-    console.print(which_round(summary), soft_wrap=True)
+    console.print(which_round(summary, len(result.history)), soft_wrap=True)
     if tested := summary.of_sample(summary.test):
         console.print(f"tested{tested}", soft_wrap=True)
     if summary.chosen:
@@ -378,12 +378,13 @@ def print_result(result: Result, as_json: bool) -> None:
     console.print(f"run written to {result.output}", soft_wrap=True)
 
 
-def which_round(summary: Summary) -> str:
-    """The round whose model is used, as text."""
+def which_round(summary: Summary, played: int) -> str:
+    """The round whose model is used, as text, after a number of rounds that were ``played``."""
     best, n_phases = summary.best_round, summary.n_phases
     name = f"round {best}" if best > 0 or not n_phases else f"phase {best + n_phases} of {n_phases} before training"
     if summary.valid.get("users"):
-        return f"best round by validation: {name}{summary.of_sample()}"
+        unused = "; the rounds of training did not improve on it" if best <= 0 and played > n_phases else ""
+        return f"best round by validation: {name}{summary.of_sample()}{unused}"
     return f"no validation data, so the last round is used: {name}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -140,6 +141,10 @@ def _read_ids(path: Path) -> Ids:
         values, first = table[named[0]], 1
     else:
         lines = [line.strip().strip('"') for line in clean(path, data).decode().split("\n")]
+        named = [cell.strip().strip('"') for cell in re.split("[,;\t]", lines[0])]
+        if len(named) > 1 and any(names_role(cell, role) for cell in named for role in ("user", "item")):
+            problem = f"has {len(named)} columns, {', '.join(named)}; expected one item id on each line"
+            raise DataError(f"{path}: {problem}")
         first = 2 if names_role(lines[0], "item", ids=True) else 1
         values = pl.Series(lines[first - 1 :], dtype=pl.String)
     ids, bad = parse_ids(values)

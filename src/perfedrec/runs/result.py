@@ -228,7 +228,13 @@ def open_run(folder: str | Path, data: DataLike | None = None, device: str | Non
     :class:`perfedrec.core.errors.DataError` where the data cannot be opened, or are in no file and not given.
     """
     stored = RunFolder(Path(folder))
-    dataset, config = data_of(data, stored.config())
+    try:
+        dataset, config = data_of(data, stored.config())
+    except DataError as error:
+        if data is not None:
+            raise
+        problem = f"the data of the run {folder} cannot be opened: {error}"
+        raise DataError(f"{problem}; if they lie elsewhere now, name them by --data") from None
     run = config.run.model_copy(update={"device": device or config.run.device})
     if stored.is_federation:
         model = open_federation(stored)
