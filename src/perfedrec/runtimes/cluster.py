@@ -141,9 +141,8 @@ class OnWorkers(Generic[S, B, C]):
     def _round(self, task: RoundTask[B], users: Tensor) -> tuple[list[Done], list[list[Arrays]]]:
         """The round on all workers. It is complete when this returns."""
         ray, commits, self._commits = self.ray, self._commits, []
-        ray.get(commits)  # of the round before: nobody has died since
         common, own = self._parted(task.broadcast(users))
-        received, done, parts, kept = ray.put(common), [], [], []
+        received, done, parts, changed = ray.put(common), [], [], []
         for shard, (worker, keeper) in enumerate(self._pairs()):
             places = (self._shard_of(users) == shard).nonzero().squeeze(1)
             if not places.numel():
@@ -162,7 +161,9 @@ class OnWorkers(Generic[S, B, C]):
             counted, part, changes = worker.play.options(num_returns=3).remote(shard, work, received)
             done.append(counted)
             parts.append((worker, part))
-            kept.append(keeper.keep.remote(shard, changes))
+            changed.append((keeper, shard, changes))
+        # A worker does what it is asked in this order: asked to keep first, it would wait for another one's work.
+        kept = [keeper.keep.remote(shard, changes) for keeper, shard, changes in changed]
         while len(parts) > 2 and not self.algorithm.aggregator.separate:  # the last two are added here
             pairs = [parts[place : place + 2] for place in range(0, len(parts), 2)]
             parts = [
@@ -170,7 +171,7 @@ class OnWorkers(Generic[S, B, C]):
                 for pair in pairs
             ]
         results = ray.get(done), ray.get([part for _, part in parts])
-        ray.get(kept)
+        ray.get([*commits, *kept])  # what the round before has left is done before this one
         self._commits = [each.commit.remote() for each in self._workers]
         return results
 

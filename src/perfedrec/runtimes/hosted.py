@@ -52,8 +52,9 @@ class Hosted(Population[C]):
         return self.users[places]
 
     def _places(self, users: Tensor) -> Tensor:
-        if not bool(torch.isin(users, self.users).all()):
+        places = torch.searchsorted(self.users, users)
+        if not torch.equal(self.users[places.clamp(max=self.users.numel() - 1)], users):
             raise PerfedrecError(
                 f"this node was asked for users that it does not host; expected some of its {self.users.numel()}"
             )
-        return torch.searchsorted(self.users, users)
+        return places
