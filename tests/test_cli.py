@@ -360,6 +360,18 @@ def test_a_list_by_no_model_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert "score =" not in shown
 
 
+def test_places_are_compared_with_a_global_model_that_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"item": "a", "rank": 1, "score": 2.0, "local": 0.5, "global": 1.5, "moved": 3}
+    print_list([row], "somebody")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "+3" in shown
+    assert "score = local + global; moved: places gained over the global model" in shown
+    print_list([row | {"local": 2.0, "global": 0.0, "moved": 0}], "somebody")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "moved" not in shown
+    assert shown.endswith("score = local")
+
+
 def test_rounds_that_were_of_no_use_are_told() -> None:
     def said(best: int, played: int) -> str:
         return which_round(Summary("perfedrec_pp", 2, best, {}, {}, valid={"users": 9.0}), played)

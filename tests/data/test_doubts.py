@@ -158,3 +158,17 @@ def test_synthetic_data_are_not_asked_about(path: Path) -> None:
     for header in (True, False):
         frame.write_csv(path, include_header=header)
         assert read(path).height == frame.height
+
+
+def test_a_first_line_of_words_above_ids_with_digits_is_remarked_on(path: Path) -> None:
+    rows = [f"c-{row % 7},sku_{row % 11}" for row in range(40)]
+    remark = "the first line (who, what) may be the names of the columns: if it is, say so with --header"
+
+    def remarks(first: str) -> tuple[str, ...]:
+        path.write_text("\n".join([first, *rows]) + "\n")
+        return read_with_report(path)[1].remarks
+
+    assert remark in remarks("who,what")
+    assert not any("first line" in each for each in remarks("c-9,sku_12") + remarks("user,item"))
+    path.write_text("\n".join(["who,what", *(row.replace("c-1", "ann") for row in rows)]) + "\n")
+    assert remark not in read_with_report(path)[1].remarks  # others have words for ids, too

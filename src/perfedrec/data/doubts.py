@@ -85,7 +85,7 @@ def ask(
         for role in ("user", "item"):
             _missing(reading, role)
             _dates(reading, role)
-        remarks += _counts(reading)
+        remarks += _first_line(reading) + _counts(reading)
         _times(reading)
     if "timestamp" in frame.columns and frame.height and largest(frame["timestamp"]) < EARLIEST:
         remarks.append("the times lie near 1970: only their order is used")
@@ -161,6 +161,19 @@ def _times(reading: _Reading) -> None:
             f"its values would be times in 1970 and look like ratings (the largest is {latest})",
             f"name the columns, as in {reading.option()}",
         )
+
+
+def _first_line(reading: _Reading) -> list[str]:
+    """A remark where the first line has words without digits that occur nowhere else, above ids with digits."""
+    if reading.report.header is not False or not reading.by_position or reading.frame.height < CERTAIN:
+        return []
+    words = []
+    for ids in (reading.frame["user"], reading.frame["item"]):
+        digits = ids.cast(pl.String).str.contains("[0-9]")
+        if digits[0] or not digits[1:].all():
+            return []
+        words.append(str(ids[0]))
+    return [f"the first line ({', '.join(words)}) may be the names of the columns: if it is, say so with --header"]
 
 
 def _counts(reading: _Reading) -> list[str]:
