@@ -48,6 +48,17 @@ def test_a_line_names_the_validation_metric_and_gives_bytes_for_one_client() -> 
     assert stream.getvalue() == describe(progress) + "\n"
 
 
+def test_phases_before_training_say_nothing_of_the_time_that_is_left() -> None:
+    progress = Progress(12, "recall@20", n_phases=2, users=10)
+    for phase, seconds in (("join", 90.0), ("clusters", 30.0)):
+        progress.count(RoundReport(progress.done, phase, 4, 4, None, 1000, 400, 6000), seconds)
+        assert "eta" not in describe(progress)
+        assert "rounds/s" not in describe(progress)
+    assert describe(played(progress, ("train",) * 2)).endswith("eta 4 s")  # eight rounds of half a second
+    again = Progress(12, "recall@20", n_phases=2).resumed({**asdict(progress), "done": 6})
+    assert describe(played(again, ("train",))).endswith("eta 2 s")
+
+
 def test_a_bar_fits_on_80_columns() -> None:
     stream = io.StringIO()
     bar = Bar(Console(file=stream, width=80, force_terminal=True))

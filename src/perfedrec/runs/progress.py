@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 class Progress:
     """How far a run is: rounds ``done`` of ``total``, of which the first ``n_phases`` are phases before training, the
     ``phase`` and ``loss`` of the last round, the last and the ``best`` value of the validation ``metric``, the standard
-    ``error`` of the last one where a sample of users validates, bytes and
-    uploads of all clients so far, the number of ``users`` (0 while it is not known), each of them a client, and the
-    ``seconds`` that this process has spent since it ``started_at`` a round."""
+    ``error`` of the last one where a sample of users validates, bytes and uploads of all clients so far, the number of
+    ``users`` (0 while it is not known), each of them a client, and the ``seconds`` that this process has spent since it
+    ``started_at`` a round. Phases before training say nothing of how long a round takes: with the first round this
+    count begins anew."""
 
     total: int
     metric: str
@@ -66,6 +67,8 @@ class Progress:
 
     def count(self, report: RoundReport, seconds: float) -> None:
         """Add a round that took ``seconds``."""
+        if report.round >= self.n_phases > self.started_at:
+            self.started_at, self.seconds = self.n_phases, 0.0
         self.done, self.phase, self.loss = report.round + 1, report.phase, report.loss
         self.bytes_up += report.bytes_up
         self.bytes_down += report.bytes_down
@@ -83,8 +86,8 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Rounds per second in this process."""
-        return (self.done - self.started_at) / self.seconds if self.seconds else 0.0
+        """Rounds per second in this process; 0 before the first one."""
+        return (self.done - self.started_at) / self.seconds if self.seconds and self.trained > 0 else 0.0
 
 
 class Reporter(Protocol):
@@ -238,7 +241,7 @@ def describe(progress: Progress, bar: bool = False) -> str:
     if progress.value is not None:
         error = "" if progress.error is None else f" ± {progress.error:.4f}"
         parts.append(f"validation {progress.metric} {progress.value:.4f}{error}")
-    if not bar:
+    if not bar and progress.rate:
         parts.append(f"{progress.rate:.1f} rounds/s")
     if progress.bytes_up and progress.users:
         up, down = (size(count / progress.users) for count in (progress.bytes_up, progress.bytes_down))
