@@ -19,6 +19,7 @@ from perfedrec.evaluation.ranking import CUTOFFS, Cutoffs, cutoffs
 from perfedrec.evaluation.sample import ERROR, of_sample, sample_of, share_of
 from perfedrec.methods.centralised.popularity import Popularity
 from perfedrec.runs.config import Config
+from perfedrec.runs.data_settings import MEMORY
 from perfedrec.runs.engine import Central, engine_of
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.request import data_of
@@ -228,10 +229,11 @@ def open_run(folder: str | Path, data: DataLike | None = None, device: str | Non
     :class:`perfedrec.core.errors.DataError` where the data cannot be opened, or are in no file and not given.
     """
     stored = RunFolder(Path(folder))
+    config = stored.config()
     try:
-        dataset, config = data_of(data, stored.config())
+        dataset, config = data_of(data, config)
     except DataError as error:
-        if data is not None:
+        if data is not None or stored.is_federation or config.data.path == MEMORY:  # the message says what to give
             raise
         problem = f"the data of the run {folder} cannot be opened: {error}"
         raise DataError(f"{problem}; if they lie elsewhere now, name them by --data") from None
