@@ -49,9 +49,9 @@ def test_few_users_all_validate_and_there_is_no_standard_error() -> None:
 
 def test_the_progress_line_has_the_standard_error() -> None:
     progress = Progress(9, "recall@20", done=3, value=0.0712, error=0.0013)
-    assert "validation recall@20 0.0712 ± 0.0013  " in describe(progress)
+    assert describe(progress) == "round 3/9  validation recall@20 0.0712 ± 0.0013"
     progress.error = None
-    assert "validation recall@20 0.0712  " in describe(progress)
+    assert describe(progress) == "round 3/9  validation recall@20 0.0712"
 
 
 def test_many_users_are_tested_by_a_sample_that_holds_those_who_validate(tmp_path: Path) -> None:
