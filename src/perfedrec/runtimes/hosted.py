@@ -53,7 +53,7 @@ class Hosted(Population[C]):
 
     def _places(self, users: Tensor) -> Tensor:
         places = torch.searchsorted(self.users, users)
-        if not torch.equal(self.users[places.clamp(max=self.users.numel() - 1)], users):
+        if bool((places == self.users.numel()).any()) or not torch.equal(self.users[places], users):
             raise PerfedrecError(
                 f"this node was asked for users that it does not host; expected some of its {self.users.numel()}"
             )
