@@ -218,20 +218,18 @@ def print_list(rows: Sequence[Mapping[str, Any]], user: str) -> None:
     """
     # Models of weight 0 are left out: their entries are 0.
     models = [name for name in list(rows[0])[3:-1] if any(abs(row[name]) > 1e-9 for row in rows)] if rows else []
-    mixed = bool(models) and models != ["global"]
-    compared = mixed and "global" in models  # else there is no order to compare with
-    names = (*(models if mixed else ()), *(("moved",) if compared else ()))
-    table = Table("rank", "item", "score", *names, title=f"for user {user}")
+    mixed = [] if models == ["global"] else models
+    moved = ["moved"] if "global" in mixed else []  # else there is no order to compare with
+    table = Table("rank", "item", "score", *mixed, *moved, title=f"for user {user}")
     for row in rows:
-        parts = [f"{row[name]:.3f}" for name in models] if mixed else []
-        parts += [f"{row['moved']:+d}"] if compared else []
+        parts = [*(f"{row[name]:.3f}" for name in mixed), *(f"{row[name]:+d}" for name in moved)]
         table.add_row(str(row["rank"]), str(row["item"]), f"{row['score']:.3f}", *parts)
     console.print(table)
     if not models:
         console.print("no model knows anything of this user's items, so the order is a random one")
     elif mixed:
-        moved = "; moved: places gained over the global model" if compared else ""
-        console.print(f"score = {' + '.join(models)}{moved}")
+        places = "; moved: places gained over the global model" if moved else ""
+        console.print(f"score = {' + '.join(mixed)}{places}")
 
 
 def print_communication(sent: dict[str, float]) -> None:

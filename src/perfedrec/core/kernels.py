@@ -14,8 +14,9 @@ from numba.extending import intrinsic
 
 from perfedrec.core.aggregate import FIXED_POINT
 from perfedrec.core.compiled import fast_helper, helper, kernel
+from perfedrec.core.words import GOLDEN
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = np.uint64(GOLDEN)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SIXTEEN = np.uint64(16)
 _U30, _U27, _U31, _U32, _U33 = (np.uint64(each) for each in (30, 27, 31, 32, 33))

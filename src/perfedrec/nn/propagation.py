@@ -212,6 +212,8 @@ class Bipartite:
 
     def normalised(self, exponents: tuple[float, float]) -> Bipartite:
         """The same graph as ``D_u^-a R D_i^-b``, for ``exponents`` a and b of the degrees."""
+        if exponents == HALVES:
+            return self
         users, items = (each.degrees.clamp(min=1).to(torch.float32) for each in (self.by_user, self.by_item))
         of_users, of_items = users ** -exponents[0], items ** -exponents[1]
         return Bipartite(self.by_user.weighted(of_users, of_items), self.by_item.weighted(of_items, of_users))
