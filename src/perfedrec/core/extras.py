@@ -24,6 +24,7 @@ MODULES = {
     "httpx": "flower",
     "prometheus_client": "flower",
     "uvicorn": "flower",
+    "starlette": "web",
     "ray": "simulation",
     "opendp": "opendp",
     "matplotlib": "figures",
