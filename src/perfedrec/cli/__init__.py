@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def _one_line() -> Iterator[None]:
         command = error.ctx.command_path if error.ctx else "perfedrec"
         message, _, near = message.partition(". Did you mean ")
         hint = f"; did you mean {near}" if near else ""
-        hint = _as_key(error) or hint
+        message += _meaning(error)
+        hint = _as_key(error) or _as_option(error) or hint
         print(f"error: {message[:1].lower()}{message[1:]}; see {command} --help{hint}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
 
@@ -48,6 +50,23 @@ def _as_key(error: click.UsageError) -> str:
 
     key = error.option_name.lstrip("-").replace("-", "_")
     return f"; expected --set data.{key}=..." if key in DataSettings.model_fields else ""
+
+
+def _meaning(error: click.UsageError) -> str:
+    """What an option that is missing is."""
+    if not isinstance(error, click.MissingParameter) or not isinstance(error.param, click.Option):
+        return ""
+    return f", the {(error.param.help or '').partition(';')[0].removeprefix('the ')}" if error.param.help else ""
+
+
+def _as_option(error: click.UsageError) -> str:
+    """What to write where the value of an option was given without its name."""
+    extra = re.fullmatch(r"Got unexpected extra argument \((.*)\)", error.format_message())
+    if extra is None or error.ctx is None:
+        return ""
+    known = {name for each in error.ctx.command.params for name in each.opts}
+    name = next((each for each in ("--run", "--data", "--store") if each in known), None)
+    return f"; expected {name} {shlex.quote(extra[1])}" if name else ""
 
 
 def _print_what_can_be_printed() -> None:
