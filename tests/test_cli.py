@@ -138,7 +138,7 @@ def test_help_describes_arguments_as_well_as_options() -> None:
         (["trian"], "no such command 'trian'; see perfedrec --help; did you mean 'train'?"),
         (["train", "--resum"], "no such option '--resum'"),
         (["train", "--rounds", "many"], "'many' is not a valid integer; see perfedrec train --help"),
-        (["data", "prepare", "{ratings}"], "missing option '--output', the folder to write train, valid and test to; s"),
+        (["data", "prepare", "{ratings}"], "missing option '--output', the folder to write train, valid and test to"),
         (["train", "{ratings}"], "extra argument ({ratings}); see perfedrec train --help; expected --data {ratings}"),
         (["evaluate", "{finished}"], "missing option '--run', the folder of a finished run; see perfedrec evaluate -"),
         (["config", "show", "nothing"], "nothing"),
