@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from perfedrec.core.settings import Settings
     from perfedrec.data import Dataset, Interactions, load, split, synthetic
     from perfedrec.evaluation import metrics
+    from perfedrec.federation.owner import Node
     from perfedrec.methods.centralised.method import Method, Training
     from perfedrec.methods.centralised.vectors import Batch, VectorMethod, VectorSettings
     from perfedrec.methods.federated.base import Federated
@@ -41,6 +42,7 @@ __all__ = [
     "Interactions",
     "Key",
     "Method",
+    "Node",
     "PerFedRec",
     "PerFedRecPP",
     "PerFedRecSettings",
@@ -73,6 +75,7 @@ _HOMES = {
     "perfedrec.core.settings": ("Settings",),
     "perfedrec.data": ("Dataset", "Interactions", "load", "split", "synthetic"),
     "perfedrec.evaluation": ("metrics",),
+    "perfedrec.federation.owner": ("Node",),
     "perfedrec.methods.registry": ("list_methods",),
     "perfedrec.runs.config": ("Config", "RunSettings", "configure"),
     "perfedrec.runs.folder": ("Entry",),

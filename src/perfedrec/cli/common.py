@@ -213,20 +213,25 @@ def print_data(dataset: Dataset, name: str | None = None, remarks: Sequence[str]
 def print_list(rows: Sequence[Mapping[str, Any]], user: str) -> None:
     """Print a list of recommendations.
 
-    ``rows`` have the entries item, rank and score, one for each mixed model, and moved. For a method that mixes no
-    models, only the first three are printed.
+    ``rows`` have the entries item, rank and score, one for each mixed model, and moved; and perhaps title. For a method
+    that mixes no models, only the first three and titles are printed.
     """
     # Models of weight 0 are left out: their entries are 0.
-    models = [name for name in list(rows[0])[3:-1] if any(abs(row[name]) > 1e-9 for row in rows)] if rows else []
+    names = list(rows[0])[3 : list(rows[0]).index("moved")] if rows else []
+    models = [name for name in names if any(abs(row[name]) > 1e-9 for row in rows)]
     mixed = [] if models == ["global"] else models
     moved = ["moved"] if "global" in mixed else []  # else there is no order to compare with
-    table = Table("rank", "item", "score", *mixed, *moved, title=f"for user {user}")
+    titles = ["title"] if any(row.get("title") for row in rows) else []
+    table = Table("rank", "item", *titles, "score", *mixed, *moved, title=f"for user {user}")
     for row in rows:
         parts = [*(f"{row[name]:.3f}" for name in mixed), *(f"{row[name]:+d}" for name in moved)]
-        table.add_row(str(row["rank"]), str(row["item"]), f"{row['score']:.3f}", *parts)
+        shown = [row[name] or "" for name in titles]
+        table.add_row(str(row["rank"]), str(row["item"]), *shown, f"{row['score']:.3f}", *parts)
     console.print(table)
     if not models:
         console.print("no model knows anything of this user's items, so the order is a random one")
+    elif models == ["popularity"]:
+        console.print("no model knows anything of this user's items, so the list is the same for all: the most popular")
     elif mixed:
         places = "; moved: places gained over the global model" if moved else ""
         console.print(f"score = {' + '.join(mixed)}{places}")

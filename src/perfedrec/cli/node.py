@@ -109,6 +109,31 @@ def node_add(
         print(f"{new} new interaction{'' if new == 1 else 's'} of {user}", flush=True)
 
 
+@app.command("catalogue")
+def node_catalogue(
+    file: Annotated[Path, typer.Argument(help="table of items: CSV, parquet, or MovieLens u.item or movies.csv")],
+    store: StoreFile,
+) -> None:
+    """Give items titles, pictures and attributes, which are then in the node's file.
+
+    A table has a column item with ids, and may have title, picture (a file beside the table) and any others.
+
+    [bold]perfedrec node catalogue movies.csv --store home.node[/bold]
+    """
+    with one_line():
+        from perfedrec.data.details import read_details
+        from perfedrec.federation.owner import Node
+
+        found = read_details(file)
+        with Node.open(store) as node:
+            known, others = node.describe(found)
+        titles, pictures = (sum(map(bool, each)) for each in zip(*((x.title, x.picture) for x in found), strict=True))
+        named = list(dict.fromkeys(name for each in found for name in each.attributes))
+        about = f"{titles:,} titles, {pictures:,} pictures" + (f", and {', '.join(named)}" if named else "")
+        left = f"; {others:,} items that are not in the catalogue are left out" if others else ""
+        console.print(f"{known:,} items described: {about}{left}", soft_wrap=True, highlight=False)
+
+
 @app.command("recommend")
 def node_recommend(
     store: StoreFile,
@@ -121,9 +146,10 @@ def node_recommend(
     [bold]perfedrec node recommend --store home.node --user ann --k 10[/bold]
     """
     with one_line():
-        from perfedrec.federation.recommend import recommend
+        from perfedrec.federation.owner import Node
 
-        found = recommend(store, user, k)
+        with Node.open(store) as node:
+            found = node.recommend(user, k)
         if as_json:
             print(json.dumps({"user": user, "items": found}))
         else:

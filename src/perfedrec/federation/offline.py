@@ -1,17 +1,20 @@
-"""What a node does without a coordinator: it imports files, and recommends to its users."""
+"""What a node does without a coordinator and with torch: it imports files, and scores by methods that need torch."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
+from perfedrec.core.errors import ConfigError
 from perfedrec.data import attributes_beside
-from perfedrec.evaluation.lists import explained
 from perfedrec.federation.agreement import build
-from perfedrec.runtimes.node import LocalRecommender, Store
+from perfedrec.nn.inference import Floats
+from perfedrec.runtimes.node import LocalRecommender, Served, Store
 
 
 def import_file(
@@ -33,12 +36,38 @@ def import_file(
     return *counts, len(known)
 
 
-def recommend(store: Store, user_id: str, k: int) -> pl.DataFrame:
-    """The ``k`` best items that a user has no interaction with: see :func:`perfedrec.evaluation.lists.explained`.
+class TorchScores:
+    """Scores for the users of a node's file by torch, for methods that need it. Threads take turns."""
 
-    Raises :class:`perfedrec.core.errors.DataError` for an unknown user, and
-    :class:`perfedrec.runtimes.node.StoreError` where the store has no model yet.
-    """
-    users = torch.tensor([store.identity(user_id)])
-    scores, parts = LocalRecommender(store, build(store.served().configuration)).scores(users)
-    return explained(scores[0], {name: values[0] for name, values in parts.items()}, user_id, store.item_ids, k)
+    def __init__(self, path: Path) -> None:
+        self._store, self._lock = Store.open(path), threading.Lock()
+        self._local: tuple[Served, LocalRecommender[Any, Any]] | None = None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+    def _recommender(self) -> LocalRecommender[Any, Any]:
+        served = self._store.served()
+        if self._local is None or self._local[0] != served:
+            self._local = served, LocalRecommender(self._store, build(served.configuration))
+        return self._local[1]
+
+    def scores(self, user_id: str) -> tuple[Floats, dict[str, Floats]]:
+        """[m] scores of all items for a user, minus infinity for those that the user has; and their parts [m].
+
+        Raises :class:`perfedrec.core.errors.DataError` for an unknown user, and
+        :class:`perfedrec.runtimes.node.StoreError` where the store has no model yet.
+        """
+        with self._lock:
+            scores, parts = self._recommender().scores(torch.tensor([self._store.identity(user_id)]))
+        return scores[0].numpy(), {name: each[0].numpy() for name, each in parts.items()}
+
+    def item_vectors(self) -> Floats:
+        """[m, d] the vectors of items in the served model. Raises :class:`ConfigError` for a method without any."""
+        with self._lock:
+            found = self._recommender().item_vectors()
+            method = self._local and self._local[0].run
+        if found is None:
+            raise ConfigError(f"the method of run {method} has no vectors of items, by which items could be alike")
+        return found.numpy()

@@ -81,7 +81,24 @@ class Star:
         return scaled if self.shift is None else scaled + self.shift[items]
 
 
-ALL = slice(None)
+ALL, ONE = slice(None), np.float32(1)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """One of the models that are mixed, for one user: its scores are ``weight`` times the products of ``items`` [m, d]
+    and ``user`` [d], or ``fixed`` ones. The items of the user have the parts ``pulled`` [r, d] in the vector."""
+
+    items: Floats
+    user: Floats
+    pulled: Floats
+    weight: np.float32 = ONE
+    fixed: tuple[Floats, ...] = ()
+
+    def scores(self) -> Floats:
+        """[m] the scores of all items."""
+        found: Floats = self.fixed[0] if self.fixed else self.items @ (self.weight * self.user)
+        return found
 
 
 class Model:
@@ -146,6 +163,14 @@ class Model:
         if key not in self._found:
             self._found[key] = self.finish(star.items(self.table(ALL, group), ALL))
         return self._found[key]
+
+    def vectors(self) -> Floats:
+        """[m, d] vectors of all items whose cosines say which items are alike: those of the global model, or before
+        training, those of the first table that recommends."""
+        nobody, found = np.zeros(0, dtype=np.int64), None
+        if not self.scalars.get("trained", True):
+            found = next((self.shared[name] for name in ("pretrained", "low_rank") if name in self.shared), None)
+        return self.final_items(self.star(nobody, self.options.encoder), None) if found is None else found
 
     def scaled(self, name: str, table: Floats, star: Star) -> Floats:
         """[m, r] the rows of a ``table`` as the user's star scales them, alike for all users; ``name`` stands for
@@ -230,35 +255,60 @@ class User:
     # --- scores ---
 
     def scores(self) -> tuple[Floats, dict[str, Floats]]:
-        """[m] scores of all items, and the parts [m] that they are the sum of."""
-        parts = self._mixture() if self.model.options.mixed else self._vectors()
+        """[m] scores of all items, and the parts [m] that they are the sum of.
+
+        Where the models that have a weight know nothing of the user, so that all scores are equal, all models are mixed
+        in equal shares.
+        """
+        parts = {name: each.scores() for name, each in self.models.items()}
         return np.sum(list(parts.values()), axis=0, dtype=np.float32), parts
 
-    def _vectors(self) -> dict[str, Floats]:
-        final = self.star.user(self.private, self.model.items[self.own])
-        return {"global": self.model.final_items(self.star, None) @ self.model.finish(final)}
+    def contributions(self, items: Ints) -> Floats:
+        """[n, r] what each of the user's own items adds to the scores of ``items`` [n].
 
-    def _mixture(self) -> dict[str, Floats]:
-        model, star, own, group = self.model, self.star, self.own, self.group
+        A user's vector has a part from each of the user's items, and so have the scores. What comes from the vector
+        that the user has trained, or from a list of the neighbourhood service, belongs to no item. All is 0 for a
+        method whose user vectors do not depend on items, such as FedMF.
+        """
+        total = np.zeros((items.size, self.own.size), dtype=np.float32)
+        for each in self.models.values():
+            total += 0 if each.fixed else each.items[items] @ (each.weight * each.pulled).T
+        return total
+
+    @cached_property
+    def models(self) -> dict[str, Mixed]:
+        """The models that recommend, by name."""
+        if not self.model.options.mixed:
+            return {"global": self._by_vectors(self.model.items[self.own], None)}
+        found = self._mixture()
+        total = np.sum([each.scores() for each in found.values()], axis=0, dtype=np.float32)
+        return found if np.ptp(total) else self._mixture(equal=True)
+
+    def _by_vectors(self, rows: Floats, group: int | None) -> Mixed:
+        """A model that scores by the user's vector, made with the ``rows`` [r, d] of the user's items."""
+        user, pulled = self.star.user(self.private, rows), self.star.edge[:, None] * rows
+        length = _lengths(user) if self.model.options.cosine else np.float32(1)
+        return Mixed(self.model.final_items(self.star, group), self.model.finish(user), pulled / length)
+
+    def _mixture(self, equal: bool = False) -> dict[str, Mixed]:
+        model, own, group = self.model, self.own, self.group
         cluster = model.table(own, group)
-        rows = {"local": cluster + self.client.rows, "cluster": cluster, "global": model.items[own]}
-        users = {name: model.finish(star.user(self.private, each)) for name, each in rows.items()}
-        items = {name: model.final_items(star, None if name == "global" else group) for name in rows}
-        scales = dict.fromkeys(rows, np.float32(1))
-        target = model.deviation("global", users["global"], items["global"])
-        for name, table, other in self._tables():
-            users[name] = other.edge @ table[own]
-            items[name] = model.scaled(f"{name} {self._beta}", table, other)
-            spread = model.deviation(f"{name} {self._beta}", users[name], items[name])
-            scales[name] = target / max(spread, np.float32(1e-12))
-        weights = self._weights(scales)
-        listed = self._listed(weights.get("neighbourhood"), target, scales)
-        return {
-            name: listed
-            if name == "neighbourhood" and listed is not None
-            else items[name] @ (weights[name] * users[name])
-            for name in users
+        found = {
+            "local": self._by_vectors(cluster + self.client.rows, group),
+            "cluster": self._by_vectors(cluster, group),
+            "global": self._by_vectors(model.items[own], None),
         }
+        scales = dict.fromkeys(found, np.float32(1))
+        target = model.deviation("global", found["global"].user, found["global"].items)
+        for name, table, other in self._tables():
+            items = model.scaled(f"{name} {self._beta}", table, other)
+            found[name] = Mixed(items, other.edge @ table[own], other.edge[:, None] * table[own])
+            spread = model.deviation(f"{name} {self._beta}", found[name].user, items)
+            scales[name] = target / max(spread, np.float32(1e-12))
+        weights = self._weights(scales, equal)
+        if (listed := self._listed(weights.get("neighbourhood"), target, scales)) is not None:
+            found["neighbourhood"] = replace(found["neighbourhood"], fixed=(listed,))
+        return {name: replace(each, weight=weights[name]) for name, each in found.items()}
 
     @property
     def _beta(self) -> float:
@@ -275,10 +325,12 @@ class User:
             found.append(("neighbourhood", factor, star))
         return found
 
-    def _weights(self, scales: Mapping[str, np.float32]) -> dict[str, np.float32]:
-        """The weight of each model, times the scale of its scores."""
+    def _weights(self, scales: Mapping[str, np.float32], equal: bool) -> dict[str, np.float32]:
+        """The weight of each model, or ``equal`` ones, times the scale of its scores."""
         names, mix = list(scales), self.model.shared.get("mix")
         logits = (self.client.mix if mix is None else _logits(mix))[[MODELS.index(name) for name in names]]
+        if equal:
+            logits = np.zeros_like(logits)
         if not self.model.scalars["trained"] and (ready := [name for name in names if name in UNTRAINED]):
             logits = np.where([name in ready for name in names], logits, -np.inf)
             scales = {name: scale / scales[ready[0]] for name, scale in scales.items()}

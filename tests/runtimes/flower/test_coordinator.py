@@ -25,6 +25,7 @@ from perfedrec.core.records import copied, flatten
 from perfedrec.core.types import Plan
 from perfedrec.federation.agreement import build, method_of
 from perfedrec.federation.node import policy_of
+from perfedrec.federation.owner import Node
 from perfedrec.federation.service import StateStore
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.privacy.policy import Policy
@@ -472,8 +473,6 @@ def test_the_model_is_sent_to_the_connected_nodes(stores: dict[int, Store]) -> N
 
 
 def test_nodes_recommend_with_the_model_that_they_receive(stores: dict[int, Store]) -> None:
-    from perfedrec.federation.offline import recommend
-
     given = coordinator(stores)
     assembled(given)
     state = given.begin()
@@ -482,7 +481,8 @@ def test_nodes_recommend_with_the_model_that_they_receive(stores: dict[int, Stor
     assert given.hand_out(state) == [100, 101, 102]
     assert stores[101].served().run == "a run"
     known = set(population().rows(torch.tensor([11]))[0].items.tolist())
-    items = recommend(stores[101], "u11", 5)["item"].to_list()
+    with Node.open(stores[101].path) as node:
+        items = [row["item"] for row in node.recommend("u11", 5)]
     assert len(items) == 5
     assert not known & set(map(int, items))
 

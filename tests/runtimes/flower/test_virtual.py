@@ -29,7 +29,7 @@ from perfedrec.data.attributes import Attributes
 from perfedrec.federation import run, virtual
 from perfedrec.federation.agreement import build
 from perfedrec.federation.local import environment
-from perfedrec.federation.offline import recommend
+from perfedrec.federation.owner import Node
 from perfedrec.runs import checkpoint
 from perfedrec.runs.config import open_data
 from perfedrec.runs.engine import engine_of
@@ -119,8 +119,8 @@ def test_virtual_nodes_compute_the_tables_of_the_simulator(tmp_path: Path, priva
         assert not torch.allclose(records["mix"], configured / configured.sum(), atol=0.01)
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
     assert summary["nodes_with_model"] == [f"n{place}" for place in range(5)]
-    with Store.open(tmp_path / "run" / "nodes" / "n0" / "store.db") as store:
-        assert len(recommend(store, "0", 5)) == 5
+    with Node.open(tmp_path / "run" / "nodes" / "n0" / "store.db") as node:
+        assert len(node.recommend("0", 5)) == 5
 
 
 def test_attributes_reach_the_nodes_of_their_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,63 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE served ADD COLUMN inference TEXT;
     """,
+    """
+    CREATE TABLE details (
+        item INTEGER PRIMARY KEY REFERENCES items,
+        title TEXT,
+        folded TEXT,
+        attributes TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE pictures (
+        item INTEGER PRIMARY KEY REFERENCES items,
+        media TEXT NOT NULL,
+        content BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE dismissed (
+        user INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+        item INTEGER NOT NULL REFERENCES items,
+        PRIMARY KEY (user, item)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE protections (
+        protection INTEGER PRIMARY KEY,
+        profile TEXT NOT NULL,
+        statement TEXT NOT NULL,
+        UNIQUE (profile, statement)
+    ) STRICT;
+    CREATE TABLE journal (
+        entry INTEGER PRIMARY KEY AUTOINCREMENT,
+        time INTEGER NOT NULL,
+        times INTEGER NOT NULL,
+        coordinator TEXT,
+        run TEXT,
+        phase TEXT NOT NULL,
+        round INTEGER,
+        stage TEXT,
+        sent INTEGER NOT NULL,
+        received INTEGER NOT NULL,
+        users INTEGER,
+        others INTEGER,
+        protection INTEGER REFERENCES protections,
+        epsilon REAL,
+        against TEXT,
+        refused TEXT
+    ) STRICT;
+    CREATE TABLE journal_users (
+        user INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+        entry INTEGER NOT NULL REFERENCES journal,
+        epsilon REAL,
+        PRIMARY KEY (user, entry)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE rules (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        require TEXT,
+        started TEXT,
+        paused INTEGER NOT NULL DEFAULT 0,
+        gone INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    INSERT INTO rules (only) VALUES (1);
+    ALTER TABLE runs ADD COLUMN gone INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """Entry ``i`` turns version ``i`` of the schema into version ``i + 1``. An entry that was released is never changed."""
 

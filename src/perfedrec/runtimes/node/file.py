@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sqlite3
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from perfedrec.core.errors import DataError
 from perfedrec.runtimes.node.database import Database, StoreError
@@ -96,6 +98,56 @@ class NodeFile:
         if row is None:
             raise DataError(f"unknown item {item_id!r}; expected one of the {self.n_items} in the catalogue")
         return int(row[0])
+
+    def forget(self, user_id: str) -> None:
+        """Delete everything that is stored about a user, and overwrite the places on the disk.
+
+        The stored answer to the last round is deleted as well, because it contains the user's part. What the user
+        handed over in earlier rounds is in the federation's sums and cannot be removed from here. Raises
+        :class:`DataError` for an unknown user, and :class:`StoreError` if another process is reading the file: then the
+        user is deleted, and the overwriting is done when the file is next opened without another reader.
+        """
+        self.identity(user_id)
+        with self._database.writing() as db:
+            db.execute("DELETE FROM users WHERE id = ?", (user_id,))
+            db.execute("UPDATE runs SET reply = NULL")
+            db.execute("UPDATE node SET scrubbing = 1")
+        self._database.scrub()
+
+    def status(self) -> dict[str, Any]:
+        """What is in the file, in figures, for ``perfedrec node status``."""
+        with self._database.reading() as db:
+            users, interactions = counts(db)
+            (registered,) = db.execute("SELECT count(identity) FROM users").fetchone()
+            (schema,) = db.execute("PRAGMA user_version").fetchone()
+            run = db.execute("SELECT run, round FROM runs ORDER BY number DESC LIMIT 1").fetchone()
+            rounds = self._participations(db)
+            served = db.execute("SELECT run, round, received FROM served").fetchone()
+        size = sum(Path(f"{self.path}{suffix}").stat().st_size for suffix in ("", "-wal"))
+        return {
+            "store": str(self.path),
+            "schema": schema,
+            "bytes": size,
+            "catalogue": self.catalogue,
+            "items": self.n_items,
+            "user_attributes": len(json.loads(self._encoding)),
+            "users": users,
+            "registered": registered,
+            "interactions": interactions,
+            "run": None if run is None else run[0],
+            "last_round": None if run is None or run[1] < 0 else run[1],
+            "participations": {"total": sum(rounds), "most": max(rounds, default=0), "users": sum(map(bool, rounds))},
+            "model": None
+            if served is None
+            else {"run": served[0], "round": served[1], "age_seconds": max(int(time.time()) - served[2], 0)},
+        }
+
+    def _participations(self, db: sqlite3.Connection) -> list[int]:
+        """In how many rounds of the latest run each user has taken part, for users with a stored client state."""
+        query = "SELECT content FROM memories WHERE run = (SELECT max(number) FROM runs)"
+        saved = [self._database.load_arrays(content) for (content,) in db.execute(query)]
+        names = ("participations", "taken")  # the second one was its name up to schema 5
+        return [int(each[name][0]) for each in saved for name in names if name in each]
 
     def seed_of(self, run: str) -> int:
         """The seed of everything random that the node's users draw in a run. It must not leave the node."""

@@ -96,6 +96,6 @@ class ModelStore(RoundStore):
             query = "SELECT content FROM served_users WHERE user = ?"
             found = [(db.execute(query, (key,)).fetchone() or (new_user,))[0] for key, _ in self._find_users(db, users)]
         own = [self._database.load_arrays(content) for content in found]
-        arrays = self._database.load_arrays(tables)
-        arrays |= {name: np.concatenate([each[name] for each in own]) for name in own[0]}
+        arrays, new = self._database.load_arrays(tables), self._database.load_arrays(new_user)
+        arrays |= {name: np.concatenate([like[:0], *(each[name] for each in own)]) for name, like in new.items()}
         return unflatten(cls, {name: torch.from_numpy(each) for name, each in arrays.items()}, json.loads(scalars))

@@ -297,13 +297,6 @@ class RoundStore(UserStore):
                 {"run": number, "round": played},
             )
 
-    def _participations(self, db: sqlite3.Connection) -> list[int]:
-        """In how many rounds of the latest run each user has taken part, for users with a stored client state."""
-        query = "SELECT content FROM memories WHERE run = (SELECT max(number) FROM runs)"
-        saved = [self._database.load_arrays(content) for (content,) in db.execute(query)]
-        names = ("participations", "taken")  # the second one was its name up to schema 5
-        return [int(each[name][0]) for each in saved for name in names if name in each]
-
     # --- rounds ---
 
     def answer_round(self, number: int, request: bytes, work: Callable[[], bytes | None]) -> bytes | None:

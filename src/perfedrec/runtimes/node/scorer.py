@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,24 @@ OLD_NAMES = {"vectors": "private", "lift": "user_init_scale"}
 """Fields that older versions stored under other names."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a node's file has for the lists of one user: equal ones give equal lists.
+
+    ``served`` are facts about the served model, and ``model`` is the model itself, ``None`` where its method needs
+    torch. ``key`` and ``identity`` name the user, who has the ``items`` [r], ``received`` an own part of the model, and
+    has a client ``state`` or none.
+    """
+
+    served: tuple[Any, ...]
+    key: int
+    identity: int
+    items: tuple[int, ...]
+    received: bytes
+    state: bytes | None
+    model: Model | None = field(compare=False)
+
+
 class Scorer(NodeFile):
     """Scores for the users of a node's file, one at a time. The served model is read once for all of them, and again
     when the node has received another one."""
@@ -34,30 +54,52 @@ class Scorer(NodeFile):
         super().__init__(database)
         self._model: tuple[tuple[Any, ...], Model | None] | None = None
 
+    def stored(self, user_id: str) -> Stored:
+        """What the file has for the lists of a user.
+
+        Raises :class:`DataError` for an unknown user, and :class:`StoreError` if the node has received no model.
+        """
+        with self._database.reading() as db:
+            identity, served = self.identity(user_id), self.served_model(db)
+            (key,) = db.execute("SELECT user FROM users WHERE id = ?", (user_id,)).fetchone()
+            query = "SELECT item FROM interactions WHERE user = ? ORDER BY item"
+            items = tuple(item for (item,) in db.execute(query, (key,)))
+            known = db.execute("SELECT content FROM served_users WHERE user = ?", (key,)).fetchone()
+            received = (known or db.execute("SELECT newcomer FROM served").fetchone())[0]
+            state, model = self._stored_state(db, key, served), self._read_model(db, served)
+        return Stored(served, key, identity, items, received, state, model)
+
+    def user(self, stored: Stored) -> User | None:
+        """The user as the lists are made for, after local training where no round of training has used all items.
+        ``None`` where the method, or this user, needs torch."""
+        if stored.model is None:
+            return None
+        user, is_new = self._user(stored.model, stored)
+        try:
+            return user.finetuned(stored.identity, self.seed_of(stored.served[0])) if is_new else user
+        except UnsupportedError:
+            return None
+
     def scores(self, user_id: str) -> tuple[Floats, dict[str, Floats]] | None:
         """[m] scores of all items for a user, minus infinity for the items that the user already has; and the named
         parts [m] that the scores are the sum of. ``None`` where the method, or this user, needs torch.
 
         Raises :class:`DataError` for an unknown user, and :class:`StoreError` if the node has received no model.
         """
-        identity = self.identity(user_id)
-        with self._database.reading() as db:
-            query = "SELECT run, round, received, inference FROM served"
-            served = db.execute(query).fetchone()
-            if served is None:
-                raise self.no_model()
-            model = self._read_model(db, served)
-            if model is None:
-                return None
-            (key,) = db.execute("SELECT user FROM users WHERE id = ?", (user_id,)).fetchone()
-            user, is_new = self._read_user(db, model, key, identity, served)
-        try:
-            own = user.finetuned(identity, self.seed_of(served[0])) if is_new else user
-        except UnsupportedError:
+        own = self.user(self.stored(user_id))
+        if own is None:
             return None
         scores, parts = own.scores()
         scores[own.own] = -np.inf
         return scores, parts
+
+    def served_model(self, db: sqlite3.Connection) -> tuple[Any, ...]:
+        """Facts about the served model: run, round, when it was received, options. Raises :class:`StoreError` if there
+        is none."""
+        served: tuple[Any, ...] | None = db.execute("SELECT run, round, received, inference FROM served").fetchone()
+        if served is None:
+            raise self.no_model()
+        return served
 
     def _read_model(self, db: sqlite3.Connection, served: tuple[Any, ...]) -> Model | None:
         """The served model; ``None`` where its method needs torch."""
@@ -70,20 +112,15 @@ class Scorer(NodeFile):
             self._model = served, found
         return self._model[1]
 
-    def _read_user(
-        self, db: sqlite3.Connection, model: Model, key: int, identity: int, served: tuple[Any, ...]
-    ) -> tuple[User, bool]:
+    def _user(self, model: Model, of: Stored) -> tuple[User, bool]:
         """A user as the file has it, and whether no round of training has used all of its items."""
-        query = "SELECT item FROM interactions WHERE user = ? ORDER BY item"
-        items = np.array(db.execute(query, (key,)).fetchall(), dtype=np.int64).reshape(-1)
-        known = db.execute("SELECT content FROM served_users WHERE user = ?", (key,)).fetchone()
-        received = self._database.load_arrays((known or db.execute("SELECT newcomer FROM served").fetchone())[0])
-        stored = self._stored_state(db, key, served)
-        client = Client.start(model.options, items.size, identity, self.seed_of(served[0]))
-        if stored is None:
+        items, received = np.array(of.items, dtype=np.int64), self._database.load_arrays(of.received)
+        client = Client.start(model.options, items.size, of.identity, self.seed_of(of.served[0]))
+        if of.state is None:
             return User(model, items, received, client).started(), True
+        stored = {OLD_NAMES.get(name, name): each for name, each in self._database.load_arrays(of.state).items()}
         saved_items = stored.pop(OWN_ITEMS)
-        rows, fits = self._fitting(stored, client, saved_items.size, served[0])
+        rows, fits = self._fitting(stored, client, saved_items.size, of.served[0])
         outdated = not np.array_equal(saved_items, items)
         if outdated:
             _, source, target = np.intersect1d(saved_items, items, assume_unique=True, return_indices=True)
@@ -91,18 +128,16 @@ class Scorer(NodeFile):
             rows[target] = old[source]
         return User(model, items, received, Client(**fits, rows=rows)), outdated
 
-    def _stored_state(
-        self, db: sqlite3.Connection, key: int, served: tuple[Any, ...]
-    ) -> dict[str, NDArray[Any]] | None:
+    @staticmethod
+    def _stored_state(db: sqlite3.Connection, key: int, served: tuple[Any, ...]) -> bytes | None:
         """The client state that belongs to the served model."""
         wanted = {"run": served[0], "round": served[1], "user": key}
         run = "(SELECT number FROM runs WHERE run = :run)"
         for table, also in (("kept_states", "AND round = :round"), ("memories", "")):
             query = f"SELECT content FROM {table} WHERE run = {run} AND user = :user {also}"
-            row = db.execute(query, wanted).fetchone()
-            if row is not None:
-                found = self._database.load_arrays(row[0]) if row[0] is not None else None
-                return None if found is None else {OLD_NAMES.get(name, name): each for name, each in found.items()}
+            if (row := db.execute(query, wanted).fetchone()) is not None:
+                found: bytes | None = row[0]
+                return found
         return None
 
     def _fitting(
@@ -143,11 +178,12 @@ class Scorer(NodeFile):
         return order
 
     def recommend(self, user_id: str, k: int) -> list[dict[str, Any]] | None:
-        """The rows of :func:`perfedrec.evaluation.lists.explained`; ``None`` where :meth:`scores` needs torch."""
+        """The rows of :meth:`listed`; ``None`` where :meth:`scores` needs torch."""
         found = self.scores(user_id)
-        if found is None:
-            return None
-        scores, parts = found
+        return None if found is None else self.listed(user_id, *found, k)
+
+    def listed(self, user_id: str, scores: Floats, parts: Mapping[str, Floats], k: int) -> list[dict[str, Any]]:
+        """The rows of :func:`perfedrec.evaluation.lists.explained`, as plain values."""
         items = self.ranked(user_id, scores)[:k]
         moved = np.zeros(items.size, dtype=np.int64)
         if parts["global"].any():

@@ -42,6 +42,15 @@ class LocalRecommender(Generic[B, C]):
         scores[rows.segments, rows.items] = -torch.inf
         return scores, self.algorithm.explain(broadcast, rows, client_state)
 
+    def item_vectors(self) -> Tensor | None:
+        """[m, d] the vectors of items in the shared model, or the table of items that scores are computed from;
+        ``None`` for a method without either."""
+        nobody = torch.zeros(0, dtype=torch.int64)
+        broadcast, (rows, _) = self.store.broadcast(self.algorithm.broadcast_type, nobody), self.store.rows(nobody)
+        found = self.algorithm.embedding(broadcast, rows, self.store.find_client_states(nobody).client_state)
+        table: Tensor | None = getattr(broadcast, "items", None) if found is None else found.items
+        return table
+
     def _prepare(self, users: Tensor) -> tuple[B, Rows, C]:
         """What ``users`` [B] received, their rows, and the client states to recommend by."""
         rows, _ = self.store.rows(users)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from perfedrec.data import Catalogue, Encoding
 from perfedrec.data.interactions import Ids
 from perfedrec.runtimes.node.database import Database, StoreError, remove
-from perfedrec.runtimes.node.file import counts
 from perfedrec.runtimes.node.model import ModelStore
 
 
@@ -71,31 +69,3 @@ class Store(ModelStore):
             query = "SELECT (SELECT count(*) FROM users), (SELECT received FROM served)"
             users, received = db.execute(query).fetchone()
         return users, received
-
-    def status(self) -> dict[str, Any]:
-        """What is in the file, in figures, for ``perfedrec node status``."""
-        with self._database.reading() as db:
-            users, interactions = counts(db)
-            (registered,) = db.execute("SELECT count(identity) FROM users").fetchone()
-            (schema,) = db.execute("PRAGMA user_version").fetchone()
-            run = db.execute("SELECT run, round FROM runs ORDER BY number DESC LIMIT 1").fetchone()
-            rounds = self._participations(db)
-            served = db.execute("SELECT run, round, received FROM served").fetchone()
-        size = sum(Path(f"{self.path}{suffix}").stat().st_size for suffix in ("", "-wal"))
-        return {
-            "store": str(self.path),
-            "schema": schema,
-            "bytes": size,
-            "catalogue": self.catalogue,
-            "items": self.n_items,
-            "user_attributes": self.n_user_attributes,
-            "users": users,
-            "registered": registered,
-            "interactions": interactions,
-            "run": None if run is None else run[0],
-            "last_round": None if run is None or run[1] < 0 else run[1],
-            "participations": {"total": sum(rounds), "most": max(rounds, default=0), "users": sum(map(bool, rounds))},
-            "model": None
-            if served is None
-            else {"run": served[0], "round": served[1], "age_seconds": max(int(time.time()) - served[2], 0)},
-        }

@@ -158,21 +158,6 @@ class UserStore(NodeFile):
         with self._database.reading() as db:
             return dict(db.execute("SELECT id, coalesce(identity, -user) FROM users ORDER BY user").fetchall())
 
-    def forget(self, user_id: str) -> None:
-        """Delete everything that is stored about a user, and overwrite the places on the disk.
-
-        The stored answer to the last round is deleted as well, because it contains the user's part. What the user
-        handed over in earlier rounds is in the federation's sums and cannot be removed from here. Raises
-        :class:`DataError` for an unknown user, and :class:`StoreError` if another process is reading the file: then the
-        user is deleted, and the overwriting is done when the file is next opened without another reader.
-        """
-        self.identity(user_id)
-        with self._database.writing() as db:
-            db.execute("DELETE FROM users WHERE id = ?", (user_id,))
-            db.execute("UPDATE runs SET reply = NULL")
-            db.execute("UPDATE node SET scrubbing = 1")
-        self._database.scrub()
-
     # --- the users as a population ---
 
     @property

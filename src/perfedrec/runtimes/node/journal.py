@@ -1,0 +1,143 @@
+"""The journal of a node: what has left it, and what it has refused, in its own file.
+
+An entry is written in the transaction of the answer that it tells of. So no answer is sent that the journal does not
+have, and a process that is killed between the two has told more than it has sent, never less.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from perfedrec.runtimes.node.database import Database
+
+
+@dataclass(frozen=True)
+class Protection:
+    """The protection of an answer: the name of the ``profile`` that describes it, and what it guarantees, as an exact
+    ``statement`` in plain words."""
+
+    profile: str
+    statement: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One answer of a node.
+
+    It went to a ``coordinator`` (its address) in a ``phase`` of a ``run``, in ``round`` 0 or later (``None`` where
+    there is none); ``stage`` is the last stage of a secure sum that was answered. ``sent`` and ``received`` are bytes.
+    ``users`` of this node, by their keys in the file, each with an epsilon so far or ``None``, are in it, ``count`` in
+    number; and ``others`` is the number of other nodes in the same sum (0: the coordinator sees this node's part alone;
+    ``None``: not known, or there is no sum). Epsilon holds ``against`` somebody. ``refused`` is why nothing was
+    answered.
+    """
+
+    phase: str
+    coordinator: str | None = None
+    run: str | None = None
+    round: int | None = None
+    stage: str | None = None
+    sent: int = 0
+    received: int = 0
+    count: int | None = None
+    users: Mapping[int, float | None] = field(default_factory=dict)
+    others: int | None = None
+    protection: Protection | None = None
+    against: str | None = None
+    refused: str | None = None
+
+
+PLAIN = ("coordinator", "run", "phase", "round", "stage", "sent", "received", "others", "against", "refused")
+"""The fields of an entry that are stored as they are."""
+
+
+class Journal:
+    """The journal in a node's file."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def write(self, entry: Entry) -> int:
+        """Write an entry, and return its number.
+
+        A refusal that repeats the last entry is counted there (``times``) instead.
+        """
+        largest = max((each for each in entry.users.values() if each is not None), default=None)
+        with self._database.writing() as db:
+            if entry.refused is not None:
+                query = "SELECT entry, coordinator, run, phase, round, refused FROM journal ORDER BY entry DESC LIMIT 1"
+                last = db.execute(query).fetchone()
+                if last and last[1:] == (entry.coordinator, entry.run, entry.phase, entry.round, entry.refused):
+                    put = "UPDATE journal SET times = times + 1, received = received + ? WHERE entry = ?"
+                    db.execute(put, (entry.received, last[0]))
+                    return int(last[0])
+            about = {name: getattr(entry, name) for name in PLAIN}
+            about |= {"time": int(time.time()), "users": entry.count, "epsilon": largest}
+            about["protection"] = None if entry.protection is None else self._number_of(db, entry.protection)
+            columns, places = ", ".join(about), ", ".join(f":{name}" for name in about)
+            put = f"INSERT INTO journal (times, {columns}) VALUES (1, {places}) RETURNING entry"
+            (number,) = db.execute(put, about).fetchone()
+            put = "INSERT INTO journal_users SELECT user, ?, ? FROM users WHERE user = ?"
+            db.executemany(put, [(number, epsilon, user) for user, epsilon in entry.users.items()])
+        return int(number)
+
+    @staticmethod
+    def _number_of(db: sqlite3.Connection, protection: Protection) -> int:
+        """The number of a protection, which is stored once for all answers that had it."""
+        known = protection.profile, protection.statement
+        db.execute("INSERT OR IGNORE INTO protections (profile, statement) VALUES (?, ?)", known)
+        query = "SELECT protection FROM protections WHERE profile = ? AND statement = ?"
+        return int(db.execute(query, known).fetchone()[0])
+
+    def read(
+        self, user_id: str | None = None, limit: int | None = None, before: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The entries, newest first, at most ``limit`` of them, and only those ``before`` a number of an entry.
+
+        With a user: the answers that this user is in. Epsilon is that of the user, or else the largest one of all.
+        """
+        epsilon, own = "journal.epsilon", ""
+        if user_id is not None:
+            epsilon, own = "own.epsilon", "JOIN journal_users AS own USING (entry) JOIN users ON users.user = own.user"
+        query = f"""
+            SELECT entry, time, times, coordinator, run, phase, round, stage, sent, received, journal.users, others,
+                profile, statement, {epsilon}, against, refused
+            FROM journal LEFT JOIN protections USING (protection) {own}
+            WHERE (:user IS NULL OR {"users.id" if own else "''"} = :user) AND (:before IS NULL OR entry < :before)
+            ORDER BY entry DESC LIMIT :limit
+        """
+        given = {"user": user_id, "before": before, "limit": -1 if limit is None else limit}
+        with self._database.reading() as db:
+            rows = db.execute(query, given).fetchall()
+        return [_plain(*row) for row in rows]
+
+    def totals(self) -> dict[str, Any]:
+        """What has left the node, in all and for each run."""
+        query = """
+            SELECT run, min(time), max(time), sum(refused IS NULL), sum(iif(refused IS NULL, 0, times)), sum(sent),
+                sum(received), max(epsilon), max(against)
+            FROM journal GROUP BY run ORDER BY max(entry) DESC
+        """
+        names = ("run", "first", "last", "answers", "refusals", "sent", "received", "epsilon", "against")
+        with self._database.reading() as db:
+            runs = [dict(zip(names, row, strict=True)) for row in db.execute(query)]
+        sums = {name: sum(each[name] for each in runs) for name in ("answers", "refusals", "sent", "received")}
+        return {**sums, "runs": runs}
+
+
+def _plain(*row: Any) -> dict[str, Any]:
+    """An entry as people and programs read it."""
+    *first, others, profile, statement, epsilon, against, refused = row
+    names = ("entry", "time", "times", "coordinator", "run", "phase", "round", "stage", "sent", "received", "users")
+    return {
+        **dict(zip(names, first, strict=True)),
+        "others": others,
+        "protection": None if statement is None else {"profile": profile, "statement": statement},
+        "epsilon": epsilon,
+        "against": against,
+        "refused": refused,
+    }
