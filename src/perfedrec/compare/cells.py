@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from perfedrec.compare.bench import BENCH, Cell
 from perfedrec.core.errors import ConfigError
 from perfedrec.runs.checkpoint import check_writable, write_atomic
-from perfedrec.runs.folder import CONFIG
+from perfedrec.runs.files import CONFIG
 from perfedrec.runs.signals import InterruptedRunError, signals
 
 COST = "cost.json"

@@ -22,6 +22,7 @@ from perfedrec.federation import certificates
 from perfedrec.federation.agreement import federated
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.metrics import Expose, Watch, nowhere
+from perfedrec.federation.record import Record
 from perfedrec.federation.run import LINK, FederatedRun
 from perfedrec.federation.sizing import needs
 from perfedrec.privacy.report import between_nodes
@@ -171,15 +172,18 @@ def serve(
             coordinator = _coordinator(grid, given, run, names)
             watch = Watch(names, run.progress.total, terms.deadline, certificate_ends(files))
             expose(lambda: watch.metrics(coordinator, link))
-            directory = _wait_for_nodes(coordinator, terms, algorithm, tell, caught)
-            sizes = [users.numel() for users in directory.hosts.values() if users.numel()]
-            tell(f"other nodes: {between_nodes(algorithm.settings.privacy, sizes)}")
-            run.begin(coordinator, directory.identities)
-            _play(run, coordinator, watch, reporter, tell, caught)
-            test = run.test(coordinator, names, tell)
-            took = coordinator.hand_out(run.best)
-            tell(f"{len(took)} of {len(directory.hosts)} nodes have the model")
-            return run.finish([names.get(node, str(node)) for node in took], sizes=sizes, test=test)
+            record = Record(run, coordinator, lambda: watch.figures(coordinator, link), tell)
+            with record.to_the_end():
+                directory = _wait_for_nodes(coordinator, terms, algorithm, record.waiting, caught)
+                sizes = [users.numel() for users in directory.hosts.values() if users.numel()]
+                tell(f"other nodes: {between_nodes(algorithm.settings.privacy, sizes)}")
+                run.begin(coordinator, directory.identities)
+                _play(run, coordinator, watch, reporter, record, caught)
+                test = run.test(coordinator, names, tell)
+                took = coordinator.hand_out(run.best)
+                summary = run.finish([names.get(node, str(node)) for node in took], sizes=sizes, test=test)
+                record.end(summary)
+            return summary
 
 
 def roles(algorithm: Algorithm[Any, Any, Any]) -> str:
@@ -344,16 +348,20 @@ def _wait_for_nodes(
 
 
 def _play(
-    run: FederatedRun, coordinator: Coordinator, watch: Watch, reporter: Reporter, tell: Tell, caught: list[int]
+    run: FederatedRun, coordinator: Coordinator, watch: Watch, reporter: Reporter, record: Record, caught: list[int]
 ) -> None:
     """Play all rounds that are left. A signal ends the run after the current one."""
-    watch.begin(run.progress.done, time.time())
+    watch.begin(run.progress.done, time.time(), run.last_valid)
+    record.begin()
     if run.progress.over:
-        tell("no round is left to play, and the nodes get the model again; --rounds with a larger number plays more")
+        record.tell(
+            "no round is left to play, and the nodes get the model again; --rounds with a larger number plays more"
+        )
     reporter.start(run.progress)
     try:
         while not run.progress.over and not caught:
-            watch.count(*run.play(coordinator, watch.names, tell), time.time())
+            watch.count(*run.play(coordinator, watch.names, record.tell), time.time())
+            record.write("running")
             reporter.round(run.progress)
     finally:
         reporter.stop(run.progress)

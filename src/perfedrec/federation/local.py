@@ -26,7 +26,7 @@ from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation.holdout import TEST, TRAIN, VALID
 from perfedrec.federation.bundles import SERVICE, deal
 from perfedrec.federation.certificates import CA, make_certificates, make_key
-from perfedrec.runs.folder import CONFIG
+from perfedrec.runs.files import CONFIG
 from perfedrec.runtimes.node import Store
 
 CATALOGUE, LOG = "items.txt", "log.txt"

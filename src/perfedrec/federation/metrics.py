@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.extras import needed_by
@@ -44,6 +44,8 @@ COORDINATOR = {
     "node_connected{node}": "Whether a node was connected when the coordinator last looked, at the start of a round.",
     "superlink_restarts_total": "How often the SuperLink had died and was started again.",
     "epsilon": "Epsilon against the coordinator of what the run has released; absent where nothing is guaranteed.",
+    "epsilon_planned": "Epsilon against the coordinator after all planned rounds; absent where nothing is guaranteed.",
+    "validation{metric}": "Metrics of the last evaluation on items that users hold out, means over users.",
     "certificate_expiry_timestamp_seconds{certificate}": "When a certificate that was read at the start expires.",
 }
 SERVICE = {
@@ -97,12 +99,15 @@ class Watch:
         self.outcomes: Counts = {(outcome,): 0 for outcome in ("complete", "partial", "aborted")}
         self.rejections: Counts = {(name, reason): 0 for name in self.names.values() for reason in REASONS}
         self.durations, self._lock = Durations(), threading.Lock()
-        self._spent: tuple[int, float | None] = (-1, None)
+        self.valid: Counts = {}
+        self._epsilons: dict[int, float | None] = {}
 
-    def begin(self, done: int, now: float) -> None:
-        """Start to count ``now`` (seconds since 1970), after ``done`` rounds."""
+    def begin(self, done: int, now: float, valid: Mapping[str, float] | None = None) -> None:
+        """Start to count ``now`` (seconds since 1970), after ``done`` rounds, the last evaluation of which was
+        ``valid``."""
         with self._lock:
             self.done, self.ended = done, now
+            self._evaluated(valid)
 
     def count(self, entry: Entry, without: Iterable[tuple[str, str]], now: float) -> None:
         """Count a round that ended ``now``. It went on ``without`` some nodes: their names, each with a reason."""
@@ -116,18 +121,28 @@ class Watch:
             self.answered += report.clients
             self.received += report.bytes_up
             self.sent += report.bytes_down
+            self._evaluated(entry.valid)
             for name, reason in without:
                 if (place := (name, counted(reason))) in self.rejections:
                     self.rejections[place] += 1
 
+    def _evaluated(self, valid: Mapping[str, float] | None) -> None:
+        if valid is not None:
+            self.valid = {(name,): value for name, value in valid.items() if "@" in name}
+
     def metrics(self, coordinator: Coordinator, link: SuperLink) -> Iterator[Metric]:
         """The metrics of the coordinator with the SuperLink ``link``."""
-        epsilon, present = self._epsilon(coordinator), coordinator.present
+        return _families("coordinator", COORDINATOR, self.figures(coordinator, link))
+
+    def figures(self, coordinator: Coordinator, link: SuperLink) -> dict[str, Figure]:
+        """The figure of each metric in :data:`COORDINATOR`."""
+        present = coordinator.present
+        spent, planned = (self._epsilon(coordinator, rounds) for rounds in (self.done, self.planned))
         # A service that has no work is not looked for.
         unasked = None if coordinator.service_client is not None else coordinator.service
         connected: Counts = {(name,): node in present for node, name in self.names.items() if node != unasked}
         with self._lock:
-            figures: dict[str, Figure] = {
+            return {
                 "rounds_planned": self.planned,
                 "rounds_done": self.done,
                 "rounds_total": self.outcomes.copy(),
@@ -141,21 +156,22 @@ class Watch:
                 "rejections_total": self.rejections.copy(),
                 "node_connected": connected,
                 "superlink_restarts_total": link.restarts,
-                "epsilon": epsilon,
+                "epsilon": spent,
+                "epsilon_planned": planned,
+                "validation": self.valid.copy(),
                 "certificate_expiry_timestamp_seconds": {(name,): end for name, end in self.ends.items()},
             }
-        return _families("coordinator", COORDINATOR, figures)
 
-    def _epsilon(self, coordinator: Coordinator) -> float | None:
-        """Epsilon against the coordinator of the rounds done; computed once per round."""
+    def _epsilon(self, coordinator: Coordinator, rounds: int) -> float | None:
+        """Epsilon against the coordinator of the first ``rounds`` rounds; computed once for each number."""
         if coordinator.directory is None:
             return None
-        done, algorithm, users = self.done, coordinator.algorithm, coordinator.directory.identities.numel()
-        if self._spent[0] != done:
-            releases = algorithm.releases(max(done - len(algorithm.phases), 0), users)
+        algorithm, users = coordinator.algorithm, coordinator.directory.identities.numel()
+        if rounds not in self._epsilons:
+            releases = algorithm.releases(max(rounds - len(algorithm.phases), 0), users)
             ledger = Ledger(releases, algorithm.settings.privacy.delta)
-            self._spent = done, ledger.epsilon("coordinator").value
-        return self._spent[1]
+            self._epsilons[rounds] = ledger.epsilon("coordinator").value
+        return self._epsilons[rounds]
 
 
 def of_service(activity: Activity) -> Iterator[Metric]:
@@ -180,6 +196,24 @@ def _of(activity: Activity) -> dict[str, Figure]:
         "computing_seconds_total": activity.seconds,
         "refusals_total": {(reason,): count for reason, count in activity.refused.items()},
     }
+
+
+def plain(texts: Mapping[str, str], figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """Figures as JSON has them, by the names of their metrics: a number, a list of numbers with their labels, or the
+    count and the sum of a histogram. What is not known is left out, and so are counts of 0 with labels."""
+    found: dict[str, Any] = {}
+    for key in texts:
+        name, _, labels = key.rstrip("}").partition("{")
+        figure = figures[name]
+        if isinstance(figure, Durations):
+            found[name] = {"count": sum(figure.counts), "sum": figure.total}
+        elif isinstance(figure, Mapping):
+            shown = {values: number for values, number in figure.items() if number or not name.endswith("_total")}
+            named = [(dict(zip(labels.split(","), values, strict=True)), number) for values, number in shown.items()]
+            found[name] = [{**label, "value": number} for label, number in named]
+        elif figure is not None:
+            found[name] = figure
+    return found
 
 
 def _families(role: str, texts: Mapping[str, str], figures: Mapping[str, Figure]) -> Iterator[Metric]:

@@ -23,7 +23,8 @@ from perfedrec.privacy.report import NO_AUDIT, NOT_KEPT, privacy_block
 from perfedrec.runs import opened as opened_sums
 from perfedrec.runs.checkpoint import Loaded, check_phases
 from perfedrec.runs.config import NODES, Config
-from perfedrec.runs.folder import CONFIG, ENVIRONMENT, ITEMS, Entry, RunFolder
+from perfedrec.runs.files import CONFIG, ENVIRONMENT, ITEMS, STATUS
+from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.progress import Progress, round_name
 from perfedrec.runs.selection import Selection
 from perfedrec.runs.shared_model import STATE, USERS
@@ -34,7 +35,7 @@ from perfedrec.runtimes.flower import Coordinator, Rejection, ServiceClient, Set
 LINK = "superlink"
 """Folder of a run in which its SuperLink keeps its state."""
 
-BEFORE_ROUNDS = (CONFIG, ENVIRONMENT, ITEMS, "item_attributes.csv", ENCODING, LINK)
+BEFORE_ROUNDS = (CONFIG, ENVIRONMENT, ITEMS, "item_attributes.csv", ENCODING, LINK, STATUS)
 """What is in the folder of a run before nodes are asked for anything."""
 
 BEST = "best"
@@ -109,6 +110,12 @@ class FederatedRun:
         """The served state of the best round; of the last one, where nothing has been evaluated."""
         served: RoundState = self.algorithm.serving(self.state) if self._best is None else self._best
         return served
+
+    @property
+    def last_valid(self) -> dict[str, float] | None:
+        """The validation metrics of the last evaluation; ``None`` before the first one."""
+        found = [entry.valid for entry in self.folder.history() if entry.valid]
+        return found[-1] if found else None
 
     def _is_unbegun(self) -> bool:
         """Whether the folder is that of a coordinator that ended before it asked nodes for anything."""

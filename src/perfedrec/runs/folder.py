@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,15 +25,23 @@ from perfedrec.data import Catalogue, read_catalogue
 from perfedrec.runs import checkpoint
 from perfedrec.runs.checkpoint import Loaded
 from perfedrec.runs.config import Config, as_written, check
+from perfedrec.runs.files import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    HISTORY,
+    ITEMS,
+    MODEL,
+    NAME,
+    OLD_NAMES,
+    REJECTIONS,
+    RESULT,
+    read_lines,
+)
 from perfedrec.runs.summary import Summary
 
-CONFIG, ENVIRONMENT, RESULT = "config.toml", "environment.json", "result.json"
-NAME, ITEMS = "name", "items.txt"
-HISTORY, REJECTIONS = "metrics.jsonl", "rejections.jsonl"
-CHECKPOINTS, MODEL = "checkpoints", "model"
-
-_OLD_NAMES = {"given_up": "aborted"}
-"""Fields of a line of the history that older versions wrote, and what they are called today."""
+TURN = 1.0
+"""Seconds for which a coordinator waits for the lock of its folder, which who looks at the run takes for a moment."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Entry:
 
         Raises :class:`AttributeError`, :class:`KeyError` or :class:`TypeError` for another line.
         """
-        fields = {_OLD_NAMES.get(name, name): value for name, value in line.items()}
+        fields = {OLD_NAMES.get(name, name): value for name, value in line.items()}
         seconds, valid = fields.pop("seconds"), fields.pop("valid")
         return Entry(RoundReport(**fields), seconds, valid)
 
@@ -108,14 +117,19 @@ class RunFolder:
         """Let no other process of this machine be the coordinator of the run in this folder. The folder is made where
         it is missing. Raises :class:`ConfigError` where another process is the coordinator."""
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY)
+        descriptor, end = os.open(self.path, os.O_RDONLY), time.monotonic() + TURN
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        raise ConfigError(
+                            f"{self.path}: another process is the coordinator of this run; expected it to end first"
+                        ) from None
+                time.sleep(TURN / 20)
             yield
-        except BlockingIOError:
-            raise ConfigError(
-                f"{self.path}: another process is the coordinator of this run; expected it to end first"
-            ) from None
         finally:
             os.close(descriptor)
 
@@ -243,13 +257,7 @@ class RunFolder:
 
     def rejections(self) -> list[dict[str, Any]]:
         """The nodes that rounds of a federation went on without: what :meth:`append_rejection` recorded."""
-        path, found = self.path / REJECTIONS, list[dict[str, Any]]()
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                found.append(json.loads(text))
-            except ValueError:
-                continue  # it was cut off
-        return found
+        return read_lines(self.path / REJECTIONS)
 
     def summary(self) -> Summary:
         """The summary of a finished run. Raises :class:`CheckpointError` where the folder has none."""

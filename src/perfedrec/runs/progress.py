@@ -15,10 +15,8 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from perfedrec.core.types import RoundReport
-from perfedrec.runs.summary import communication
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # who only shows how a run is needs no torch
+    from perfedrec.core.types import RoundReport
     from perfedrec.runs.config import Config
     from perfedrec.runs.folder import Entry
     from perfedrec.runs.result import Result
@@ -77,6 +75,8 @@ class Progress:
 
     def sent(self, users: int) -> dict[str, float]:
         """The communication of the run so far, as a :class:`~perfedrec.runs.summary.Summary` has it."""
+        from perfedrec.runs.summary import communication
+
         return communication(self.bytes_up, self.bytes_down, self.uploads, users)
 
     @property

@@ -18,7 +18,8 @@ from perfedrec.methods.registry import AnyMethod
 from perfedrec.privacy.report import centralised_block, privacy_block, warnings
 from perfedrec.runs.config import Config, identity
 from perfedrec.runs.diagnostics import Diagnostics
-from perfedrec.runs.folder import CHECKPOINTS, Entry, RunFolder
+from perfedrec.runs.files import CHECKPOINTS
+from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.progress import Progress
 from perfedrec.runs.result import Result, popularity
 from perfedrec.runs.rounds import Rounds

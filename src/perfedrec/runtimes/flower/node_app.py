@@ -101,10 +101,13 @@ class NodeApp:
         @app.query("model")
         def model(message: Message, context: Context) -> Message:
             setup = Setup.read(message.content)
-            algorithm, _ = self._join(setup)
+            # A coordinator may give the model of another run, which this node need not take part in.
+            joined = self._joined
+            algorithm = joined[1] if joined is not None and joined[0] == setup else self._method(setup)
             task = self._task(message.content, algorithm)
             about = setup.run, task.round, setup.configuration, algorithm.inference
             self.store.receive(task.broadcast, task.users[:-1], *about)
+            self.activity.end(f"with the model of run {setup.run} after {task.round} rounds")
             return Message(RecordDict(), reply_to=message)
 
         return app
@@ -180,6 +183,7 @@ class NodeApp:
             rule, text = rule_in(setup.configuration), setup.configuration
             seed = self.store.join_run(algorithm, setup.run, configuration=text, hold_out=rule)
             self._joined = setup, algorithm, seed
+        self.activity.begin(setup.run, type(self._joined[1]).__name__)
         return self._joined[1:]
 
     def _method(self, setup: Setup) -> Algorithm[Any, Any, Any]:

@@ -46,11 +46,32 @@ class Activity:
     seconds: float = 0.0
     answered: float | None = None
     connected: bool = False
+    run: str | None = None
+    """The run that it takes part in, until that has ended here."""
+
+    log: Callable[[str], None] = field(default=lambda line: None, repr=False)
+    """Receives one line for the begin and one for the end of each run."""
+
+    _before: int = 0
 
     def play(self, run: str, number: int) -> None:
         """Count a round, once."""
         self.rounds += (run, number) != self.last
         self.last = run, number
+
+    def begin(self, run: str, method: str) -> None:
+        """Take part in a run of a ``method`` from now on; called again in the same run, nothing happens."""
+        if run != self.run:
+            self.end("without a model: another run begins")
+            self.run, self._before = run, self.rounds
+            self.log(f"run {run} begins here: {method}")
+
+    def end(self, result: str) -> None:
+        """Take part no longer, if it does, with a ``result`` in a few words."""
+        if self.run is not None:
+            played = self.rounds - self._before
+            self.log(f"run {self.run} ends here, after {played} round{'' if played == 1 else 's'}, {result}")
+            self.run = None
 
 
 class DeployedApp(Protocol):
@@ -90,6 +111,7 @@ def run_node(
     :data:`NAME_SECONDS` after the start.
     """
     app, wait, reached, end = deployed.app(), POLL, False, time.monotonic() + NAME_SECONDS
+    deployed.activity.log = log
     while not stop.is_set():
         fleet = connect()
         fleet.ending = stop
@@ -111,6 +133,7 @@ def run_node(
         finally:
             deployed.activity.connected = False
             fleet.close()
+    deployed.activity.end("without a model: this process ends")
 
 
 def _answer_all(

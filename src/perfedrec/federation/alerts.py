@@ -1,0 +1,99 @@
+"""What an operator should look at: the conditions of the table of alerts in ``docs/deployment.md``, computed from how a
+run is. They have the names of the rules for Prometheus there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+HOSTILE = ("not finite", "shape", "size", "keys", "users", "range", "malformed")
+"""Reasons that a broken or hostile node gives."""
+
+DISAGREES = ("version", "catalogue", "policy", "noise")
+"""Reasons for which a node and the coordinator cannot work together until a person has done something."""
+
+RECENT = 10
+"""The rounds that count as recent."""
+
+IN_A_ROW = 3
+"""The rounds after which a lack is no accident."""
+
+LATE, FEW, SOON = 10, 0.8, 30 * 86400.0
+"""Rounds in which one node was late; the least share of clients that answer; seconds before a certificate expires."""
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Alert:
+    """The ``name`` of a rule that holds, and what is the matter in one sentence."""
+
+    name: str
+    text: str
+
+
+def alerts(view: Line, now: float) -> list[Alert]:
+    """The alerts of a run that :func:`perfedrec.federation.status.look` describes, at a time in seconds since 1970."""
+    live = view["state"] in ("waiting", "running")
+    figures, history, without = view["figures"], view["history"], view["without"]
+    recent = [each for each in without if each["round"] >= max(view["done"] - RECENT, -1)]
+    found = [*_of_process(view, figures, now, live), *_of_rounds(history, view, live)]
+    found += _of_reasons("BrokenOrHostileNode", HOSTILE, recent, "sent what cannot be part of a sum")
+    found += _of_reasons("NodeDisagrees", DISAGREES, recent, "and the coordinator do not agree")
+    found += _of_reasons("NodeUnvouched", ("unvouched",), recent, "received keys for which their node does not vouch")
+    late = Counter(each["node"] for each in without if each["reason"] == "late")
+    found += [
+        Alert("NodeLate", f"{node} was late in {count} rounds.")
+        for node, count in sorted(late.items())
+        if count >= LATE
+    ]
+    return found
+
+
+def _of_process(view: Line, figures: Line, now: float, live: bool) -> Iterator[Alert]:
+    """The coordinator itself, its SuperLink, its certificates, and what the run may spend."""
+    if view["state"] == "gone":
+        yield Alert("ProcessGone", "The coordinator has ended without a word; start it again with --resume.")
+    if view["state"] == "failed":
+        yield Alert("ProcessGone", f"The coordinator has failed: {view['why']}")
+    last, deadline = figures.get("last_round_timestamp_seconds"), figures.get("deadline_seconds", 0.0)
+    if view["state"] == "running" and last is not None and now - last > IN_A_ROW * deadline:
+        yield Alert("NoRounds", f"No round has ended for {now - last:.0f} s, more than three deadlines.")
+    if live and figures.get("superlink_restarts_total", 0):
+        yield Alert(
+            "SuperLinkRestarted", f"The SuperLink was started again {figures['superlink_restarts_total']} times."
+        )
+    for each in figures.get("certificate_expiry_timestamp_seconds", ()):
+        if live and each["value"] - now < SOON:
+            days = (each["value"] - now) / 86400
+            yield Alert("CertificateExpires", f"{each['certificate']} expires in {days:.0f} days.")
+    spent, planned = figures.get("epsilon"), figures.get("epsilon_planned")
+    if spent is not None and planned is not None and spent > planned * (1 + 1e-9):
+        yield Alert("EpsilonAbovePlan", f"The run has spent epsilon {spent:.3g}, and {planned:.3g} was planned.")
+
+
+def _of_rounds(history: Sequence[Line], view: Line, live: bool) -> Iterator[Alert]:
+    """The last rounds, and the nodes that were missing in them."""
+    last = history[-IN_A_ROW:]
+    if len(last) == IN_A_ROW and all(each["clients"] < FEW * each["cohort"] for each in last):
+        clients, cohort = (sum(each[name] for each in last) for name in ("clients", "cohort"))
+        yield Alert("FewClients", f"{clients} of {cohort} clients are in the sums of the last {IN_A_ROW} rounds.")
+    for each in history[-RECENT:]:
+        if each["aborted"]:
+            yield Alert("RoundAborted", f"{each['name'].capitalize()} was aborted: {each['aborted']}.")
+    numbers = {each["round"] for each in last}
+    for node in view["nodes"]:
+        missing = {each["round"] for each in view["without"] if each["node"] == node["name"]} & numbers
+        if live and node["state"] == "away":
+            yield Alert("NodeAway", f"{node['name']} is not connected.")
+        elif live and len(numbers) == IN_A_ROW and missing == numbers:
+            yield Alert("NodeAway", f"{node['name']} was missing in the last {IN_A_ROW} rounds.")
+
+
+def _of_reasons(name: str, reasons: Sequence[str], lines: Sequence[Line], text: str) -> Iterator[Alert]:
+    """One alert for each node that one of these reasons was given for, with the last detail."""
+    last = {each["node"]: each for each in lines if each["reason"] in reasons}
+    for node, each in sorted(last.items()):
+        yield Alert(name, f"{node} {text}: {each['reason']}: {each['detail']}.")
