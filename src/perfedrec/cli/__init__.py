@@ -18,7 +18,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from perfedrec.cli import bench, config, data, federation, node, privacy, processes, report, training, tune
+from perfedrec.cli import bench, config, data, federation, node, privacy, processes, report, training, tune, watching
 
 
 @contextmanager
@@ -118,6 +118,8 @@ for command in (
     app.command()(command)
 app.command()(federation.serve)
 node.app.command("run")(processes.run)
+federation.app.command("watch")(watching.watch)
+federation.app.command("page")(watching.page)
 for name, group in (
     ("data", data.app),
     ("privacy", privacy.app),

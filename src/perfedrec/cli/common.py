@@ -85,6 +85,12 @@ MetricsPort = Annotated[
     int | None,
     typer.Option(help="port on 127.0.0.1 that serves metrics to Prometheus (default: none)", show_default=False),
 ]
+PagePort = Annotated[
+    int | None,
+    typer.Option(
+        help="port on 127.0.0.1 that serves the operator's page; 0: a free one (default: none)", show_default=False
+    ),
+]
 Columns = Annotated[
     str, typer.Option(help="columns by name or position (from 1), as in user=customer,item=2,rating=stars")
 ]

@@ -17,6 +17,7 @@ from perfedrec.cli.common import (
     KCore,
     MetricsPort,
     MinRating,
+    PagePort,
     Preset,
     command,
     console,
@@ -87,6 +88,7 @@ def serve(
         float, typer.Option(help="share of the clients asked whose answers are enough to close a round")
     ] = 1.0,
     metrics_port: MetricsPort = None,
+    page_port: PagePort = None,
     keep_sums: KeepSums = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
@@ -99,25 +101,27 @@ def serve(
     [bold]perfedrec serve --resume --catalogue items.txt --certificates certs --nodes keys --output f[/bold]
     """
     with one_line():
-        from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
         from perfedrec.federation.coordinator import Deployment, Terms
         from perfedrec.federation.coordinator import serve as run
         from perfedrec.federation.local import environment
         from perfedrec.federation.metrics import exposed
+        from perfedrec.web.beside import page_beside, reserved
 
         os.environ |= environment()
         terms = Terms(host, port, min_nodes, min_users, wait, deadline, enough)
-        if metrics_port == port:
-            raise ConfigError(f"--port and --metrics-port are both {port}; expected two ports")
+        ports = {"--port": port, "--metrics-port": metrics_port, "--page-port": page_port or None}
+        _check_ports(ports)
         resolved = _resolved(output, resume, preset, config, set_, privacy, rounds)
         files = {"catalogue": catalogue, "certificates": certificates, "nodes": nodes, "output": output}
-        again = ["serve", "--resume", *_options(**files, rounds=rounds, metrics_port=metrics_port, **terms.changed())]
+        shown = {"metrics_port": metrics_port, "page_port": page_port}
+        again = ["serve", "--resume", *_options(**files, rounds=rounds, **shown, **terms.changed())]
         again += ["--keep-sums"] if keep_sums else []
-        with hint_to_resume(again), exposed(metrics_port) as expose:
+        with hint_to_resume(again), exposed(metrics_port) as expose, reserved(page_port) as listener:
             items = read_catalogue(catalogue)
             given = Deployment(resolved, items, output, certificates, nodes, terms, resume, keep_sums=keep_sums)
-            summary = run(given, reporter(quiet, as_json), _tell, expose)
+            with page_beside(listener, output):
+                summary = run(given, reporter(quiet, as_json), _tell, expose)
         _show(summary, output, as_json)
 
 
@@ -140,6 +144,7 @@ def up(
     output: Annotated[Path, typer.Option(help="folder of the federation")] = Path("federation"),
     deadline: Deadline = 60.0,
     metrics_port: MetricsPort = None,
+    page_port: PagePort = None,
     keep_sums: KeepSums = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the federation in --output")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
@@ -160,6 +165,7 @@ def up(
         from perfedrec.federation.sizing import needs
         from perfedrec.runs.config import open_data
         from perfedrec.runtimes.flower import needs_service
+        from perfedrec.web.beside import page_beside, reserved
 
         os.environ |= local.environment()
         read = (data, format, columns or None, header, min_rating, k_core)
@@ -174,9 +180,10 @@ def up(
         method = federated(resolved)
         service, changed = needs_service(method), Terms(deadline=deadline).changed()
         again = ["federation", "up", "--resume"]
-        again += _options(output=output, rounds=rounds, metrics_port=metrics_port, **changed)
+        again += _options(output=output, rounds=rounds, metrics_port=metrics_port, page_port=page_port, **changed)
         again += ["--keep-sums"] if keep_sums else []
-        with exposed(metrics_port) as expose:
+        _check_ports({"--metrics-port": metrics_port, "--page-port": page_port or None})
+        with exposed(metrics_port) as expose, reserved(page_port) as listener:
             dataset = None if resume else open_data(resolved.data, resolved.attributes)
             if dataset is not None:
                 method.settings.privacy.check_users(min(users or dataset.n_users, dataset.n_users))
@@ -196,7 +203,8 @@ def up(
                 deployment = Deployment(resolved, catalogue, run_folder, *places, terms, resume, keep_sums=keep_sums)
                 tell = _tell if not quiet else lambda line: None
                 beside = local.nodes(output, port, service, _tell)
-                summary = run(deployment, reporter(quiet, as_json), tell, expose, beside)
+                with page_beside(listener, run_folder):
+                    summary = run(deployment, reporter(quiet, as_json), tell, expose, beside)
         _show(summary, output / "run", as_json)
         if dataset is not None and not as_json:
             mine = _options(store=output / "nodes" / "n0" / "store.db", user=dataset.train.user_ids[0])
@@ -260,6 +268,16 @@ def bundles(
             f"{folder}: copy each {BUNDLE} to its node, {SERVICE}/{KEYS} to the service, and none to the coordinator",
             soft_wrap=True,
         )
+
+
+def _check_ports(ports: dict[str, int | None]) -> None:
+    """Refuse one port for two purposes. ``ports`` are those that are used, by their options."""
+    from perfedrec.core.errors import ConfigError
+
+    found: dict[int, str] = {}
+    for option, port in ports.items():
+        if port is not None and (other := found.setdefault(port, option)) != option:
+            raise ConfigError(f"{other} and {option} are both {port}; expected two ports")
 
 
 def _options(**values: Any) -> list[str]:

@@ -38,7 +38,8 @@ def alerts(view: Line, now: float) -> list[Alert]:
     """The alerts of a run that :func:`perfedrec.federation.status.look` describes, at a time in seconds since 1970."""
     live = view["state"] in ("waiting", "running")
     figures, history, without = view["figures"], view["history"], view["without"]
-    recent = [each for each in without if each["round"] >= max(view["done"] - RECENT, -1)]
+    first = view["done"] - RECENT
+    recent = [each for each in without if each["round"] >= first or (live and each["phase"] == "registration")]
     found = [*_of_process(view, figures, now, live), *_of_rounds(history, view, live)]
     found += _of_reasons("BrokenOrHostileNode", HOSTILE, recent, "sent what cannot be part of a sum")
     found += _of_reasons("NodeDisagrees", DISAGREES, recent, "and the coordinator do not agree")
@@ -60,7 +61,7 @@ def _of_process(view: Line, figures: Line, now: float, live: bool) -> Iterator[A
         yield Alert("ProcessGone", f"The coordinator has failed: {view['why']}")
     last, deadline = figures.get("last_round_timestamp_seconds"), figures.get("deadline_seconds", 0.0)
     if view["state"] == "running" and last is not None and now - last > IN_A_ROW * deadline:
-        yield Alert("NoRounds", f"No round has ended for {now - last:.0f} s, more than three deadlines.")
+        yield Alert("NoRounds", f"No round has ended for three deadlines, {IN_A_ROW * deadline:.0f} s.")
     if live and figures.get("superlink_restarts_total", 0):
         yield Alert(
             "SuperLinkRestarted", f"The SuperLink was started again {figures['superlink_restarts_total']} times."

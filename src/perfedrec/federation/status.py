@@ -11,7 +11,9 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,26 @@ from perfedrec.runs.progress import place, round_name
 View = dict[str, Any]
 """Plain values by name, as JSON has them."""
 
+MOST = 50
+"""The most earlier runs that are listed."""
+
 OVER = ("finished", "stopped", "failed", "gone")
 """States of a run that no process plays."""
 
 
-def runs_in(folder: Path) -> list[Path]:
-    """The runs of coordinators that are in a folder, or beside it if it is one of them itself; newest first."""
+def home(folder: Path) -> Path:
+    """The folder that runs are in: the ``folder`` itself, or the one around it if it is a run.
+
+    Raises :class:`CheckpointError` where there is no such folder.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; expected the folder of a run, or one with several runs in it")
-    inside = folder.absolute().parent if _is_run(folder) else folder.absolute()
+    return folder.absolute().parent if _is_run(folder) else folder.absolute()
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs of coordinators that are in a folder, or beside it if it is one of them itself; newest first."""
+    inside = home(folder)
     found = {each: _began(each) for each in inside.iterdir() if each.is_dir() and _is_run(each)}
     return sorted(found, key=lambda each: (-found[each], each.name))
 
@@ -67,7 +80,7 @@ def _look(folder: Path, now: float) -> View:
     status, result, config = _read(folder / STATUS), _read(folder / RESULT), _config(folder)
     phases = int(status.get("phases") or result.get("prelude") or 0)
     history = [_round(line, phases) for line in read_lines(folder / HISTORY)]
-    without = [{**each, "name": round_name(each["round"], phases)} for each in read_lines(folder / REJECTIONS)]
+    without = [_rejection(each, phases) for each in read_lines(folder / REJECTIONS)]
     figures, done = status.get("figures", {}), len(history)
     planned = int(figures.get("rounds_planned", phases + config.get("run", {}).get("rounds", 0)))
     state, why = _state(folder, status, result)
@@ -96,11 +109,26 @@ def _look(folder: Path, now: float) -> View:
     return view
 
 
-def brief(folder: Path) -> View:
-    """A run in one line, for a history of runs: a part of what :func:`look` gives."""
-    view = look(folder)
-    names = ("folder", "run", "state", "method", "began", "place", "users", "totals", "accuracy", "privacy")
-    return {**{name: view[name] for name in names}, "name": folder.name, "alerts": len(view["alerts"])}
+def earlier(folder: Path, run: Path) -> list[View]:
+    """The runs in a ``folder`` (see :func:`runs_in`) but one, newest first and at most :data:`MOST`: each as a part of
+    what :func:`look` gives. Runs that cannot be read are left out."""
+    found = []
+    for each in [each for each in runs_in(folder) if each != run.absolute()][:MOST]:
+        with suppress(CheckpointError):
+            found.append(_brief(each, *((each / name).stat().st_mtime_ns for name in _files(each))))
+    return found
+
+
+@lru_cache(maxsize=4 * MOST)
+def _brief(run: Path, *changed: int) -> View:
+    """A run in one line. It is read once for each time at which its files were ``changed``."""
+    view = look(run)
+    names = ("run", "state", "method", "began", "place", "users", "totals", "accuracy", "privacy")
+    return {**{name: view[name] for name in names}, "name": run.name}
+
+
+def _files(run: Path) -> list[str]:
+    return [name for name in (STATUS, RESULT, HISTORY, NAME) if (run / name).exists()]
 
 
 def _is_run(folder: Path) -> bool:
@@ -142,6 +170,16 @@ def _changed(folder: Path) -> float:
 def _round(line: Mapping[str, Any], phases: int) -> View:
     names = ("round", "phase", "cohort", "clients", "aborted", "seconds", "bytes_up", "bytes_down", "valid")
     return {**{name: line.get(name) for name in names}, "name": round_name(line["round"], phases)}
+
+
+def _rejection(line: Mapping[str, Any], phases: int) -> View:
+    """A line of ``rejections.jsonl``. What a node has written is shown to people, so control characters are removed."""
+    told = {name: _printable(str(line.get(name, ""))) for name in ("node", "reason", "detail", "phase")}
+    return {**told, "round": int(line["round"]), "name": round_name(line["round"], phases)}
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _state(folder: Path, status: View, result: View) -> tuple[str, str]:
@@ -189,7 +227,7 @@ def _nodes(status: View, result: View, view: View) -> list[View]:
         refused = about["refused"] or next((each for each in own if each["phase"] == "registration"), None)
         state, detail = "here" if connected.get(name) else "away", ""
         if refused is not None and about["users"] is None:
-            state, detail = "refused", f"{refused['reason']}: {refused['detail']}"
+            state, detail = "refused", _printable(f"{refused['reason']}: {refused['detail']}")
         elif view["state"] == "finished" and not about.get("service"):
             state = "has the model" if name in (having or ()) else "without the model"
         elif view["state"] in OVER:
