@@ -29,7 +29,7 @@ import perfedrec
 from perfedrec.cli import app
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.types import RoundReport
-from perfedrec.federation.metrics import COORDINATOR, NODE, SERVICE, Source, Watch, exposed, of_node, of_service
+from perfedrec.federation.metrics import COORDINATOR, NODE, SERVICE, Source, Watch, exposed, of_node, of_service, plain
 from perfedrec.runs.folder import Entry
 from perfedrec.runtimes.flower import REASONS, Activity
 from perfedrec.runtimes.node import Store
@@ -136,6 +136,38 @@ def test_rounds_and_rejections_are_counted() -> None:
     assert len([name for name in after if "rejections" in name]) == 3 * len(REASONS)
 
 
+def test_the_last_evaluation_is_shown_and_json_has_the_same_figures() -> None:
+    watch, coordinator, link = watching()
+    watch.begin(2, 1000.0, {"ndcg@20": 0.1, "recall@20": 0.2, "users": 7.0})
+    watch.count(Entry(replace(REPORT, round=2), 0.5, {"ndcg@20": 0.3, "users": 7.0}), [("n1", "late")], 1001.0)
+    watch.count(Entry(replace(REPORT, round=3), 2.5), [], 1004.0)  # a round that is not evaluated
+    found = shown(lambda: watch.metrics(coordinator, link))
+    assert {name: value for name, value in found.items() if "validation" in name} == {
+        'perfedrec_coordinator_validation{metric="ndcg@20"}': 0.3
+    }
+    told = plain(COORDINATOR, watch.figures(coordinator, link))
+    assert as_samples("coordinator", told) == {
+        name: value
+        for name, value in found.items()
+        if "_bucket" not in name and (value or not re.search(r"_total\{", name))
+    }
+
+
+def as_samples(role: str, told: dict[str, Any]) -> dict[str, float]:
+    """Figures as status.json has them, as the page of metrics has them; without the classes of histograms."""
+    samples: dict[str, float] = {}
+    for name, figure in told.items():
+        if isinstance(figure, dict):
+            samples |= {f"perfedrec_{role}_{name}_{part}": value for part, value in figure.items()}
+        elif isinstance(figure, list):
+            for each in figure:
+                labels = {key: value for key, value in each.items() if key != "value"}
+                samples[name_of(f"perfedrec_{role}_{name}", labels)] = each["value"]
+        else:
+            samples[f"perfedrec_{role}_{name}"] = figure
+    return samples
+
+
 def test_a_service_that_has_no_work_is_not_reported_as_missing() -> None:
     watch, coordinator, link = watching(service_client=None, present={1})
     found = shown(lambda: watch.metrics(coordinator, link))
@@ -149,10 +181,13 @@ def test_epsilon_is_that_of_the_rounds_that_were_played() -> None:
     algorithm = config.build()
     directory = SimpleNamespace(identities=torch.arange(5000))
     watch, coordinator, link = watching(directory=directory, algorithm=algorithm)
+    watch.planned = len(algorithm.phases) + 50
     found = []
     for trained in (0, 1, 50):
         watch.begin(len(algorithm.phases) + trained, 0.0)
-        found.append(shown(lambda: watch.metrics(coordinator, link))["perfedrec_coordinator_epsilon"])
+        each = shown(lambda: watch.metrics(coordinator, link))
+        found.append(each["perfedrec_coordinator_epsilon"])
+        assert each["perfedrec_coordinator_epsilon_planned"] == pytest.approx(8.0)
     assert 0 < found[0] < found[1] < found[2] == pytest.approx(8.0)
     algorithm = perfedrec.configure("recommended", privacy="secure").build()
     watch, coordinator, link = watching(directory=directory, algorithm=algorithm)

@@ -87,7 +87,7 @@ def _of_rounds(history: Sequence[Line], view: Line, live: bool) -> Iterator[Aler
     numbers = {each["round"] for each in last}
     for node in view["nodes"]:
         missing = {each["round"] for each in view["without"] if each["node"] == node["name"]} & numbers
-        if live and node["state"] == "away":
+        if view["state"] == "running" and node["state"] == "away":
             yield Alert("NodeAway", f"{node['name']} is not connected.")
         elif live and len(numbers) == IN_A_ROW and missing == numbers:
             yield Alert("NodeAway", f"{node['name']} was missing in the last {IN_A_ROW} rounds.")

@@ -80,7 +80,8 @@ def _look(folder: Path, now: float) -> View:
     status, result, config = _read(folder / STATUS), _read(folder / RESULT), _config(folder)
     phases = int(status.get("phases") or result.get("prelude") or 0)
     history = [_round(line, phases) for line in read_lines(folder / HISTORY)]
-    without = [_rejection(each, phases) for each in read_lines(folder / REJECTIONS)]
+    written = read_lines(folder / REJECTIONS)
+    without = [_rejection(each, phases) for each in [*_unwritten(status, written), *written]]
     figures, done = status.get("figures", {}), len(history)
     planned = int(figures.get("rounds_planned", phases + config.get("run", {}).get("rounds", 0)))
     state, why = _state(folder, status, result)
@@ -172,6 +173,17 @@ def _round(line: Mapping[str, Any], phases: int) -> View:
     return {**{name: line.get(name) for name in names}, "name": round_name(line["round"], phases)}
 
 
+def _unwritten(status: View, written: Sequence[View]) -> list[View]:
+    """Nodes that were refused since the last round: they are written down with the next one."""
+    known = {each.get("node") for each in written if each.get("phase") == "registration"}
+    refused = {name: about["refused"] for name, about in status.get("nodes", {}).items() if about["refused"]}
+    return [
+        {"node": name, "round": -1, "phase": "registration", **why}
+        for name, why in refused.items()
+        if name not in known
+    ]
+
+
 def _rejection(line: Mapping[str, Any], phases: int) -> View:
     """A line of ``rejections.jsonl``. What a node has written is shown to people, so control characters are removed."""
     told = {name: _printable(str(line.get(name, ""))) for name in ("node", "reason", "detail", "phase")}
@@ -224,10 +236,10 @@ def _nodes(status: View, result: View, view: View) -> list[View]:
     found = []
     for name, about in known.items():
         own = [each for each in without if each["node"] == name]
-        refused = about["refused"] or next((each for each in own if each["phase"] == "registration"), None)
+        refused = next((each for each in own if each["phase"] == "registration"), None)
         state, detail = "here" if connected.get(name) else "away", ""
         if refused is not None and about["users"] is None:
-            state, detail = "refused", _printable(f"{refused['reason']}: {refused['detail']}")
+            state, detail = "refused", f"{refused['reason']}: {refused['detail']}"
         elif view["state"] == "finished" and not about.get("service"):
             state = "has the model" if name in (having or ()) else "without the model"
         elif view["state"] in OVER:

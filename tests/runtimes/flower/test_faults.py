@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.federation.test_metrics import page, samples
+from tests.federation.test_metrics import as_samples, page, samples
 from tests.ports import reserved_port
 from tests.runtimes.flower import crew
 from tests.runtimes.flower.test_processes import NAME, SECRET, SMALL, as_simulated, draws
@@ -35,6 +35,7 @@ from perfedrec.data.dataset import Dataset
 from perfedrec.federation import local
 from perfedrec.federation.bundles import BUNDLE, read_bundle
 from perfedrec.federation.certificates import end_of, make_certificates
+from perfedrec.federation.status import look
 from perfedrec.runs import checkpoint, config
 from perfedrec.runs.config import DataSettings, open_data
 from perfedrec.runs.engine import engine
@@ -405,6 +406,12 @@ def as_written(fed: Federation, shown: Mapping[str, float]) -> None:
         assert found[f'certificate_expiry_timestamp_seconds{{certificate="{each}"}}'] == end
     assert found["superlink_restarts_total"] == 0
     assert "epsilon" not in found
+    status = look(fed.run)
+    assert status["state"] == "finished"
+    known = {each: value for each, value in shown.items() if each.startswith(start) and "_bucket" not in each}
+    told = as_samples("coordinator", status["figures"])
+    assert told == {each: known[each] for each in told}
+    assert {each: value for each, value in known.items() if value} == {each: told[each] for each in told if told[each]}
     began = (fed.run / "config.toml").stat().st_mtime + sum(each.seconds for each in history[:done])
     assert began < found["last_round_timestamp_seconds"] < time.time()
 
@@ -469,7 +476,7 @@ def test_a_certificate_is_renewed_and_a_key_replaced_during_a_run(tmp_path: Path
         assert (files / "ca.crt").read_bytes() == ca
         assert fed.ends("coordinator") == 0, fed.output()
         for number in range(1, NODES):
-            lines = fed.log(f"n{number}").splitlines()
+            lines = [each for each in fed.log(f"n{number}").splitlines() if not each.startswith("run ")]
             assert sum("connected to" in line for line in lines) == 1
             assert "connected to" in lines[-1]  # and nothing after it
         assert fed.log("n0").count("connected to") == 2
