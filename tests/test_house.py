@@ -40,7 +40,7 @@ OLD_WORDS = (
     *("ServiceStation", "tallies", "gathered"),
 )
 STORED = {
-    *("privacy/noise.py", "runs/folder.py", "runs/summary.py", "methods/federated/state.py"),
+    *("privacy/noise.py", "runs/files.py", "runs/summary.py", "methods/federated/state.py", "federation/status.py"),
     *("compare/schema.py", "compare/results.py", "report/bench.py"),
 }
 """Files that read what older versions stored, or import a module of that name."""
