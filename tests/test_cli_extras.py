@@ -61,6 +61,7 @@ NEEDS = {
     "federation page {here}": "web",
     "serve --output {here}/a --certificates c --nodes n --catalogue {here}/items.txt": "flower",
     "node run --store {here}/home.node --coordinator h:1 --ca c --key k": "flower",
+    "node serve --store {here}/home.node": "web",
     "service run --coordinator h:1 --ca c --key k --state {here}/a": "flower",
 }
 

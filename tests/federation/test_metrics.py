@@ -33,6 +33,7 @@ from perfedrec.federation.metrics import COORDINATOR, NODE, SERVICE, Source, Wat
 from perfedrec.runs.folder import Entry
 from perfedrec.runtimes.flower import REASONS, Activity
 from perfedrec.runtimes.node import Store
+from perfedrec.web.request_metrics import METRICS
 
 runner = CliRunner()
 DOCUMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
@@ -305,7 +306,7 @@ def test_all_metrics_are_documented() -> None:
     """Each metric has a line in the table, with its labels, and no other is named there or in the rules."""
     named = set(re.findall(r"`(perfedrec_[a-z_]+(?:\{[a-z,]+\})?)`", DOCUMENT.read_text(encoding="utf-8")))
     roles = (("coordinator", COORDINATOR), ("node", NODE), ("service", SERVICE))
-    assert named == {f"perfedrec_{role}_{key}" for role, texts in roles for key in texts}
+    assert named == {f"perfedrec_{role}_{key}" for role, texts in roles for key in texts} | set(METRICS)
     rules = set(re.findall(r"\bperfedrec_[a-z_]+", DOCUMENT.read_text(encoding="utf-8")))
     suffixes = {f"{name}{suffix}" for name in ("perfedrec_coordinator_round_seconds",) for suffix in ("_sum", "_count")}
     assert rules <= {name.partition("{")[0] for name in named} | suffixes

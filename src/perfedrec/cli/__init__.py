@@ -18,7 +18,20 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from perfedrec.cli import bench, config, data, federation, node, privacy, processes, report, training, tune, watching
+from perfedrec.cli import (
+    bench,
+    config,
+    data,
+    federation,
+    node,
+    node_serve,
+    privacy,
+    processes,
+    report,
+    training,
+    tune,
+    watching,
+)
 
 
 @contextmanager
@@ -120,6 +133,7 @@ app.command()(federation.serve)
 node.app.command("run")(processes.run)
 federation.app.command("watch")(watching.watch)
 federation.app.command("page")(watching.page)
+node.app.command("serve")(node_serve.serve)
 for name, group in (
     ("data", data.app),
     ("privacy", privacy.app),

@@ -354,6 +354,11 @@ class Node:
         keeps its model and its lists."""
         self._file.rules.leave()
 
+    def summary(self) -> tuple[int, int | None]:
+        """The number of users, and when the model was received (seconds since 1970), or ``None`` without one. It takes
+        no time, even with many users."""
+        return self._file.summary()
+
     def status(self) -> dict[str, Any]:
         """What is in the file, in figures: see ``perfedrec node status``."""
         return self._file.status()

@@ -9,7 +9,7 @@ Symbols are those of :mod:`perfedrec.nn.propagation`. Names of arrays are those 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -380,6 +380,35 @@ class User:
             down = down - np.float32(options.learning_rate) * down_gradient
         client = Client(private, first, second, steps, up - up0, self.client.mix)
         return User(model, own, self.received, client)
+
+
+def by_table(user: User) -> dict[int, tuple[Floats, Floats]]:
+    """The tables [m, d] by which a user's items are scored, each with the vector [d] whose products with its rows are
+    its part in the scores; by the identity of the table. A list of the neighbourhood service is no such table."""
+    found: dict[int, tuple[Floats, Floats]] = {}
+    for each in user.models.values():
+        if not each.fixed:
+            vector = each.weight * each.user
+            place = id(each.items)
+            found[place] = each.items, found[place][1] + vector if place in found else vector
+    return found
+
+
+def scores_of(users: Sequence[User]) -> Floats:
+    """[B, m] the scores of several users of one model: those of :meth:`User.scores`, with one product for each
+    table."""
+    scores = np.zeros((len(users), users[0].model.n_items), dtype=np.float32)
+    tables: dict[int, tuple[Floats, list[int], list[Floats]]] = {}
+    for row, user in enumerate(users):
+        for each in user.models.values():
+            scores[row] += each.fixed[0] if each.fixed else 0
+        for place, (items, vector) in by_table(user).items():
+            _, rows, vectors = tables.setdefault(place, (items, [], []))
+            rows.append(row)
+            vectors.append(vector)
+    for items, rows, vectors in tables.values():
+        scores[rows] += np.stack(vectors) @ items.T
+    return scores
 
 
 def _gradients(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.errors import ConfigError, PerfedrecError
 
 APPLICATION_ID = 0x50464E31
 """``PFN1``: marks a node's file, so that other SQLite files are refused."""
@@ -173,6 +173,24 @@ MIGRATIONS: tuple[str, ...] = (
     INSERT INTO rules (only) VALUES (1);
     ALTER TABLE runs ADD COLUMN gone INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- The largest cell comes last: what stands behind it is found only by a walk through all of its pages.
+    ALTER TABLE served RENAME TO served_before;
+    CREATE TABLE served (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        run TEXT NOT NULL,
+        round INTEGER NOT NULL,
+        received INTEGER NOT NULL,
+        inference TEXT,
+        scalars TEXT NOT NULL,
+        newcomer BLOB NOT NULL,
+        configuration TEXT NOT NULL,
+        tables BLOB NOT NULL
+    ) STRICT;
+    INSERT INTO served
+    SELECT only, run, round, received, inference, scalars, newcomer, configuration, tables FROM served_before;
+    DROP TABLE served_before;
+    """,
 )
 """Entry ``i`` turns version ``i`` of the schema into version ``i + 1``. An entry that was released is never changed."""
 
@@ -186,6 +204,8 @@ def explained(path: Path) -> Iterator[None]:
     """Turn errors of SQLite into :class:`StoreError` with a message that says what to do."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{error.object!r:.100}: has half of a UTF-16 pair, which is no character") from None
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith("SQLITE_FULL") or name in ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"):

@@ -64,6 +64,17 @@ class NodeFile:
         """The file."""
         return self._database.path
 
+    def summary(self) -> tuple[int, int | None]:
+        """The number of users in the file, and when the served model was received (seconds since 1970; ``None`` without
+        a model).
+
+        May be called from any thread, also while the node works on a round.
+        """
+        with self._database.snapshot() as db:
+            query = "SELECT (SELECT count(*) FROM users), (SELECT received FROM served)"
+            users, received = db.execute(query).fetchone()
+        return users, received
+
     def identity(self, user_id: str) -> int:
         """The identity of a user; for a user who has none yet, a negative number that is valid on this node only.
 
@@ -72,10 +83,10 @@ class NodeFile:
         with self._database.reading() as db:
             row = db.execute("SELECT coalesce(identity, -user) FROM users WHERE id = ?", (user_id,)).fetchone()
             if row is None:
-                n_users = counts(db)[0]
+                (n_users,) = db.execute("SELECT count(*) FROM users").fetchone()
                 words = {0: "it holds no users yet", 1: "expected its only user"}
                 known = words.get(n_users, f"expected one of its {n_users} users")
-                raise DataError(f"unknown user {user_id!r}: {self.path} has no such user; {known}")
+                raise DataError(f"unknown user {user_id!r:.100}: {self.path} has no such user; {known}")
         return int(row[0])
 
     def add_interactions(self, user_id: str, *item_ids: str) -> int:
@@ -85,18 +96,16 @@ class NodeFile:
         """
         with self._database.writing() as db:
             items = [self._number_of(db, each) for each in item_ids]
-            before = counts(db)
             insert_users(db, [(user_id, None)])
-            insert_interactions(db, [(item, None, user_id) for item in items])
-            return counts(db)[1] - before[1]
+            return insert_interactions(db, [(item, None, user_id) for item in items])
 
     def _number_of(self, db: sqlite3.Connection, item_id: str) -> int:
         """The number of an item. Where ids are whole numbers, an id may be written in any way, as in 007."""
-        whole = self._integers and re.fullmatch(r"[+-]?[0-9]+", item_id)
-        name = str(int(item_id)) if whole else item_id
+        whole = re.fullmatch(r"([+-]?)0*([0-9]{1,19})", item_id) if self._integers else None
+        name = item_id if whole is None else str(int(whole[1] + whole[2]))
         row = db.execute("SELECT item FROM items WHERE id = ?", (name,)).fetchone()
         if row is None:
-            raise DataError(f"unknown item {item_id!r}; expected one of the {self.n_items} in the catalogue")
+            raise DataError(f"unknown item {item_id!r:.100}; expected one of the {self.n_items} in the catalogue")
         return int(row[0])
 
     def forget(self, user_id: str) -> None:
@@ -189,7 +198,8 @@ def insert_users(db: sqlite3.Connection, users: Iterable[tuple[str, int | None]]
             raise DataError(f"identity {identity} of user {user!r} is another user's, or negative") from None
 
 
-def insert_interactions(db: sqlite3.Connection, rows: Iterable[tuple[int, int | None, str]]) -> None:
-    """Insert interactions, each one an item, its part if that is known, and the external id of a user."""
+def insert_interactions(db: sqlite3.Connection, rows: Iterable[tuple[int, int | None, str]]) -> int:
+    """Insert interactions, each one an item, its part if that is known, and the external id of a user. Returns how many
+    of them are new."""
     put = "INSERT OR IGNORE INTO interactions (user, item, part) SELECT user, ?, ? FROM users WHERE id = ?"
-    db.executemany(put, rows)
+    return db.executemany(put, rows).rowcount

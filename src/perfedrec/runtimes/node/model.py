@@ -58,7 +58,8 @@ class ModelStore(RoundStore):
             for table in ("served", "served_users"):
                 db.execute(f"DELETE FROM {table}")
             received, options = int(time.time()), None if inference is None else inference.dump()
-            what = (run, number, received, configuration, json.dumps(scalars), shared, content(users.numel()), options)
+            new_user = content(users.numel())
+            what = (run, number, received, options, json.dumps(scalars), new_user, configuration, shared)
             db.execute("INSERT INTO served VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)", what)
             put = "INSERT INTO served_users SELECT user, ? FROM users WHERE identity = ?"
             db.executemany(put, [(content(row), identity) for row, identity in enumerate(users.tolist())])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perfedrec.core.errors import DataError
 from perfedrec.nn.inference import Floats, Ints, Model
 from perfedrec.runtimes.node.database import Database
 from perfedrec.runtimes.node.details import ItemDetails
 from perfedrec.runtimes.node.journal import Journal
 from perfedrec.runtimes.node.rules import RuleBook
-from perfedrec.runtimes.node.scorer import Scorer
+from perfedrec.runtimes.node.scorer import Scorer, Stored
 
 if TYPE_CHECKING:
     from perfedrec.data.details import Details
@@ -70,6 +72,17 @@ class OwnedFile(Scorer):
             return served, self._read_model(db, served)
 
     # --- users ---
+
+    def stored_of(self, user_ids: Sequence[str]) -> list[Stored | None]:
+        """What the file has for the lists of several users at one moment; ``None`` for those who are not there."""
+
+        def found(user_id: str) -> Stored | None:
+            with suppress(DataError):
+                return self.stored(user_id)
+            return None
+
+        with self._database.reading():
+            return [found(each) for each in user_ids]
 
     def user_names(self) -> list[str]:
         """The external ids of all users, in the order in which they were added."""

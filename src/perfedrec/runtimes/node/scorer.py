@@ -163,19 +163,36 @@ class Scorer(NodeFile):
             found = dict(db.execute(query, (wanted,)).fetchall())
         return [int(found[each]) if self._integers else found[each] for each in items.tolist()]
 
-    def ranked(self, user_id: str, scores: Floats) -> Ints:
-        """The items that can be recommended, best first. Equal scores come in the order of
+    def ranked(self, user_id: str, scores: Floats, k: int) -> Ints:
+        """The ``k`` best of the items that can be recommended, best first. Equal scores come in the order of
         :class:`perfedrec.evaluation.order.RandomOrder`."""
-        order = np.argsort(-scores, kind="stable")
-        order = order[scores[order] > -np.inf]
+        items = np.flatnonzero(scores > -np.inf)
+        if k < items.size:  # all that are as good as the last one stay, until their order is known
+            items = items[scores[items] >= np.partition(scores[items], -k)[-k]]
+        order = items[np.argsort(-scores[items], kind="stable")]
         values = scores[order]
         same = values[1:] == values[:-1]
         if same.any():
             tied = np.flatnonzero(np.append(False, same) | np.append(same, False))
-            own = TIES.words(words_of([user_id]))
-            words = fold_in(own, words_of(map(str, self.ids(order[tied])))).view(np.int64)
-            order[tied] = order[tied][np.lexsort((~words, -values[tied]))]
-        return order
+            order[tied] = order[tied][np.lexsort((~self._tie_words(user_id, order[tied]), -values[tied]))]
+        return order[:k]
+
+    def _places(self, user_id: str, scores: Floats, items: Ints) -> Ints:
+        """How many items come before each of ``items`` in the list of all items that :meth:`ranked` makes."""
+        ordered = np.sort(scores)
+        better = ordered.size - np.searchsorted(ordered, scores[items], side="right")
+        equal = ordered.size - np.searchsorted(ordered, scores[items], side="left") - better
+        within = np.zeros(scores.size, dtype=np.int64)
+        for value in np.unique(scores[items[equal > 1]]):
+            tied = np.flatnonzero(scores == value)
+            within[tied[np.argsort(~self._tie_words(user_id, tied), kind="stable")]] = np.arange(tied.size)
+        return better + within[items]
+
+    def _tie_words(self, user_id: str, items: Ints) -> Ints:
+        """[n] of items with equal scores, one with a higher word comes first."""
+        own = TIES.words(words_of([user_id]))
+        words: Ints = fold_in(own, words_of(map(str, self.ids(items)))).view(np.int64)
+        return words
 
     def recommend(self, user_id: str, k: int) -> list[dict[str, Any]] | None:
         """The rows of :meth:`listed`; ``None`` where :meth:`scores` needs torch."""
@@ -184,13 +201,11 @@ class Scorer(NodeFile):
 
     def listed(self, user_id: str, scores: Floats, parts: Mapping[str, Floats], k: int) -> list[dict[str, Any]]:
         """The rows of :func:`perfedrec.evaluation.lists.explained`, as plain values."""
-        items = self.ranked(user_id, scores)[:k]
+        items = self.ranked(user_id, scores, k)
         moved = np.zeros(items.size, dtype=np.int64)
         if parts["global"].any():
-            places = np.zeros(scores.size, dtype=np.int64)
-            alone = self.ranked(user_id, np.where(scores > -np.inf, parts["global"], np.float32(-np.inf)))
-            places[alone] = np.arange(alone.size)
-            moved = places[items] - np.arange(items.size)
+            alone = np.where(scores > -np.inf, parts["global"], np.float32(-np.inf))
+            moved = self._places(user_id, alone, items) - np.arange(items.size)
         columns = {
             "item": self.ids(items),
             "rank": list(range(1, items.size + 1)),

@@ -58,14 +58,3 @@ class Store(ModelStore):
         finally:
             remove(begun)
         return cls.open(path)
-
-    def summary(self) -> tuple[int, int | None]:
-        """The number of users in the file, and when the served model was received (seconds since 1970; ``None`` without
-        a model).
-
-        May be called from any thread, also while the node works on a round.
-        """
-        with self._database.snapshot() as db:
-            query = "SELECT (SELECT count(*) FROM users), (SELECT received FROM served)"
-            users, received = db.execute(query).fetchone()
-        return users, received
