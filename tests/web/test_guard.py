@@ -194,6 +194,18 @@ def test_the_answer_to_a_one_time_token_leads_to_this_server(guard: Guard) -> No
         assert entered.headers["location"].rstrip("/") == "/example.org"
 
 
+def test_a_one_time_token_that_is_followed_from_another_site_gets_a_page_that_leads_on(guard: Guard) -> None:
+    """A browser keeps a strict cookie back in a redirect that another site has begun."""
+    assert guard.access is not None
+    elsewhere = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")]
+    once = guard.access.one_time()
+    entered = ask(guard, f"/a?q=%22%3E&token={once}", authorization=None, headers=elsewhere)
+    assert entered.status == 200
+    assert 'http-equiv=refresh content="0; url=/a?q=%22%3E"' in entered.body.decode()
+    cookie = entered.headers["set-cookie"].split(";")[0]
+    assert ask(guard, authorization=None, cookie=cookie).status == 200
+
+
 def test_a_body_within_the_limit_arrives_as_a_whole(guard: Guard) -> None:
     parts = [b"a" * 40, b"", b"b" * 60]
     for header in (("content-length", "100"), ("transfer-encoding", "chunked")):

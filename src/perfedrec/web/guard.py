@@ -39,7 +39,7 @@ HEADERS = {
     "content-security-policy": CONTENT_POLICY,
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # without any, browsers send forms with "Origin: null"
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
@@ -161,7 +161,7 @@ class Guard:
             _check_origin(headers)
             location = self._entered(scope, headers)
             if location is not None:
-                await _redirect(send, *location)
+                await (_step if _is_followed(headers) else _redirect)(send, *location)
                 return
             if "content-length" in headers or "transfer-encoding" in headers:
                 receive = await _whole(headers, receive, self.body_limit)
@@ -202,12 +202,19 @@ def _check_origin(headers: Headers) -> None:
         raise RefusedError(421, "this server answers on loopback alone; expected the Host 127.0.0.1 or localhost")
     origins = headers.getlist("origin")
     foreign = any(each.lower() != f"http://{hosts[0].lower()}" for each in origins)
-    # An address that somebody follows from elsewhere is harmless: the page that opens stands alone.
-    followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
-    if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed:
-        foreign = True
-    if foreign:
+    if foreign or (_is_elsewhere(headers) and not _is_followed(headers)):
         raise RefusedError(403, "a page of another origin has made this request; expected one of this server")
+
+
+def _is_elsewhere(headers: Headers) -> bool:
+    """Whether another site has made a request, as browsers say."""
+    return headers.get("sec-fetch-site") in ("cross-site", "same-site")
+
+
+def _is_followed(headers: Headers) -> bool:
+    """Whether somebody follows an address from elsewhere, which is harmless: the page that opens stands alone."""
+    navigates = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return _is_elsewhere(headers) and navigates
 
 
 async def _whole(headers: Headers, receive: Receive, limit: int) -> Receive:
@@ -261,6 +268,16 @@ async def _refuse(send: Send, refused: RefusedError, headers: Headers) -> None:
 async def _redirect(send: Send, location: str, cookie: str | None) -> None:
     given = {} if cookie is None else {"set-cookie": cookie}
     await _answer(send, 303, b"", {"location": location, **given})
+
+
+async def _step(send: Send, location: str, cookie: str | None) -> None:
+    """A page that leads on. After a redirect from another site, as in the terminal of an editor that is a web page, a
+    browser would keep back the cookie that it has just been given."""
+    given = {} if cookie is None else {"set-cookie": cookie}
+    to = html.escape(location)
+    page = "<!doctype html><html lang=en><meta charset=utf-8><title>perfedrec</title><meta http-equiv=refresh "
+    page += f'content="0; url={to}"><p><a href="{to}">Open the page</a></p></html>'
+    await _answer(send, 200, page.encode(), {"content-type": "text/html; charset=utf-8", **given})
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: dict[str, Any]) -> None:
