@@ -1,6 +1,8 @@
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,3 +28,20 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no Chromium; expected .ci/run to install it")
+        pytest.skip("there is no Chromium: install it to test pages in a browser (see CONTRIBUTING.md)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        # The sandbox does not work for root. It is not needed: the browser only opens pages of these tests.
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"], timeout=0)
+        yield browser
+        browser.close()

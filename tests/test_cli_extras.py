@@ -60,6 +60,8 @@ NEEDS = {
     "federation bundles {here}/a --node n0": "flower",
     "federation page {here}": "web",
     "serve --output {here}/a --certificates c --nodes n --catalogue {here}/items.txt": "flower",
+    "tour --output {here}/a": "flower",
+    "node app --store {here}/home.node": "web",
     "node run --store {here}/home.node --coordinator h:1 --ca c --key k": "flower",
     "node serve --store {here}/home.node": "web",
     "service run --coordinator h:1 --ca c --key k --state {here}/a": "flower",

@@ -1,14 +1,12 @@
 """A small run with everything that a report can show, a small comparison, their reports, and a real browser."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from tests.report.tab import NAME, Tab
 
 from perfedrec import configure, load, train
@@ -85,21 +83,6 @@ def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench_report(bench_folder: Path) -> Path:
     """The report of the comparison."""
     return write_report(bench_folder)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Headless Chromium."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("there is no Chromium; expected .ci/run to install it")
-        pytest.skip("there is no Chromium: install it to test reports in a browser (see CONTRIBUTING.md)")
-    with sync_playwright() as driver:
-        # The sandbox does not work for root. It is not needed: the browser only opens files of these tests.
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"], timeout=0)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

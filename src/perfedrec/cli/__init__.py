@@ -25,6 +25,7 @@ from perfedrec.cli import (
     federation,
     node,
     node_serve,
+    pages,
     privacy,
     processes,
     report,
@@ -130,10 +131,12 @@ for command in (
 ):
     app.command()(command)
 app.command()(federation.serve)
+app.command()(pages.tour)
 node.app.command("run")(processes.run)
 federation.app.command("watch")(watching.watch)
 federation.app.command("page")(watching.page)
 node.app.command("serve")(node_serve.serve)
+node.app.command("app")(pages.app)
 for name, group in (
     ("data", data.app),
     ("privacy", privacy.app),

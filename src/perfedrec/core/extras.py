@@ -24,6 +24,7 @@ MODULES = {
     "httpx": "flower",
     "prometheus_client": "flower",
     "uvicorn": "flower",
+    "python_multipart": "web",
     "starlette": "web",
     "ray": "simulation",
     "opendp": "opendp",
@@ -49,15 +50,16 @@ class MissingExtraError(ConfigError):
 
 
 @contextmanager
-def needed_by(what: str) -> Iterator[None]:
-    """Raise :class:`MissingExtraError`, which names ``what``, where a package of an extra cannot be imported."""
+def needed_by(what: str, extra: str | None = None) -> Iterator[None]:
+    """Raise :class:`MissingExtraError`, which names ``what``, where a package of an extra cannot be imported. Where
+    several extras have the package, ``extra`` is the one to name."""
     try:
         yield
     except ImportError as error:
-        extra = extra_of(error)
-        if extra is None:
+        found = extra_of(error)
+        if found is None:
             raise
-        raise MissingExtraError(what, extra) from None
+        raise MissingExtraError(what, extra or found) from None
 
 
 def extra_of(error: BaseException) -> str | None:

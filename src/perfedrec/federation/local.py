@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,7 +38,7 @@ GOODBYE = 15.0
 def lay_out(
     folder: Path,
     dataset: Dataset,
-    nodes: int,
+    nodes: int | Sequence[int],
     users: int | None = None,
     secret: bytes | None = None,
     attributes: bool = False,
@@ -48,8 +48,8 @@ def lay_out(
     a bundle beside each, and the ``service`` with its keys. The folder is either complete or absent.
 
     The training items of the first ``users`` users of a data set (default: all) are dealt out to the nodes, each user
-    to one node, with their ``attributes`` or without; with ``held_out`` the other parts of the split as well. With a
-    ``secret`` that all nodes share their random draws are those of a simulation, for tests.
+    to one node, as :func:`parted` says, with their ``attributes`` or without; with ``held_out`` the other parts of the
+    split as well. With a ``secret`` that all nodes share their random draws are those of a simulation, for tests.
     """
     parts, catalogue = parted(dataset.train, nodes, users), Catalogue.of(dataset, attributes)
     check_free(folder)
@@ -57,7 +57,7 @@ def lay_out(
     try:
         make_certificates(made / "certificates")
         catalogue.write(made / CATALOGUE)
-        names = [f"n{number}" for number in range(nodes)]
+        names = [f"n{number}" for number in range(len(parts))]
         for name in (SERVICE, *names):
             make_key(made / "keys" / name)
         deal(made / "nodes", names, made / SERVICE)
@@ -76,8 +76,13 @@ def check_free(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty; expected a new folder{hint}")
 
 
-def parted(train: Interactions, nodes: int, users: int | None = None) -> list[NDArray[np.int64]]:
-    """The first ``users`` users (default: all), divided into one part for each of ``nodes`` nodes."""
+def parted(train: Interactions, nodes: int | Sequence[int], users: int | None = None) -> list[NDArray[np.int64]]:
+    """The first ``users`` users (default: all), divided into one part for each of ``nodes`` nodes; or into parts of the
+    sizes ``nodes``, whatever ``users`` says."""
+    if not isinstance(nodes, int):
+        if not nodes or min(nodes) < 1 or sum(nodes) > train.n_users:
+            raise ConfigError(f"nodes of {list(nodes)} users; expected 1 or more each, and {train.n_users} at most")
+        return np.split(np.arange(sum(nodes)), np.cumsum(nodes)[:-1])
     count = train.n_users if users is None else users
     if not nodes <= count <= train.n_users:
         raise ConfigError(f"{count} users for {nodes} nodes; expected between {nodes} and {train.n_users}")
