@@ -23,6 +23,7 @@ from perfedrec.cli import (
     config,
     data,
     federation,
+    models,
     node,
     node_serve,
     pages,
@@ -142,6 +143,7 @@ for name, group in (
     ("privacy", privacy.app),
     ("node", node.app),
     ("federation", federation.app),
+    ("models", models.app),
     ("service", processes.service),
     ("config", config.app),
 ):

@@ -90,6 +90,11 @@ def serve(
     metrics_port: MetricsPort = None,
     page_port: PagePort = None,
     keep_sums: KeepSums = False,
+    models: Annotated[
+        Path | None,
+        typer.Option(help="registry of models: the model becomes a version there, and nodes get the promoted one"),
+    ] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="promote the model of this run in --models")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
     as_json: AsJson = False,
@@ -101,6 +106,7 @@ def serve(
     [bold]perfedrec serve --resume --catalogue items.txt --certificates certs --nodes keys --output f[/bold]
     """
     with one_line():
+        from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
         from perfedrec.federation.coordinator import Deployment, Terms
         from perfedrec.federation.coordinator import serve as run
@@ -112,14 +118,19 @@ def serve(
         terms = Terms(host, port, min_nodes, min_users, wait, deadline, enough)
         ports = {"--port": port, "--metrics-port": metrics_port, "--page-port": page_port or None}
         _check_ports(ports)
+        if promote and models is None:
+            raise ConfigError("--promote needs a registry of models; expected --models FOLDER")
         resolved = _resolved(output, resume, preset, config, set_, privacy, rounds)
         files = {"catalogue": catalogue, "certificates": certificates, "nodes": nodes, "output": output}
         shown = {"metrics_port": metrics_port, "page_port": page_port}
         again = ["serve", "--resume", *_options(**files, rounds=rounds, **shown, **terms.changed())]
+        again += [*_options(models=models), *(["--promote"] if promote else [])]
         again += ["--keep-sums"] if keep_sums else []
         with hint_to_resume(again), exposed(metrics_port) as expose, reserved(page_port) as listener:
-            items = read_catalogue(catalogue)
-            given = Deployment(resolved, items, output, certificates, nodes, terms, resume, keep_sums=keep_sums)
+            items, places = read_catalogue(catalogue), (output, certificates, nodes)
+            given = Deployment(
+                resolved, items, *places, terms, resume, keep_sums=keep_sums, models=models, promote=promote
+            )
             with page_beside(listener, output):
                 summary = run(given, reporter(quiet, as_json), _tell, expose)
         _show(summary, output, as_json)

@@ -23,6 +23,7 @@ from perfedrec.federation.agreement import federated
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.metrics import Expose, Watch, nowhere
 from perfedrec.federation.record import Record
+from perfedrec.federation.registry import Registry
 from perfedrec.federation.run import LINK, FederatedRun
 from perfedrec.federation.sizing import needs
 from perfedrec.privacy.report import between_nodes
@@ -115,6 +116,9 @@ class Deployment:
     after SIGKILL. ``name`` is the name of a new run (default: a random one). ``keep_sums``: what is
     opened in each round is kept in the folder ``opened`` of the run, so that it can be audited.
 
+    ``models`` is a registry of models (:mod:`perfedrec.federation.registry`): the model of the run becomes a version in
+    it, and nodes get the version that is promoted. With ``promote`` that is this one, and also where it is the first.
+
     The key ``service.pub`` among the keys is that of the neighbourhood service, which some methods need
     (:func:`perfedrec.runtimes.flower.needs_service`).
     """
@@ -128,6 +132,8 @@ class Deployment:
     resume: bool = False
     name: str | None = None
     keep_sums: bool = False
+    models: Path | None = None
+    promote: bool = False
 
 
 def serve(
@@ -152,6 +158,7 @@ def serve(
     torch.set_num_threads(given.config.run.threads or 1)
     files, served_as = check_certificates(given.certificates, tell)
     registered = read_keys(given.keys, terms.least_nodes(algorithm))
+    models = _registry(given)
     _check_free(terms.address)
     if needed := needs(algorithm, len(given.catalogue.item_ids)):
         tell(needed.line())
@@ -180,8 +187,10 @@ def serve(
                 run.begin(coordinator, directory.identities)
                 _play(run, coordinator, watch, reporter, record, caught)
                 test = run.test(coordinator, names, tell)
-                took = coordinator.hand_out(run.best)
+                took = _hand_out(run, coordinator, models, given.promote, tell)
                 summary = run.finish([names.get(node, str(node)) for node in took], sizes=sizes, test=test)
+                if models is not None:
+                    _add(models, given, tell)
                 record.end(summary)
             return summary
 
@@ -254,6 +263,17 @@ def read_keys(folder: Path, least: int) -> dict[bytes, str]:
             f"{folder}: has the keys of {count} nodes; expected those of {least}, for which the run waits"
         )
     return found
+
+
+def _registry(given: Deployment) -> Registry | None:
+    """The registry of models of a deployment, where it has one. Raises :class:`CheckpointError` where the version that
+    nodes shall get is damaged."""
+    if given.models is None:
+        return None
+    models = Registry(given.models, given.catalogue.fingerprint)
+    if not given.promote and models.promoted is not None:
+        models.check(models.version(models.promoted))
+    return models
 
 
 def _check_free(address: Address, seconds: float = 5.0) -> None:
@@ -367,3 +387,35 @@ def _play(
         reporter.stop(run.progress)
     if caught:
         raise InterruptedRunError(f"stopped after {run.progress.place}", caught[0])
+
+
+# --- the model at the end ---
+
+
+def _hand_out(
+    run: FederatedRun, coordinator: Coordinator, models: Registry | None, promote: bool, tell: Tell
+) -> list[int]:
+    """Give the nodes the model of the run or, where another version is promoted, that one; returns the nodes that have
+    the model of the run."""
+    promoted = None if models is None or promote else models.promoted
+    if models is None or promoted is None:
+        return coordinator.hand_out(run.best)
+    version = models.version(promoted)
+    if (version.run, version.round) == (run.setup.run, run.selection.best_round):
+        return coordinator.hand_out(run.best)
+    model, users, setup = models.model(promoted)
+    if needs_service(model.algorithm):
+        tell(f"nodes keep the model that they have: version {promoted} of {models.path} can be given as a file alone")
+        return []
+    took = coordinator.hand_out_other(model.algorithm, model.state, users, setup)
+    tell(f"{len(took)} nodes have version {promoted} of {models.path}, which is promoted")
+    return []
+
+
+def _add(models: Registry, given: Deployment, tell: Tell) -> None:
+    """Make the model of a finished run a version of a registry."""
+    version = models.add(given.output)
+    if given.promote or models.promoted is None:
+        models.promote(version.number)
+    how = "promoted" if models.promoted == version.number else f"not promoted, which version {models.promoted} is"
+    tell(f"the model is version {version.number} of {models.path}, {how}")

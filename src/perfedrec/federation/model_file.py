@@ -65,21 +65,21 @@ def export(folder: Path, output: Path, data: str | None = None) -> None:
     """
     if output.exists():
         _check_model(output)
-    model = _shared_model(folder, data)
-    config, catalogue = model.config, model.catalogue
-    if config.algorithm not in METHODS:
-        raise ConfigError(
-            f"{folder}: {config.algorithm} does not come with perfedrec, and no node takes code from a file; expected "
-            f"the run of one of {', '.join(METHODS)}"
-        )
+    write(shared_model(folder, data), folder.resolve().name, output)
+
+
+def write(model: SharedModel, name: str, output: Path) -> str:
+    """Write a ``model`` to a file. Nodes know it by a ``name`` and a digest of its content, which are returned."""
+    catalogue = model.catalogue
     tensors, scalars = flatten(serving_broadcast(model.algorithm, model.state, NOBODY))
     content = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     digest = hashlib.sha256(b"".join(name.encode() + each.numpy().tobytes() for name, each in content.items()))
+    run = f"{name}-{digest.hexdigest()[:12]}"
     metadata = {
         "format": FORMAT,
-        "run": f"{folder.resolve().name}-{digest.hexdigest()[:12]}",
+        "run": run,
         "round": str(model.best_round),
-        "configuration": method_of(config),
+        "configuration": method_of(model.config),
         "scalars": json.dumps(scalars),
         "catalogue": json.dumps(catalogue.item_ids.tolist()),
         "encoding": json.dumps(None if catalogue.encoding is None else asdict(catalogue.encoding)),
@@ -88,6 +88,7 @@ def export(folder: Path, output: Path, data: str | None = None) -> None:
         write_atomic(output, dump_tensors(content, metadata))
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror})") from None
+    return run
 
 
 def _check_model(path: Path) -> None:
@@ -101,8 +102,21 @@ def _check_model(path: Path) -> None:
         raise ConfigError(f"{path} exists and is no model; expected a new file, or a model to replace")
 
 
-def _shared_model(folder: Path, data: str | None) -> SharedModel:
-    """What a finished run has for users who were not in training."""
+def shared_model(folder: Path, data: str | None) -> SharedModel:
+    """What a finished run has for users who were not in training. ``data`` says where the data of a simulated run are.
+
+    Raises :class:`ConfigError` where the method is centralised or a file of one's own.
+    """
+    model = _opened(folder, data)
+    if model.config.algorithm not in METHODS:
+        raise ConfigError(
+            f"{folder}: {model.config.algorithm} does not come with perfedrec, and no node takes code from a file; "
+            f"expected the run of one of {', '.join(METHODS)}"
+        )
+    return model
+
+
+def _opened(folder: Path, data: str | None) -> SharedModel:
     stored = RunFolder(folder)
     if stored.is_federation:
         return open_federation(stored)

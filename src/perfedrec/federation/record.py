@@ -81,7 +81,7 @@ class Record:
             if summary.valid
             else ""
         )
-        having = f"{len(summary.nodes_with_model or ())} of {len(self._hosts)} nodes have the model"
+        having = f"{len(summary.nodes_with_model or ())} of {len(self._hosts)} nodes have its model"
         self.tell(f"run {self.run.setup.run} has ended after {self.run.progress.place}: {best}{having}")
         self.write("finished")
 

@@ -19,7 +19,7 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Plan, RoundReport
 from perfedrec.runtimes.evaluation import Question
 from perfedrec.runtimes.flower import evaluation
-from perfedrec.runtimes.flower.codec import SERVING, Instructions, UploadError, array_bytes
+from perfedrec.runtimes.flower.codec import SERVING, Instructions, Setup, UploadError, array_bytes
 from perfedrec.runtimes.flower.connection import AwayError
 from perfedrec.runtimes.flower.evaluation import Answers
 from perfedrec.runtimes.flower.exchange import BYTES_A_SECOND, POLL, Rejection, exchange
@@ -173,18 +173,34 @@ class Coordinator:
 
     def hand_out(self, state: Any) -> list[int]:
         """Send every connected node the model that it recommends with, and return the nodes that received it."""
-        directory, present = self._assembled(), self._look()
-        newcomer = torch.tensor([NEWCOMER])
-        instructions = Instructions(
-            self.algorithm, self.algorithm.serving(state), SERVING, 0, directory.identities, self.federation.setup
-        )
+        directory, setup = self._assembled(), self.federation.setup
+        served = self.algorithm.serving(state)
+        instructions = Instructions(self.algorithm, served, SERVING, 0, directory.identities, setup)
+        return self._give(instructions, directory.hosts, self.service_client)
+
+    def hand_out_other(self, algorithm: Algorithm[Any, Any, Any], state: Any, users: Tensor, setup: Setup) -> list[int]:
+        """Send every connected node the served ``state`` of another run with this ``setup``, and return the nodes that
+        received it. ``users`` [n] are the identities of those who took part in that run, ascending; others are served
+        as new users. The method's users must need nothing from a neighbourhood service.
+        """
+        directory = self._assembled()
+        known = users if users.numel() else torch.tensor([NEWCOMER])  # of a simulation nobody is known
+        hosts = {}
+        for node, hosted in directory.hosts.items():
+            here = directory.identities[hosted]
+            hosts[node] = torch.searchsorted(known, here[torch.isin(here, known)])
+        return self._give(Instructions(algorithm, algorithm.serving(state), SERVING, 0, known, setup), hosts, None)
+
+    def _give(
+        self, instructions: Instructions[Any], hosts: Mapping[int, Tensor], service_client: ServiceClient | None
+    ) -> list[int]:
+        """Send the model of some ``instructions`` to the connected nodes, for the users in ``hosts`` and new ones."""
+        present, newcomer = self._look(), torch.tensor([NEWCOMER])
         contents = {
-            node: instructions.content(torch.cat([users, newcomer]))
-            for node, users in directory.hosts.items()
-            if node in present
+            node: instructions.content(torch.cat([users, newcomer])) for node, users in hosts.items() if node in present
         }
-        if self.service_client is not None:
-            contents = {node: self.service_client.add(node, each, serving=True) for node, each in contents.items()}
+        if service_client is not None:
+            contents = {node: service_client.add(node, each, serving=True) for node, each in contents.items()}
         messages = [
             Message(content, dst_node_id=node, message_type="query.model") for node, content in contents.items()
         ]
