@@ -417,5 +417,5 @@ def _add(models: Registry, given: Deployment, tell: Tell) -> None:
     version = models.add(given.output)
     if given.promote or models.promoted is None:
         models.promote(version.number)
-    how = "promoted" if models.promoted == version.number else f"not promoted, which version {models.promoted} is"
+    how = "promoted" if models.promoted == version.number else f"not promoted (version {models.promoted} is)"
     tell(f"the model is version {version.number} of {models.path}, {how}")

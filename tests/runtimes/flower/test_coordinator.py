@@ -22,7 +22,7 @@ from tests.parity.grid import MemoryGrid
 from perfedrec.core.algorithm import Phase
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.records import copied, flatten
-from perfedrec.core.types import Plan
+from perfedrec.core.types import NEWCOMER, Plan
 from perfedrec.federation.agreement import build, method_of
 from perfedrec.federation.node import policy_of
 from perfedrec.federation.owner import Node
@@ -485,6 +485,27 @@ def test_nodes_recommend_with_the_model_that_they_receive(stores: dict[int, Stor
         items = [row["item"] for row in node.recommend("u11", 5)]
     assert len(items) == 5
     assert not known & set(map(int, items))
+
+
+@pytest.mark.parametrize("users", [torch.arange(5, 20), torch.zeros(0, dtype=torch.int64)], ids=["some", "nobody"])
+def test_nodes_get_the_model_of_another_run_and_stay_in_their_own(
+    stores: dict[int, Store], users: torch.Tensor
+) -> None:
+    """Those who took part in that run get what is theirs; all others are served as new users."""
+    given = coordinator(stores, algorithm=ALONE)
+    assembled(given)
+    state, _ = given.play(given.begin())
+    assert given.federation.setup is not None
+    earlier = replace(given.federation.setup, run="an earlier run")
+    assert given.hand_out_other(ALONE, state, users, earlier) == [100, 101, 102]
+    for node, hosted in zip(stores, PARTS, strict=True):
+        assert stores[node].served().run == "an earlier run"
+        places = [users.tolist().index(each) if each in users else NEWCOMER for each in hosted.tolist()]
+        expected = flatten(ALONE.broadcast(ALONE.serving(state), torch.tensor(places)))[0]
+        found = flatten(stores[node].broadcast(ALONE.broadcast_type, hosted))[0]
+        assert all(torch.equal(each, expected[name]) for name, each in found.items())
+    assert not given.rejected
+    assert given.play(state)[1].clients == N_USERS  # in the run of before
 
 
 def test_a_node_runs_no_code_that_a_coordinator_names() -> None:
