@@ -7,13 +7,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check docs dist lock clean
+.PHONY: help demo tour test check docs dist lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
 
 demo: $(VENV)/.installed-demo ## train and evaluate on synthetic data
 	$(BIN)/perfedrec demo
+
+tour: $(VENV)/.installed-tour ## start a federation of four homes and open the page of one of them
+	$(BIN)/perfedrec tour
 
 test: $(VENV)/.installed-test ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
@@ -40,16 +43,19 @@ $(BIN)/pip:
 # pip shows what it downloads where somebody looks; logs get one line.
 QUIET := $(if $(shell test -t 2 && echo terminal),,--quiet --quiet)
 
-# A stamp says which set is installed: test and docs hold demo, dev holds all.
+# A stamp says which set is installed: tour, test and docs hold demo, test holds tour, dev holds all.
 extras_docs := [docs]
+extras_tour := [flower,web]
 extras_test := [test]
 extras_dev := [dev]
 sets_demo := demo
 sets_docs := demo docs
-sets_test := demo test
-sets_dev := demo docs test dev
+sets_tour := demo tour
+sets_test := demo tour test
+sets_dev := demo docs tour test dev
 size_demo := 1.3 GB
 size_docs := 1.5 GB
+size_tour := 1.5 GB
 size_test := 2.5 GB
 size_dev := 2.5 GB
 

@@ -80,7 +80,7 @@ def _write_data(folder: Path) -> None:
         *PEOPLE,
         *(f"house {house}, flat {flat}" for house in range(1, len(HOMES)) for flat in range(HOMES[house])),
     ]
-    drawn, truth = synthetic(len(people), ITEMS, len(invented.GENRES), 14, seed=7, strength=0.9)
+    drawn, truth = synthetic(len(people), ITEMS, len(invented.GENRES), 14, seed=7, strength=0.85)
     genres = truth.item_clusters.tolist()
     (folder / COVERS).mkdir(parents=True)
     with open(folder / RATINGS, "w", encoding="utf-8", newline="") as file:
