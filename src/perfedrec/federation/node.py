@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from perfedrec import __version__
+from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.federation.agreement import build
 from perfedrec.federation.bundles import BUNDLE, read_bundle
 from perfedrec.federation.metrics import Expose, nowhere, of_node
 from perfedrec.federation.process import Connection
 from perfedrec.privacy.policy import Policy
 from perfedrec.runs.config import load
-from perfedrec.runtimes.flower import NodeApp, run_node
+from perfedrec.runtimes.flower import NodeApp, Owner, run_node
 from perfedrec.runtimes.node import Store
-
-REQUIRED = "secure"
-"""The profile whose protection a node insists on, unless its owner chooses another one."""
+from perfedrec.runtimes.node.rules import REQUIRED
 
 
 def work_for(
@@ -33,20 +33,29 @@ def work_for(
     """Work for a coordinator until SIGTERM, SIGINT or ``stop``; the current message is answered first.
 
     The users are those in the file ``store``. The ``bundle`` is by default the one beside that file, if there is one.
-    Runs that protect less than the profile ``require`` (default: :data:`REQUIRED`) are refused. ``tell`` receives lines
+    Runs that protect less than the profile ``require``, or than the one in the rules in the file, are refused; where
+    there is neither, :data:`REQUIRED` holds. Rules that change meanwhile are obeyed at once. ``tell`` receives lines
     about what changes, ``expose`` the source of metrics.
     """
-    policy = policy_of(require or REQUIRED)
+    policy_of(require or REQUIRED)  # an unknown profile is refused before anything else
     connection.prepare(stop)
     beside = store.parent / BUNDLE
     bundle = bundle or beside
     given = read_bundle(bundle) if bundle.exists() or bundle != beside else None
     with Store.open(store) as users:
-        app = NodeApp(users, build, __version__, given, policy)
+        users.rules.start(require)
+        rules = users.rules
+
+        def policies() -> tuple[Policy, ...]:
+            return tuple(found for name in rules.read().profiles if (found := policy_of(name)) is not None)
+
+        owner = Owner(policies, profile_of, connection.address)
+        app = NodeApp(users, build, __version__, given, owner)
         expose(lambda: of_node(app.activity, users))
         run_node(connection.open, app, stop, tell)
 
 
+@lru_cache
 def policy_of(profile: str) -> Policy | None:
     """What a node whose owner requires a ``profile`` insists on; ``None`` for a profile that protects nothing.
 
@@ -56,3 +65,9 @@ def policy_of(profile: str) -> Policy | None:
     if not config.privacy.noisy and not config.privacy.sums:
         return None
     return Policy(profile, config.privacy, config.selection.max_participations)
+
+
+def profile_of(algorithm: AnyAlgorithm) -> str:
+    """The strictest profile that the protection of a method satisfies."""
+    policies = (policy_of(name) for name in ("private", "secure", "paper"))
+    return next((each.profile for each in policies if each is not None and not each.objection(algorithm)), "none")

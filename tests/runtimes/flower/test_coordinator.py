@@ -35,6 +35,7 @@ from perfedrec.runtimes.flower import (
     Coordinator,
     Federation,
     NodeApp,
+    Owner,
     ServiceApp,
     ServiceClient,
     Setup,
@@ -75,10 +76,11 @@ def store(path: Path, users: torch.Tensor, named: bool = True, items: int = N_IT
     return made
 
 
-def for_few(policy: Policy | None) -> Policy | None:
-    """The policy for federations of fewer users than a profile's least sum has."""
+def for_few(policy: Policy | None) -> Owner:
+    """An owner with the policy for federations of fewer users than a profile's least sum has."""
     privacy = None if policy is None else policy.privacy.model_copy(update={"min_clients": 2})
-    return None if policy is None or privacy is None else replace(policy, privacy=privacy)
+    found = () if policy is None or privacy is None else (replace(policy, privacy=privacy),)
+    return Owner(lambda: found)
 
 
 def coordinator(

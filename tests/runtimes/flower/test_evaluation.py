@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import log2
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from tests.parity.deployment import Deployment
 from tests.parity.federation import N_USERS, settings
 
@@ -19,7 +20,7 @@ from perfedrec.evaluation.sample import in_sample
 from perfedrec.privacy.policy import Policy
 from perfedrec.privacy.settings import PrivacySettings
 from perfedrec.runtimes.evaluation import PARTS, Question
-from perfedrec.runtimes.flower import NodeApp, Setup
+from perfedrec.runtimes.flower import NodeApp, Owner
 from perfedrec.runtimes.flower.codec import UploadError
 from perfedrec.runtimes.flower.evaluation import RECORD, read_question
 from perfedrec.runtimes.flower.node_loop import answer
@@ -201,17 +202,17 @@ def test_a_later_round_does_not_change_the_figures_of_a_kept_one(tmp_path: Path)
 
 
 def test_an_owner_who_requires_noise_refuses_to_evaluate(tmp_path: Path) -> None:
+    class NoiseAlone(Policy):
+        """It allows every method."""
+
+        def objection(self, algorithm: Any) -> None:
+            return None
+
     given = deployed(tmp_path)
-    refusing = NodeApp(given.nodes[101], lambda _: given.algorithm, "1", given.bundles[101])
-    app, noise = refusing.app(), PrivacySettings(aggregation="secure", norm="l2", clip=1.0, epsilon=8.0)
-
-    def ask(message: Message, context: Any) -> Message:
-        if message.metadata.message_type == "train.masked":  # by then it has joined the run
-            refusing._join(Setup.read(message.content))
-            refusing.policy = Policy("private", noise)
-        return answer(app, message, context)
-
-    given.apps[101] = ask
+    noise = PrivacySettings(aggregation="secure", norm="l2", clip=1.0, epsilon=8.0)
+    owner = Owner(lambda: (NoiseAlone("private", noise),))
+    refusing = NodeApp(given.nodes[101], lambda _: given.algorithm, "1", given.bundles[101], owner)
+    given.apps[101] = partial(answer, refusing.app())
     found = given.coordinator.evaluate(given.algorithm.serving(given.flower), Question("valid", KS, given.flower.round))
     assert found.choices[0]["users"] == N_USERS - given.hosts[101].numel()
     (refused,) = given.coordinator.rejected

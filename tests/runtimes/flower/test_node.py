@@ -14,7 +14,7 @@ from torch import arange
 
 from perfedrec.federation.node import policy_of
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
-from perfedrec.runtimes.flower import Fleet, NodeApp, Setup, run_node
+from perfedrec.runtimes.flower import Fleet, NodeApp, Owner, Setup, run_node
 
 
 class Inbox:
@@ -44,7 +44,9 @@ def test_a_repeated_refusal_is_logged_once(tmp_path: Path) -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     lines, stop = list[str](), threading.Event()
     with stored(tmp_path / "a.node", arange(3)) as store:
-        node_app = NodeApp(store, lambda _: PerFedRecPP(settings()), "1", policy=policy_of("secure"))
+        policy = policy_of("secure")
+        assert policy is not None
+        node_app = NodeApp(store, lambda _: PerFedRecPP(settings()), "1", owner=Owner(lambda: (policy,)))
         setups = [Setup("a run", "", store.catalogue, version) for version in ("1", "1", "1", "2")]
         asked = [Message(RecordDict({"setup": each.record()}), dst_node_id=7, message_type="query") for each in setups]
         for message in asked:

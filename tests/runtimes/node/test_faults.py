@@ -91,6 +91,8 @@ def test_confirmed_changes_survive_a_kill(kind: str, killer: subprocess.Popen[st
                 counts = store.load_client_states(everyone, everyone).count
                 assert counts.tolist() == [played + 1] * 2  # client states and round were stored together
                 assert store.answer_round(played, b"tables", lambda: b"again") == counts.numpy().tobytes()
+                assert [each["round"] for each in store.journal.read()] == list(range(played, -1, -1))
+                assert {each["users"] for each in store.journal.read("a")} == {2}
                 start = played + 1
                 continue
             store.register({each: number for number, each in enumerate(store.unregistered(), store.n_users)})

@@ -16,8 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 from tests.runtimes.node.test_store import ALGORITHM
 
+from perfedrec.runtimes.flower.diary import Diary, Draft, Owner
 from perfedrec.runtimes.node import Store
 
 BATCH = 150
@@ -41,10 +44,20 @@ def import_rows(store: Store, start: int) -> None:
 
 
 def play(store: Store, start: int) -> None:
+    """Rounds as a node answers them: with an entry in the journal for each."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     store.join_run(ALGORITHM, "run")
-    everyone = store.everyone()
+    everyone, diary = store.everyone(), Diary(store, Owner())
     for number in range(start, start + 3000):
-        store.answer_round(number, b"tables", lambda: count_up(store, everyone))
+        asked = Message(RecordDict(), dst_node_id=1, message_type="train")
+        asked.metadata.__dict__["_message_id"] = asked.object_id
+        draft = Draft("train", 0, "run", number, users=everyone, said="")
+
+        def work(number: int = number) -> RecordDict:
+            store.answer_round(number, b"tables", lambda: count_up(store, everyone))
+            return RecordDict()
+
+        diary.answer(asked, draft, work)
         write("ack", number)
 
 

@@ -131,8 +131,7 @@ def autograd_steps(task: LocalTask) -> LocalResult:
             )
         parameters = now.detached()
         loss, objective = task.objective(parameters)
-        # Where no client of the block has an item, rows have no part in the objective: their gradients are 0.
-        gradients = torch.autograd.grad(objective.sum(), parameters.leaves(), materialize_grads=True)
+        gradients = torch.autograd.grad(objective.sum(), parameters.leaves())
         step, first, second, steps = adam(
             gradients[0], first, second, steps, settings.user_learning_rate, (0.9, 0.999), 1e-8
         )

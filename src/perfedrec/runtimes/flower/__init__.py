@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from perfedrec.runtimes.flower.connection import AwayError, Endpoint, RefusedError
     from perfedrec.runtimes.flower.control import Control
     from perfedrec.runtimes.flower.coordinator import Coordinator
+    from perfedrec.runtimes.flower.diary import Owner
     from perfedrec.runtimes.flower.evaluation import Answers
     from perfedrec.runtimes.flower.exchange import Rejection
     from perfedrec.runtimes.flower.fleet import Fleet
@@ -47,6 +48,7 @@ __all__ = [
     "Federation",
     "Fleet",
     "NodeApp",
+    "Owner",
     "RefusedError",
     "Rejection",
     "ServiceApp",
@@ -76,6 +78,7 @@ _HOMES = {
     "RefusedError": "connection",
     "Control": "control",
     "Coordinator": "coordinator",
+    "Owner": "diary",
     "Answers": "evaluation",
     "Rejection": "exchange",
     "Fleet": "fleet",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, reduce
 from perfedrec.core.algorithm import EVALUATE, Algorithm
@@ -125,10 +126,13 @@ def read_question(content: RecordDict, played: int) -> Question:
     return question
 
 
-def answer(store: Store, algorithm: Algorithm[Any, Any, Any], task: Task[Any], question: Question) -> Aggregate:
-    """The sum over those users of a ``task`` who are in the ``store`` and hold out items. States do not change."""
+def answer(
+    store: Store, algorithm: Algorithm[Any, Any, Any], task: Task[Any], question: Question
+) -> tuple[Aggregate, Tensor]:
+    """The sum over those users of a ``task`` who are in the ``store`` and hold out items, and these users [b] by
+    identity. States do not change."""
     names = {identity: name for name, identity in store.user_ids().items()}
-    total = question.empty(algorithm, store.n_items)
+    total, users = question.empty(algorithm, store.n_items), [task.users[:0]]
     if question.part == "valid":
         store.keep_states(question.played, question.keep)
     for block in torch.arange(task.users.numel()).split(RANKED_AT_ONCE):
@@ -141,7 +145,8 @@ def answer(store: Store, algorithm: Algorithm[Any, Any, Any], task: Task[Any], q
                 own = task.of(torch.isin(task.users, counted))
                 ids = np.array([names[each] for each in own.users.tolist()], dtype=object)
                 total = total + _sum(store, algorithm, own, question, RandomOrder(ids, store.item_ids))
-    return replace(total, weights=torch.zeros_like(total.weights))
+                users.append(own.users)
+    return replace(total, weights=torch.zeros_like(total.weights)), torch.cat(users)
 
 
 def _sum(

@@ -75,13 +75,18 @@ class Activity:
 
 
 class DeployedApp(Protocol):
-    """The app of a process, its ``activity``, and a short ``description`` of what it takes part with."""
+    """The app of a process, its ``activity``, a short ``description`` of what it takes part with, and the reason for
+    its ``absence`` while it shall answer nothing (``None``: it answers)."""
 
     activity: Activity
 
     @property
     def description(self) -> str:
         """A few words."""
+
+    @property
+    def absence(self) -> str | None:
+        """A few words, or ``None``."""
 
     def app(self) -> ClientApp:
         """The ``ClientApp``."""
@@ -103,7 +108,7 @@ def run_node(
     connect: Callable[[], Fleet], deployed: DeployedApp, stop: threading.Event, log: Callable[[str], None]
 ) -> None:
     """Answer messages until ``stop`` is set; the current message is still answered. ``log`` receives one line for each
-    change.
+    change. While the app is absent, there is no connection.
 
     A connection that breaks is made again, after longer and longer waits. Raises
     :class:`~perfedrec.runtimes.flower.connection.RefusedError` where trying again cannot help, and
@@ -113,13 +118,18 @@ def run_node(
     app, wait, reached, end = deployed.app(), POLL, False, time.monotonic() + NAME_SECONDS
     deployed.activity.log = log
     while not stop.is_set():
+        if (why := deployed.absence) is not None:
+            log(f"answers nothing from now on: {why}")
+            while deployed.absence is not None and not stop.is_set():
+                stop.wait(IDLE)
+            continue
         fleet = connect()
         fleet.ending = stop
         try:
             node = fleet.activate()
             log(f"connected to {fleet.endpoint} as node {node}, with {deployed.description}")
             deployed.activity.connected, reached, wait = True, True, POLL
-            _answer_all(fleet, node, app, deployed.activity, stop, log)
+            _answer_all(fleet, node, app, deployed, stop, log)
         except AwayError as error:
             unknown = isinstance(error, UnknownNameError) and not reached
             if unknown and time.monotonic() > end and not stop.is_set():
@@ -137,10 +147,11 @@ def run_node(
 
 
 def _answer_all(
-    fleet: Fleet, node: int, app: ClientApp, activity: Activity, stop: threading.Event, log: Callable[[str], None]
+    fleet: Fleet, node: int, app: ClientApp, deployed: DeployedApp, stop: threading.Event, log: Callable[[str], None]
 ) -> None:
+    activity = deployed.activity
     last, context, sent, refusal = time.monotonic(), Context(0, node, {}, RecordDict(), {}), -LINGER, ""
-    while not stop.is_set():
+    while not stop.is_set() and deployed.absence is None:
         try:
             asked = time.monotonic()
             message = fleet.receive()

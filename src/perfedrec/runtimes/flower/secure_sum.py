@@ -101,14 +101,26 @@ class Stages:
         self.secret, self.before_opening = secret, before_opening
         self._last: tuple[tuple[str, str], RecordDict] | None = None
 
-    def answer(self, message: Message, context: Context, vector: Callable[[], Aggregate]) -> Message:
-        """See :func:`answer_stage`."""
-        record = message.content.config_records.get(RECORD)
-        asked = message.metadata.message_type, "" if record is None else record.object_id
-        if self._last is None or self._last[0] != asked:
+    def is_repeated(self, message: Message) -> bool:
+        """Whether this message was the last to be answered."""
+        return self._last is not None and self._last[0] == _asked(message)
+
+    def answer(self, message: Message, context: Context, vector: Callable[[], Aggregate]) -> RecordDict:
+        """The content of the answer: see :func:`answer_stage`."""
+        if self._last is None or not self.is_repeated(message):
             self._last = None  # an answer is large: the old one is freed before the new one is made
-            self._last = asked, answer_stage(message, context, vector, self.secret, self.before_opening).content
-        return Message(self._last[1], reply_to=message)
+            content = answer_stage(message, context, vector, self.secret, self.before_opening).content
+            self._last = _asked(message), content
+        return self._last[1]
+
+    def drop(self) -> None:
+        """Keep no answer: the last one could not be stored, and must not be sent."""
+        self._last = None
+
+
+def _asked(message: Message) -> tuple[str, str]:
+    record = message.content.config_records.get(RECORD)
+    return message.metadata.message_type, "" if record is None else record.object_id
 
 
 def answer_stage(

@@ -24,7 +24,7 @@ class ServiceApp:
     package is refused. States are kept in the ``state_store``.
     """
 
-    description = "the neighbourhood service"
+    description, absence = "the neighbourhood service", None
 
     def __init__(
         self, private: bytes, clients: bytes, build: Callable[[str], Any], version: str, state_store: StateStore

@@ -52,8 +52,8 @@ def virtual_client(
             task = Task.read(message.content, BroadcastLayout.of(algorithm), store.device)
             if task.phase == EVALUATE.name:
                 question = evaluation.read_question(message.content, task.round)
-                return evaluation.answer(store, algorithm, task, question)
-            return answer_once(store, algorithm, task, digest(message.content, without=RECORD), seed)
+                return evaluation.answer(store, algorithm, task, question)[0]
+            return answer_once(store, algorithm, task, digest(message.content, without=RECORD), seed)[0]
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

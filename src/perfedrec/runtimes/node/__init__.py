@@ -5,15 +5,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perfedrec.runtimes.node.database import StoreError
+    from perfedrec.runtimes.node.journal import Entry, Stated
     from perfedrec.runtimes.node.model import Served
     from perfedrec.runtimes.node.rounds import RoundError
     from perfedrec.runtimes.node.scorer import Scorer
     from perfedrec.runtimes.node.serving import LocalRecommender, serving_broadcast
     from perfedrec.runtimes.node.store import Store
 
-__all__ = ["LocalRecommender", "RoundError", "Scorer", "Served", "Store", "StoreError", "serving_broadcast"]
+__all__ = [
+    "Entry",
+    "LocalRecommender",
+    "RoundError",
+    "Scorer",
+    "Served",
+    "Stated",
+    "Store",
+    "StoreError",
+    "serving_broadcast",
+]
 
 _HOMES = {
+    "Entry": "journal",
+    "Stated": "journal",
     "LocalRecommender": "serving",
     "RoundError": "rounds",
     "Scorer": "scorer",

@@ -14,13 +14,17 @@ from typing import Any, Self
 
 from perfedrec.core.errors import DataError
 from perfedrec.runtimes.node.database import Database, StoreError
+from perfedrec.runtimes.node.journal import Journal
+from perfedrec.runtimes.node.rules import RuleBook
 
 
 class NodeFile:
-    """A node's file that is open. Close it after use, or open it in a ``with`` statement."""
+    """A node's file that is open, with its ``journal`` and its owner's ``rules``. Close it after use, or open it in a
+    ``with`` statement."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.journal, self.rules = Journal(database), RuleBook(database)
         with database.reading() as db:
             query = "SELECT secret, catalogue, integers, encoding, scrubbing FROM node"
             row = db.execute(query).fetchone()

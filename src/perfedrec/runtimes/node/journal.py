@@ -6,9 +6,10 @@ have, and a process that is killed between the two has told more than it has sen
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from perfedrec.runtimes.node.database import Database
 
 
 @dataclass(frozen=True)
-class Protection:
+class Stated:
     """The protection of an answer: the name of the ``profile`` that describes it, and what it guarantees, as an exact
     ``statement`` in plain words."""
 
@@ -32,11 +33,11 @@ class Entry:
     there is none); ``stage`` is the last stage of a secure sum that was answered. ``sent`` and ``received`` are bytes.
     ``users`` of this node, by their keys in the file, each with an epsilon so far or ``None``, are in it, ``count`` in
     number; and ``others`` is the number of other nodes in the same sum (0: the coordinator sees this node's part alone;
-    ``None``: not known, or there is no sum). Epsilon holds ``against`` somebody. ``refused`` is why nothing was
-    answered.
+    ``None``: not known, or there is no sum). Epsilon is that after this answer, and holds ``against`` somebody.
+    ``refused`` is why nothing was answered.
     """
 
-    phase: str
+    phase: str | None
     coordinator: str | None = None
     run: str | None = None
     round: int | None = None
@@ -46,12 +47,12 @@ class Entry:
     count: int | None = None
     users: Mapping[int, float | None] = field(default_factory=dict)
     others: int | None = None
-    protection: Protection | None = None
+    protection: Stated | None = None
     against: str | None = None
     refused: str | None = None
 
 
-PLAIN = ("coordinator", "run", "phase", "round", "stage", "sent", "received", "others", "against", "refused")
+PLAIN = ("coordinator", "run", "phase", "round", "stage", "others", "against", "refused")
 """The fields of an entry that are stored as they are."""
 
 
@@ -66,27 +67,61 @@ class Journal:
 
         A refusal that repeats the last entry is counted there (``times``) instead.
         """
-        largest = max((each for each in entry.users.values() if each is not None), default=None)
         with self._database.writing() as db:
             if entry.refused is not None:
                 query = "SELECT entry, coordinator, run, phase, round, refused FROM journal ORDER BY entry DESC LIMIT 1"
                 last = db.execute(query).fetchone()
                 if last and last[1:] == (entry.coordinator, entry.run, entry.phase, entry.round, entry.refused):
-                    put = "UPDATE journal SET times = times + 1, received = received + ? WHERE entry = ?"
-                    db.execute(put, (entry.received, last[0]))
+                    self.repeat(last[0], entry.sent, entry.received)
                     return int(last[0])
-            about = {name: getattr(entry, name) for name in PLAIN}
-            about |= {"time": int(time.time()), "users": entry.count, "epsilon": largest}
-            about["protection"] = None if entry.protection is None else self._number_of(db, entry.protection)
-            columns, places = ", ".join(about), ", ".join(f":{name}" for name in about)
-            put = f"INSERT INTO journal (times, {columns}) VALUES (1, {places}) RETURNING entry"
-            (number,) = db.execute(put, about).fetchone()
-            put = "INSERT INTO journal_users SELECT user, ?, ? FROM users WHERE user = ?"
-            db.executemany(put, [(number, epsilon, user) for user, epsilon in entry.users.items()])
+            put = "INSERT INTO journal (time, times, phase, sent, received) VALUES (?, 1, '', 0, 0) RETURNING entry"
+            (number,) = db.execute(put, (int(time.time()),)).fetchone()
+            self.extend(number, entry)
         return int(number)
 
+    def extend(self, number: int, entry: Entry) -> None:
+        """Add to an entry what a later stage of the same answer tells: its bytes are added, and its other fields
+        replace those so far."""
+        largest = max((each for each in entry.users.values() if each is not None), default=None)
+        with self._database.writing() as db:
+            about = {name: getattr(entry, name) for name in PLAIN}
+            about |= {"users": entry.count, "epsilon": largest}
+            about["protection"] = None if entry.protection is None else self._number_of(db, entry.protection)
+            columns = ", ".join(f"{name} = coalesce(:{name}, {name})" for name in about)
+            put = f"UPDATE journal SET {columns}, sent = sent + :sent, received = received + :received WHERE entry = :n"
+            db.execute(put, {**about, "sent": entry.sent, "received": entry.received, "n": number})
+            put = "INSERT INTO journal_users SELECT user, ?, ? FROM users WHERE user = ?"
+            db.executemany(put, [(number, epsilon, user) for user, epsilon in entry.users.items()])
+
+    def repeat(self, number: int, sent: int, received: int) -> None:
+        """Count an answer, or a refusal, that was sent again: it tells nothing new."""
+        with self._database.writing() as db:
+            put = "UPDATE journal SET times = times + 1, sent = sent + ?, received = received + ? WHERE entry = ?"
+            db.execute(put, (sent, received, number))
+
+    def latest(self, run: str, phase: str, round: int) -> int | None:
+        """The number of the newest entry about an answer to a round."""
+        query = """
+            SELECT max(entry) FROM journal WHERE run = ? AND phase = ? AND round = ? AND refused IS NULL
+        """
+        with self._database.reading() as db:
+            found: int | None = db.execute(query, (run, phase, round)).fetchone()[0]
+        return found
+
+    def answers(self, run: str, users: Iterable[int]) -> dict[int, dict[str, int]]:
+        """By key, for each of the ``users`` of whom something was sent in a run: how many answers, by phase."""
+        query = """
+            SELECT user, phase, count(*) FROM journal_users JOIN journal USING (entry)
+            WHERE user IN (SELECT value FROM json_each(?)) AND run = ? GROUP BY user, phase
+        """
+        found: dict[int, dict[str, int]] = {}
+        with self._database.reading() as db:
+            for user, phase, count in db.execute(query, (json.dumps(list(users)), run)):
+                found.setdefault(user, {})[phase] = count
+        return found
+
     @staticmethod
-    def _number_of(db: sqlite3.Connection, protection: Protection) -> int:
+    def _number_of(db: sqlite3.Connection, protection: Stated) -> int:
         """The number of a protection, which is stored once for all answers that had it."""
         known = protection.profile, protection.statement
         db.execute("INSERT OR IGNORE INTO protections (profile, statement) VALUES (?, ?)", known)

@@ -13,8 +13,6 @@ from perfedrec.core.errors import DataError
 from perfedrec.nn.inference import Floats, Ints, Model
 from perfedrec.runtimes.node.database import Database
 from perfedrec.runtimes.node.details import ItemDetails
-from perfedrec.runtimes.node.journal import Journal
-from perfedrec.runtimes.node.rules import RuleBook
 from perfedrec.runtimes.node.scorer import Scorer, Stored
 
 if TYPE_CHECKING:
@@ -22,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class OwnedFile(Scorer):
-    """A node's file with the lists of its users, the details of items, the ``journal`` and the owner's ``rules``."""
+    """A node's file with the lists of its users and the ``details`` of items."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
-        self.details, self.journal, self.rules = ItemDetails(database), Journal(database), RuleBook(database)
+        self.details = ItemDetails(database)
 
     # --- items ---
 

@@ -93,8 +93,9 @@ class RoundStore(UserStore):
         ``hold_out`` users hold items out of a run that is new to the node. Client states of earlier runs are deleted,
         unless the model of their run is served.
 
-        Raises :class:`RoundError` for a run that this node has left for another one, and for a run that began with
-        another ``configuration``: the privacy budget is counted for a run as a whole.
+        Raises :class:`RoundError` for a run that this node has left for another one or because its owner left the
+        federation, and for a run that began with another ``configuration``: the privacy budget is counted for a run as
+        a whole.
         """
         digest = None if configuration is None else hashlib.sha256(configuration.encode()).digest()
         with self._database.writing() as db:
@@ -114,6 +115,7 @@ class RoundStore(UserStore):
                 )
                 if db.execute("SELECT configuration FROM runs WHERE number = ?", row).fetchone()[0] != digest:
                     raise RoundError(f"run {run} began with another configuration; expected that one, or a new name")
+            self._check_here(db, run, row[0])
         return self._use_run(algorithm, run, row[0], seed)
 
     def _use_run(
@@ -128,6 +130,12 @@ class RoundStore(UserStore):
         own = self.seed_of(run) if seed is None else seed
         self._joined = JoinedRun(algorithm, run, number, own, served)
         return own
+
+    @staticmethod
+    def _check_here(db: sqlite3.Connection, run: str, number: int) -> None:
+        """Raise :class:`RoundError` for a run during which the node's owner has left the federation."""
+        if db.execute("SELECT gone FROM runs WHERE number = ?", (number,)).fetchone()[0]:
+            raise RoundError(f"this node's owner has left the federation during run {run}; expected a new run")
 
     @staticmethod
     def _delete_old_states(db: sqlite3.Connection) -> None:
@@ -311,6 +319,7 @@ class RoundStore(UserStore):
         """
         joined, digest = self._run(), hashlib.sha256(request).digest()
         with self._database.writing() as db:
+            self._check_here(db, joined.run, joined.number)
             row = db.execute("SELECT round, request, reply FROM runs WHERE number = ?", (joined.number,)).fetchone()
             last, asked, reply = row
             if number < last:

@@ -26,8 +26,9 @@ class Rules:
 
     @property
     def profiles(self) -> tuple[str, ...]:
-        """The profiles that a run has to satisfy, all of them."""
-        return tuple(dict.fromkeys(each for each in (self.require, self.started) if each)) or (REQUIRED,)
+        """The profiles that a run has to satisfy, all of them; "none" asks for nothing."""
+        chosen = tuple(dict.fromkeys(each for each in (self.require, self.started) if each)) or (REQUIRED,)
+        return tuple(each for each in chosen if each != "none") or ("none",)
 
     @property
     def absence(self) -> str | None:

@@ -158,6 +158,11 @@ class UserStore(NodeFile):
         with self._database.reading() as db:
             return dict(db.execute("SELECT id, coalesce(identity, -user) FROM users ORDER BY user").fetchall())
 
+    def keys_of(self, users: Tensor) -> list[int]:
+        """The keys of ``users`` [B] in the file, by identity."""
+        with self._database.reading() as db:
+            return [key for key, _ in self._find_users(db, users)]
+
     # --- the users as a population ---
 
     @property
