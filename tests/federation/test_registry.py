@@ -20,7 +20,7 @@ from perfedrec.cli import app
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.data import Catalogue
 from perfedrec.federation import coordinator
-from perfedrec.federation.model_file import read_model
+from perfedrec.federation.model_file import read_model, shared_model
 from perfedrec.federation.registry import Registry
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runtimes.node import Store
@@ -74,8 +74,9 @@ def test_versions_have_the_accuracy_and_privacy_of_their_runs(
 
 
 def test_promote_and_roll_back(registry: Registry, runs: Callable[[str], Path]) -> None:
-    with pytest.raises(ConfigError, match="none was promoted, and none before it"):
+    with pytest.raises(ConfigError, match="no version was promoted; expected two promotions or more"):
         registry.roll_back()
+    assert not registry.path.exists()
     for name in ("a", "b", "c"):
         registry.add(runs(name))
     before = {number: files(registry.folder(number)) for number in (1, 2, 3)}
@@ -96,6 +97,7 @@ def test_promote_and_roll_back(registry: Registry, runs: Callable[[str], Path]) 
 def test_unknown_and_damaged_versions_are_not_promoted(registry: Registry, runs: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match="has no version 1; expected perfedrec models add RUN first"):
         registry.promote(1)
+    assert not registry.path.exists()
     for name in ("a", "b"):
         registry.add(runs(name))
     registry.promote(1)
@@ -143,6 +145,8 @@ def test_what_is_interrupted_has_happened_or_has_not(
     registry.add(runs("a"))
     registry.promote(1)
     run, seen, call, killed = runs("b"), set[tuple[int, int, int]](), 0, True
+    model = shared_model(run, None)
+    monkeypatch.setattr("perfedrec.federation.registry.shared_model", lambda run, data: model)  # read once
     while killed:
         again = Registry(Path(shutil.copytree(registry.path, tmp_path / f"copy {call}", symlinks=True)))
         with monkeypatch.context() as patch:
@@ -155,7 +159,7 @@ def test_what_is_interrupted_has_happened_or_has_not(
                 call += 1
         state = len(again.versions()), again.promoted or 0, int(served(again).name)
         seen.add(state)
-        assert read_model(again.path / "served.model").round == 3
+        again.check(again.version(state[2]))
         assert again.add(run).number == 2
         again.promote(2)
         assert (again.promoted, served(again)) == (2, again.folder(2))
@@ -211,6 +215,9 @@ def test_a_node_takes_the_promoted_model_as_a_file(
 ) -> None:
     """From the command line, which says what it has done; a registry that does not exist is made."""
     words = ["--registry", str(registry.path)]
+    nothing = runner.invoke(app, ["models", "list", *words])
+    assert (nothing.exit_code, nothing.stderr.count("\n")) == (2, 1)
+    assert "there is no registry of models; expected perfedrec models add RUN first" in nothing.stderr
     for name in ("a", "b"):
         added = runner.invoke(app, ["models", "add", str(runs(name)), *words])
         assert added.exit_code == 0, added.output

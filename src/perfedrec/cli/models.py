@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from perfedrec.cli.common import AsJson, Moved, console, one_line
+from perfedrec.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from perfedrec.federation.registry import Version
@@ -32,6 +33,8 @@ def models_list(registry: Folder = REGISTRY, as_json: AsJson = False) -> None:
     with one_line():
         from perfedrec.federation.registry import Registry
 
+        if not registry.exists():
+            raise ConfigError(f"{registry}: there is no registry of models; expected perfedrec models add RUN first")
         opened = Registry(registry)
         found, promoted = opened.versions(), opened.promoted
         if as_json:

@@ -179,8 +179,9 @@ class Registry:
 
     def promote(self, number: int) -> Version:
         """Let nodes get a version from now on. Raises :class:`CheckpointError` where it is damaged."""
+        version = self.version(number)
         with self._locked():
-            version, index = self.version(number), self._index()
+            index = self._index()
             self.check(version)
             if index["promoted"][-1:] != [number]:
                 self._write_index(index | {"promoted": [*index["promoted"], number]})
@@ -190,11 +191,13 @@ class Registry:
     def roll_back(self) -> Version:
         """Let nodes get the version again that was promoted before the present one. Raises :class:`ConfigError` where
         there is none, and :class:`CheckpointError` where it is damaged."""
+        if self.promoted is None:
+            raise ConfigError(f"{self.path}: no version was promoted; expected two promotions or more")
         with self._locked():
             index = self._index()
             if len(index["promoted"]) < 2:
-                now = f"version {index['promoted'][0]} was" if index["promoted"] else "none was"
-                raise ConfigError(f"{self.path}: {now} promoted, and none before it; expected two promotions or more")
+                now = f"version {index['promoted'][0]} was promoted, and none before it"
+                raise ConfigError(f"{self.path}: {now}; expected two promotions or more")
             version = self.version(index["promoted"][-2])
             self.check(version)
             self._write_index(index | {"promoted": index["promoted"][:-1]})

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import expect
 from tests.federation.test_metrics import as_samples, page, samples
 from tests.ports import reserved_port
 from tests.runtimes.flower import crew
@@ -416,9 +417,10 @@ def as_written(fed: Federation, shown: Mapping[str, float]) -> None:
     assert began < found["last_round_timestamp_seconds"] < time.time()
 
 
-def test_a_third_of_the_nodes_is_killed_in_each_stage_of_secure_aggregation(tmp_path: Path) -> None:
+def test_a_third_of_the_nodes_is_killed_in_each_stage_of_secure_aggregation(tmp_path: Path, browser: Any) -> None:
     """Of seven nodes two are killed, then one of five, of four and of three: as many as may drop out. What is opened is
-    the sum of what the other nodes add, word for word. A node that is killed in the last stage is in the sum."""
+    the sum of what the other nodes add, word for word. A node that is killed in the last stage is in the sum. The
+    operator sees on the page of the coordinator which nodes are gone."""
     dead = {1: ("keys", {0, 1}), 2: ("shares", {2}), 3: ("masked", {3}), 4: ("unmask", {4})}
     parts = local.parted(open_data(DataSettings(path=PATH)).train, 7)
     there = set(range(len(parts)))
@@ -429,8 +431,13 @@ def test_a_third_of_the_nodes_is_killed_in_each_stage_of_secure_aggregation(tmp_
             faults = {each: f"killed in {stage}" for each, (stage, nodes) in dead.items() if number in nodes}
             fed.node(f"n{number}", faults)
         rounds = len(dead) + 1 - len(fed.config.build().phases)
-        fed.coordinator(faults={1: "not waiting"}, rounds=rounds, **{"min-nodes": len(parts)})
-        assert fed.ends("coordinator") == 0, fed.output()
+        terms = {"min-nodes": len(parts), "page-port": reserved_port()}
+        fed.coordinator(faults={1: "not waiting", len(dead): "held"}, rounds=rounds, **terms)
+        with operators_page(fed, browser, terms["page-port"]) as (states, alerts):
+            assert states() == {"here": {"n4", "n5", "n6"}, "away": {"n0", "n1", "n2"}, "missed": {"n3"}}
+            assert {f"NodeAway n{number} is not connected." for number in range(3)} <= alerts()
+            fed.go(len(dead))
+            assert fed.ends("coordinator") == 0, fed.output()
         for each in range(len(dead) + 1):
             stage, nodes = dead.get(each, ("", set()))
             adding = there if stage == "unmask" else there - nodes
@@ -442,6 +449,32 @@ def test_a_third_of_the_nodes_is_killed_in_each_stage_of_secure_aggregation(tmp_
             there -= nodes
         assert {each["reason"] for each in fed.rejections} <= {"late", "away", "code 5"}
         fed.kept()
+
+
+@contextmanager
+def operators_page(fed: Federation, browser: Any, port: int) -> Iterator[Any]:
+    """The page beside a coordinator that is held before its last round, opened with the operator's token: functions
+    that give the nodes by state, and the alerts. The page ends with the coordinator."""
+    fed.says("run/metrics.jsonl", '"round": 3,')
+    assert "token=" not in (fed.folder / "serve.txt").read_text()  # which others may read
+    context = browser.new_context()
+    context.set_default_timeout(0)
+    tab = context.new_page()
+    tab.goto(f"http://127.0.0.1:{port}/enter")
+    tab.get_by_label("Token").fill((fed.folder / "operator.token").read_text().strip())
+    tab.get_by_role("button").click()
+    expect(tab.locator("progress")).to_have_attribute("value", "4", timeout=1000 * crew.LONG)
+
+    def states() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for each in tab.locator("#nodes tbody tr").all():
+            name = each.locator("th").inner_text().split("\n")[0].strip()
+            found.setdefault(each.locator(".state").inner_text(), set()).add(name)
+        return found
+
+    yield states, lambda: {" ".join(each.split()) for each in tab.locator(".alerts li").all_inner_texts()}
+    tab.wait_for_selector("#lost", state="visible")
+    context.close()
 
 
 def test_a_certificate_is_renewed_and_a_key_replaced_during_a_run(tmp_path: Path) -> None:
