@@ -32,7 +32,7 @@ def real_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium. While it is open, a loop of asyncio runs in this thread, so that other tests could run none."""
+    """Headless Chromium. While it is open, a loop of asyncio runs in this thread, and other tests could run none."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         if os.environ.get("CI"):
