@@ -41,6 +41,8 @@ WORKS: list[str] = [
     "node receive --store {here}/guest.node --model {here}/model",
     "node import {here}/mine.csv --store {here}/guest.node --skip-unknown",
     "node recommend --store {here}/guest.node --user bob",
+    "node lists --store {here}/guest.node --output {here}/all.parquet",
+    "node vectors --store {here}/guest.node --output {here}/vectors",
     "node forget --store {here}/home.node --user ann",
     "federation watch --help",
     "config list",

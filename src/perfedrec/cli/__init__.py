@@ -25,6 +25,7 @@ from perfedrec.cli import (
     federation,
     models,
     node,
+    node_bulk,
     node_serve,
     pages,
     privacy,
@@ -138,6 +139,8 @@ federation.app.command("watch")(watching.watch)
 federation.app.command("page")(watching.page)
 node.app.command("serve")(node_serve.serve)
 node.app.command("app")(pages.app)
+node.app.command("lists")(node_bulk.lists)
+node.app.command("vectors")(node_bulk.vectors)
 for name, group in (
     ("data", data.app),
     ("privacy", privacy.app),

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from perfedrec.core.errors import ConfigError, DataError, check_length
 from perfedrec.nn.inference import Floats, Ints, User
 from perfedrec.runtimes.node.owned import OwnedFile
-from perfedrec.runtimes.node.scorer import Stored
+from perfedrec.runtimes.node.scorer import Stored, best
 
 if TYPE_CHECKING:
     from perfedrec.data.details import Details
@@ -113,8 +112,7 @@ class Node:
             scores[others] = -np.inf
         scores[hidden] = -np.inf
         scores[self._file.dismissed_numbers(found.stored.key)] = -np.inf
-        rows = self._file.listed(user, scores, found.parts, k)
-        items = self._file.numbers([row["item"] for row in rows])
+        items, rows = self._file.listed(user, scores, found.parts, k)
         rows = [row | more for row, more in zip(rows, self._file.details.of(items.tolist()), strict=True)]
         return self._with_reasons(found, items, rows) if why else rows
 
@@ -126,8 +124,7 @@ class Node:
         vectors = self._item_vectors()
         likeness = vectors @ vectors[number]
         likeness[number] = -np.inf
-        best = np.argsort(-likeness, kind="stable")[: min(k, likeness.size - 1)]
-        return self._rows(best, likeness)
+        return self._rows(best(likeness, k)[:k], likeness)
 
     def popular(self, k: int = 20) -> list[dict[str, Any]]:
         """The ``k`` items with which most users of the federation have interacted, as far as the served model knows:
@@ -135,10 +132,10 @@ class Node:
         as the score."""
         check_length(k)
         counts = self._file.popularity()
-        return self._rows(np.argsort(-counts, kind="stable")[:k], counts)
+        return self._rows(best(counts, k)[:k], counts)
 
-    def _rows(self, items: NDArray[np.intp], scores: Floats) -> list[dict[str, Any]]:
-        ids, details = self._file.ids(items.astype(np.int64)), self._file.details.of(items.tolist())
+    def _rows(self, items: Ints, scores: Floats) -> list[dict[str, Any]]:
+        ids, details = self._file.ids(items), self._file.details.of(items.tolist())
         return [
             {"item": item, "rank": rank, "score": float(scores[number]), **more}
             for rank, (item, number, more) in enumerate(zip(ids, items.tolist(), details, strict=True), start=1)

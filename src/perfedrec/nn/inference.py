@@ -281,8 +281,8 @@ class User:
         if not self.model.options.mixed:
             return {"global": self._by_vectors(self.model.items[self.own], None)}
         found = self._mixture()
-        total = np.sum([each.scores() for each in found.values()], axis=0, dtype=np.float32)
-        return found if np.ptp(total) else self._mixture(equal=True)
+        known = any((each.fixed[0] if each.fixed else each.weight * each.user).any() for each in found.values())
+        return found if known else self._mixture(equal=True)
 
     def _by_vectors(self, rows: Floats, group: int | None) -> Mixed:
         """A model that scores by the user's vector, made with the ``rows`` [r, d] of the user's items."""
@@ -384,13 +384,13 @@ class User:
 
 def by_table(user: User) -> dict[int, tuple[Floats, Floats]]:
     """The tables [m, d] by which a user's items are scored, each with the vector [d] whose products with its rows are
-    its part in the scores; by the identity of the table. A list of the neighbourhood service is no such table."""
+    its part in the scores; by the identity of the table. The vector is 0 where a list of the neighbourhood service
+    takes the place of the table."""
     found: dict[int, tuple[Floats, Floats]] = {}
     for each in user.models.values():
-        if not each.fixed:
-            vector = each.weight * each.user
-            place = id(each.items)
-            found[place] = each.items, found[place][1] + vector if place in found else vector
+        vector = np.zeros_like(each.user) if each.fixed else each.weight * each.user
+        place = id(each.items)
+        found[place] = each.items, found[place][1] + vector if place in found else vector
     return found
 
 

@@ -169,7 +169,7 @@ def test_equal_scores_come_in_the_order_of_ids(dataset: Dataset, tmp_path: Path)
                 ranked = scorer.ranked(user, scores.numpy(), k)
                 assert scorer.ids(ranked) == [row["item"] for row in rows[:k]]
             other = np.arange(scores.numel(), dtype=np.float32) % 4
-            listed = scorer.listed(user, scores.numpy(), {"global": other}, 150)
+            _, listed = scorer.listed(user, scores.numpy(), {"global": other}, 150)
             alone = scorer.ranked(user, np.where(scores > -np.inf, other, np.float32(-np.inf)), 150)
             places = {item: place for place, item in enumerate(scorer.ids(alone))}
             assert [row["moved"] for row in listed] == [places[row["item"]] - row["rank"] + 1 for row in listed]

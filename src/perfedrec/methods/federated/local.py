@@ -131,7 +131,8 @@ def autograd_steps(task: LocalTask) -> LocalResult:
             )
         parameters = now.detached()
         loss, objective = task.objective(parameters)
-        gradients = torch.autograd.grad(objective.sum(), parameters.leaves())
+        # Where no client of the block has an item, rows have no part in the objective: their gradients are 0.
+        gradients = torch.autograd.grad(objective.sum(), parameters.leaves(), materialize_grads=True)
         step, first, second, steps = adam(
             gradients[0], first, second, steps, settings.user_learning_rate, (0.9, 0.999), 1e-8
         )

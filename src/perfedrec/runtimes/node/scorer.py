@@ -46,6 +46,15 @@ class Stored:
     model: Model | None = field(compare=False)
 
 
+def best(scores: Floats, k: int) -> Ints:
+    """The items with the ``k`` best ``scores`` [m] above minus infinity, best first, and all others that are as good as
+    the last one. Equal ones come by number. It takes a fifth of the time of sorting all items."""
+    items = np.flatnonzero(scores > -np.inf)
+    if k < items.size:
+        items = items[scores[items] >= np.partition(scores[items], -k)[-k]]
+    return items[np.argsort(-scores[items], kind="stable")]
+
+
 class Scorer(NodeFile):
     """Scores for the users of a node's file, one at a time. The served model is read once for all of them, and again
     when the node has received another one."""
@@ -166,10 +175,7 @@ class Scorer(NodeFile):
     def ranked(self, user_id: str, scores: Floats, k: int) -> Ints:
         """The ``k`` best of the items that can be recommended, best first. Equal scores come in the order of
         :class:`perfedrec.evaluation.order.RandomOrder`."""
-        items = np.flatnonzero(scores > -np.inf)
-        if k < items.size:  # all that are as good as the last one stay, until their order is known
-            items = items[scores[items] >= np.partition(scores[items], -k)[-k]]
-        order = items[np.argsort(-scores[items], kind="stable")]
+        order = best(scores, k)
         values = scores[order]
         same = values[1:] == values[:-1]
         if same.any():
@@ -179,7 +185,7 @@ class Scorer(NodeFile):
 
     def _places(self, user_id: str, scores: Floats, items: Ints) -> Ints:
         """How many items come before each of ``items`` in the list of all items that :meth:`ranked` makes."""
-        ordered = np.sort(scores)
+        ordered = np.sort(scores[scores >= scores[items].min(initial=np.inf)])
         better = ordered.size - np.searchsorted(ordered, scores[items], side="right")
         equal = ordered.size - np.searchsorted(ordered, scores[items], side="left") - better
         within = np.zeros(scores.size, dtype=np.int64)
@@ -197,10 +203,13 @@ class Scorer(NodeFile):
     def recommend(self, user_id: str, k: int) -> list[dict[str, Any]] | None:
         """The rows of :meth:`listed`; ``None`` where :meth:`scores` needs torch."""
         found = self.scores(user_id)
-        return None if found is None else self.listed(user_id, *found, k)
+        return None if found is None else self.listed(user_id, *found, k)[1]
 
-    def listed(self, user_id: str, scores: Floats, parts: Mapping[str, Floats], k: int) -> list[dict[str, Any]]:
-        """The rows of :func:`perfedrec.evaluation.lists.explained`, as plain values."""
+    def listed(
+        self, user_id: str, scores: Floats, parts: Mapping[str, Floats], k: int
+    ) -> tuple[Ints, list[dict[str, Any]]]:
+        """The items of a list, by number, and the rows of :func:`perfedrec.evaluation.lists.explained` as plain
+        values."""
         items = self.ranked(user_id, scores, k)
         moved = np.zeros(items.size, dtype=np.int64)
         if parts["global"].any():
@@ -213,4 +222,4 @@ class Scorer(NodeFile):
             **{name: values[items].tolist() for name, values in parts.items()},
             "moved": moved.tolist(),
         }
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return items, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
