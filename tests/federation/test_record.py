@@ -73,6 +73,16 @@ def test_a_run_from_waiting_to_its_begin(tmp_path: Path) -> None:
     record.begin()
     assert told[-1].startswith("run mine continues after round 7/20: perfedrec_pp, 20 rounds of training")
 
+    record.run.progress.done = record.run.progress.total
+    summary: Any = SimpleNamespace(valid={"recall@20": 0.25}, best_round=18, nodes_with_model=["n0"])
+    record.end(summary)
+    best = "run mine has ended after round 20/20: best round 18, validation recall@20 0.2500; "
+    assert told[-1] == f"{best}1 of 1 nodes have its model"
+    assert (status(folder)["state"], status(folder)["why"]) == ("finished", "")
+    record.end(summary, "1 of 1 nodes have version 3 of models, which is promoted")
+    assert told[-1] == f"{best}1 of 1 nodes have version 3 of models, which is promoted"
+    assert status(folder)["why"] == "1 of 1 nodes have version 3 of models, which is promoted"
+
 
 @pytest.mark.parametrize(
     ("error", "state", "why"),

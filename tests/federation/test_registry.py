@@ -252,7 +252,7 @@ def test_nodes_get_the_promoted_version_at_the_end_of_a_run(
         registry.add(runs(name))
     if promoted is not None:
         registry.promote(promoted)
-    told, given = list[str](), list[Any]()
+    given = list[Any]()
 
     def own(state: Any) -> list[int]:
         given.append("own")
@@ -265,8 +265,9 @@ def test_nodes_get_the_promoted_version_at_the_end_of_a_run(
     run: Any = SimpleNamespace(
         setup=SimpleNamespace(run="b"), best=None, selection=SimpleNamespace(best_round=registry.version(2).round)
     )
-    asking: Any = SimpleNamespace(hand_out=own, hand_out_other=other)
-    took = coordinator._hand_out(run, asking, registry, promote, told.append)
+    directory = SimpleNamespace(hosts={5: None, 6: None, 7: None})
+    asking: Any = SimpleNamespace(hand_out=own, hand_out_other=other, directory=directory)
+    took, instead = coordinator._hand_out(run, asking, registry, promote)
     assert given == [asked]
     assert took == ([5, 6] if asked == "own" else [])
-    assert told == ([] if asked == "own" else [f"2 nodes have version 1 of {registry.path}, which is promoted"])
+    assert instead == ("" if asked == "own" else f"2 of 3 nodes have version 1 of {registry.path}, which is promoted")

@@ -187,11 +187,11 @@ def serve(
                 run.begin(coordinator, directory.identities)
                 _play(run, coordinator, watch, reporter, record, caught)
                 test = run.test(coordinator, names, tell)
-                took = _hand_out(run, coordinator, models, given.promote, tell)
+                took, instead = _hand_out(run, coordinator, models, given.promote)
                 summary = run.finish([names.get(node, str(node)) for node in took], sizes=sizes, test=test)
                 if models is not None:
                     _add(models, given, tell)
-                record.end(summary)
+                record.end(summary, instead)
             return summary
 
 
@@ -393,23 +393,22 @@ def _play(
 
 
 def _hand_out(
-    run: FederatedRun, coordinator: Coordinator, models: Registry | None, promote: bool, tell: Tell
-) -> list[int]:
+    run: FederatedRun, coordinator: Coordinator, models: Registry | None, promote: bool
+) -> tuple[list[int], str]:
     """Give the nodes the model of the run or, where another version is promoted, that one; returns the nodes that have
-    the model of the run."""
+    the model of the run, and in a few words what they have instead."""
     promoted = None if models is None or promote else models.promoted
     if models is None or promoted is None:
-        return coordinator.hand_out(run.best)
+        return coordinator.hand_out(run.best), ""
     version = models.version(promoted)
     if (version.run, version.round) == (run.setup.run, run.selection.best_round):
-        return coordinator.hand_out(run.best)
+        return coordinator.hand_out(run.best), ""
     model, users, setup = models.model(promoted)
+    called = f"version {promoted} of {models.path}, which is promoted"
     if needs_service(model.algorithm):
-        tell(f"nodes keep the model that they have: version {promoted} of {models.path} can be given as a file alone")
-        return []
+        return [], f"nodes keep the model that they have, because {called}, can be given as a file alone"
     took = coordinator.hand_out_other(model.algorithm, model.state, users, setup)
-    tell(f"{len(took)} nodes have version {promoted} of {models.path}, which is promoted")
-    return []
+    return [], f"{len(took)} of {len(coordinator.directory.hosts) if coordinator.directory else 0} nodes have {called}"
 
 
 def _add(models: Registry, given: Deployment, tell: Tell) -> None:

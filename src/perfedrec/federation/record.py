@@ -73,17 +73,14 @@ class Record:
         self.protection = self._claim()
         self.write("running")
 
-    def end(self, summary: Summary) -> None:
-        """The run has ended as planned."""
-        metric = self.run.config.run.select_by
-        best = (
-            f"best round {summary.best_round}, validation {metric} {summary.valid[metric]:.4f}; "
-            if summary.valid
-            else ""
-        )
-        having = f"{len(summary.nodes_with_model or ())} of {len(self._hosts)} nodes have its model"
+    def end(self, summary: Summary, instead: str = "") -> None:
+        """The run has ended as planned. ``instead`` says which model nodes have where it is not that of the run."""
+        metric, best = self.run.config.run.select_by, ""
+        if summary.valid:
+            best = f"best round {summary.best_round}, validation {metric} {summary.valid[metric]:.4f}; "
+        having = instead or f"{len(summary.nodes_with_model or ())} of {len(self._hosts)} nodes have its model"
         self.tell(f"run {self.run.setup.run} has ended after {self.run.progress.place}: {best}{having}")
-        self.write("finished")
+        self.write("finished", instead)
 
     @contextmanager
     def to_the_end(self) -> Iterator[None]:
