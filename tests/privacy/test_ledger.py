@@ -3,6 +3,7 @@
 from math import exp, inf, log1p, sqrt
 
 import dp_accounting as dp
+import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
@@ -286,6 +287,40 @@ def test_noise_for_small_deltas() -> None:
             account(sampled(multiplier, rate, 200), delta) <= 8 < account(sampled(multiplier / 1.003, rate, 200), delta)
         )
         found.append(multiplier)
+
+
+@given(
+    falls=st.lists(st.sampled_from([0.0, 1e-9, 0.002, 0.01, 0.5, 7.0]), min_size=1, max_size=80),
+    unknown=st.integers(0, 90),
+    limit=st.floats(0.01, 50),
+)
+def test_the_first_power_that_is_enough_is_found(falls: list[float], unknown: int, limit: float) -> None:
+    """Whatever epsilon does between two powers, as long as it falls; and where it is infinite for little noise."""
+    values = [exp(each) for each in np.cumsum(falls[::-1])[::-1] - 5]
+    values[:unknown] = [inf] * min(unknown, len(values))
+    low, asked = 1000, list[int]()
+
+    def epsilon(power: int) -> float:
+        asked.append(power)
+        return values[power - low]
+
+    last = low + len(values) - 1
+    assert accounting._first(low, last, epsilon, limit) == next(
+        (power for power in range(low, last) if values[power - low] <= limit), last
+    )
+    assert len(asked) == len(set(asked))
+
+
+def test_few_powers_are_asked_for_where_epsilon_falls_smoothly() -> None:
+    """Near 2 / noise + 1 / noise**2 it is 3 at noise 1; of 4,000 powers a bisection asks for 12."""
+    asked = list[float]()
+
+    def epsilon(power: int) -> float:
+        asked.append(noise := 1.002**power)
+        return 2 / noise + noise**-2
+
+    assert accounting._first(-2000, 2000, epsilon, 3.0) == 0
+    assert len(asked) <= 9
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ slope s between 0 and the sampling rate. A smaller slope is smaller in convex or
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -345,20 +344,42 @@ def poisson_multiplier(epsilon: float, delta: float, rate: float, times: int) ->
     if rate == 1:
         return most
     low, high = (ceil(log(each) / log(STEP)) for each in (_least(epsilon, delta, rate), most))
-    enough = _first(low, high, lambda power: _rdp_epsilon(event(power), delta) <= epsilon)
-    found = _first(low, enough, lambda power: by_pld(power) <= epsilon)
+    enough = _first(low, high, lambda power: _rdp_epsilon(event(power), delta), epsilon)
+    found = _first(low, enough, by_pld, epsilon)
     _check_agreement(by_pld(found), _rdp_epsilon(event(found), delta), times, f"noise {STEP**found:.3g}")
     return float(min(most, STEP**found))
 
 
-def _first(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The first number from ``low`` on that fits, if all above it do too; ``high`` counts as one that fits. It is
-    sought from above, because the less noise there is, the longer an accountant takes."""
-    step = 16
-    while high - step > low and fits(high - step):
-        high, step = high - step, 2 * step
-    low = max(low, high - step)
-    return low + bisect_left(range(low, high), True, key=fits)
+def _first(low: int, high: int, epsilon: Callable[[int], float], limit: float) -> int:
+    """The first power from ``low`` on whose ``epsilon`` is at most the ``limit``, where epsilon falls from power to
+    power; ``high`` counts as one.
+
+    An accountant takes seconds, so that few powers are asked for: the logarithm of epsilon is nearly a line, and the
+    two powers that came nearest say where it meets the limit. Where it would be beyond what is left, the step into what
+    is left is doubled. The search begins above, because the less noise there is, the longer an accountant takes.
+    """
+    known, power, step = dict[int, float](), high, 1
+    while low < high:
+        found = epsilon(power)
+        if 0 < found < inf:
+            known[power] = log(found / limit)
+        low, high = (low, min(power, high)) if found <= limit or power == high else (power + 1, high)
+        guess = _root(known, (low + high) // 2)
+        least, most = low + step - 1, high - step
+        power = min(max(guess, least), most) if least <= most else (low + high) // 2
+        step = 1 if power == guess else 2 * step
+    return high
+
+
+def _root(known: Mapping[int, float], otherwise: int) -> int:
+    """The power at which a line through the two smallest logarithms is 0. One alone is taken to fall as 1 / noise."""
+    near = sorted(known, key=lambda power: abs(known[power]))[:2]
+    if not near:
+        return otherwise
+    slope = -log(STEP)
+    if len(near) == 2 and known[near[0]] != known[near[1]]:
+        slope = (known[near[0]] - known[near[1]]) / (near[0] - near[1])
+    return ceil(near[0] - known[near[0]] / slope)
 
 
 def _least(epsilon: float, delta: float, rate: float) -> float:
