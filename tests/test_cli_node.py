@@ -118,6 +118,53 @@ def test_numbers_of_users_can_be_given(model: Path, tmp_path: Path) -> None:
     assert "identity 11 of user 'bob' is another user's" in taken.stderr
 
 
+def test_what_an_owner_sees_and_decides(model: Path, tmp_path: Path) -> None:
+    home, items = tmp_path / "home.node", load(DATA).train.item_ids.tolist()
+    cli("node", "init", "--store", home, "--model", model)
+    cli("node", "add", "ann", *items[:4], "--store", home)
+    (tmp_path / "shop.csv").write_text(f"item;title;kind\n{items[0]};Tea, green;drink\n900;Gin;drink\n")
+    said = cli("node", "catalogue", tmp_path / "shop.csv", "--store", home).stdout
+    assert said.startswith("1 item described: 2 titles, 0 pictures, and kind; 1 item is not in the catalogue")
+    assert "Tea, green" in cli("node", "items", "--store", home, "--user", "ann").stdout
+    assert (
+        cli("node", "remove", "ann", *items[1:3], items[9], "--store", home).stdout == "2 interactions of ann deleted\n"
+    )
+    assert cli("node", "dismiss", "ann", items[5], "--store", home).stdout == "1 item not recommended any more to ann\n"
+    assert cli("node", "dismiss", "ann", items[5], items[6], "--undo", "--store", home).stdout.startswith(
+        "1 item recomm"
+    )
+    cli("node", "dismiss", "ann", items[7], "--store", home)
+    found = json.loads(cli("node", "items", "--store", home, "--user", "ann", "--json").stdout)
+    assert [[row["item"] for row in found[name]] for name in ("items", "dismissed")] == [
+        [items[0], items[3]],
+        [items[7]],
+    ]
+
+    assert "nothing has left this node" in cli("node", "privacy", "--store", home).stdout
+    assert json.loads(cli("node", "privacy", "--store", home, "--json").stdout)["journal"] == []
+    for name in ("ann.json", "ann.csv"):
+        cli("node", "export-user", "--store", home, "--user", "ann", "--output", tmp_path / name)
+    everything = json.loads((tmp_path / "ann.json").read_text())
+    assert (everything["items"], everything["identity"]) == (found["items"], None)
+    assert (tmp_path / "ann.csv").read_text() == f'user,item,title\nann,{items[0]},"Tea, green"\nann,{items[3]},\n'
+    assert cli("node", "import", tmp_path / "ann.csv", "--store", home).stdout.startswith("0 new interactions")
+
+    assert "profile secure (the usual" in cli("node", "rules", "--store", home).stdout
+    assert (
+        "profile private (these rules say so)" in cli("node", "rules", "--store", home, "--require", "private").stdout
+    )
+    assert "is paused" in cli("node", "rules", "--store", home, "--pause").stdout
+    assert "takes part\n" in cli("node", "rules", "--store", home, "--resume", "--require", "usual").stdout
+    assert "has left" in cli("node", "rules", "--store", home, "--leave").stdout
+    came_back = json.loads(cli("node", "rules", "--store", home, "--come-back", "--json").stdout)
+    assert came_back == {"require": ["secure"], "chosen": None, "paused": False, "left": False}
+    gone = cli("node", "forget", "--store", home, "--user", "ann").stdout
+    assert gone.splitlines() == [
+        f"nothing about ann is left in {home}",
+        "As far as the journal goes back, nothing of this user is in any sum.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -132,6 +179,16 @@ def test_numbers_of_users_can_be_given(model: Path, tmp_path: Path) -> None:
         (("import", "{file}", "--store", "{home}"), "1 of 2 interactions are with items that are not in the catalogue"),
         (("import", "nowhere.csv", "--store", "{home}"), "no such file"),
         (("add", "ann", "gin", "--store", "{home}"), "unknown item 'gin'"),
+        (("remove", "ann", "gin", "--store", "{home}"), "unknown item 'gin'"),
+        (("dismiss", "bob", "1", "--store", "{home}"), "unknown user 'bob'"),
+        (("items", "--user", "bob", "--store", "{home}"), "unknown user 'bob'"),
+        (("catalogue", "nowhere.csv", "--store", "{home}"), "no such file"),
+        (("privacy", "--user", "bob", "--store", "{home}"), "unknown user 'bob'"),
+        (("privacy", "--limit", "0", "--store", "{home}"), "expected 1 or more"),
+        (("rules", "--require", "strong", "--store", "{home}"), "expected one of none, paper, private, secure"),
+        (("rules", "--leave", "--come-back", "--store", "{home}"), "expected one of them"),
+        (("export-user", "--user", "ann", "--store", "{home}", "--output", "{new}"), "ends in .json or .csv"),
+        (("export-user", "--user", "bob", "--store", "{home}", "--output", "{folder}/b.csv"), "unknown user 'bob'"),
         (("recommend", "--store", "{home}", "--user", "ann", "--k", "0"), "expected 1 or more"),
         (("recommend", "--store", "{home}", "--user", "bob"), "unknown user 'bob'"),
         (("export", "--run", "nowhere", "--output", "{new}"), "nowhere"),

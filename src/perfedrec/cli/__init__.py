@@ -27,6 +27,7 @@ from perfedrec.cli import (
     node,
     node_bulk,
     node_serve,
+    owner,
     pages,
     privacy,
     processes,
@@ -134,6 +135,12 @@ for command in (
     app.command()(command)
 app.command()(federation.serve)
 app.command()(pages.tour)
+node.app.command("items")(owner.items)
+node.app.command("remove")(owner.remove)
+node.app.command("dismiss")(owner.dismiss)
+node.app.command("export-user")(owner.export_user)
+node.app.command("privacy")(owner.privacy)
+node.app.command("rules")(owner.rules)
 node.app.command("run")(processes.run)
 federation.app.command("watch")(watching.watch)
 federation.app.command("page")(watching.page)

@@ -121,6 +121,7 @@ def node_catalogue(
     [bold]perfedrec node catalogue movies.csv --store home.node[/bold]
     """
     with one_line():
+        from perfedrec.data import counted
         from perfedrec.data.details import read_details
         from perfedrec.federation.owner import Node
 
@@ -129,9 +130,10 @@ def node_catalogue(
             known, others = node.describe(found)
         titles, pictures = (sum(map(bool, each)) for each in zip(*((x.title, x.picture) for x in found), strict=True))
         named = list(dict.fromkeys(name for each in found for name in each.attributes))
-        about = f"{titles:,} titles, {pictures:,} pictures" + (f", and {', '.join(named)}" if named else "")
-        left = f"; {others:,} items that are not in the catalogue are left out" if others else ""
-        console.print(f"{known:,} items described: {about}{left}", soft_wrap=True, highlight=False)
+        about = f"{counted(titles, 'title')}, {counted(pictures, 'picture')}"
+        about += f", and {', '.join(named)}" if named else ""
+        left = f"; {counted(others, 'item')} {'is' if others == 1 else 'are'} not in the catalogue and left out"
+        console.print(f"{counted(known, 'item')} described: {about}{left if others else ''}", soft_wrap=True)
 
 
 @app.command("recommend")
@@ -164,10 +166,10 @@ def node_status(store: StoreFile, as_json: AsJson = False) -> None:
     """
     with one_line():
         from perfedrec.cli.data import flat
-        from perfedrec.runtimes.node import Store
+        from perfedrec.federation.owner import Node
 
-        with Store.open(store) as opened:
-            found = opened.status()
+        with Node.open(store) as node:
+            found = node.status()
         if as_json:
             print(json.dumps(found))
             return
@@ -184,11 +186,12 @@ def node_forget(store: StoreFile, user: User) -> None:
     [bold]perfedrec node forget --store home.node --user ann[/bold]
     """
     with one_line():
-        from perfedrec.runtimes.node import Store
+        from perfedrec.federation.owner import Node
 
-        with Store.open(store) as opened:
-            opened.forget(user)
+        with Node.open(store) as node:
+            stays = node.forget(user)
         console.print(f"nothing about {user} is left in {store}", soft_wrap=True)
+        console.print(stays, soft_wrap=True, highlight=False)
 
 
 @app.command("export")

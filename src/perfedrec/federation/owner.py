@@ -285,12 +285,14 @@ class Node:
             "journal": self.journal(user),
         }
 
-    def forget(self, user: str) -> None:
-        """Delete everything that is stored about a user, and overwrite the deleted data. What the user has added to
-        sums that were opened before stays in them: no node can take it out."""
+    def forget(self, user: str) -> str:
+        """Delete everything that is stored about a user, and overwrite the deleted data. Returns, in words, what stays
+        elsewhere: what the user has added to sums that were opened is in them, and no node can take it out."""
+        known, (answers, runs) = self._file.identity(user) >= 0, self._file.journal.shared(user)
         self._file.forget(user)
         with self._lock:
             self._kept.pop(user, None)
+        return stays(known, answers, runs)
 
     # --- the federation ---
 
@@ -314,12 +316,15 @@ class Node:
         return self._file.journal.read(user, limit, before)
 
     def privacy(self) -> dict[str, Any]:
-        """What has left this node, in all and for each run, with epsilon so far and against whom."""
+        """What has left this node: ``answers``, ``refusals``, and bytes ``sent`` and ``received``, in all and for each
+        of the ``runs``, newest first, with ``coordinator``, ``first`` and ``last`` (seconds since 1970), and the
+        largest ``epsilon`` of a user so far ``against`` whom (``None`` where something in the run has no guarantee)."""
         return self._file.journal.totals()
 
     def rules(self) -> dict[str, Any]:
-        """The rules of this node's owner: ``require`` (the profiles that a run has to satisfy), ``chosen`` (the one
-        that the owner has chosen, or ``None``), ``paused`` and ``left``."""
+        """The rules of this node's owner: ``require`` (the profiles that a run has to satisfy, all of them: that of the
+        rules, and that with which ``node run`` was last started), ``chosen`` (that of the rules, or ``None``),
+        ``paused`` and ``left``."""
         found = self._file.rules.read()
         return {
             "require": list(found.profiles),
@@ -359,3 +364,17 @@ class Node:
     def status(self) -> dict[str, Any]:
         """What is in the file, in figures: see ``perfedrec node status``."""
         return self._file.status()
+
+
+def stays(known: bool, answers: int, runs: list[str]) -> str:
+    """What stays of a user who is forgotten: whether a federation has known the user by a number, and in how many
+    answers of this node, in which runs, something of the user was."""
+    number = " The federation knew this user by a number, for which this node answers no more." if known else ""
+    if not answers:
+        return f"As far as the journal goes back, nothing of this user is in any sum.{number}"
+    many = "1 answer" if answers == 1 else f"{answers} answers"
+    return (
+        f"{many} of this node in {', '.join(runs)} had a part of this user: it stays in the sums that were made of "
+        "them, and in the models that were trained from these. Nobody can take it out. Copies and backups of the file "
+        f"stay as well. The journal keeps these answers, without a word about whose parts were in them.{number}"
+    )

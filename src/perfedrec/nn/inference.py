@@ -489,5 +489,5 @@ def _unfinished(vectors: Floats, units: Floats, gradient: Floats) -> Floats:
 
 
 def _sigmoid(x: Floats) -> Floats:
-    values: Floats = np.reciprocal(np.exp(-x) + np.float32(1))
+    values: Floats = np.reciprocal(np.exp(np.minimum(-x, np.float32(88))) + np.float32(1))  # larger ones overflow
     return values

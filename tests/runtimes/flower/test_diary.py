@@ -21,11 +21,11 @@ from perfedrec.privacy.ledger import gaussian_epsilon
 from perfedrec.privacy.statement import AGAINST, PUBLIC, RECEIVED
 from perfedrec.runtimes.evaluation import Question
 from perfedrec.runtimes.flower import NodeApp, Owner
-from perfedrec.runtimes.flower.diary import JOIN, MODEL, REPEATED, SUM, size
+from perfedrec.runtimes.flower.diary import REPEATED, size
 from perfedrec.runtimes.flower.node_loop import answer
 from perfedrec.runtimes.flower.secagg import STAGES
 from perfedrec.runtimes.node import Store
-from perfedrec.runtimes.node.journal import Journal
+from perfedrec.runtimes.node.journal import JOIN, MODEL, SUM, Journal
 
 SECURE: dict[str, Any] = {"aggregation": "secure", "norm": "l2", "clip": 0.5, "min_clients": 3, "min_contributors": 2}
 HOLDS_OUT = '[evaluation]\nhold_out = "leave-one-out"\n'

@@ -18,10 +18,7 @@ from perfedrec.privacy.statement import AGAINST, accountable, so_far, statement
 from perfedrec.runtimes.flower.codec import UploadError
 from perfedrec.runtimes.flower.secure_sum import RECORD
 from perfedrec.runtimes.node import Entry, Stated, Store, StoreError
-
-JOIN, MODEL, TABLE, SUM = "who takes part", "model", "table of items", "secure sum"
-"""Phases of the journal that no method has: a node tells its users' numbers, receives a model, and orders a table; and
-a secure sum before the node knows what it is for."""
+from perfedrec.runtimes.node.journal import SUM
 
 REPEATED = "The node has given the answer to this round that it gave before: it tells nothing new."
 """The statement of a secure sum in which an earlier answer is used again."""

@@ -37,12 +37,13 @@ from perfedrec.runtimes.flower.codec import (
     reply,
     unpack,
 )
-from perfedrec.runtimes.flower.diary import JOIN, MODEL, TABLE, Diary, Draft, Owner
+from perfedrec.runtimes.flower.diary import Diary, Draft, Owner
 from perfedrec.runtimes.flower.node_loop import Activity
 from perfedrec.runtimes.flower.sealing import Bundle
 from perfedrec.runtimes.flower.secagg import STAGES
 from perfedrec.runtimes.flower.secure_sum import RECORD, Stages
 from perfedrec.runtimes.node import Store
+from perfedrec.runtimes.node.journal import JOIN, MODEL, TABLE
 
 
 class NodeApp:

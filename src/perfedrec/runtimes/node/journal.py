@@ -15,6 +15,10 @@ from typing import Any
 
 from perfedrec.runtimes.node.database import Database
 
+JOIN, MODEL, TABLE, SUM = "who takes part", "model", "table of items", "secure sum"
+"""Phases of the journal that no method has: a node tells its users' numbers, receives a model, and orders a table; and
+a secure sum before the node knows what it is for."""
+
 
 @dataclass(frozen=True)
 class Stated:
@@ -82,7 +86,8 @@ class Journal:
     def extend(self, number: int, entry: Entry) -> None:
         """Add to an entry what a later stage of the same answer tells: its bytes are added, and its other fields
         replace those so far."""
-        largest = max((each for each in entry.users.values() if each is not None), default=None)
+        found = list(entry.users.values())
+        largest = max(each or 0.0 for each in found) if found and None not in found else None
         with self._database.writing() as db:
             about = {name: getattr(entry, name) for name in PLAIN}
             about |= {"users": entry.count, "epsilon": largest}
@@ -151,17 +156,34 @@ class Journal:
         return [_plain(*row) for row in rows]
 
     def totals(self) -> dict[str, Any]:
-        """What has left the node, in all and for each run."""
-        query = """
-            SELECT run, min(time), max(time), sum(refused IS NULL), sum(iif(refused IS NULL, 0, times)), sum(sent),
-                sum(received), max(epsilon), max(against)
+        """What has left the node, in all and for each run, newest first.
+
+        Epsilon is the largest one of a user, and ``None`` where something in the run has no guarantee.
+        """
+        query = f"""
+            SELECT run, max(coordinator), min(time), max(time), sum(refused IS NULL),
+                sum(iif(refused IS NULL, 0, times)), sum(sent), sum(received),
+                iif(sum(users > 0 AND epsilon IS NULL AND phase <> '{JOIN}') > 0, NULL, max(epsilon)),
+                max(against)
             FROM journal GROUP BY run ORDER BY max(entry) DESC
         """
-        names = ("run", "first", "last", "answers", "refusals", "sent", "received", "epsilon", "against")
+        names = ("run", "coordinator", "first", "last", "answers", "refusals", "sent", "received", "epsilon", "against")
         with self._database.reading() as db:
             runs = [dict(zip(names, row, strict=True)) for row in db.execute(query)]
+        for each in runs:
+            each["against"] = each["against"] if each["epsilon"] is not None else None
         sums = {name: sum(each[name] for each in runs) for name in ("answers", "refusals", "sent", "received")}
         return {**sums, "runs": runs}
+
+    def shared(self, user_id: str) -> tuple[int, list[str]]:
+        """How many answers have something of a user in them, and in which runs; who takes part does not count."""
+        query = """
+            SELECT run, count(*) FROM journal_users AS own JOIN journal USING (entry)
+            JOIN users ON users.user = own.user WHERE id = ? AND phase <> ? GROUP BY run ORDER BY max(entry)
+        """
+        with self._database.reading() as db:
+            found = db.execute(query, (user_id, JOIN)).fetchall()
+        return sum(count for _, count in found), [run for run, _ in found if run]
 
 
 def _plain(*row: Any) -> dict[str, Any]:
