@@ -41,11 +41,21 @@ def test_pages_use_every_text() -> None:
     """Keys that are put together begin with one of the words of the second line."""
     files = [*(ROOM / "templates").glob("*.j2"), *ROOM.glob("*.py")]
     source = " ".join(file.read_text(encoding="utf-8") for file in files)
-    families = ("format.", "phase.", "model.", "done.", "frame.for_you", "frame.have", "frame.left", "frame.rules")
+    families = (
+        "format.",
+        "phase.",
+        "refused.",
+        "model.",
+        "done.",
+        "frame.for_you",
+        "frame.have",
+        "frame.left",
+        "frame.rules",
+    )
     families += tuple(f"rules.{name}" for name in node_pages.PROFILES)
     families += tuple(f"left.{name}" for name in ("coordinator", "run", "phase", "stage", "users"))
     for key in flat(texts("en").table):
-        key = re.sub(r"\.(one|other)$", "", key) if not key.startswith(("phase", "model")) else key
+        key = re.sub(r"\.(one|other)$", "", key) if not key.startswith(("phase", "model", "refused")) else key
         assert key.startswith(families) or re.search(rf"['\"]{re.escape(key)}['\"]", source), key
     for key in re.findall(r"\bt\(\s*f?['\"]([\w.]+)['\"][,)]", source):
         assert texts("en").has(key), key

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from perfedrec.core.algorithm import EVALUATE, TRAIN
+from perfedrec.methods.federated import phases as phases_module
+from perfedrec.runtimes.node import journal as names_of
 from perfedrec.web import views
 from perfedrec.web.language import texts
 
@@ -76,7 +79,7 @@ def test_entries_of_a_day_run_and_phase_stand_together() -> None:
     rows = [
         entry(5, 50, others=5),
         entry(4, 40, phase="evaluate"),
-        entry(3, 30, refused="privacy.rank is 0", sent=0, times=4),
+        entry(3, 30, refused="policy: privacy.rank is 0", sent=0, times=4),
         entry(2, 20, epsilon=1.25, against="the coordinator"),
         entry(1, 10, phase="mine", others=None),
     ]
@@ -92,16 +95,28 @@ def test_entries_of_a_day_run_and_phase_stand_together() -> None:
     assert [row["round"] for row in train["rows"]] == ["5", "2"]
     assert train["first"] == 2
     assert evaluate["title"] == "Helped to measure how good the lists are"
-    assert (refused["title"], refused["words"], refused["times"]) == ("Refused to answer", "privacy.rank is 0", 4)
+    assert (refused["title"], refused["times"]) == ("Refused to answer", 4)
+    assert refused["words"] == "It asked for more than the rules of this device allow."
+    assert dict(refused["facts"])["exact reason"] == "policy: privacy.rank is 0"
     assert own["title"] == "Answered a question of the federation: mine"
     assert own["words"].endswith("How many other devices were in the sum is not known here.")
     assert own["statement"] == "secure: only sums"
     (first, second) = (views.journal([row], EN)[0]["words"] for row in (entry(1, 1, others=1), entry(1, 1, others=0)))
     assert "numbers of 1 other device before" in first
     assert "Not mixed" in second
+    joined = views.journal([entry(1, 1, phase="who takes part", stage=None, others=None)], EN)[0]
+    assert (joined["title"], joined["words"]) == ("Said how many people take part here", "1 kB left, 2.5 kB came in.")
+    assert views.journal([entry(1, 1, refused="code 7: lost")], EN)[0]["words"] == EN("refused.other")
     facts = dict(views.journal([rows[3]], EN)[0]["facts"])
     assert facts["epsilon so far"] == "1.25 against the coordinator"
     assert facts["people of this device in it"] == "2"
+
+
+def test_every_phase_that_a_node_of_this_package_answers_has_words() -> None:
+    phases = [phases_module.DEGREES, phases_module.SPECTRAL, phases_module.SIZES, phases_module.CLUSTERS]
+    names = [each.name for each in (*phases, phases_module.JOIN, TRAIN, EVALUATE)]
+    for name in (*names, names_of.JOIN, names_of.MODEL, names_of.TABLE, names_of.SUM):
+        assert EN.has(f"phase.{name}"), name
 
 
 def test_totals_add_up_and_claim_a_limit_only_where_every_run_has_one() -> None:

@@ -24,6 +24,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from perfedrec.core.errors import ConfigError, DataError, PerfedrecError
+from perfedrec.runtimes.node.journal import JOIN
 from perfedrec.web import views
 from perfedrec.web.imports import import_files
 from perfedrec.web.language import LANGUAGES, chosen, texts
@@ -305,7 +306,8 @@ class NodePages:
         user = self._user(request)
         if user is None or user not in self.node.users():
             return RedirectResponse("/", 303)
-        shown = {"count": len(self.node.items_of(user)), "sent": bool(self.node.journal(user, limit=1))}
+        sent = any(row["phase"] != JOIN for row in self.node.journal(user))
+        shown = {"count": len(self.node.items_of(user)), "sent": sent}
         return self._page(request, "forget.html.j2", view="/rules", user=user, **shown)
 
     def _texts(self, request: Request) -> Any:

@@ -136,7 +136,7 @@ def _group(rows: list[Row], t: Texts) -> dict[str, Any]:
         "clock": " – ".join(dict.fromkeys(times)),
         "title": t("left.said_refused") if refused else t(f"phase.{phase if known else 'other'}", phase=phase),
         "refused": refused,
-        "words": refused or f"{went} {_mixed(rows, t)}",
+        "words": _refusal(str(refused), t) if refused else f"{went} {_mixed(rows, t)}".strip(),
         "times": sum(row.get("times") or 1 for row in rows),
         "statement": statement(newest),
         "facts": [(name, value) for name, value in _facts(newest, t) if value],
@@ -144,9 +144,17 @@ def _group(rows: list[Row], t: Texts) -> dict[str, Any]:
     }
 
 
+def _refusal(reason: str, t: Texts) -> str:
+    """Why nothing was answered, in plain words."""
+    kind = reason.partition(":")[0]
+    return t(f"refused.{kind if t.has(f'refused.{kind}') else 'other'}")
+
+
 def _mixed(rows: list[Row], t: Texts) -> str:
-    """With how many other devices the answers were summed."""
+    """With how many other devices the answers were summed; empty where there was no sum."""
     found = [row.get("others") for row in rows]
+    if all(row.get("others") is None and row.get("stage") is None for row in rows):
+        return ""
     counts = [each for each in found if each is not None]
     if len(counts) < len(found):
         return t("left.unknown_others")
@@ -174,6 +182,8 @@ def _facts(row: Row, t: Texts) -> Iterable[tuple[str, str]]:
         yield t(f"left.{name}"), _shown(row.get(name), t) if row.get(name) is not None else ""
     if row.get("epsilon") is not None:
         yield t("left.epsilon_so_far"), t("left.against", epsilon=row["epsilon"], who=row.get("against") or "?")
+    if row.get("refused"):
+        yield t("left.reason"), str(row["refused"])
 
 
 def _shown(value: Any, t: Texts) -> str:

@@ -61,10 +61,15 @@ document.addEventListener("drop", event => {
 // A page that grows by itself is loaded again while somebody looks at it.
 setInterval(async () => {
   const main = document.querySelector("main[data-refresh]");
-  if (!main || document.hidden || main.contains(document.activeElement) && document.activeElement.closest("summary, form")) return;
+  if (!main || document.hidden || document.activeElement.closest("main form")) return;
   try {
     const answer = await fetch(location.href, { credentials: "same-origin" });
     const page = new DOMParser().parseFromString(await answer.clone().text(), "text/html").querySelector("main");
-    if (answer.ok && page && page.dataset.refresh !== main.dataset.refresh && main.isConnected) await show(answer);
+    if (answer.ok && page && page.dataset.refresh !== main.dataset.refresh && main.isConnected) {
+      const at = document.activeElement.closest("details[id]");
+      await show(answer);
+      const again = at && document.getElementById(at.id);
+      if (again) again.querySelector("summary").focus({ preventScroll: true });
+    }
   } catch { /* the server has ended: what is shown stays */ }
 }, 2000);
