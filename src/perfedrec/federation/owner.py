@@ -373,8 +373,9 @@ def stays(known: bool, answers: int, runs: list[str]) -> str:
     if not answers:
         return f"As far as the journal goes back, nothing of this user is in any sum.{number}"
     many = "1 answer" if answers == 1 else f"{answers} answers"
+    where = f"the run{'s' if len(runs) > 1 else ''} {', '.join(runs)}"
     return (
-        f"{many} of this node in {', '.join(runs)} had a part of this user: it stays in the sums that were made of "
+        f"{many} of this node in {where} had a part of this user: it stays in the sums that were made of "
         "them, and in the models that were trained from these. Nobody can take it out. Copies and backups of the file "
         f"stay as well. The journal keeps these answers, without a word about whose parts were in them.{number}"
     )

@@ -27,6 +27,9 @@ MODELS = ("local", "cluster", "global", "pretrained", "neighbourhood")
 UNTRAINED = ("pretrained", "neighbourhood")
 """As in :mod:`perfedrec.methods.federated.personal`."""
 
+LEAST = np.float32(1e-12)
+"""The least weight of a model before it counts as 0."""
+
 
 class UnsupportedError(Exception):
     """This user cannot be scored here: torch has to do it."""
@@ -336,6 +339,7 @@ class User:
             scales = {name: scale / scales[ready[0]] for name, scale in scales.items()}
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
+        shares[shares <= 2 * LEAST] = 0  # no weight at all
         return {name: np.float32(share * scales[name]) for name, share in zip(names, shares, strict=True)}
 
     def _listed(self, weight: np.float32 | None, target: np.float32, scales: Mapping[str, np.float32]) -> Floats | None:
@@ -471,7 +475,7 @@ def _normal(key: np.uint64, n: int) -> Floats:
 
 
 def _logits(weights: NDArray[Any]) -> Floats:
-    logits: Floats = np.log(np.maximum(weights, np.float32(1e-12)))
+    logits: Floats = np.log(np.maximum(weights, LEAST))
     return logits
 
 

@@ -27,6 +27,7 @@ from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.methods.federated.gpfedrec import GPFedRec
 from perfedrec.methods.federated.perfedrec import PerFedRec
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.nn.inference import Client, Model, User
 from perfedrec.runtimes.node import LocalRecommender, Scorer, Store, StoreError, serving_broadcast
 from perfedrec.runtimes.simulator import Simulator
 
@@ -255,3 +256,45 @@ def test_recommending_does_not_load_torch(dataset: Dataset, tmp_path: Path) -> N
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_where_the_models_that_count_know_nothing_all_are_mixed() -> None:
+    """The neighbourhood model has all of the weight, and its row of the user's only item is zero."""
+    options = InferenceOptions(
+        mixed=True,
+        encoder="none",
+        n_layers=0,
+        neighbours=False,
+        chooses_cluster=False,
+        starts_itself=False,
+        cosine=False,
+        embedding_dim=2,
+        init_scale=0.1,
+        finetune_rounds=0,
+        local_steps=1,
+        learning_rate=1.0,
+        user_learning_rate=0.1,
+        n_negatives=None,
+        temperature=1.0,
+        leave_one_out=False,
+        l2=0.0,
+        weights=(0.0, 0.0, 0.0, 0.0, 1.0),
+    )
+    items = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
+    low_rank = np.array([[0.0], [1.0], [2.0]], dtype=np.float32)
+    shared = {"items": items, "degrees": np.ones(3, dtype=np.int64), "low_rank": low_rank}
+    model = Model(options, shared, {"trained": True})
+    zero = np.zeros(2, dtype=np.float32)
+    weights = np.log(np.maximum(np.array(options.weights, dtype=np.float32), np.float32(1e-12)))
+
+    def user(own: int) -> User:
+        client = Client(np.array([3, 1], dtype=np.float32), zero, zero, 1, np.zeros((1, 2), dtype=np.float32), weights)
+        return User(model, np.array([own]), {"groups": np.array([0])}, client)
+
+    scores, parts = user(1).scores()  # the neighbourhood model knows item 1
+    assert abs(parts["global"]).max() < 1e-9
+    assert scores.argmax() == 2
+    scores, parts = user(0).scores()
+    expected = items @ np.array([3, 1]) / 4  # local, cluster and global model are alike, and the fourth says nothing
+    np.testing.assert_allclose(parts["global"], expected, rtol=1e-5)
+    np.testing.assert_allclose(scores, 3 * expected, rtol=1e-5)
