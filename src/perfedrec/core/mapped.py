@@ -10,14 +10,16 @@ import mmap
 import os
 import tempfile
 import warnings
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from perfedrec.core.errors import ConfigError
+
+if TYPE_CHECKING:  # reading data does not wait for torch
+    import torch
+    from torch import Tensor
 
 IN_MEMORY = 1 << 27
 """Bytes up to which an array is in memory."""
@@ -46,6 +48,8 @@ def empty(size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 def as_tensor(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     """A tensor of an ``array``, which it shares where that is in the memory of the ``device``. It must not be written:
     the array may be read-only."""
+    import torch
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.as_tensor(array, device=device)

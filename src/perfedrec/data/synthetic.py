@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from perfedrec.core import mapped
@@ -100,6 +99,8 @@ def _in_blocks(tastes: _Tastes, wanted: Ints, offsets: Ints, seed: int) -> tuple
         users = slice(first, min(first + USERS_AT_ONCE, wanted.size))
         rows, rng = slice(offsets[users.start], offsets[users.stop]), np.random.default_rng([seed, first])
         items[rows], times[rows] = tastes.draw(users, wanted[users], rng)
+
+    import torch  # whose threads the user has chosen; nothing else in this room needs it
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(draw, range(0, wanted.size, USERS_AT_ONCE)))
