@@ -14,7 +14,6 @@ from rich.table import Table
 
 from perfedrec.cli.common import AsJson, console, one_line
 from perfedrec.core.errors import ConfigError
-from perfedrec.runtimes.node.rules import REQUIRED
 
 StoreFile = Annotated[Path, typer.Option("--store", help="the node's file")]
 User = Annotated[str, typer.Option("--user", help="id of a user")]
@@ -26,7 +25,7 @@ WHAT = {
     "table of items": "ordered a table of items",
     "secure sum": "exchanged keys for a secure sum",
     "train": "a round of training",
-    "evaluate": "how well lists are",
+    "evaluate": "how well lists rank",
     "degrees": "how often each item occurs",
     "spectral": "a pass before training",
     "sizes": "sizes of clusters",
@@ -70,7 +69,8 @@ def _print_journal(rows: Sequence[Mapping[str, Any]], title: str) -> None:
             number = f"{found['profile']} [{statements.setdefault(key, len(statements) + 1)}]"
         what = WHAT.get(row["phase"], f"phase {row['phase']}")
         if row["refused"] is not None:
-            what = f"refused: {row['refused']}"
+            after = "" if row["stage"] is None else f"{what}, after stage {row['stage']} "
+            what = f"{after}refused: {row['refused']}"
         what += f" ({row['times']} times)" if row["times"] > 1 else ""
         table.add_row(
             datetime.fromtimestamp(row["time"]).strftime("%Y-%m-%d %H:%M:%S"),
@@ -137,6 +137,8 @@ def rules(
 
 
 def _rules(found: Mapping[str, Any]) -> list[str]:
+    from perfedrec.runtimes.node.rules import REQUIRED
+
     names, why = found["require"], "these rules say so"
     if found["chosen"] is None:
         why = "the usual, because the rules say nothing" if names == [REQUIRED] else "node run was started like that"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from tests.parity.deployment import Deployment
 from tests.parity.federation import N_USERS, settings
 
@@ -203,6 +203,12 @@ def test_refusals_are_in_the_journal(tmp_path: Path) -> None:
     assert (entry["coordinator"], entry["run"], entry["phase"], entry["times"]) == ("here:1", "a run", "join", 3)
     assert (entry["sent"], entry["users"], entry["protection"]) == (0, None, None)
     assert given.nodes[101].journal.totals()["refusals"] == 3
+    record = {**last.message.content["setup"], "run": "x" * 9000}
+    strange = RecordDict({**last.message.content, "setup": ConfigRecord(record)})
+    message = Message(strange, dst_node_id=101, message_type="train")
+    message.metadata.__dict__["_message_id"] = message.object_id
+    assert given.apps[101](message, given.grid.contexts[101]).has_error()
+    assert len(journal(given.nodes[101])[-1]["run"]) == 500
 
 
 def test_a_secure_sum_that_a_node_refuses_is_one_entry(secure: Secure) -> None:

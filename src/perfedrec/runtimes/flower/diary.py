@@ -23,6 +23,9 @@ from perfedrec.runtimes.node.journal import SUM
 REPEATED = "The node has given the answer to this round that it gave before: it tells nothing new."
 """The statement of a secure sum in which an earlier answer is used again."""
 
+LONGEST = 500
+"""The most characters of what another machine writes that come into the journal."""
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -68,9 +71,9 @@ class Draft:
         setup, task = (records.get(name, ConfigRecord()) for name in ("setup", "task"))
         run, number = setup.get("run"), task.get("round")
         return Draft(
-            phase=phase or str(task.get("phase", "")),
+            phase=phase or str(task.get("phase", ""))[:LONGEST],
             received=size(message.content),
-            run=run if isinstance(run, str) else None,
+            run=run[:LONGEST] if isinstance(run, str) else None,
             round=number if isinstance(number, int) else None,
             stage=stage,
             secure=stage is not None,
@@ -141,7 +144,7 @@ class Diary:
         known, reason = isinstance(error, PerfedrecError), getattr(error, "reason", "failed")
         why = f"{reason}: {error}" if known else f"failed: {type(error).__name__}: {error}"
         number, about = self._number_of(message), replace(draft, users=None, said=None, repeated=False, stage=None)
-        entry = replace(self._entry(about, 0, SUM if number is None else None), refused=why)
+        entry = replace(self._entry(about, 0, SUM if number is None else None), refused=why[:LONGEST])
         if number is None:
             self.store.journal.write(entry)
         else:
