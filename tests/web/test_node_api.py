@@ -129,6 +129,17 @@ def test_any_id_can_stand_in_a_path(asking: httpx.Client, node: Node, name: str)
     assert asking.delete(f"/users/{quoted(user)}/interactions/{quoted(name)}").json() == {"changed": 1}
 
 
+def test_a_user_can_be_exported_and_forgotten(asking: httpx.Client, node: Node) -> None:
+    asking.post("/users/eve/interactions", json={"items": ["i0"]})
+    assert asking.get("/users").json() == {"users": node.users()}
+    found = asking.get("/users/eve").json()
+    assert (found["user"], [each["item"] for each in found["items"]]) == ("eve", ["i0"])
+    assert asking.delete("/users/eve").json() == {"users": ["eve"]}
+    assert "eve" not in asking.get("/users").json()["users"]
+    assert asking.get("/users/eve").status_code == 404
+    assert ids(asking.get("/popular", params={"k": 4})) == [each["item"] for each in node.popular(4)]
+
+
 def test_items_have_what_the_catalogue_knows(asking: httpx.Client, node: Node) -> None:
     given = Details("a/b", "A star", ("image/png", PIXEL), {"genres": "war, love"})
     node._file.describe([given])
@@ -257,7 +268,7 @@ def test_no_question_gives_a_server_error_and_every_answer_is_as_described(askin
     config = SchemathesisConfig(seed=1)
     schema = schemathesis.openapi.from_url(f"{asking.base_url}/openapi.json", config=config)
     operations = [each.ok() for each in schema.get_all_operations()]
-    assert len(operations) == 14
+    assert len(operations) == 18
     rules = settings(
         max_examples=EXAMPLES,
         database=None,

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from perfedrec.cli.common import console, one_line
 from perfedrec.cli.node import StoreFile
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, PerfedrecError
+
+if TYPE_CHECKING:
+    from perfedrec import Node
 
 PORT = 8100
 """Where the interface is found, unless another place is chosen."""
+
+
+def _warm(node: Node) -> None:
+    """Read the model before the first question comes, which would wait for it: up to a second."""
+    if users := node.users():
+        with suppress(PerfedrecError):  # there is no model yet
+            node.recommend(users[0], 1)
 
 
 def serve(
@@ -52,6 +63,7 @@ def serve(
             Node.open(store) as node,
             listening(PORT if port is None else port, unix) as listener,
         ):
+            _warm(node)
             console.print(f"{store}: answers at {listener.address}; Ctrl-C ends it", soft_wrap=True, highlight=False)
             if access is not None:
                 where = f"token: {access.token}" if token_file is None else f"token: in {token_file}"

@@ -75,6 +75,12 @@ class Items(Record):
     items: list[Item]
 
 
+class Users(Record):
+    """Ids of users."""
+
+    users: list[str]
+
+
 class GivenItems(Record):
     """Ids of items."""
 

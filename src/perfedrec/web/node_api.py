@@ -36,6 +36,7 @@ from perfedrec.web.api_records import (
     Recommendations,
     Recommended,
     SearchQuestion,
+    Users,
 )
 from perfedrec.web.guard import Access, Guard
 from perfedrec.web.request_metrics import Measured
@@ -122,6 +123,11 @@ def _about_lists(node: Node) -> APIRouter:
         """What stands in an address has at most 64 KiB; what stands in the body can have the ids of many items."""
         return listed(user, asked, asked.among if "among" in asked.model_fields_set else None)
 
+    @routes.get("/popular", response_model=RankedItems, summary="What most users of the federation have")
+    def popular(asked: Annotated[Question, Query()]) -> Response:
+        """For somebody of whom nothing is known. The score is the number of users."""
+        return _items(node.popular(asked.k))
+
     @routes.get("/items/{item:id}/similar", response_model=RankedItems, summary="Items like an item")
     def similar(item: ItemId, asked: Annotated[Question, Query()]) -> Response:
         return _items(node.similar(item, asked.k))
@@ -130,8 +136,24 @@ def _about_lists(node: Node) -> APIRouter:
 
 
 def _about_users(node: Node) -> APIRouter:
-    """The questions about what users have and have dismissed."""
+    """The questions about users, and about what they have and have dismissed."""
     routes = APIRouter(responses=_problems(*_PROBLEMS))
+
+    @routes.get("/users", response_model=Users, summary="The users of this node")
+    def users(_: NoParameters) -> Response:
+        return _json({"users": node.users()})
+
+    @routes.get("/users/{user:id}", response_model=dict[str, Any], summary="Everything that is stored about a user")
+    def export(user: UserId, _: NoParameters) -> Response:
+        found = node.export(user)
+        return _json(found | {name: [_shown(each) for each in found[name]] for name in ("items", "dismissed")})
+
+    @routes.delete("/users/{user:id}", response_model=Users, summary="Forget a user")
+    def forget(user: UserId, _: NoParameters) -> Response:
+        """Everything that is stored about the user is deleted and overwritten. The answer names the user. What the user
+        has added to sums of a federation before stays in them."""
+        node.forget(user)
+        return _json({"users": [user]})
 
     @routes.get("/users/{user:id}/interactions", response_model=Items, summary="What a user has interacted with")
     def interactions(user: UserId, _: NoParameters) -> Response:
