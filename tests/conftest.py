@@ -17,6 +17,12 @@ settings.register_profile("perfedrec", deadline=None, suppress_health_check=[Hea
 settings.load_profile("perfedrec")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: a quarter of the time a test waits for processes that it has started."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
     """The folder of a real data set; skips where PERFEDREC_TEST_DATA does not name a folder that has it."""
