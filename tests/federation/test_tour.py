@@ -87,6 +87,7 @@ def test_the_folder_of_a_tour_is_complete_or_absent(tmp_path: Path, monkeypatch:
     for number in range(4):
         with Node.open(folder / "nodes" / f"n{number}" / "store.db") as node:
             hosted.append(node.users())
+            assert node.rules()["require"] == ["secure"]
             item = node.items_of(node.users()[0])[0]
             assert item["title"].split()[1] in invented.ADJECTIVES
             assert node.picture(item["item"]) is not None

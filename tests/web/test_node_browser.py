@@ -15,6 +15,7 @@ from tests.parity.deployment import Deployment
 from tests.parity.federation import settings
 
 from perfedrec import Node
+from perfedrec.cli.pages import leading_to
 from perfedrec.web.guard import Access, Guard
 from perfedrec.web.node_pages import BODY_LIMIT, NodePages
 from perfedrec.web.running import listening, serving
@@ -38,8 +39,8 @@ VIEWS = {
 class Site:
     """A node that is served, and a browser that has entered with the one-time address."""
 
-    def __init__(self, node: Node, context: BrowserContext, address: str) -> None:
-        self.node, self.context, self.address = node, context, address
+    def __init__(self, node: Node, context: BrowserContext, address: str, access: Access) -> None:
+        self.node, self.context, self.address, self.access = node, context, address, access
         self.requests, self.errors = list[str](), list[str]()
 
     def open(self, path: str = "/", **look: Any) -> Page:
@@ -62,7 +63,7 @@ def site(
         node.dismiss("ann", node.recommend("ann", 1)[0]["item"])
         with serving(Guard(NodePages(node).app(), access, body_limit=BODY_LIMIT), listener):
             context = browser.new_context(locale="en-GB")
-            found = Site(node, context, listener.address)
+            found = Site(node, context, listener.address, access)
             found.open(f"/?token={access.one_time()}").close()
             yield found
             context.close()
@@ -251,7 +252,18 @@ def test_no_request_has_left_the_page_and_no_script_has_failed(site: Site) -> No
     assert site.errors == []
 
 
-def test_another_browser_is_not_let_in(site: Site, browser: Browser) -> None:
+def test_a_browser_that_is_led_in_by_a_file_is_let_in_and_another_one_is_not(
+    site: Site, browser: Browser, tmp_path: Path
+) -> None:
+    with leading_to(f"{site.address}/?token={site.access.one_time()}", tmp_path / "home.node") as file:
+        assert [each.stat().st_mode & 0o777 for each in tmp_path.iterdir()] == [0o600]
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(file)
+        expect(page.get_by_role("heading", level=1)).to_have_text("Who are you?")
+        assert "token" not in page.url
+        context.close()
+    assert list(tmp_path.iterdir()) == []
     context = browser.new_context()
     page = context.new_page()
     answer = page.goto(site.address + "/for-you?user=ann")

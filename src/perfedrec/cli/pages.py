@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -87,21 +88,34 @@ def _serve(store: Path, port: int, show: bool | None) -> None:
         from perfedrec.web.node_pages import BODY_LIMIT, NodePages
         from perfedrec.web.running import listening, serve
 
-    with Node.open(store) as node, listening(port) as listener:
+    with Node.open(store) as node, listening(port) as listener, ExitStack() as until_end:
         access = Access()
 
         def address() -> str:
             return f"{listener.address}/?token={access.one_time()}"
 
-        first = address()  # requests that come before the server runs wait for it
-        print(f"open {first}", flush=True)
+        # Requests that come before the server runs wait for it.
+        print(f"open {address()}", flush=True)
         print("this address lets one browser in, once; Ctrl-C ends the page", flush=True)
         if _has_desktop() if show is None else show:
-            webbrowser.open(first)
+            webbrowser.open(until_end.enter_context(leading_to(address(), store)))
         if sys.stdin.isatty():
             print("press Enter for another address", flush=True)
             threading.Thread(target=_answer, args=(address,), daemon=True).start()
         serve(Guard(NodePages(node).app(), access, body_limit=BODY_LIMIT), listener)
+
+
+@contextmanager
+def leading_to(address: str, beside: Path) -> Iterator[str]:
+    """The address of a file that leads to another ``address``, and that only this user can read. The words with which a
+    browser is started can be read by every user of the machine."""
+    descriptor, name = tempfile.mkstemp(f".{beside.name}.html", "open-", beside.absolute().parent, text=True)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={address}">')
+        yield Path(name).as_uri()
+    finally:
+        os.unlink(name)
 
 
 def _answer(address: Callable[[], str]) -> None:

@@ -62,6 +62,7 @@ def prepare(folder: Path) -> None:
         for number in range(len(HOMES)):
             with Node.open(made / "nodes" / f"n{number}" / "store.db") as node:
                 node.describe(details)
+                node.set_rules(require="secure")
         (work / "data").replace(made / "data")
         made.replace(folder)
     finally:

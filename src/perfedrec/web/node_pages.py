@@ -290,7 +290,7 @@ class NodePages:
         """What this node insists on."""
         found = self.node.rules()
         current = found["chosen"] or found["require"][0]
-        others = [profile for profile in found["require"] if profile != current]
+        others = [profile for profile in found["require"] if profile not in (current, "none")]
         return self._page(
             request,
             "rules.html.j2",

@@ -128,7 +128,7 @@ def _group(rows: list[Row], t: Texts) -> dict[str, Any]:
     refused, phase = newest.get("refused"), str(newest.get("phase") or "")
     known = t.has(f"phase.{phase}") and phase != "other"
     sent, received = (sum(row[name] for row in rows) for name in ("sent", "received"))
-    went = t("left.went", sent=t.bytes(sent), received=t.bytes(received))
+    went = t("left.went" if sent else "left.nothing_went", sent=t.bytes(sent), received=t.bytes(received))
     times = [t.clock(each["time"]) for each in (oldest, newest)]
     return {
         "first": oldest["entry"],
