@@ -63,9 +63,8 @@ def journal(store: Store, user: str | None = None) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Secure:
-    """A federation with secure sums, whose ``entries`` by node and ``sizes`` are those of its first rounds. Tests may
-    go on with it."""
+class Begun:
+    """A federation, whose ``entries`` by node and ``sizes`` are those of its first rounds. Tests may go on with it."""
 
     given: Deployment
     plans: list[Plan]
@@ -73,20 +72,38 @@ class Secure:
     entries: dict[int, list[dict[str, Any]]]
 
 
-@pytest.fixture(scope="module")
-def secure(tmp_path_factory: pytest.TempPathFactory) -> Secure:
-    given, plans, sizes = played(tmp_path_factory.mktemp("secure"), 7, privacy=SECURE)
+def begun(folder: Path, rounds: int, **parts: Any) -> Begun:
+    given, plans, sizes = played(folder, rounds, **parts)
     given.coordinator.hand_out(given.flower)
     entries = {node: journal(store) for node, store in given.nodes.items()}
-    return Secure(given, list(plans), dict(sizes), entries)
+    return Begun(given, list(plans), dict(sizes), entries)
 
 
-def test_every_answer_is_in_the_journal(tmp_path: Path) -> None:
-    given, plans, sizes = played(tmp_path, 3)
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Begun:
+    """With secure sums."""
+    return begun(tmp_path_factory.mktemp("secure"), 7, privacy=SECURE)
+
+
+@pytest.fixture(scope="module")
+def clear(tmp_path_factory: pytest.TempPathFactory) -> Begun:
+    """With sums in the clear, and a neighbourhood service."""
+    return begun(tmp_path_factory.mktemp("clear"), 3)
+
+
+def last_asked(given: Deployment) -> Message:
+    """The last message of a round to node 101."""
+    asked = (each.message for each in reversed(given.grid.sent) if each.node == 101 and not each.up)
+    return next(each for each in asked if each.metadata.message_type.startswith("train"))
+
+
+def test_every_answer_is_in_the_journal(clear: Begun) -> None:
+    given, plans, sizes = clear.given, clear.plans, clear.sizes
     asked = {plan.phase: 0 for plan in plans}
     for node, store in given.nodes.items():
-        entries = journal(store)
-        first, degrees, *rounds = entries
+        entries = clear.entries[node]
+        first, degrees, *rounds, model = entries
+        assert (model["phase"], model["users"], model["sent"]) == (MODEL, None, 0)
         hosted = given.hosts[node]
         assert (first["phase"], first["users"], first["others"]) == (JOIN, hosted.numel(), None)
         assert first["protection"] == {"profile": "none", "statement": PUBLIC}
@@ -111,7 +128,7 @@ def test_every_answer_is_in_the_journal(tmp_path: Path) -> None:
     assert asked == {"join": N_USERS, "train": 24}
 
 
-def test_a_secure_sum_is_one_entry(secure: Secure) -> None:
+def test_a_secure_sum_is_one_entry(secure: Begun) -> None:
     given, plans, sizes = secure.given, secure.plans, secure.sizes
     for node, entries in secure.entries.items():
         members = [plan for plan in plans if torch.isin(plan.cohort, given.hosts[node]).any()]
@@ -164,19 +181,17 @@ def test_epsilon_is_that_of_the_answers_so_far(tmp_path: Path) -> None:
     assert given.nodes[101].journal.totals()["runs"][0]["epsilon"] == largest >= entry["epsilon"]
 
 
-def test_an_answer_that_is_sent_again_tells_nothing_new(tmp_path: Path) -> None:
-    given, _, _ = played(tmp_path, 2)
-    before = journal(given.nodes[101])
-    last = next(each for each in reversed(given.grid.sent) if each.node == 101 and not each.up)
-    again = given.apps[101](last.message, given.grid.contexts[101])
+def test_an_answer_that_is_sent_again_tells_nothing_new(clear: Begun) -> None:
+    given = clear.given
+    *_, before, model = journal(given.nodes[101])
+    again = given.apps[101](last_asked(given), given.grid.contexts[101])
     assert not again.has_error()
-    after = journal(given.nodes[101])
-    assert after[:-1] == before[:-1]
-    assert (after[-1]["times"], after[-1]["users"]) == (2, before[-1]["users"])
-    assert after[-1]["sent"] == before[-1]["sent"] + size(again.content)
+    *_, after, still = journal(given.nodes[101])
+    assert still == model
+    assert after == {**before, "times": 2, "sent": before["sent"] + size(again.content), "received": after["received"]}
 
 
-def test_a_round_that_is_summed_again_tells_nothing_new(secure: Secure) -> None:
+def test_a_round_that_is_summed_again_tells_nothing_new(secure: Begun) -> None:
     """The coordinator asks for a round a second time, in another secure sum with the same nodes."""
     given = secure.given
     state = copied(given.flower, torch.device("cpu"))
@@ -191,27 +206,27 @@ def test_a_round_that_is_summed_again_tells_nothing_new(secure: Secure) -> None:
             assert all(each["entry"] != again["entry"] for name in store.user_ids() for each in journal(store, name))
 
 
-def test_refusals_are_in_the_journal(tmp_path: Path) -> None:
-    given, _, _ = played(tmp_path, 1)
+def test_refusals_are_in_the_journal(clear: Begun) -> None:
+    given = clear.given
     owner = Owner(coordinator="here:1")
-    given.apps[101] = partial(answer, NodeApp(given.nodes[101], lambda _: given.algorithm, "2", None, owner).app())
-    last = next(each for each in reversed(given.grid.sent) if each.node == 101 and not each.up)
+    newer = partial(answer, NodeApp(given.nodes[101], lambda _: given.algorithm, "2", None, owner).app())
+    last = last_asked(given)
     for _ in range(3):
-        assert given.apps[101](last.message, given.grid.contexts[101]).has_error()
+        assert newer(last, given.grid.contexts[101]).has_error()
     entry = journal(given.nodes[101])[-1]
     assert entry["refused"] == "version: this node runs version 2, the coordinator 1"
-    assert (entry["coordinator"], entry["run"], entry["phase"], entry["times"]) == ("here:1", "a run", "join", 3)
+    assert (entry["coordinator"], entry["run"], entry["phase"], entry["times"]) == ("here:1", "a run", "train", 3)
     assert (entry["sent"], entry["users"], entry["protection"]) == (0, None, None)
     assert given.nodes[101].journal.totals()["refusals"] == 3
-    record = {**last.message.content["setup"], "run": "x" * 9000}
-    strange = RecordDict({**last.message.content, "setup": ConfigRecord(record)})
+    record = {**last.content["setup"], "run": "x" * 9000}
+    strange = RecordDict({**last.content, "setup": ConfigRecord(record)})
     message = Message(strange, dst_node_id=101, message_type="train")
     message.metadata.__dict__["_message_id"] = message.object_id
-    assert given.apps[101](message, given.grid.contexts[101]).has_error()
+    assert newer(message, given.grid.contexts[101]).has_error()
     assert len(journal(given.nodes[101])[-1]["run"]) == 500
 
 
-def test_a_secure_sum_that_a_node_refuses_is_one_entry(secure: Secure) -> None:
+def test_a_secure_sum_that_a_node_refuses_is_one_entry(secure: Begun) -> None:
     given = secure.given
     entry = next(each for each in journal(given.nodes[101])[::-1] if each["stage"])
     messages = [
@@ -230,7 +245,7 @@ def test_a_secure_sum_that_a_node_refuses_is_one_entry(secure: Secure) -> None:
     assert (refused["stage"], refused["run"], refused["users"]) == ("keys", "a run", None)
 
 
-def test_keys_alone_are_an_entry_without_a_phase(secure: Secure) -> None:
+def test_keys_alone_are_an_entry_without_a_phase(secure: Begun) -> None:
     given = secure.given
     first = [
         each.message
@@ -244,10 +259,10 @@ def test_keys_alone_are_an_entry_without_a_phase(secure: Secure) -> None:
 
 @pytest.mark.parametrize("sums", ["secure", "in the clear"])
 def test_what_cannot_be_written_is_not_sent(
-    sums: str, secure: Secure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sums: str, secure: Begun, clear: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The journal and the answer are stored together, or neither is."""
-    given = secure.given if sums == "secure" else played(tmp_path, 2)[0]
+    given = (secure if sums == "secure" else clear).given
     rounds, entries = given.nodes[101].status()["last_round"], len(journal(given.nodes[101]))
     real, broken = Journal.extend, list[str]()
 
@@ -267,9 +282,8 @@ def test_what_cannot_be_written_is_not_sent(
     assert [each["refused"] for each in journal(given.nodes[101])[entries:]] == ["failed: OperationalError: no room"]
 
 
-def test_what_is_about_a_user_is_forgotten(tmp_path: Path) -> None:
-    given, _, _ = played(tmp_path, 2)
-    store = given.nodes[101]
+def test_what_is_about_a_user_is_forgotten(clear: Begun) -> None:
+    store = clear.given.nodes[101]
     name, before = next(iter(store.user_ids())), journal(store)
     assert journal(store, name)
     store.forget(name)
