@@ -89,7 +89,7 @@ def test_a_run_from_waiting_to_its_begin(tmp_path: Path) -> None:
     [
         (InterruptedRunError("stopped after round 3/20", 15), "stopped", "stopped after round 3/20"),
         (ConfigError("the service is not connected"), "failed", "the service is not connected"),
-        (KeyboardInterrupt(), "stopped", "KeyboardInterrupt"),
+        (KeyboardInterrupt(), "stopped", "interrupted"),
         (ZeroDivisionError("in our own code"), "failed", "ZeroDivisionError"),
     ],
 )
@@ -98,7 +98,7 @@ def test_how_a_run_ends_is_written_down(error: BaseException, state: str, why: s
     record, _ = recorded(folder, told)
     with pytest.raises(type(error)), record.to_the_end():
         raise error
-    assert told == [f"run mine has {state}: {why}"]
+    assert told == [f"run mine ends here: {'failed: ' if state == 'failed' else ''}{why}"]
     assert (status(folder)["state"], status(folder)["why"]) == (state, why)
     assert look(folder)["state"] == state
     assert [each["name"] for each in look(folder)["alerts"]] == (["ProcessGone"] if state == "failed" else [])

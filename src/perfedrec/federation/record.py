@@ -90,8 +90,8 @@ class Record:
         except BaseException as error:
             stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
             known = isinstance(error, PerfedrecError | KeyboardInterrupt)
-            why = str(error) if known and str(error) else type(error).__name__
-            self.tell(f"run {self.run.setup.run} has {'stopped' if stopped else 'failed'}: {why}")
+            why = str(error) if known and str(error) else "interrupted" if stopped else type(error).__name__
+            self.tell(f"run {self.run.setup.run} ends here: {why if stopped else f'failed: {why}'}")
             self.write("stopped" if stopped else "failed", why)
             raise
 
