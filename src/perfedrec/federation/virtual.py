@@ -123,14 +123,15 @@ def play(grid: Any, given: Mapping[str, Any]) -> None:
     coordinator = _coordinator(grid, run, dataset, catalogue, names)
     hosts = {node: torch.from_numpy(parts[place]) for node, place in places.items()}
     coordinator.directory = Directory(torch.arange(dataset.n_users), hosts)
-    run.begin(coordinator, coordinator.directory.identities)
-    reporter = Lines()
-    while not run.progress.over:
-        run.play(coordinator, names, print)
-        reporter.round(run.progress)
-    test = run.test(coordinator, names, print)
-    took = sorted(places[node] for node in coordinator.hand_out(run.best))
-    run.finish([f"n{place}" for place in took], "simulated", test=test)
+    with output.locked():
+        run.begin(coordinator, coordinator.directory.identities)
+        reporter = Lines()
+        while not run.progress.over:
+            run.play(coordinator, names, print)
+            reporter.round(run.progress)
+        test = run.test(coordinator, names, print)
+        took = sorted(places[node] for node in coordinator.hand_out(run.best))
+        run.finish([f"n{place}" for place in took], "simulated", test=test)
 
 
 def _is_resumed(output: RunFolder) -> bool:
