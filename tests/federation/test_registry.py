@@ -16,8 +16,10 @@ import torch
 from tests.federation.conftest import Federation
 from typer.testing import CliRunner
 
+from perfedrec import configure, load, train
 from perfedrec.cli import app
 from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.types import NEWCOMER
 from perfedrec.data import Catalogue
 from perfedrec.federation import coordinator
 from perfedrec.federation.model_file import read_model, shared_model
@@ -66,11 +68,28 @@ def test_versions_have_the_accuracy_and_privacy_of_their_runs(
     assert registry.versions() == Registry(registry.path).versions() == [version]
     assert registry.add(registry.path.parent / "a") == version  # as a run that is finished twice
     assert [each.number for each in (registry.add(runs("b")), *registry.versions())] == [2, 1, 2]
-    model, users, setup = registry.model(1)
-    assert torch.equal(users, torch.arange(80))
+    model, setup = registry.model(1)
+    assert torch.equal(model.users, torch.arange(80))
     assert (setup.run, setup.catalogue) == ("a", model.catalogue.fingerprint)
     item_table = finished.simulator.algorithm.serving(finished.simulator.state).items
     assert torch.equal(model.state.items, item_table)
+
+
+def test_a_version_of_a_simulated_run_is_one_of_users_whom_no_node_knows(registry: Registry, tmp_path: Path) -> None:
+    small = ["data.path=synthetic:users=40,items=30,interactions_per_user=6,clusters=2", "run.threads=1"]
+    small += ["model.embedding_dim=4", "run.rounds=1", "selection.n_clients_per_round=40"]
+    config = configure("fedmf", privacy="secure", overrides=small)
+    train(config.build(), load(config.data.path), config.run, output=tmp_path / "run", config=config)
+    version = registry.add(tmp_path / "run")
+    assert (version.method, version.users, version.run) == ("fedmf", 40, version.model)
+    registry.promote(1)
+    model, setup = registry.model(1)
+    assert model.users.tolist() == [NEWCOMER] * 40
+    assert setup.run == version.run == read_model(registry.path / "served.model").run
+    config = configure("item_knn", overrides=small[:1])
+    train(config.build(), load(config.data.path), config.run, output=tmp_path / "knn", config=config)
+    with pytest.raises(ConfigError, match="item_knn is centralised; expected the run of a federated method"):
+        registry.add(tmp_path / "knn")
 
 
 def test_promote_and_roll_back(registry: Registry, runs: Callable[[str], Path]) -> None:

@@ -46,9 +46,10 @@ def models_list(registry: Folder = REGISTRY, as_json: AsJson = False) -> None:
             mark = "promoted" if each.number == promoted else ""
             figures = ["" if value is None else f"{value:.4f}" for value in (each.valid, each.test)]
             epsilon = "none" if each.epsilon is None else f"{each.epsilon:.3g}"
-            users = "" if each.users is None else f"{each.users:,}"
             added = datetime.fromtimestamp(each.added).strftime("%Y-%m-%d %H:%M")
-            table.add_row(str(each.number), mark, each.method, each.run, each.metric, *figures, epsilon, users, added)
+            table.add_row(
+                str(each.number), mark, each.method, each.run, each.metric, *figures, epsilon, f"{each.users:,}", added
+            )
         console.print(table)
 
 

@@ -403,11 +403,11 @@ def _hand_out(
     version = models.version(promoted)
     if (version.run, version.round) == (run.setup.run, run.selection.best_round):
         return coordinator.hand_out(run.best), ""
-    model, users, setup = models.model(promoted)
+    model, setup = models.model(promoted)
     called = f"version {promoted} of {models.path}, which is promoted"
     if needs_service(model.algorithm):
         return [], f"nodes keep the model that they have, because {called}, can be given as a file alone"
-    took = coordinator.hand_out_other(model.algorithm, model.state, users, setup)
+    took = coordinator.hand_out_other(model.algorithm, model.state, model.users, setup)
     return [], f"{len(took)} of {len(coordinator.directory.hosts) if coordinator.directory else 0} nodes have {called}"
 
 

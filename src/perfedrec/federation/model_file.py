@@ -20,6 +20,7 @@ from perfedrec.core.algorithm import Received
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.records import flatten, unflatten
+from perfedrec.core.types import NEWCOMER
 from perfedrec.data import Catalogue, Encoding
 from perfedrec.federation.agreement import build, method_of
 from perfedrec.methods.registry import METHODS
@@ -125,7 +126,8 @@ def _opened(folder: Path, data: str | None) -> SharedModel:
     if not isinstance(recommender, PersonalRecommender):
         raise ConfigError(f"{folder}: {config.algorithm} is centralised; expected the run of a federated method")
     catalogue = Catalogue.of(result.dataset, config.attributes)
-    return SharedModel(config, recommender.algorithm, recommender.state, catalogue, result.best_round)
+    users = torch.full((result.dataset.n_users,), NEWCOMER)
+    return SharedModel(config, recommender.algorithm, recommender.state, catalogue, result.best_round, users)
 
 
 def read_model(path: Path) -> Model:

@@ -20,9 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from perfedrec import __version__
 from perfedrec.core.errors import CheckpointError, ConfigError, reason
 from perfedrec.federation.agreement import method_for_nodes
@@ -55,7 +52,7 @@ class Version:
     claim: str
     epsilon: float | None
     delta: float | None
-    users: int | None
+    users: int
     added: float
     catalogue: str
     model: str
@@ -113,14 +110,12 @@ class Registry:
         """The folder of a version."""
         return self.path / VERSIONS / str(number)
 
-    def model(self, number: int) -> tuple[SharedModel, Tensor, Setup]:
-        """The model of a version, the identities [n] of the users who took part in its run (none are known of a
-        simulation), and what nodes have to agree to."""
-        version, folder = self.version(number), RunFolder(self.folder(number))
-        model = open_federation(folder)
-        users = folder.model({"catalogue": version.catalogue}).records[USERS][0]["users"]
+    def model(self, number: int) -> tuple[SharedModel, Setup]:
+        """The model of a version, and what nodes have to agree to."""
+        version = self.version(number)
+        model = open_federation(RunFolder(self.folder(number)))
         configuration = method_for_nodes(model.config, model.algorithm)
-        return model, users, Setup(version.run, configuration, version.catalogue, __version__)
+        return model, Setup(version.run, configuration, version.catalogue, __version__)
 
     def check(self, version: Version) -> None:
         """Raise :class:`CheckpointError` where the files of a version are not those that were added."""
@@ -162,7 +157,7 @@ class Registry:
                 claim=privacy["claim"],
                 epsilon=privacy.get("epsilon_coordinator"),
                 delta=privacy.get("delta"),
-                users=summary.users,
+                users=model.users.numel(),
                 added=time.time(),
                 catalogue=catalogue,
                 model=called,
@@ -258,12 +253,10 @@ class Registry:
 
 def _write_model(model: SharedModel, run: RunFolder, folder: Path) -> str:
     """Write the model of a ``run`` as a version keeps it, and return the name by which nodes know its file."""
-    made, users = RunFolder(folder), torch.zeros(0, dtype=torch.int64)
-    if run.is_federation:
-        users = run.model({}).records[USERS][0]["users"]
+    made = RunFolder(folder)
     made.write_settings(model.config)
     made.write_catalogue(model.catalogue)
-    records = {STATE: model.algorithm.serving(model.state), USERS: Participants(users)}
+    records = {STATE: model.algorithm.serving(model.state), USERS: Participants(model.users)}
     made.save_model(records, {"catalogue": model.catalogue.fingerprint}, {"best_round": model.best_round})
     return write(model, run.path.resolve().name, folder / SERVED)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.device import pick_device
@@ -31,13 +32,15 @@ STATE, USERS = "state", "roll"
 @dataclass(frozen=True)
 class SharedModel:
     """What nodes share after training: the ``state`` that is served, after round ``best_round`` of training, for the
-    items of the ``catalogue``."""
+    items of the ``catalogue``. ``users`` [n] are the identities of those who took part, ascending; of a simulation no
+    node knows them, and each is ``NEWCOMER``."""
 
     config: Config
     algorithm: AnyAlgorithm
     state: Any
     catalogue: Catalogue
     best_round: int
+    users: Tensor
 
     def recommender(
         self, dataset: Dataset, device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -83,10 +86,10 @@ def open_federation(folder: RunFolder) -> SharedModel:
     if isinstance(algorithm, Method) or not {STATE, USERS} <= loaded.records.keys():
         raise CheckpointError(f"{folder.path}: has no model of a federation; expected the folder that serve wrote")
     catalogue = folder.catalogue(loaded.belongs.get("catalogue", ""))
-    n_users, n_items = loaded.records[USERS][0]["users"].numel(), len(catalogue.item_ids)
+    users, n_items = loaded.records[USERS][0]["users"], len(catalogue.item_ids)
     items = catalogue.item_attributes
     features = None if items is None else torch.tensor(items.values)
-    spec = Spec(n_users, n_items, torch.ones(n_items), catalogue.n_user_attributes, features)
+    spec = Spec(users.numel(), n_items, torch.ones(n_items), catalogue.n_user_attributes, features)
     kind = type(algorithm.init(spec, Key(0)))
     state = copied(unflatten(kind, *loaded.records[STATE]), torch.device("cpu"))
-    return SharedModel(config, algorithm, state, catalogue, loaded.extra["best_round"])
+    return SharedModel(config, algorithm, state, catalogue, loaded.extra["best_round"], users)

@@ -489,7 +489,7 @@ def test_nodes_recommend_with_the_model_that_they_receive(stores: dict[int, Stor
     assert not known & set(map(int, items))
 
 
-@pytest.mark.parametrize("users", [torch.arange(5, 20), torch.zeros(0, dtype=torch.int64)], ids=["some", "nobody"])
+@pytest.mark.parametrize("users", [torch.arange(5, 20), torch.full((7,), NEWCOMER)], ids=["some", "nobody"])
 def test_nodes_get_the_model_of_another_run_and_stay_in_their_own(
     stores: dict[int, Store], users: torch.Tensor
 ) -> None:

@@ -180,16 +180,15 @@ class Coordinator:
 
     def hand_out_other(self, algorithm: Algorithm[Any, Any, Any], state: Any, users: Tensor, setup: Setup) -> list[int]:
         """Send every connected node the served ``state`` of another run with this ``setup``, and return the nodes that
-        received it. ``users`` [n] are the identities of those who took part in that run, ascending; others are served
-        as new users. The method's users must need nothing from a neighbourhood service.
+        received it. ``users`` [n] are the identities of those who took part in that run, ascending (of a simulation
+        each is :data:`NEWCOMER`); others are served as new users. The method's users must need nothing from a
+        neighbourhood service.
         """
-        directory = self._assembled()
-        known = users if users.numel() else torch.tensor([NEWCOMER])  # of a simulation nobody is known
-        hosts = {}
+        directory, hosts = self._assembled(), {}
         for node, hosted in directory.hosts.items():
             here = directory.identities[hosted]
-            hosts[node] = torch.searchsorted(known, here[torch.isin(here, known)])
-        return self._give(Instructions(algorithm, algorithm.serving(state), SERVING, 0, known, setup), hosts, None)
+            hosts[node] = torch.searchsorted(users, here[torch.isin(here, users)])
+        return self._give(Instructions(algorithm, algorithm.serving(state), SERVING, 0, users, setup), hosts, None)
 
     def _give(
         self, instructions: Instructions[Any], hosts: Mapping[int, Tensor], service_client: ServiceClient | None
