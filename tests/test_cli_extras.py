@@ -36,6 +36,13 @@ WORKS: list[str] = [
     "node import {here}/mine.csv --store {here}/home.node",
     "node add ann 1 --store {here}/home.node",
     "node status --store {here}/home.node",
+    "node items --store {here}/home.node --user ann",
+    "node remove ann 1 --store {here}/home.node",
+    "node dismiss ann 1 --store {here}/home.node",
+    "node catalogue {here}/titles.csv --store {here}/home.node",
+    "node export-user --store {here}/home.node --user ann --output {here}/ann.json",
+    "node privacy --store {here}/home.node",
+    "node rules --store {here}/home.node",
     "node export --run {here}/run --output {here}/model",
     "node init --store {here}/guest.node --model {here}/model",
     "node receive --store {here}/guest.node --model {here}/model",
@@ -91,6 +98,7 @@ def leaves(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[str]:
 @pytest.mark.timeout(400)  # torch is imported three times, which takes long on a busy machine
 def test_every_command_works_or_names_the_extra_that_it_needs(tmp_path: Path) -> None:
     (tmp_path / "items.txt").write_text("1\n2\n")
+    (tmp_path / "titles.csv").write_text("item,title\n1,One\n2,Two\n")
     (tmp_path / "mine.csv").write_text("user,item\nbob,1\nbob,2\nann,2\n")
     (tmp_path / "bench.toml").write_text('seeds = [0]\n[data.a]\npath = "synthetic:users=120"\n[methods.popularity]\n')
     values = {"data": "synthetic:users=120,items=200", "here": str(tmp_path), "few": " ".join(FEW)}
