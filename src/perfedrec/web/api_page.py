@@ -56,7 +56,7 @@ def _operations(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "answers": [
                     {
                         "status": status,
-                        "kind": ", ".join(_kind(content["schema"]) for content in answer.get("content", {}).values()),
+                        "kinds": [_kind(content["schema"]) for content in answer.get("content", {}).values()],
                         "description": answer["description"],
                     }
                     for status, answer in each["responses"].items()

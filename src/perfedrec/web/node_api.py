@@ -196,7 +196,7 @@ def _about_items(node: Node) -> APIRouter:
         return _json(_shown(node.item(item)))
 
     pictures: dict[int | str, dict[str, Any]] = {
-        200: {"description": "The picture.", "content": {"image/*": {"schema": {"type": "string"}}}}
+        200: {"description": "", "content": {"image/*": {"schema": {"type": "string"}}}}
     }
 
     @routes.get(
@@ -253,7 +253,7 @@ def _about_server(node: Node, measured: Measured) -> APIRouter:
         return _json({"status": "ok"})
 
     text: dict[int | str, dict[str, Any]] = {
-        200: {"description": "The figures.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+        200: {"description": "", "content": {"text/plain": {"schema": {"type": "string"}}}}
     }
 
     @routes.get(
@@ -290,6 +290,9 @@ class _Encoded:
 def _described(app: FastAPI, with_token: bool) -> dict[str, Any]:
     """The OpenAPI document."""
     found = app.openapi()
+    for methods in found["paths"].values():
+        for each in methods.values():
+            each["responses"]["200"]["description"] = "The answer."
     if with_token:
         found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, methods in found["paths"].items():
