@@ -190,7 +190,7 @@ def test_ports_that_cannot_be_used_are_refused_before_anything_starts(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     refused = runner.invoke(app, [*serve, "--page-port", "0"])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
-    assert "--page-port needs the extra" in refused.stderr
+    assert "--page-port needs the extra web" in refused.stderr
     assert [each.name for each in tmp_path.iterdir()] == []
 
 

@@ -201,7 +201,7 @@ def page(
     with one_line():
         from perfedrec.core.extras import needed_by
 
-        with needed_by("federation page"):
+        with needed_by("federation page", "web"):
             from perfedrec.web.guard import Access, token_file
             from perfedrec.web.operator import ENTER, operator_page
             from perfedrec.web.running import Listener, listening, serve

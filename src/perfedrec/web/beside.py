@@ -27,7 +27,7 @@ def reserved(port: int | None) -> Iterator[Listener | None]:
     if port is None:
         yield None
         return
-    with needed_by("--page-port"):
+    with needed_by("--page-port", "web"):
         import jinja2  # noqa: F401 - the page needs it, in the other process
     with ExitStack() as stack:
         try:
