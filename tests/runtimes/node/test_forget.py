@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from perfedrec.evaluation.holdout import TEST, HoldOut
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.settings import PerFedRecSettings
 from perfedrec.methods.federated.state import PerFedRecBroadcast
-from perfedrec.runtimes.node import RoundError, Store, StoreError, database
+from perfedrec.runtimes.node import Entry, RoundError, Store, StoreError, database
 
 N_ITEMS, DIM = 600, 16
 SETTINGS = {
@@ -46,13 +47,14 @@ class Traces:
     secret: bytes
     start: bytes
     attributes: bytes
+    epsilon: bytes
 
     def found(self, content: bytes) -> set[str]:
         names = {name for name in vars(self) if name != "rows" and getattr(self, name) in content}
         return names | {f"row {number}" for number, row in enumerate(self.rows) if row in content}
 
 
-EVERYTHING = {"name", "identity", "items", "vector", "moments", "tuned", "secret", "start", "attributes"}
+EVERYTHING = {"name", "identity", "items", "vector", "moments", "tuned", "secret", "start", "attributes", "epsilon"}
 EVERYTHING |= {f"row {number}" for number in range(21)}
 
 
@@ -90,6 +92,9 @@ def build(path: Path) -> tuple[Store, dict[str, Traces]]:
     for number in range(3):  # pages are freed and used again
         store.answer_round(number, b"tables", work)
     store.keep_states(3, [])
+    keys = store.keys_of(users)  # the last users have the largest epsilon
+    spent = {key: 1 / 3 + place for place, key in enumerate(keys)}
+    store.journal.write(Entry("train", run="run", round=2, users=spent, count=len(spent), against="somebody"))
     client_state, traces = store.load_client_states(users, positions), {}
     for name in (WANTED, OTHER):
         place = users.tolist().index(store.identity(name))
@@ -112,6 +117,7 @@ def build(path: Path) -> tuple[Store, dict[str, Traces]]:
             secret=client_state.secret[place].numpy().tobytes(),
             attributes=attributes[name].tobytes(),
             start=broadcast.start[place].numpy().tobytes(),  # type: ignore[index]
+            epsilon=struct.pack(">d", 1 / 3 + place),  # as SQLite writes it
         )
     return store, traces
 
@@ -141,6 +147,12 @@ def test_no_byte_of_a_forgotten_user_is_left(path: Path) -> None:
     assert (found["users"], found["interactions"]) == (299, 299 * 20)
     with pytest.raises(DataError, match="unknown user"):
         store.forget(WANTED)
+    (entry,) = store.journal.read()
+    assert (entry["users"], entry["epsilon"]) == (300, 1 / 3 + 299)
+    store.forget(OTHER)  # who had the largest epsilon
+    (entry,) = store.journal.read()
+    assert (entry["users"], entry["epsilon"], entry["against"]) == (300, 1 / 3 + 297, "somebody")
+    assert store.journal.totals()["runs"][0]["epsilon"] == 1 / 3 + 297
     store.close()
     assert wanted.found(content(path)) == set()
 

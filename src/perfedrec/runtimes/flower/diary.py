@@ -168,7 +168,7 @@ class Diary:
         if draft.users is not None:
             users = self.store.keys_of(draft.users)
             about |= {"users": self._epsilons(draft, users), "count": len(users)}
-            if any(each is not None for each in about["users"].values()):
+            if users and None not in about["users"].values():
                 about["against"] = AGAINST
         return Entry(
             phase=draft.phase or unknown,

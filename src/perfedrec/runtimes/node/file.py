@@ -123,6 +123,7 @@ class NodeFile:
         self.identity(user_id)
         with self._database.writing() as db:
             db.execute("DELETE FROM users WHERE id = ?", (user_id,))
+            self.journal.forget()
             db.execute("UPDATE runs SET reply = NULL")
             db.execute("UPDATE node SET scrubbing = 1")
         self._database.scrub()

@@ -163,7 +163,7 @@ class Journal:
         query = f"""
             SELECT run, max(coordinator), min(time), max(time), sum(refused IS NULL),
                 sum(iif(refused IS NULL, 0, times)), sum(sent), sum(received),
-                iif(sum(users > 0 AND epsilon IS NULL AND phase <> '{JOIN}') > 0, NULL, max(epsilon)),
+                iif(sum(users > 0 AND against IS NULL AND phase <> '{JOIN}') > 0, NULL, max(epsilon)),
                 max(against)
             FROM journal GROUP BY run ORDER BY max(entry) DESC
         """
@@ -174,6 +174,14 @@ class Journal:
             each["against"] = each["against"] if each["epsilon"] is not None else None
         sums = {name: sum(each[name] for each in runs) for name in ("answers", "refusals", "sent", "received")}
         return {**sums, "runs": runs}
+
+    def forget(self) -> None:
+        """Say nothing of users who were deleted: the largest epsilon of an answer is that of those who are left."""
+        with self._database.writing() as db:
+            left = "SELECT entry, max(epsilon) AS largest FROM journal_users GROUP BY entry"
+            put = f"UPDATE journal SET epsilon = largest FROM ({left}) AS own WHERE own.entry = journal.entry"
+            db.execute(f"{put} AND epsilon IS NOT NULL")
+            db.execute("UPDATE journal SET epsilon = NULL WHERE entry NOT IN (SELECT entry FROM journal_users)")
 
     def shared(self, user_id: str) -> tuple[int, list[str]]:
         """How many answers have something of a user in them, and in which runs; who takes part does not count."""
