@@ -77,7 +77,7 @@ def _print_journal(rows: Sequence[Mapping[str, Any]], title: str) -> None:
             what,
             *("" if row[name] is None else str(row[name]) for name in ("round", "users", "others")),
             *(f"{row[name]:,} B" for name in ("sent", "received")),
-            "" if row["users"] is None else "none" if row["epsilon"] is None else f"{row['epsilon']:.3g}",
+            _epsilon(row),
             number,
         )
     if not rows:
@@ -88,6 +88,12 @@ def _print_journal(rows: Sequence[Mapping[str, Any]], title: str) -> None:
         console.print("other nodes 0: the coordinator saw the sum of this node alone", soft_wrap=True)
     for (profile, text), place in statements.items():
         console.print(f"[{place}] protection {profile}: {text}", soft_wrap=True, highlight=False)
+
+
+def _epsilon(row: Mapping[str, Any]) -> str:
+    if row["epsilon"] is not None:
+        return f"{row['epsilon']:.3g}"
+    return "" if row["users"] is None or row["phase"] == "who takes part" else "none"
 
 
 def _print_totals(totals: Mapping[str, Any]) -> None:

@@ -107,6 +107,8 @@ def _bounds(protection: Protection, phase: str) -> Iterator[str]:
     if noise and bound is not None:
         whose = "the sum over all nodes" if protection.secure else "each user's part"
         yield f"There is {law} noise of {noise:.3g} times that bound on {whose}."
+        if settings.noise_source == "simulation":
+            yield "It is the noise of simulations, which is not cryptographic."
     elif settings.noise_scale and settings.clip is not None and not protection.sums:
         yield f"Each number is at most {settings.clip:g}, with Laplace noise of scale {settings.noise_scale:g}."
     else:
