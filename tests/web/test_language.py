@@ -53,6 +53,7 @@ def test_pages_use_every_text() -> None:
         "frame.rules",
     )
     families += tuple(f"rules.{name}" for name in node_pages.PROFILES)
+    families += tuple(f"start.{name}" for name in ("found", "nothing", "popular", "some", "search_first"))
     families += tuple(f"left.{name}" for name in ("coordinator", "run", "phase", "stage", "users"))
     for key in flat(texts("en").table):
         key = re.sub(r"\.(one|other)$", "", key) if not key.startswith(("phase", "model", "refused")) else key

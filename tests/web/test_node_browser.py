@@ -246,6 +246,19 @@ def test_everybody_can_read_every_view(site: Site, scheme: str) -> None:
     page.close()
 
 
+def test_links_and_forms_work_without_a_script(site: Site, browser: Browser) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{site.address}/?token={site.access.one_time()}")
+    page.goto(f"{site.address}/for-you?user=ann")
+    title = page.locator(".card h2").first.inner_text()
+    page.get_by_role("button", name=f"Not interested: {title}").click()
+    expect(page.locator(".note")).to_contain_text(f"You will not see {title} again.")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".card h2").first).to_have_text(title)
+    context.close()
+
+
 def test_no_request_has_left_the_page_and_no_script_has_failed(site: Site) -> None:
     assert len(site.requests) > 50
     assert {each for each in site.requests if not each.startswith(site.address + "/")} == set()

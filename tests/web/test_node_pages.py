@@ -137,6 +137,12 @@ def test_the_first_page_asks_who_somebody_is_unless_there_is_one_person(home: Ho
     assert "A name has 1 to 64 characters" in home.text("/", wrong=1)
     assert home.send("/begin", name=" Cleo ").headers["location"] == "/for-you?user=Cleo"
     assert home.node.users() == ["Bo / Béla"]  # nothing is stored before there is something to store
+    for number in range(70):
+        home.node.add(f"tenant {number}", "1")
+    many = home.text("/")
+    assert "tenant 57 1 thing" in many
+    assert "tenant 60" not in many
+    assert "And 11 people more: write the name below." in many
 
 
 def test_a_list_is_that_of_the_node_and_changes_with_each_step(home: Home) -> None:
@@ -298,4 +304,8 @@ def test_a_node_without_a_model_says_so(tmp_path: Path) -> None:
         node.add("ann", "x")
         home = Home(node)
         assert "There is no model on this device yet" in home.text("/for-you", user="ann")
+        start = home.text("/for-you", user="new")
+        assert start.startswith("Choose three things that you like")
+        assert "Search for things that you like." in start
+        assert "Found for “y” y I like this" in home.text("/start", user="new", q="y")
         assert "Nothing has left this device." in home.text("/left", user="ann")

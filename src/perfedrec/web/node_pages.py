@@ -42,8 +42,8 @@ BODY_LIMIT = 64 << 20
 FIRST = 3
 """Things that a newcomer chooses before the first list."""
 
-LENGTH, SHELF, ROWS, ENTRIES = 20, 24, 50, 200
-"""Suggestions, things to choose from, rows and entries on a page."""
+LENGTH, SHELF, ROWS, ENTRIES, PEOPLE = 20, 24, 50, 200, 60
+"""Suggestions, things to choose from, rows, entries and people on a page."""
 
 LONGEST_NAME = 64
 LONGEST_LIST = 200
@@ -138,29 +138,11 @@ class NodePages:
             "address": address,
             "form_token": self._form_token,
             "languages": [(code, texts(code)("frame.language")) for code in LANGUAGES],
-            "people": len(self.node.users()),
-            "done": self._done(request, t),
+            "people": self.node.summary()[0],
+            "done": views.note(request.query_params, lambda item: views.card(self.node.item(item))["title"], t),
             "refresh": None,
         }
         return HTMLResponse(self._templates.get_template(template).render(shown | values), status)
-
-    def _done(self, request: Request, t: Any) -> dict[str, Any] | None:
-        """The note about the change that has just been made, and how to undo it."""
-        done, of = request.query_params.get("done", ""), request.query_params.get("of", "")
-        undo = {"added": "remove", "removed": "add", "dismissed": "restore", "restored": "dismiss"}
-        if done in undo:
-            title = views.card(self.node.item(of))["title"]
-            return {"text": t(f"done.{done}", title=title), "undo": undo[done], "item": of}
-        if done == "imported":
-            numbers = [int(each) if each.isdecimal() else 0 for each in of[:60].split("-")]
-            things, people, skipped = (*numbers, 0, 0, 0)[:3]
-            counted = {"things": t("count.things", n=things), "people": t("count.people", n=people)}
-            text = t("done.imported", **counted) if things else t("done.nothing_new")
-            text += " " + t("done.left_out", things=t("count.things", n=skipped)) if skipped else ""
-            return {"text": text, "undo": None}
-        if done in ("paused", "resumed", "rule_kept", "departed", "back"):
-            return {"text": t(f"done.{done}"), "undo": None}
-        return {"text": t("done.gone", name=of), "undo": None} if done == "gone" else None
 
     def _failed(self, request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
@@ -171,14 +153,21 @@ class NodePages:
 
     def _user(self, request: Request) -> str | None:
         """The person an address is about: the one it names, or the only one; ``None`` where that is open."""
-        named, users = request.query_params.get("user"), self.node.users()
-        if named is not None:
+        if (named := request.query_params.get("user")) is not None:
             return named
-        return users[0] if len(users) == 1 else None
+        return self.node.users()[0] if self.node.summary()[0] == 1 else None
+
+    def _knows(self, user: str) -> bool:
+        """Whether something is stored about a person."""
+        try:
+            self.node.dismissed(user)
+        except DataError:
+            return False
+        return True
 
     def _own(self, user: str) -> list[dict[str, Any]]:
         """What a person has; nothing for somebody who is new."""
-        return self.node.items_of(user) if user in self.node.users() else []
+        return self.node.items_of(user) if self._knows(user) else []
 
     def _back(self, fields: Fields, otherwise: str, **more: Any) -> Response:
         """The view that a form came from, with ``more`` in its address."""
@@ -194,8 +183,10 @@ class NodePages:
         users = self.node.users()
         if len(users) == 1 and not request.query_params:
             return RedirectResponse(address("/for-you", user=users[0]), 303)
-        people = [(user, len(self.node.items_of(user))) for user in users]
-        return self._page(request, "who.html.j2", listed=people, wrong="wrong" in request.query_params)
+        people = [(user, len(self.node.items_of(user))) for user in users[:PEOPLE]]
+        return self._page(
+            request, "who.html.j2", listed=people, more=len(users) - len(people), wrong="wrong" in request.query_params
+        )
 
     def start(self, request: Request) -> Response:
         """The first view of somebody who has nothing yet: three things to choose."""
@@ -203,11 +194,20 @@ class NodePages:
         if user is None:
             return RedirectResponse("/", 303)
         own = {str(row["item"]) for row in self._own(user)}
-        rows = self.node.search(query, k=SHELF) if query else self.node.popular(k=SHELF + len(own))
+        kind, rows = self._offered(query, len(own))
         cards = [views.card(row) for row in rows if str(row["item"]) not in own][:SHELF]
-        return self._page(
-            request, "start.html.j2", user=user, query=query, cards=cards, count=min(len(own), FIRST), first=FIRST
-        )
+        chosen = {"count": min(len(own), FIRST), "first": FIRST}
+        return self._page(request, "start.html.j2", user=user, query=query, kind=kind, cards=cards, **chosen)
+
+    def _offered(self, query: str, already: int) -> tuple[str, list[dict[str, Any]]]:
+        """Things to choose from, and what they are: found, popular, or, as far as nothing is known, some or none."""
+        if query:
+            found = self.node.search(query, k=SHELF + already)
+            return "found" if found else "nothing", found
+        if self.node.summary()[1] is None:
+            return "search_first", []
+        found = self.node.popular(k=SHELF + already)
+        return "popular" if any(row["score"] for row in found) else "some", found
 
     def for_you(self, request: Request) -> Response:
         """A person's list, and why each thing is on it."""
@@ -217,7 +217,7 @@ class NodePages:
         own = self._own(user)
         if not own:
             return RedirectResponse(address("/start", user=user), 303)
-        if self.node.status()["model"] is None:
+        if self.node.summary()[1] is None:
             return self._page(request, "list.html.j2", user=user, model=False, rows=[], legend=[], own=len(own), k=0)
         given = request.query_params.get("k", "")
         k = min(max(int(given), 1), LONGEST_LIST) if given.isdecimal() and len(given) < 6 else LENGTH
@@ -233,7 +233,7 @@ class NodePages:
         if user is None:
             return RedirectResponse("/", 303)
         of, taken = views.card(self.node.item(item)), {str(row["item"]) for row in self._own(user)}
-        if user in self.node.users():
+        if self._knows(user):
             taken |= {str(row["item"]) for row in self.node.dismissed(user)}
         rows = [row for row in self.node.similar(item, k=LENGTH + len(taken)) if str(row["item"]) not in taken]
         return self._page(request, "similar.html.j2", user=user, of=of, cards=list(map(views.card, rows[:LENGTH])))
@@ -250,7 +250,7 @@ class NodePages:
         page = min(max(int(given), 1), pages) if given.isdecimal() and len(given) < 9 else 1
         taken = {str(row["item"]) for row in own}
         others = [row for row in self.node.search(query, k=SHELF) if str(row["item"]) not in taken] if query else []
-        aside = self.node.dismissed(user) if user in self.node.users() else []
+        aside = self.node.dismissed(user) if self._knows(user) else []
         return self._page(
             request,
             "have.html.j2",
@@ -270,7 +270,7 @@ class NodePages:
     def left(self, request: Request) -> Response:
         """The journal in plain words: of the node, or only of what a person was part of."""
         user, before = self._user(request), request.query_params.get("before", "")
-        only = request.query_params.get("only") == "1" and user in self.node.users()
+        only = request.query_params.get("only") == "1" and user is not None and self._knows(user)
         of = user if only else None
         given = {"before": int(before)} if before.isdecimal() and len(before) < 16 else {}
         rows = self.node.journal(of, limit=ENTRIES + 1, **given)
@@ -304,7 +304,7 @@ class NodePages:
     def forget(self, request: Request) -> Response:
         """What is deleted and what stays, before it is done."""
         user = self._user(request)
-        if user is None or user not in self.node.users():
+        if user is None or not self._knows(user):
             return RedirectResponse("/", 303)
         sent = any(row["phase"] != JOIN for row in self.node.journal(user))
         shown = {"count": len(self.node.items_of(user)), "sent": sent}

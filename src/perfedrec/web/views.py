@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -207,3 +207,24 @@ def totals(privacy: Mapping[str, Any], t: Texts) -> list[tuple[str, str, str]]:
         return [*found, (t("left.epsilon"), t("left.epsilon_none"), t("left.epsilon_none_note"))]
     who = t.listed(dict.fromkeys(str(run["against"]) for run in runs))
     return [*found, (t("left.epsilon"), t.number(float(sum(spent))), t("left.epsilon_note", who=who))]
+
+
+UNDO = {"added": "remove", "removed": "add", "dismissed": "restore", "restored": "dismiss"}
+"""What takes a change back."""
+
+
+def note(query: Mapping[str, str], title_of: Callable[[str], str], t: Texts) -> dict[str, Any] | None:
+    """The note about the change that was just made, as the ``query`` of an address tells it; and how to undo it."""
+    done, of = query.get("done", ""), query.get("of", "")
+    if done in UNDO:
+        return {"text": t(f"done.{done}", title=title_of(of)), "undo": UNDO[done], "item": of}
+    if done == "imported":
+        numbers = [int(each) if each.isdecimal() else 0 for each in of[:60].split("-")]
+        things, people, skipped = (*numbers, 0, 0, 0)[:3]
+        counted = {"things": t("count.things", n=things), "people": t("count.people", n=people)}
+        text = t("done.imported", **counted) if things else t("done.nothing_new")
+        text += " " + t("done.left_out", things=t("count.things", n=skipped)) if skipped else ""
+        return {"text": text, "undo": None}
+    if done in ("paused", "resumed", "rule_kept", "departed", "back"):
+        return {"text": t(f"done.{done}"), "undo": None}
+    return {"text": t("done.gone", name=of), "undo": None} if done == "gone" else None

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 from tests.ports import reserved_port
+from tests.web.test_node_pages import Home
 from torch import Tensor
 from typer.testing import CliRunner
 
+from perfedrec import Node
 from perfedrec.cli import app
 from perfedrec.core.records import flatten
 from perfedrec.data import read_catalogue
@@ -79,6 +81,12 @@ def test_processes_compute_the_tables_of_the_simulator(
     assert sorted(summary.nodes_with_model or ()) == sorted(f"n{number}" for number in range(nodes))
     assert not (tmp_path / "run" / "rejections.jsonl").exists(), lines
     assert json.loads((tmp_path / "run" / "result.json").read_text())["users"] == users
+
+    with Node.open(folder / "nodes" / "n0" / "store.db") as node:  # which its owner sees on a page
+        assert {each["coordinator"] for each in node.journal()} == {str(terms.address)}
+        left = Home(node).text("/left")
+    assert "Helped to train the model" in left
+    assert "Received the model that your lists come from" in left
 
     with Store.open(folder / "nodes" / "n0" / "store.db") as store:
         served = store.broadcast(given.build().broadcast_type, store.everyone()[:1])
