@@ -61,9 +61,15 @@ def node(template: Path) -> Iterator[Node]:
 
 
 @pytest.fixture(scope="module")
-def asking(node: Node) -> Iterator[httpx.Client]:
+def slow(template: Path) -> Iterator[Node]:
+    with Node.open(template) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def asking(node: Node, slow: Node) -> Iterator[httpx.Client]:
     """A client of a server with this node. Tests that change something have users of their own."""
-    app = node_api(node, Access(TOKEN))
+    app = node_api(node, slow, Access(TOKEN))
     with listening() as at, serving(app, at), httpx.Client(base_url=at.address, headers=TOKENED) as client:
         yield client
 
@@ -214,7 +220,7 @@ def test_a_node_without_a_model_says_so(tmp_path: Path) -> None:
     path = tmp_path / "b.node"
     with Store.create(path, np.array(["i0", "i1"], dtype=object)) as store:
         store.add_interactions("ann", "i0")
-    with Node.open(path) as node, listening() as listener, serving(node_api(node, None), listener):
+    with Node.open(path) as node, listening() as listener, serving(node_api(node, node, None), listener):
         answer = httpx.get(f"{listener.address}/users/ann/recommendations")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         assert "has received no model yet" in answer.json()["detail"]

@@ -61,6 +61,7 @@ def serve(
         with (
             threadpool_limits(1),
             Node.open(store) as node,
+            Node.open(store) as slow,
             listening(PORT if port is None else port, unix) as listener,
         ):
             _warm(node)
@@ -68,4 +69,4 @@ def serve(
             if access is not None:
                 where = f"token: {access.token}" if token_file is None else f"token: in {token_file}"
                 console.print(where, soft_wrap=True, highlight=False)
-            answer(node_api(node, access), listener)
+            answer(node_api(node, slow, access), listener)

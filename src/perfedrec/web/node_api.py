@@ -113,86 +113,86 @@ def _about_lists(node: Node) -> APIRouter:
         return _json({"user": user, "items": [_recommended(row) for row in rows]})
 
     @routes.get("/users/{user:id}/recommendations", response_model=Recommendations, summary="The list of a user")
-    def recommendations(user: UserId, asked: Annotated[ListQuestion, Query()]) -> Response:
+    async def recommendations(user: UserId, asked: Annotated[ListQuestion, Query()]) -> Response:
         return listed(user, asked, asked.among or None)
 
     @routes.post(
         "/users/{user:id}/recommendations", response_model=Recommendations, summary="The same, for a long question"
     )
-    def recommendations_of_many(user: UserId, asked: ListQuestion, _: NoParameters) -> Response:
+    async def recommendations_of_many(user: UserId, asked: ListQuestion, _: NoParameters) -> Response:
         """What stands in an address has at most 64 KiB; what stands in the body can have the ids of many items."""
         return listed(user, asked, asked.among if "among" in asked.model_fields_set else None)
 
     @routes.get("/popular", response_model=RankedItems, summary="What most users of the federation have")
-    def popular(asked: Annotated[Question, Query()]) -> Response:
+    async def popular(asked: Annotated[Question, Query()]) -> Response:
         """For somebody of whom nothing is known. The score is the number of users."""
         return _items(node.popular(asked.k))
 
     @routes.get("/items/{item:id}/similar", response_model=RankedItems, summary="Items like an item")
-    def similar(item: ItemId, asked: Annotated[Question, Query()]) -> Response:
+    async def similar(item: ItemId, asked: Annotated[Question, Query()]) -> Response:
         return _items(node.similar(item, asked.k))
 
     return routes
 
 
-def _about_users(node: Node) -> APIRouter:
+def _about_users(node: Node, slow: Node) -> APIRouter:
     """The questions about users, and about what they have and have dismissed."""
     routes = APIRouter(responses=_problems(*_PROBLEMS))
 
     @routes.get("/users", response_model=Users, summary="The users of this node")
     def users(_: NoParameters) -> Response:
-        return _json({"users": node.users()})
+        return _json({"users": slow.users()})
 
     @routes.get("/users/{user:id}", response_model=dict[str, Any], summary="Everything that is stored about a user")
     def export(user: UserId, _: NoParameters) -> Response:
-        found = node.export(user)
+        found = slow.export(user)
         return _json(found | {name: [_shown(each) for each in found[name]] for name in ("items", "dismissed")})
 
     @routes.delete("/users/{user:id}", response_model=Users, summary="Forget a user")
     def forget(user: UserId, _: NoParameters) -> Response:
         """Everything that is stored about the user is deleted and overwritten. The answer names the user. What the user
         has added to sums of a federation before stays in them."""
-        node.forget(user)
+        slow.forget(user)
         return _json({"users": [user]})
 
     @routes.get("/users/{user:id}/interactions", response_model=Items, summary="What a user has interacted with")
-    def interactions(user: UserId, _: NoParameters) -> Response:
+    async def interactions(user: UserId, _: NoParameters) -> Response:
         return _items(node.items_of(user))
 
     @routes.post("/users/{user:id}/interactions", response_model=Changed, summary="Add interactions of a user")
     def add(user: UserId, given: GivenItems, _: NoParameters) -> Response:
         """The user may be new. All items are added, or none."""
-        return _json({"changed": node.add(user, *given.items)})
+        return _json({"changed": slow.add(user, *given.items)})
 
     @routes.delete("/users/{user:id}/interactions/{item:id}", response_model=Changed, summary="Delete an interaction")
     def remove(user: UserId, item: ItemId, _: NoParameters) -> Response:
-        return _json({"changed": node.remove(user, item)})
+        return _json({"changed": slow.remove(user, item)})
 
     @routes.get("/users/{user:id}/dismissed", response_model=Items, summary="What a user has dismissed")
-    def dismissed(user: UserId, _: NoParameters) -> Response:
+    async def dismissed(user: UserId, _: NoParameters) -> Response:
         return _items(node.dismissed(user))
 
     @routes.post("/users/{user:id}/dismissed", response_model=Changed, summary="Never recommend items to a user again")
     def dismiss(user: UserId, given: GivenItems, _: NoParameters) -> Response:
-        return _json({"changed": node.dismiss(user, *given.items)})
+        return _json({"changed": slow.dismiss(user, *given.items)})
 
     @routes.delete("/users/{user:id}/dismissed/{item:id}", response_model=Changed, summary="Recommend an item again")
     def restore(user: UserId, item: ItemId, _: NoParameters) -> Response:
-        return _json({"changed": node.restore(user, item)})
+        return _json({"changed": slow.restore(user, item)})
 
     return routes
 
 
-def _about_items(node: Node) -> APIRouter:
+def _about_items(node: Node, slow: Node) -> APIRouter:
     """The questions about items."""
     routes = APIRouter(responses=_problems(*_PROBLEMS))
 
     @routes.get("/items", response_model=Items, summary="Search in ids and titles")
     def search(asked: Annotated[SearchQuestion, Query()]) -> Response:
-        return _items(node.search(asked.search, asked.k))
+        return _items(slow.search(asked.search, asked.k))
 
     @routes.get("/items/{item:id}", response_model=Item, summary="An item")
-    def item(item: ItemId, _: NoParameters) -> Response:
+    async def item(item: ItemId, _: NoParameters) -> Response:
         return _json(_shown(node.item(item)))
 
     pictures: dict[int | str, dict[str, Any]] = {
@@ -202,7 +202,7 @@ def _about_items(node: Node) -> APIRouter:
     @routes.get(
         "/items/{item:id}/picture", summary="The picture of an item", responses=pictures, response_class=Response
     )
-    def picture(item: ItemId, _: NoParameters) -> Response:
+    async def picture(item: ItemId, _: NoParameters) -> Response:
         found = node.picture(item)
         if found is None:
             raise HTTPException(404, f"the catalogue has no picture of the item {item!r}")
@@ -218,9 +218,14 @@ def _items(rows: Sequence[Mapping[str, Any]]) -> Response:
 # --- the app ---
 
 
-def node_api(node: Node, access: Access | None) -> ASGIApp:
+def node_api(node: Node, slow: Node, access: Access | None) -> ASGIApp:
     """The interface of a node behind the guard: for those whom ``access`` lets in, or, where that is ``None``, for
-    everybody who can reach it."""
+    everybody who can reach it.
+
+    ``node`` gives lists on the loop itself: on a busy machine, to wait for a thread takes longer than the list.
+    Changes, which wait for the disk, and searches run in threads. They use ``slow``, another :class:`Node` on the same
+    file, so that no list waits for them.
+    """
     app = FastAPI(
         title="perfedrec node",
         version=perfedrec.__version__,
@@ -233,7 +238,12 @@ def node_api(node: Node, access: Access | None) -> ASGIApp:
     for kind in (PerfedrecError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _refused)
     measured = Measured(Guard(_Encoded(app), access, open_paths=OPEN_PATHS), lambda: _gauges(node))
-    for routes in (_about_lists(node), _about_users(node), _about_items(node), _about_server(node, measured)):
+    for routes in (
+        _about_lists(node),
+        _about_users(node, slow),
+        _about_items(node, slow),
+        _about_server(node, measured),
+    ):
         app.include_router(routes)
     described = _described(app, access is not None)
     html = page(described).encode()
@@ -248,7 +258,7 @@ def _about_server(node: Node, measured: Measured) -> APIRouter:
     routes = APIRouter(responses=_problems(400, 403, 413, 421, 422, 503))
 
     @routes.get("/health", response_model=Health, summary="Whether the node's file can be read")
-    def health(_: NoParameters) -> Response:
+    async def health(_: NoParameters) -> Response:
         node.rules()
         return _json({"status": "ok"})
 
@@ -259,7 +269,7 @@ def _about_server(node: Node, measured: Measured) -> APIRouter:
     @routes.get(
         "/metrics", summary="Figures for Prometheus", response_class=Response, responses={**text, **_problems(400, 401)}
     )
-    def metrics(request: Request, _: NoParameters) -> Response:
+    async def metrics(request: Request, _: NoParameters) -> Response:
         content, kind = measured.exposition(request.headers.get("accept", ""))
         return Response(content, headers={"content-type": kind})
 
