@@ -124,6 +124,17 @@ def test_a_new_interaction_is_in_the_next_answer_whoever_wrote_it(asking: httpx.
     assert (one in after, two in after, three in after) == (True, False, True)
 
 
+def test_a_list_does_not_wait_for_another_process_that_writes(asking: httpx.Client, node: Node, slow: Node) -> None:
+    user = node.users()[0]
+    slow._file._database.connection.execute("PRAGMA busy_timeout = 20")
+    with Node.open(node.path) as other, other._file._database.writing():
+        assert len(ids(asking.get(f"/users/{user}/recommendations"))) == 20
+        answer = asking.post(f"/users/{user}/interactions", json={"items": ["i30"]})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert "another process has kept it locked" in answer.json()["detail"]
+    slow._file._database.connection.execute("PRAGMA busy_timeout = 5000")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_any_id_can_stand_in_a_path(asking: httpx.Client, node: Node, name: str) -> None:
     user = f"new {name}"
