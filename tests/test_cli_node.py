@@ -124,7 +124,9 @@ def test_what_an_owner_sees_and_decides(model: Path, tmp_path: Path) -> None:
     cli("node", "add", "ann", *items[:4], "--store", home)
     (tmp_path / "shop.csv").write_text(f"item;title;kind\n{items[0]};Tea, green;drink\n900;Gin;drink\n")
     said = cli("node", "catalogue", tmp_path / "shop.csv", "--store", home).stdout
-    assert said.startswith("1 item described: 2 titles, 0 pictures, and kind; 1 item is not in the catalogue")
+    assert said.endswith(
+        "2 titles, 0 pictures, and kind: 1 item described, 1 left out that the catalogue does not have\n"
+    )
     assert "Tea, green" in cli("node", "items", "--store", home, "--user", "ann").stdout
     assert (
         cli("node", "remove", "ann", *items[1:3], items[9], "--store", home).stdout == "2 interactions of ann deleted\n"

@@ -130,10 +130,10 @@ def node_catalogue(
             known, others = node.describe(found)
         titles, pictures = (sum(map(bool, each)) for each in zip(*((x.title, x.picture) for x in found), strict=True))
         named = list(dict.fromkeys(name for each in found for name in each.attributes))
-        about = f"{counted(titles, 'title')}, {counted(pictures, 'picture')}"
+        about = f"{file} has {counted(titles, 'title')}, {counted(pictures, 'picture')}"
         about += f", and {', '.join(named)}" if named else ""
-        left = f"; {counted(others, 'item')} {'is' if others == 1 else 'are'} not in the catalogue and left out"
-        console.print(f"{counted(known, 'item')} described: {about}{left if others else ''}", soft_wrap=True)
+        left = f", {others} left out that the catalogue does not have"
+        console.print(f"{about}: {counted(known, 'item')} described{left if others else ''}", soft_wrap=True)
 
 
 @app.command("recommend")

@@ -152,13 +152,13 @@ class Node:
             shares = vectors[items] @ vectors[own].T
         shares = np.maximum(shares, 0)
         shares /= np.maximum(shares.sum(1, keepdims=True), np.float32(1e-30))
-        best = np.argsort(-shares, axis=1, kind="stable")[:, :2]
-        named = sorted({int(own[place]) for places in best for place in places})
+        strongest = np.argsort(-shares, axis=1, kind="stable")[:, :2]
+        named = sorted({int(own[place]) for places in strongest for place in places})
         ids = dict(zip(named, self._file.ids(np.array(named, dtype=np.int64)), strict=True))
         titles = dict(zip(named, (each["title"] for each in self._file.details.of(named)), strict=True))
 
         def reasons(row: int) -> list[dict[str, Any]]:
-            places = [place for place in best[row].tolist() if shares[row, place] > 0]
+            places = [place for place in strongest[row].tolist() if shares[row, place] > 0]
             return [
                 {"item": ids[number], "title": titles[number], "share": float(shares[row, place])}
                 for place in places
