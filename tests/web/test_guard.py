@@ -163,6 +163,29 @@ def test_a_browser_that_asks_for_a_page_gets_one(guard: Guard) -> None:
     assert "<p>the token is missing" in answer.body.decode()
 
 
+def test_a_browser_without_a_key_is_told_how_to_get_one() -> None:
+    advice = "press Enter in the terminal"
+    for guard in (Guard(Echo(), Access(TOKEN), enter="/enter"), Guard(Echo(), Access(TOKEN), advice=advice)):
+        assert guard.access is not None
+        guard.access.one_time()
+        by_program = ask(guard, authorization=None)
+        assert (by_program.status, "Authorization: Bearer TOKEN" in by_program.detail) == (401, True)
+        html: dict[str, Any] = {"authorization": None, "accept": "text/html"}
+        assert ask(guard, method="POST", **html).status == 401
+        plain, used = ask(guard, "/lists?k=5", **html), ask(guard, "/?token=used", **html)
+        if guard.enter:
+            assert [(each.status, each.headers["location"]) for each in (plain, used)] == [(303, "/enter")] * 2
+            assert "set-cookie" not in plain.headers
+        else:
+            assert (plain.status, used.status) == (401, 401)
+            assert f"<p>this browser has no key for this page: {advice}</p>" in plain.body.decode()
+            assert f"<p>this address was used already, or is of an earlier start: {advice}</p>" in used.body.decode()
+
+
+def test_no_address_was_used_where_none_was_given_out(guard: Guard) -> None:
+    assert "the token is missing or wrong" in ask(guard, "/?token=wrong", authorization=None).detail
+
+
 def test_a_one_time_token_opens_one_session(guard: Guard) -> None:
     assert guard.access is not None
     once = guard.access.one_time()

@@ -118,7 +118,8 @@ def test_only_the_operator_gets_in(runs: Path) -> None:
     stranger = Client(operator_page(runs / "run", Access(TOKEN)), token=None)
     for path in ("/", "/status", "/runs/run", "/runs/run/status", "/assets/operator.js", "/nothing"):
         assert stranger.get(path).status_code == 401, path
-        assert "n1" not in stranger.get(path, headers=HTML).text
+        asked = stranger.get(path, headers=HTML)
+        assert (asked.status_code, asked.headers["location"], asked.text) == (303, "/enter", "")
     assert stranger.get("/enter", headers={"Host": "fed.example.org"}).status_code == 421
     form = stranger.get("/enter")
     assert form.status_code == 200

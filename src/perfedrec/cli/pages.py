@@ -99,10 +99,12 @@ def _serve(store: Path, port: int, show: bool | None) -> None:
         print("this address lets one browser in, once; Ctrl-C ends the page", flush=True)
         if _has_desktop() if show is None else show:
             webbrowser.open(until_end.enter_context(leading_to(address(), store)))
+        advice = "start it again for another address"
         if sys.stdin.isatty():
+            advice = "press Enter in the terminal in which it was started for another address"
             print("press Enter for another address", flush=True)
             threading.Thread(target=_answer, args=(address,), daemon=True).start()
-        serve(Guard(NodePages(node).app(), access, body_limit=BODY_LIMIT), listener)
+        serve(Guard(NodePages(node).app(), access, body_limit=BODY_LIMIT, advice=advice), listener)
 
 
 @contextmanager

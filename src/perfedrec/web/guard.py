@@ -77,11 +77,14 @@ class Access:
 
     def __init__(self, token: str | None = None) -> None:
         self.token = token or secrets.token_urlsafe(32)
+        self.gives_addresses = False
+        """Whether addresses with a one-time token were given out."""
         self._once: list[str] = []
         self._sessions: list[str] = []
 
     def one_time(self) -> str:
         """A new token that opens one session, to be put into an address as ``?token=``."""
+        self.gives_addresses = True
         self._once.append(secrets.token_urlsafe(32))
         return self._once[-1]
 
@@ -141,12 +144,23 @@ class RefusedError(Exception):
 class Guard:
     """The app behind the guard. ``access`` says who is let in; with ``None``, as on a Unix socket, nobody is asked for
     a token. ``open_paths`` need none either. Bodies have at most ``body_limit`` bytes, and are read before the app is
-    called. What is refused gets one line: as JSON with the key ``detail``, or as a page where a browser asked."""
+    called. What is refused gets one line: as JSON with the key ``detail``, or as a page where a browser asked.
+
+    A browser that asks for a page without the cookie is led to ``enter``, the path of a form for the token, or else is
+    told the ``advice``, which says how to get an address with a one-time token."""
 
     def __init__(
-        self, app: ASGIApp, access: Access | None, *, body_limit: int = BODY_LIMIT, open_paths: Collection[str] = ()
+        self,
+        app: ASGIApp,
+        access: Access | None,
+        *,
+        body_limit: int = BODY_LIMIT,
+        open_paths: Collection[str] = (),
+        enter: str | None = None,
+        advice: str | None = None,
     ) -> None:
         self.app, self.access, self.body_limit, self.open_paths = app, access, body_limit, frozenset(open_paths)
+        self.enter, self.advice = enter, advice
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -172,7 +186,8 @@ class Guard:
 
     def _entered(self, scope: Scope, headers: Headers) -> tuple[str, str | None] | None:
         """Raise :class:`RefusedError` where the token is missing. Where the address has a one-time token: the address
-        without it, and the cookie that is given for it (none where the browser has one)."""
+        without it, and the cookie that is given for it (none where the browser has one). Where a browser has to give
+        the token first: the address of the form for it."""
         if self.access is None or scope["path"] in self.open_paths:
             return None
         known = self.access.admits(headers, cookie_name(scope))
@@ -182,8 +197,14 @@ class Guard:
             return None
         session = None if once is None or known else self.access.exchange(once)
         if session is None and not known:
-            if once is not None:
-                raise RefusedError(401, "this address was used already, or is of an earlier start; ask for a new one")
+            by_browser = scope["method"] == "GET" and _wants_page(headers)
+            if by_browser and self.enter is not None:
+                return self.enter, None
+            if once is not None and self.access.gives_addresses:
+                used = "this address was used already, or is of an earlier start"
+                raise RefusedError(401, f"{used}: {self.advice or 'ask for a new one'}")
+            if by_browser and self.advice is not None:
+                raise RefusedError(401, f"this browser has no key for this page: {self.advice}")
             raise RefusedError(401, "the token is missing or wrong; expected the header Authorization: Bearer TOKEN")
         # A path that begins with two slashes would be another machine's address.
         path = "/" + scope["raw_path"].decode("latin-1").lstrip("/")
@@ -204,6 +225,11 @@ def _check_origin(headers: Headers) -> None:
     foreign = any(each.lower() != f"http://{hosts[0].lower()}" for each in origins)
     if foreign or (_is_elsewhere(headers) and not _is_followed(headers)):
         raise RefusedError(403, "a page of another origin has made this request; expected one of this server")
+
+
+def _wants_page(headers: Headers) -> bool:
+    """Whether somebody asks with a browser, and no program does."""
+    return "text/html" in headers.get("accept", "")
 
 
 def _is_elsewhere(headers: Headers) -> bool:
@@ -255,7 +281,7 @@ def _with_headers(send: Send) -> Send:
 
 
 async def _refuse(send: Send, refused: RefusedError, headers: Headers) -> None:
-    if "text/html" in headers.get("accept", ""):
+    if _wants_page(headers):
         text = html.escape(refused.detail)
         page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{refused.status}</title><p>{text}</p></html>"
         await _answer(send, refused.status, page.encode(), {"content-type": "text/html; charset=utf-8"})

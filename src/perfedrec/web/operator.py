@@ -60,7 +60,7 @@ def operator_page(folder: Path, access: Access) -> ASGIApp:
         Mount("/assets", StaticFiles(packages=[("perfedrec.web", "assets")])),
     ]
     app = Starlette(routes=routes, exception_handlers={PerfedrecError: page.unreadable, HTTPException: page.missing})
-    return Guard(app, access, open_paths=(ENTER, "/assets/operator.css", "/assets/operator.svg"))
+    return Guard(app, access, open_paths=(ENTER, "/assets/operator.css", "/assets/operator.svg"), enter=ENTER)
 
 
 class _Operator:
