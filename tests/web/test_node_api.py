@@ -201,6 +201,8 @@ USER = "/users/{user}"
         ("POST", f"{USER}/interactions", b"[" * 100_000, 400, "body"),
         ("POST", f"{USER}/interactions", b"x" * (1 << 20) + b"x", 413, "at most 1048576 bytes"),
         ("POST", "/users/%20/interactions", {"items": ["i0"]}, 422, "the id of a user is empty"),
+        ("POST", "/users/%00a/interactions", {"items": ["i0"]}, 422, "has U+0000"),
+        ("POST", "/users/%ff%fe/interactions", {"items": ["i0"]}, 422, "has U+FFFD"),
     ],
 )
 def test_a_question_that_cannot_be_answered_gets_one_line(

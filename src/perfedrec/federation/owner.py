@@ -252,9 +252,10 @@ class Node:
 
     def add(self, user: str, *items: str | int) -> int:
         """Add interactions of a user, who may be new. They are on the disk when this returns. Returns how many of them
-        are new."""
-        if not user.strip():
-            raise ConfigError("the id of a user is empty; expected a name")
+        are new.
+
+        The id of a new user has 1 to 256 characters, none of them a control character or a line break.
+        """
         return self._file.add_interactions(user, *map(str, items))
 
     def remove(self, user: str, *items: str | int) -> int:

@@ -7,15 +7,19 @@ import json
 import re
 import sqlite3
 import time
+import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from perfedrec.core.errors import DataError
+from perfedrec.core.errors import ConfigError, DataError
 from perfedrec.runtimes.node.database import Database, StoreError
 from perfedrec.runtimes.node.journal import Journal
 from perfedrec.runtimes.node.rules import RuleBook
+
+LONGEST_USER_ID = 256
+"""Characters."""
 
 
 class NodeFile:
@@ -96,7 +100,8 @@ class NodeFile:
     def add_interactions(self, user_id: str, *item_ids: str) -> int:
         """Add interactions of one user, who may be new, and return how many of them are new.
 
-        They are on the disk when this returns. Raises :class:`DataError` for an unknown item; then nothing is added.
+        They are on the disk when this returns. Raises :class:`DataError` for an unknown item, and :class:`ConfigError`
+        for a new user whose id cannot be one; then nothing is added.
         """
         with self._database.writing() as db:
             items = [self._number_of(db, each) for each in item_ids]
@@ -190,10 +195,16 @@ def counts(db: sqlite3.Connection) -> tuple[int, int]:
 
 
 def insert_users(db: sqlite3.Connection, users: Iterable[tuple[str, int | None]]) -> None:
-    """Insert the users, external id and identity, who are not in the file; give an identity to those without one."""
+    """Insert the users, external id and identity, who are not in the file; give an identity to those without one.
+
+    Every way in ends here. Raises :class:`ConfigError` for a new user whose id :func:`check_user_id` refuses, and
+    :class:`DataError` for an identity that the user cannot get.
+    """
+    put = "INSERT INTO users (id, identity) VALUES (?, ?) ON CONFLICT (id) DO NOTHING"
     for user, identity in users:
         try:
-            db.execute("INSERT INTO users (id, identity) VALUES (?, ?) ON CONFLICT (id) DO NOTHING", (user, identity))
+            if db.execute(put, (user, identity)).rowcount:  # who is there already keeps an id of an earlier version
+                check_user_id(user)
             if identity is not None:
                 db.execute("UPDATE users SET identity = ? WHERE id = ? AND identity IS NULL", (identity, user))
                 (found,) = db.execute("SELECT identity FROM users WHERE id = ?", (user,)).fetchone()
@@ -201,6 +212,23 @@ def insert_users(db: sqlite3.Connection, users: Iterable[tuple[str, int | None]]
                     raise DataError(f"user {user!r} has the identity {found}; it cannot become {identity}")
         except sqlite3.IntegrityError:
             raise DataError(f"identity {identity} of user {user!r} is another user's, or negative") from None
+
+
+def check_user_id(user: str) -> None:
+    """Raise :class:`ConfigError` for an id by which nobody could find or name a user: an empty one, a very long one, or
+    one with characters that are not shown, or that stand for damaged text."""
+    if not user.strip():
+        raise ConfigError("the id of a user is empty; expected a name")
+    if len(user) > LONGEST_USER_ID:
+        raise ConfigError(
+            f"the id of a user has {len(user):,} characters, {user!r:.40}...; expected at most {LONGEST_USER_ID}"
+        )
+    for letter in user:
+        if letter == "\ufffd":
+            raise ConfigError(f"the id of a user {user!r} has U+FFFD, which stands for damaged text; expected UTF-8")
+        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
+            what = "a control character, a line break or half a character"
+            raise ConfigError(f"the id of a user {user!r} has U+{ord(letter):04X}: {what}; expected a name on one line")
 
 
 def insert_interactions(db: sqlite3.Connection, rows: Iterable[tuple[int, int | None, str]]) -> int:
