@@ -18,7 +18,7 @@ from tests.federation.conftest import Federation
 from tests.federation.written import FINISHED, NOW, line, rejection, write_run
 from typer.testing import CliRunner
 
-from perfedrec.cli import app
+from perfedrec.cli import app, watching
 from perfedrec.core.errors import CheckpointError
 from perfedrec.federation.status import earlier, home, look, newest, runs_in
 from perfedrec.runs.folder import RunFolder
@@ -231,3 +231,28 @@ def test_the_command_shows_a_run_once_and_needs_neither_torch_nor_flower(tmp_pat
     refused = runner.invoke(app, ["federation", "watch"])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert "expected either the FOLDER of a run or --coordinator" in refused.stderr
+
+
+def test_without_a_terminal_a_line_is_printed_whenever_something_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"epsilon": 2.5, "epsilon_planned": 8.0}
+    first = seen(tmp_path / "first", history=[line(0), line(1), line(2)], figures=told)
+    second = seen(tmp_path / "second", history=[line(n) for n in range(4)], away=["n2"], figures=told)
+    last = look(write_run(tmp_path / "last", "finished", [line(n) for n in range(22)], result=FINISHED))
+    views, printed = [second, second, last], list[str]()
+
+    def sleep(seconds: float) -> None:
+        printed.append(capsys.readouterr().out)  # what is there while the run lasts
+
+    monkeypatch.setattr("perfedrec.cli.watching.time.sleep", sleep)
+    watching._watch(lambda: views.pop(0) if printed else first, 2.0, once=False, as_json=False)
+    assert [*printed, capsys.readouterr().out] == [
+        "running  round 1/20  nodes: 3 here  recall@20 0.1200, best 0.1200 in round 1  6.0 kB up, 150.0 kB down  "
+        "epsilon 2.5 of 8\n",
+        "running  round 2/20  nodes: 2 here, 1 away  recall@20 0.1300, best 0.1300 in round 2  "
+        "10.0 kB up, 200.0 kB down  epsilon 2.5 of 8  NodeAway: n2 is not connected.\n",
+        "",
+        "finished  round 20/20  nodes: 2 has the model, 1 without the model  "
+        "recall@20 0.3100, best 0.3100 in round 20, test 0.3000  253.0 kB up, 1.1 MB down  epsilon 7.9 of 7.9\n",
+    ]

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import datetime
@@ -55,7 +56,8 @@ def watch(
 ) -> None:
     """Show how a federation is: nodes, rounds, accuracy, privacy spent, alerts. It asks nothing of the coordinator.
 
-    With --json one object is printed in a line whenever something has changed. Ends with the run, or with Ctrl-C.
+    Where the output is no terminal, one plain line is printed whenever something has changed, and with --json one
+    object. Ends with the run, or with Ctrl-C.
 
     [bold]perfedrec federation watch run[/bold]
 
@@ -89,18 +91,43 @@ def _watch(look: Callable[[], dict[str, Any]], every: float, once: bool, as_json
     from perfedrec.federation.status import OVER
 
     view = look()
-    if as_json or once:
-        print(json.dumps(view)) if as_json else console.print(screen(view))
+    if once and not as_json:
+        console.print(screen(view))
+        return
+    if as_json or not console.is_terminal:
+        write: Callable[[dict[str, Any]], str] = json.dumps if as_json else line
+        print(last := write(view), flush=True)
         while not once and view["state"] not in OVER:
             time.sleep(every)
-            if (new := look()) != view:
-                print(json.dumps(view := new), flush=True)
+            view = look()
+            if (new := write(view)) != last:
+                print(last := new, flush=True)
         return
     with Live(screen(view), console=console, auto_refresh=False, screen=False) as live:
         while view["state"] not in OVER:
             time.sleep(every)
             view = look()
             live.update(screen(view), refresh=True)
+
+
+def line(view: Mapping[str, Any]) -> str:
+    """How a run is, in one plain line."""
+    from perfedrec.runs.progress import size
+
+    totals, accuracy, privacy = view["totals"], view["accuracy"], view["privacy"]
+    states = Counter(each["state"] for each in view["nodes"])
+    parts = [view["state"] + (f": {view['why']}" if view["why"] else ""), view["place"]]
+    parts += ["nodes: " + ", ".join(f"{count} {state}" for state, count in states.items())] if states else []
+    if accuracy["best"] is not None:
+        test = "" if accuracy["test"] is None else f", test {accuracy['test']:.4f}"
+        best = f"best {accuracy['best']:.4f} in {accuracy['best_round']}"
+        parts.append(f"{accuracy['metric']} {accuracy['last']:.4f}, {best}{test}")
+    parts.append(f"{size(totals['bytes_up'])} up, {size(totals['bytes_down'])} down")
+    if privacy["spent"] is not None:
+        planned = "" if privacy["planned"] is None else f" of {privacy['planned']:.3g}"
+        parts.append(f"epsilon {privacy['spent']:.3g}{planned}")
+    parts += [f"{each['name']}: {each['text']}" for each in view["alerts"]]
+    return "  ".join(parts)
 
 
 def screen(view: Mapping[str, Any]) -> RenderableType:
