@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.federation.conftest import Federation
 
 from perfedrec.core.errors import ConfigError, DataError, PerfedrecError
 from perfedrec.core.types import RoundReport
@@ -23,6 +25,7 @@ from perfedrec.federation.run import FederatedRun
 from perfedrec.runs import checkpoint, config
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.progress import Quiet
+from perfedrec.runtimes.flower import Answers
 
 BEGINS: Any = SimpleNamespace(begin=lambda: SimpleNamespace(round=0))
 """Stands in for a coordinator that begins."""
@@ -155,3 +158,27 @@ def test_incomplete_checkpoints_of_a_killed_process_are_removed(tmp_path: Path) 
     checkpoint.prune(tmp_path)
     kept = [f"round-{number:06d}" for number in range(5 - checkpoint.KEPT, 5)]
     assert sorted(each.name for each in tmp_path.iterdir()) == kept
+
+
+def test_a_run_that_is_continued_keeps_the_test_figures_of_its_best_round(finished: Federation, tmp_path: Path) -> None:
+    """Nodes open a sum once, and refuse to where one of them is missing now. Another best round is tested."""
+    folder, asked = RunFolder(Path(shutil.copytree(finished.folder, tmp_path / "run"))), list[int]()
+
+    def evaluate(served: Any, question: Any) -> Answers:
+        asked.append(question.played)
+        return Answers((), "opened with other nodes")
+
+    coordinator: Any = SimpleNamespace(blank=lambda: finished.simulator.state, evaluate=evaluate, rejected=[])
+    given, items = folder.config(), Catalogue.of(finished.dataset, False)
+    run = FederatedRun(given, federated(given), items, folder, "another", True)
+    run.begin(coordinator, torch.arange(finished.dataset.n_users))
+    before = folder.summary()
+    assert before.test
+    assert run.finish(["n0"], test=run.test(coordinator, {}, print)).test == before.test == folder.summary().test
+    assert asked == []
+    run.selection.best_valid = {**before.valid, "recall@20": 1.0}
+    assert run.test(coordinator, {}, print) == {}
+    folder.write("result.json", b"cut o")
+    run.selection.best_valid = before.valid
+    assert run.test(coordinator, {}, print) == {}
+    assert asked == [run.best.round] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from perfedrec import __version__
 from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import Algorithm, RoundState
+from perfedrec.core.errors import CheckpointError
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Plan
 from perfedrec.data import Catalogue
@@ -214,12 +216,26 @@ class FederatedRun:
         return answers.choices
 
     def test(self, coordinator: Coordinator, names: Mapping[int, str], tell: Callable[[str], None]) -> dict[str, float]:
-        """The test metrics of the best round, once; empty where nothing was evaluated."""
+        """The test metrics of the best round, once; empty where nothing was evaluated.
+
+        A run that is continued after its end keeps those that it has where its best round is still the same: nodes
+        open a sum once, and would refuse it where one of them is missing now.
+        """
         if self.evaluation.rule is None or not self.selection.best_valid:
             return {}
+        if before := self._tested():
+            return before
         found = self._ask(coordinator, self.best, "test", tell)
         self._record_rejections(coordinator.rejected, names, tell)
         return found[0] if found else {}
+
+    def _tested(self) -> dict[str, float]:
+        """The test metrics of the best round from an earlier end of this run; empty where there are none."""
+        with suppress(CheckpointError):  # this run has not been at its end before
+            before = self.folder.summary()
+            if (before.best_round, before.valid) == (self.selection.best_round, self.selection.best_valid):
+                return before.test
+        return {}
 
     def keep_opened(self, state: RoundState, plan: Plan, total: Aggregate) -> None:
         """Keep what was opened in a round, for an audit."""
