@@ -183,7 +183,7 @@ def test_similar_things_are_new_ones(home: Home) -> None:
 def test_what_somebody_has_is_searched_and_paged(home: Home) -> None:
     own = home.node.items_of("ann")
     page = home.text("/have", user="ann")
-    assert f"what ann has: {len(own)} things" in page
+    assert f"“ann” has {len(own)} things." in page
     assert all(row["title"] in page for row in own)
     title = own[0]["title"]
     found = home.text("/have", user="ann", q=title.lower())
@@ -220,7 +220,7 @@ def test_a_file_is_taken_in_whole_or_not_at_all(home: Home) -> None:
         (line,) = re.findall(r'<span lang="en">(.*?)</span>', answer.text)
         assert why in unescape(line), line
         assert "/tmp" not in line
-        assert "what ann has" in words(answer.text)
+        assert "“ann” has" in words(answer.text)
         assert [home.node.export(user) for user in home.node.users()] == before
     some = ("a.csv", b"user,item\ncleo,3\ncleo,nowhere\n")
     answer = home.send("/import", files={"file": some}, user="ann", skip="yes")
