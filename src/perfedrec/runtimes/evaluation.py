@@ -63,6 +63,16 @@ class Question:
         """What tells the sum of this question from other sums of a run; it is below the numbers of rounds."""
         return -2 - 2 * self.played - (self.part == "test")
 
+    @staticmethod
+    def sum_called(number: int) -> str:
+        """The sum with a ``number`` in words: of a question, of a round, or of the degrees before the first round."""
+        if number >= 0:
+            return f"the sum of round {number}"
+        if number == -1:
+            return "the sum of the item degrees"
+        played, is_test = divmod(-2 - number, 2)
+        return f"the sum of the {'test' if is_test else 'validation'} metrics after {played} rounds and phases"
+
     def n_choices(self, algorithm: Algorithm[Any, Any, Any]) -> int:
         """How many settings of the model are compared: test items choose nothing."""
         return algorithm.n_choices if self.part == "valid" else 1

@@ -303,7 +303,7 @@ def test_degrees_are_sent_again_for_the_same_users_only(stores: dict[int, Store]
     with pytest.raises(AbortedError, match="in stage unmask"):
         ask_for_degrees(given, -1, N_USERS - 1)
     (said,) = refusals(given)
-    assert said.startswith("failed: the sum of round -1 of run a run was opened with other nodes or users")
+    assert said.startswith("failed: the sum of the item degrees of run a run was opened with other nodes or users")
 
 
 def test_a_run_keeps_the_configuration_that_it_began_with(stores: dict[int, Store]) -> None:

@@ -180,7 +180,11 @@ def test_a_sum_is_opened_with_one_set_of_nodes_only(tmp_path: Path) -> None:
     given.coordinator.directory = replace(whole, hosts={k: v for k, v in whole.hosts.items() if k != 101})
     second = given.coordinator.evaluate(served, question)
     assert second.choices == ()
-    assert any("was opened with other nodes" in each.detail for each in given.coordinator.rejected)
+    refused = [(each.reason, each.detail) for each in given.coordinator.rejected if each.reason == "failed"]
+    assert refused
+    called = f"the sum of the validation metrics after {given.flower.round} rounds and phases of run a run"
+    for _, detail in refused:
+        assert detail.startswith(f"{called} was opened with other nodes or users; the difference")
 
 
 def test_a_later_round_does_not_change_the_figures_of_a_kept_one(tmp_path: Path) -> None:
@@ -224,6 +228,10 @@ def test_the_number_of_a_question_is_that_of_no_round_and_of_no_other_question()
     numbers = [Question(part, KS, played).number for played in range(5) for part in PARTS]
     assert len(set(numbers)) == 10
     assert max(numbers) < -1
+    called = [Question.sum_called(Question(part, KS, 38).number) for part in ("valid", "test")]
+    whole = "the sum of the {} metrics after 38 rounds and phases"
+    assert called == [whole.format("validation"), whole.format("test")]
+    assert Question.sum_called(0) == "the sum of round 0"
 
 
 def test_users_are_ranked_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,4 +171,4 @@ def _failure(answer: Message) -> tuple[str, str]:
     """The text of an error, and its reason."""
     code, text = answer.error.code, answer.error.reason or ""
     reason, _, detail = text.partition(": ")
-    return f"it failed with code {code}: {text}", reason if code == FAILED and detail else f"code {code}"
+    return (detail, reason) if code == FAILED and detail else (text or "it gave no reason", f"code {code}")

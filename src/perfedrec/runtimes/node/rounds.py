@@ -29,6 +29,7 @@ from perfedrec.core.records import old_names
 from perfedrec.data.interactions import Ints
 from perfedrec.evaluation import Held
 from perfedrec.evaluation.holdout import TRAIN, HoldOut
+from perfedrec.runtimes.evaluation import Question
 from perfedrec.runtimes.node.database import Database
 from perfedrec.runtimes.node.scorer import OWN_ITEMS
 from perfedrec.runtimes.node.users import UserStore, column, jagged
@@ -341,8 +342,8 @@ class RoundStore(UserStore):
         return made
 
     def open_sum(self, number: int, request: bytes, nodes: Iterable[int]) -> None:
-        """Record that the answer to round ``number``, whose content is ``request``, is opened in a secure sum with the
-        answers of ``nodes``.
+        """Record that the answer to round ``number`` (below 0: to the question with this number), whose content is
+        ``request``, is opened in a secure sum with the answers of ``nodes``.
 
         Raises :class:`RoundError` if it was opened in a sum with other nodes, or for another request: the difference of
         the two sums would show the part of those who are in only one of them.
@@ -353,7 +354,7 @@ class RoundStore(UserStore):
             query = "SELECT nodes FROM opened WHERE run = ? AND round = ?"
             if db.execute(query, (joined.number, number)).fetchone()[0] != digest:
                 raise RoundError(
-                    f"the sum of round {number} of run {joined.run} was opened with other nodes or users; the "
+                    f"{Question.sum_called(number)} of run {joined.run} was opened with other nodes or users; the "
                     "difference of two sums would show the part of those who are in only one of them"
                 )
 
