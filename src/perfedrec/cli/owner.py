@@ -114,7 +114,8 @@ def rules(
         str | None,
         typer.Option(help="the least protection of a run: none, paper, secure, private; usual: back to the default"),
     ] = None,
-    pause: Annotated[bool | None, typer.Option("--pause/--resume", help="answer nothing; or answer again")] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="answer nothing")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="answer again after --pause")] = False,
     leave: Annotated[
         bool, typer.Option("--leave", help="take part in no run, and in none of those so far again")
     ] = False,
@@ -128,11 +129,15 @@ def rules(
     with one_line():
         from perfedrec.federation.owner import Node
 
-        if leave and come_back:
-            raise ConfigError("--leave and --come-back were both given; expected one of them")
+        for first, second, both in (
+            ("--pause", "--resume", pause and resume),
+            ("--leave", "--come-back", leave and come_back),
+        ):
+            if both:
+                raise ConfigError(f"{first} and {second} were both given; expected one of them")
         with Node.open(store) as node:
             changes: dict[str, Any] = {} if require is None else {"require": None if require == "usual" else require}
-            changes |= {} if pause is None else {"paused": pause}
+            changes |= {"paused": pause} if pause or resume else {}
             changes |= {"left": leave} if leave or come_back else {}
             found = node.set_rules(**changes)
         if as_json:
