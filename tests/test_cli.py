@@ -369,6 +369,11 @@ def test_a_list_by_no_model_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(capsys.readouterr().out.split())
     assert "no model knows anything of this user's items" in shown
     assert "score =" not in shown
+    del row["moved"]
+    print_list([row | {"popularity": 0.5, "moved": 0}], "somebody")
+    assert "the list is the same for all: the most popular" in " ".join(capsys.readouterr().out.split())
+    print_list([], "ann")
+    assert capsys.readouterr().out == "nothing is left to recommend to user ann, who has all items\n"
 
 
 def test_places_are_compared_with_a_global_model_that_counts(capsys: pytest.CaptureFixture[str]) -> None:

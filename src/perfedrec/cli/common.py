@@ -216,14 +216,17 @@ def print_data(dataset: Dataset, name: str | None = None, remarks: Sequence[str]
         console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
 
 
-def print_list(rows: Sequence[Mapping[str, Any]], user: str) -> None:
+def print_list(rows: Sequence[Mapping[str, Any]], user: str, empty: str = "has all items") -> None:
     """Print a list of recommendations.
 
     ``rows`` have the entries item, rank and score, one for each mixed model, and moved; and perhaps title. For a method
-    that mixes no models, only the first three and titles are printed.
+    that mixes no models, only the first three and titles are printed. Without rows, ``empty`` says what the user has.
     """
+    if not rows:
+        console.print(f"nothing is left to recommend to user {user}, who {empty}", soft_wrap=True, highlight=False)
+        return
     # Models of weight 0 are left out: their entries are 0.
-    names = list(rows[0])[3 : list(rows[0]).index("moved")] if rows else []
+    names = list(rows[0])[3 : list(rows[0]).index("moved")]
     models = [name for name in names if any(abs(row[name]) > 1e-9 for row in rows)]
     mixed = [] if models == ["global"] else models
     moved = ["moved"] if "global" in mixed else []  # else there is no order to compare with

@@ -152,10 +152,11 @@ def node_recommend(
 
         with Node.open(store) as node:
             found = node.recommend(user, k)
+            empty = "has or has dismissed every item" if node.dismissed(user) else "has all items"
         if as_json:
             print(json.dumps({"user": user, "items": found}))
         else:
-            print_list(found, user)
+            print_list(found, user, empty)
 
 
 @app.command("status")
