@@ -7,6 +7,7 @@ less time than one list after another. They are the same lists.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def write_lists(path: Path, output: Path, k: int, tell: Tell = lambda done, of: 
     check_length(k)
     check_table(output)
     rows = done = 0
-    with OwnedFile.open(path) as file, _table(output) as put:
+    with OwnedFile.open(path) as file, _explained(output), _table(output) as put:
         names = _users(file)
         file.served()  # raises where there is no model
         for block, frame in _lists(file, names, k):
@@ -145,6 +146,7 @@ def write_vectors(path: Path, folder: Path, tell: Tell = lambda done, of: None) 
     groups, listed, unknown, done = dict[tuple[int, ...], int](), 0, 0, 0
     with (
         OwnedFile.open(path) as file,
+        _explained(folder),
         _folder(folder) as begun,
         _table(begun / "items.parquet") as put_items,
         _table(begun / "users.parquet") as put_users,
@@ -211,33 +213,41 @@ def _of_users(rows: Sequence[dict[str, Any]], item_ids: pl.Series) -> pl.DataFra
 
 
 @contextmanager
+def _explained(output: Path) -> Iterator[None]:
+    """Name the ``output`` itself, and no temporary file, where it cannot be written."""
+    try:
+        yield
+    except (OSError, pl.exceptions.ComputeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        why = re.sub(rf"\S*\.{re.escape(output.name)}\.\S*", str(output), why)
+        raise ConfigError(
+            f"{output}: cannot be written ({why}); expected a name in a folder that exists, in which this user may "
+            "write, on a disk with enough space"
+        ) from None
+
+
+@contextmanager
 def _table(output: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
     """Collect a table in parts, and write it at the end of the block; where the block fails, nothing is written."""
     numbers = itertools.count()
-    try:
-        with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as parts:
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as parts:
 
-            def put(frame: pl.DataFrame) -> None:
-                frame.write_parquet(Path(parts, f"{next(numbers):08}.parquet"))
+        def put(frame: pl.DataFrame) -> None:
+            frame.write_parquet(Path(parts, f"{next(numbers):08}.parquet"))
 
-            yield put
-            whole = Path(parts, "whole")
-            frame = pl.scan_parquet(Path(parts, "*.parquet"))
-            frame.sink_parquet(whole) if output.suffix == ".parquet" else frame.sink_csv(whole)
-            whole.chmod(0o600)
-            whole.replace(output)
-    except (OSError, pl.exceptions.ComputeError) as error:
-        raise ConfigError(f"{output}: cannot be written ({error})") from None
+        yield put
+        whole = Path(parts, "whole")
+        frame = pl.scan_parquet(Path(parts, "*.parquet"))
+        frame.sink_parquet(whole) if output.suffix == ".parquet" else frame.sink_csv(whole)
+        whole.chmod(0o600)
+        whole.replace(output)
 
 
 @contextmanager
 def _folder(folder: Path) -> Iterator[Path]:
     """A new folder, which has its name at the end of the block; where the block fails, it is removed."""
-    try:
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
-            begun = Path(name, "whole")
-            begun.mkdir(mode=0o700)
-            yield begun
-            begun.replace(folder)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
+        begun = Path(name, "whole")
+        begun.mkdir(mode=0o700)
+        yield begun
+        begun.replace(folder)
