@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -162,6 +163,16 @@ def test_what_cannot_be_written_leaves_nothing_behind(template: Path, tmp_path: 
             write()
     assert sorted(each.name for each in tmp_path.iterdir() if "node" not in each.name) == ["lists.parquet"]
     assert (tmp_path / "lists.parquet").read_text() == "before"
+
+
+def test_a_user_who_has_no_vector_is_named(template: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.node"
+    shutil.copy(template, path)
+    with Node.open(path) as node:
+        node.add("collector", *(row["item"] for row in node.popular(37)))
+    with pytest.raises(ConfigError, match=r"user 'collector' has 37 of 73 items: .* more than half .* node lists"):
+        write_vectors(path, tmp_path / "vectors")
+    assert not (tmp_path / "vectors").exists()
 
 
 def test_the_commands(template: Path, tmp_path: Path) -> None:

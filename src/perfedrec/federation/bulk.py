@@ -161,8 +161,7 @@ def write_vectors(path: Path, folder: Path, tell: Tell = lambda done, of: None) 
                 with one_thread():
                     user = file.user(stored)
                 if user is None:
-                    what = "the method of the served model, or of one of its users, has no vectors to export"
-                    raise ConfigError(f"{path}: {what}; expected FedMF, FedGNN, PerFedRec or PerFedRec++")
+                    raise _without_vectors(path, names[place], stored, file.n_items)
                 found = by_table(user)
                 vector = np.concatenate([own for _, own in found.values()])
                 if (key := tuple(found)) not in groups:
@@ -178,6 +177,17 @@ def write_vectors(path: Path, folder: Path, tell: Tell = lambda done, of: None) 
             done += size
             tell(done, len(names))
     return Written(done, groups=len(groups), listed=listed, unknown=unknown)
+
+
+def _without_vectors(path: Path, user: str, stored: Stored, n_items: int) -> ConfigError:
+    """Why a user has no vector."""
+    instead = "for lists of all users, perfedrec node lists"
+    if stored.model is None:
+        what = "the served model has no vectors to export, because of its method or of networks in it"
+        return ConfigError(f"{path}: {what}; expected FedMF, FedGNN, PerFedRec or PerFedRec++; {instead}")
+    has = f"user {user!r} has {len(stored.items)} of {n_items} items"
+    what = "a user with more than half of all items is scored by torch, and has no vector to export"
+    return ConfigError(f"{path}: {has}: {what}; expected users with half of the items at most; {instead}")
 
 
 def _listed(user: User, item_ids: pl.Series) -> list[dict[str, Any]]:
