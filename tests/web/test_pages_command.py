@@ -105,6 +105,22 @@ def test_a_tour_is_prepared_trained_and_opened_once_and_opened_again_later(
     assert os.listdir(tmp_path / "mine") == ["letter.txt"]
 
 
+def test_a_tour_has_one_process_that_makes_or_plays_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with tour.alone(Path("tour")):
+        refused = CliRunner().invoke(app, ["tour"])
+        with tour.alone(Path("other")):
+            pass
+    expected = "expected another --output, or the end of that one"
+    line = f"error: another process is making or playing the tour in tour; {expected}\n"
+    assert (refused.exit_code, refused.stderr, refused.stdout) == (2, line, "")
+    with pytest.raises(OSError, match="full"), tour.alone(Path("tour")):
+        raise OSError("full")
+    with tour.alone(Path("tour")):
+        assert os.listdir(tmp_path) == [".tour.lock"]
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     missing = CliRunner().invoke(app, ["node", "app", "--store", str(tmp_path / "no.node")])
     assert missing.exit_code == 2

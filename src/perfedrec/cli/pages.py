@@ -59,13 +59,14 @@ def tour(
             import perfedrec.web.node_pages  # noqa: F401 - before a minute of training
 
         os.environ |= local.environment()
-        if not (output / "data" / guide.DETAILS).exists():
-            console.print("inventing people and things ...", soft_wrap=True)
-            guide.prepare(output)
         if not guide.is_trained(output):
-            console.print("four homes train a model together; what they have stays with them ...", soft_wrap=True)
-            with hint_to_resume(["tour", "--output", output]):
-                guide.train(output, reporter(quiet, False), lambda line: None)
+            with guide.alone(output):
+                if not (output / "data" / guide.DETAILS).exists():
+                    console.print("inventing people and things ...", soft_wrap=True)
+                    guide.prepare(output)
+                console.print("four homes train a model together; what they have stays with them ...", soft_wrap=True)
+                with hint_to_resume(["tour", "--output", output]):
+                    guide.train(output, reporter(quiet, False), lambda line: None)
         console.print(f"{output} has the federation; {guide.PEOPLE[0]} lives in the home on this page", soft_wrap=True)
         _serve(guide.home(output), port, show)
 

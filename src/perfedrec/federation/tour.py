@@ -7,11 +7,14 @@ covers; and what :mod:`perfedrec.federation.local` makes of it.
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from perfedrec.core.errors import ConfigError
 from perfedrec.data import read_catalogue, synthetic
 from perfedrec.data.details import read_details
 from perfedrec.federation import invented, local
@@ -45,6 +48,33 @@ def home(folder: Path) -> Path:
 def is_trained(folder: Path) -> bool:
     """Whether the federation in a folder has been trained to the end."""
     return (folder / "run" / RESULT).exists() and home(folder).exists()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let no other process of this machine prepare or train the tour in a folder meanwhile. Raises
+    :class:`perfedrec.ConfigError` where one does."""
+    place = folder.absolute()
+    lock = place.with_name(f".{place.name}.lock")  # the folder itself is complete or absent
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(descriptor), lock.stat())  # the one before removes its file at its end
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            raise ConfigError(
+                f"another process is making or playing the tour in {folder}; expected another --output, or the end of "
+                "that one"
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def prepare(folder: Path) -> None:
