@@ -24,9 +24,9 @@ from perfedrec.runtimes.flower import (
     Federation,
     Rejection,
     ServiceClient,
-    client_app,
     play_round,
 )
+from perfedrec.runtimes.flower.client_app import client_app
 from perfedrec.runtimes.flower.sealing import Bundle, public_of
 from perfedrec.runtimes.flower.service import NeighbourhoodService
 from perfedrec.runtimes.hosted import Hosted

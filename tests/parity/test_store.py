@@ -15,7 +15,7 @@ from tests.parity.grid import MemoryGrid
 from tests.parity.test_rounds import SPECTRAL, SUMS
 
 from perfedrec.data import Encoding
-from perfedrec.runtimes.flower import client_app
+from perfedrec.runtimes.flower.client_app import client_app
 from perfedrec.runtimes.node import Store
 
 SECRET = bytes(range(32))

@@ -189,4 +189,4 @@ def online() -> Any:
 
 
 def app() -> Any:
-    return SimpleNamespace(app=lambda: None, activity=Activity(), description="nothing")
+    return SimpleNamespace(app=lambda: None, activity=Activity(), description="nothing", absence=None)

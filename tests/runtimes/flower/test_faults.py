@@ -238,8 +238,10 @@ def serving(folder: Path, port: int, files: Path, wait: bool = True) -> Iterator
 def age(path: Path) -> None:
     """Give a node's file the first version of its schema."""
     with closing(sqlite3.connect(path, isolation_level=None)) as file:
-        for table in ("served", "served_users", "opened", "held_out", "kept_states"):
+        tables = ("served", "served_users", "opened", "held_out", "kept_states", "details", "pictures", "dismissed")
+        for table in (*tables, "journal_users", "journal", "protections", "rules"):
             file.execute(f"DROP TABLE {table}")
+        file.execute("ALTER TABLE runs DROP COLUMN gone")
         file.execute("ALTER TABLE interactions DROP COLUMN part")
         file.execute("ALTER TABLE node DROP COLUMN scrubbing")
         file.execute("ALTER TABLE node DROP COLUMN encoding")

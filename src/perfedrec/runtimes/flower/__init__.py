@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perfedrec.runtimes.flower.client_app import client_app
     from perfedrec.runtimes.flower.codec import REASONS, BroadcastLayout, Setup, Task, counted
     from perfedrec.runtimes.flower.connection import AwayError, Endpoint, RefusedError
     from perfedrec.runtimes.flower.control import Control
@@ -57,7 +56,6 @@ __all__ = [
     "SuperLink",
     "Task",
     "attached",
-    "client_app",
     "counted",
     "needs_service",
     "play_round",
@@ -67,7 +65,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "client_app": "client_app",
     "REASONS": "codec",
     "BroadcastLayout": "codec",
     "Setup": "codec",

@@ -46,8 +46,9 @@ class Draft:
 
     ``received`` are bytes. The ``phase`` is empty in stages of a secure sum that do not tell it. ``users`` [B] are
     those in the answer, by identity. ``repeated``: the answer to the round was made before; ``resent``: so was this
-    very message's. ``said`` is the statement of an answer that needs no method for it; ``sealed`` whether something in
-    it is for the neighbourhood service, and ``secure`` whether it is a part of a secure sum.
+    very message's. ``played`` is the run and the number of a round that is answered. ``said`` is the statement of an
+    answer that needs no method for it; ``sealed`` whether something in it is for the neighbourhood service, and
+    ``secure`` whether it is a part of a secure sum.
     """
 
     phase: str
@@ -63,6 +64,7 @@ class Draft:
     sealed: bool = False
     repeated: bool = False
     resent: bool = False
+    played: tuple[str, int] | None = None
 
     @staticmethod
     def of(message: Message, phase: str = "", stage: str | None = None) -> Draft:

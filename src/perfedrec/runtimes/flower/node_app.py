@@ -94,7 +94,9 @@ class NodeApp:
         @app.train()
         def train(message: Message, context: Context) -> Message:
             draft, join = Draft.of(message), self._joining(message.content)
-            return self.diary.answer(message, draft, lambda: self._train(message.content, draft), join)
+            answer = self.diary.answer(message, draft, lambda: self._train(message.content, draft), join)
+            self._count(draft)
+            return answer
 
         def stage(message: Message, context: Context) -> Message:
             return self._answer_stage(message, context, stages)
@@ -178,10 +180,17 @@ class NodeApp:
             return content
 
         try:
-            return self.diary.answer(message, draft, work, self._joining(message.content) if masked else None)
+            answer = self.diary.answer(message, draft, work, self._joining(message.content) if masked else None)
         except BaseException:
             stages.drop()
             raise
+        self._count(draft)
+        return answer
+
+    def _count(self, draft: Draft) -> None:
+        """Count the round of an answer that is stored."""
+        if draft.played is not None:
+            self.activity.play(*draft.played)
 
     def _sum(self, content: RecordDict, draft: Draft) -> Aggregate:
         """The sum over the users that a message asks for."""
@@ -198,7 +207,7 @@ class NodeApp:
         total, draft.users = answer_once(self.store, algorithm, task, self._last_sum[1], seed)
         draft.repeated = draft.users is None
         if task.round >= 0:
-            self.activity.play(Setup.read(content).run, task.round)
+            draft.played = Setup.read(content).run, task.round
         return total
 
     def _check_phase(self, task: Task[Any], algorithm: Algorithm[Any, Any, Any]) -> None:
