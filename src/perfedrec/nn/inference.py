@@ -336,7 +336,8 @@ class User:
             logits = np.zeros_like(logits)
         if not self.model.scalars["trained"] and (ready := [name for name in names if name in UNTRAINED]):
             logits = np.where([name in ready for name in names], logits, -np.inf)
-            scales = {name: scale / scales[ready[0]] for name, scale in scales.items()}
+            first = scales[ready[0]]  # 0 where the global model scores all items alike, as for a user without items
+            scales = {name: scale / first if first > 0 else np.float32(1) for name, scale in scales.items()}
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         shares[shares <= 2 * LEAST] = 0  # no weight at all

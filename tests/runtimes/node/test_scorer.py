@@ -110,15 +110,17 @@ def test_lists_are_those_of_torch(name: str, rounds: int, dataset: Dataset, tmp_
         other = next(each for each in range(dataset.n_items) if each not in before)
         store.add_interactions(changed, str(dataset.train.item_ids[other]))
         store.add_interactions("new", *(str(each) for each in dataset.train.item_ids[[5, 9, 77]]))
+        store.add_interactions("empty")
         store.import_interactions(
             pl.DataFrame({"user": ["known"], "item": [dataset.train.item_ids[8]]}), first_identity=900
         )
     with Scorer.open(path) as scorer:
-        for user in (trained, changed, "new", "known"):
+        for user in (trained, changed, "new", "known", "empty"):
             expected, rows = rows_with_torch(path, algorithm, user, 10)
             found = scorer.scores(user)
             assert found is not None
             scores, parts = found
+            assert len(rows) == 10
             size = float(expected[expected > -torch.inf].abs().max())
             np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-4, atol=1e-5 * size)
             hidden = scores == -np.inf

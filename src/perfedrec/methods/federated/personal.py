@@ -147,9 +147,12 @@ class Mixture:
     @property
     def _scales(self) -> dict[str, Tensor]:
         """[B, 1] the scale of each model's scores: that of the global model's or, before the first round of training,
-        that of the first one that is ready."""
+        that of the first one that is ready; 1 where that is not known."""
         scales = {name: part.scale for name, part in self.parts.items()}
-        return {name: scale / scales[self._ready[0]] for name, scale in scales.items()} if self._ready else scales
+        if not self._ready:
+            return scales
+        first = scales[self._ready[0]]  # 0 where the global model scores all items alike, as for a user without items
+        return {name: (scale / first).masked_fill(first == 0, 1.0) for name, scale in scales.items()}
 
     def _weights(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """[B, 1] the weight of each model: its share, times the scale of its scores."""
