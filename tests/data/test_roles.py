@@ -7,7 +7,7 @@ import pytest
 from perfedrec.core.errors import DataError
 from perfedrec.data import read, read_with_report
 from perfedrec.data.frames import rows_with_report
-from perfedrec.data.roles import is_header, plain_name
+from perfedrec.data.roles import NoUserError, is_header, plain_name
 
 TIMED = "not used: column 4, which looks like times; --columns timestamp="
 
@@ -210,3 +210,16 @@ def test_unknown_names_above_decimal_commas_are_a_header(path: Path) -> None:
     path.write_text("b1;a1;4,5\nb2;a1;3,5\n")
     assert read(path).rows() == [("b1", "a1", 4.5), ("b2", "a1", 3.5)]
     assert read(path, columns={"user": 1, "item": 2}).rows() == [("b1", "a1", 4.5), ("b2", "a1", 3.5)]
+
+
+def test_a_file_without_users_is_read_as_the_one_of_a_user_who_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("item,rating\n10,4\n20,5\n")
+    with pytest.raises(NoUserError, match="no user column; the columns are item, rating"):
+        read_with_report(file)
+    found, _ = read_with_report(file, user="007")
+    assert found.rows() == [("007", 10, 4.0), ("007", 20, 5.0)]
+    file.write_text("item,whose\n10,ann\n20,bo\n")
+    with pytest.raises(DataError, match="no user column") as raised:
+        read_with_report(file)
+    assert not isinstance(raised.value, NoUserError)  # the other column may name the users

@@ -47,6 +47,7 @@ def test_pages_use_every_text() -> None:
         "refused.",
         "model.",
         "done.",
+        "not_imported.",
         "frame.for_you",
         "frame.have",
         "frame.left",

@@ -147,10 +147,14 @@ def test_somebody_removes_exports_forgets_and_imports(site: Site, tmp_path: Path
 
     page.goto(site.address + "/have?user=ann")
     drop(page, "broken.csv", "user,item\nBo / Béla,1\nBo / Béla\n")
-    expect(page.locator(".wrong")).to_contain_text("Nothing was imported. broken.csv, line 3: has 1 column")
+    expect(page.locator(".wrong")).to_contain_text("Nothing was imported. It cannot be read as a table of things.")
+    page.locator(".wrong summary").click()
+    expect(page.locator(".wrong details p")).to_contain_text("broken.csv, line 3: has 1 column")
     assert name not in site.node.users()
     drop(page, "my-items.csv", files["CSV"].read_text(encoding="utf-8"))
-    expect(page.locator(".note")).to_contain_text(f"Imported: {len(own) - 1} things for 1 person.")
+    expect(page.locator(".note")).to_contain_text(
+        f"Imported: {len(own) - 1} things for {name}. New on this device: 1 person."
+    )
     assert [row["item"] for row in site.node.items_of(name)] == [row["item"] for row in own[1:]]
     page.close()
 

@@ -201,11 +201,15 @@ def test_a_file_is_taken_in_whole_or_not_at_all(home: Home) -> None:
     item, title = home.node.item(1)["item"], home.node.item(1)["title"]
     good = ("mine.csv", f"user,item\ncleo,{item}\ncleo,2\n".encode())
     answer = home.send("/import", files={"file": good}, user="ann", back="/have?user=ann")
-    assert answer.headers["location"] == "/have?user=ann&done=imported&of=2-1-0"
-    assert "Imported: 2 things for 1 person." in home.text("/have", user="ann", done="imported", of="2-1-0")
+    assert answer.headers["location"] == "/have?user=ann&done=imported&of=2-1-0-1&whose=cleo"
+    note = words(home.client.get(answer.headers["location"]).text)
+    assert "Imported: 2 things for cleo. New on this device: 1 person." in note
     assert title in home.text("/have", user="cleo")
     before = [home.node.export(user) for user in home.node.users()]
+    unreadable = "It cannot be read as a table of things. Expected is a table whose first line names the columns"
     for name, content, why in (
+        ("title.csv", b"title,shelf\nx,1\n", "title, shelf; import it with perfedrec node import and its options"),
+        ("person.csv", b"item,whose\n1,cleo\n", "no user column; the columns are item, whose"),
         (
             "a.csv",
             b"user,item\ncleo,3\ncleo,nowhere\n",
@@ -217,20 +221,37 @@ def test_a_file_is_taken_in_whole_or_not_at_all(home: Home) -> None:
     ):
         answer = home.send("/import", files={"file": (name, content)}, user="ann")
         assert answer.status_code == 422
-        (line,) = re.findall(r'<span lang="en">(.*?)</span>', answer.text)
+        (line,) = re.findall(r'<summary>Exact reason</summary><p lang="en">(.*?)</p>', answer.text)
+        sentence = "It has things that are not in the catalogue." if name == "a.csv" else unreadable
+        assert f"Nothing was imported. {sentence}" in words(answer.text)
         assert why in unescape(line), line
         assert "/tmp" not in line
         assert "“ann” has" in words(answer.text)
         assert [home.node.export(user) for user in home.node.users()] == before
     some = ("a.csv", b"user,item\ncleo,3\ncleo,nowhere\n")
     answer = home.send("/import", files={"file": some}, user="ann", skip="yes")
-    assert answer.headers["location"] == "/have?user=ann&done=imported&of=1-1-1"
-    assert "does not have them: 1 thing." in home.text("/have", user="ann", done="imported", of="1-1-1")
+    assert answer.headers["location"] == "/have?user=ann&done=imported&of=1-1-1-0&whose=cleo"
+    assert "does not have them: 1 thing." in words(home.client.get(answer.headers["location"]).text)
     for odd in ("", "x", "-" * 99, "1", "9" * 5000):
         home.text("/have", user="ann", done="imported", of=odd)
     assert home.send("/import", user="ann").status_code == 422
     two = [("file", good), ("file", ("b.csv", b"user,item\nann,1\n"))]
     assert "expected one file" in home.send("/import", files=two, user="ann").text
+
+
+def test_a_file_that_names_nobody_has_the_things_of_the_person_who_looks(home: Home) -> None:
+    for number, content in enumerate((b"item\n1\n2\n", b"item,rating\n3,4\n", b'[{"item": "4"}, {"item": "5"}]')):
+        answer = home.send("/import", files={"file": (f"mine{number}", content)}, user="Zoë 7")
+        assert answer.status_code == 303, answer.text
+    assert {str(row["item"]) for row in home.node.items_of("Zoë 7")} == {"1", "2", "3", "4", "5"}
+
+
+def test_a_note_names_three_people_and_counts_the_others(home: Home) -> None:
+    lines = "".join(f"p{n},1\n" for n in range(5))
+    file = ("a.csv", f"user,item\n{lines}ann,1\np9,nowhere".encode())
+    answer = home.send("/import", files={"file": file}, user="ann", skip="yes", back="/have?user=ann")
+    found = words(home.client.get(answer.headers["location"]).text)
+    assert "for p0, p1, p2 and 3 other people. New on this device: 5 people." in found
 
 
 def test_what_is_exported_can_be_imported_again(home: Home) -> None:

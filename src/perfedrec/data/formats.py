@@ -14,7 +14,7 @@ from perfedrec.data.doubts import ask
 from perfedrec.data.lists import read_adjacency, read_netflix, read_positives, read_sequences
 from perfedrec.data.objects import read_json, read_parquet
 from perfedrec.data.readreport import ReadReport
-from perfedrec.data.roles import MANY, Columns, locate, unused
+from perfedrec.data.roles import MANY, ONE_USER, Columns, locate, unused
 from perfedrec.data.tables import read_table
 from perfedrec.data.text import Layout, UnreadableError, clean, encoding_of, read_bytes
 from perfedrec.data.values import ROLES, convert
@@ -71,13 +71,16 @@ def read_with_report(
     header: bool | None = None,
     min_rating: float | None = None,
     held_out: bool = False,
+    user: str | None = None,
 ) -> tuple[pl.DataFrame, ReadReport]:
     """Like :func:`read`, and also tell how the file was read.
 
     ``held_out`` says that the file is a part of the data that is not for training alone, such as a test part: there it
-    is no surprise that each user or each item occurs once.
+    is no surprise that each user or each item occurs once. ``user`` says whose interactions all rows are; then no
+    column is read as users.
     """
     path = Path(path)
+    columns = columns if user is None else {**(columns or {}), "user": ONE_USER}
     check_name(format, FORMATS, "format")
     for role in columns or {}:
         check_name(role, ROLES, "column role")
@@ -98,6 +101,8 @@ def read_with_report(
     except UnreadableError as error:
         guess = _guess(format, found, header, columns)
         raise DataError(f"{error}{guess and f'; {guess}'}") from None
+    if user is not None:
+        frame = frame.select(pl.lit(user).alias("user"), pl.all())
     if cells.ordered:
         frame = frame.with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
         frame = frame.select(pl.exclude("position"), "position")

@@ -61,6 +61,7 @@ KNOWN_NAMES: dict[str, tuple[frozenset[str], ...]] = {
 }
 TIME_LIKE = re.compile(r"(?i:date|time|timestamp)$|(?i:[_ -]at)$|[a-z]At$")
 OTHER_TIMES = re.compile(r"(?i)release|birth|publi|expir|regist|signup|sign_up")  # times that are of no interaction
+ONE_USER = -1  # in place of a column: all rows are of one user, whom the file does not name
 NOTHING = "none"  # in place of a column: the file has no such role
 FEW = 3  # columns that are not used are named up to this number
 MANY = 200  # lines that are compared with the first
@@ -139,6 +140,10 @@ def _is_date(value: str) -> bool:
     return bool(ISO.fullmatch(value) or SLASHES.fullmatch(value))
 
 
+class NoUserError(DataError):
+    """A file that has items, and perhaps ratings and times, but nothing that could name a user."""
+
+
 def locate(path: Path, names: list[str], header: bool, columns: Columns | None, sample: Sample) -> dict[str, Place]:
     """The place of each role that the file has.
 
@@ -160,7 +165,7 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
     for role, wanted in (columns or {}).items():
         if str(wanted) in names:
             where[role] = names.index(str(wanted))
-        elif str(wanted) == NOTHING and role not in ("user", "item"):
+        elif wanted == ONE_USER or (str(wanted) == NOTHING and role not in ("user", "item")):
             where.pop(role, None)
         elif str(wanted).isdigit() and 1 <= int(wanted) <= len(names):
             where[role] = int(wanted) - 1
@@ -169,15 +174,16 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
             raise DataError(f"{path}: no column {wanted!r} for the {role}; the columns are {_listed(names)}{hint}")
     if not header and columns is not None and len(names) <= len(ROLES):
         where |= _by_position(len(names), where, columns, sample)
-    if missing := [role for role in ("user", "item") if role not in where]:
+    needed = ("item",) if (columns or {}).get("user") == ONE_USER else ("user", "item")
+    if missing := [role for role in needed if role not in where]:
         named = len(missing) == 2 and len(names) > 1 and header and all(names[:2])
         example = f", as in user={names[0]},item={names[1]}" if named else ""
-        raise DataError(
+        raise (NoUserError if missing == ["user"] and len(where) == len(names) else DataError)(
             f"{path}: no {' and no '.join(missing)} column; the columns are {_listed(names)}; "
             f"name them with --columns user=NAME,item=NAME{example}{' (or --no-header, if these are data)' * header}"
         )
-    if where["user"] == where["item"]:
-        raise DataError(f"{path}: user and item are both column {where['user'] + 1}; expected two columns")
+    if where.get("user") == where["item"]:
+        raise DataError(f"{path}: user and item are both column {where['item'] + 1}; expected two columns")
     if header and "timestamp" not in (columns or {}) and "timestamp" not in where:
         free = [i for i, name in enumerate(names) if i not in where.values() and _names_times(name)]
         if len(free) == 1 and like_times(sample(free[0])):

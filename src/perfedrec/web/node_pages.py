@@ -26,7 +26,7 @@ from starlette.routing import Route
 from perfedrec.core.errors import ConfigError, DataError, PerfedrecError
 from perfedrec.runtimes.node.journal import JOIN
 from perfedrec.web import views
-from perfedrec.web.imports import import_files
+from perfedrec.web.imports import NotImportedError, import_files
 from perfedrec.web.language import LANGUAGES, chosen, texts
 from perfedrec.web.views import address
 
@@ -128,7 +128,7 @@ class NodePages:
 
     def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         t = texts(chosen(request.headers.get("accept-language", ""), request.cookies.get(LANGUAGE)))
-        query = {name: value for name, value in request.query_params.items() if name not in ("done", "of")}
+        query = {name: value for name, value in request.query_params.items() if name not in ("done", "of", "whose")}
         here = address(request.url.path if request.method == "GET" else "/have", **query)
         shown = {
             "t": t,
@@ -238,7 +238,7 @@ class NodePages:
         rows = [row for row in self.node.similar(item, k=LENGTH + len(taken)) if str(row["item"]) not in taken]
         return self._page(request, "similar.html.j2", user=user, of=of, cards=list(map(views.card, rows[:LENGTH])))
 
-    def have(self, request: Request, status: int = 200, wrong: str | None = None) -> Response:
+    def have(self, request: Request, status: int = 200, wrong: NotImportedError | None = None) -> Response:
         """All that is stored about what a person has, page by page."""
         user, query = self._user(request), request.query_params.get("q", "").strip()
         if user is None:
@@ -342,13 +342,16 @@ class NodePages:
             given = [each for each in form.getlist("file") if not isinstance(each, str) and each.filename]
             files = [(str(each.filename), await each.read()) for each in given]
             fields = {name: value for name, value in form.items() if isinstance(value, str)}
+        user, skip = fields.get("user", ""), fields.get("skip") == "yes"
         try:
-            found = await run_in_threadpool(import_files, self.node, files, fields.get("skip") == "yes")
-        except PerfedrecError as error:
-            request.scope["query_string"] = address("", user=fields.get("user", "")).lstrip("?").encode()
+            found = await run_in_threadpool(import_files, self.node, files, user, skip)
+        except NotImportedError as error:
+            request.scope["query_string"] = address("", user=user).lstrip("?").encode()
             request = Request(request.scope)
-            return await run_in_threadpool(self.have, request, 422, " ".join(str(error).split()))
-        return self._back(fields, "/have", done="imported", of="-".join(map(str, found)))
+            return await run_in_threadpool(self.have, request, 422, error)
+        numbers = (found.things, len(found.people), found.skipped, found.new)
+        whose = "\n".join(found.people[: views.NAMED])
+        return self._back(fields, "/have", done="imported", of="-".join(map(str, numbers)), whose=whose)
 
     def set_rule(self, request: Request, fields: Fields) -> Response:
         """The least protection from now on."""

@@ -22,6 +22,9 @@ MODELS = ("global", "cluster", "local", "pretrained", "neighbourhood")
 FIXED = frozenset({"item", "rank", "score", "moved", "title", "picture", "attributes", "because"})
 """Keys of a row that are no part of its score."""
 
+NAMED = 3
+"""People whom a note names; others are counted."""
+
 TINTS = 6
 """Colours of tiles in place of pictures."""
 
@@ -220,9 +223,12 @@ def note(query: Mapping[str, str], title_of: Callable[[str], str], t: Texts) -> 
         return {"text": t(f"done.{done}", title=title_of(of)), "undo": UNDO[done], "item": of}
     if done == "imported":
         numbers = [int(each) if each.isdecimal() else 0 for each in of[:60].split("-")]
-        things, people, skipped = (*numbers, 0, 0, 0)[:3]
-        counted = {"things": t("count.things", n=things), "people": t("count.people", n=people)}
+        things, people, skipped, new = (*numbers, 0, 0, 0, 0)[:4]
+        named = query.get("whose", "").split("\n")[:NAMED]
+        whose = [*named, t("count.more_people", n=people - len(named))] if people > len(named) else named
+        counted = {"things": t("count.things", n=things), "people": t.listed(whose)}
         text = t("done.imported", **counted) if things else t("done.nothing_new")
+        text += " " + t("done.new_people", people=t("count.people", n=new)) if new else ""
         text += " " + t("done.left_out", things=t("count.things", n=skipped)) if skipped else ""
         return {"text": text, "undo": None}
     if done in ("paused", "resumed", "rule_kept", "departed", "back"):
