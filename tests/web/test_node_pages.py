@@ -206,7 +206,7 @@ def test_a_file_is_taken_in_whole_or_not_at_all(home: Home) -> None:
     assert "Imported: 2 things for cleo. New on this device: 1 person." in note
     assert title in home.text("/have", user="cleo")
     before = [home.node.export(user) for user in home.node.users()]
-    unreadable = "It cannot be read as a table of things. Expected is a table whose first line names the columns"
+    unreadable = "The file cannot be read as a table of things. Expected is a table whose first line names the columns"
     for name, content, why in (
         ("title.csv", b"title,shelf\nx,1\n", "title, shelf; import it with perfedrec node import and its options"),
         ("person.csv", b"item,whose\n1,cleo\n", "no user column; the columns are item, whose"),
@@ -222,7 +222,7 @@ def test_a_file_is_taken_in_whole_or_not_at_all(home: Home) -> None:
         answer = home.send("/import", files={"file": (name, content)}, user="ann")
         assert answer.status_code == 422
         (line,) = re.findall(r'<summary>Exact reason</summary><p lang="en">(.*?)</p>', answer.text)
-        sentence = "It has things that are not in the catalogue." if name == "a.csv" else unreadable
+        sentence = "The file has things that are not in the catalogue." if name == "a.csv" else unreadable
         assert f"Nothing was imported. {sentence}" in words(answer.text)
         assert why in unescape(line), line
         assert "/tmp" not in line
