@@ -147,7 +147,7 @@ def test_somebody_removes_exports_forgets_and_imports(site: Site, tmp_path: Path
 
     page.goto(site.address + "/have?user=ann")
     drop(page, "broken.csv", "user,item\nBo / Béla,1\nBo / Béla\n")
-    expect(page.locator(".wrong")).to_contain_text("Nothing was imported. The file cannot be read.")
+    expect(page.locator(".wrong")).to_contain_text("Nothing was imported. The file cannot be read")
     page.locator(".wrong summary").click()
     expect(page.locator(".wrong details p")).to_contain_text("broken.csv, line 3: has 1 column")
     assert name not in site.node.users()
