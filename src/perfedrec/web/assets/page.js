@@ -14,7 +14,7 @@ async function show(answer, focus) {
   document.title = page.title;
   for (const id of open) { const found = document.getElementById(id); if (found) found.open = true; }
   if (answer.url) history.replaceState(null, "", answer.url.replace(/[?&]done=[^#]*/, ""));
-  const note = to.querySelector(".note > p") ?? to.querySelector(".note");
+  const note = to.querySelector(".note.wrong > p") ?? to.querySelector(".note");
   if (note) said.textContent = note.textContent.trim().replace(/\s+/g, " ");
   if (focus) {
     const again = focus.id ? document.getElementById(focus.id) : null;
