@@ -29,6 +29,7 @@ from tests.runtimes.flower.test_processes import NAME, SECRET, SMALL, as_simulat
 from torch import Tensor
 from typer.testing import CliRunner
 
+from perfedrec import Node
 from perfedrec.cli import app
 from perfedrec.core.address import Address
 from perfedrec.core.records import flatten
@@ -43,6 +44,9 @@ from perfedrec.runs.engine import engine
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runtimes.flower import Certificates, Control, Endpoint, SuperLink, connection, needs_service, public_key
 from perfedrec.runtimes.node import Store
+from perfedrec.web import running
+from perfedrec.web.guard import Access, Guard
+from perfedrec.web.node_pages import NodePages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ELSEWHERE = ("service.", "tokens", "neighbours", "low_rank.")  # what the coordinator does not have
@@ -422,7 +426,8 @@ def as_written(fed: Federation, shown: Mapping[str, float]) -> None:
 def test_a_third_of_the_nodes_is_killed_in_each_stage_of_secure_aggregation(tmp_path: Path, browser: Any) -> None:
     """Of seven nodes two are killed, then one of five, of four and of three: as many as may drop out. What is opened is
     the sum of what the other nodes add, word for word. A node that is killed in the last stage is in the sum. The
-    operator sees on the page of the coordinator which nodes are gone."""
+    operator sees on the page of the coordinator which nodes are gone, and the owner of a node that is left sees on its
+    page that more has left it, without loading it again."""
     dead = {1: ("keys", {0, 1}), 2: ("shares", {2}), 3: ("masked", {3}), 4: ("unmask", {4})}
     parts = local.parted(open_data(DataSettings(path=PATH)).train, 7)
     there = set(range(len(parts)))
@@ -435,10 +440,13 @@ def test_a_third_of_the_nodes_is_killed_in_each_stage_of_secure_aggregation(tmp_
         rounds = len(dead) + 1 - len(fed.config.build().phases)
         terms = {"min-nodes": len(parts), "page-port": reserved_port()}
         fed.coordinator(faults={1: "not waiting", len(dead): "held"}, rounds=rounds, **terms)
-        with operators_page(fed, browser, terms["page-port"]) as (states, alerts):
+        with operators_page(fed, browser, terms["page-port"]) as (states, alerts), owners_page(fed, 5, browser) as left:
             assert states() == {"here": {"n4", "n5", "n6"}, "away": {"n0", "n1", "n2"}, "missed": {"n3"}}
             assert {f"NodeAway n{number} is not connected." for number in range(3)} <= alerts()
+            expect(left).to_contain_text("with the answers to", timeout=1000 * crew.LONG)
+            before = left.inner_text()
             fed.go(len(dead))
+            expect(left).not_to_have_text(before, use_inner_text=True, timeout=1000 * crew.LONG)
             assert fed.ends("coordinator") == 0, fed.output()
         for each in range(len(dead) + 1):
             stage, nodes = dead.get(each, ("", set()))
@@ -477,6 +485,21 @@ def operators_page(fed: Federation, browser: Any, port: int) -> Iterator[Any]:
     yield states, lambda: {" ".join(each.split()) for each in tab.locator(".alerts li").all_inner_texts()}
     tab.wait_for_selector("#lost", state="visible")
     context.close()
+
+
+@contextmanager
+def owners_page(fed: Federation, number: int, browser: Any) -> Iterator[Any]:
+    """What has left a node in all, on a page over its file, while the node works for the coordinator."""
+    access = Access()
+    with Node.open(fed.store(number)) as node, running.listening(0) as listener:
+        guard = Guard(NodePages(node).app(), access)
+        with running.serving(guard, listener):
+            context = browser.new_context(locale="en-GB")
+            tab = context.new_page()
+            tab.goto(f"{listener.address}/?token={access.one_time()}")
+            tab.goto(f"{listener.address}/left?user={node.users()[0]}")
+            yield tab.locator(".sums")
+            context.close()
 
 
 def test_a_certificate_is_renewed_and_a_key_replaced_during_a_run(tmp_path: Path) -> None:
