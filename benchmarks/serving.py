@@ -4,11 +4,12 @@
 
 The nodes have users of a simulation of preset recommended after ``--rounds`` rounds, with their client states.
 
-``load`` starts ``perfedrec node serve`` with 64 users, and asks it for lists of 20 items of all of them in turn, at 50
-and at 300 requests a second on 5 connections, with h2load (package nghttp2-client), while one interaction a second is
-added. A latency is the time from the moment when a request is sent to the last byte of its answer. ``processor_ms`` is
-the processor time of the server for one request, and ``load`` the mean number of processes that want a processor. The
-same at ``/health``, which does next to nothing, shows what the machine and its other work add.
+``load`` starts ``perfedrec node serve`` with 64 users, and asks it for lists of 20 items of all of them in turn, with
+h2load (package nghttp2-client): 50 requests a second on one connection, evenly spaced; and 50 and 300 on five, which
+send at the same moments, so that an answer waits for those before it. One interaction a second is added meanwhile. A
+latency is the time from the moment when a request is sent to the last byte of its answer. ``processor_ms`` is the
+processor time of the server for one request, and ``load`` the mean number of processes that want a processor. The same
+at ``/health``, which does next to nothing, shows what the machine and its other work add.
 
 ``bulk``: users a second of ``perfedrec node lists`` for all users of the data and lists of 50 items, and of one list
 after another.
@@ -50,8 +51,8 @@ HOSTED = 64
 Search = Callable[[Any, int], Any]
 """The numbers of the best items for a vector, and how many are wanted."""
 
-RATES = (50, 300)
-CONNECTIONS = 5
+RATES = ((50, 1), (50, 5), (300, 5))
+"""Requests a second, and connections. Those of several connections are sent at the same moments."""
 
 
 def show(figure: str, value: float, **details: object) -> None:
@@ -131,12 +132,17 @@ def under_load(path: Path, folder: Path, seconds: int) -> None:
         for each in lists:
             asked(each, token)
         for figure, addresses in (("health", [f"{address}/health"]), ("lists", lists)):
-            for rate in RATES:
-                before, log = processor_seconds(address, token), folder / f"{figure}-{rate}"
-                latencies, bad = loaded(log, addresses, token, rate, seconds)
+            for rate, connections in RATES:
+                before, log = processor_seconds(address, token), folder / f"{figure}-{rate}-{connections}"
+                latencies, bad = loaded(log, addresses, token, rate, connections, seconds)
                 used = processor_seconds(address, token) - before
                 details = {f"p{share}_ms": round(float(np.percentile(latencies, share)), 2) for share in (90, 99)}
-                details |= {"rate": rate, "reached": round(len(latencies) / seconds, 1), "errors": bad}
+                details |= {
+                    "rate": rate,
+                    "connections": connections,
+                    "reached": round(len(latencies) / seconds, 1),
+                    "errors": bad,
+                }
                 details |= {"processor_ms": round(1e3 * used / len(latencies), 2), "load": os.getloadavg()[0]}
                 show(f"{figure}_p50_ms", float(np.median(latencies)), **details)
 
@@ -162,11 +168,13 @@ def writing(address: str, token: str, users: Sequence[str], items: Sequence[str]
         writer.join()
 
 
-def loaded(log: Path, addresses: Sequence[str], token: str, rate: int, seconds: int) -> tuple[list[float], int]:
+def loaded(
+    log: Path, addresses: Sequence[str], token: str, rate: int, connections: int, seconds: int
+) -> tuple[list[float], int]:
     """The latencies in milliseconds of requests at a rate, and how many had no status 200."""
     wanted = log.with_suffix(".addresses")
     wanted.write_text("\n".join(addresses) + "\n")
-    command = ["h2load", "--h1", "-t", "1", "-c", str(CONNECTIONS), "--rps", str(rate // CONNECTIONS)]
+    command = ["h2load", "--h1", "-t", "1", "-c", str(connections), "--rps", str(rate // connections)]
     command += ["-D", str(seconds), "-i", str(wanted), "--log-file", str(log)]
     subprocess.run([*command, "-H", f"Authorization: Bearer {token}"], check=True, stdout=subprocess.DEVNULL)
     rows = [line.split() for line in log.read_text().splitlines()]
