@@ -62,7 +62,7 @@ def test_the_same_ranges(counts: list[int], start: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, -3, 2**63 + 5])
 def test_the_same_keys(seed: int) -> None:
-    """There are so many of them that kernels do the work, and not torch."""
+    """Where there are many keys, a compiled kernel makes them in place of torch."""
     key, ids = Key(seed).fold("a"), torch.arange(1000).view(20, 50) * 7
     assert torch.equal(key.spread(ids), by_torch(lambda: key.spread(ids)))
     keys, segments, flat = key.spread(torch.arange(300)), torch.arange(1000) % 300, ids.flatten()

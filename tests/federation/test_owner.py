@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
+from tests.runtimes.node.nodes import write_node
 
 from perfedrec import ConfigError, DataError, Node
 from perfedrec.data import Dataset, load
 from perfedrec.data.details import Details
 from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
-from perfedrec.runtimes.node import Store, StoreError, serving_broadcast
+from perfedrec.runtimes.node import Store, StoreError
 from perfedrec.runtimes.simulator import Simulator
 
 N_ITEMS = 148
@@ -42,16 +42,7 @@ def made(kind: Any, options: dict[str, Any], dataset: Dataset, path: Path) -> No
     simulator = Simulator(kind(kind.Options.model_validate(options)), dataset, seed=5, device="cpu")
     for _ in range(simulator.n_phases + 4):
         simulator.play()
-    ids = dataset.train.user_ids[SOME.numpy()]
-    frame = dataset.train.frame().filter(pl.col("user").is_in(ids.tolist()))
-    numbers = {str(name): place for name, place in zip(ids, SOME.tolist(), strict=True)}
-    with Store.create(path, dataset.train.item_ids, secret=b"s" * 32) as store:
-        store.import_interactions(frame, identities=numbers)
-        store.join_run(simulator.algorithm, "simulated")
-        _, positions = simulator.population.rows(SOME)
-        store.save_client_states(SOME, positions, simulator.population.load_client_states(SOME, positions))
-        broadcast = serving_broadcast(simulator.algorithm, simulator.state, SOME)
-        store.receive(broadcast, SOME, "simulated", 4, "", simulator.algorithm.inference)
+    write_node(simulator, dataset, SOME, 4, path)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from tests.runtimes.node.nodes import write_node
 
 from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.keys import Key, normal, shuffle
@@ -28,7 +29,7 @@ from perfedrec.methods.federated.gpfedrec import GPFedRec
 from perfedrec.methods.federated.perfedrec import PerFedRec
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.nn.inference import Client, Model, User
-from perfedrec.runtimes.node import LocalRecommender, Scorer, Store, StoreError, serving_broadcast
+from perfedrec.runtimes.node import LocalRecommender, Scorer, Store, StoreError
 from perfedrec.runtimes.simulator import Simulator
 
 SOME = torch.tensor([3, 11, 40, 41, 90])
@@ -78,16 +79,7 @@ def node_of(name: str, rounds: int, dataset: Dataset, path: Path) -> Any:
         simulator.play()
         if simulator.algorithm.n_choices > 1 and number == simulator.n_phases + 1:
             simulator.state = simulator.algorithm.choose(simulator.state, 3)
-    ids = dataset.train.user_ids[SOME.numpy()]
-    frame = dataset.train.frame().filter(pl.col("user").is_in(ids.tolist()))
-    numbers = {str(name): place for name, place in zip(ids, SOME.tolist(), strict=True)}
-    with Store.create(path, dataset.train.item_ids, secret=b"s" * 32) as store:
-        store.import_interactions(frame, identities=numbers)
-        store.join_run(simulator.algorithm, "simulated")
-        _, positions = simulator.population.rows(SOME)
-        store.save_client_states(SOME, positions, simulator.population.load_client_states(SOME, positions))
-        broadcast = serving_broadcast(simulator.algorithm, simulator.state, SOME)
-        store.receive(broadcast, SOME, "simulated", rounds, "", simulator.algorithm.inference)
+    write_node(simulator, dataset, SOME, rounds, path)
     return simulator.algorithm
 
 
