@@ -19,7 +19,7 @@ set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet lenskit==2025.8.1 "numpy>=2,<3" "pandas>=2,<3"
+"$folder/venv/bin/pip" install --quiet lenskit==2025.8.1 numpy==2.4.6 pandas==2.3.3
 "$folder/venv/bin/python" - << 'PYTHON'
 import math
 

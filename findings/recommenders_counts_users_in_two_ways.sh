@@ -16,7 +16,7 @@ set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet recommenders==1.2.1 "numpy<2" "pandas>=2,<3"
+"$folder/venv/bin/pip" install --quiet recommenders==1.2.1 numpy==1.26.4 pandas==2.3.3
 "$folder/venv/bin/python" - << 'PYTHON'
 import warnings
 
