@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn.models import LightGCN
 
+from perfedrec.core.keys import Key
 from perfedrec.core.types import Rows, block_rows
 from perfedrec.methods.federated.neighbourhood import neighbour_sums
 from perfedrec.nn.propagation import Bipartite, edge_weights, lightgcn, lightgcn_star, spectral_star
@@ -139,3 +140,23 @@ def test_spectral_scores_equal_those_of_the_dense_filter(graph: tuple[Tensor, Ro
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
     shifted = star.users(vectors(N, D), basis[rows.items], rows.segments) @ star.items(basis).T
     torch.testing.assert_close(shifted - scores, vectors(N, D) @ star.items(basis).T, rtol=1e-4, atol=1e-5)
+
+
+def test_a_thinned_graph_keeps_both_directions_of_an_edge_or_none() -> None:
+    """Of 2,000 edges about 30 % are left out (four standard errors), and the others weigh 1 / 0.7 times as much."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randperm(4000, generator=generator)[:2000]
+    graph = Bipartite.of(pairs // 50, pairs % 50, 80, 50)
+    thin = graph.thinned(0.3, Key(5))
+    before, after = graph.to_users(torch.eye(50)), thin.to_users(torch.eye(50))
+    torch.testing.assert_close(after, thin.to_items(torch.eye(80)).T)
+    kept = after > 0
+    torch.testing.assert_close(after[kept], before[kept] / 0.7)
+    assert int(kept.sum()) == pytest.approx(1400, abs=4 * (2000 * 0.3 * 0.7) ** 0.5)
+    part = Bipartite.of(pairs[:500] // 50, pairs[:500] % 50, 80, 50).thinned(0.3, Key(5))  # an edge is decided alone
+    assert torch.equal(part.by_user.values > 0, kept[part_rows(part), part.by_user.columns])
+    assert not torch.equal(kept, graph.thinned(0.3, Key(6)).to_users(torch.eye(50)) > 0)
+
+
+def part_rows(graph: Bipartite) -> Tensor:
+    return torch.repeat_interleave(graph.by_user.degrees)

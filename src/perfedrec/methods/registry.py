@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError
+from perfedrec.methods.centralised.buir import BUIR
 from perfedrec.methods.centralised.direct_au import DirectAU
 from perfedrec.methods.centralised.ease import EASE
 from perfedrec.methods.centralised.gf_cf import GFCF
@@ -29,6 +30,7 @@ from perfedrec.methods.centralised.mult_vae import MultVAE
 from perfedrec.methods.centralised.ncl import NCL
 from perfedrec.methods.centralised.popularity import Popularity
 from perfedrec.methods.centralised.rp3beta import RP3Beta
+from perfedrec.methods.centralised.selfcf import SelfCF
 from perfedrec.methods.centralised.sgl import SGL
 from perfedrec.methods.centralised.simgcl import SimGCL
 from perfedrec.methods.centralised.simplex import SimpleX
@@ -70,6 +72,8 @@ METHODS: dict[str, type[Any]] = {
     "xsimgcl": XSimGCL,
     "direct_au": DirectAU,
     "ncl": NCL,
+    "buir": BUIR,
+    "selfcf": SelfCF,
     "lightgcn_pp": LightGCNPP,
     "ultragcn": UltraGCN,
     "simplex": SimpleX,
@@ -109,6 +113,8 @@ TITLES = {
     "xsimgcl": "XSimGCL",
     "direct_au": "DirectAU",
     "ncl": "NCL",
+    "buir": "BUIR",
+    "selfcf": "SelfCF",
     "lightgcn_pp": "LightGCN++",
     "ultragcn": "UltraGCN",
     "simplex": "SimpleX",

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perfedrec.core.compiled import spread, usable
+from perfedrec.core.keys import Key, uniform
 from perfedrec.core.types import Rows
 from perfedrec.nn.segments import segment_sum
 
@@ -217,6 +218,18 @@ class Bipartite:
         users, items = (each.degrees.clamp(min=1).to(torch.float32) for each in (self.by_user, self.by_item))
         of_users, of_items = users ** -exponents[0], items ** -exponents[1]
         return Bipartite(self.by_user.weighted(of_users, of_items), self.by_item.weighted(of_items, of_users))
+
+    def thinned(self, share: float, key: Key) -> Bipartite:
+        """The same graph without a random ``share`` of its edges, below 1. The weights of the others stay, divided by
+        what is left (1 - share). The ``key`` decides of each edge, whatever others there are."""
+        n_items = self.by_item.starts.numel()
+        parts = []
+        for side in (self.by_user, self.by_item):
+            rows = torch.repeat_interleave(side.degrees)
+            edges = rows * n_items + side.columns if side is self.by_user else side.columns * n_items + rows
+            kept = uniform(key.spread(edges), 1).squeeze(1) >= share
+            parts.append(replace(side, values=side.values * kept / (1 - share)))
+        return Bipartite(*parts)
 
     def to_users(self, item_vectors: Tensor) -> Tensor:
         """``N X``: [n, d] from [m, d]."""

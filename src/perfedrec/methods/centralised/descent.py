@@ -49,11 +49,13 @@ def descend(
     learning_rate: float,
     batches: Iterable[tuple[int, B]],
     loss: Callable[[list[Tensor], B], Tensor],
+    after: Callable[[list[Tensor], B], None] | None = None,
 ) -> Descent:
     """One step of Adam for each of the ``batches``, pairs of a size and whatever ``loss`` takes.
 
     ``loss`` is called with the parameters and a batch and returns a scalar; the mean loss is weighted by size. The
-    parameters have equal axes after the first.
+    parameters have equal axes after the first. ``after`` is called with the parameters, detached, and the batch, when
+    the step of the batch is taken.
     """
     leaves, sizes = [each.clone().requires_grad_() for each in parameters], [len(each) for each in parameters]
     optimizer = torch.optim.Adam(leaves, lr=learning_rate, betas=BETAS, eps=EPSILON)
@@ -68,6 +70,8 @@ def descend(
         optimizer.zero_grad()
         torch.autograd.backward(value)
         optimizer.step()
+        if after is not None:
+            after([leaf.detach() for leaf in leaves], batch)
         steps, seen = steps + 1, seen + size
         total += float(value.detach()) * size
     first, second = (torch.cat([optimizer.state[leaf][name] for leaf in leaves]) for name in ("exp_avg", "exp_avg_sq"))

@@ -1,4 +1,5 @@
-"""Methods that learn a vector for each user and item. The training loop is here; a method adds encoder and loss."""
+"""Methods that learn a vector for each user and item. The training loop is here; a method adds encoder and loss.
+:mod:`perfedrec.methods.centralised.networked` has the loop of methods that learn the weights of a network as well."""
 
 from __future__ import annotations
 
@@ -57,21 +58,12 @@ class Batch:
     key: Key
 
 
-class VectorMethod(Method):
-    """Trains :meth:`loss` with Adam over batches of interactions, each with one negative. Scores are inner products of
-    the vectors of :meth:`encode`."""
+class ProductMethod(Method):
+    """What all methods share whose scores are inner products of vectors of users and items."""
 
     Options: ClassVar[type[Settings]] = VectorSettings
     settings: VectorSettings
     trained = True
-
-    def encode(self, users: Tensor, items: Tensor, data: Training) -> tuple[Tensor, Tensor]:
-        """Final vectors [n, d] and [m, d], from the learned ones."""
-        return users, items
-
-    @abstractmethod
-    def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
-        """The loss of a batch, a scalar, from the learned vectors [n, d] and [m, d]."""
 
     def begin(self, users: Tensor, items: Tensor, data: Training, key: Key) -> None:
         """Called before each epoch, with the learned vectors [n, d] and [m, d]."""
@@ -84,21 +76,6 @@ class VectorMethod(Method):
         )
         zeros = torch.zeros(data.n_users + data.n_items, settings.embedding_dim, device=device)
         return Vectors(users, items, zeros, zeros.clone())
-
-    def epoch(self, state: Vectors, data: Training, key: Key) -> tuple[Vectors, float]:
-        self.begin(state.users, state.items, data, key.fold("epoch"))
-        done = descend(
-            [state.users, state.items],
-            state,
-            self.settings.learning_rate,
-            [(batch.users.numel(), batch) for batch in batches(data, self.settings.batch_size, key)],
-            lambda learned, batch: self.loss(learned[0], learned[1], batch, data),
-        )
-        users, items = done.parameters
-        return Vectors(users, items, done.first, done.second, done.steps), done.loss
-
-    def serving(self, state: Vectors, data: Training) -> Vectors:
-        return Vectors(*self.encode(state.users, state.items, data))
 
     def scores(self, state: Vectors, data: Training, users: Tensor) -> Tensor:
         return state.users[users] @ state.items.T
@@ -120,6 +97,34 @@ class VectorMethod(Method):
         squares = users[batch.users].square().sum() + items[batch.positives].square().sum()
         squares = squares + items[batch.negatives].square().sum()
         return 0.5 * self.settings.l2 * squares / batch.users.numel()
+
+
+class VectorMethod(ProductMethod):
+    """Trains :meth:`loss` with Adam over batches of interactions, each with one negative. Scores are inner products of
+    the vectors of :meth:`encode`."""
+
+    def encode(self, users: Tensor, items: Tensor, data: Training) -> tuple[Tensor, Tensor]:
+        """Final vectors [n, d] and [m, d], from the learned ones."""
+        return users, items
+
+    @abstractmethod
+    def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
+        """The loss of a batch, a scalar, from the learned vectors [n, d] and [m, d]."""
+
+    def epoch(self, state: Vectors, data: Training, key: Key) -> tuple[Vectors, float]:
+        self.begin(state.users, state.items, data, key.fold("epoch"))
+        done = descend(
+            [state.users, state.items],
+            state,
+            self.settings.learning_rate,
+            [(batch.users.numel(), batch) for batch in batches(data, self.settings.batch_size, key)],
+            lambda learned, batch: self.loss(learned[0], learned[1], batch, data),
+        )
+        users, items = done.parameters
+        return Vectors(users, items, done.first, done.second, done.steps), done.loss
+
+    def serving(self, state: Vectors, data: Training) -> Vectors:
+        return Vectors(*self.encode(state.users, state.items, data))
 
 
 FOLD_IN_L2 = 0.01
