@@ -26,6 +26,8 @@ PLANTED = {  # with four tastes in all, most users of a batch are alike, and pus
     "direct_au": ("method.gamma=0.2",),
 }
 
+SMALLER = {"ssl4rec": ("method.hidden_dim=64",), "mixgcf": ("method.n_candidates=8",)}  # to take less time
+
 
 def config(
     name: str,
@@ -34,7 +36,7 @@ def config(
     path: str = "synthetic:users=300,items=200,clusters=4,interactions_per_user=12,seed=2",
 ) -> Any:
     preset = default_preset(name)
-    own: list[str] = []
+    own: list[str] = [*SMALLER.get(name, ())]
     if name in TRAINED:
         own += [f"run.rounds={rounds}", "run.evaluate_every=5"]
     steps = centralised(METHODS[name]) and "learning_rate" in METHODS[name].Options.model_fields

@@ -49,7 +49,7 @@ def draw_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tupl
         starts, segments = ends - tried, torch.repeat_interleave(tried)
         numbers = torch.arange(segments.numel(), device=counts.device)
         images = shuffle(keys[segments], numbers - starts[segments], n_items)
-        fits = (images < n_items) & ~_member(segments * n_items + images, owned)
+        fits = (images < n_items) & ~member(segments * n_items + images, owned)
         found = torch.zeros(numbers.numel() + 1, dtype=torch.int64, device=counts.device)
         torch.cumsum(fits, 0, out=found[1:])
         before = found[starts]
@@ -94,7 +94,8 @@ def paired(rows: Rows, owners: Tensor) -> tuple[Tensor, Tensor]:
     return places[order], negatives[order]
 
 
-def _member(values: Tensor, ascending: Tensor) -> Tensor:
+def member(values: Tensor, ascending: Tensor) -> Tensor:
+    """Whether each of ``values``, of any shape, is one of the ``ascending`` [E], bool of the shape of ``values``."""
     if not ascending.numel():
         return torch.zeros_like(values, dtype=torch.bool)
     places = torch.searchsorted(ascending, values).clamp_(max=ascending.numel() - 1)

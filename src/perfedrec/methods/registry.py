@@ -26,6 +26,7 @@ from perfedrec.methods.centralised.lightgcn import LightGCN
 from perfedrec.methods.centralised.lightgcn_pp import LightGCNPP
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.centralised.mf import MF
+from perfedrec.methods.centralised.mixgcf import MixGCF
 from perfedrec.methods.centralised.mult_vae import MultVAE
 from perfedrec.methods.centralised.ncl import NCL
 from perfedrec.methods.centralised.popularity import Popularity
@@ -36,6 +37,7 @@ from perfedrec.methods.centralised.simgcl import SimGCL
 from perfedrec.methods.centralised.simplex import SimpleX
 from perfedrec.methods.centralised.slim import SLIM
 from perfedrec.methods.centralised.spectral_filter import SpectralFilter
+from perfedrec.methods.centralised.ssl4rec import SSL4Rec
 from perfedrec.methods.centralised.ultragcn import UltraGCN
 from perfedrec.methods.centralised.user_knn import UserKNN
 from perfedrec.methods.centralised.xsimgcl import XSimGCL
@@ -74,6 +76,8 @@ METHODS: dict[str, type[Any]] = {
     "ncl": NCL,
     "buir": BUIR,
     "selfcf": SelfCF,
+    "mixgcf": MixGCF,
+    "ssl4rec": SSL4Rec,
     "lightgcn_pp": LightGCNPP,
     "ultragcn": UltraGCN,
     "simplex": SimpleX,
@@ -115,6 +119,8 @@ TITLES = {
     "ncl": "NCL",
     "buir": "BUIR",
     "selfcf": "SelfCF",
+    "mixgcf": "MixGCF",
+    "ssl4rec": "SSL4Rec",
     "lightgcn_pp": "LightGCN++",
     "ultragcn": "UltraGCN",
     "simplex": "SimpleX",

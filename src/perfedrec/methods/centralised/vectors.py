@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from perfedrec.core.keys import Key, normal
-from perfedrec.core.sampling import choose, draw_outside, paired
+from perfedrec.core.keys import Key, normal, uniform
+from perfedrec.core.sampling import choose, draw_outside, member, paired
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows, block_rows
@@ -194,6 +194,18 @@ def shared_negatives(batch: Batch, data: Training, n: int) -> tuple[Tensor, Tens
     outside = torch.ones(batch.users.numel(), items.numel(), dtype=torch.bool, device=items.device)
     outside[rows.segments[place >= 0], place[place >= 0]] = False
     return items, outside
+
+
+def candidates(batch: Batch, data: Training, n: int) -> Tensor:
+    """[b, n] random items for each interaction of a ``batch`` that its user does not have, uniform and independent of
+    each other, the first one that of the batch. In place of an item that the user has stands that one again."""
+    drawn = uniform(
+        batch.key.fold("candidates").spread(torch.arange(batch.users.numel(), device=batch.users.device)), n
+    )
+    items = (drawn.to(torch.float64) * data.n_items).to(torch.int64).clamp_(max=data.n_items - 1)
+    items[:, 0] = batch.negatives
+    owned = member(batch.users[:, None] * data.n_items + items, data.rows.segments * data.n_items + data.rows.items)
+    return torch.where(owned, batch.negatives[:, None], items)
 
 
 def bpr(users: Tensor, items: Tensor, batch: Batch) -> Tensor:
