@@ -248,8 +248,9 @@ class Dataset:
 
     ``notes`` says what was left out and why. ``user_attributes`` has one row per user and ``item_attributes`` one per
     item. ``truth`` is known for synthetic data only. ``origin`` has the options of the section ``[data]`` of a
-    configuration that give these data again; None where the data were not loaded by their name. Raises
-    :class:`DataError` where the parts have different ids, or where attributes have another number of rows.
+    configuration that give these data again; None where the data were not loaded by their name. ``forgotten`` are the
+    numbers of users whose data were taken out (:meth:`without_users`). Raises :class:`DataError` where the parts have
+    different ids, or where attributes have another number of rows.
     """
 
     name: str
@@ -262,6 +263,7 @@ class Dataset:
     truth: SyntheticTruth | None = None
     origin: Mapping[str, Any] | None = None
     new_users: Interactions | None = None
+    forgotten: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for part, users in ((self.valid, self.train), (self.test, self.tested_users), (self.tested_users, None)):
@@ -300,6 +302,39 @@ class Dataset:
         nothing = np.empty(0, dtype=np.int64)
         empty = Interactions.from_rows(self.train.user_ids, self.train.item_ids, nothing, nothing, None)
         return replace(self, test=empty, origin=None, new_users=None)
+
+    def without_users(self, user_ids: Sequence[int | str]) -> Dataset:
+        """The same data as if the users had never given theirs: their interactions are gone from all parts, and their
+        attributes are zeros. They keep their numbers, so that the random numbers of all others stay the same, and take
+        part in no round. Items that nobody else has stay in the list of items.
+
+        Raises :class:`DataError` for an unknown user, for a user who was taken out before, and where nobody would be
+        left.
+        """
+        gone = sorted({self.train.user_index(each) for each in user_ids})
+        if again := [each for each in gone if each in self.forgotten]:
+            raise DataError(f"user {self.train.user_ids[again[0]]!r} was forgotten before; expected other users")
+        everybody = tuple(sorted({*self.forgotten, *gone}))
+        if len(everybody) == self.n_users:
+            raise DataError(f"{self.name}: all {self.n_users:,} users are to be forgotten; expected some to be left")
+        test = self.test.without(gone) if self.new_users is None else self.test
+        attributes = self.user_attributes
+        if attributes is not None:
+            values = attributes.values.copy()
+            values[gone] = 0
+            attributes = replace(attributes, values=values)
+        origin = self.origin
+        if origin is not None:
+            origin = {**origin, "forgotten": tuple(str(self.train.user_ids[each]) for each in everybody)}
+        return replace(
+            self,
+            train=self.train.without(gone),
+            valid=self.valid.without(gone),
+            test=test,
+            user_attributes=attributes,
+            origin=origin,
+            forgotten=everybody,
+        )
 
     @cached_property
     def fingerprint(self) -> str:

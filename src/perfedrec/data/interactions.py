@@ -98,6 +98,16 @@ class Interactions:
             yield slice(first, last), slice(begin, int(self.offsets[last]))
             first = last
 
+    def without(self, users: Sequence[int]) -> Interactions:
+        """The same with no interactions of the users with these numbers, who stay in the list of users."""
+        kept = ~np.isin(self.users_of_rows(), np.asarray(users, dtype=np.int64))
+        degrees = self.degrees.copy()
+        degrees[list(users)] = 0
+        offsets = np.append(0, np.cumsum(degrees))
+        more = {name: getattr(self, name) for name in ("timestamps", "positions")}
+        rows = {name: None if values is None else values[kept] for name, values in more.items()}
+        return Interactions(self.user_ids, self.item_ids, offsets, self.items[kept], **rows)
+
     def user_index(self, external_id: int | str) -> int:
         """The internal index of a user id, given as int or str. Raises :class:`DataError` for an unknown id."""
         return _index_of(self.user_ids, external_id, "user")

@@ -38,7 +38,7 @@ from perfedrec.runtimes.cluster import loaded
 
 _FREE = {"data.path", "data.train", "data.valid", "data.test"}  # a fingerprint says whether the data are the same
 _FREE |= {"run.threads", "run.block_size", "run.device", "run.checkpoint_every"}  # these change no result
-_FREE |= {"run.workers", "run.cluster"}
+_FREE |= {"run.workers", "run.cluster", "run.keep_uploads"}
 _FREE |= {"evaluation.hold_out", "evaluation.ratio"}  # of federations of nodes, which this does not compare
 
 _NEW_PERSONAL = ("neighbourhood", "chosen")
@@ -87,6 +87,20 @@ class Config(Settings):
         """Whether the method uses attributes of users and items."""
         return bool(getattr(getattr(self.settings, "model", None), "attributes", False))
 
+    def _check_keeping(self) -> None:
+        """Raise :class:`ValueError` where nobody sees the uploads that are to be kept."""
+        if centralised(method(self.algorithm)):
+            raise ValueError(
+                f"{self.algorithm} is centralised: there are no uploads; expected run.keep_uploads = false"
+            )
+        if self.run.workers:
+            raise ValueError("run.keep_uploads needs the uploads in this process; expected run.workers = 0")
+        if self.settings.privacy.aggregation == "secure":  # type: ignore[attr-defined]
+            raise ValueError(
+                "run.keep_uploads keeps single uploads, which nobody sees with secure aggregation; expected "
+                "run.keep_uploads = false"
+            )
+
     @model_validator(mode="after")
     def _feasible(self) -> Self:
         kind = method(self.algorithm)
@@ -97,6 +111,8 @@ class Config(Settings):
             )
         if self.run.cluster and not self.run.workers:
             raise ValueError("run.cluster has use for workers; expected run.workers = their number")
+        if self.run.keep_uploads:
+            self._check_keeping()
         if centralised(kind):
             if self.run.workers:
                 raise ValueError(f"{self.algorithm} is centralised: it has no clients; expected run.workers = 0")

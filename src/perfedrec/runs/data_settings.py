@@ -62,6 +62,10 @@ class DataSettings(Settings):
         False, description="train on training and validation together, as some papers do; nothing is then validated"
     )
 
+    forgotten: tuple[str, ...] | None = Field(
+        None, description="ids of users whose data are taken out, as if they had never been there (perfedrec forget)"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _implied(cls, tree: Any) -> Any:
@@ -70,6 +74,17 @@ class DataSettings(Settings):
             return tree
         how = implied(option for option, value in tree.items() if value is not None)
         return {**{key: value for key, value in tree.items() if key != "split"}, "split": how}
+
+    @field_validator("forgotten", mode="before")
+    @classmethod
+    def _ids(cls, value: Any) -> Any:
+        """Ids of users, as text; a number stands for its digits."""
+        if value is None:
+            return None
+        several = isinstance(value, list | tuple) and all(isinstance(each, str | int) for each in value)
+        if not several or not value:
+            raise ValueError('expected ids of users, such as ["17", "ann"]')
+        return tuple(map(str, value))
 
     @field_validator("ratio", mode="before")
     @classmethod
@@ -133,7 +148,8 @@ def open_data(settings: DataSettings, attributes: bool = False, *, given: DataLi
         attributes=True if attributes else None,
         **rule,
     )
-    return dataset if given is not None else replace(dataset, origin=settings.model_dump())
+    dataset = dataset if given is not None else replace(dataset, origin=settings.model_dump(exclude={"forgotten"}))
+    return dataset.without_users(settings.forgotten) if settings.forgotten else dataset
 
 
 def settings_of(dataset: Dataset) -> DataSettings:

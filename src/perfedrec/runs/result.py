@@ -144,6 +144,8 @@ class Result:
             user_ids = [user_ids]
         train = self.dataset.train
         users = torch.arange(train.n_users, device=self.recommender.device)
+        if self.dataset.forgotten:
+            users = users[~torch.isin(users, users.new_tensor(self.dataset.forgotten))]
         if user_ids is not None:
             users = torch.tensor([self._user(each) for each in user_ids], dtype=torch.int64, device=users.device)
         items, scores = self.recommender.recommend(users, k)
@@ -167,7 +169,10 @@ class Result:
                 f"user {user_id!r} is held out from training; expected a user of training (in Python, "
                 "recommend_for(items) is for others)"
             )
-        return self.dataset.train.user_index(user_id)
+        number = self.dataset.train.user_index(user_id)
+        if number in self.dataset.forgotten:
+            raise DataError(f"user {user_id!r} was forgotten (data.forgotten); expected another user")
+        return number
 
     def recommend_for(self, item_ids: Iterable[int | str], k: int = 20) -> pl.DataFrame:
         """The ``k`` best items for somebody who was not in training and has the items ``item_ids``: columns item, rank,

@@ -24,7 +24,9 @@ from perfedrec.runs.request import data_of, method_of
 from perfedrec.runs.result import Result
 from perfedrec.runs.rounds import Rounds
 from perfedrec.runs.signals import InterruptedRunError, signals
+from perfedrec.runs.uploads import Uploads
 from perfedrec.runs.writer import NoWriter, RunWriter, belonging
+from perfedrec.runtimes.simulator import Simulator
 
 
 def train(
@@ -75,6 +77,8 @@ def train(
     listeners = _Listeners(progress, callbacks)
     with closing(engine_of(algorithm, dataset, run)) as engine:
         spread(engine, run)
+        if folder is not None and run.keep_uploads and isinstance(engine, Simulator):
+            engine.keep(Uploads(folder.path).keep)
         return _trained(Rounds(engine, dataset, run), writer, loaded, listeners, dataset, folder, config)
 
 

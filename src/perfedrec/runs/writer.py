@@ -25,6 +25,7 @@ from perfedrec.runs.result import Result, popularity
 from perfedrec.runs.rounds import Rounds
 from perfedrec.runs.summary import FULL, Summary, sampled
 from perfedrec.runs.tables import by_user
+from perfedrec.runs.uploads import Uploads
 
 
 class NoWriter:
@@ -95,6 +96,7 @@ class RunWriter(NoWriter):
     def finish(self, result: Result, progress: Progress, n_phases: int) -> None:
         best = {"best_round": result.best_round, "valid": result.valid}
         self.folder.save_model(result.recommender.records(), self.belongs, best)
+        Uploads(self.folder.path).forget_after(n_phases + max(result.best_round, 0))
         ranked, popular = result.rank("test"), popularity(self.dataset, result.cutoffs(), result.test_share)
         if ranked.users:  # methods are compared by the metrics of each user
             content = io.BytesIO()
@@ -168,7 +170,7 @@ def belonging(algorithm: AnyMethod, dataset: Dataset, config: Config) -> dict[st
     """What the checkpoints of a run belong to: the data's fingerprint, and a digest of the configuration without the
     options that may change when the run is resumed."""
     free = {"rounds", "patience", "users_per_node", "threads", "block_size", "device", "checkpoint_every", "test_users"}
-    free |= {"workers", "cluster"}
+    free |= {"workers", "cluster", "keep_uploads"}
     if share_of(dataset.n_users, config.run.evaluate_users) == 1:  # all validate, as in versions without this option
         free.add("evaluate_users")
     settings = identity(config.model_dump(mode="json", exclude={"data": True, "evaluation": True, "run": free}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import fsum
 from typing import Any, Generic, Protocol
@@ -126,14 +126,18 @@ def play_with(
     seed: int,
     dropout_rate: float = 0.0,
     few_threads: bool = False,
+    absent: Tensor | None = None,
 ) -> tuple[S, RoundReport]:
     """Play the next round; return the new state and a report. The states of the ``clients`` that took part are updated.
 
-    With ``few_threads`` a round of little work is played on one thread.
+    With ``few_threads`` a round of little work is played on one thread. Users who are ``absent`` ([n] booleans) are
+    struck out of the cohort; nothing else changes for the others.
     """
     check_aggregator(algorithm.aggregator, algorithm.protection.secure)
     key = round_key(seed, state.round)
     plan = algorithm.plan(state, key.fold("plan"))
+    if absent is not None:
+        plan = replace(plan, cohort=plan.cohort[~absent[plan.cohort]])
     users, asked, reason = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel(), None
     if users.numel() < (least := algorithm.protection.least_clients(plan.phase, asked)):
         users, reason = users[:0], too_few(users.numel(), least)
@@ -179,13 +183,14 @@ class InProcess(Generic[S, B, C]):
     """Clients whose work is done here, ``block_size`` at once.
 
     Bytes are counted per user or, with ``nodes`` [n] (the node of each user), per node, which sends the sum of its
-    users. Nothing else depends on ``nodes``.
+    users. Nothing else depends on ``nodes``. ``keep`` receives each block's update as it leaves the clients.
     """
 
     algorithm: Algorithm[S, B, C]
     population: Population[C]
     block_size: int = 1024
     nodes: Tensor | None = None
+    keep: Callable[[RoundTask[B], Update], None] | None = None
 
     def parts(self, task: RoundTask[B], users: Tensor, tally: Tally) -> Iterator[Aggregate]:
         """One part per block or, for a rule that compares clients, one per client."""
@@ -221,6 +226,8 @@ class InProcess(Generic[S, B, C]):
             tally.add(int(sent.sum()), int(sent.max()), broadcast.download_bytes() * block.numel())
         if update.deltas is not None:
             tally.losses.append(client_state.loss)
+        if self.keep is not None:
+            self.keep(task, update)
         return update
 
     def _each(self, task: RoundTask[B], update: Update) -> Iterator[tuple[int, Aggregate]]:

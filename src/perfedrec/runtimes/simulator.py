@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Generic, Literal
 
 import torch
@@ -16,14 +17,14 @@ from perfedrec.core.keys import Key
 from perfedrec.core.mapped import as_tensor
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.scoring import Scoring
-from perfedrec.core.types import Embedding, RoundReport, Rows, Spec
+from perfedrec.core.types import Embedding, RoundReport, Rows, Spec, Update
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored, Totals
 from perfedrec.runtimes.cluster import Machines, OnWorkers
 from perfedrec.runtimes.evaluation import Question, Wanted, best_of, evaluate_users
 from perfedrec.runtimes.new_users import NewUserRecommender, unknown
 from perfedrec.runtimes.population import Population
-from perfedrec.runtimes.round import Clients, InProcess, play_with
+from perfedrec.runtimes.round import Clients, InProcess, RoundTask, play_with
 
 
 def populate(dataset: Dataset, device: torch.device) -> Population[C]:
@@ -31,6 +32,15 @@ def populate(dataset: Dataset, device: torch.device) -> Population[C]:
     train, attributes = dataset.train, dataset.user_attributes
     own = None if attributes is None else torch.tensor(attributes.values, device=device)
     return Population(as_tensor(train.offsets, device), as_tensor(train.items, device), train.n_items, own)
+
+
+def _absent(dataset: Dataset, device: torch.device) -> Tensor | None:
+    """[n] whether each user was forgotten; ``None`` where nobody was."""
+    if not dataset.forgotten:
+        return None
+    absent = torch.zeros(dataset.n_users, dtype=torch.bool, device=device)
+    absent[list(dataset.forgotten)] = True
+    return absent
 
 
 class PersonalRecommender(Recommender, Generic[S, B, C]):
@@ -117,6 +127,7 @@ class Simulator(Generic[S, B, C]):
         self.device, self.few_threads = pick_device(device), not threads
         self.population: Population[C] = populate(dataset, self.device)
         self.order = RandomOrder(dataset.train.user_ids, dataset.train.item_ids)
+        self.absent = _absent(dataset, self.device)
         items, users = dataset.item_attributes, dataset.user_attributes
         spec = Spec(
             n_users=dataset.n_users,
@@ -141,6 +152,15 @@ class Simulator(Generic[S, B, C]):
         workers = OnWorkers(self.algorithm, self.population, self.seed, machines, self.nodes)
         self.clients, self.population = workers, workers.population
 
+    def keep(self, keep: Callable[[RoundTask[Any], Update], None]) -> None:
+        """Let a function receive what leaves the clients in each round from now on, block by block.
+
+        Raises :class:`ConfigError` where workers do the clients' work.
+        """
+        if not isinstance(self.clients, InProcess):
+            raise ConfigError("uploads are kept where this process does the clients' work; expected run.workers = 0")
+        self.clients = replace(self.clients, keep=keep)
+
     def close(self) -> None:
         """End the workers, where there are any."""
         self.clients.close()
@@ -148,7 +168,7 @@ class Simulator(Generic[S, B, C]):
     def play(self) -> RoundReport:
         """Play the next round."""
         self.state, report = play_with(
-            self.clients, self.algorithm, self.state, self.seed, self.dropout_rate, self.few_threads
+            self.clients, self.algorithm, self.state, self.seed, self.dropout_rate, self.few_threads, self.absent
         )
         return report
 

@@ -1,0 +1,112 @@
+"""The certificate of a forgetting: what was done, when, how it was measured, and what it does not cover."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perfedrec.core.errors import CheckpointError, reason
+from perfedrec.runs.folder import RunFolder
+
+NAME = "certificate.json"
+"""The file of a run folder with its certificate."""
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method asked of clients and computed: ``rounds`` in which clients worked, how often a client was asked in
+    all of them together (``clients``), their bytes, and ``seconds`` of computing."""
+
+    rounds: int
+    clients: int
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What can be said about a model from which ``users`` (ids of the data) were forgotten by a ``method``.
+
+    ``made`` is the time (UTC). ``run`` says of which model: method, data (fingerprints before and after), and the
+    digest of the model file before and after. ``done`` are the steps, ``exact`` and ``approximate`` the parts of the
+    model by how they were changed, ``cost`` and ``cost_of_run`` the cost of this and of the run. ``measured`` holds the
+    figures, ``unmeasured`` what was not measured and why, ``not_covered`` what nobody can conclude from it.
+    """
+
+    made: str
+    users: list[str]
+    method: str
+    run: dict[str, str]
+    done: list[str]
+    exact: list[str]
+    approximate: list[str]
+    cost: Cost
+    cost_of_run: Cost
+    measured: dict[str, Any]
+    unmeasured: list[str] = field(default_factory=list)
+    not_covered: list[str] = field(default_factory=list)
+    alerts: list[str] = field(default_factory=list)
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write it to the folder of the run that it is about."""
+        RunFolder(folder).write(NAME, json.dumps(asdict(self), indent=1).encode())
+
+    @staticmethod
+    def read(folder: Path) -> Certificate:
+        """The certificate in a folder. Raises :class:`CheckpointError` where there is none, and for other content."""
+        path = folder / NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise CheckpointError(f"{path}: has format {content['format']}; expected format {FORMAT}")
+            costs = {name: Cost(**content[name]) for name in ("cost", "cost_of_run")}
+            return Certificate(**{**content, **costs})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: no certificate can be read ({reason(error)}); expected what perfedrec forget wrote"
+            ) from None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The certificate as pairs of a name and a text, for people."""
+        few = ", ".join(self.users[:10]) + (f" and {len(self.users) - 10} more" if len(self.users) > 10 else "")
+        found = [("forgotten", few), ("when", self.made), ("method", self.method)]
+        found += [(f"step {place}", text) for place, text in enumerate(self.done, 1)]
+        found += [
+            ("exact", "; ".join(self.exact) or "nothing"),
+            ("approximate", "; ".join(self.approximate) or "nothing"),
+        ]
+        found += [("cost", self._cost())]
+        found += [(name, _figure(value)) for name, value in self.measured.items()]
+        found += [("not measured", each) for each in self.unmeasured]
+        found += [("alert", each) for each in self.alerts]
+        return found + [("not covered", each) for each in self.not_covered]
+
+    def _cost(self) -> str:
+        mine, whole = self.cost, self.cost_of_run
+        share = f" ({mine.clients / whole.clients:.1%} of the run's)" if whole.clients else ""
+        return (
+            f"clients were asked {mine.clients:,} times in {mine.rounds:,} rounds{share}, and {mine.seconds:.1f} "
+            f"seconds were computed (the run: {whole.seconds:.1f})"
+        )
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_figure(each)}" for name, each in value.items())
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def digest_of_model(folder: Path) -> str:
+    """The SHA-256 of the list of digests of a model's files: two models with the same one are the same."""
+    manifest = next(iter(sorted((folder / "model").glob("*.json"))), None)
+    if manifest is None:
+        return ""
+    stored = json.loads(manifest.read_bytes())["records"]
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()

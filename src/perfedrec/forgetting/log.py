@@ -1,0 +1,79 @@
+"""The log of requests to forget, and the limits that they are held to: such requests are a way to attack a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from perfedrec.core.errors import ConfigError
+from perfedrec.runs.files import read_lines
+
+NAME = "forgetting.jsonl"
+"""The file of a run's folder with a line for each request: accepted, refused or done."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many requests are served: users who were forgotten from a run are at most the ``share`` of its users (one is
+    always allowed), and at most ``per_day`` requests are accepted within 24 hours.
+
+    Chosen deletions can move a model more than deletions at random do: FedMUA (Chen et al., arXiv 2412.16444) makes a
+    model wrong for others by requests of few clients, and BadUnlearn (Wang et al., arXiv 2501.17396) steers what a
+    server computes when it forgets. Neither needs more than accepted requests, so these are counted.
+    """
+
+    share: float = 0.05
+    per_day: int = 20
+
+
+class Log:
+    """The log in the ``folder`` of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines, oldest first; a line that was cut off is left out."""
+        return read_lines(self.path)
+
+    def allow(self, limits: Limits, users: Sequence[str], before: int, n_users: int, by: str) -> None:
+        """Note that ``users`` are to be forgotten, of ``n_users`` of whom a number were forgotten ``before``.
+
+        Raises :class:`ConfigError`, and notes the refusal, where the limits do not allow it.
+        """
+        recent = self.accepted(since=datetime.now(UTC) - timedelta(days=1))
+        most = max(int(limits.share * n_users), 1)
+        problem = ""
+        if before + len(users) > most:
+            problem = (
+                f"{before + len(users):,} of {n_users:,} users would be forgotten; expected at most {most:,} (a share "
+                f"of {limits.share:g}): many requests can be an attack; look at {self.path}, and allow a larger share "
+                "if they are genuine"
+            )
+        elif recent >= limits.per_day:
+            problem = (
+                f"{recent} requests were accepted within a day; expected at most {limits.per_day}; see {self.path}"
+            )
+        if problem:
+            self.add("refused", users=list(users), by=by, reason=problem)
+            raise ConfigError(problem)
+        self.add("accepted", users=list(users), by=by)
+
+    def accepted(self, since: datetime) -> int:
+        """How many requests were accepted since a moment."""
+        moment = since.isoformat(timespec="seconds")
+        return sum(line.get("event") == "accepted" and str(line.get("time", "")) >= moment for line in self.lines())
+
+    def done(self, users: Sequence[str], method: str, by: str, output: Path, alerts: Sequence[str]) -> None:
+        """Note that users were forgotten."""
+        self.add("done", users=list(users), by=by, method=method, output=str(output), alerts=list(alerts))
+
+    def add(self, event: str, **more: Any) -> None:
+        """Add a line."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **more}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,123 @@
+"""Forgetting by replay: the server's part of a run again, from kept uploads without those of the forgotten users, and a
+few rounds in which the remaining clients adapt to the result."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perfedrec.core.aggregate import Aggregate, reduce
+from perfedrec.core.algorithm import AnyAlgorithm
+from perfedrec.core.errors import CheckpointError
+from perfedrec.data import Dataset
+from perfedrec.runs.config import RunSettings
+from perfedrec.runs.folder import Entry
+from perfedrec.runs.uploads import Uploads, without
+from perfedrec.runtimes.population import Population
+from perfedrec.runtimes.round import round_key
+from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
+
+CHOSEN = ("mix", "beta", "turn")
+"""Fields of a server state that hold what held-out items have chosen."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a method made: the recommender, the rounds that clients played for it, and the seconds."""
+
+    recommender: PersonalRecommender[Any, Any, Any]
+    entries: list[Entry]
+    seconds: float
+
+
+def replay(
+    algorithm: AnyAlgorithm,
+    left: Dataset,
+    run: RunSettings,
+    folder: Path,
+    before: PersonalRecommender[Any, Any, Any],
+    played: int,
+    calibration: int,
+) -> Played:
+    """The model after ``played`` rounds of the run in ``folder`` (phases before training included), as the server makes
+    it of the kept uploads without those of the users whom the data ``left`` leave out; and after ``calibration`` more
+    rounds of the remaining clients, who start from their states in the model ``before``.
+
+    FedEraser (Liu et al., IWQoS 2021) and, for recommenders, FRU (Yuan et al., WSDM 2023) store clients' updates, and
+    replay the rounds with updates whose length is the stored one and whose direction is that of a few new local steps.
+    Departs from the papers: all stored updates are used as they are, because they are there, and so every sum is
+    exactly that of the remaining clients' uploads; what they would have sent without the forgotten users is made good
+    by full rounds at the end instead of a correction in every round. Raises :class:`CheckpointError` where the uploads
+    were not kept.
+    """
+    start, uploads = time.perf_counter(), Uploads(folder)
+    if not uploads.n_bytes:
+        raise CheckpointError(
+            f"{folder}: no uploads were kept, so there is nothing to replay; expected a run with --set "
+            "run.keep_uploads=true, or --method exact or correction"
+        )
+    simulator = simulated(algorithm, left, run)
+    gone = torch.tensor(left.forgotten, dtype=torch.int64)
+    for number in range(played):
+        simulator.state = _server(algorithm, simulator.state, uploads, number, gone, run.seed, left.n_items)
+    simulator.state = chosen_as(simulator.state, before.state)
+    adopt(simulator.population, before, simulator.absent)
+    entries = rounds(simulator, calibration)
+    return Played(simulator.recommender(), entries, time.perf_counter() - start)
+
+
+def _server(
+    algorithm: AnyAlgorithm, state: Any, uploads: Uploads, number: int, gone: Tensor, seed: int, n_items: int
+) -> Any:
+    """The server's part of a round, as :func:`perfedrec.runtimes.round.play_with` plays it."""
+    key = round_key(seed, number)
+    plan = algorithm.plan(state, key.fold("plan"))
+    n_groups = algorithm.n_groups(state)
+    parts, separate = [], algorithm.aggregator.separate
+    for _, _, update in uploads.round(number):
+        rest = without(update, gone)
+        blocks = [rest.of_user(place) for place in range(rest.users.numel())] if separate else [rest]
+        parts += [reduce(each, n_items, n_groups) for each in blocks]
+    total = algorithm.aggregator.combine(plan.phase, parts, Aggregate.empty(n_items, n_groups))
+    if not separate:
+        total = algorithm.compress(algorithm.broadcast(state, plan.cohort[:0]), plan.phase, total)
+        total = algorithm.protection.add_noise(plan.phase, total, plan.cohort.numel(), key.fold("release"))
+    return algorithm.server(state, plan.phase, total, key.fold("server"))
+
+
+def simulated(algorithm: AnyAlgorithm, left: Dataset, run: RunSettings) -> Simulator[Any, Any, Any]:
+    """The simulator of a run on the data that are ``left``, before its first round."""
+    return Simulator(
+        algorithm, left, seed=run.seed, device="cpu", block_size=run.block_size, dropout_rate=run.dropout_rate
+    )
+
+
+def chosen_as(state: Any, before: Any) -> Any:
+    """The state with what held-out items have chosen in the state ``before``: nobody is asked again."""
+    names = {each.name for each in fields(state)} & set(CHOSEN)
+    return replace(state, **{name: getattr(before, name) for name in names})
+
+
+def adopt(population: Population[Any], before: PersonalRecommender[Any, Any, Any], absent: Tensor | None) -> None:
+    """Give the users of a ``population`` their client states in the model ``before``; forgotten users keep a first
+    state, which nothing was ever trained into."""
+    everyone = population.everyone()
+    for users in (everyone if absent is None else everyone[~absent]).split(1024):
+        _, old = before.population.rows(users)
+        _, new = population.rows(users)
+        population.save_client_states(users, new, before.population.load_client_states(users, old))
+
+
+def rounds(simulator: Simulator[Any, Any, Any], number: int) -> list[Entry]:
+    """Play a ``number`` of rounds, and return their entries in a history."""
+    found = []
+    for _ in range(number):
+        start = time.perf_counter()
+        report = simulator.play()
+        found.append(Entry(report, time.perf_counter() - start))
+    return found

@@ -1,0 +1,159 @@
+"""Forgetting users of a run: exact retraining, the certificate, the log and its limits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from perfedrec.core.aggregate import reduce
+from perfedrec.core.errors import CheckpointError, ConfigError, DataError
+from perfedrec.data import load
+from perfedrec.forgetting.certificate import Certificate
+from perfedrec.forgetting.forget import Request, forget
+from perfedrec.forgetting.log import Limits, Log
+from perfedrec.forgetting.replay import replay
+from perfedrec.runs.config import resolve
+from perfedrec.runs.result import Result, open_run
+from perfedrec.runs.training import train
+from perfedrec.runs.uploads import Uploads, without
+from perfedrec.runtimes.simulator import PersonalRecommender
+
+DATA = "synthetic:users=60,items=150,interactions_per_user=8"
+SMALL: dict[str, Any] = {
+    "data__path": DATA,
+    "run__rounds": 6,
+    "run__evaluate_every": 3,
+    "run__device": "cpu",
+    "selection__n_clients_per_round": 20,
+    "model__embedding_dim": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of FedMF."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(resolve(algorithm="fedmf", **SMALL), output=folder)
+    return folder
+
+
+def test_exact_retraining_does_not_depend_on_the_data_of_the_forgotten_user(trained: Path, tmp_path: Path) -> None:
+    dataset = open_run(trained)[0].dataset
+    user = dataset.train.user_ids[7]
+    found = forget(trained, Request([user]), tmp_path / "new")
+    again, config = open_run(tmp_path / "new")
+    assert config.data.forgotten == (str(user),)
+    assert again.dataset.train.degrees[7] == 0
+    # Nothing of the user's state was trained, and all other users took part as often as before.
+    states = again.recommender.records()["memory"]["participations"]
+    before = open_run(trained)[0].recommender.records()["memory"]["participations"]
+    assert states[7] == 0
+    if again.best_round == open_run(trained)[0].best_round:
+        assert torch.equal(states[:7], before[:7])
+    assert found.cost.clients < found.cost_of_run.clients
+    assert found.measured["membership AUC"]["users"] == 1
+    assert Certificate.read(tmp_path / "new") == found
+
+
+def test_a_forgotten_user_gets_no_lists(trained: Path, tmp_path: Path) -> None:
+    forget(trained, Request(["3"]), tmp_path / "new")
+    result = Result.load(tmp_path / "new")
+    assert "3" not in result.recommend(None, 5)["user"].cast(str).to_list()
+    with pytest.raises(DataError, match="was forgotten"):
+        result.recommend("3", 5)
+
+
+def test_forgetting_twice_forgets_both_and_refuses_the_same_user(trained: Path, tmp_path: Path) -> None:
+    forget(trained, Request(["3"]), tmp_path / "first")
+    with pytest.raises(DataError, match="was forgotten before"):
+        forget(tmp_path / "first", Request(["3"]), tmp_path / "second")
+    forget(tmp_path / "first", Request(["4"]), tmp_path / "second")
+    _, config = open_run(tmp_path / "second")
+    assert set(config.data.forgotten or ()) == {"3", "4"}
+    direct = train(resolve(algorithm="fedmf", data__forgotten=("4", "3"), **SMALL))
+    mine = Result.load(tmp_path / "second").recommender.records()["state"]
+    assert torch.equal(mine.items, direct.recommender.records()["state"].items)
+
+
+def test_data_without_users_keep_numbers_and_lose_their_rows() -> None:
+    dataset = load(DATA)
+    left = dataset.without_users(["2", 5])
+    assert left.forgotten == (2, 5)
+    assert left.n_users == dataset.n_users
+    for part in ("train", "valid", "test"):
+        rows, before = getattr(left, part), getattr(dataset, part)
+        assert rows.degrees[[2, 5]].tolist() == [0, 0]
+        kept = [user for user in range(dataset.n_users) if user not in (2, 5)]
+        assert rows.degrees[kept].tolist() == before.degrees[kept].tolist()
+    last = dataset.n_users - 1
+    own = slice(dataset.train.offsets[last], None)
+    assert left.train.items[left.train.offsets[last] :].tolist() == dataset.train.items[own].tolist()
+    assert left.fingerprint != dataset.fingerprint
+    with pytest.raises(DataError, match="expected some to be left"):
+        dataset.without_users(dataset.train.user_ids.tolist())
+
+
+def test_limits_refuse_many_users_and_many_requests_and_note_it(trained: Path, tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    with pytest.raises(ConfigError, match="4 of 60 users would be forgotten; expected at most 3"):
+        log.allow(Limits(share=0.05), ["a", "b"], 2, 60, "node")
+    log.allow(Limits(share=0.05, per_day=1), ["a"], 0, 60, "node")
+    with pytest.raises(ConfigError, match="expected at most 1"):
+        log.allow(Limits(share=0.05, per_day=1), ["b"], 0, 60, "node")
+    assert [line["event"] for line in log.lines()] == ["refused", "accepted", "refused"]
+
+
+def test_a_refused_request_writes_no_run(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected at most 1"):
+        forget(trained, Request(["1", "2"]), tmp_path / "new", limits=Limits(share=0.01))
+    assert not (tmp_path / "new").exists()
+    assert Log(trained).lines()[-1]["event"] == "refused"
+
+
+def test_a_damaged_certificate_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no certificate"):
+        Certificate.read(tmp_path)
+    (tmp_path / "certificate.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(CheckpointError, match="expected format 1"):
+        Certificate.read(tmp_path)
+
+
+def test_replay_of_all_kept_uploads_is_the_run_itself(tmp_path: Path) -> None:
+    """With nobody to forget the server makes the same tables, bit for bit: every upload is there as it was sent."""
+    folder = tmp_path / "run"
+    result = train(resolve(**{**SMALL, "run__keep_uploads": True}), output=folder)
+    config = resolve(**SMALL)
+    algorithm = config.build()
+    played = len(algorithm.phases) + result.best_round
+    recommender = result.recommender
+    assert isinstance(recommender, PersonalRecommender)
+    found = replay(algorithm, result.dataset, config.run, folder, recommender, played, 0)
+    before, after = recommender.state, found.recommender.state
+    for name in ("items", "offsets", "neighbours", "degrees"):
+        mine, theirs = getattr(before, name), getattr(after, name)
+        assert (mine is None and theirs is None) or torch.equal(mine, theirs), name
+    users = torch.arange(result.dataset.n_users)
+    assert torch.equal(recommender.raw_scores(users), found.recommender.raw_scores(users))
+
+
+def test_replay_without_a_user_sums_what_the_others_sent(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = resolve(algorithm="fedmf", **{**SMALL, "run__keep_uploads": True, "run__rounds": 1})
+    train(config, output=folder)
+    (block,) = [update for _, _, update in Uploads(folder).round(0)]
+    rest = without(block, block.users[:1])
+    whole, less, one = (reduce(each, 150, 1) for each in (block, rest, block.of_user(0)))
+    again = less + one
+    assert torch.equal(whole.keys, again.keys)
+    assert torch.equal(whole.sums, again.sums)
+    assert less.clients == whole.clients - 1
+    result = forget(folder, Request([str(int(block.users[0]))], "replay", rounds=1), tmp_path / "new")
+    assert result.cost.rounds == 1
+    assert Result.load(tmp_path / "new").best_round == 2
+    with pytest.raises(CheckpointError, match="no uploads were kept"):
+        forget(tmp_path / "new", Request(["9"], "replay"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
