@@ -61,8 +61,8 @@ def test_sequences_are_split_by_their_order(tmp_path: Path) -> None:
     path.write_text("".join(f"u{u}:{' '.join(map(str, items))}\n" for u, items in lists.items()))
     data = load(path)
     assert data.notes.how == "leave-one-out in the order of the file"
-    assert dict(data.test.frame().rows()) == {f"u{u}": items[-1] for u, items in lists.items()}
-    assert dict(data.valid.frame().rows()) == {f"u{u}": items[-2] for u, items in lists.items()}
+    assert dict(data.test.frame()["user", "item"].rows()) == {f"u{u}": items[-1] for u, items in lists.items()}
+    assert dict(data.valid.frame()["user", "item"].rows()) == {f"u{u}": items[-2] for u, items in lists.items()}
     assert data.train.timestamps is None
     path.write_text("".join(f"{u} {' '.join(map(str, items))}\n" for u, items in lists.items()))
     assert load(path, format="sequences").test.n_interactions == 8
@@ -74,7 +74,7 @@ def test_any_file_can_be_split_by_the_order_of_its_lines(tmp_path: Path) -> None
     rows = [(u, (7 * u + 3 * i) % 11 + 100) for i in range(5) for u in range(8)]
     path.write_text("".join(f"{u} {i}\n" for u, i in rows))
     data = load(path, order="file")
-    assert dict(data.test.frame().rows()) == dict(rows[-8:])
+    assert dict(data.test.frame()["user", "item"].rows()) == dict(rows[-8:])
     assert "random order" in load(path).notes.how
     with pytest.raises(DataError, match="the order of the file is not known"):
         split(Interactions.from_frame(read(path)), order="file")

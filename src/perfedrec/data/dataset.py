@@ -338,7 +338,8 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that depend on all ids, interactions and attributes, and on nothing else."""
+        """16 hexadecimal digits that depend on all ids, interactions and attributes, on the order of interactions where
+        they have positions, and on nothing else."""
         digest = hashlib.sha256()
 
         def add(array: NDArray[Any]) -> None:
@@ -356,6 +357,10 @@ class Dataset:
             add(self.new_users.user_ids)
             add(self.new_users.offsets)
             add(self.new_users.items)
+        for known in (self.train, self.new_users):
+            if known is not None and known.positions is not None and (order := known.in_order()) is not None:
+                digest.update(b"order")
+                add(order)
         for kind, attributes in (("user", self.user_attributes), ("item", self.item_attributes)):
             if attributes is not None:
                 digest.update(kind.encode())
@@ -370,6 +375,19 @@ class Rows(NamedTuple):
     users: Ints
     items: Ints
     timestamps: Ints | None
+    positions: Ints | None = None
+
+    def take(self, rows: NDArray[Any]) -> Rows:
+        """Some of the rows: by number, or a mask."""
+        times, positions = (None if each is None else each[rows] for each in self[2:])
+        return Rows(self.users[rows], self.items[rows], times, positions)
+
+    def with_rows(self, others: Rows) -> Rows:
+        """These rows and then the ``others``; what is not known of all rows is left out."""
+        pairs = zip(self[2:], others[2:], strict=True)
+        times, positions = (None if a is None or b is None else np.concatenate([a, b]) for a, b in pairs)
+        users, items = (np.concatenate(pair) for pair in zip(self[:2], others[:2], strict=True))
+        return Rows(users, items, times, positions)
 
 
 def assemble(name: str, user_ids: Ids, item_ids: Ids, parts: Sequence[Rows], how: str, short_users: int = 0) -> Dataset:
@@ -386,7 +404,7 @@ def assemble(name: str, user_ids: Ids, item_ids: Ids, parts: Sequence[Rows], how
     users, items = _occurring(train.users, user_ids.size), _occurring(train.items, item_ids.size)
     new_user, new_item = _renumbering(users, user_ids.size), _renumbering(items, item_ids.size)
     ids = user_ids[users], item_ids[items]
-    fitted = Interactions.from_rows(*ids, new_user[train.users], new_item[train.items], train.timestamps)
+    fitted = Interactions.from_rows(*ids, new_user[train.users], new_item[train.items], *train[2:])
     duplicates = train.users.size - fitted.n_interactions
     validated, valid_report, again = _evaluated(valid, new_user, new_item, (fitted,))
     duplicates += again
@@ -413,9 +431,9 @@ def _evaluated(
     pairs.sort(kind="stable")  # which merges runs: each part ascends
     repeated = in_universe & _among(row_users * n_items + row_items, pairs)
     keep = in_universe & ~repeated
-    times = None if part.timestamps is None else part.timestamps[keep]
     # the same arrays of ids in all parts, so that comparing them costs nothing
-    found = Interactions.from_rows(first.user_ids, first.item_ids, row_users[keep], row_items[keep], times)
+    ids, (_, _, *order) = (first.user_ids, first.item_ids), part.take(keep)
+    found = Interactions.from_rows(*ids, row_users[keep], row_items[keep], *order)
     report = HeldOut(
         interactions=part.users.size,
         unknown_users=_occurring(part.users[row_users < 0], new_user.size).size,
@@ -441,10 +459,8 @@ def _new_users(
     if not users.size:
         raise DataError(f"{name}: no held-out user has known interactions with items of training; expected one or more")
     new_user = _renumbering(users, user_ids.size)
-    times = None if part.timestamps is None else part.timestamps[keep]
-    found = Interactions.from_rows(
-        user_ids[users], item_ids, new_user[part.users[keep]], new_item[part.items[keep]], times
-    )
+    kept = part.take(keep)
+    found = Interactions.from_rows(user_ids[users], item_ids, new_user[kept.users], new_item[kept.items], *kept[2:])
     counts = NewUsers(found.n_users, found.n_interactions, unknown_items=int((~keep).sum()))
     return found, new_user, counts
 

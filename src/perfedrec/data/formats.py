@@ -17,7 +17,7 @@ from perfedrec.data.readreport import ReadReport
 from perfedrec.data.roles import MANY, ONE_USER, Columns, locate, unused
 from perfedrec.data.tables import read_table
 from perfedrec.data.text import Layout, UnreadableError, clean, encoding_of, read_bytes
-from perfedrec.data.values import ROLES, convert
+from perfedrec.data.values import ALL_ROLES, convert
 
 LAYOUTS = {
     "triples": Layout(" ", header=False),
@@ -83,7 +83,7 @@ def read_with_report(
     columns = columns if user is None else {**(columns or {}), "user": ONE_USER}
     check_name(format, FORMATS, "format")
     for role in columns or {}:
-        check_name(role, ROLES, "column role")
+        check_name(role, ALL_ROLES, "column role")
     data = read_bytes(path)
     remarks: tuple[str, ...] = ()
     found = format
@@ -128,7 +128,7 @@ def roles_of(
     ``where`` is the name of the data for messages. The arguments are those of :func:`read`.
     """
     for role in columns or {}:
-        check_name(role, ROLES, "column role")
+        check_name(role, ALL_ROLES, "column role")
 
     def sample(column: int) -> pl.Series:
         return table.to_series(column).head(MANY)
@@ -180,7 +180,7 @@ def parse_columns(text: str) -> dict[str, str | int] | None:
         role, equals, place = (piece.strip() for piece in part.partition("="))
         if not equals or not place:
             raise DataError(f"columns: {part!r} names no column; expected role=column, as in user=customer,item=2")
-        check_name(role, ROLES, "column role")
+        check_name(role, ALL_ROLES, "column role")
         found[role] = int(place) if place.isdecimal() else place
     return found or None
 

@@ -16,7 +16,7 @@ from perfedrec.data.formats import roles_of
 from perfedrec.data.interactions import Interactions
 from perfedrec.data.readreport import ReadReport
 from perfedrec.data.roles import Columns
-from perfedrec.data.values import ROLES
+from perfedrec.data.values import POSITION, ROLES
 
 Table: TypeAlias = Any
 """Interactions in memory: a data frame of polars or pandas, a mapping of columns by name, a sparse matrix of scipy, an
@@ -49,6 +49,8 @@ def rows_with_report(
     """
     if isinstance(data, Interactions):
         data = data.frame()
+        if POSITION in data.columns:
+            columns = {POSITION: POSITION, **(columns or {})}
     if sparse.issparse(data):
         matrix = sparse.coo_array(data)
         matrix.sum_duplicates()

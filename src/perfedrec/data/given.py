@@ -54,9 +54,10 @@ def from_files(
     out from training; then the test file is of these users.
 
     Without a ``valid`` file, interactions of the training file become validation, see
-    :func:`perfedrec.data.split.validation_rows`. The order of the ``rule`` says which: each user's last one ("time"),
-    or a random one ("random"). With "auto" it is done as the test part was made: by time if no test interaction is
-    earlier than the training interactions of its user, at random otherwise. With the ties "together", all interactions
+    :func:`perfedrec.data.split.validation_rows`. The order of the ``rule`` says which: each user's last one ("time",
+    or "file" for lists in the order of time), or a random one ("random"). With "auto" it is done as the test part was
+    made: by time if no test interaction is earlier than the training interactions of its user, by the file where there
+    are no times and its lists are in the order of time, at random otherwise. With the ties "together", all interactions
     at the last time are taken. The rule's seed decides what is random. With its ``train_on_valid``, a validation file
     is a part of training, and nothing validates. The rule's other options are not used.
     """
@@ -84,7 +85,7 @@ def from_files(
         Rows(
             encode(frame["user"], user_ids),
             encode(frame["item"], item_ids),
-            frame["timestamp"].to_numpy() if "timestamp" in frame.columns else None,
+            *(frame[name].to_numpy() if name in frame.columns else None for name in ("timestamp", "position")),
         )
         for frame in frames
     ]
@@ -107,21 +108,21 @@ def _assembled(
 def _without_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Rows], has_valid: bool) -> Dataset:
     """The data set in which the validation ``rows``, where there are any, are training rows."""
     train, *others = rows
-    nothing = Rows(train.users[:0], train.items[:0], None if train.timestamps is None else train.timestamps[:0])
+    nothing = train.take(np.arange(0))
     valid, *held = others if has_valid else [nothing, *others]
-    times = None
-    if train.timestamps is not None and valid.timestamps is not None:
-        times = np.concatenate([train.timestamps, valid.timestamps])
-    both = np.concatenate([train.users, valid.users]), np.concatenate([train.items, valid.items])
+    later = valid
+    if train.positions is not None and valid.positions is not None:  # the second file goes on where the first one ends
+        later = valid._replace(positions=valid.positions + int(train.positions.max(initial=-1)) + 1)
+    both = train.with_rows(later)
     how = "as given in files" if has_valid else "training and test as given in files"
-    data = assemble(name, user_ids, item_ids, [Rows(*both, times), nothing, *held], how)
+    data = assemble(name, user_ids, item_ids, [both, nothing, *held], how)
     return replace(data, notes=replace(data.notes, trained_on_valid=valid.users.size))
 
 
 def _with_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Rows], rule: SplitRule) -> Dataset:
     """The data set of training and test ``rows``, with validation taken from training."""
     train, test, *new = rows
-    whole = Interactions.from_rows(user_ids, item_ids, train.users, train.items, train.timestamps)  # each pair once
+    whole = Interactions.from_rows(user_ids, item_ids, *train)  # each pair once
     users, items, times = whole.users_of_rows(), whole.items, whole.timestamps
     known = Interactions.from_rows(user_ids, item_ids, *new[0]) if new else whole
     by_time = rule.by_time(times is not None) and (rule.order == "time" or _is_last(known, test))
@@ -130,14 +131,18 @@ def _with_validation(name: str, user_ids: Ids, item_ids: Ids, rows: Sequence[Row
             f"{name}: the test interactions are not the last ones by time, so validation is random too; expected "
             "order time, or no ties together"
         )
-    chosen, ties = validation_rows(users, items, times if by_time else None, rule.seed, rule.ties == "together")
-    parts = [Rows(users[mask], items[mask], None if times is None else times[mask]) for mask in (~chosen, chosen)]
+    by_file = rule.by_file(times is not None, whole.positions is not None)
+    along = times if by_time else whole.from_last() if by_file else None
+    chosen, ties = validation_rows(users, items, along, rule.seed, rule.ties == "together")
+    every = Rows(users, items, times, whole.positions)
+    parts = [every.take(mask) for mask in (~chosen, chosen)]
     taken = "the last interaction by time" if by_time else f"one random interaction (seed {rule.seed})"
+    taken = "the last interaction in the file" if by_file else taken
     taken = "all interactions at the last time" if rule.ties == "together" else taken
     how = f"training and test as given in files; validation: {taken} of each user who has two or more in training"
     data = assemble(name, user_ids, item_ids, [*parts, test, *new], how)
     repeated = data.notes.duplicates + train.users.size - whole.n_interactions
-    return replace(data, notes=replace(data.notes, duplicates=repeated, ties=ties, drawn=not by_time))
+    return replace(data, notes=replace(data.notes, duplicates=repeated, ties=ties, drawn=along is None))
 
 
 def _is_last(train: Interactions, test: Rows) -> bool:

@@ -84,6 +84,25 @@ class Interactions:
         """int64 [m] the number of interactions of each item; read-only."""
         return _frozen_ints(np.bincount(self.items, minlength=self.n_items), "item_degrees")
 
+    def in_order(self) -> Ints | None:
+        """int64 [nnz] the rows in the order of time, user by user: by ``positions`` or else by ``timestamps``; None
+        where neither is known. Rows of a user at the same time are in random order, which is always the same."""
+        along = self.timestamps if self.positions is None else self.positions
+        if along is None:
+            return None
+        chance = np.random.default_rng(0).random(self.n_interactions)
+        return ordering(self.users_of_rows(), along, chance)
+
+    def from_last(self) -> Ints | None:
+        """int64 [nnz] the place of each row among those of its user, counted from the last one, which is 0, to -1, -2
+        and so on; None where the order is not known."""
+        order = self.in_order()
+        if order is None:
+            return None
+        places = np.empty_like(order)
+        places[order] = np.arange(order.size) - self.offsets[1:][self.users_of_rows()] + 1
+        return places
+
     def users_of_rows(self) -> Ints:
         """int64 [nnz] the user index of each row."""
         return np.repeat(np.arange(self.n_users), self.degrees)

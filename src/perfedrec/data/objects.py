@@ -13,7 +13,7 @@ from perfedrec.core.errors import DataError
 from perfedrec.data.cells import Cells
 from perfedrec.data.roles import MANY, Columns, locate, unused
 from perfedrec.data.text import UnreadableError, all_lines, fail
-from perfedrec.data.values import ROLES
+from perfedrec.data.values import ALL_ROLES
 
 BETWEEN = re.compile(r"[\s,]*")
 LOOKED_AT = 100  # objects whose names are collected
@@ -117,6 +117,6 @@ def read_parquet(path: Path, data: bytes, columns: Columns | None) -> Cells:
         return table.to_series(column).head(MANY)
 
     places = locate(path, table.columns, True, columns, sample)
-    picked = {role: table.to_series(places[role].position - 1) for role in ROLES if role in places}
+    picked = {role: table.to_series(places[role].position - 1) for role in ALL_ROLES if role in places}
     remarks = unused(table.columns, True, places, columns, sample)
     return Cells(pl.DataFrame(picked), lambda row: f"row {row + 1}", places, remarks=remarks)

@@ -60,6 +60,7 @@ class _Part:
         size = int(counts[trained].sum())
         self.items, self.trained, self.filled = mapped.empty(size, np.int64), trained, 0
         self.times = None if interactions.timestamps is None else mapped.empty(size, np.int64)
+        self.positions = None if interactions.positions is None else mapped.empty(size, np.int64)
         self.counts = np.zeros(trained.size, dtype=np.int64)
 
     def add(self, here: NDArray[np.bool_], items: Ints, interactions: Interactions, users: slice, rows: slice) -> None:
@@ -69,6 +70,8 @@ class _Part:
         self.items[place] = items[here]
         if self.times is not None and interactions.timestamps is not None:
             self.times[place] = interactions.timestamps[rows][here]
+        if self.positions is not None and interactions.positions is not None:
+            self.positions[place] = interactions.positions[rows][here]
         limits = interactions.offsets[users.start : users.stop + 1] - rows.start
         self.counts[users] = np.diff(np.concatenate([[0], np.cumsum(here)])[limits])
         self.filled += size
@@ -76,5 +79,5 @@ class _Part:
     def interactions(self, user_ids: NDArray[np.generic], item_ids: NDArray[np.generic]) -> Interactions:
         """All of them."""
         offsets = np.concatenate([[0], np.cumsum(self.counts[self.trained])])
-        times = None if self.times is None else self.times[: self.filled]
-        return Interactions(user_ids, item_ids, offsets, self.items[: self.filled], times)
+        times, positions = (None if each is None else each[: self.filled] for each in (self.times, self.positions))
+        return Interactions(user_ids, item_ids, offsets, self.items[: self.filled], times, positions)

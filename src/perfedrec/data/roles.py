@@ -12,7 +12,7 @@ import polars as pl
 from perfedrec.core.errors import DataError
 from perfedrec.data.text import counted
 from perfedrec.data.times import ISO, SLASHES, like_times
-from perfedrec.data.values import ROLES
+from perfedrec.data.values import ALL_ROLES, POSITION, ROLES
 
 Columns = Mapping[str, str | int]
 Sample = Callable[[int], pl.Series]  # the first values of a column, which is counted from 0
@@ -57,6 +57,7 @@ KNOWN_NAMES: dict[str, tuple[frozenset[str], ...]] = {
             "eventtimestamp orderdate ordertime purchasedate purchasetime transactiondate transactiontime "
             "invoicedate clicktime",
         ),
+        POSITION: ("sequenceposition",),
     }.items()
 }
 TIME_LIKE = re.compile(r"(?i:date|time|timestamp)$|(?i:[_ -]at)$|[a-z]At$")
@@ -188,7 +189,7 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
         free = [i for i, name in enumerate(names) if i not in where.values() and _names_times(name)]
         if len(free) == 1 and like_times(sample(free[0])):
             where["timestamp"] = free[0]
-    return {role: Place(where[role] + 1, names[where[role]] if header else None) for role in ROLES if role in where}
+    return {role: Place(where[role] + 1, names[where[role]] if header else None) for role in ALL_ROLES if role in where}
 
 
 def _by_position(width: int, where: Mapping[str, int], columns: Columns, sample: Sample) -> dict[str, int]:

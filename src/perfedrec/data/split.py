@@ -220,8 +220,8 @@ def split_by(rule: SplitRule, interactions: Interactions, name: str = "data") ->
         part[part == 1] = 0
         ties = None if ties is None else replace(ties, any=ties.test)
     if rule.how == "users":
-        users, items = interactions.users_of_rows(), interactions.items
-        rows = [Rows(users[part == p], items[part == p], None if times is None else times[part == p]) for p in range(4)]
+        every = Rows(interactions.users_of_rows(), interactions.items, times, interactions.positions)
+        rows = [every.take(part == p) for p in range(4)]
         data = assemble(name, interactions.user_ids, interactions.item_ids, rows, cut.made, cut.short_users)
     else:
         data = parted(name, interactions, part, cut.made, cut.short_users)
@@ -417,7 +417,7 @@ def _by_held_out_users(rule: SplitRule, interactions: Interactions) -> _Cut:
         raise DataError(f"split users needs at least 2 users: some for training, others for testing; there is {n}")
     by_time = rule.by_time(times is not None)
     by_file = rule.by_file(times is not None, interactions.positions is not None)
-    along = times if by_time else interactions.positions if by_file else None
+    along = times if by_time else interactions.from_last() if by_file else None
     share = TEST_USERS if rule.test_users is None else rule.test_users
     generator = np.random.default_rng(rule.seed)
     held = np.zeros(n, dtype=bool)

@@ -17,6 +17,12 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "timestamp": pl.Int64,
 }
 ROLES = tuple(SCHEMA)
+"""The usual roles of columns, in their usual order."""
+
+POSITION = "position"
+"""The role of a column that says which place an interaction has in the order of time. It is only taken by its name."""
+
+ALL_ROLES = (*ROLES, POSITION)
 Bad = tuple[int, str] | None
 """The first cell that cannot be converted: its row and the problem. ``None`` where there is no such cell."""
 
@@ -31,12 +37,14 @@ def convert(
     """
     done: dict[str, pl.Series] = {}
     form = None
-    for role in ROLES:
+    for role in ALL_ROLES:
         if role in table.columns:
             if role in ("user", "item"):
                 done[role], bad = parse_ids(table[role], integers)
             elif role == "rating":
                 done[role], bad = _ratings(table[role])
+            elif role == POSITION:
+                done[role], bad = _positions(table[role])
             else:
                 done[role], bad, form = _times(table[role], place)
             if bad is not None:
@@ -94,6 +102,12 @@ def _ratings(values: pl.Series) -> tuple[pl.Series, Bad]:
         cells = values.str.strip_chars()
         numbers = cells.str.replace(r"^(-?\d+),(\d+)$", "${1}.${2}").cast(pl.Float64, strict=False)
     return numbers, _first(~numbers.is_finite().fill_null(False), values, "expected a number")
+
+
+def _positions(values: pl.Series) -> tuple[pl.Series, Bad]:
+    numbers = values.str.strip_chars() if values.dtype == pl.String else values
+    numbers = numbers.cast(pl.Int64, strict=False)
+    return numbers, _first(~(numbers >= 0).fill_null(False), values, "expected a whole number from 0 on")
 
 
 def _times(values: pl.Series, place: Callable[[int], str]) -> tuple[pl.Series, Bad, str | None]:

@@ -14,6 +14,10 @@ from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Attributes, Dataset, SplitReport
 from perfedrec.data.formats import check_name
 from perfedrec.data.interactions import Ids, id_series
+from perfedrec.data.values import POSITION
+
+SEQUENCE_POSITION = "sequence_position"
+"""The name of the column with the places in the order of time. It is read again by this name."""
 
 WRITABLE = ("csv", "parquet")
 REPORT = "split.json"
@@ -41,7 +45,7 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
         for name in ("train", "valid", "test", "new_users"):
             if (part := getattr(dataset, name)) is None:
                 continue
-            frame = part.frame()
+            frame = part.frame().rename({POSITION: SEQUENCE_POSITION}, strict=False)
             if format == "csv":
                 frame.write_csv(scratch / f"{name}.csv")
             else:

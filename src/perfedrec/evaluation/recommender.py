@@ -46,6 +46,11 @@ class Recommender(ABC):
         return Scoring.of(self.raw_scores(users))
 
     @property
+    def sequential(self) -> bool:
+        """Whether the order of a user's items counts."""
+        return False
+
+    @property
     def ranked_at_once(self) -> int:
         """For how many users one call of :meth:`scoring` is made."""
         return RANKED_AT_ONCE
@@ -54,13 +59,15 @@ class Recommender(ABC):
     def for_new_users(self, offsets: Tensor, items: Tensor, order: RandomOrder | None = None) -> Recommender:
         """The same model for users who were not in training, from their interactions as CSR arrays.
 
-        The scores of a user depend on the model and on the user's own items alone. ``order`` is that of the class, with
+        The scores of a user depend on the model and on the user's own items alone; they are given oldest first if the
+        recommender is :attr:`sequential`, and ascending otherwise. ``order`` is that of the class, with
         the ids of these users. Scoring raises :class:`perfedrec.core.errors.ConfigError` for a method that cannot
         recommend to such users.
         """
 
     def scores_of_new_user(self, items: Tensor) -> Tensor:
-        """[m] scores of all items for somebody who was not in training and has ``items`` [r], ascending.
+        """[m] scores of all items for somebody who was not in training and has ``items`` [r], in the order
+        of :meth:`for_new_users`.
 
         It raises what :meth:`for_new_users` does.
         """
