@@ -42,6 +42,8 @@ def config(
     steps = centralised(METHODS[name]) and "learning_rate" in METHODS[name].Options.model_fields
     if steps:  # few interactions, and so few steps an epoch
         own += ["method.learning_rate=0.02", "method.batch_size=512"]
+    if centralised(METHODS[name]) and METHODS[name].sequential:
+        own += ["method.embedding_dim=16", "method.n_blocks=1", "method.batch_size=50", "method.learning_rate=0.01"]
     if name in ("spectral_filter", "gf_cf"):
         own += ["method.n_components=4"]
     if not centralised(METHODS[name]):

@@ -16,7 +16,9 @@ from typing import Any, Literal, TypeAlias
 
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError
+from perfedrec.methods.centralised.bert4rec import BERT4Rec
 from perfedrec.methods.centralised.buir import BUIR
+from perfedrec.methods.centralised.cl4srec import CL4SRec
 from perfedrec.methods.centralised.direct_au import DirectAU
 from perfedrec.methods.centralised.ease import EASE
 from perfedrec.methods.centralised.gf_cf import GFCF
@@ -31,6 +33,7 @@ from perfedrec.methods.centralised.mult_vae import MultVAE
 from perfedrec.methods.centralised.ncl import NCL
 from perfedrec.methods.centralised.popularity import Popularity
 from perfedrec.methods.centralised.rp3beta import RP3Beta
+from perfedrec.methods.centralised.sasrec import SASRec
 from perfedrec.methods.centralised.selfcf import SelfCF
 from perfedrec.methods.centralised.sgl import SGL
 from perfedrec.methods.centralised.simgcl import SimGCL
@@ -82,6 +85,9 @@ METHODS: dict[str, type[Any]] = {
     "ultragcn": UltraGCN,
     "simplex": SimpleX,
     "mult_vae": MultVAE,
+    "sasrec": SASRec,
+    "bert4rec": BERT4Rec,
+    "cl4srec": CL4SRec,
     "fedmf": FedMF,
     "fedncf": FedNCF,
     "fedgnn": FedGNN,
@@ -125,6 +131,9 @@ TITLES = {
     "ultragcn": "UltraGCN",
     "simplex": "SimpleX",
     "mult_vae": "Mult-VAE",
+    "sasrec": "SASRec",
+    "bert4rec": "BERT4Rec",
+    "cl4srec": "CL4SRec",
     "fedmf": "FedMF",
     "fedncf": "FedNCF",
     "fedgnn": "FedGNN",

@@ -18,7 +18,7 @@ from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import NEWCOMER, Embedding, RoundReport, block_rows
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored, Totals
-from perfedrec.methods.centralised.method import Method, Training
+from perfedrec.methods.centralised.method import Method, Training, order_of
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.runs.config import RunSettings
 from perfedrec.runtimes.cluster import Machines
@@ -59,6 +59,10 @@ class CentralRecommender(Recommender):
     def __init__(self, method: Method, state: Any, data: Training, order: RandomOrder | None = None) -> None:
         super().__init__(data.rows.offsets, data.rows.items, data.n_items, order)
         self.method, self.state, self.data = method, state, data
+
+    @property
+    def sequential(self) -> bool:
+        return self.method.sequential
 
     def raw_scores(self, users: Tensor) -> Tensor:
         return self.method.scores(self.state, self.data, users)
@@ -129,8 +133,10 @@ class Central:
             raise DataError(f"{dataset.name}: there is nothing to learn from: every user has every item")
         if dataset.new_users is not None:
             method.check_new_users()  # before training: nothing could be tested
+            if method.sequential:
+                order_of(dataset.name, dataset.new_users)
         self.method, self.seed, self.device, self.round = method, seed, pick_device(device), 0
-        self.data = Training.of(dataset, self.device)
+        self.data = Training.of(dataset, self.device, method.sequential)
         self.order = RandomOrder(dataset.train.user_ids, dataset.train.item_ids)
         self.n_phases = 0 if method.trained else 1
         self.state = method.init(self.data, Key(seed).fold("init"))

@@ -17,6 +17,7 @@ from perfedrec.evaluation import Held, RandomOrder, Recommender, Totals
 from perfedrec.evaluation.lists import explained
 from perfedrec.evaluation.ranking import CUTOFFS, Cutoffs, cutoffs
 from perfedrec.evaluation.sample import ERROR, of_sample, sample_of, share_of
+from perfedrec.methods.centralised.method import order_of
 from perfedrec.methods.centralised.popularity import Popularity
 from perfedrec.runs.config import Config
 from perfedrec.runs.data_settings import MEMORY
@@ -178,13 +179,15 @@ class Result:
         """The ``k`` best items for somebody who was not in training and has the items ``item_ids``: columns item, rank,
         score.
 
-        A federated method fine-tunes for this user as a node does; nothing of it is kept. Attributes of the user are
-        not known. Raises :class:`perfedrec.core.errors.DataError` for an unknown item and without any item, and
-        :class:`ConfigError` for a method that knows the users of its training alone (UserKNN does not).
+        The order of the items counts for a sequential method: oldest first, and each once. A federated method
+        fine-tunes for this user as a node does; nothing of it is kept. Attributes of the user are not known. Raises
+        :class:`perfedrec.core.errors.DataError` for an unknown item and without any item, and :class:`ConfigError` for
+        a method that knows the users of its training alone (UserKNN does not).
         """
         check_length(k)
         train, given = self.dataset.train, [item_ids] if isinstance(item_ids, str) else item_ids
-        own = torch.tensor(sorted({train.item_index(each) for each in given}), dtype=torch.int64)
+        numbers = list(dict.fromkeys(train.item_index(each) for each in given))
+        own = torch.tensor(numbers if self.recommender.sequential else sorted(numbers), dtype=torch.int64)
         if not own.numel():
             raise DataError("there is no item to recommend by; expected at least one item that the user has")
         own = own.to(self.recommender.device)
@@ -289,7 +292,8 @@ def ranking(
     if new is None:
         return recommender, test, valid
     order = RandomOrder(new.user_ids, new.item_ids)
-    offsets, items = (torch.tensor(each, device=place) for each in (new.offsets, new.items))
+    rows = order_of(dataset.name, new) if recommender.sequential else slice(None)
+    offsets, items = (torch.tensor(each, device=place) for each in (new.offsets, new.items[rows]))
     return recommender.for_new_users(offsets, items, order), test, None
 
 

@@ -11,30 +11,39 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, DataError
 from perfedrec.core.keys import Key
 from perfedrec.core.mapped import as_tensor
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows
-from perfedrec.data import Dataset
+from perfedrec.data import Dataset, Interactions
+from perfedrec.data.interactions import Ints
 from perfedrec.nn.propagation import Bipartite
 
 
 @dataclass(frozen=True)
 class Training:
     """All data that a method receives: the training ``rows`` of all users, over ``n_items`` items. It has no held-out
-    interactions, so that neither negatives nor neighbours can depend on them."""
+    interactions, so that neither negatives nor neighbours can depend on them.
+
+    ``order`` [R] are the rows in the order of time, user by user, for a method that is :attr:`Method.sequential`. Rows
+    without it are in this order already, or nobody asks for it.
+    """
 
     rows: Rows
     n_items: int
+    order: Tensor | None = None
 
     @staticmethod
-    def of(dataset: Dataset, device: torch.device) -> Training:
+    def of(dataset: Dataset, device: torch.device, sequential: bool = False) -> Training:
+        """The training data of a data set, with their order for a ``sequential`` method; :func:`order_of` raises."""
+        order = order_of(dataset.name, dataset.train) if sequential else None
         offsets, items = as_tensor(dataset.train.offsets, device), as_tensor(dataset.train.items, device)
         everyone = torch.arange(dataset.n_users, device=device)
         segments = torch.repeat_interleave(everyone, offsets.diff())
-        return Training(Rows(everyone, offsets, items, segments), dataset.n_items)
+        ordered = None if order is None else as_tensor(order, device)
+        return Training(Rows(everyone, offsets, items, segments), dataset.n_items, ordered)
 
     @property
     def n_users(self) -> int:
@@ -44,6 +53,11 @@ class Training:
     def item_degrees(self) -> Tensor:
         """[m] the number of interactions of each item."""
         return torch.bincount(self.rows.items, minlength=self.n_items)
+
+    @cached_property
+    def sequence(self) -> Tensor:
+        """[R] the items of each user, oldest first, between the same offsets."""
+        return self.rows.items if self.order is None else self.rows.items[self.order]
 
     @cached_property
     def graph(self) -> Bipartite:
@@ -58,6 +72,18 @@ class Training:
         return sparse.csr_array((ones, items, offsets), shape=(self.n_users, self.n_items))
 
 
+def order_of(name: str, part: Interactions) -> Ints:
+    """int64 [R] the rows of a part of the data set ``name`` in the order of time, user by user. Raises
+    :class:`DataError` where the order is not known."""
+    order = part.in_order()
+    if order is None:
+        raise DataError(
+            f"{name}: the order of a user's interactions is not known, and the method learns from it; expected times, "
+            "files of sequences (user:item item ...), or data.order=file for a file that is sorted by time"
+        )
+    return order
+
+
 class Method(ABC):
     """A centralised method: a state (any record of tensors), epochs that change it, and scores."""
 
@@ -69,6 +95,10 @@ class Method(ABC):
 
     item_based: ClassVar[bool] = False
     """Whether the scores of a user depend on the state and on the user's own items alone."""
+
+    sequential: ClassVar[bool] = False
+    """Whether the order of a user's items counts. The method then receives it in :class:`Training`, and the ``rows`` of
+    new users are in this order, oldest first."""
 
     seedless: ClassVar[bool] = False
     """Whether the seed changes nothing, so that one run is enough. Each class says so for itself: a subclass may draw
