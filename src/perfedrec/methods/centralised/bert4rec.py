@@ -22,8 +22,8 @@ class BERT4RecSettings(SequenceSettings):
 
 class BERT4Rec(SequenceMethod):
     """Hidden items are found from both sides: ``P(i) = softmax(GELU(h_t W + b) Q^T + c)_i`` with ``h_t``, what an
-    encoder in which every place sees all others makes of the hidden place t (sections 3.3 to 3.5). It minimises the mean
-    of ``-log P`` over hidden places (section 3.6). To recommend, a hidden item is put behind the last one.
+    encoder in which every place sees all others makes of the hidden place t (sections 3.3 to 3.5). It minimises the
+    mean of ``-log P`` over hidden places (section 3.6). To recommend, a hidden item is put behind the last one.
 
     Departs from the paper: no dropout of the attention weights; a mean over the hidden places of a batch and not of
     each sequence; at least one item of a sequence is hidden, the last one where chance hides none; no decay of weights.

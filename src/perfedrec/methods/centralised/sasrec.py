@@ -27,9 +27,9 @@ class SASRecSettings(SequenceSettings):
 
 
 class SASRec(SequenceMethod):
-    """``score_u = F_n q`` with ``F_t``, what a causal encoder makes of the items up to place t (sections III-A to III-D). Each
-    place is trained to find the next item: ``-log sigmoid(F_t q_i) - log(1 - sigmoid(F_t q_j))`` for the next item i
-    and a random item j that the user does not have (section III-E), as a mean over places.
+    """``score_u = F_n q`` with ``F_t``, what a causal encoder makes of the items up to place t (sections III-A to
+    III-D). Each place is trained to find the next item: ``-log sigmoid(F_t q_i) - log(1 - sigmoid(F_t q_j))`` for the
+    next item i and a random item j that the user does not have (section III-E), as a mean over places.
 
     Departs from the paper: no dropout of the attention weights; a mean over places instead of a sum; negatives of a
     user do not repeat; Adam's second moment keeps .999 instead of .98. Item vectors are multiplied by the root of d
