@@ -51,7 +51,8 @@ class Sight:
     ``rows`` are the B malicious clients with the items that they claim, and ``work`` is what they would send if they
     followed the method with these items. ``vectors`` makes their user vectors [B, d], ``None`` for a method that scores
     in another way. ``honest`` is what the honest clients of the block send, for an adversary that knows it. ``length``
-    is how many times as long as honest work a malicious client's part may be.
+    is how many times as long as honest work a malicious client's part of training may be, and ``before`` for how many
+    clients each counts before training.
     """
 
     phase: str
@@ -60,6 +61,7 @@ class Sight:
     work: Update
     vectors: Callable[[], Tensor | None]
     length: float
+    before: float = 1.0
     honest: Update | None = None
 
     @property
@@ -92,6 +94,11 @@ class Adversary:
         n = max(self.known.list_length - self.known.targets.numel(), 1)
         return [self._with_targets(self.fillers(n, self.known.key.fold("list", each))) for each in range(n_clients)]
 
+    def held_out(self, n_clients: int) -> list[Ints]:
+        """The items that each malicious client claims to hold out, ascending: with these it votes on the best round and
+        on what held-out items choose. None by default."""
+        return [np.empty(0, dtype=np.int64)] * n_clients
+
     def fillers(self, n: int, key: Key) -> Tensor:
         """[n] the items of one client beside the targets."""
         return choose(self.known.n_items, n, key)
@@ -108,9 +115,12 @@ class Adversary:
 class Lying(Adversary):
     """An adversary whose clients do not follow the method.
 
-    In phases before training each counts for several clients: what follows from its list is ``sight.length`` times as
+    In phases before training each counts for several clients: what follows from its list is ``sight.before`` times as
     long. In training it sends changes of item rows of its own (:meth:`changes`), as long as it may.
     """
+
+    _reported: Tensor | None = None
+    """[1, L, 1] the length of the vectors that clients would report at first."""
 
     def changes(self, sight: Sight) -> tuple[Tensor, Tensor]:
         """The items [r] whose rows are changed in training, and the direction of the changes [r, d] of all malicious
@@ -127,18 +137,20 @@ class Lying(Adversary):
             return sight.work
         forged = self._reporting(sight)
         if not sight.training:
-            return forged if forged.deltas is None else replace(forged, deltas=forged.deltas * sight.length)
+            return forged if forged.deltas is None else replace(forged, deltas=forged.deltas * sight.before)
         if sight.work.deltas is None:
             return forged
         return stretched(with_changes(forged, *self.changes(sight)), sight.work, sight.length)
 
     def _reporting(self, sight: Sight) -> Update:
-        """The honest work with the reports that the adversary wants, ``sight.length`` times as long as honest ones."""
+        """The honest work with the reports that the adversary wants, ``length`` times as long as honest ones."""
         own = sight.work.reports
         direction = None if own is None else self.reported(sight)
         if own is None or direction is None or direction.shape != own.shape[2:]:
             return sight.work
-        size = own.norm(dim=2, keepdim=True).mean(0, keepdim=True) * sight.length
+        if self._reported is None:  # of the first reports: those of later rounds follow the lies
+            self._reported = own.norm(dim=2, keepdim=True).mean(0, keepdim=True)
+        size = self._reported * (sight.length if sight.training else sight.before)
         unit = direction / direction.norm().clamp(min=1e-30)
         return replace(sight.work, reports=(unit * size).expand_as(own).clone())
 

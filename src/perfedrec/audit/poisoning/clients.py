@@ -45,9 +45,10 @@ def n_malicious(n_honest: int, share: float) -> int:
     return max(round(share * n_honest), 1)
 
 
-def with_clients(dataset: Dataset, lists: Sequence[Ints]) -> Dataset:
-    """The data set with a further user for each of the ``lists`` of items, after its own users. These users hold
-    nothing out. Where users have attributes, they have those of random other users."""
+def with_clients(dataset: Dataset, lists: Sequence[Ints], held: Sequence[Ints] | None = None) -> Dataset:
+    """The data set with a further user for each of the ``lists`` of items, after its own users. These users validate
+    with the items that they have ``held`` out; nothing by default. Where users have attributes, they have those of
+    random other users."""
     n = len(lists)
     if not n:
         return dataset
@@ -62,7 +63,7 @@ def with_clients(dataset: Dataset, lists: Sequence[Ints]) -> Dataset:
         dataset,
         name=f"{dataset.name} with {n} malicious clients",
         train=_extended(dataset.train, ids, lists),
-        valid=_extended(dataset.valid, ids, nothing),
+        valid=_extended(dataset.valid, ids, nothing if held is None else held),
         test=dataset.test if dataset.new_users is not None else _extended(dataset.test, ids, nothing),
         user_attributes=given,
         truth=None,

@@ -30,14 +30,20 @@ class Hostile:
     everything on, and replaces what these users send.
 
     They send what :meth:`Adversary.forge` makes, ``length`` times as long as honest work or, where there is a ``bound``
-    on it that is ignored, ``length`` times as long as the bound.
+    on it that is ignored, ``length`` times as long as the bound. Before training each counts for ``before`` clients.
     """
 
     def __init__(
-        self, algorithm: AnyAlgorithm, adversary: Adversary, n_honest: int, bound: Bound = "kept", length: float = 10.0
+        self,
+        algorithm: AnyAlgorithm,
+        adversary: Adversary,
+        n_honest: int,
+        bound: Bound = "kept",
+        length: float = 10.0,
+        before: float = 100.0,
     ) -> None:
         self.algorithm, self.adversary, self.n_honest = algorithm, adversary, n_honest
-        self.bound, self.length = bound, length
+        self.bound, self.length, self.before = bound, length, before
         self.protection = HostileProtection(self, algorithm.protection)
         self._block: tuple[Received, Rows, ClientRecord] | None = None
 
@@ -68,6 +74,7 @@ class Hostile:
             work=part(update, malicious),
             vectors=partial(self._vectors, malicious),
             length=self.length,
+            before=self.before,
             honest=others if "gradients" in self.adversary.knows else None,
         )
         forged = self.adversary.forge(sight)

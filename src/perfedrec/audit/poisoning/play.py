@@ -45,6 +45,12 @@ class Scenario(Settings):
         description="length of what a malicious client sends: as a multiple of honest work or, where it "
         "ignores the bound, of the bound",
     )
+    before: float = Field(
+        100.0, gt=0, description="how many clients a malicious client counts for in phases before training"
+    )
+    list_length: int = Field(
+        0, ge=0, description="items that a malicious client claims to have, targets included (0: as many as others)"
+    )
     public: float = Field(
         0.05, gt=0, le=1, description="share of honest users whose lists are public, if an attack needs them"
     )
@@ -64,9 +70,9 @@ def poisoned(
     """Train the method of ``config`` on the ``dataset`` with malicious clients, and measure the best round.
 
     ``attack`` is a name of :data:`ATTACKS`; ``None`` for the same without an attack. ``share`` is that of the malicious
-    clients and replaces the one of the ``scenario``. ``options`` are those of the attack. Malicious clients hold
-    nothing out, so that the round is chosen by honest users' validation items. Raises :class:`ConfigError` for a
-    centralised method, an unknown attack, and options that it does not have.
+    clients and replaces the one of the ``scenario``. ``options`` are those of the attack. The best round is chosen by
+    validation items, of which malicious clients may invent some. Raises :class:`ConfigError` for a centralised method,
+    an unknown attack, and options that it does not have.
     """
     scenario = (scenario or Scenario()).model_copy(update={"share": share})
     run = config.run.model_copy(update={"seed": seed, "device": "cpu", "workers": 0})
@@ -78,8 +84,9 @@ def poisoned(
     targets, trained, data = targets_of(dataset, scenario, seed), algorithm, dataset
     if attack is not None:
         adversary = make(attack, known_of(dataset, attack, targets, scenario, seed), options or {})
-        data = with_clients(dataset, adversary.lists(n_malicious(dataset.n_users, scenario.share)))
-        hostile = Hostile(trained, adversary, dataset.n_users, scenario.bound, scenario.length)
+        n = n_malicious(dataset.n_users, scenario.share)
+        data = with_clients(dataset, adversary.lists(n), adversary.held_out(n))
+        hostile = Hostile(trained, adversary, dataset.n_users, scenario.bound, scenario.length, scenario.before)
         trained = cast(AnyAlgorithm, hostile)
     rounds = Rounds(engine_of(cast(Any, trained), data, run), data, run)
     while not rounds.progress.over:
@@ -105,7 +112,7 @@ def known_of(dataset: Dataset, attack: str, targets: Tensor, scenario: Scenario,
         users = choose(train.n_users, max(round(scenario.public * train.n_users), 1), key.fold("public"))
         lists = [train.items[train.offsets[each] : train.offsets[each + 1]] for each in users.tolist()]
         public = [torch.from_numpy(each.copy()) for each in lists]
-    length = max(round(train.n_interactions / train.n_users), 1)
+    length = scenario.list_length or max(round(train.n_interactions / train.n_users), 1)
     return Known(train.n_items, min(length, train.n_items), targets, key, popular, public)
 
 
