@@ -89,7 +89,7 @@ def watching(privacy: Any = None, **more: Any) -> tuple[Watch, Any, Any]:
     algorithm = SimpleNamespace(phases=("spectral",), releases=lambda rounds, users: [], settings=None)
     algorithm.settings = SimpleNamespace(privacy=SimpleNamespace(delta=1e-5))
     coordinator = SimpleNamespace(
-        present={1, 9}, service=9, service_client=object(), directory=None, algorithm=algorithm
+        present={1, 9}, service=9, service_client=object(), directory=None, algorithm=algorithm, apart={}
     )
     return watch, SimpleNamespace(**{**vars(coordinator), **more}), SimpleNamespace(restarts=2)
 
@@ -128,6 +128,8 @@ def test_rounds_and_rejections_are_counted() -> None:
         'rejections_total{node="n1",reason="late"}': 2,
         'node_connected{node="n0"}': 1,
         'node_connected{node="service"}': 1,
+        'node_counts{node="n0"}': 1,
+        'node_counts{node="n1"}': 1,
         "superlink_restarts_total": 2,
         'certificate_expiry_timestamp_seconds{certificate="ca.crt"}': 3e9,
         'certificate_expiry_timestamp_seconds{certificate="server.pem"}': 2e9,

@@ -31,7 +31,14 @@ def recorded(folder: Path, told: list[str], resume: bool = False) -> tuple[Recor
     given = config.load("recommended", None, ["run.rounds=20"], privacy="secure")
     run = FederatedRun(given, federated(given), Catalogue(np.arange(5)), RunFolder(folder), "mine", resume)
     coordinator: Any = SimpleNamespace(
-        names=NAMES, service=9, service_client=None, directory=None, rejected=[], present={1}, algorithm=run.algorithm
+        names=NAMES,
+        service=9,
+        service_client=None,
+        directory=None,
+        rejected=[],
+        present={1},
+        apart={},
+        algorithm=run.algorithm,
     )
     watch = Watch(NAMES, run.progress.total, 60.0, {"ca.crt": 3e9})
     link: Any = SimpleNamespace(restarts=0)

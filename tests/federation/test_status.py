@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests.federation.conftest import Federation
-from tests.federation.written import FINISHED, NOW, line, rejection, write_run
+from tests.federation.written import FINISHED, NOW, line, rejection, stood_out, write_run
 from typer.testing import CliRunner
 
 from perfedrec.cli import app, watching
@@ -128,6 +128,12 @@ ALERTS: dict[str, dict[str, Any]] = {
     "SuperLinkRestarted": {"figures": {"superlink_restarts_total": 1}},
     "EpsilonAbovePlan": {"figures": {"epsilon": 8.1, "epsilon_planned": 8.0}},
     "NodeAway": {"away": ["n2"]},
+    "NodeOverLimit": {"history": [line(0)], "rejections": [rejection("n1", 0, "limit")]},
+    "NodeHeld": {"apart": {"n1": {"state": "held", "why": "it claims 130 users"}}},
+    "NodeStandsOut": {
+        "history": [line(n) for n in range(12)],
+        "unusual": [stood_out("n1", n) for n in (2, 5, 11)],
+    },
 }
 QUIET: dict[str, dict[str, Any]] = {
     "NoRounds": {"figures": {"last_round_timestamp_seconds": NOW - 179}},
@@ -139,6 +145,16 @@ QUIET: dict[str, dict[str, Any]] = {
         "figures": {"certificate_expiry_timestamp_seconds": [{"certificate": "ca.crt", "value": NOW + 31 * DAY}]}
     },
     "EpsilonAbovePlan": {"figures": {"epsilon": 8.0, "epsilon_planned": 8.0}},
+    "NodeOverLimit": {"history": [line(n) for n in range(11)], "rejections": [rejection("n1", 0, "limit")]},
+    "NodeHeld": {"apart": {"n1": {"state": "new", "why": "it is new"}, "n2": {"state": "excluded", "why": "so"}}},
+    "NodeStandsOut": {
+        "history": [line(n) for n in range(12)],
+        "unusual": [
+            *(stood_out("n1", n) for n in (1, 5, 11)),  # the first one is too long ago
+            stood_out("n2", 11),
+            *(stood_out("n2", n, "state", "is excluded") for n in (9, 10)),
+        ],
+    },
 }
 
 
@@ -167,6 +183,32 @@ def test_a_node_that_misses_three_rounds_in_a_row_is_away(tmp_path: Path) -> Non
         "n1 was missing in the last 3 rounds."
     ]
     assert seen(tmp_path / "b", history=rounds, rejections=late[:2])["alerts"] == []
+
+
+def test_nodes_that_do_not_count_and_what_stood_out(tmp_path: Path) -> None:
+    apart = {"n1": {"state": "excluded", "why": "too\x1b large"}, "n2": {"state": "new", "why": "it is new"}}
+    lines = [stood_out("n1", 2, text="ten\ntimes"), stood_out("n1", 3, "state", "is excluded (decision 4): too large")]
+    view = seen(tmp_path / "run", history=[line(n) for n in range(4)], apart=apart, unusual=lines, away=["n2"])
+    assert [(each["state"], each["detail"]) for each in view["nodes"]] == [
+        ("here", ""),
+        ("excluded", "too  large"),
+        ("new", "it is new"),
+    ]
+    assert view["unusual"][0] == {"nodes": ["n1"], "statistic": "norm", "text": "ten times", "round": 2} | {
+        "name": "round 1"
+    }
+    assert view["keys"] == "/home/fed/keys"
+    assert view["alerts"] == []
+    shown = CliRunner().invoke(app, ["federation", "watch", str(tmp_path / "run"), "--once"])
+    for text in (
+        "what stood out",
+        "ten times",
+        "is excluded (decision 4)",
+        "perfedrec federation nodes /home/fed/keys",
+    ):
+        assert text in shown.output
+    gone = look(write_run(tmp_path / "over", "finished", apart=apart, result=FINISHED))
+    assert [each["state"] for each in gone["nodes"]] == ["has the model", "has the model", "without the model"]
 
 
 def test_alerts_have_the_names_of_the_rules_in_the_documentation() -> None:

@@ -24,6 +24,12 @@ def rejection(node: str, number: int, reason: str, detail: str = "what it was", 
     return {"node": node, "round": number, "phase": phase, "reason": reason, "detail": detail, "clients": 10}
 
 
+def stood_out(node: str, number: int, statistic: str = "norm", text: str = "ten times as large") -> dict[str, Any]:
+    """A line of ``unusual.jsonl``."""
+    about = {"phase": "train", "value": 10.0, "median": 1.0, "z": 7.7}
+    return {"round": number, "nodes": [node], "statistic": statistic, "text": text, **about}
+
+
 def write_run(
     folder: Path,
     state: str = "running",
@@ -32,10 +38,12 @@ def write_run(
     away: Sequence[str] = (),
     result: Mapping[str, Any] | None = None,
     figures: Mapping[str, Any] | None = None,
+    unusual: Sequence[Mapping[str, Any]] = (),
+    apart: Mapping[str, Mapping[str, str]] | None = None,
     **more: Any,
 ) -> Path:
-    """A run of nodes n0, n1 and n2 with 16 users each, 20 rounds of training after two phases. ``more`` are entries of
-    ``status.json``."""
+    """A run of nodes n0, n1 and n2 with 16 users each, 20 rounds of training after two phases. ``apart``
+    are those that do not count. ``more`` are entries of ``status.json``."""
     folder.mkdir(parents=True)
     nodes = ("n0", "n1", "n2")
     known = {
@@ -59,7 +67,12 @@ def write_run(
         "users": 48,
         "protection": "no individual upload is visible; no DP guarantee",
         "delta": 1e-5,
-        "nodes": {name: {"service": False, "users": 16, "refused": None} for name in nodes},
+        "keys": "/home/fed/keys",
+        "nodes": {
+            name: {"service": False, "users": 16, "refused": None}
+            | ({"apart": apart[name]} if apart and name in apart else {})
+            for name in nodes
+        },
         **more,
         "figures": {**known, **(figures or {})},
     }
@@ -69,6 +82,8 @@ def write_run(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in history))
     if rejections:
         (folder / "rejections.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rejections))
+    if unusual:
+        (folder / "unusual.jsonl").write_text("".join(json.dumps(each) + "\n" for each in unusual))
     if result is not None:
         (folder / "result.json").write_text(json.dumps(result))
     return folder

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 from tests.federation.test_status import coordinated
-from tests.federation.written import FINISHED, line, rejection, write_run
+from tests.federation.written import FINISHED, line, rejection, stood_out, write_run
 from typer.testing import CliRunner
 
 from perfedrec.cli import app
@@ -50,7 +50,11 @@ class Client:
 def runs(tmp_path: Path) -> Iterator[Path]:
     """A folder with a run in progress, in which a node has sent something bad, and an earlier run."""
     rounds = [line(n, clients=40 if n < 3 else 24) for n in range(5)]
-    folder = write_run(tmp_path / "run", history=rounds, rejections=[rejection("n1", 4, "shape", SCRIPT)], away=["n2"])
+    bad, large = [rejection("n1", 4, "shape", SCRIPT)], [stood_out("n1", 3, text=f"large {SCRIPT}")]
+    apart = {"n0": {"state": "held", "why": f"it claims 130 users {SCRIPT}"}}
+    folder = write_run(
+        tmp_path / "run", history=rounds, rejections=bad, away=["n2"], unusual=large, apart=apart, keys="/keys of <us>"
+    )
     write_run(tmp_path / "run & before", "finished", [line(n) for n in range(22)], result=FINISHED)
     with coordinated(folder):
         yield tmp_path
@@ -74,6 +78,10 @@ def test_the_page_has_the_figures_of_the_run(client: Client, runs: Path) -> None
         "NodeAway n2 is not connected.",
         "BrokenOrHostileNode n1 sent what cannot be part of a sum: shape: &lt;script&gt;",
         "recall@20 0.1400 best 0.1400 in round 3",
+        "NodeHeld n0 waits for your decision: it claims 130 users",
+        "n0 it claims 130 users &lt;script&gt;window.stolen = true&lt;/script&gt; held 16",
+        "What stood out Round Node What round 2 n1 large &lt;script&gt;",
+        "perfedrec federation nodes /keys of &lt;us&gt;",
         "round 3 24 of 40 1.50 5.0 kB 50.0 kB 0.1400",
         "run &amp; before perfedrec_pp, round 20/20",
     ):

@@ -16,7 +16,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from tests.federation.test_status import coordinated
-from tests.federation.written import FINISHED, line, rejection, write_run
+from tests.federation.written import FINISHED, line, rejection, stood_out, write_run
 
 from perfedrec.web.guard import Access
 from perfedrec.web.operator import operator_page
@@ -40,7 +40,10 @@ class Operator:
 def operator(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     home, access = tmp_path_factory.mktemp("operator"), Access()
     known = {"epsilon": 4.2, "epsilon_planned": 8.0}
-    folder = write_run(home / "run", history=[line(n) for n in range(10)], rejections=LATE, away=["n2"], figures=known)
+    large = stood_out("n1", 8, text="the norm of its sum per client is 25, 100 times the median 0.25 of 7 nodes")
+    apart = {"n0": {"state": "held", "why": "it claims 130 users and had 12 before (serve --max-growth 10)"}}
+    rounds, more = [line(n) for n in range(10)], {"figures": known, "unusual": [large], "apart": apart}
+    folder = write_run(home / "run", history=rounds, rejections=LATE, away=["n2"], **more)  # type: ignore[arg-type]
     write_run(home / "before", "finished", [line(n) for n in range(22)], result=FINISHED)
     context = browser.new_context()
     context.set_default_timeout(0)

@@ -28,6 +28,7 @@ from perfedrec.cli import (
     node,
     node_bulk,
     node_serve,
+    nodes,
     owner,
     pages,
     privacy,
@@ -146,6 +147,7 @@ node.app.command("rules")(owner.rules)
 node.app.command("run")(processes.run)
 federation.app.command("watch")(watching.watch)
 federation.app.command("page")(watching.page)
+federation.app.command("nodes")(nodes.nodes)
 node.app.command("serve")(node_serve.serve)
 node.app.command("app")(pages.app)
 node.app.command("lists")(node_bulk.lists)

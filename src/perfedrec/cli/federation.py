@@ -87,6 +87,19 @@ def serve(
     enough: Annotated[
         float, typer.Option(help="share of the clients asked whose answers are enough to close a round")
     ] = 1.0,
+    max_users: Annotated[
+        int | None, typer.Option(help="most users that a node may claim (default: any number)")
+    ] = None,
+    max_growth: Annotated[
+        float,
+        typer.Option(help="hold a node that claims more than this many times its users of an earlier run (0: do not)"),
+    ] = 10.0,
+    quarantine: Annotated[
+        int, typer.Option(help="rounds after which what a node sends counts that is new to the federation")
+    ] = 0,
+    max_joins: Annotated[int, typer.Option(help="how often a node may connect in a minute")] = 30,
+    max_requests: Annotated[int, typer.Option(help="requests that a node may send in a minute")] = 6_000,
+    max_megabytes: Annotated[int, typer.Option(help="MB that a node may send in a minute")] = 4_096,
     metrics_port: MetricsPort = None,
     page_port: PagePort = None,
     keep_sums: KeepSums = False,
@@ -108,6 +121,7 @@ def serve(
     with one_line():
         from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
+        from perfedrec.federation.admission import Limits
         from perfedrec.federation.coordinator import Deployment, Terms
         from perfedrec.federation.coordinator import serve as run
         from perfedrec.federation.local import environment
@@ -116,6 +130,7 @@ def serve(
 
         os.environ |= environment()
         terms = Terms(host, port, min_nodes, min_users, wait, deadline, enough)
+        limits = Limits(max_users, max_growth, quarantine, max_joins, max_requests, max_megabytes)
         ports = {"--port": port, "--metrics-port": metrics_port, "--page-port": page_port or None}
         _check_ports(ports)
         if promote and models is None:
@@ -123,13 +138,21 @@ def serve(
         resolved = _resolved(output, resume, preset, config, set_, privacy, rounds)
         files = {"catalogue": catalogue, "certificates": certificates, "nodes": nodes, "output": output}
         shown = {"metrics_port": metrics_port, "page_port": page_port}
-        again = ["serve", "--resume", *_options(**files, rounds=rounds, **shown, **terms.changed())]
+        again = ["serve", "--resume", *_options(**files, rounds=rounds, **shown, **terms.changed(), **limits.changed())]
         again += [*_options(models=models), *(["--promote"] if promote else [])]
         again += ["--keep-sums"] if keep_sums else []
         with hint_to_resume(again), exposed(metrics_port) as expose, reserved(page_port) as listener:
             items, places = read_catalogue(catalogue), (output, certificates, nodes)
             given = Deployment(
-                resolved, items, *places, terms, resume, keep_sums=keep_sums, models=models, promote=promote
+                resolved,
+                items,
+                *places,
+                terms,
+                resume,
+                keep_sums=keep_sums,
+                models=models,
+                promote=promote,
+                limits=limits,
             )
             with page_beside(listener, output):
                 summary = run(given, reporter(quiet, as_json), _tell, expose)

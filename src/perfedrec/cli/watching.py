@@ -29,12 +29,13 @@ TOKEN = "operator.token"
 """The usual name of the file with the operator's token."""
 
 ROUNDS = 8
-"""Rounds that a terminal shows."""
+"""Rounds that a terminal shows, and lines of what stood out."""
 
 WIDTH = 60
 """Columns of the bar."""
 
 STYLES = {"here": "green", "has the model": "green", "missed": "yellow", "away": "red", "refused": "red"}
+STYLES |= {"new": "yellow", "held": "yellow", "excluded": "red"}
 
 Folder = Annotated[
     Path | None,
@@ -152,6 +153,7 @@ def screen(view: Mapping[str, Any]) -> RenderableType:
         Text(f"{facts}; started {began}"),
         _nodes(view),
         _rounds(view),
+        *([_unusual(view)] if view["unusual"] else []),
         _figures(view),
     ]
     return Group(*parts)
@@ -179,6 +181,15 @@ def _rounds(view: Mapping[str, Any]) -> Table:
         sent = (size(each["bytes_up"]), size(each["bytes_down"]))
         name = each["name"] if each["phase"] == "train" else f"{each['name']} {each['phase']}"
         table.add_row(name, clients, f"{each['seconds']:.2f}", *sent, "" if valid is None else f"{valid:.4f}")
+    return table
+
+
+def _unusual(view: Mapping[str, Any]) -> Table:
+    """What stood out last, and where decisions are taken."""
+    caption = f"decide: perfedrec federation nodes {view['keys']}" if view["keys"] else None
+    table = Table("", "node", "what", title="what stood out", title_justify="left", caption=caption)
+    for each in view["unusual"][-ROUNDS:]:
+        table.add_row(each["name"], ", ".join(each["nodes"]), each["text"])
     return table
 
 

@@ -20,6 +20,9 @@ RECENT = 10
 IN_A_ROW = 3
 """The rounds after which a lack is no accident."""
 
+OFTEN = 3
+"""How often a node stands out in the recent rounds before that is no accident."""
+
 LATE, FEW, SOON = 10, 0.8, 30 * 86400.0
 """Rounds in which one node was late; the least share of clients that answer; seconds before a certificate expires."""
 
@@ -44,6 +47,8 @@ def alerts(view: Line, now: float) -> list[Alert]:
     found += _of_reasons("BrokenOrHostileNode", HOSTILE, recent, "sent what cannot be part of a sum")
     found += _of_reasons("NodeDisagrees", DISAGREES, recent, "and the coordinator do not agree")
     found += _of_reasons("NodeUnvouched", ("unvouched",), recent, "received keys for which their node does not vouch")
+    found += _of_reasons("NodeOverLimit", ("limit",), recent, "goes beyond a limit")
+    found += _of_nodes(view, first, live)
     late = Counter(each["node"] for each in without if each["reason"] == "late")
     found += [
         Alert("NodeLate", f"{node} was late in {count} rounds.")
@@ -86,11 +91,25 @@ def _of_rounds(history: Sequence[Line], view: Line, live: bool) -> Iterator[Aler
             yield Alert("RoundAborted", f"{each['name'].capitalize()} was aborted: {each['aborted']}.")
     numbers = {each["round"] for each in last}
     for node in view["nodes"]:
-        missing = {each["round"] for each in view["without"] if each["node"] == node["name"]} & numbers
+        own = [each for each in view["without"] if each["node"] == node["name"] and each["reason"] != "limit"]
+        missing = {each["round"] for each in own} & numbers
         if view["state"] == "running" and node["state"] == "away":
             yield Alert("NodeAway", f"{node['name']} is not connected.")
         elif live and len(numbers) == IN_A_ROW and missing == numbers:
             yield Alert("NodeAway", f"{node['name']} was missing in the last {IN_A_ROW} rounds.")
+
+
+def _of_nodes(view: Line, first: int, live: bool) -> Iterator[Alert]:
+    """Nodes that wait for a decision, and those that stand out again and again since the round ``first``."""
+    for node in view["nodes"]:
+        if live and node["state"] == "held":
+            yield Alert("NodeHeld", f"{node['name']} waits for your decision: {node['detail']}.")
+    lines = [each for each in view["unusual"] if each["round"] >= first and each["statistic"] != "state"]
+    counts = Counter(node for each in lines for node in each["nodes"])
+    for name, count in sorted(counts.items()):
+        if count >= OFTEN:
+            last = [each for each in lines if name in each["nodes"]][-1]
+            yield Alert("NodeStandsOut", f"{name} stood out {count} times, last in {last['name']}: {last['text']}.")
 
 
 def _of_reasons(name: str, reasons: Sequence[str], lines: Sequence[Line], text: str) -> Iterator[Alert]:

@@ -8,20 +8,24 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from perfedrec.core.address import PORT, Address, own, parse_host
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError, PerfedrecError, reason
 from perfedrec.data import Catalogue
 from perfedrec.federation import certificates
+from perfedrec.federation.admission import Admission, Limits
 from perfedrec.federation.agreement import federated
 from perfedrec.federation.bundles import SERVICE
+from perfedrec.federation.members import Register
 from perfedrec.federation.metrics import Expose, Watch, nowhere
+from perfedrec.federation.overseer import Overseer
 from perfedrec.federation.record import Record
 from perfedrec.federation.registry import Registry
 from perfedrec.federation.run import LINK, FederatedRun
@@ -112,9 +116,10 @@ class Deployment:
 
     The configuration of the run, the ``catalogue`` of items that all nodes have, the folder ``output`` to which the run
     is written (``docs/federation.md`` describes it), the folder ``certificates`` with the server's certificates, the
-    folder ``keys`` with the nodes' public keys, and the terms. With ``resume`` the run in ``output`` is continued, also
-    after SIGKILL. ``name`` is the name of a new run (default: a random one). ``keep_sums``: what is
-    opened in each round is kept in the folder ``opened`` of the run, so that it can be audited.
+    folder ``keys`` with the nodes' public keys and the register of nodes, the terms, and the ``limits`` of each node.
+    With ``resume`` the run in ``output`` is continued, also after SIGKILL. ``name`` is the name of a new run (default:
+    a random one). ``keep_sums``: what is opened in each round is kept in the folder ``opened`` of the run, so that it
+    can be audited.
 
     ``models`` is a registry of models (:mod:`perfedrec.federation.registry`): the model of the run becomes a version in
     it, and nodes get the version that is promoted. With ``promote`` that is this one, and also where it is the first.
@@ -134,6 +139,7 @@ class Deployment:
     keep_sums: bool = False
     models: Path | None = None
     promote: bool = False
+    limits: Limits = field(default_factory=Limits)
 
 
 def serve(
@@ -158,6 +164,7 @@ def serve(
     torch.set_num_threads(given.config.run.threads or 1)
     files, served_as = check_certificates(given.certificates, tell)
     registered = read_keys(given.keys, terms.least_nodes(algorithm))
+    admission = Admission(Register(given.keys), given.limits, registered, tell)
     models = _registry(given)
     _check_free(terms.address)
     if needed := needs(algorithm, len(given.catalogue.item_ids)):
@@ -167,25 +174,26 @@ def serve(
     with (
         _locked_run(given, algorithm) as run,
         signals(tell) as caught,
-        _superlink(given.output / LINK, terms, files, here) as (link, control),
+        _superlink(given.output / LINK, given, files, here) as (link, control),
         beside or nullcontext(),
     ):
         names = _register(control, registered, given.keys)
         with attached(here, link.secret, control.open()) as grid:
             count = len(registered) - (SERVICE in registered.values())
-            called = ", ".join(served_as)
-            tell(f"listening on {terms.address} for {count} registered nodes, with a certificate for {called}")
+            where = f"listening on {terms.address} for {count} registered nodes"
+            tell(f"{where}, with a certificate for {', '.join(served_as)}")
             tell(roles(algorithm))
-            coordinator = _coordinator(grid, given, run, names)
+            coordinator = _coordinator(grid, given, run, names, admission)
             watch = Watch(names, run.progress.total, terms.deadline, certificate_ends(files))
             expose(lambda: watch.metrics(coordinator, link))
-            record = Record(run, coordinator, lambda: watch.figures(coordinator, link), tell)
+            record = Record(run, coordinator, lambda: watch.figures(coordinator, link), tell, given.keys)
             with record.to_the_end():
                 directory = _wait_for_nodes(coordinator, terms, algorithm, record.waiting, caught)
                 sizes = [users.numel() for users in directory.hosts.values() if users.numel()]
                 tell(f"other nodes: {between_nodes(algorithm.settings.privacy, sizes)}")
                 run.begin(coordinator, directory.identities)
-                _play(run, coordinator, watch, reporter, record, caught)
+                overseer = Overseer(run, coordinator, admission, watch, link.refused)
+                _play(overseer, directory.hosts, reporter, record, caught)
                 test = run.test(coordinator, names, tell)
                 took, instead = _hand_out(run, coordinator, models, given.promote)
                 summary = run.finish([names.get(node, str(node)) for node in took], sizes=sizes, test=test)
@@ -310,9 +318,11 @@ def _locked_run(given: Deployment, algorithm: Algorithm[Any, Any, Any]) -> Itera
 
 
 @contextmanager
-def _superlink(folder: Path, terms: Terms, files: Certificates, here: Endpoint) -> Iterator[tuple[SuperLink, Control]]:
+def _superlink(
+    folder: Path, given: Deployment, files: Certificates, here: Endpoint
+) -> Iterator[tuple[SuperLink, Control]]:
     """A SuperLink that is ready, and the connection that controls it."""
-    link = SuperLink(folder, terms.host, terms.port, files)
+    link = SuperLink(folder, given.terms.host, given.terms.port, files, given.limits.rates)
     control = Control(here)
     try:
         try:
@@ -333,11 +343,14 @@ def _register(control: Control, registered: Mapping[bytes, str], keys: Path) -> 
     return names
 
 
-def _coordinator(grid: Any, given: Deployment, run: FederatedRun, names: dict[int, str]) -> Coordinator:
+def _coordinator(
+    grid: Any, given: Deployment, run: FederatedRun, names: dict[int, str], admission: Admission
+) -> Coordinator:
     """The coordinator of a run over the SuperLink's grid. ``names`` are those of the nodes and the service."""
     catalogue, terms = given.catalogue, given.terms
     items, service = catalogue.item_attributes, next((node for node, name in names.items() if name == SERVICE), None)
     run.use_service(service, names)
+    admission.know(names)
     federation = Federation(
         run.algorithm,
         len(catalogue.item_ids),
@@ -350,7 +363,7 @@ def _coordinator(grid: Any, given: Deployment, run: FederatedRun, names: dict[in
         service_client=run.service_client,
         witness=run.keep_opened if given.keep_sums else None,
     )
-    return Coordinator(grid, federation, names, run.users, service)
+    return Coordinator(grid, federation, names, run.users, service, admission)
 
 
 def _wait_for_nodes(
@@ -368,9 +381,11 @@ def _wait_for_nodes(
 
 
 def _play(
-    run: FederatedRun, coordinator: Coordinator, watch: Watch, reporter: Reporter, record: Record, caught: list[int]
+    overseer: Overseer, hosts: Mapping[int, Tensor], reporter: Reporter, record: Record, caught: list[int]
 ) -> None:
-    """Play all rounds that are left. A signal ends the run after the current one."""
+    """Play all rounds that are left with the users in ``hosts``. A signal ends the run after the current one."""
+    run, watch = overseer.run, overseer.watch
+    overseer.begin(hosts)
     watch.begin(run.progress.done, time.time(), run.last_valid)
     record.begin()
     if run.progress.over:
@@ -380,7 +395,8 @@ def _play(
     reporter.start(run.progress)
     try:
         while not run.progress.over and not caught:
-            watch.count(*run.play(coordinator, watch.names, record.tell), time.time())
+            watch.count(*run.play(overseer.coordinator, watch.names, record.tell), time.time())
+            overseer.look(record.tell)
             record.write("running")
             reporter.round(run.progress)
     finally:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.extras import needed_by
+from perfedrec.federation.members import HELD
+from perfedrec.federation.unusual import STATISTICS
 from perfedrec.privacy.ledger import Ledger
 from perfedrec.runtimes.flower import REASONS, counted
 
@@ -42,6 +44,9 @@ COORDINATOR = {
     "sent_bytes_total": "Bytes of the arrays in messages to nodes.",
     "rejections_total{node,reason}": "Rounds that went on without a node, or without a part of what it sent.",
     "node_connected{node}": "Whether a node was connected when the coordinator last looked, at the start of a round.",
+    "node_counts{node}": "Whether what a node sends is part of sums: not that of a new, held or excluded node.",
+    "node_held{node}": "Whether a node waits for the operator's decision.",
+    "unusual_total{node,statistic}": "How often a node stood out among the others, by what it stood out with.",
     "superlink_restarts_total": "How often the SuperLink had died and was started again.",
     "epsilon": "Epsilon against the coordinator of what the run has released; absent where nothing is guaranteed.",
     "epsilon_planned": "Epsilon against the coordinator after all planned rounds; absent where nothing is guaranteed.",
@@ -98,6 +103,7 @@ class Watch:
         self.ended: float | None = None
         self.outcomes: Counts = {(outcome,): 0 for outcome in ("complete", "partial", "aborted")}
         self.rejections: Counts = {(name, reason): 0 for name in self.names.values() for reason in REASONS}
+        self.unusual: Counts = {(name, each): 0 for name in self.names.values() for each in STATISTICS}
         self.durations, self._lock = Durations(), threading.Lock()
         self.valid: Counts = {}
         self._epsilons: dict[int, float | None] = {}
@@ -126,6 +132,17 @@ class Watch:
                 if (place := (name, counted(reason))) in self.rejections:
                     self.rejections[place] += 1
 
+    def note(self, unusual: Iterable[tuple[str, str]], limited: Iterable[str]) -> None:
+        """Count nodes that stood out, each with what it stood out with, and those of which the SuperLink refused
+        requests."""
+        with self._lock:
+            for place in unusual:
+                if place in self.unusual:
+                    self.unusual[place] += 1
+            for name in limited:
+                if (name, "limit") in self.rejections:
+                    self.rejections[name, "limit"] += 1
+
     def _evaluated(self, valid: Mapping[str, float] | None) -> None:
         if valid is not None:
             self.valid = {(name,): value for name, value in valid.items() if "@" in name}
@@ -141,6 +158,7 @@ class Watch:
         # A service that has no work is not looked for.
         unasked = None if coordinator.service_client is not None else coordinator.service
         connected: Counts = {(name,): node in present for node, name in self.names.items() if node != unasked}
+        apart, nodes = coordinator.apart, [each for each in self.names.items() if each[0] != coordinator.service]
         with self._lock:
             return {
                 "rounds_planned": self.planned,
@@ -155,6 +173,9 @@ class Watch:
                 "sent_bytes_total": self.sent,
                 "rejections_total": self.rejections.copy(),
                 "node_connected": connected,
+                "node_counts": {(name,): node not in apart for node, name in nodes},
+                "node_held": {(name,): node in apart and apart[node].state == HELD for node, name in nodes},
+                "unusual_total": self.unusual.copy(),
                 "superlink_restarts_total": link.restarts,
                 "epsilon": spent,
                 "epsilon_planned": planned,

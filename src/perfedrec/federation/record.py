@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from perfedrec.core.errors import PerfedrecError
@@ -34,6 +35,9 @@ class Record:
     coordinator: Coordinator
     figures: Callable[[], Mapping[str, Figure]]
     tell: Callable[[str], None]
+    keys: Path | None = None
+    """The folder of the nodes' public keys, with the register of nodes."""
+
     protection: str = ""
     """What the run guarantees once it is over, in one sentence; not known before it begins."""
 
@@ -52,6 +56,7 @@ class Record:
             "users": run.progress.users or None,
             "protection": self.protection,
             "delta": run.algorithm.settings.privacy.delta,
+            "keys": "" if self.keys is None else str(self.keys.absolute()),
             "nodes": self._nodes(),
             "figures": plain(COORDINATOR, self.figures()),
         }
@@ -114,6 +119,8 @@ class Record:
                 "users": None if users is None else users.numel(),
                 "refused": None if why is None else {"reason": why.reason, "detail": why.detail},
             }
+            if (apart := self.coordinator.apart.get(node)) is not None:
+                found[name]["apart"] = {"state": apart.state, "why": apart.why}
         return found
 
     def _claim(self) -> str:

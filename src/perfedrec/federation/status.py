@@ -19,7 +19,7 @@ from typing import Any
 
 from perfedrec.core.errors import CheckpointError
 from perfedrec.federation.alerts import alerts
-from perfedrec.runs.files import CONFIG, HISTORY, NAME, REJECTIONS, RESULT, STATUS, has_coordinator, read_lines
+from perfedrec.runs.files import CONFIG, HISTORY, NAME, REJECTIONS, RESULT, STATUS, UNUSUAL, has_coordinator, read_lines
 from perfedrec.runs.progress import place, round_name
 
 View = dict[str, Any]
@@ -82,6 +82,7 @@ def _look(folder: Path, now: float) -> View:
     history = [_round(line, phases) for line in read_lines(folder / HISTORY)]
     written = read_lines(folder / REJECTIONS)
     without = [_rejection(each, phases) for each in [*_unwritten(status, written), *written]]
+    unusual = [_unusual(each, phases) for each in read_lines(folder / UNUSUAL)]
     figures, done = status.get("figures", {}), len(history)
     planned = int(figures.get("rounds_planned", phases + config.get("run", {}).get("rounds", 0)))
     state, why = _state(folder, status, result)
@@ -100,6 +101,8 @@ def _look(folder: Path, now: float) -> View:
         "users": result.get("users") or status.get("users"),
         "history": history,
         "without": without,
+        "unusual": unusual,
+        "keys": status.get("keys", ""),
         "totals": {name: sum(each[name] for each in history) for name in ("seconds", "bytes_up", "bytes_down")},
         "accuracy": _accuracy(status, result, config, history),
         "privacy": _privacy(status, result),
@@ -190,6 +193,13 @@ def _rejection(line: Mapping[str, Any], phases: int) -> View:
     return {**told, "round": int(line["round"]), "name": round_name(line["round"], phases)}
 
 
+def _unusual(line: Mapping[str, Any], phases: int) -> View:
+    """A line of ``unusual.jsonl``."""
+    nodes = [_printable(str(each)) for each in line["nodes"]]
+    told = {"nodes": nodes, "statistic": str(line["statistic"]), "text": _printable(str(line["text"]))}
+    return {**told, "round": int(line["round"]), "name": round_name(line["round"], phases)}
+
+
 def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
@@ -238,7 +248,9 @@ def _nodes(status: View, result: View, view: View) -> list[View]:
         own = [each for each in without if each["node"] == name]
         refused = next((each for each in own if each["phase"] == "registration"), None)
         state, detail = "here" if connected.get(name) else "away", ""
-        if refused is not None and about["users"] is None:
+        if (apart := about.get("apart")) is not None and view["state"] != "finished":
+            state, detail = apart["state"], _printable(apart["why"])
+        elif refused is not None and about["users"] is None:
             state, detail = "refused", f"{refused['reason']}: {refused['detail']}"
         elif view["state"] == "finished" and not about.get("service"):
             state = "has the model" if name in (having or ()) else "without the model"

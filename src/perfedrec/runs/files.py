@@ -10,7 +10,7 @@ from typing import Any
 
 CONFIG, ENVIRONMENT, RESULT = "config.toml", "environment.json", "result.json"
 NAME, ITEMS, STATUS = "name", "items.txt", "status.json"
-HISTORY, REJECTIONS = "metrics.jsonl", "rejections.jsonl"
+HISTORY, REJECTIONS, UNUSUAL = "metrics.jsonl", "rejections.jsonl", "unusual.jsonl"
 CHECKPOINTS, MODEL = "checkpoints", "model"
 
 OLD_NAMES = {"given_up": "aborted"}

@@ -36,6 +36,7 @@ from perfedrec.runs.files import (
     OLD_NAMES,
     REJECTIONS,
     RESULT,
+    UNUSUAL,
     read_lines,
 )
 from perfedrec.runs.summary import Summary
@@ -72,8 +73,8 @@ class RunFolder:
     """The folder of a run, of a simulation or of a federation's coordinator.
 
     This class alone knows how configuration, history, checkpoints, model and summary are stored there. Other files of a
-    run, such as ``diagnostics.json``, are written by :meth:`write`. A file is either complete or absent; only the two
-    files of lines, ``metrics.jsonl`` and ``rejections.jsonl``, may end in a line that was cut off.
+    run, such as ``diagnostics.json``, are written by :meth:`write`. A file is either complete or absent; only the files
+    of lines, ``metrics.jsonl``, ``rejections.jsonl`` and ``unusual.jsonl``, may end in a line that was cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -163,6 +164,10 @@ class RunFolder:
         """Record that a round of a federation went on without a node."""
         self._append(REJECTIONS, line)
 
+    def append_unusual(self, line: Mapping[str, Any]) -> None:
+        """Record that a node of a federation stood out."""
+        self._append(UNUSUAL, line)
+
     def forget_after(self, rounds: int) -> None:
         """Remove what was recorded of later rounds than the first ``rounds``: they are going to be played again.
 
@@ -170,6 +175,7 @@ class RunFolder:
         """
         self._rewrite(HISTORY, [entry.line() for entry in self.history()[:rounds]])
         self._rewrite(REJECTIONS, [line for line in self.rejections() if line["round"] < rounds])
+        self._rewrite(UNUSUAL, [line for line in read_lines(self.path / UNUSUAL) if line["round"] < rounds])
 
     def save_checkpoint(
         self, rounds: int, records: Mapping[str, Any], belongs: Mapping[str, str], extra: Mapping[str, Any]

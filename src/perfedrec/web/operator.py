@@ -36,7 +36,7 @@ ENTER = "/enter"
 """Where a person who has the operator's token gives it to the browser."""
 
 ROUNDS = 10
-"""Rounds that the page lists; charts show all."""
+"""Rounds that the page lists, and lines of what stood out; charts show all rounds."""
 
 STATES = {
     "waiting": "waits for nodes",
@@ -86,6 +86,7 @@ class _Operator:
             here=[each for each in view["nodes"] if each["state"] in ("here", "missed", "has the model")],
             median=median([each["seconds"] for each in view["history"]] or [0.0]),
             rounds=view["history"][: -ROUNDS - 1 : -1],
+            unusual=view["unusual"][: -ROUNDS - 1 : -1],
             charts=charts(view),
             earlier=status.earlier(self.folder, run),
             version=perfedrec.__version__,

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perfedrec.runtimes.flower.codec import REASONS, BroadcastLayout, Setup, Task, counted
+    from perfedrec.runtimes.flower.codec import REASONS, BroadcastLayout, Setup, Task, UploadError, counted
     from perfedrec.runtimes.flower.connection import AwayError, Endpoint, RefusedError
     from perfedrec.runtimes.flower.control import Control
     from perfedrec.runtimes.flower.coordinator import Coordinator
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from perfedrec.runtimes.flower.evaluation import Answers
     from perfedrec.runtimes.flower.exchange import Rejection
     from perfedrec.runtimes.flower.fleet import Fleet
+    from perfedrec.runtimes.flower.gate import Apart
     from perfedrec.runtimes.flower.grid import attached
     from perfedrec.runtimes.flower.keys import public_key
     from perfedrec.runtimes.flower.node_app import NodeApp
     from perfedrec.runtimes.flower.node_loop import Activity, run_node
-    from perfedrec.runtimes.flower.rounds import Directory, Federation, play_round
+    from perfedrec.runtimes.flower.rates import Rates, Refused
+    from perfedrec.runtimes.flower.rounds import Directory, Federation, Seen, play_round
     from perfedrec.runtimes.flower.sealing import Bundle, public_of
     from perfedrec.runtimes.flower.service import needs_service
     from perfedrec.runtimes.flower.service_app import ServiceApp
@@ -36,6 +38,7 @@ __all__ = [
     "REASONS",
     "Activity",
     "Answers",
+    "Apart",
     "AwayError",
     "BroadcastLayout",
     "Bundle",
@@ -48,13 +51,17 @@ __all__ = [
     "Fleet",
     "NodeApp",
     "Owner",
+    "Rates",
+    "Refused",
     "RefusedError",
     "Rejection",
+    "Seen",
     "ServiceApp",
     "ServiceClient",
     "Setup",
     "SuperLink",
     "Task",
+    "UploadError",
     "attached",
     "counted",
     "needs_service",
@@ -69,6 +76,7 @@ _HOMES = {
     "BroadcastLayout": "codec",
     "Setup": "codec",
     "Task": "codec",
+    "UploadError": "codec",
     "counted": "codec",
     "AwayError": "connection",
     "Endpoint": "connection",
@@ -79,12 +87,16 @@ _HOMES = {
     "Answers": "evaluation",
     "Rejection": "exchange",
     "Fleet": "fleet",
+    "Apart": "gate",
     "attached": "grid",
     "public_key": "keys",
     "NodeApp": "node_app",
     "Activity": "node_loop",
     "run_node": "node_loop",
+    "Rates": "rates",
+    "Refused": "rates",
     "Directory": "rounds",
+    "Seen": "rounds",
     "Federation": "rounds",
     "play_round": "rounds",
     "Bundle": "sealing",

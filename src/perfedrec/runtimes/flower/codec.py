@@ -38,8 +38,21 @@ class UploadError(PerfedrecError):
 
 
 REASONS = (
-    *("away", "bundle", "catalogue", "code", "configuration", "failed", "keys", "late", "malformed", "noise"),
-    *("not finite", "phase", "policy", "range", "refused", "sealed", "service", "shape", "size", "unasked", "users"),
+    *("away", "bundle", "catalogue", "code", "configuration", "failed", "keys", "late", "limit", "malformed"),
+    *(
+        "noise",
+        "not finite",
+        "phase",
+        "policy",
+        "range",
+        "refused",
+        "sealed",
+        "service",
+        "shape",
+        "size",
+        "unasked",
+        "users",
+    ),
     *("unvouched", "version", "other"),
 )
 """All reasons for which an answer is refused or missing, as they are counted. "code" is an error code of Flower."""

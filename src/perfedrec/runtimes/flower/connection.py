@@ -205,6 +205,8 @@ def _explained(response: httpx.Response, endpoint: Endpoint) -> PerfedrecError:
         )
     if status == httpx.codes.FORBIDDEN:
         return StoppedError(f"{endpoint}: the run has ended")
+    if status == httpx.codes.TOO_MANY_REQUESTS:
+        return AwayError(f"{endpoint}: the coordinator's limit for this key is reached: {response.text[:200]}")
     if status in (502, 503, 504):
         return AwayError(f"{endpoint}: the coordinator is not ready (HTTP {status})")
     if status in (404, 405) and known is None:

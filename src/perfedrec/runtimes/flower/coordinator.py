@@ -23,8 +23,9 @@ from perfedrec.runtimes.flower.codec import SERVING, Instructions, Setup, Upload
 from perfedrec.runtimes.flower.connection import AwayError
 from perfedrec.runtimes.flower.evaluation import Answers
 from perfedrec.runtimes.flower.exchange import BYTES_A_SECOND, POLL, Rejection, exchange
+from perfedrec.runtimes.flower.gate import Apart, Gate, Open, tell
 from perfedrec.runtimes.flower.registration import Registration
-from perfedrec.runtimes.flower.rounds import Directory, Federation, Round, play_round
+from perfedrec.runtimes.flower.rounds import Directory, Federation, Round, Seen, play_round
 from perfedrec.runtimes.flower.service_client import ServiceClient
 
 
@@ -48,11 +49,20 @@ class Coordinator:
     service: int | None = None
     """The node that is registered as the neighbourhood service: it hosts no users."""
 
+    gate: Gate = field(default_factory=Open)
+    """Who decides which nodes count. Users of nodes that do not are in no sum, and are asked for nothing in rounds."""
+
     directory: Directory | None = None
     rejected: list[Rejection] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    """What was seen of single nodes' sums in rounds, until somebody clears it."""
+
     present: frozenset[int] = frozenset()
     """The nodes that were connected when the coordinator last looked: it looks while it waits for nodes, and at the
     start of each round."""
+
+    apart: Mapping[int, Apart] = field(default_factory=dict)
+    """The nodes that did not count when the coordinator last looked."""
 
     @property
     def algorithm(self) -> Algorithm[Any, Any, Any]:
@@ -73,7 +83,7 @@ class Coordinator:
         stopped: Callable[[], bool] = lambda: False,
     ) -> Directory:
         """Wait until ``min_nodes`` nodes and ``min_users`` users are present, and the service where it is needed.
-        ``log`` receives one line for each change.
+        ``log`` receives one line for each change. Only nodes that count are waited for.
 
         A node that hosts a user of another node is refused. Raises
         :class:`~perfedrec.runtimes.flower.connection.AwayError` after ``seconds``, and once ``stopped`` is true.
@@ -84,14 +94,18 @@ class Coordinator:
             log(f"node {node if self.names is None else self.names[node]} is refused: {error}")
 
         end, last = time.monotonic() + seconds, ""
-        registration = Registration(self.grid, self.federation, self.known, self.service, refuse)
+        registration = Registration(self.grid, self.federation, self.known, self.service, refuse, self.gate.claim)
         while True:
             present = self._look()
             registration.ask(present)
             registration.read()
-            here = [users.numel() for node, users in registration.users.items() if node in present]
+            self._set_apart()  # what a node has answered may decide whether it counts
+            counting = present - self.apart.keys()
+            here = [users.numel() for node, users in registration.users.items() if node in counting]
             served = self.service_client is None or registration.service_agrees
             line = f"{len(here)} nodes and {sum(here)} users are present (needed: {min_nodes} and {min_users})"
+            apart = sum(node in self.apart for node in present)
+            line += f", beside {apart} that do not count" if apart else ""
             line += "" if served else ", and the neighbourhood service is not"
             if line != last:
                 log(last := line)
@@ -104,12 +118,26 @@ class Coordinator:
         return self.directory
 
     def _look(self) -> set[int]:
-        """The nodes that are connected and may take part."""
+        """The nodes that are connected and may be asked something."""
         present = set(self.grid.get_node_ids())
         if self.service_client is None:  # the service is asked nothing
             present -= {self.service}
         self.present = frozenset(present if self.names is None else present & self.names.keys())
-        return set(self.present)
+        self._set_apart()
+        return {node for node in self.present if node not in self.apart or not self.apart[node].excluded}
+
+    def _set_apart(self) -> None:
+        """Ask the gate which nodes do not count, and tell those for which that has changed."""
+        before, self.apart = self.apart, dict(self.gate.apart())
+        for node in sorted(self.present & (before.keys() | self.apart.keys())):
+            if (now := self.apart.get(node)) != before.get(node):
+                said = "what this node sends counts" if now is None else f"this node takes no part in sums: {now.why}"
+                tell(self.grid, node, said, self.federation.deadline)
+
+    def _counting(self, directory: Directory) -> Directory:
+        """The directory of those nodes that are connected and count."""
+        present = self._look() - self.apart.keys()
+        return replace(directory, hosts={node: users for node, users in directory.hosts.items() if node in present})
 
     def _assembled(self) -> Directory:
         assert self.directory is not None, "expected assemble() before rounds"
@@ -133,8 +161,10 @@ class Coordinator:
             return state
         plan = Plan("degrees", torch.arange(directory.identities.numel()))
         before = replace(state, round=-1)  # before the first round; nodes answer this question once
-        question = Round(self.grid, replace(self.federation, service_client=None), directory, before, plan)
-        total = question.collect(secure=sum(users.numel() > 0 for users in directory.hosts.values()) > 1)
+        hosts = {node: users for node, users in directory.hosts.items() if node not in self.apart}
+        asked = replace(directory, hosts=hosts)
+        question = Round(self.grid, replace(self.federation, service_client=None), asked, before, plan)
+        total = question.collect(secure=sum(users.numel() > 0 for users in hosts.values()) > 1)
         self.rejected += question.traffic.rejections
         if not total.clients:
             why = "; ".join(dict.fromkeys(each.detail for each in question.traffic.rejections))
@@ -151,23 +181,20 @@ class Coordinator:
     # --- rounds ---
 
     def play(self, state: Any) -> tuple[Any, RoundReport]:
-        """Play the next round with the nodes that are connected: see
+        """Play the next round with the nodes that are connected and count: see
         :func:`~perfedrec.runtimes.flower.rounds.play_round`."""
-        directory, present = self._assembled(), self._look()
-        for node in directory.hosts.keys() - present:
+        directory = self._assembled()
+        counting = self._counting(directory)
+        for node in sorted(directory.hosts.keys() - self.present - self.apart.keys()):
             self.rejected.append(Rejection(node, state.round, "", "away", "it is not connected", 0))
-        connected = {node: users for node, users in directory.hosts.items() if node in present}
-        return play_round(self.grid, self.federation, replace(directory, hosts=connected), state, self.rejected)
+        return play_round(self.grid, self.federation, counting, state, self.rejected, self.seen)
 
     def evaluate(self, served: Any, question: Question) -> Answers:
-        """Put a ``question`` about a ``served`` state to all users whose nodes are connected. Nodes whose answers are
-        missing are appended to ``rejected``."""
-        directory, present = self._assembled(), self._look()
-        connected = {node: users for node, users in directory.hosts.items() if node in present}
+        """Put a ``question`` about a ``served`` state to all users whose nodes are connected and count. Nodes whose
+        answers are missing are appended to ``rejected``."""
+        directory = self._assembled()
         alone = sum(users.numel() > 0 for users in directory.hosts.values()) < 2
-        answers = evaluation.ask(
-            self.grid, self.federation, replace(directory, hosts=connected), served, question, alone
-        )
+        answers = evaluation.ask(self.grid, self.federation, self._counting(directory), served, question, alone)
         self.rejected += answers.rejections
         return answers
 

@@ -2,7 +2,8 @@
 
 There are three kinds of messages: ``query`` (which users does the node host?), ``train`` (a round), and ``query.model``
 (the model to recommend with). Each carries the :class:`~perfedrec.runtimes.flower.codec.Setup` that both sides have to
-agree on, so that a node stores nothing about its coordinator and may be restarted at any time.
+agree on, so that a node stores nothing about its coordinator and may be restarted at any time. A fourth kind,
+``query.told``, is a line for the node's log.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from perfedrec.evaluation.holdout import rule_in
 from perfedrec.privacy.noise import check_source
 from perfedrec.privacy.policy import Policy
 from perfedrec.privacy.statement import PUBLIC, RECEIVED
-from perfedrec.runtimes.flower import evaluation, service
+from perfedrec.runtimes.flower import evaluation, gate, service
 from perfedrec.runtimes.flower.client_app import sum_of_users
 from perfedrec.runtimes.flower.codec import (
     BroadcastLayout,
@@ -117,6 +118,11 @@ class NodeApp:
                 lambda: self._receive(message.content, draft),
                 lambda: self._agreed(Setup.read(message.content)),
             )
+
+        @app.query(gate.TOLD.partition(".")[2])
+        def told(message: Message, context: Context) -> Message:
+            self.activity.log(f"the coordinator says: {gate.told(message)}")
+            return Message(RecordDict(), reply_to=message)
 
         return app
 

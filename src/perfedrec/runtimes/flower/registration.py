@@ -14,6 +14,7 @@ from torch import Tensor
 
 from perfedrec.runtimes.flower.codec import UploadError, pack, unpack
 from perfedrec.runtimes.flower.exchange import message_unknown, node_unavailable
+from perfedrec.runtimes.flower.gate import tell
 from perfedrec.runtimes.flower.rounds import Directory, Federation
 
 MOST_USERS = 10_000_000
@@ -25,7 +26,8 @@ class Registration:
     """The nodes of a ``federation`` that were asked over a ``grid``, and the users that they host.
 
     ``known`` are the users [n] of a run that is continued: no other user can join it. ``service`` is the node of the
-    neighbourhood service, where it is needed. ``refuse`` receives each node that is refused, and the reason.
+    neighbourhood service, where it is needed. ``refuse`` receives each node that is refused, and the reason. ``claim``
+    receives the number of users that a node says it hosts, and may raise :class:`UploadError`.
     """
 
     grid: Grid
@@ -33,6 +35,7 @@ class Registration:
     known: Tensor | None
     service: int | None
     refuse: Callable[[int, UploadError], None]
+    claim: Callable[[int, int], None] = lambda node, users: None
     users: dict[int, Tensor] = field(default_factory=dict)
     """By node the identities [h] of the users that it hosts."""
 
@@ -64,6 +67,8 @@ class Registration:
                 self._read(node, reply)
             except UploadError as error:
                 self.refuse(node, error)
+                if not reply.has_error():  # else the node has said so itself
+                    tell(self.grid, node, f"this node is refused: {error}", self.federation.deadline)
 
     def directory(self) -> Directory:
         """Which node hosts which users."""
@@ -77,10 +82,13 @@ class Registration:
         if node == self.service:
             self.service_agrees = _agreement(reply)
         elif new := self._without_identity(reply):
+            self.claim(node, new)  # before it is given that many identities
             (name,) = self.grid.push_messages([self._question(node, new)])
             self._waiting[name] = node
         else:
-            self.users[node] = users = self._hosted(reply)
+            users = self._hosted(reply)
+            self.claim(node, users.numel())
+            self.users[node] = users
             self.taken = torch.cat([self.taken, users])
 
     def _question(self, node: int, new: int = 0) -> Message:

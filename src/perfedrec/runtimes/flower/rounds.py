@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from perfedrec.core.aggregate import Aggregate, check_aggregator, reduce
+from perfedrec.core.aggregate import FIXED_POINT, Aggregate, check_aggregator, reduce
 from perfedrec.core.algorithm import Algorithm, B, C, S, ServedAlgorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
@@ -68,12 +68,27 @@ class Directory:
     hosts: Mapping[int, Tensor]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the coordinator saw of one sum of a round: that of a node or, where only sums over several are opened, of
+    these ``nodes``. ``clients`` are in it; ``norm`` is its L2 norm, all tables together, and ``rows`` the number of its
+    rows."""
+
+    nodes: tuple[int, ...]
+    round: int
+    phase: str
+    clients: int
+    norm: float
+    rows: int
+
+
 def play_round(
     grid: Grid,
     federation: Federation[S, B, C],
     directory: Directory,
     state: S,
     rejected: list[Rejection] | None = None,
+    seen: list[Seen] | None = None,
 ) -> tuple[S, RoundReport]:
     """Play the next round with the nodes of the ``directory``, and return the new state and a report.
 
@@ -88,9 +103,15 @@ def play_round(
     A node may fail, or not answer before the deadline, or give an answer that cannot be part of the sum. With a list
     ``rejected`` such nodes are appended to it, their users count as dropped out, and the round continues without them.
     Without that list, and where sums are not secure, :class:`PerfedrecError` is raised, which names the node. After an
-    error the given state is unchanged, but the nodes that played the round remember it.
+    error the given state is unchanged, but the nodes that played the round remember it. What was seen of single sums is
+    appended to the list ``seen``; under secure aggregation nothing is.
     """
-    return Round(grid, federation, directory, state).play(rejected)
+    played = Round(grid, federation, directory, state)
+    try:
+        return played.play(rejected)
+    finally:
+        if seen is not None:
+            seen += played.seen
 
 
 class Round(Generic[S, B, C]):
@@ -114,6 +135,7 @@ class Round(Generic[S, B, C]):
         clients = {node: users.numel() for node, users in self.asked.items()}
         self.traffic = Traffic(grid, state.round, self.plan.phase, federation.deadline, clients)
         self.sealed = dict[int, ArrayRecord]()  # by node, what its answer has for the service
+        self.seen = list[Seen]()
 
     def play(self, rejected: list[Rejection] | None = None) -> tuple[S, RoundReport]:
         """The whole round: see :func:`play_round`."""
@@ -201,7 +223,15 @@ class Round(Generic[S, B, C]):
             return None
         if sealed is not None:
             self.sealed[node] = sealed
+        self.note((node,), part)
         return _by_place(part, self.identities)
+
+    def note(self, nodes: tuple[int, ...], part: Aggregate) -> None:
+        """Note what is seen of a sum over some ``nodes``: of one in the clear, of several where such a sum is
+        opened."""
+        dense = 0.0 if part.dense is None else float(part.dense.square().sum())
+        norm = (float(part.sums.square().sum()) + dense) ** 0.5 / FIXED_POINT
+        self.seen.append(Seen(nodes, self.state.round, self.plan.phase, part.clients, norm, part.keys.numel()))
 
     def _present(self, aggregate: Aggregate) -> Tensor:
         """The users who are in the sum: those of all nodes that were not rejected."""

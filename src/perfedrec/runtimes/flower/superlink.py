@@ -7,13 +7,15 @@ has clients ask again and again whether there is news. Most of the time of a rou
   and which runs are open) is in a small file. Messages under way are lost with the process, and the client that waits
   for one asks again: see :func:`perfedrec.runtimes.flower.exchange.exchange`;
 * :class:`FastPath` hands the requests of a round directly to Flower's handlers. Where a client asks for it, it holds a
-  request until there is news. All other requests, and those that fail in it, are answered by Flower's own app.
+  request until there is news. All other requests, and those that fail in it, are answered by Flower's own app;
+* :class:`FastPath` also refuses what one key does too often (:mod:`perfedrec.runtimes.flower.rates`), before anything
+  of it is kept. Flower has no such limit.
 
 Clients see no difference: it is the same API with the same authentication. Like ``fleet.py``, ``grid.py``,
 ``control.py`` and ``messages.py``, this file uses private parts of Flower. It fits Flower 1.41 and 1.42: see
 ``tests/runtimes/flower/test_superlink.py``.
 
-It is run as a script: it needs nothing else of this package, whose imports would slow a restart down.
+It is run as a script, and imports nothing else of this package but the rates: other imports would slow a restart down.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import re
 import signal
 import sys
 import threading
+from base64 import b64decode
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -43,7 +46,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState, RunRecord
-from flwr.supercore.constant import TASK_TOKEN_HEADER, NodeStatus
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, TASK_TOKEN_HEADER, NodeStatus
 from flwr.supercore.corestate.in_memory_corestate import TokenRecord
 from flwr.supercore.date import now
 from flwr.supercore.dependencies.task import authenticate_task
@@ -60,6 +63,8 @@ from flwr.superlink.routers.fleet.node_auth import authenticate_node
 from flwr.superlink.servicer.fleet import fleet_handlers as fleet
 from flwr.superlink.servicer.runtime import runtime_handlers as runtime
 from google.protobuf.json_format import MessageToDict, ParseDict  # type: ignore[import-untyped]
+
+from perfedrec.runtimes.flower.rates import MOST_BYTES, REFUSED, VARIABLE, Meter, Rates
 
 MOST_SECONDS = 10.0
 """The longest time that a request is held for a client that prefers to wait (RFC 7240), in seconds. Flower's own
@@ -218,24 +223,48 @@ RUNTIME: dict[str, Callable[..., Any]] = {
 """The requests of a coordinator in a round."""
 
 
+JOIN = "/v1/fleet/activate-node"
+"""The request with which a node connects."""
+
+
+class TooMuchError(Exception):
+    """A request that is refused, with an HTTP ``status``."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
 class FastPath:
     """An ASGI app in front of Flower's ``app`` that answers the requests of a round.
 
-    It works in the event loop, because it only moves bytes in memory.
+    It works in the event loop, because it only moves bytes in memory. Where there is a ``meter``, it counts what nodes
+    do whose signature is right, and refuses what is too much.
     """
 
-    def __init__(self, app: FastAPI) -> None:
-        self.app, self._news = app, dict[Topic, asyncio.Event]()
+    def __init__(self, app: FastAPI, meter: Meter | None = None) -> None:
+        self.app, self.meter, self._news = app, meter, dict[Topic, asyncio.Event]()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or not (scope["path"] in FLEET or scope["path"] in RUNTIME):
+        of_node = scope["type"] == "http" and scope["path"].startswith("/v1/fleet/")
+        if scope["type"] != "http" or not (of_node or scope["path"] in RUNTIME):
             await self.app(scope, receive, send)
             return
-        body = await _body(receive)
-        if body is None:
+        try:
+            body = await _body(receive, MOST_BYTES if of_node else None)
+            if body is None:
+                return
+            request = Request(scope | {"app": self.app, "state": {}})
+            if of_node:
+                self._count(request, body)
+        except TooMuchError as error:
+            await _refuse(send, error)
+            return
+        if not (scope["path"] in FLEET or scope["path"] in RUNTIME):
+            await self.app(scope, _replayed(body, receive), send)
             return
         try:
-            answer = await self._answer(Request(scope | {"app": self.app, "state": {}}), body, receive)
+            answer = await self._answer(request, body, receive)
         except Exception:  # Flower's own app meets the same error, and answers with its message
             await self.app(scope, _replayed(body, receive), send)
             return
@@ -243,6 +272,22 @@ class FastPath:
             headers = [(b"content-type", PROTOBUF_MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(answer))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": answer})
+
+    def _count(self, request: Request, body: bytes) -> None:
+        """Count a request of a node. What is not signed by a registered key is left to Flower, which refuses it: nobody
+        can use up what another key may do."""
+        if self.meter is None or (kind := PROTOBUF_REQUEST_TYPES.get((request.method, request.url.path))) is None:
+            return
+        state = self.app.state.linkstate_factory.state()
+        try:
+            request.state.protobuf_request = kind.FromString(body)
+            authenticate_node(request)
+            key = b64decode(request.headers[FLEET_HTTP_PUBLIC_KEY_HEADER])
+        except Exception:  # Flower's own app meets the same error, and answers with its message
+            return
+        node = state.get_node_id_by_public_key(key)
+        if node is not None and (why := self.meter.take(node, len(body), request.url.path == JOIN)) is not None:
+            raise TooMuchError(429, why)
 
     async def _answer(self, request: Request, body: bytes, receive: Any) -> bytes | None:
         """The answer to a request, once there is news or its time is over; ``None`` where the client has
@@ -303,16 +348,27 @@ def _awaited(path: str, message: Any, answer: Any) -> Topic | None:
     return None
 
 
-async def _body(receive: Any) -> bytes | None:
-    """The body of a request; ``None`` where the client has disconnected."""
-    parts = []
+async def _body(receive: Any, most: int | None = None) -> bytes | None:
+    """The body of a request; ``None`` where the client has disconnected. Raises :class:`TooMuchError` for one of more
+    than ``most`` bytes, without reading all of it."""
+    parts, size = [], 0
     while True:
         event = await receive()
         if event["type"] != "http.request":
             return None
         parts.append(event.get("body", b""))
+        size += len(parts[-1])
+        if most is not None and size > most:
+            raise TooMuchError(413, f"more than {most:,} bytes in one request")
         if not event.get("more_body", False):
             return b"".join(parts)
+
+
+async def _refuse(send: Any, error: TooMuchError) -> None:
+    text = str(error).encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text)), (b"retry-after", b"5")]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
 
 
 def _replayed(body: bytes, receive: Any) -> Any:
@@ -348,8 +404,11 @@ def run() -> None:
 
     main.get_objectstore_linkstate_factories = factories  # type: ignore[attr-defined]
     config = _parse_superlink_lifespan_config()
+    rates, folder = os.environ.get(VARIABLE), Path(str(config.database)).parent
     uvicorn.run(
-        FastPath(main.create_app(config, SuperLinkLifespan)),
+        FastPath(
+            main.create_app(config, SuperLinkLifespan), Meter(Rates.load(rates), folder / REFUSED) if rates else None
+        ),
         host=config.host,
         port=config.port,
         ssl_keyfile=config.ssl_keyfile,

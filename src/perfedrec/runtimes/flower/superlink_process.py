@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+
+from perfedrec.runtimes.flower.rates import VARIABLE, Rates, Refused
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,13 @@ class SuperLink:
     """A SuperLink as a child process of this one.
 
     It ends with this process, and keeps in ``folder`` which nodes are registered and which runs are open. When it dies
-    it is started again; ``restarts`` counts how often that happened. What it prints is in the file ``log``.
+    it is started again; ``restarts`` counts how often that happened. What it prints is in the file ``log``. ``rates``
+    are what each key may do in a minute; without them nothing is counted. ``refused`` tells whose were refused.
     """
 
-    def __init__(self, folder: Path, host: str, port: int, certificates: Certificates) -> None:
+    def __init__(
+        self, folder: Path, host: str, port: int, certificates: Certificates, rates: Rates | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         self.secret = secrets.token_bytes(32)
@@ -42,6 +48,8 @@ class SuperLink:
             *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
             *("--host", host, "--port", str(port), "--database", str(folder / "superlink.json")),
         ]
+        self._environment = os.environ | ({} if rates is None else {VARIABLE: rates.dump()})
+        self.refused = Refused(folder)
         self._stop, self.restarts = threading.Event(), 0
         self.process = self._start()
         self._watching = threading.Thread(target=self._watch, daemon=True)
@@ -50,7 +58,12 @@ class SuperLink:
     def _start(self) -> subprocess.Popen[bytes]:
         with open(self.log, "ab") as log:
             return subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=self._environment,
             )
 
     def _watch(self) -> None:
