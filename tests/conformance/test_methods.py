@@ -16,7 +16,7 @@ from perfedrec.runs.preset_files import default_preset
 
 NAMES = list(METHODS)
 TRAINED = [name for name in NAMES if not centralised(METHODS[name]) or METHODS[name].trained]
-DATA = "synthetic:users=300,items=200,clusters=4,interactions_per_user=12,seed=2"
+DATA = "synthetic:users=300,items=200,clusters=4,interactions_per_user=12,seed=2,relations=6"
 SHORT = ("selection.n_clients_per_round=64", "clusters.start=2", "clusters.every=3")
 
 PLANTED = {  # with four tastes in all, most users of a batch are alike, and pushing all apart hurts
@@ -26,14 +26,18 @@ PLANTED = {  # with four tastes in all, most users of a batch are alike, and pus
     "direct_au": ("method.gamma=0.2",),
 }
 
-SMALLER = {"ssl4rec": ("method.hidden_dim=64",), "mixgcf": ("method.n_candidates=8",)}  # to take less time
+SMALLER = {  # to take less time, and to reach all that a method does
+    "ssl4rec": ("method.hidden_dim=64",),
+    "mixgcf": ("method.n_candidates=8",),
+    "sept": ("method.warmup=1",),
+}
 
 
 def config(
     name: str,
     rounds: int,
     *more: str,
-    path: str = "synthetic:users=300,items=200,clusters=4,interactions_per_user=12,seed=2",
+    path: str = DATA,
 ) -> Any:
     preset = default_preset(name)
     own: list[str] = [*SMALLER.get(name, ())]

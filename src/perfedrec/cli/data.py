@@ -22,6 +22,7 @@ def data_info(
     columns: Columns = "",
     header: Header = None,
     min_rating: MinRating = None,
+    relations: Annotated[Path | None, typer.Option(help="file of relations between users, such as trust.txt")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how a file is read, and its users, items, density, degrees, ratings and times; or those of a data set.
@@ -29,19 +30,27 @@ def data_info(
     [bold]perfedrec data info ratings.csv[/bold]
     """
     with one_line():
-        from perfedrec.data import describe, load, parse_columns, read_with_report
+        from perfedrec.data import describe, load, parse_columns, read_relations, read_with_report
+        from perfedrec.data.interactions import unique_ids
         from perfedrec.data.prepare import rated
 
         title, chosen = file, parse_columns(columns)
+        read: dict[str, Any]
         if file.partition(":")[0] == "synthetic" or Path(file).is_dir():
             data = load(file, format=format, columns=chosen, header=header, min_rating=min_rating)
             facts, title, lines = describe(data.train), f"{file}, training part", data.notes.lines()
-            read: dict[str, Any] = {"remarks": lines}
+            users, known, read = data.train.user_ids, data.relations, {"remarks": lines}
         else:
             frame, report = read_with_report(file, format, chosen, header=header, min_rating=min_rating)
             if min_rating is not None:
                 frame = rated(frame, min_rating)
             facts, lines, read = describe(frame), report.lines(), report.facts()
+            users, known = unique_ids(frame["user"]), None
+        if relations is not None:
+            known, said = read_relations(relations, users)
+            lines = [*lines, *said]
+        if known is not None:
+            facts["relations"] = known.facts()
         if as_json:
             print(json.dumps(facts | {"read": read}, default=str))
             return

@@ -22,6 +22,7 @@ from perfedrec.data.interactions import Interactions
 from perfedrec.data.lists import read_negatives
 from perfedrec.data.prepare import PrepareReport, prepare
 from perfedrec.data.readreport import ReadReport
+from perfedrec.data.relations import Relations, read_relations
 from perfedrec.data.source import LoadOptions, attributes_beside, load
 from perfedrec.data.split import SplitRule, implied, parse_ratio, split
 from perfedrec.data.synthetic import synthetic
@@ -42,6 +43,7 @@ __all__ = [
     "LoadOptions",
     "PrepareReport",
     "ReadReport",
+    "Relations",
     "Source",
     "SplitReport",
     "SplitRule",
@@ -64,6 +66,7 @@ __all__ = [
     "read_attributes",
     "read_catalogue",
     "read_negatives",
+    "read_relations",
     "read_with_report",
     "rows_of",
     "split",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.interactions import Ids, Interactions, Ints
+from perfedrec.data.relations import Relations
 
 
 @dataclass(frozen=True)
@@ -247,10 +248,11 @@ class Dataset:
     ``new_users`` in place of those of ``train``. No user is in both.
 
     ``notes`` says what was left out and why. ``user_attributes`` has one row per user and ``item_attributes`` one per
-    item. ``truth`` is known for synthetic data only. ``origin`` has the options of the section ``[data]`` of a
-    configuration that give these data again; None where the data were not loaded by their name. ``forgotten`` are the
-    numbers of users whose data were taken out (:meth:`without_users`). Raises :class:`DataError` where the parts have
-    different ids, or where attributes have another number of rows.
+    item. ``relations`` are those between users of ``train``, if any were given. ``truth`` is known for synthetic data
+    only. ``origin`` has the options of the section ``[data]`` of a configuration that give these data again; None where
+    the data were not loaded by their name. ``forgotten`` are the numbers of users whose data were taken out
+    (:meth:`without_users`). Raises :class:`DataError` where the parts have different ids, or where attributes or
+    relations are those of another number of users or items.
     """
 
     name: str
@@ -264,6 +266,7 @@ class Dataset:
     origin: Mapping[str, Any] | None = None
     new_users: Interactions | None = None
     forgotten: tuple[int, ...] = ()
+    relations: Relations | None = None
 
     def __post_init__(self) -> None:
         for part, users in ((self.valid, self.train), (self.test, self.tested_users), (self.tested_users, None)):
@@ -271,6 +274,10 @@ class Dataset:
             ids += [] if users is None else [(part.user_ids, users.user_ids)]
             if any(mine is not theirs and not np.array_equal(mine, theirs) for mine, theirs in ids):
                 raise DataError("training, validation and test must share their user and item ids")
+        if self.relations is not None and self.relations.n_users != self.n_users:
+            raise DataError(
+                f"{self.name}: the relations are those of {self.relations.n_users:,} users; expected {self.n_users:,}"
+            )
         new = [] if self.new_users is None else self.new_users.user_ids.tolist()
         if new and (both := len(set(new) & set(self.train.user_ids.tolist()))):
             raise DataError(f"{self.name}: new users must not occur in training; {both:,} of them do")
@@ -304,9 +311,9 @@ class Dataset:
         return replace(self, test=empty, origin=None, new_users=None)
 
     def without_users(self, user_ids: Sequence[int | str]) -> Dataset:
-        """The same data as if the users had never given theirs: their interactions are gone from all parts, and their
-        attributes are zeros. They keep their numbers, so that the random numbers of all others stay the same, and take
-        part in no round. Items that nobody else has stay in the list of items.
+        """The same data as if the users had never given theirs: their interactions are gone from all parts, and so are
+        their relations; their attributes are zeros. They keep their numbers, so that the random numbers of all others
+        stay the same, and take part in no round. Items that nobody else has stay in the list of items.
 
         Raises :class:`DataError` for an unknown user, for a user who was taken out before, and where nobody would be
         left.
@@ -334,6 +341,7 @@ class Dataset:
             user_attributes=attributes,
             origin=origin,
             forgotten=everybody,
+            relations=None if self.relations is None else self.relations.without(gone),
         )
 
     @cached_property
@@ -366,6 +374,10 @@ class Dataset:
                 digest.update(kind.encode())
                 add(np.array(attributes.names, dtype=object))
                 add(attributes.values)
+        if self.relations is not None:
+            digest.update(b"relations")
+            add(self.relations.sources)
+            add(self.relations.targets)
         return digest.hexdigest()[:16]
 
 

@@ -19,9 +19,10 @@ from perfedrec.data.interactions import Ids, Interactions, is_numbered
 from perfedrec.data.layouts import Found, find
 from perfedrec.data.prepare import prepare, unprepared
 from perfedrec.data.readreport import ReadReport
+from perfedrec.data.relations import planted, read_relations
 from perfedrec.data.roles import Columns
 from perfedrec.data.split import Moment, SplitRule, split_by
-from perfedrec.data.synthetic import how_drawn, synthetic
+from perfedrec.data.synthetic import STRENGTH, how_drawn, synthetic
 from perfedrec.data.write import written_report
 
 MOVIELENS = {
@@ -36,6 +37,7 @@ SYNTHETIC: dict[str, type[int] | type[float]] = {
     "seed": int,
     "strength": float,
     "facets": int,
+    "relations": float,
 }
 
 
@@ -62,6 +64,7 @@ class LoadOptions(TypedDict, total=False):
     seed: int
     train_on_valid: bool
     attributes: bool | None
+    relations: str | Path | pl.DataFrame | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class _Options:
     min_rating: float | None = None
     k_core: int = 0
     attributes: bool | None = None
+    relations: str | Path | pl.DataFrame | None = None
 
     @staticmethod
     def of(given: LoadOptions) -> _Options:
@@ -101,7 +105,8 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
 
     ``spec`` is one of
 
-    - ``synthetic`` or ``synthetic:users=5000,items=7000,...``: see :func:`perfedrec.data.synthetic.synthetic`;
+    - ``synthetic`` or ``synthetic:users=5000,items=7000,...``: see :func:`perfedrec.data.synthetic.synthetic`; with
+      ``relations=6`` users also trust six others each, on average, mostly of their own taste;
     - a folder with train, test and perhaps valid, by these or other usual names: this split is used as it is. With a
       file ``new_users`` beside them, test is of users who are not in training, and this file has what is known of them;
     - FOLDER/u1, for the split u1.base and u1.test in a folder that holds several;
@@ -133,14 +138,19 @@ def load(spec: DataLike | None = None, **options: Unpack[LoadOptions]) -> Datase
     - ``train_on_valid`` (False): train on training and validation together, as some papers do: the validation part is
       empty, and nothing can be chosen by it;
     - ``attributes`` (None): True reads attributes, and then an error in them is an error of the data; False does not
-      read them; with None, attributes that cannot be read are left out, with a remark.
+      read them; with None, attributes that cannot be read are left out, with a remark;
+    - ``relations`` (None): a file or data frame of relations between users, such as trust: see
+      :func:`perfedrec.data.relations.read_relations`.
 
     Raises :class:`DataError` for data that cannot be read, and for ``k_core`` with a split that is given. Raises
     :class:`ConfigError` for an option that does not exist.
     """
     chosen = _Options.of(options)
     data = _load(spec, chosen)
-    parts = (chosen.train, chosen.valid, chosen.test)
+    if chosen.relations is not None:
+        relations, remarks = read_relations(chosen.relations, data.train.user_ids)
+        data = replace(_remarked(data, remarks), relations=relations)
+    parts = (chosen.train, chosen.valid, chosen.test, chosen.relations)
     if not isinstance(spec, str | Path | None) or not all(isinstance(each, str | Path | None) for each in parts):
         return data
     return replace(data, origin=_origin(spec, {**options, "columns": chosen.columns}))
@@ -150,7 +160,7 @@ def _origin(spec: str | Path | None, options: LoadOptions) -> dict[str, Any]:
     """The arguments of :func:`load` as a configuration has them."""
     origin: dict[str, Any] = {"path": None if spec is None else str(spec), **options}
     origin.pop("attributes", None)  # whether they are used is an option of the method
-    for part in ("train", "valid", "test"):
+    for part in ("train", "valid", "test", "relations"):
         if origin.get(part) is not None:
             origin[part] = str(origin[part])
     if (columns := origin.pop("columns", None)) is not None:
@@ -182,9 +192,16 @@ def _load(spec: DataLike | None, chosen: _Options) -> Dataset:
         return _split(frame, IN_MEMORY, chosen, report)
     text = str(spec)
     if text.partition(":")[0] == "synthetic":
-        interactions, truth = synthetic(**_settings(text))
+        settings = _settings(text)
+        per_user = settings.pop("relations", None)
+        interactions, truth = synthetic(**settings)
         data = _remarked(_split_whole(interactions, text, chosen), how_drawn(interactions.n_users))
-        return replace(data, truth=truth.take(data.train.user_ids, data.train.item_ids))
+        data = replace(data, truth=truth.take(data.train.user_ids, data.train.item_ids))
+        if per_user is None:
+            return data
+        assert data.truth is not None
+        likeness = settings.get("strength", STRENGTH)
+        return replace(data, relations=planted(data.truth.user_clusters, per_user, likeness, settings.get("seed", 0)))
     return _at(Path(spec), chosen)
 
 

@@ -30,6 +30,7 @@ from perfedrec.data.interactions import Interactions, Ints, stable_order
 
 POPULARITY_EXPONENT = 0.8
 ACTIVITY_SIGMA = 0.7
+STRENGTH = 0.8
 FEWEST = 3  # leave-one-out takes two
 USERS_AT_ONCE = 1 << 18
 """Users whose interactions are drawn together, with one generator of random numbers."""
@@ -42,7 +43,7 @@ def synthetic(
     clusters: int = 5,
     interactions_per_user: float = 20,
     seed: int = 0,
-    strength: float = 0.8,
+    strength: float = STRENGTH,
     facets: int = 1,
 ) -> tuple[Interactions, SyntheticTruth]:
     """Draw interactions of ``users`` users and ``items`` items as this module describes; ids are 0, 1, 2, ...

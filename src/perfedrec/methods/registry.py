@@ -28,6 +28,7 @@ from perfedrec.methods.centralised.lightgcn import LightGCN
 from perfedrec.methods.centralised.lightgcn_pp import LightGCNPP
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.centralised.mf import MF
+from perfedrec.methods.centralised.mhcn import MHCN
 from perfedrec.methods.centralised.mixgcf import MixGCF
 from perfedrec.methods.centralised.mult_vae import MultVAE
 from perfedrec.methods.centralised.ncl import NCL
@@ -35,6 +36,7 @@ from perfedrec.methods.centralised.popularity import Popularity
 from perfedrec.methods.centralised.rp3beta import RP3Beta
 from perfedrec.methods.centralised.sasrec import SASRec
 from perfedrec.methods.centralised.selfcf import SelfCF
+from perfedrec.methods.centralised.sept import SEPT
 from perfedrec.methods.centralised.sgl import SGL
 from perfedrec.methods.centralised.simgcl import SimGCL
 from perfedrec.methods.centralised.simplex import SimpleX
@@ -81,6 +83,8 @@ METHODS: dict[str, type[Any]] = {
     "selfcf": SelfCF,
     "mixgcf": MixGCF,
     "ssl4rec": SSL4Rec,
+    "sept": SEPT,
+    "mhcn": MHCN,
     "lightgcn_pp": LightGCNPP,
     "ultragcn": UltraGCN,
     "simplex": SimpleX,
@@ -127,6 +131,8 @@ TITLES = {
     "selfcf": "SelfCF",
     "mixgcf": "MixGCF",
     "ssl4rec": "SSL4Rec",
+    "sept": "SEPT",
+    "mhcn": "MHCN",
     "lightgcn_pp": "LightGCN++",
     "ultragcn": "UltraGCN",
     "simplex": "SimpleX",

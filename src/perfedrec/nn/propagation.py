@@ -233,11 +233,11 @@ class Bipartite:
 
     def to_users(self, item_vectors: Tensor) -> Tensor:
         """``N X``: [n, d] from [m, d]."""
-        return cast(Tensor, _Product.apply(self.by_user, self.by_item, item_vectors))  # type: ignore[no-untyped-call]
+        return product(self.by_user, self.by_item, item_vectors)
 
     def to_items(self, user_vectors: Tensor) -> Tensor:
         """``N^T X``: [m, d] from [n, d]."""
-        return cast(Tensor, _Product.apply(self.by_item, self.by_user, user_vectors))  # type: ignore[no-untyped-call]
+        return product(self.by_item, self.by_user, user_vectors)
 
 
 class _Product(torch.autograd.Function):
@@ -251,6 +251,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
         return None, None, ctx.transpose.times(grads[0])
+
+
+def product(matrix: Adjacency, transpose: Adjacency, vectors: Tensor) -> Tensor:
+    """``A X`` [n, d] of ``vectors`` [m, d], with a gradient, from a ``matrix`` A [n, m] and its ``transpose``."""
+    return cast(Tensor, _Product.apply(matrix, transpose, vectors))  # type: ignore[no-untyped-call]
 
 
 def lightgcn(graph: Bipartite, users: Tensor, items: Tensor, n_layers: int) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ class DataSettings(Settings):
     train: str | None = Field(None, description="training file of a given split")
     valid: str | None = Field(None, description="validation file of a given split (default: taken from training)")
     test: str | None = Field(None, description="test file of a given split")
+    relations: str | None = Field(None, description="file of relations between users, such as trust.txt")
     min_rating: float | None = Field(None, description="ratings below this do not count as interactions")
     k_core: int = Field(0, ge=0, description="drop users and items with fewer interactions, repeatedly")
     split: Literal["leave-one-out", "ratio", "global-time", "folds", "users"] = Field(
@@ -146,6 +147,7 @@ def open_data(settings: DataSettings, attributes: bool = False, *, given: DataLi
         k_core=settings.k_core,
         split_how=rule.pop("how"),
         attributes=True if attributes else None,
+        relations=settings.relations,
         **rule,
     )
     dataset = dataset if given is not None else replace(dataset, origin=settings.model_dump(exclude={"forgotten"}))

@@ -131,6 +131,11 @@ class Central:
         train = dataset.train
         if method.trained and train.n_interactions == train.n_users * train.n_items:
             raise DataError(f"{dataset.name}: there is nothing to learn from: every user has every item")
+        if method.social and dataset.relations is None:
+            raise DataError(
+                f"{dataset.name}: {type(method).__name__} needs relations between users, and the data have none; "
+                "expected data.relations=FILE, such as trust.txt, with two users a line"
+            )
         if dataset.new_users is not None:
             method.check_new_users()  # before training: nothing could be tested
             if method.sequential:

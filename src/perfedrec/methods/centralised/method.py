@@ -17,9 +17,10 @@ from perfedrec.core.mapped import as_tensor
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows
-from perfedrec.data import Dataset, Interactions
+from perfedrec.data import Dataset, Interactions, Relations
 from perfedrec.data.interactions import Ints
 from perfedrec.nn.propagation import Bipartite
+from perfedrec.nn.social import related
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Training:
     interactions, so that neither negatives nor neighbours can depend on them.
 
     ``order`` [R] are the rows in the order of time, user by user, for a method that is :attr:`Method.sequential`. Rows
-    without it are in this order already, or nobody asks for it.
+    without it are in this order already, or nobody asks for it. ``relations`` are those between users, if any are
+    known.
     """
 
     rows: Rows
     n_items: int
     order: Tensor | None = None
+    relations: Relations | None = None
 
     @staticmethod
     def of(dataset: Dataset, device: torch.device, sequential: bool = False) -> Training:
@@ -43,7 +46,7 @@ class Training:
         everyone = torch.arange(dataset.n_users, device=device)
         segments = torch.repeat_interleave(everyone, offsets.diff())
         ordered = None if order is None else as_tensor(order, device)
-        return Training(Rows(everyone, offsets, items, segments), dataset.n_items, ordered)
+        return Training(Rows(everyone, offsets, items, segments), dataset.n_items, ordered, dataset.relations)
 
     @property
     def n_users(self) -> int:
@@ -63,6 +66,13 @@ class Training:
     def graph(self) -> Bipartite:
         """The normalised interaction graph."""
         return Bipartite.of(self.rows.segments, self.rows.items, self.n_users, self.n_items)
+
+    @cached_property
+    def friends(self) -> sparse.csr_array:
+        """``G`` [n, n], with 1 for two users who are related, in one direction or in both. Only for a method that is
+        :attr:`Method.social`."""
+        assert self.relations is not None
+        return related(self.n_users, self.relations.sources, self.relations.targets)
 
     @cached_property
     def matrix(self) -> sparse.csr_array:
@@ -99,6 +109,9 @@ class Method(ABC):
     sequential: ClassVar[bool] = False
     """Whether the order of a user's items counts. The method then receives it in :class:`Training`, and the ``rows`` of
     new users are in this order, oldest first."""
+
+    social: ClassVar[bool] = False
+    """Whether the method needs relations between users."""
 
     seedless: ClassVar[bool] = False
     """Whether the seed changes nothing, so that one run is enough. Each class says so for itself: a subclass may draw

@@ -32,13 +32,16 @@ class SGL(LightGCN):
     settings: SGLSettings
 
     def begin(self, users: Tensor, items: Tensor, data: Training, key: Key) -> None:
-        rows, edges = data.rows, torch.arange(data.rows.items.numel(), device=data.rows.items.device)
-        self.views = []
-        for number in range(2):
-            kept = uniform(key.fold("view", number).spread(edges), 1).squeeze(1) >= self.settings.drop
-            self.views.append(Bipartite.of(rows.segments[kept], rows.items[kept], data.n_users, data.n_items))
+        self.views = [dropped(data, self.settings.drop, key.fold("view", number)) for number in range(2)]
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         views = [lightgcn(broadcast, users, items, self.settings.n_layers) for broadcast in self.views]
         ranked = super().loss(users, items, batch, data)
         return ranked + self.settings.weight * contrast(views, batch, self.settings.temperature)
+
+
+def dropped(data: Training, share: float, key: Key) -> Bipartite:
+    """The interaction graph without a random ``share`` of its edges, with the degrees of what is left."""
+    rows, edges = data.rows, torch.arange(data.rows.items.numel(), device=data.rows.items.device)
+    kept = uniform(key.spread(edges), 1).squeeze(1) >= share
+    return Bipartite.of(rows.segments[kept], rows.items[kept], data.n_users, data.n_items)
