@@ -151,9 +151,11 @@ QUIET: dict[str, dict[str, Any]] = {
         "history": [line(n) for n in range(12)],
         "unusual": [
             *(stood_out("n1", n) for n in (1, 5, 11)),  # the first one is too long ago
+            *(stood_out("n0", n) for n in (9, 10, 11)),
             stood_out("n2", 11),
             *(stood_out("n2", n, "state", "is excluded") for n in (9, 10)),
         ],
+        "apart": {"n0": {"state": "excluded", "why": "so"}},
     },
 }
 

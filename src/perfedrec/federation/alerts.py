@@ -100,14 +100,16 @@ def _of_rounds(history: Sequence[Line], view: Line, live: bool) -> Iterator[Aler
 
 
 def _of_nodes(view: Line, first: int, live: bool) -> Iterator[Alert]:
-    """Nodes that wait for a decision, and those that stand out again and again since the round ``first``."""
+    """Nodes that wait for a decision, and those that stand out again and again since the round ``first``. About an
+    excluded node the operator has decided."""
     for node in view["nodes"]:
         if live and node["state"] == "held":
             yield Alert("NodeHeld", f"{node['name']} waits for your decision: {node['detail']}.")
     lines = [each for each in view["unusual"] if each["round"] >= first and each["statistic"] != "state"]
     counts = Counter(node for each in lines for node in each["nodes"])
+    decided = {node["name"] for node in view["nodes"] if node["state"] == "excluded"}
     for name, count in sorted(counts.items()):
-        if count >= OFTEN:
+        if count >= OFTEN and name not in decided:
             last = [each for each in lines if name in each["nodes"]][-1]
             yield Alert("NodeStandsOut", f"{name} stood out {count} times, last in {last['name']}: {last['text']}.")
 

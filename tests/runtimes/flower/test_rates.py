@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from tests.runtimes.flower.test_superlink import HEARTBEAT, PUBLIC, Line, in_a_loop
 
 from perfedrec.core.address import Address
-from perfedrec.runtimes.flower import rates
+from perfedrec.runtimes.flower import Certificates, SuperLink, superlink
 from perfedrec.runtimes.flower.connection import AwayError, Endpoint, call
 from perfedrec.runtimes.flower.rates import REFUSED, Meter, Rates, Refused
 
@@ -140,7 +141,16 @@ def test_a_node_that_is_refused_for_a_while_tries_again() -> None:
         call(refuse, None, endpoint)
 
 
-def test_rates_reach_the_process(tmp_path: Path) -> None:
-    given = Rates(1, 2, 3)
-    assert Rates.load(given.dump()) == given
-    assert rates.VARIABLE == "PERFEDREC_RATES"
+def test_rates_reach_the_process_of_the_superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its environment has them, and what it reads there refuses the second join."""
+    monkeypatch.setattr(SuperLink, "_start", lambda link: subprocess.Popen(["true"]))
+    files = Certificates(*(tmp_path / name for name in ("ca.crt", "server.pem", "server.key")))
+    link = SuperLink(tmp_path / "link", "127.0.0.1", 1, files, Rates(1, 2, 3))
+    link.stop()
+    monkeypatch.setenv("PERFEDREC_RATES", link._environment["PERFEDREC_RATES"])
+    made = superlink.meter_beside(tmp_path / "link" / "superlink.json")
+    assert made is not None
+    assert [made.take(7, 0, joins=True) is None for _ in range(2)] == [True, False]
+    assert link.refused.news() == [(7, "more than 1 joins a minute")]
+    monkeypatch.delenv("PERFEDREC_RATES")
+    assert superlink.meter_beside(tmp_path / "link" / "superlink.json") is None

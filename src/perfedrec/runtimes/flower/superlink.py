@@ -381,6 +381,12 @@ def _replayed(body: bytes, receive: Any) -> Any:
     return replayed
 
 
+def meter_beside(database: Path) -> Meter | None:
+    """What counts what keys do, with the rates in the environment; refusals are written beside the ``database``."""
+    rates = os.environ.get(VARIABLE)
+    return None if rates is None else Meter(Rates.load(rates), database.with_name(REFUSED))
+
+
 def run() -> None:
     """Run a SuperLink with the options of Flower's command. ``--database`` names the file of :class:`DurableState`.
 
@@ -404,11 +410,8 @@ def run() -> None:
 
     main.get_objectstore_linkstate_factories = factories  # type: ignore[attr-defined]
     config = _parse_superlink_lifespan_config()
-    rates, folder = os.environ.get(VARIABLE), Path(str(config.database)).parent
     uvicorn.run(
-        FastPath(
-            main.create_app(config, SuperLinkLifespan), Meter(Rates.load(rates), folder / REFUSED) if rates else None
-        ),
+        FastPath(main.create_app(config, SuperLinkLifespan), meter_beside(Path(str(config.database)))),
         host=config.host,
         port=config.port,
         ssl_keyfile=config.ssl_keyfile,
