@@ -31,12 +31,16 @@ class Training:
     ``order`` [R] are the rows in the order of time, user by user, for a method that is :attr:`Method.sequential`. Rows
     without it are in this order already, or nobody asks for it. ``relations`` are those between users, if any are
     known.
+
+    ``views``: two graphs that a contrast between graphs takes in place of its own, where somebody else has made them
+    (pre-training at a neighbourhood service, whose two graphs were protected independently).
     """
 
     rows: Rows
     n_items: int
     order: Tensor | None = None
     relations: Relations | None = None
+    views: tuple[Bipartite, ...] = ()
 
     @staticmethod
     def of(dataset: Dataset, device: torch.device, sequential: bool = False) -> Training:

@@ -32,7 +32,8 @@ class SGL(LightGCN):
     settings: SGLSettings
 
     def begin(self, users: Tensor, items: Tensor, data: Training, key: Key) -> None:
-        self.views = [dropped(data, self.settings.drop, key.fold("view", number)) for number in range(2)]
+        own = (dropped(data, self.settings.drop, key.fold("view", number)) for number in range(2))
+        self.views = list(data.views or own)
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         views = [lightgcn(broadcast, users, items, self.settings.n_layers) for broadcast in self.views]

@@ -36,8 +36,8 @@ class SimGCL(LightGCN):
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         settings = self.settings
         views = [
-            noisy_lightgcn(data.graph, users, items, settings.n_layers, settings.noise, batch.key.fold("view", number))
-            for number in range(2)
+            noisy_lightgcn(graph, users, items, settings.n_layers, settings.noise, batch.key.fold("view", number))
+            for number, graph in enumerate(data.views or (data.graph, data.graph))
         ]
         contrasted = contrast(views, batch, settings.temperature)
         return super().loss(users, items, batch, data) + settings.weight * contrasted

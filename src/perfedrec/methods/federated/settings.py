@@ -249,7 +249,17 @@ class NeighbourhoodSettings(Settings):
 class PretrainingSettings(Settings):
     """Options of the phases before the first training round."""
 
-    kind: Literal["none", "contrastive", "spectral"] = Field("contrastive", description="kind of pre-training")
+    kind: Literal["none", "contrastive", "spectral", "lightgcn", "sgl", "simgcl", "xsimgcl", "ncl", "direct_au"] = (
+        Field(
+            "contrastive",
+            description="kind of pre-training: the paper's contrastive one, spectral, or the loss of a centralised "
+            "graph method at the neighbourhood service",
+        )
+    )
+    epochs: int = Field(10, ge=1, description="loss of a graph method: epochs over the protected edges")
+    options: dict[str, bool | int | float] = Field(
+        {}, description="loss of a graph method: its options, as in [method] of its preset"
+    )
     at: Literal["service", "clients"] = Field(
         "service",
         description="spectral: who makes the passes, the neighbourhood service from the edges that it has, or the "
@@ -281,6 +291,12 @@ class PretrainingSettings(Settings):
     batch_size: int = Field(256, ge=2, description="contrastive: users and items per step")
     temperature: float = Field(0.2, gt=0, description="contrastive: temperature of InfoNCE")
     node_dropout: float = Field(0.1, ge=0, lt=1, description="contrastive: share of clients that a view leaves out")
+    continued: float = Field(
+        0.0,
+        ge=0,
+        description="weight, in clients, with which the coordinator goes on driving items apart in each round of "
+        "training, on batch_size items; 0: pre-training ends before training",
+    )
     edge_perturbation: bool = Field(
         True, description="contrastive: use two independently perturbed edge sets instead of one"
     )
@@ -318,9 +334,12 @@ class PerFedRecSettings(Settings):
         if not self.privacy.sums:
             return self
         how = f"privacy.aggregation = {self.privacy.aggregation}"
-        if self.pretraining.kind == "contrastive":
+        if self.pretraining.continued:
+            raise ValueError(f"pretraining.continued changes rows of single items, which {how} hides; expected 0")
+        if self.pretraining.kind not in ("spectral", "none"):
             raise ValueError(
-                f"{how} hides the edges that contrastive pre-training needs; expected kind = spectral or none"
+                f"{how} hides the edges that {self.pretraining.kind} pre-training needs; expected kind = spectral or "
+                "none"
             )
         if self.privacy.low_rank and self.clusters.enabled and (self.privacy.noise.any or self.privacy.epsilon):
             raise ValueError(

@@ -1,0 +1,72 @@
+"""Pre-training with the graph loss of a centralised method, at the neighbourhood service on its protected edges."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from perfedrec.core.errors import ConfigError
+from perfedrec.core.keys import Key
+from perfedrec.core.threads import one_thread
+from perfedrec.core.types import Rows
+from perfedrec.methods.centralised.direct_au import DirectAU
+from perfedrec.methods.centralised.lightgcn import LightGCN
+from perfedrec.methods.centralised.method import Training
+from perfedrec.methods.centralised.ncl import NCL
+from perfedrec.methods.centralised.sgl import SGL
+from perfedrec.methods.centralised.simgcl import SimGCL
+from perfedrec.methods.centralised.vectors import VectorMethod, Vectors
+from perfedrec.methods.centralised.xsimgcl import XSimGCL
+from perfedrec.methods.federated.settings import PretrainingSettings
+from perfedrec.nn.propagation import Bipartite
+
+LOSSES: dict[str, type[VectorMethod]] = {
+    "lightgcn": LightGCN,
+    "sgl": SGL,
+    "simgcl": SimGCL,
+    "xsimgcl": XSimGCL,
+    "ncl": NCL,
+    "direct_au": DirectAU,
+}
+"""The kinds of pre-training that are the loss of a centralised method."""
+
+
+def graph_loss(settings: PretrainingSettings, embedding_dim: int) -> VectorMethod | None:
+    """The method whose loss is minimised in pre-training; ``None`` for another kind.
+
+    Raises :class:`ConfigError` for ``pretraining.options`` that the method does not have.
+    """
+    kind = LOSSES.get(settings.kind)
+    if kind is None:
+        if settings.options:
+            raise ConfigError(
+                f"pretraining.options has {', '.join(settings.options)}, and pretraining.kind = {settings.kind} has no "
+                f"options there; expected none, or one of the kinds {', '.join(LOSSES)}"
+            )
+        return None
+    try:
+        return kind(kind.Options.model_validate({**settings.options, "embedding_dim": embedding_dim}))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(["pretraining.options", *map(str, wrong["loc"])])
+        known = ", ".join(name for name in kind.Options.model_fields if name != "embedding_dim")
+        raise ConfigError(f"{where}: {wrong['msg']}; {settings.kind} has the options {known}") from None
+
+
+def minimise(
+    method: VectorMethod, graph: Bipartite, views: list[Bipartite], epochs: int, key: Key
+) -> tuple[Tensor, Tensor]:
+    """The layer-0 vectors of users [n, d] and of items [m, d] after a number of ``epochs`` of a ``method`` on the edges
+    of a ``graph``; contrasts between two graphs are between the two ``views``."""
+    by_user, n_items = graph.by_user, graph.by_item.starts.numel()
+    counts = by_user.degrees
+    offsets = counts.new_zeros(counts.numel() + 1)
+    offsets[1:] = counts.cumsum(0)
+    users = counts.new_tensor(range(counts.numel()))
+    rows = Rows(users, offsets, by_user.columns, users.repeat_interleave(counts))
+    data = Training(rows, n_items, views=tuple(views))
+    with one_thread():
+        state: Vectors = method.init(data, key.fold("init"))
+        for epoch in range(epochs):
+            state, _ = method.epoch(state, data, key.fold("epoch", epoch))
+    return state.users, state.items
