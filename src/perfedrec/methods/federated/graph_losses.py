@@ -9,29 +9,36 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows
+from perfedrec.methods.centralised.buir import BUIR
 from perfedrec.methods.centralised.direct_au import DirectAU
 from perfedrec.methods.centralised.lightgcn import LightGCN
 from perfedrec.methods.centralised.method import Training
+from perfedrec.methods.centralised.mixgcf import MixGCF
 from perfedrec.methods.centralised.ncl import NCL
+from perfedrec.methods.centralised.selfcf import SelfCF
 from perfedrec.methods.centralised.sgl import SGL
 from perfedrec.methods.centralised.simgcl import SimGCL
-from perfedrec.methods.centralised.vectors import VectorMethod, Vectors
+from perfedrec.methods.centralised.vectors import ProductMethod
 from perfedrec.methods.centralised.xsimgcl import XSimGCL
 from perfedrec.methods.federated.settings import PretrainingSettings
 from perfedrec.nn.propagation import Bipartite
 
-LOSSES: dict[str, type[VectorMethod]] = {
+LOSSES: dict[str, type[ProductMethod]] = {
     "lightgcn": LightGCN,
     "sgl": SGL,
     "simgcl": SimGCL,
     "xsimgcl": XSimGCL,
     "ncl": NCL,
     "direct_au": DirectAU,
+    "mixgcf": MixGCF,
+    "buir": BUIR,
+    "selfcf": SelfCF,
 }
-"""The kinds of pre-training that are the loss of a centralised method."""
+"""The kinds of pre-training that are the loss of a centralised method. Each learns vectors that LightGCN propagates.
+What a method learns besides (a predictor) ends with pre-training."""
 
 
-def graph_loss(settings: PretrainingSettings, embedding_dim: int) -> VectorMethod | None:
+def graph_loss(settings: PretrainingSettings, embedding_dim: int) -> ProductMethod | None:
     """The method whose loss is minimised in pre-training; ``None`` for another kind.
 
     Raises :class:`ConfigError` for ``pretraining.options`` that the method does not have.
@@ -49,12 +56,14 @@ def graph_loss(settings: PretrainingSettings, embedding_dim: int) -> VectorMetho
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join(["pretraining.options", *map(str, wrong["loc"])])
-        known = ", ".join(name for name in kind.Options.model_fields if name != "embedding_dim")
-        raise ConfigError(f"{where}: {wrong['msg']}; {settings.kind} has the options {known}") from None
+        if wrong["type"] == "extra_forbidden":
+            known = ", ".join(name for name in kind.Options.model_fields if name != "embedding_dim")
+            raise ConfigError(f"{where} is no option of {settings.kind}; expected one of {known}") from None
+        raise ConfigError(f"{where} of {settings.kind}: {wrong['msg']}, got {wrong['input']}") from None
 
 
 def minimise(
-    method: VectorMethod, graph: Bipartite, views: list[Bipartite], epochs: int, key: Key
+    method: ProductMethod, graph: Bipartite, views: list[Bipartite], epochs: int, key: Key
 ) -> tuple[Tensor, Tensor]:
     """The layer-0 vectors of users [n, d] and of items [m, d] after a number of ``epochs`` of a ``method`` on the edges
     of a ``graph``; contrasts between two graphs are between the two ``views``."""
@@ -66,7 +75,7 @@ def minimise(
     rows = Rows(users, offsets, by_user.columns, users.repeat_interleave(counts))
     data = Training(rows, n_items, views=tuple(views))
     with one_thread():
-        state: Vectors = method.init(data, key.fold("init"))
+        state = method.init(data, key.fold("init"))
         for epoch in range(epochs):
             state, _ = method.epoch(state, data, key.fold("epoch", epoch))
     return state.users, state.items

@@ -249,12 +249,23 @@ class NeighbourhoodSettings(Settings):
 class PretrainingSettings(Settings):
     """Options of the phases before the first training round."""
 
-    kind: Literal["none", "contrastive", "spectral", "lightgcn", "sgl", "simgcl", "xsimgcl", "ncl", "direct_au"] = (
-        Field(
-            "contrastive",
-            description="kind of pre-training: the paper's contrastive one, spectral, or the loss of a centralised "
-            "graph method at the neighbourhood service",
-        )
+    kind: Literal[
+        "none",
+        "contrastive",
+        "spectral",
+        "lightgcn",
+        "sgl",
+        "simgcl",
+        "xsimgcl",
+        "ncl",
+        "direct_au",
+        "mixgcf",
+        "buir",
+        "selfcf",
+    ] = Field(
+        "contrastive",
+        description="kind of pre-training: the paper's contrastive one, spectral, or the loss of a centralised "
+        "graph method at the neighbourhood service",
     )
     epochs: int = Field(10, ge=1, description="loss of a graph method: epochs over the protected edges")
     options: dict[str, bool | int | float] = Field(
