@@ -12,11 +12,11 @@ import torch
 from perfedrec.core.aggregate import reduce
 from perfedrec.core.errors import CheckpointError, ConfigError, DataError
 from perfedrec.data import load
-from perfedrec.forgetting.certificate import Certificate
 from perfedrec.forgetting.forget import Request, forget
-from perfedrec.forgetting.log import Limits, Log
-from perfedrec.forgetting.replay import replay
+from perfedrec.forgetting.resum import resum
+from perfedrec.runs.certificate import Certificate
 from perfedrec.runs.config import resolve
+from perfedrec.runs.forget_log import Limits, Log
 from perfedrec.runs.result import Result, open_run
 from perfedrec.runs.training import train
 from perfedrec.runs.uploads import Uploads, without
@@ -122,7 +122,7 @@ def test_a_damaged_certificate_is_refused(tmp_path: Path) -> None:
         Certificate.read(tmp_path)
 
 
-def test_replay_of_all_kept_uploads_is_the_run_itself(tmp_path: Path) -> None:
+def test_summing_of_all_kept_uploads_is_the_run_itself(tmp_path: Path) -> None:
     """With nobody to forget the server makes the same tables, bit for bit: every upload is there as it was sent."""
     folder = tmp_path / "run"
     result = train(resolve(**{**SMALL, "run__keep_uploads": True}), output=folder)
@@ -131,7 +131,7 @@ def test_replay_of_all_kept_uploads_is_the_run_itself(tmp_path: Path) -> None:
     played = len(algorithm.phases) + result.best_round
     recommender = result.recommender
     assert isinstance(recommender, PersonalRecommender)
-    found = replay(algorithm, result.dataset, config.run, folder, recommender, played, 0)
+    found = resum(algorithm, result.dataset, config.run, folder, recommender, played, 0)
     before, after = recommender.state, found.recommender.state
     for name in ("items", "offsets", "neighbours", "degrees"):
         mine, theirs = getattr(before, name), getattr(after, name)
@@ -140,7 +140,7 @@ def test_replay_of_all_kept_uploads_is_the_run_itself(tmp_path: Path) -> None:
     assert torch.equal(recommender.raw_scores(users), found.recommender.raw_scores(users))
 
 
-def test_replay_without_a_user_sums_what_the_others_sent(tmp_path: Path) -> None:
+def test_summing_without_a_user_sums_what_the_others_sent(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = resolve(algorithm="fedmf", **{**SMALL, "run__keep_uploads": True, "run__rounds": 1})
     train(config, output=folder)
@@ -151,9 +151,9 @@ def test_replay_without_a_user_sums_what_the_others_sent(tmp_path: Path) -> None
     assert torch.equal(whole.keys, again.keys)
     assert torch.equal(whole.sums, again.sums)
     assert less.clients == whole.clients - 1
-    result = forget(folder, Request([str(int(block.users[0]))], "replay", rounds=1), tmp_path / "new")
+    result = forget(folder, Request([str(int(block.users[0]))], "resum", budget=1.0), tmp_path / "new")
     assert result.cost.rounds == 1
     assert Result.load(tmp_path / "new").best_round == 2
     with pytest.raises(CheckpointError, match="no uploads were kept"):
-        forget(tmp_path / "new", Request(["9"], "replay"), tmp_path / "other")
+        forget(tmp_path / "new", Request(["9"], "resum"), tmp_path / "other")
     assert not (tmp_path / "other").exists()

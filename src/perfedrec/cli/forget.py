@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from perfedrec.cli.common import AsJson, Moved, Quiet, console, one_line, report
 from perfedrec.core.errors import ConfigError, reason
 
 if TYPE_CHECKING:
-    from perfedrec.forgetting.certificate import Certificate
+    from perfedrec.runs.certificate import Certificate
 
 
 def forget(
@@ -23,13 +24,13 @@ def forget(
     users: Annotated[
         Path | None, typer.Option(help="file with an id a line: all users of a node, or those of an attacker")
     ] = None,
-    method: Annotated[str, typer.Option(help="exact (trains again), or replay (from kept uploads)")] = "exact",
+    method: Annotated[str, typer.Option(help="exact, replay, correction or resum (see docs/forgetting.md)")] = "exact",
     reference: Annotated[
         Path | None, typer.Option(help="output of --method exact for the same users, to compare with")
     ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(help="rounds in which the others adapt, not with exact (default: 4 % of the run's)")
-    ] = None,
+    budget: Annotated[
+        float, typer.Option(help="how often clients are asked, as a share of the run's; not with exact")
+    ] = 0.05,
     max_share: Annotated[float, typer.Option(help="largest share of a run's users who may be forgotten")] = 0.05,
     data: Moved = None,
     quiet: Quiet = False,
@@ -44,17 +45,17 @@ def forget(
     with one_line():
         from perfedrec.forgetting.forget import Request
         from perfedrec.forgetting.forget import forget as run_forget
-        from perfedrec.forgetting.log import Limits
+        from perfedrec.runs.forget_log import Limits
 
         if not 0 < max_share <= 1:
             raise ConfigError(f"--max-share is {max_share:g}; expected a share above 0, at most 1")
-        if rounds is not None and rounds < 0:
-            raise ConfigError(f"--rounds is {rounds}; expected 0 or more")
-        request = Request([*(user or ()), *_listed(users)], method, rounds, reference)
+        if not 0 <= budget <= 1:
+            raise ConfigError(f"--budget is {budget:g}; expected a share from 0 to 1")
+        request = Request([*(user or ()), *_listed(users)], method, budget, reference)
         limits = Limits(share=max_share)
         found = run_forget(run, request, output, data=data, limits=limits, progress=reporter(quiet, as_json))
         if as_json:
-            print((output / "certificate.json").read_text(encoding="utf-8").replace("\n", ""))
+            print(json.dumps(json.loads(found.text())))
             return
         print_certificate(found)
         console.print(f"run and certificate.json written to {output}", soft_wrap=True)

@@ -181,16 +181,33 @@ def node_status(store: StoreFile, as_json: AsJson = False) -> None:
 
 
 @app.command("forget")
-def node_forget(store: StoreFile, user: User) -> None:
+def node_forget(
+    store: StoreFile,
+    user: User,
+    request: Annotated[
+        Path | None, typer.Option(help="new file for a signed request to the federation, to forget the user as well")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="private key of this node, which signs the request")] = None,
+) -> None:
     """Delete everything that a node has about a user, and overwrite the deleted data.
 
     [bold]perfedrec node forget --store home.node --user ann[/bold]
+
+    [bold]perfedrec node forget --store home.node --user ann --request ann.request --key node7[/bold]
     """
     with one_line():
         from perfedrec.federation.owner import Node
 
+        if (request is None) != (key is None):
+            raise ConfigError("a request is signed with the key of this node; expected both --request and --key")
         with Node.open(store) as node:
+            if request is not None and key is not None:
+                from perfedrec.federation.requests import make
+
+                make(node, user, key).write(request)  # before: afterwards nobody knows the user's number
             stays = node.forget(user)
+        if request is not None:
+            console.print(f"{request}: give it to the operator (perfedrec federation forget)", soft_wrap=True)
         console.print(f"nothing about {user} is left in {store}", soft_wrap=True)
         console.print(stays, soft_wrap=True, highlight=False)
 

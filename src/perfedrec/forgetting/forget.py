@@ -9,22 +9,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import DataLike, Dataset
 from perfedrec.forgetting import measures
-from perfedrec.forgetting.certificate import Certificate, Cost, digest_of_model
-from perfedrec.forgetting.log import Limits, Log
-from perfedrec.forgetting.replay import replay
+from perfedrec.forgetting.resum import resum
+from perfedrec.forgetting.rows import Rows, check, correct, replay
+from perfedrec.forgetting.simulated import Played, Trained
 from perfedrec.methods.centralised.method import Method
+from perfedrec.runs.certificate import Certificate, Cost, digest_of_model
 from perfedrec.runs.config import Config
 from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.forget_log import Limits, Log
 from perfedrec.runs.progress import Quiet, Reporter
 from perfedrec.runs.result import Result, open_run
 from perfedrec.runs.training import train
 from perfedrec.runtimes.simulator import PersonalRecommender
 
-CALIBRATION = 0.04
-"""Rounds in which the remaining clients adapt to a corrected model, as a share of those of the run."""
+BUDGET = 0.05
+"""How often clients are asked by a method that is not exact, as a share of how often the run asked them."""
 
 LOSS = 0.01
 """A relative loss of NDCG for the others above which a certificate has an alert: a request may be an attack."""
@@ -42,12 +47,35 @@ class Task:
     config_left: Config
     output: Path
     reporter: Reporter
-    rounds: int
+    budget: float
 
     @property
     def gone(self) -> tuple[int, ...]:
         """The numbers of the users who are to be forgotten now."""
         return tuple(each for each in self.left.forgotten if each not in self.before.dataset.forgotten)
+
+    @property
+    def algorithm(self) -> AnyAlgorithm:
+        """The method of a federated run."""
+        found = self.config.build()
+        assert not isinstance(found, Method)
+        return found
+
+    @property
+    def model(self) -> Trained:
+        """The model of the run as it was."""
+        assert isinstance(self.before.recommender, PersonalRecommender)
+        return self.before.recommender
+
+    @property
+    def trained(self) -> int:
+        """The rounds of training that the model of the run has behind it."""
+        return max(self.before.best_round, 0)
+
+    @property
+    def asked(self) -> int:
+        """How often clients were asked in all rounds of the run."""
+        return sum(each.report.clients for each in self.before.history)
 
 
 @dataclass(frozen=True)
@@ -68,15 +96,17 @@ class Request:
     """Who is to be forgotten, and how.
 
     ``users`` are ids of the data. ``method``: "exact" trains again from the seed, without the users' data and without
-    them in cohorts; everything else is alike, because random numbers are keyed. "replay" plays the server's part again
-    from kept uploads without those of the users, and then a number of ``rounds`` of the others (default:
-    :data:`CALIBRATION` of those of the run). ``reference`` is the folder of the same request by "exact", with which the
-    model is compared. ``by`` says in the log who asked.
+    them in cohorts; everything else is alike, because random numbers are keyed. "replay" trains the rows of the users'
+    items again (:func:`perfedrec.forgetting.rows.replay`), "correction" takes the users' gradients out of them
+    (:func:`perfedrec.forgetting.rows.correct`), and "resum" plays the server's part again from kept uploads without
+    those of the users (:func:`perfedrec.forgetting.resum.resum`). All but the first ask other clients for a few rounds,
+    as often as the ``budget`` says: a share of how often the run asked clients. ``reference`` is the folder of the same
+    request by "exact", with which the model is compared. ``by`` says in the log who asked.
     """
 
     users: Sequence[int | str]
     method: str = "exact"
-    rounds: int | None = None
+    budget: float = BUDGET
     reference: str | Path | None = None
     by: str = "operator"
 
@@ -127,8 +157,10 @@ def _task(folder: Path, request: Request, output: Path, data: DataLike | None, r
     left = before.dataset.without_users(request.users)
     names = tuple(str(left.train.user_ids[each]) for each in left.forgotten)
     settings = config.data.model_copy(update={"forgotten": names})
-    rounds = round(CALIBRATION * max(before.best_round, 0)) if request.rounds is None else request.rounds
-    return Task(folder, before, config, left, config.model_copy(update={"data": settings}), output, reporter, rounds)
+    without = config.model_copy(update={"data": settings})
+    task = Task(folder, before, config, left, without, output, reporter, request.budget)
+    CHECKS.get(request.method, check_federated)(task)
+    return task
 
 
 def retrain(task: Task) -> Forgotten:
@@ -149,34 +181,98 @@ def retrain(task: Task) -> Forgotten:
     )
 
 
-def replayed(task: Task) -> Forgotten:
+def summed_again(task: Task) -> Forgotten:
     """Play the server's part of the run again from kept uploads without those of the users, and a few rounds."""
-    algorithm, recommender = task.config.build(), task.before.recommender
-    if isinstance(algorithm, Method) or not isinstance(recommender, PersonalRecommender):
-        raise ConfigError(f"{task.config.algorithm} is centralised: it has no uploads; expected --method exact")
-    phases = len(algorithm.phases)
-    played = phases + task.before.best_round
-    found = replay(algorithm, task.left, task.config.run, task.folder, recommender, played, task.rounds)
+    algorithm, rounds = task.algorithm, round(task.budget * task.trained)
+    played = len(algorithm.phases) + task.before.best_round
+    found = resum(algorithm, task.left, task.config.run, task.folder, task.model, played, rounds)
+    done = [
+        f"the server's part of {played:,} rounds was played again, from the kept uploads without the users'",
+        f"then the other clients trained for {rounds:,} rounds, from the states that they had",
+    ]
+    trained = "what training made: the other clients' uploads are those that they sent while the users were there"
+    return _stored(task, found, task.before.best_round + rounds, done, [PHASES, SUMS], [trained])
+
+
+def trained_rows(task: Task) -> Forgotten:
+    """Train the rows of the users' items again, from their start."""
+    rows = _rows(task)
+    found = replay(rows, task.budget, task.asked)
+    count = int(rows.touched.sum())
+    done = [
+        "the phases before training were computed again, from the edges of the others that the service has",
+        f"the rows of the users' {count:,} items were put back to their start, and trained again in "
+        f"{len(found.entries):,} rounds by clients who have these items, and a few others",
+    ]
+    return _stored(task, found, task.before.best_round, done, [PHASES], [ROWS, OTHERS_KEEP])
+
+
+def corrected(task: Task) -> Forgotten:
+    """Take the users' gradients out of the rows of their items, and let others repair these."""
+    rows = _rows(task)
+    found = correct(rows, task.model, torch.tensor(task.gone), task.budget, task.asked)
+    count = int(rows.touched.sum())
+    done = [
+        "the phases before training were computed again, from the edges of the others that the service has",
+        f"the users' gradients were taken out of the rows of their {count:,} items, with the help of their nodes",
+        f"these rows were repaired in {len(found.entries):,} rounds by clients who have these items, and a few others",
+    ]
+    return _stored(task, found, task.before.best_round, done, [PHASES], [ROWS, OTHERS_KEEP])
+
+
+PHASES = "the phases before training: degrees, pre-trained tables, edges and lists of the neighbourhood model"
+SUMS = "each sum of a round: it is that of the other clients' uploads, bit for bit"
+ROWS = "the rows of the users' items, in all tables"
+OTHERS_KEEP = "all other rows, and what the other clients keep, which are as they were"
+"""Parts of a model, as certificates name them."""
+
+
+def _rows(task: Task) -> Rows:
+    run = task.config.run
+    return Rows.of(task.algorithm, task.left, run, task.model, task.trained, torch.tensor(task.gone))
+
+
+def _stored(
+    task: Task, found: Played, best_round: int, done: list[str], exact: list[str], approximate: list[str]
+) -> Forgotten:
+    """Write the run with the model that was made: its history is that of the run, and the rounds that were added."""
+    played = len(task.algorithm.phases) + task.before.best_round
     history = [*task.before.history[:played], *found.entries]
-    result = Result(
-        found.recommender, task.left, task.before.best_round + task.rounds, {}, history, config=task.config_left
-    )
+    result = Result(found.recommender, task.left, best_round, {}, history, config=task.config_left)
     result.valid = result.evaluate("valid")
     result.save(task.output)
-    return Forgotten(
-        result,
-        found.entries,
-        found.seconds,
-        [
-            f"the server's part of {played:,} rounds was played again, from the kept uploads without the users'",
-            f"then the other clients trained for {task.rounds:,} rounds, from the states that they had",
-        ],
-        ["item degrees, the users' edges and vectors at the neighbourhood service, and what follows from these alone"],
-        ["what training made: the other clients' uploads are those that they sent while the users were there"],
-    )
+    return Forgotten(result, found.entries, found.seconds, done, exact, approximate)
 
 
-WAYS: dict[str, Callable[[Task], Forgotten]] = {"exact": retrain, "replay": replayed}
+WAYS: dict[str, Callable[[Task], Forgotten]] = {
+    "exact": retrain,
+    "replay": trained_rows,
+    "correction": corrected,
+    "resum": summed_again,
+}
+"""The methods of forgetting, by name."""
+
+
+def check_federated(task: Task) -> None:
+    """Raise :class:`ConfigError` for a run that only exact retraining suits."""
+    if isinstance(task.config.build(), Method):
+        raise ConfigError(f"{task.config.algorithm} is centralised; expected --method exact")
+    if task.before.best_round < 0:
+        raise ConfigError("the model is that of a phase before training; expected --method exact")
+
+
+def check_rows(task: Task) -> None:
+    """Raise :class:`ConfigError` for a run whose rows cannot be changed apart."""
+    check_federated(task)
+    check(task.algorithm)
+
+
+CHECKS: dict[str, Callable[[Task], None]] = {
+    "exact": lambda task: None,
+    "replay": check_rows,
+    "correction": check_rows,
+}
+"""What is refused before anything is noted or written."""
 
 
 def _reference(folder: Path, data: DataLike | None, left: Dataset) -> Result:

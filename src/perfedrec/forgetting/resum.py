@@ -1,10 +1,9 @@
-"""Forgetting by replay: the server's part of a run again, from kept uploads without those of the forgotten users, and a
-few rounds in which the remaining clients adapt to the result."""
+"""Forgetting by summing again: the server's part of a run, from kept uploads without those of the forgotten users, and
+a few rounds in which the remaining clients adapt to the result."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,18 @@ from perfedrec.core.aggregate import Aggregate, reduce
 from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.errors import CheckpointError
 from perfedrec.data import Dataset
+from perfedrec.forgetting.simulated import Played, Trained, adopt, chosen_as, rounds, simulated
 from perfedrec.runs.config import RunSettings
-from perfedrec.runs.folder import Entry
 from perfedrec.runs.uploads import Uploads, without
-from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.round import round_key
-from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
-
-CHOSEN = ("mix", "beta", "turn")
-"""Fields of a server state that hold what held-out items have chosen."""
 
 
-@dataclass(frozen=True)
-class Played:
-    """What a method made: the recommender, the rounds that clients played for it, and the seconds."""
-
-    recommender: PersonalRecommender[Any, Any, Any]
-    entries: list[Entry]
-    seconds: float
-
-
-def replay(
+def resum(
     algorithm: AnyAlgorithm,
     left: Dataset,
     run: RunSettings,
     folder: Path,
-    before: PersonalRecommender[Any, Any, Any],
+    before: Trained,
     played: int,
     calibration: int,
 ) -> Played:
@@ -88,36 +73,3 @@ def _server(
         total = algorithm.compress(algorithm.broadcast(state, plan.cohort[:0]), plan.phase, total)
         total = algorithm.protection.add_noise(plan.phase, total, plan.cohort.numel(), key.fold("release"))
     return algorithm.server(state, plan.phase, total, key.fold("server"))
-
-
-def simulated(algorithm: AnyAlgorithm, left: Dataset, run: RunSettings) -> Simulator[Any, Any, Any]:
-    """The simulator of a run on the data that are ``left``, before its first round."""
-    return Simulator(
-        algorithm, left, seed=run.seed, device="cpu", block_size=run.block_size, dropout_rate=run.dropout_rate
-    )
-
-
-def chosen_as(state: Any, before: Any) -> Any:
-    """The state with what held-out items have chosen in the state ``before``: nobody is asked again."""
-    names = {each.name for each in fields(state)} & set(CHOSEN)
-    return replace(state, **{name: getattr(before, name) for name in names})
-
-
-def adopt(population: Population[Any], before: PersonalRecommender[Any, Any, Any], absent: Tensor | None) -> None:
-    """Give the users of a ``population`` their client states in the model ``before``; forgotten users keep a first
-    state, which nothing was ever trained into."""
-    everyone = population.everyone()
-    for users in (everyone if absent is None else everyone[~absent]).split(1024):
-        _, old = before.population.rows(users)
-        _, new = population.rows(users)
-        population.save_client_states(users, new, before.population.load_client_states(users, old))
-
-
-def rounds(simulator: Simulator[Any, Any, Any], number: int) -> list[Entry]:
-    """Play a ``number`` of rounds, and return their entries in a history."""
-    found = []
-    for _ in range(number):
-        start = time.perf_counter()
-        report = simulator.play()
-        found.append(Entry(report, time.perf_counter() - start))
-    return found

@@ -19,7 +19,7 @@ NAME = "forgetting.jsonl"
 @dataclass(frozen=True)
 class Limits:
     """How many requests are served: users who were forgotten from a run are at most the ``share`` of its users (one is
-    always allowed), and at most ``per_day`` requests are accepted within 24 hours.
+    always allowed), and of each node (or of the operator) at most ``per_day`` requests are accepted within 24 hours.
 
     Chosen deletions can move a model more than deletions at random do: FedMUA (Chen et al., arXiv 2412.16444) makes a
     model wrong for others by requests of few clients, and BadUnlearn (Wang et al., arXiv 2501.17396) steers what a
@@ -40,12 +40,16 @@ class Log:
         """All lines, oldest first; a line that was cut off is left out."""
         return read_lines(self.path)
 
-    def allow(self, limits: Limits, users: Sequence[str], before: int, n_users: int, by: str) -> None:
-        """Note that ``users`` are to be forgotten, of ``n_users`` of whom a number were forgotten ``before``.
+    def allow(
+        self, limits: Limits, users: Sequence[str], before: int, n_users: int, by: str, nonce: str | None = None
+    ) -> None:
+        """Note that ``users`` are to be forgotten, of ``n_users`` of whom a number were forgotten ``before``. ``nonce``
+        is that of a signed request.
 
         Raises :class:`ConfigError`, and notes the refusal, where the limits do not allow it.
         """
-        recent = self.accepted(since=datetime.now(UTC) - timedelta(days=1))
+        recent = self.accepted(by, since=datetime.now(UTC) - timedelta(days=1))
+        more = {} if nonce is None else {"nonce": nonce}
         most = max(int(limits.share * n_users), 1)
         problem = ""
         if before + len(users) > most:
@@ -56,17 +60,18 @@ class Log:
             )
         elif recent >= limits.per_day:
             problem = (
-                f"{recent} requests were accepted within a day; expected at most {limits.per_day}; see {self.path}"
+                f"{recent} requests of {by} were accepted within a day; expected at most {limits.per_day}; see "
+                f"{self.path}"
             )
         if problem:
-            self.add("refused", users=list(users), by=by, reason=problem)
+            self.add("refused", users=list(users), by=by, **more, reason=problem)
             raise ConfigError(problem)
-        self.add("accepted", users=list(users), by=by)
+        self.add("accepted", users=list(users), by=by, **more)
 
-    def accepted(self, since: datetime) -> int:
-        """How many requests were accepted since a moment."""
-        moment = since.isoformat(timespec="seconds")
-        return sum(line.get("event") == "accepted" and str(line.get("time", "")) >= moment for line in self.lines())
+    def accepted(self, by: str, since: datetime) -> int:
+        """How many requests of somebody were accepted since a moment."""
+        moment, found = since.isoformat(timespec="seconds"), [each for each in self.lines() if each.get("by") == by]
+        return sum(line.get("event") == "accepted" and str(line.get("time", "")) >= moment for line in found)
 
     def done(self, users: Sequence[str], method: str, by: str, output: Path, alerts: Sequence[str]) -> None:
         """Note that users were forgotten."""

@@ -54,9 +54,13 @@ class Certificate:
     alerts: list[str] = field(default_factory=list)
     format: int = FORMAT
 
+    def text(self) -> str:
+        """The certificate as JSON."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
     def write(self, folder: Path) -> None:
         """Write it to the folder of the run that it is about."""
-        RunFolder(folder).write(NAME, json.dumps(asdict(self), indent=1).encode())
+        RunFolder(folder).write(NAME, self.text().encode())
 
     @staticmethod
     def read(folder: Path) -> Certificate:

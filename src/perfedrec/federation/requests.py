@@ -1,0 +1,192 @@
+"""Requests of nodes to forget a user: signed on the node, checked and noted by the operator of the federation."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from perfedrec.core.errors import ConfigError, reason
+from perfedrec.federation.bundles import SERVICE
+from perfedrec.federation.owner import Node
+from perfedrec.runs.certificate import Certificate, Cost
+from perfedrec.runs.checkpoint import load
+from perfedrec.runs.files import MODEL
+from perfedrec.runs.folder import RunFolder
+from perfedrec.runs.forget_log import Limits, Log
+from perfedrec.runs.shared_model import USERS
+from perfedrec.runtimes.flower import public_key
+from perfedrec.runtimes.flower.keys import private_key
+
+FORMAT = "perfedrec forget 1"
+"""The first words of what is signed, so that a signature is good for nothing else."""
+
+_FIELDS = ("format", "run", "identity", "made", "nonce")
+
+
+@dataclass(frozen=True)
+class SignedRequest:
+    """A request that the user with the number ``identity`` is forgotten from a ``run``, made at a time (UTC), with a
+    random ``nonce`` by which it is recognised, and signed with the key of the user's node."""
+
+    run: str
+    identity: int
+    made: str
+    nonce: str
+    signature: bytes
+
+    @property
+    def signed(self) -> bytes:
+        """The bytes that are signed."""
+        values = (FORMAT, self.run, str(self.identity), self.made, self.nonce)
+        return json.dumps(dict(zip(_FIELDS, values, strict=True)), sort_keys=True).encode()
+
+    def write(self, path: Path) -> None:
+        """Write it to a new file. Raises :class:`ConfigError` where there is one already."""
+        content = json.loads(self.signed) | {"signature": self.signature.hex()}
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({reason(error)}); expected a new file") from None
+
+    @staticmethod
+    def read(path: Path) -> SignedRequest:
+        """The request in a file. Raises :class:`ConfigError` for anything else. Its signature is not checked."""
+        try:
+            content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if set(content) != {*_FIELDS, "signature"} or content["format"] != FORMAT:
+                raise ValueError("it has other fields")
+            texts = {name: content[name] for name in ("run", "made", "nonce")}
+            if not all(isinstance(each, str) and len(each) < 200 for each in texts.values()):
+                raise ValueError("a field is no short text")
+            return SignedRequest(
+                **texts, identity=int(content["identity"]), signature=bytes.fromhex(content["signature"])
+            )
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"{path}: no request can be read ({reason(error)}); expected what perfedrec node forget --request wrote"
+            ) from None
+
+
+def make(node: Node, user: str, key: Path) -> SignedRequest:
+    """The request to forget a user of a node from the run that the node took part in last, signed with the private key
+    in the file ``key``. Raises :class:`ConfigError` where no federation knows the user."""
+    status, identity = node.status(), node.export(user)["identity"]
+    if identity is None or status["run"] is None:
+        raise ConfigError(f"no federation knows {user}: there is nothing to request; expected forget without --request")
+    made, nonce = datetime.now(UTC).isoformat(timespec="seconds"), secrets.token_hex(16)
+    bare = SignedRequest(status["run"], int(identity), made, nonce, b"")
+    return SignedRequest(
+        bare.run, bare.identity, made, nonce, private_key(key).sign(bare.signed, ec.ECDSA(hashes.SHA256()))
+    )
+
+
+def accept(
+    folder: Path, path: Path, keys: Path, limits: Limits | None = None, new_run: Path | None = None
+) -> Certificate:
+    """Check the request in the file ``path`` to a run in ``folder``, note it in the run's log, and return the
+    certificate of what is done about it. It is written to ``forgotten-NONCE.json`` in the folder.
+
+    The request must be signed with one of the keys of nodes in the folder ``keys``, name this run, and name a user of
+    it by the number that only the coordinator and the user's node know. A request is accepted once, and within the
+    ``limits``. ``new_run`` is the folder of a run that was trained without the user, which is then checked; a request
+    that was accepted can be given again for that.
+
+    Raises :class:`ConfigError` for a request that is refused; the log has a line for it.
+    """
+    request, run, log = SignedRequest.read(path), RunFolder(folder), Log(folder)
+    name, users = run.name(), _users(folder)
+    before = {user: line for line in log.lines() if line["event"] == "accepted" for user in line["users"]}
+    again = new_run is not None and before.get(str(request.identity), {}).get("nonce") == request.nonce
+    try:
+        node = _signer(request, keys)
+        _check(request, name, users, {} if again else before)
+    except ConfigError as error:
+        log.add("refused", users=[str(request.identity)], by="unknown", nonce=request.nonce, reason=str(error))
+        raise
+    if new_run is not None and request.identity in _users(new_run):
+        raise ConfigError(f"{new_run}: the user took part in this run as well; expected a run without the user")
+    if not again:
+        log.allow(limits or Limits(), [str(request.identity)], len(before), len(users), node, nonce=request.nonce)
+    found = _certificate(request, folder, node, new_run)
+    run.write(f"forgotten-{request.nonce}.json", found.text().encode())
+    log.done([str(request.identity)], found.method, node, new_run or folder, ())
+    return found
+
+
+def _signer(request: SignedRequest, keys: Path) -> str:
+    """The name of the node that has signed a request. Raises :class:`ConfigError` where no registered one has."""
+    for path in sorted(keys.glob("*.pub")):
+        key = serialization.load_pem_public_key(public_key(path))
+        if path.stem == SERVICE or not isinstance(key, ec.EllipticCurvePublicKey):
+            continue
+        try:
+            key.verify(request.signature, request.signed, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            continue
+        return path.stem
+    raise ConfigError(f"the request is signed with no key in {keys}; expected that of a registered node")
+
+
+def _check(request: SignedRequest, name: str, users: set[int], before: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise :class:`ConfigError` for a request about another run or user, and for a user about whom one was accepted
+    ``before``: lines of the log by user."""
+    if request.run != name:
+        raise ConfigError(f"the request is about run {request.run:.60}; expected {name}")
+    if request.identity not in users:
+        raise ConfigError(f"the request is about user {request.identity}, who took no part in run {name}")
+    if (line := before.get(str(request.identity))) is not None:
+        raise ConfigError(f"user {request.identity} was forgotten at {line['time']}; expected one request for each")
+
+
+def _users(folder: Path) -> set[int]:
+    """The identities of the users who took part in a run."""
+    run = RunFolder(folder)
+    stored = load(folder / MODEL) if (folder / MODEL).exists() else load(run.latest_checkpoint(skip_damaged=True))
+    return set(stored.records[USERS][0]["users"].tolist())
+
+
+def _certificate(request: SignedRequest, folder: Path, node: str, new_run: Path | None) -> Certificate:
+    nothing = Cost(0, 0, 0, 0, 0.0)
+    done = [
+        f"node {node} has signed that the user is deleted there; a deleted user takes part in no further round",
+        "the request was checked against the keys of registered nodes, and noted in the log",
+    ]
+    exact, not_covered = [], list(STAYS)
+    if new_run is not None:
+        done.append(f"run {RunFolder(new_run).name()} was trained without the user, who is not among its participants")
+        exact.append("the whole model of the new run")
+        not_covered = not_covered[1:]
+    return Certificate(
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        users=[str(request.identity)],
+        method="new run" if new_run is not None else "no further part",
+        run={"folder": folder.name, "run": request.run, "request": request.nonce},
+        done=done,
+        exact=exact,
+        approximate=[],
+        cost=nothing,
+        cost_of_run=nothing,
+        measured={},
+        unmeasured=["everything: the data that figures need are on the nodes"],
+        not_covered=not_covered,
+    )
+
+
+STAYS = (
+    "the model: sums that were opened with the user in them stay in it until a run without the user replaces it "
+    "(federation forget --new-run)",
+    "the sums themselves, where they were kept (serve --keep-sums), checkpoints, and versions in a registry of models",
+    "the user's last vector and edges at a neighbourhood service, where there is one, until it plays another run",
+    "copies of the model on nodes and elsewhere, and what other nodes learned from it",
+)
+"""What the acceptance of a request does not cover."""
