@@ -141,3 +141,11 @@ def test_what_was_read_before_holds_while_the_register_cannot_be_read(tmp_path: 
     assert len(told) == 1
     with pytest.raises(ConfigError):
         Admission(Register(folder), Limits(), KEYS, told.append)
+
+
+def test_a_folder_of_keys_that_cannot_be_written_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path / "keys")
+    with pytest.raises(ConfigError, match=r"keys: cannot be written; expected a folder of keys in which"):
+        admission(tmp_path / "keys")

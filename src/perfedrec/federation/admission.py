@@ -70,6 +70,7 @@ class Admission:
     def __init__(
         self, register: Register, limits: Limits, registered: Mapping[bytes, str], tell: Callable[[str], None]
     ) -> None:
+        register.check_writable()
         self.register, self.limits, self.tell = register, limits, tell
         self.fingerprints = {name: sha256(key).hexdigest()[:16] for key, name in registered.items()}
         self.first = all(each.since is None for each in register.nodes().values())

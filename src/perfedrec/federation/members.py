@@ -98,6 +98,15 @@ class Register:
             _write_whole(file, "".join(json.dumps(each) + "\n" for each in made).encode())
         return [each["number"] for each in made]
 
+    def check_writable(self) -> None:
+        """Raise :class:`ConfigError` where lines cannot be added."""
+        place = self.path if self.path.exists() else self.keys
+        if not os.access(place, os.W_OK):
+            raise ConfigError(
+                f"{place}: cannot be written; expected a folder of keys in which the coordinator can keep its register "
+                "of nodes"
+            )
+
     # --- decisions ---
 
     def exclude(self, name: str, because: str = "") -> int:

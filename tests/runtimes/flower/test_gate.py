@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
-from tests.runtimes.flower.test_coordinator import ALONE, N_USERS, PARTS, SECURE, assembled, coordinator, store
+from tests.runtimes.flower.test_coordinator import (
+    ALGORITHM,
+    ALONE,
+    N_USERS,
+    PARTS,
+    SECURE,
+    assembled,
+    coordinator,
+    store,
+)
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import copied, flatten
@@ -184,3 +193,23 @@ def test_what_a_coordinator_says_is_one_printable_line_in_the_log_of_a_node(tmp_
     assert line.startswith("the coordinator says: no more [2Jxxx")
     assert len(line) < 330
     assert node.status()["run"] is None
+
+
+@pytest.mark.parametrize("algorithm", [ALGORITHM, SECURE], ids=["with a service", "secure"])
+def test_a_node_that_counts_only_after_the_phases_takes_part_in_training(
+    algorithm: PerFedRecPP, tmp_path: Path
+) -> None:
+    given, keeper = guarded(tmp_path, algorithm)
+    keeper.states[102] = HELD
+    assembled(given, nodes=2)
+    state, clients = given.begin(), list[int]()
+    for number in range(len(algorithm.phases) + 2):
+        if number == len(algorithm.phases):
+            keeper.states.clear()
+        state, report = given.play(state)
+        clients.append(report.cohort - report.clients)
+    assert given.rejected == []
+    assert clients[-2:] == [0, 0]
+    assert max(clients[:-2]) == 9
+    assert bool(state.items.isfinite().all())
+    assert given.hand_out(state) == [100, 101, 102]
