@@ -71,6 +71,13 @@ class Protects(Protocol):
     def upload(self, phase: str, update: Update, key: Key) -> Update:
         """The update of B users with each user's part clipped and noised. ``key`` is the key of the clients' work."""
 
+    def hold_rows(self, phase: str, update: Update) -> Update:
+        """The update with each user's change of each row within its bound: what a server that sees the uploads of
+        clients does again, because they may not have done it."""
+
+    def hold_sum(self, phase: str, part: Aggregate) -> Aggregate:
+        """The same for a sum over several clients that the server sees."""
+
     def add_noise(self, phase: str, aggregate: Aggregate, asked: int, key: Key) -> Aggregate:
         """A sum over some clients of a cohort, with the noise that these clients add. The cohort has ``asked``
         clients."""
@@ -78,6 +85,9 @@ class Protects(Protocol):
     def aborted(self, phase: str, clients: int, asked: int) -> bool:
         """Whether the round is aborted: only ``clients`` of the ``asked`` clients answered, too few for their sum to be
         opened."""
+
+    def n_groups(self, phase: str, asked: int) -> int:
+        """The number of groups of the ``asked`` clients whose sums are opened one by one; 1 where there is one sum."""
 
     def least_clients(self, phase: str, asked: int) -> int:
         """The least number of clients whose sum is opened, where ``asked`` clients are asked."""

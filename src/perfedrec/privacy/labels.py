@@ -166,3 +166,9 @@ def _with(rows: Rows, items: Tensor, owners: Tensor, n_items: int) -> Rows:
     offsets = torch.zeros_like(rows.offsets)
     torch.cumsum(torch.bincount(segments, minlength=rows.n_users), 0, out=offsets[1:])
     return replace(rows, offsets=offsets, items=joined - segments * n_items, segments=segments)
+
+
+def by_client(labels: Labels) -> tuple[Tensor, Tensor]:
+    """[P + N] the client of each label and negative, and the order that sorts them by client."""
+    segments = torch.cat([labels.rows.segments, labels.owners])
+    return segments, segments.argsort(stable=True)

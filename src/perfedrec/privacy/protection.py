@@ -19,6 +19,7 @@ from perfedrec.core.algorithm import EVALUATE, TRAIN, Phase
 from perfedrec.core.compiled import spread, usable
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, fold_in, fold_rows, laplace
+from perfedrec.core.robust import hold_rows, hold_sum
 from perfedrec.core.types import Rows, Update
 from perfedrec.privacy.labels import Labels, label
 from perfedrec.privacy.ledger import Release
@@ -48,12 +49,20 @@ _BELOW = 1 - 2.0**-20  # relative margin below the bound, for rounding errors
 
 class Protection:
     """Applies ``settings`` to the data that leave a client, in each of a method's ``phases`` and in training.
+    ``row_clip`` bounds the norm of what a client changes in one row in a round of training; ``groups`` says into how
+    many groups, with a sum for each, the cohort is split (0: one sum).
 
     Raises :class:`ConfigError` for a phase that privacy cannot account for.
     """
 
-    def __init__(self, settings: PrivacySettings, phases: Iterable[Phase] = ()) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        settings: PrivacySettings,
+        phases: Iterable[Phase] = (),
+        row_clip: float | None = None,
+        groups: int = 0,
+    ) -> None:
+        self.settings, self.row_clip, self.groups = settings, row_clip, groups
         self.phases: dict[str, Phase] = {EVALUATE.name: EVALUATE}  # refused elsewhere where noise is promised
         for each in (*phases, TRAIN):
             self.phases[each.name] = _accounted(each, settings)
@@ -71,6 +80,13 @@ class Protection:
     def low_rank(self, phase: str) -> bool:
         """Whether the sums of a phase are taken in a basis of few columns."""
         return self.settings.low_rank and self.phases[phase].opens == "basis"
+
+    def n_groups(self, phase: str, asked: int) -> int:
+        """The number of groups of the cohort whose sums are opened in a phase that asks ``asked`` clients: none with
+        fewer clients than a sum must have. 1 where the cohort has one sum."""
+        if not self.groups or not self.low_rank(phase):
+            return 1
+        return max(min(self.groups, asked // self.settings.min_clients), 1)
 
     # --- bounds, noise and guarantees ---
 
@@ -196,6 +212,7 @@ class Protection:
         The returned values lie on the grid of the sums, and the bound holds for them exactly, without any rounding
         error.
         """
+        update = self.hold_rows(phase, update)
         bound, grid = self.bound(phase), DELTA_GRID if self.low_rank(phase) else FIXED_POINT
         if bound is None:
             deltas = update.deltas
@@ -214,6 +231,19 @@ class Protection:
         if dense is not None:
             dense = _on_grid(dense * factors[:, None], FIXED_POINT)
         return replace(update, deltas=deltas, dense=dense)
+
+    def hold_rows(self, phase: str, update: Update) -> Update:
+        """The update with each client's change of each row bounded by ``row_clip``. Clients do it, and a server that
+        sees their uploads does it again: what is within the bound stays as it is."""
+        if self.row_clip is None or phase != TRAIN.name:
+            return update
+        return hold_rows(update, self.row_clip)
+
+    def hold_sum(self, phase: str, part: Aggregate) -> Aggregate:
+        """A sum over several clients with each row bounded by ``row_clip`` for each of them."""
+        if self.row_clip is None or phase != TRAIN.name:
+            return part
+        return hold_sum(part, self.row_clip)
 
     # --- on sums ---
 

@@ -41,9 +41,11 @@ def _sentences(protection: Protection, phase: str, secure: bool, sealed: bool) -
     if phase == EVALUATE.name:
         yield "The answer says how well lists rank the items that users hold out, as sums of metrics over users."
     if secure:
+        grouped = protection.groups and protection.low_rank(phase)
+        whom = "a group of the nodes, drawn at random for this round" if grouped else "all nodes that take part"
         yield (
-            "The coordinator learns the sum over all nodes that take part, and nothing else of this node's part "
-            "(secure aggregation, SecAgg+)."
+            f"The coordinator learns the sum over {whom}, and nothing else of this node's part (secure aggregation, "
+            "SecAgg+)."
         )
         yield from _opened(protection, phase)
     else:

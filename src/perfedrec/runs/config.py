@@ -17,6 +17,7 @@ from perfedrec.core.settings import Settings
 from perfedrec.evaluation.holdout import SECTION, EvaluationSettings
 from perfedrec.evaluation.ranking import CUTOFFS
 from perfedrec.methods.centralised.method import Method
+from perfedrec.methods.federated.defence import DefenceSettings
 from perfedrec.methods.federated.settings import PretrainingSettings
 from perfedrec.methods.registry import METHODS, AnyMethod, centralised, method, name_of
 from perfedrec.privacy.ledger import split_budget
@@ -278,9 +279,11 @@ def as_written(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_new(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree without options of pre-training and of the personal model that were added later, where they change
-    nothing: then it is the one that earlier versions wrote."""
+    """The tree without options of pre-training, of the personal model and of the defence that were added later, where
+    they change nothing: then it is the one that earlier versions wrote."""
     found, personal = dict(tree), tree.get("personal")
+    if found.get("defence") == DefenceSettings().model_dump(exclude_none=True):
+        del found["defence"]
     if isinstance(pretraining := tree.get("pretraining"), Mapping):
         of_service = ("clients",) if pretraining.get("at") == "clients" else ()  # has no effect then
         found["pretraining"] = {

@@ -16,6 +16,7 @@ from perfedrec.core.aggregate import Aggregate, Sum, check_aggregator, reduce
 from perfedrec.core.algorithm import TRAIN, Algorithm, B, C, S
 from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key, uniform
+from perfedrec.core.robust import group_numbers
 from perfedrec.core.threads import threads_for
 from perfedrec.core.types import Plan, RoundReport, Update
 from perfedrec.runtimes.population import Population, Users
@@ -160,8 +161,13 @@ def _played(
     broadcast = partial(algorithm.broadcast, state)
     task = RoundTask(state.round, plan.phase, broadcast, key, asked, n_groups, algorithm.n_rows(state))
     empty = Aggregate.empty(clients.population.n_items, n_groups, device=plan.cohort.device)
-    total = algorithm.aggregator.combine(plan.phase, clients.parts(task, users, tally), empty)
-    if not algorithm.aggregator.separate:  # else each part already has its own noise
+    number = algorithm.protection.n_groups(plan.phase, asked)
+    if number > 1:
+        sums = _group_sums(clients, algorithm, task, plan, users, number, tally, empty)
+        total = algorithm.aggregator.combine(plan.phase, sums, empty)
+    else:
+        total = algorithm.aggregator.combine(plan.phase, clients.parts(task, users, tally), empty)
+    if not algorithm.aggregator.separate and number == 1:  # else each part already has its own noise
         total = algorithm.compress(broadcast(plan.cohort[:0]), plan.phase, total)
         total = algorithm.protection.add_noise(plan.phase, total, asked, key.fold("release"))
     report = RoundReport(
@@ -176,6 +182,30 @@ def _played(
         aborted=reason,
     )
     return algorithm.server(state, plan.phase, total, key.fold("server")), report
+
+
+def _group_sums(
+    clients: Clients[C],
+    algorithm: Algorithm[S, B, C],
+    task: RoundTask[B],
+    plan: Plan,
+    users: Tensor,
+    number: int,
+    tally: Tally,
+    empty: Aggregate,
+) -> Iterator[Aggregate]:
+    """The opened sum of each of a ``number`` of groups of the cohort, of which ``users`` are left; not of a group of
+    too few."""
+    cohort, protection, phase = plan.cohort, algorithm.protection, plan.phase
+    numbers = group_numbers(torch.ones_like(cohort), task.key.fold("groups").spread(cohort), number)
+    for each in range(number):
+        asked = cohort[numbers == each]
+        members = asked[torch.isin(asked, users)]
+        if protection.aborted(phase, members.numel(), asked.numel()):
+            continue
+        total = Sum().combine(phase, clients.parts(task, members, tally), empty)
+        total = algorithm.compress(task.broadcast(cohort[:0]), phase, total)
+        yield protection.add_noise(phase, total, asked.numel(), task.key.fold("release").fold("group", each))
 
 
 @dataclass(frozen=True)
@@ -220,6 +250,8 @@ class InProcess(Generic[S, B, C]):
         """The update of a block of users [b]; counts bytes and losses."""
         broadcast, protection = task.broadcast(block), self.algorithm.protection
         update, client_state = contribute(self.algorithm, task.phase, broadcast, self.population, block, task.key)
+        if not protection.secure:  # who sees an upload checks it
+            update = protection.hold_rows(task.phase, update)
         if self.nodes is None:
             rows = task.n_groups * task.n_rows if protection.sums else None
             sent = update.upload_bytes(rows, 8 if protection.secure else 4)

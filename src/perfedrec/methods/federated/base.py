@@ -24,6 +24,7 @@ from perfedrec.core.keys import Key, bits, normal
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Plan, Rows, Spec, Update
 from perfedrec.methods.federated import cohort
+from perfedrec.methods.federated.defence import DefenceSettings, aggregator_of, hold_tables
 from perfedrec.methods.federated.local import LocalSteps, LocalTask, Loss, Parameters, checked, own_rows, steps
 from perfedrec.methods.federated.phases import DEGREES, SPECTRAL
 from perfedrec.methods.federated.settings import FederatedSettings
@@ -33,7 +34,7 @@ from perfedrec.methods.federated.tables import Average, Moments, Received, Table
 from perfedrec.nn.losses import softplus
 from perfedrec.nn.propagation import Star
 from perfedrec.nn.segments import segment_sum
-from perfedrec.privacy.labels import Labels
+from perfedrec.privacy.labels import Labels, by_client
 from perfedrec.privacy.ledger import Release
 from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.settings import PrivacySettings
@@ -83,7 +84,11 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
     def __init__(self, settings: Settings | None = None) -> None:
         chosen: Any = settings or self.Options()
         self.settings = chosen
-        self.protection = Protection(chosen.privacy, (*self.phases, *self.questions))
+        self.defence: DefenceSettings = getattr(chosen, "defence", DefenceSettings())
+        phases, row_clip, groups = (*self.phases, *self.questions), self.defence.row_clip, self.defence.groups
+        self.protection = Protection(chosen.privacy, phases, row_clip, groups)
+        if self.defence.made is not None:
+            self.aggregator = aggregator_of(self.defence, self.protection, self.phases, self.aggregator)
         if self.subspace is not None and SPECTRAL not in self.phases:
             raise ConfigError(
                 f"{type(self).__name__}.phases lacks the passes that find the basis of secure sums; expected it to "
@@ -167,7 +172,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         """[B] each client's loss. By default it is the binary cross-entropy of :meth:`logits`, summed over the client's
         labels and its negatives."""
         labels = batch.labels
-        segments, order = _by_client(labels)
+        segments, order = by_client(labels)
         rows = torch.cat([parameters.positives, parameters.negatives])
         signs = torch.cat([-torch.ones_like(labels.rows.items), torch.ones_like(labels.negatives)]).to(rows.dtype)
         scores = self.logits(parameters.private, rows, segments, parameters.dense)
@@ -328,6 +333,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         if state.offsets is not None and share:
             step_apart(server, state.offsets, moments.offsets, aggregate, weights, share)
         step(server, state.items, moments.items, state.average, aggregate, weight, state.round)
+        hold_tables(state.items, state.offsets, self.defence.row_length)
         if aggregate.dense is not None and state.dense is not None:
             n_dense = state.dense.numel()
             every = torch.arange(n_dense, device=state.dense.device)
@@ -491,9 +497,3 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
 
     def user_vectors(self, broadcast: B, rows: Rows, client_state: C) -> Tensor | None:
         return None
-
-
-def _by_client(labels: Labels) -> tuple[Tensor, Tensor]:
-    """[P + N] the client of each label and negative, and the order that sorts them by client."""
-    segments = torch.cat([labels.rows.segments, labels.owners])
-    return segments, segments.argsort(stable=True)

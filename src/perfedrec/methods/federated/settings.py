@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from perfedrec.core.settings import Settings
+from perfedrec.methods.federated.defence import DefenceSettings, check_defence
 from perfedrec.nn.optim import ServerOptimizer
 from perfedrec.privacy.settings import PrivacySettings
 
@@ -158,11 +159,13 @@ class FederatedSettings(Settings):
     privacy: PrivacySettings = PrivacySettings()
     server: ServerSettings = ServerSettings()
     selection: SelectionSettings = SelectionSettings()
+    defence: DefenceSettings = DefenceSettings()
 
     @model_validator(mode="after")
     def _uncounted(self) -> Self:
         check_weights(self.privacy, self.server)
         check_cohort(self.privacy, self.selection)
+        check_defence(self.privacy, self.defence, self.selection.n_clients_per_round)
         return self
 
 
@@ -181,11 +184,13 @@ class FedMFSettings(Settings):
     privacy: PrivacySettings = PrivacySettings()
     server: ServerSettings = ServerSettings()
     selection: SelectionSettings = SelectionSettings()
+    defence: DefenceSettings = DefenceSettings()
 
     @model_validator(mode="after")
     def _withheld(self) -> Self:
         check_weights(self.privacy, self.server)
         check_cohort(self.privacy, self.selection)
+        check_defence(self.privacy, self.defence, self.selection.n_clients_per_round)
         return self
 
 
@@ -323,6 +328,7 @@ class PerFedRecSettings(Settings):
     server: ServerSettings = ServerSettings()
     clusters: ClusterSettings = ClusterSettings()
     selection: SelectionSettings = SelectionSettings()
+    defence: DefenceSettings = DefenceSettings()
     personal: PersonalSettings = PersonalSettings()
     neighbourhood: NeighbourhoodSettings = NeighbourhoodSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
@@ -342,6 +348,7 @@ class PerFedRecSettings(Settings):
     def _withheld(self) -> Self:
         check_weights(self.privacy, self.server)
         check_cohort(self.privacy, self.selection)
+        check_defence(self.privacy, self.defence, self.selection.n_clients_per_round)
         if not self.privacy.sums:
             return self
         how = f"privacy.aggregation = {self.privacy.aggregation}"

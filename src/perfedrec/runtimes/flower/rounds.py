@@ -17,6 +17,7 @@ from perfedrec.core.aggregate import FIXED_POINT, Aggregate, check_aggregator, r
 from perfedrec.core.algorithm import Algorithm, B, C, S, ServedAlgorithm
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
+from perfedrec.core.robust import group_numbers
 from perfedrec.core.types import Plan, Published, RoundReport, Rows, Spec
 from perfedrec.runtimes.flower.codec import Instructions, Setup, UploadError, read_reply
 from perfedrec.runtimes.flower.connection import AwayError
@@ -163,8 +164,10 @@ class Round(Generic[S, B, C]):
         the method's aggregator combines the answers, each of which is one part."""
         check_aggregator(self.algorithm.aggregator, self.algorithm.protection.secure)
         instructions = self._instructions()
-        if secure or self.algorithm.protection.secure:
+        if self.algorithm.protection.secure:
             return self._secure_sum(instructions)
+        if secure:
+            return self._sum_of(instructions, self.plan.cohort.numel(), "")
         return self.algorithm.aggregator.combine(self.plan.phase, self._parts(instructions), self._empty())
 
     def _aggregate(self) -> tuple[Aggregate, str | None]:
@@ -195,10 +198,42 @@ class Round(Generic[S, B, C]):
         return contents
 
     def _secure_sum(self, instructions: Mapping[int, RecordDict]) -> Aggregate:
-        least = self.algorithm.protection.least_clients(self.plan.phase, self.plan.cohort.numel())
+        """The secure sum over all nodes or, where the cohort is split into groups, what the method's aggregator makes
+        of the sums of groups of nodes. The nodes of a group that is aborted are refused."""
+        number = self.algorithm.protection.n_groups(self.plan.phase, self.plan.cohort.numel())
+        if number == 1:
+            return self._sum_of(instructions, self.plan.cohort.numel(), "")
+        sums, reason = list[Aggregate](), "no group has an answer"
+        for each, nodes in enumerate(self._groups(number)):
+            asked = sum(self.asked[node].numel() for node in nodes)
+            try:
+                found = self._sum_of({node: instructions[node] for node in nodes}, asked, f" {each}")
+                self.note(tuple(nodes), found)
+                sums.append(found)
+            except AbortedError as error:
+                reason = str(error)
+                for node in nodes:
+                    self.traffic.refuse(node, reason, "aborted")
+        if not sums:
+            raise AbortedError("masked", reason)
+        return self.algorithm.aggregator.combine(self.plan.phase, sums, self._empty())
+
+    def _groups(self, number: int) -> list[list[int]]:
+        """The nodes of each of a ``number`` of groups. A node with several users is in one group with all of them: its
+        place is that of its first user in the simulator's draw."""
+        nodes = sorted(self.asked, key=lambda node: int(self.asked[node].min()))
+        firsts = torch.stack([self.asked[node].min() for node in nodes])
+        sizes = torch.tensor([self.asked[node].numel() for node in nodes], device=firsts.device)
+        numbers = group_numbers(sizes, self.key.fold("groups").spread(firsts), number).tolist()
+        return [[node for node, own in zip(nodes, numbers, strict=True) if own == each] for each in range(number)]
+
+    def _sum_of(self, instructions: Mapping[int, RecordDict], asked: int, group: str) -> Aggregate:
+        """The secure sum over the nodes that ``instructions`` are for, with ``asked`` clients."""
+        least = self.algorithm.protection.least_clients(self.plan.phase, asked)
         setup, traffic = self.federation.setup, self.traffic
-        label = f"{'' if setup is None else setup.run} {self.state.round}"
-        return secure_sum(traffic.ask, traffic.refuse, instructions, traffic.clients, self._example(), least, label)
+        label = f"{'' if setup is None else setup.run} {self.state.round}{group}"
+        clients = {node: traffic.clients[node] for node in instructions}
+        return secure_sum(traffic.ask, traffic.refuse, instructions, clients, self._example(), least, label)
 
     def _parts(self, instructions: Mapping[int, RecordDict]) -> Iterator[Aggregate]:
         """The nodes' answers as they come, until enough clients have answered."""
@@ -224,7 +259,7 @@ class Round(Generic[S, B, C]):
         if sealed is not None:
             self.sealed[node] = sealed
         self.note((node,), part)
-        return _by_place(part, self.identities)
+        return _by_place(self.algorithm.protection.hold_sum(self.plan.phase, part), self.identities)
 
     def note(self, nodes: tuple[int, ...], part: Aggregate) -> None:
         """Note what is seen of a sum over some ``nodes``: of one in the clear, of several where such a sum is

@@ -1,0 +1,350 @@
+"""Rules against malicious clients: bounds on what one client may change, and robust sums of the parts of a round.
+
+A part is what one client sends (:class:`Robust` with ``separate``) or, where sums are secret, the sum of a group of
+clients (``groups``). A rule sees the parts of a round of training side by side (:class:`Stack`) and makes one aggregate
+of them, on the scale of their sum. In recommenders most item rows have few contributors. So the rules that compare
+numbers compare, for each row, those parts alone that changed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perfedrec.core.aggregate import FIXED_POINT, Aggregate
+from perfedrec.core.keys import uniform
+from perfedrec.core.types import Update
+
+Name = Literal["none", "clip", "trimmed-mean", "median", "krum", "bulyan", "robust-z", "quorum"]
+"""The rules by name; "none" is the exact sum."""
+
+BELOW = 1 - 2.0**-20
+"""What is scaled to a bound becomes this much shorter, so that rounding does not lead above the bound again."""
+
+FEWEST = 3
+"""Of fewer parts no rule can tell which one is different: they are summed."""
+
+USUAL = 0.01
+"""Lengths that differ by less than this share of their median count as equal."""
+
+
+# --- bounds on what one client may change ---
+
+
+def hold_rows(update: Update, bound: float) -> Update:
+    """The update with each changed row scaled to a norm of at most ``bound``; rows that are not finite become 0.
+
+    Rows within the bound stay as they are, bit for bit.
+    """
+    deltas = update.deltas
+    if deltas is None:
+        return update
+    norms = torch.linalg.vector_norm(deltas, dim=1)
+    if bool((norms <= bound).all()):
+        return update
+    if not bool(norms.isfinite().all()):
+        deltas = torch.where(norms.isfinite()[:, None], deltas, 0.0)
+        norms = norms.nan_to_num(0.0, 0.0, 0.0)
+    factors = torch.where(norms > bound, bound * BELOW / norms, 1.0)
+    return replace(update, deltas=deltas * factors[:, None])
+
+
+def hold_sum(part: Aggregate, bound: float) -> Aggregate:
+    """The sum over several clients with each row scaled to a norm of at most ``bound`` for each of them."""
+    norms, most = part.sums.square().sum(1).sqrt(), bound * part.clients * FIXED_POINT
+    over = norms > most
+    if not bool(over.any()):
+        return part
+    factors = torch.where(over, most * BELOW / norms, 1.0)
+    return replace(part, sums=torch.where(over[:, None], (part.sums * factors[:, None]).round(), part.sums))
+
+
+def group_numbers(sizes: Tensor, keys: Tensor, n_groups: int) -> Tensor:
+    """[N] the group, from 0 to ``n_groups`` - 1, of each of N members of ``sizes`` [N] clients, at random by the
+    members' ``keys`` [N]. Groups have about the same number of clients."""
+    order = uniform(keys, 1).squeeze(1).argsort(stable=True)
+    before = sizes[order].cumsum(0) - sizes[order]
+    numbers = torch.empty_like(order)
+    numbers[order] = torch.div(before * n_groups, sizes.sum(), rounding_mode="floor")
+    return numbers
+
+
+def hold_lengths(table: Tensor, multiple: float) -> None:
+    """Scale each row of a ``table`` [m, d] to at most ``multiple`` times the median length of its rows, in place."""
+    lengths = torch.linalg.vector_norm(table, dim=1)
+    longest = multiple * lengths.median()
+    over = (lengths > longest).nonzero().squeeze(1)
+    if over.numel():
+        table[over] *= (longest / lengths[over])[:, None]
+
+
+# --- the parts of a round, side by side ---
+
+
+@dataclass(frozen=True)
+class Stack:
+    """P parts side by side: R rows, the part ``owners`` [R] of each, its place ``places`` [R] among the U distinct
+    ``keys`` [U], and its numbers ``rows`` [R, d]; and the parts themselves."""
+
+    parts: list[Aggregate]
+    keys: Tensor
+    owners: Tensor
+    places: Tensor
+    rows: Tensor
+
+    @staticmethod
+    def of(parts: list[Aggregate], filled: bool = False) -> Stack:
+        """The stack of some ``parts``. Where it is ``filled``, a row that a part does not have counts as zeros: a
+        secret sum leaves out rows of zeros."""
+        dim = max(each.sums.shape[1] for each in parts)
+        wide = [each if each.sums.shape[1] else replace(each, sums=each.sums.new_zeros(0, dim)) for each in parts]
+        keys, places = torch.cat([each.keys for each in wide]).unique(return_inverse=True)
+        counts = torch.tensor([each.keys.numel() for each in wide], device=keys.device)
+        owners = torch.arange(len(wide), device=keys.device).repeat_interleave(counts)
+        rows = torch.cat([each.sums for each in wide])
+        if filled:
+            table = rows.new_zeros(len(wide), keys.numel(), dim)
+            table[owners, places] = rows
+            owners = torch.arange(len(wide), device=keys.device).repeat_interleave(keys.numel())
+            places = torch.arange(keys.numel(), device=keys.device).repeat(len(wide))
+            rows = table.flatten(0, 1)
+        return Stack(parts, keys, owners, places, rows)
+
+    @property
+    def counts(self) -> Tensor:
+        """[U] how many parts changed each row."""
+        return torch.bincount(self.places, minlength=self.keys.numel())
+
+    @property
+    def lengths(self) -> Tensor:
+        """[P] the norm of each part, a shared network's changes included."""
+        squares = self.rows.new_zeros(len(self.parts)).index_add_(0, self.owners, self.rows.square().sum(1))
+        dense = [each.dense.square().sum() if each.dense is not None else squares.new_zeros(()) for each in self.parts]
+        return (squares + torch.stack(dense)).sqrt()
+
+    def summed(self, rows: Tensor) -> Tensor:
+        """[U, d] the sums of ``rows`` [R, d] by key."""
+        return rows.new_zeros(self.keys.numel(), rows.shape[1]).index_add_(0, self.places, rows)
+
+    def products(self) -> Tensor:
+        """[P, P] the inner products of the parts with each other."""
+        from scipy import sparse  # here, because most runs compare nothing
+
+        dim, rows = self.rows.shape[1], self.rows.cpu().numpy()
+        columns = (self.places.cpu().numpy()[:, None] * dim + np.arange(dim)).ravel()
+        owners = np.repeat(self.owners.cpu().numpy(), dim)
+        shape = (len(self.parts), self.keys.numel() * dim)
+        vectors = sparse.csr_array((rows.ravel(), (owners, columns)), shape=shape)
+        return torch.from_numpy((vectors @ vectors.T).toarray())
+
+
+Rule = Callable[[Stack], Aggregate]
+"""Makes one aggregate of the parts in a stack."""
+
+
+def total(parts: list[Aggregate], factors: Tensor | None = None) -> Aggregate:
+    """The exact sum of ``parts``, each times its factor of ``factors`` [P], and what is collected of all of them."""
+    stack, first = Stack.of(parts), parts[0]
+    rows, weights = stack.rows, torch.stack([each.weights for each in parts])
+    if factors is not None:
+        rows = (rows * factors[stack.owners][:, None]).round()
+    found = {}
+    for name in ("report_users", "reports", "edges"):
+        values = [value for each in parts if (value := getattr(each, name)) is not None]
+        found[name] = torch.cat(values) if values else None
+    return Aggregate(
+        n_items=first.n_items,
+        clients=sum(each.clients for each in parts),
+        keys=stack.keys,
+        sums=stack.summed(rows),
+        weights=weights.sum(0),
+        dense=_dense(parts, lambda values: (values if factors is None else values * factors[:, None]).sum(0)),
+        **found,
+    )
+
+
+def _dense(parts: list[Aggregate], combine: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """What ``combine`` makes of the changes [P, D] of a shared network."""
+    values = [each.dense for each in parts if each.dense is not None]
+    return combine(torch.stack(values)).round() if values else None
+
+
+def chosen(parts: list[Aggregate], kept: Tensor) -> Aggregate:
+    """The sum of the ``kept`` [P] parts, brought to the scale of all of them: a mean of it is the mean of those."""
+    mine = [each for each, keep in zip(parts, kept.tolist(), strict=True) if keep]
+    clients = sum(each.clients for each in parts)
+    found = total(mine)
+    scale = clients / max(found.clients, 1)
+    dense = None if found.dense is None else (found.dense * scale).round()
+    sums, weights = (found.sums * scale).round(), (found.weights * scale).round()
+    return replace(found, clients=clients, sums=sums, weights=weights, dense=dense)
+
+
+# --- rules ---
+
+
+def clip(stack: Stack, threshold: float) -> Aggregate:
+    """The sum of all parts, each scaled to a norm of at most ``threshold`` times the median norm (norm clipping with
+    a threshold from the data; Sun et al., arXiv 1911.07963, have a fixed one)."""
+    lengths = stack.lengths
+    most = threshold * lengths.quantile(0.5)
+    return total(stack.parts, (most / lengths.clamp(min=1e-30)).clamp(max=1.0))
+
+
+def trimmed_mean(stack: Stack, share: float) -> Aggregate:
+    """The coordinate-wise trimmed mean (Yin et al., ICML 2018, definition 2), times the number of contributors.
+
+    Of the c parts that changed a row, ``ceil(share c)`` at each end are left out of each coordinate, and never so many
+    that none is left. Departs from the paper: c is the number of contributors of the row, not of all parts; with all of
+    them the mean of nearly all rows would be 0, because most clients do not touch them.
+    """
+    counts = stack.counts
+    trimmed = torch.minimum((counts * share - 1e-9).ceil().to(torch.int64), (counts - 1).div(2, rounding_mode="floor"))
+    return _by_rank(stack, trimmed)
+
+
+def median(stack: Stack) -> Aggregate:
+    """The coordinate-wise median (Yin et al., ICML 2018, definition 1) of those who contributed to a row, times their
+    number."""
+    return _by_rank(stack, (stack.counts - 1).div(2, rounding_mode="floor"))
+
+
+def _by_rank(stack: Stack, trimmed: Tensor) -> Aggregate:
+    """For each row and coordinate the mean without the ``trimmed`` [U] smallest and largest, times the number of
+    contributors."""
+    counts = stack.counts
+    order = stack.rows.argsort(dim=0)
+    order = order.gather(0, stack.places[order].argsort(dim=0, stable=True))  # by row, and in a row by value
+    values, places = stack.rows.gather(0, order), stack.places.sort().values
+    ranks = torch.arange(places.numel(), device=places.device) - (counts.cumsum(0) - counts)[places]
+    inside = (ranks >= trimmed[places]) & (ranks < (counts - trimmed)[places])
+    sums = stack.rows.new_zeros(stack.keys.numel(), values.shape[1]).index_add_(0, places, values * inside[:, None])
+    scale = counts / (counts - 2 * trimmed)
+    n = len(stack.parts)
+
+    def combine(values: Tensor) -> Tensor:
+        kept = max(int(trimmed.max()), 0) if trimmed.numel() else 0
+        kept = min(kept, (n - 1) // 2)
+        inner = values.sort(0).values[kept : values.shape[0] - kept]
+        return inner.mean(0) * values.shape[0]
+
+    return replace(
+        total(stack.parts), sums=(sums * scale[:, None]).round(), dense=_dense(stack.parts, combine), keys=stack.keys
+    )
+
+
+def distances(stack: Stack) -> Tensor:
+    """[P, P] the squared distances of the parts from each other."""
+    products = stack.products()
+    squares = products.diagonal()
+    return (squares[:, None] + squares[None] - 2 * products).clamp(min=0)
+
+
+def closest(apart: Tensor, n_malicious: int, n_chosen: int) -> Tensor:
+    """[P] bool: the ``n_chosen`` parts with the smallest scores of Krum, from their squared distances ``apart`` [P, P].
+
+    A part's score is the sum of the distances to its ``P - n_malicious - 2`` nearest others (at least one).
+    """
+    n = apart.shape[0]
+    near = max(n - n_malicious - 2, 1)
+    scores = apart.sort(1).values[:, 1 : near + 1].sum(1)
+    kept = torch.zeros(n, dtype=torch.bool)
+    kept[scores.argsort(stable=True)[: max(n_chosen, 1)]] = True
+    return kept
+
+
+def krum(stack: Stack, share: float) -> Aggregate:
+    """Multi-Krum (Blanchard et al., NeurIPS 2017): the mean of the parts that are nearest to others, all but the
+    ``share`` that may be malicious, on the scale of all parts."""
+    n = len(stack.parts)
+    f = _ceil(share * n)
+    return chosen(stack.parts, closest(distances(stack), f, n - f))
+
+
+def bulyan(stack: Stack, share: float) -> Aggregate:
+    """Bulyan (El Mhamdi et al., ICML 2018): Krum chooses ``P - 2 f`` parts, and of each coordinate the f smallest and
+    largest of them are left out.
+
+    Departs from the paper: Krum chooses all at once, not one after the other; a trimmed mean takes the place of the
+    mean of those nearest to the median; both are over those who contributed to a row.
+    """
+    n = len(stack.parts)
+    f = _ceil(share * n)
+    kept = closest(distances(stack), f, max(n - 2 * f, 1))
+    mine = [each for each, keep in zip(stack.parts, kept.tolist(), strict=True) if keep]
+    found = trimmed_mean(Stack.of(mine), min(f / len(mine), 0.49))
+    scale = sum(each.clients for each in stack.parts) / max(found.clients, 1)
+    dense = None if found.dense is None else (found.dense * scale).round()
+    return replace(
+        found,
+        clients=sum(each.clients for each in stack.parts),
+        sums=(found.sums * scale).round(),
+        weights=(found.weights * scale).round(),
+        dense=dense,
+    )
+
+
+def robust_z(stack: Stack, threshold: float) -> Aggregate:
+    """The parts whose length is not an outlier, on the scale of all: its distance from the median length is at most
+    ``threshold`` times the median of such distances, over 0.6745 (the modified z-score of Iglewicz and Hoaglin,
+    1993)."""
+    lengths = stack.lengths
+    middle = lengths.quantile(0.5)
+    apart = (lengths - middle).abs()
+    usual = apart.quantile(0.5).clamp(min=float(middle) * USUAL)
+    return chosen(stack.parts, 0.6745 * apart <= threshold * usual)
+
+
+def quorum(stack: Stack, least: int) -> Aggregate:
+    """The sum without rows that fewer than ``least`` parts changed: nobody moves a row alone (ours)."""
+    found, enough = total(stack.parts), stack.counts >= least
+    return replace(found, keys=stack.keys[enough], sums=found.sums[enough])
+
+
+def _ceil(value: float) -> int:
+    return int(-(-(value - 1e-9) // 1))
+
+
+# --- the aggregator ---
+
+
+@dataclass(frozen=True)
+class Robust:
+    """An :class:`~perfedrec.core.aggregate.Aggregator` by a ``rule`` over the parts of those ``phases`` where clients
+    can be compared; in other phases it is the exact sum.
+
+    ``separate``: a part is one client. With ``groups`` above 0 a part is the sum of a group of the cohort.
+    """
+
+    rule: Rule
+    phases: frozenset[str]
+    separate: bool = True
+    groups: int = 0
+
+    def combine(self, phase: str, parts: Iterable[Aggregate], empty: Aggregate) -> Aggregate:
+        """The aggregate by the rule; see :class:`perfedrec.core.aggregate.Aggregator`."""
+        found = [each for each in parts if each.clients]
+        if not found:
+            return empty
+        if phase not in self.phases or len(found) < FEWEST or not any(each.sums.shape[1] for each in found):
+            return total(found)
+        return self.rule(Stack.of(found, filled=self.groups > 0))
+
+
+def rule_of(name: Name, malicious: float, threshold: float, least: int) -> Rule | None:
+    """The rule of a ``name`` with its options; ``None`` for the exact sum."""
+    rules: dict[str, Rule] = {
+        "clip": lambda stack: clip(stack, threshold),
+        "trimmed-mean": lambda stack: trimmed_mean(stack, malicious),
+        "median": median,
+        "krum": lambda stack: krum(stack, malicious),
+        "bulyan": lambda stack: bulyan(stack, malicious),
+        "robust-z": lambda stack: robust_z(stack, threshold),
+        "quorum": lambda stack: quorum(stack, least),
+    }
+    return rules.get(name)

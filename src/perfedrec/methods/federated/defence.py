@@ -1,0 +1,132 @@
+"""The defence of a federated method against malicious clients: its options, and what it does to a method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydantic import Field
+from torch import Tensor
+
+from perfedrec.core import robust
+from perfedrec.core.aggregate import Aggregator, Sum
+from perfedrec.core.algorithm import TRAIN, Phase
+from perfedrec.core.errors import ConfigError
+from perfedrec.core.settings import Settings
+from perfedrec.privacy.protection import Protection
+from perfedrec.privacy.settings import PrivacySettings
+
+
+class DefenceSettings(Settings):
+    """Options against malicious clients. By default nothing is done (docs/hostile.md)."""
+
+    rule: robust.Name = Field(
+        "none",
+        description="how the parts of a round of training become one: none is their exact sum. A part is what one "
+        "client sends or, with groups, the sum of a group",
+    )
+    malicious: float = Field(
+        0.1, gt=0, lt=0.5, description="trimmed-mean, krum, bulyan: share of the parts that may be malicious"
+    )
+    threshold: float = Field(
+        3.0,
+        gt=0,
+        description="clip: longest part, as a multiple of the median length; robust-z: largest score of a part",
+    )
+    quorum: int = Field(2, ge=1, description="quorum: least number of parts that change a row together")
+    groups: int = Field(
+        0,
+        ge=0,
+        description="number of groups into which a cohort is split at random, with a sum of its own for each, where "
+        "sums are taken in a basis (secure sums with privacy.rank); a group never has fewer than privacy.min_clients "
+        "clients (0: one sum)",
+    )
+    row_clip: float | None = Field(
+        None,
+        gt=0,
+        description="largest norm of what a client changes in one item row in a round of training; none: no bound",
+    )
+    row_length: float | None = Field(
+        None,
+        gt=0,
+        description="longest row of an item table after a round of training, as a multiple of the median length of its "
+        "rows; none: no bound",
+    )
+    max_edges: int | None = Field(
+        None,
+        ge=1,
+        description="most items of one user that the neighbourhood service uses, a random choice where there are more; "
+        "none: all",
+    )
+
+    @property
+    def made(self) -> robust.Rule | None:
+        """The rule; ``None`` for the exact sum."""
+        return robust.rule_of(self.rule, self.malicious, self.threshold, self.quorum)
+
+
+def check_defence(privacy: PrivacySettings, defence: DefenceSettings, asked: int) -> None:
+    """Raise ValueError for a rule that has nothing to compare, and for groups whose sums would tell more than the
+    privacy settings allow."""
+    if defence.groups and not privacy.low_rank:
+        raise ValueError(
+            "defence.groups opens the sum of each group, and without a basis it shows the items of its clients; "
+            "expected privacy.aggregation = secure with privacy.rank above 0, or defence.groups = 0"
+        )
+    if defence.groups and (privacy.noise.training or privacy.noise.join):
+        raise ValueError(
+            "defence.groups opens sums of fewer clients, whose noise is that of the whole cohort; expected no noise in "
+            "training, or defence.groups = 0"
+        )
+    if defence.groups and defence.rule == "none":
+        raise ValueError("defence.groups has no effect without a rule over groups; expected a defence.rule")
+    if defence.groups and defence.groups < robust.FEWEST:
+        raise ValueError(f"no rule compares fewer than {robust.FEWEST} groups; expected more, or defence.groups = 0")
+    if defence.groups and asked < robust.FEWEST * privacy.min_clients:
+        raise ValueError(
+            f"{robust.FEWEST} groups of privacy.min_clients = {privacy.min_clients} clients or more cannot be made; "
+            f"expected selection.n_clients_per_round of at least {robust.FEWEST * privacy.min_clients}, or "
+            "defence.groups = 0"
+        )
+    if privacy.aggregation == "secure" and defence.rule != "none" and not defence.groups:
+        raise ValueError(
+            f"defence.rule = {defence.rule} compares single clients, and secure aggregation shows only their sum; "
+            "expected defence.groups (with privacy.rank), or defence.rule = none"
+        )
+
+
+def aggregator_of(
+    defence: DefenceSettings, protection: Protection, phases: Iterable[Phase], own: Aggregator
+) -> Aggregator:
+    """The aggregator of a method with these ``phases`` before training, whose ``own`` one is the exact sum.
+
+    Single clients are compared in training alone: what they send before it are parts of sums over all users. Groups are
+    compared in all phases whose sums are taken in a basis. Raises :class:`ConfigError` for a method with a rule of its
+    own.
+    """
+    rule = defence.made
+    if rule is None:
+        return own
+    if type(own) is not Sum:
+        raise ConfigError(
+            f"defence.rule = {defence.rule} would replace {type(own).__name__}, the method's own rule of aggregation; "
+            "expected defence.rule = none"
+        )
+    grouped = {each.name for each in (*phases, TRAIN) if protection.low_rank(each.name)}
+    names = frozenset(grouped if defence.groups else {TRAIN.name})
+    return robust.Robust(rule, names, not defence.groups, defence.groups)
+
+
+def hold_tables(items: Tensor, offsets: Tensor | None, multiple: float | None) -> None:
+    """Bound the length of the rows of all item tables, in place: of ``items`` [m, d], and of its sum with each of the
+    other ones, ``offsets`` [K m, d].
+
+    Adam moves a row that one client alone changes as far as any other, so that the rows of items of few users could
+    otherwise grow without limit. ``None``: no bound.
+    """
+    if multiple is None:
+        return
+    robust.hold_lengths(items, multiple)
+    for own in () if offsets is None else offsets.split(items.shape[0]):
+        whole = items + own
+        robust.hold_lengths(whole, multiple)
+        own.copy_(whole - items)
