@@ -105,7 +105,7 @@ def play_round(
     ``rejected`` such nodes are appended to it, their users count as dropped out, and the round continues without them.
     Without that list, and where sums are not secure, :class:`PerfedrecError` is raised, which names the node. After an
     error the given state is unchanged, but the nodes that played the round remember it. What was seen of single sums is
-    appended to the list ``seen``; under secure aggregation nothing is.
+    appended to the list ``seen``; under secure aggregation these are the sums of groups, if there are groups.
     """
     played = Round(grid, federation, directory, state)
     try:
