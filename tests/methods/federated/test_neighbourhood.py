@@ -234,3 +234,33 @@ def test_sums_and_service_find_the_same_model_where_all_rows_are_opened() -> Non
 def test_without_passes_and_without_a_service_there_is_none() -> None:
     with pytest.raises(ValidationError, match=r"expected pretraining\.kind = spectral"):
         world(personal__neighbourhood=0.5, **SUMS)
+
+
+def test_of_a_user_with_many_edges_a_random_choice_is_used() -> None:
+    """Users within the limit keep all, in the order in which they came; views are counted apart."""
+    many = [[0, 1, item] for item in range(9)] + [[1, 1, item] for item in range(3)]
+    edges = torch.tensor([[0, 0, 5], [0, 0, 2], *many, [0, 2, 7]])
+    found = neighbourhood.limited(edges, 4, 20, Key(1))
+    counts = {
+        (view, user): int(((found[:, 0] == view) & (found[:, 1] == user)).sum()) for view, user in ((0, 1), (1, 1))
+    }
+    assert counts == {(0, 1): 4, (1, 1): 3}
+    assert found[found[:, 1] != 1].tolist() == [[0, 0, 5], [0, 0, 2], [0, 2, 7]]
+    assert not torch.equal(found, neighbourhood.limited(edges, 4, 20, Key(2)))
+    shuffled = edges[torch.randperm(edges.shape[0])]
+    again = neighbourhood.limited(shuffled, 4, 20, Key(1))
+    assert sorted(again.tolist()) == sorted(found.tolist())
+    assert torch.equal(neighbourhood.limited(edges, 9, 20, Key(1)), edges)
+
+
+def test_pairs_of_fewer_holders_than_asked_for_are_not_in_the_models() -> None:
+    """Four users have items 0 and 1, six have 2 and 3: with five holders the first pair is not there."""
+    users = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, *(each for user in range(4, 10) for each in (user, user))])
+    items = torch.tensor([0, 1] * 4 + [2, 3] * 6)
+    graph = Bipartite.of(users, items, 10, 4)
+    three, five = (neighbourhood.low_rank(graph, Key(3), least) for least in (3, 5))
+    assert float((three @ three.T)[0, 1]) > 0.1
+    assert abs(float((five @ five.T)[0, 1])) < 1e-6
+    assert float((five @ five.T)[2, 3]) > 0.1
+    assert float(neighbourhood.leading(graph, 1, 4, Key(3), least=5)[:2].abs().max()) < 1e-3
+    assert float(neighbourhood.leading(graph, 1, 4, Key(3))[:2].abs().max()) > 0.1  # both are singular values of 1

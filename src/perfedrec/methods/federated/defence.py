@@ -58,6 +58,13 @@ class DefenceSettings(Settings):
         "none: all",
     )
 
+    holders: int = Field(
+        3,
+        ge=3,
+        description="least number of users who have both items of a pair that the neighbourhood service uses where it "
+        "pre-trains, and for the neighbourhood model that everybody receives",
+    )
+
     @property
     def made(self) -> robust.Rule | None:
         """The rule; ``None`` for the exact sum."""

@@ -217,7 +217,9 @@ class GraphMethod(FedMF[S, B, C]):
             known = places >= 0
             service.reports[places[known]] = aggregate.reports[known]
         if aggregate.edges is not None:
-            edges = aggregate.edges
+            edges, most = aggregate.edges, self.defence.max_edges
+            if most is not None:
+                edges = neighbourhood.limited(edges, most, aggregate.n_items, key)
             if service.users is not None:
                 edges = torch.stack([edges[:, 0], service.places(edges[:, 1].contiguous()), edges[:, 2]], dim=1)
             graph = neighbourhood.graph(edges, 0, service.reports.shape[0], aggregate.n_items)

@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from perfedrec.core.keys import Key, normal
+from perfedrec.core.keys import Key, normal, uniform
 from perfedrec.core.sampling import choose
 from perfedrec.methods.federated import spectral
 from perfedrec.nn.propagation import HALVES, Adjacency, Bipartite, diffusion_steps
@@ -28,6 +28,17 @@ this factor: one of the holders knows the own list, and two others have the pair
 def tokens(n_items: int, key: Key) -> Tensor:
     """[m] the token of each item."""
     return choose(n_items, n_items, key.fold("tokens"))
+
+
+def limited(edges: Tensor, most: int, n_items: int, key: Key) -> Tensor:
+    """The ``edges`` [E, 3] (view, user, token) of users who have at most ``most`` in a view, and as many of each other
+    user's, chosen at random."""
+    groups = edges[:, 1] * (int(edges[:, 0].max()) + 1) + edges[:, 0] if edges.numel() else edges[:, 1]
+    order = uniform(key.fold("limited").spread(groups * n_items + edges[:, 2]), 1).squeeze(1).argsort(stable=True)
+    order = order[groups[order].argsort(stable=True)]
+    counts = groups[order].unique_consecutive(return_counts=True)[1]
+    ranks = torch.arange(order.numel(), device=edges.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return edges[order[ranks < most].sort().values]
 
 
 def graph(edges: Tensor, view: int, n_users: int, n_items: int, kept: Tensor | None = None) -> Bipartite:
@@ -95,24 +106,32 @@ def _incidence(adjacency: Adjacency, n_columns: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(columns.size), columns, offsets), shape=(offsets.size - 1, n_columns))
 
 
-def leading(bipartite: Bipartite, width: int, passes: int, key: Key, exponents: tuple[float, float] = HALVES) -> Tensor:
-    """[m, ``width``] a basis near the leading eigenvectors of the matrix of :func:`shared` with ``exponents``: a number
-    of ``passes`` of subspace iteration from random columns.
+def leading(
+    bipartite: Bipartite,
+    width: int,
+    passes: int,
+    key: Key,
+    exponents: tuple[float, float] = HALVES,
+    least: int = HOLDERS,
+) -> Tensor:
+    """[m, ``width``] a basis near the leading eigenvectors of the matrix of :func:`shared` with ``exponents`` and
+    ``least``: a number of ``passes`` of subspace iteration from random columns.
 
     Rare pairs are left out for privacy, and they are noise: with all pairs, as in the passes of clients, the basis
     recommends much worse (docs/results.md).
     """
-    return _bases(shared(bipartite, exponents=exponents), width, passes, key, bipartite.by_item.starts.device)[-1]
+    return _bases(shared(bipartite, least, exponents), width, passes, key, bipartite.by_item.starts.device)[-1]
 
 
-def low_rank(bipartite: Bipartite, key: Key) -> Tensor:
+def low_rank(bipartite: Bipartite, key: Key, least: int = HOLDERS) -> Tensor:
     """[m, r] a factor ``F`` of the graph: ``F F^T`` is the part with positive eigenvalues of the matrix of
-    :func:`shared`, by the Rayleigh-Ritz method in a block Krylov basis of :data:`PASSES` times :data:`WIDTH` columns.
+    :func:`shared` with ``least``, by the Rayleigh-Ritz method in a block Krylov basis of :data:`PASSES` times
+    :data:`WIDTH` columns.
 
     Without pairs of few users the matrix has negative eigenvalues, with which Nystroem's approximation is unstable.
     """
     n_items, device = bipartite.by_item.starts.numel(), bipartite.by_item.starts.device
-    matrix = shared(bipartite)
+    matrix = shared(bipartite, least)
     if not matrix.nnz:
         return torch.zeros(n_items, 1, device=device)
 

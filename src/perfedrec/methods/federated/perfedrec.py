@@ -227,7 +227,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             if service.users is None:
                 near, nearness = neighbourhood.diffused(graph, given.alpha, given.beta, given.list_length)
                 service = replace(service, near=near, nearness=nearness)
-            published = replace(published, low_rank=neighbourhood.low_rank(graph, key))
+            published = replace(published, low_rank=neighbourhood.low_rank(graph, key, self.defence.holders))
         return service, published
 
     def serve(
