@@ -652,13 +652,15 @@ def test_an_interrupted_coordinator_prints_the_command_that_resumes_it(
 ) -> None:
     """The command resumes with the same files, rounds and terms. A first and a second SIGINT differ in one word."""
     from perfedrec.federation import coordinator
+    from perfedrec.federation.admission import Limits
     from perfedrec.runs.folder import RunFolder
     from perfedrec.runs.signals import InterruptedRunError
 
     seen, ends = list[Any](), [InterruptedRunError("stopped after round 4", 15), KeyboardInterrupt()]
 
     def stopped(given: coordinator.Deployment, *_: Any) -> None:
-        seen.append((given.config.run.rounds, given.output, given.certificates, given.keys, given.terms))
+        about = (given.config.run.rounds, given.output, given.certificates, given.keys, given.terms, given.limits)
+        seen.append(about)
         given.output.mkdir(exist_ok=True)
         RunFolder(given.output).write_settings(given.config)
         assert given.resume is (len(seen) > 1)
@@ -668,6 +670,19 @@ def test_an_interrupted_coordinator_prints_the_command_that_resumes_it(
     (tmp_path / "items.txt").write_text("a\nb\n")
     files = ("--output", tmp_path / "a run", "--catalogue", tmp_path / "items.txt", "--nodes", tmp_path / "keys")
     terms = ("--certificates", tmp_path / "certs", "--rounds", "7", "--min-nodes", "4", "--enough", "0.5")
+    limits = (
+        "--max-users",
+        "9",
+        "--max-growth",
+        "2.5",
+        "--quarantine",
+        "3",
+        "--max-joins",
+        "4",
+        "--max-requests",
+        "50",
+    )
+    terms += (*limits, "--max-megabytes", "60")
     first = cli("serve", *files, *terms, "--privacy", "none", "--set", "model.embedding_dim=8", code=143)
     message, _, command = first.stderr.strip().partition("; resume with perfedrec ")
     assert message == "error: stopped after round 4"
@@ -675,6 +690,7 @@ def test_an_interrupted_coordinator_prints_the_command_that_resumes_it(
     assert second.stderr.strip() == f"error: interrupted; resume with perfedrec {command}"
     assert seen[0] == seen[1]
     assert (seen[0][0], seen[0][4].min_nodes, seen[0][4].enough) == (7, 4, 0.5)
+    assert seen[0][5] == Limits(9, 2.5, 3, 4, 50, 60)
 
 
 def test_real_nodes_get_profile_secure_unless_an_option_says_otherwise(tmp_path: Path) -> None:
@@ -725,6 +741,7 @@ def _asked(options: list[Any]) -> Any:
         ("node", ("--threads", "0"), "--threads 0: expected at least 1"),
         ("serve", ("--port", "99999"), "port is 99999; expected 1 to 65535"),
         ("serve", ("--min-users", "0"), "min_users is 0; expected at least 1"),
+        ("serve", ("--max-users", "0"), "max_users is 0; expected at least 1"),
         ("serve", ("--enough", "2"), "enough is 2.0; expected more than 0 and at most 1"),
         ("up", ("--deadline", "0"), "deadline is 0.0; expected more than 0 seconds"),
         ("up", ("--nodes", "1"), "a secure sum needs more than one node; expected 3 or more"),

@@ -194,7 +194,7 @@ def test_nodes_that_do_not_count_and_what_stood_out(tmp_path: Path) -> None:
     assert [(each["state"], each["detail"]) for each in view["nodes"]] == [
         ("here", ""),
         ("excluded", "too  large"),
-        ("new", "it is new"),
+        ("new", "it is new; it is not connected"),
     ]
     assert view["unusual"][0] == {"nodes": ["n1"], "statistic": "norm", "text": "ten times", "round": 2} | {
         "name": "round 1"

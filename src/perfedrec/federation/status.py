@@ -249,7 +249,8 @@ def _nodes(status: View, result: View, view: View) -> list[View]:
         refused = next((each for each in own if each["phase"] == "registration"), None)
         state, detail = "here" if connected.get(name) else "away", ""
         if (apart := about.get("apart")) is not None and view["state"] != "finished":
-            state, detail = apart["state"], _printable(apart["why"])
+            absent = "; it is not connected" if view["state"] not in OVER and not connected.get(name) else ""
+            state, detail = apart["state"], _printable(apart["why"]) + absent
         elif refused is not None and about["users"] is None:
             state, detail = "refused", f"{refused['reason']}: {refused['detail']}"
         elif view["state"] == "finished" and not about.get("service"):

@@ -16,12 +16,14 @@ from tests.runtimes.flower.test_coordinator import (
     PARTS,
     SECURE,
     assembled,
+    change,
     coordinator,
     store,
 )
 
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.records import copied, flatten
+from perfedrec.federation.unusual import standing_out
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.runtimes.evaluation import Question
 from perfedrec.runtimes.flower import Apart, Coordinator, UploadError
@@ -193,6 +195,24 @@ def test_what_a_coordinator_says_is_one_printable_line_in_the_log_of_a_node(tmp_
     assert line.startswith("the coordinator says: no more [2Jxxx")
     assert len(line) < 330
     assert node.status()["run"] is None
+
+
+def test_a_node_whose_sum_is_too_large_stands_out_and_is_left_out_of_the_next_round(tmp_path: Path) -> None:
+    """What it sends is well-formed, so no check refuses it."""
+    parts = torch.arange(N_USERS).split([4, 4, 4, 4, 4, 3])
+    stores = {100 + i: store(tmp_path / f"{i}.node", users) for i, users in enumerate(parts)}
+    given, keeper = coordinator(stores, change("sums", lambda sums: sums * 100), algorithm=ALONE), Keeper()
+    given.gate = keeper
+    assembled(given, nodes=6)
+    state, _ = given.play(given.blank())
+    assert given.rejected == []
+    found = standing_out(given.seen, {node: f"n{node}" for node in stores})
+    assert [(each.nodes, each.statistic) for each in found] == [(("n101",), "norm")]
+    keeper.states[101] = EXCLUDED
+    given.seen.clear()
+    _, report = given.play(state)
+    assert report.clients == N_USERS - 4
+    assert standing_out(given.seen, {}) == []
 
 
 @pytest.mark.parametrize("algorithm", [ALGORITHM, SECURE], ids=["with a service", "secure"])
