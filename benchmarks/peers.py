@@ -1,6 +1,7 @@
 """Measure other projects beside ours, in turn and on the same data; print one JSON line per comparison.
 
-    python benchmarks/peers.py --data FOLDER [--only implicit lightgcn flower] [--lightgcn CHECKOUT] [--venvs FOLDER]
+    python benchmarks/peers.py --data FOLDER [--only implicit lightgcn selfrec flower] [--lightgcn CHECKOUT]
+        [--selfrec CHECKOUT] [--venvs FOLDER]
 
 Each peer is installed, with pinned versions, into a virtual environment of its own below --venvs, and stays there for
 the next time. A peer that cannot be had or does not run is named in one line, and the others follow.
@@ -8,6 +9,10 @@ the next time. A peer that cannot be had or does not run is named in one line, a
 - implicit: samples a second of BPR, one thread each, in processor time. Ours is the method mf.
 - lightgcn: seconds an epoch of the public PyTorch code, one thread each, in processor time, with the same options; and
   the test accuracy of both after the same number of epochs (--epochs, with --accuracy-data).
+- selfrec: seconds an epoch of the graph models of the public SELFRec (--models), one thread each, in processor time,
+  with its options: those of its paper or configuration are our defaults, with length 64, batches of 2048 and step .001.
+  With --epochs also the accuracy on the same split after these epochs: of the epoch that the test would choose, as that
+  code does, and of the one that validation chooses.
 - flower: seconds a round of federated matrix factorisation with one client a user, in a simulation of Flower. Ours is a
   round of fedmf. By the clock, because Flower works in several processes.
 
@@ -40,14 +45,29 @@ from perfedrec.core.keys import Key
 from perfedrec.evaluation import Held, RandomOrder
 from perfedrec.methods.centralised.descent import descend
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
-from perfedrec.methods.centralised.method import Training
+from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.methods.centralised.mf import MF
 from perfedrec.methods.centralised.vectors import Vectors, VectorSettings, batches
+from perfedrec.methods.registry import METHODS
 from perfedrec.runs.engine import CentralRecommender
 from perfedrec.runtimes.simulator import Simulator
 
 PROGRAMS = Path(__file__).parent / "peer_programs"
 LIGHTGCN = "https://github.com/gusye1234/LightGCN-PyTorch", "947ca2b3b1d2d3545b114145710cb06c4e57b3d2"
+SELFREC = "https://github.com/Coder-Yu/SELFRec", "5b0229423cb1c727e85a704d63e460368c8b9dde"
+MODELS = {
+    "LightGCN": "lightgcn",
+    "SGL": "sgl",
+    "SimGCL": "simgcl",
+    "XSimGCL": "xsimgcl",
+    "DirectAU": "direct_au",
+    "BUIR": "buir",
+    "SelfCF": "selfcf",
+    "MixGCF": "mixgcf",
+    "SSL4Rec": "ssl4rec",
+}
+"""Graph models of SELFRec that run without a GPU and TensorFlow, and our names of them."""
+
 LONGEST = 3600
 """Seconds after which a peer's program is ended."""
 
@@ -86,6 +106,7 @@ PEERS = {
         ),
         "lightgcn_pytorch.py",
     ),
+    "selfrec": Peer(("torch==2.13.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1", "PyYAML==6.0.4"), "selfrec.py"),
     "flower": Peer(("flwr[simulation]==1.42.0", "numpy==2.4.6"), "flower_round.py"),
 }
 
@@ -145,10 +166,12 @@ def measured(name: str, venvs: Path, *arguments: object) -> dict[str, Any]:
 
 
 def store(dataset: Dataset, file: Path) -> Path:
-    """The training interactions, for the peers' programs."""
-    train = dataset.train
-    users = np.repeat(np.arange(dataset.n_users), np.diff(train.offsets))
-    np.savez(file, users=users, items=train.items, shape=(dataset.n_users, dataset.n_items))
+    """The training interactions, for the peers' programs, and the held-out pairs."""
+    arrays: dict[str, Any] = {"shape": (dataset.n_users, dataset.n_items)}
+    for prefix, part in (("", dataset.train), ("valid_", dataset.valid), ("test_", dataset.test)):
+        arrays[f"{prefix}users"] = np.repeat(np.arange(part.n_users), np.diff(part.offsets))
+        arrays[f"{prefix}items"] = part.items
+    np.savez(file, **arrays)
     return file
 
 
@@ -184,7 +207,7 @@ def implicit(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iter
 
 def lightgcn(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
     """Epochs of LightGCN, and the accuracy after some of them."""
-    code = checkout(given.lightgcn, scratch)
+    code = checkout("lightgcn", LIGHTGCN, "code/world.py", given.lightgcn, scratch) / "code"
     settings = LightGCNSettings(embedding_dim=given.dim, n_layers=3)
     method, count = LightGCN(settings), 0
 
@@ -241,19 +264,66 @@ def lightgcn(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iter
         yield line
 
 
-def checkout(given: Path | None, scratch: Path) -> Path:
-    """The folder ``code`` of the public LightGCN, from a checkout or by git."""
-    address, commit = LIGHTGCN
+def selfrec(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Epochs of SELFRec's graph models, and the accuracy after some of them."""
+    code = checkout("selfrec", SELFREC, "SELFRec.py", given.selfrec, scratch)
+    file, data = store(dataset, scratch / "train.npz"), Training.of(dataset, torch.device("cpu"))
+    for model in given.models:
+        kind = METHODS[MODELS[model]]
+        method = kind(kind.Options(embedding_dim=64, batch_size=2048, learning_rate=0.001))
+        first: dict[str, Any] = {}
+
+        def theirs(model: str = model, first: dict[str, Any] = first) -> float:
+            epochs = 3 if first else max(given.epochs, 3)
+            done = measured("selfrec", given.venvs, code, file, "--model", model, "--epochs", epochs)
+            first.update({} if first else done)
+            return statistics.median(done["seconds"][1:])
+
+        def ours(method: Method = method) -> float:
+            state, seconds = method.init(data, Key(0)), []
+            for epoch in range(3):
+                start = time.process_time()
+                state, _ = method.epoch(state, data, Key(1).fold(epoch))
+                seconds.append(time.process_time() - start)
+            return statistics.median(seconds[1:])
+
+        yield compared(f"processor seconds an epoch of {model}", given.turns, theirs, ours)
+        if given.epochs:
+            line: dict[str, Any] = {"figure": f"test ndcg@20 of {model}", "epochs": given.epochs}
+            both = (
+                ("theirs", list(zip(first["valid"], first["test"], strict=True))),
+                ("ours", curve(method, dataset, data, given.epochs)),
+            )
+            for who, figures in both:
+                chosen = {"by the test": max(test for _, test in figures), "by validation": max(figures)[1]}
+                line[who] = {name: round(value, 4) for name, value in chosen.items()}
+            yield line
+
+
+def curve(method: Method, dataset: Dataset, data: Training, epochs: int) -> list[tuple[float, float]]:
+    """Validation and test NDCG@20 after each of the ``epochs``; validation items are not recommended in the test."""
+    valid, test = (Held.of(each.offsets, each.items, torch.device("cpu")) for each in (dataset.valid, dataset.test))
+    order, state, figures = RandomOrder(dataset.train.user_ids, dataset.train.item_ids), method.init(data, Key(0)), []
+    for number in range(epochs):
+        state, _ = method.epoch(state, data, Key(1).fold(number))
+        ranked = CentralRecommender(method, method.serving(state, data), data, order)
+        figures.append((ranked.evaluate(valid)["ndcg@20"], ranked.evaluate(test, hide=valid)["ndcg@20"]))
+    return figures
+
+
+def checkout(name: str, public: tuple[str, str], marker: str, given: Path | None, scratch: Path) -> Path:
+    """The folder of a public project, from a checkout or by git; ``marker`` is a file that it has."""
+    address, commit = public
     if given is None:
-        given = scratch / "lightgcn"
+        given = scratch / name
         try:
             command("git", "clone", "-q", address, given)
             command("git", "-C", given, "checkout", "-q", commit)
         except MissingError as reason:
-            raise MissingError(f"cannot be had from {address}: {reason} (--lightgcn names a checkout)") from None
-    if not (given / "code" / "world.py").is_file():
-        raise MissingError(f"has no code/world.py in {given}; expected a checkout of {address}")
-    return given / "code"
+            raise MissingError(f"cannot be had from {address}: {reason} (--{name} names a checkout)") from None
+    if not (given / marker).is_file():
+        raise MissingError(f"has no {marker} in {given}; expected a checkout of {address}")
+    return given
 
 
 def flower(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -279,7 +349,7 @@ def flower(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterat
     yield compared("seconds a round", given.turns, theirs, ours) | {"clients": cohort, "dim": given.dim}
 
 
-COMPARISONS = {"implicit": implicit, "lightgcn": lightgcn, "flower": flower}
+COMPARISONS = {"implicit": implicit, "lightgcn": lightgcn, "selfrec": selfrec, "flower": flower}
 
 
 def main() -> None:
@@ -288,10 +358,14 @@ def main() -> None:
     parser.add_argument("--only", choices=COMPARISONS, nargs="+", default=list(COMPARISONS), help="peers to measure")
     parser.add_argument("--venvs", type=Path, default=Path("build/peers"), help="folder of the virtual environments")
     parser.add_argument("--lightgcn", type=Path, help="checkout of the public LightGCN (default: git clones it)")
+    parser.add_argument("--selfrec", type=Path, help="checkout of the public SELFRec (default: git clones it)")
+    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS), help="models of SELFRec")
     parser.add_argument("--turns", type=int, default=3, help="how often both are measured")
     parser.add_argument("--dim", type=int, default=64, help="length of the vectors")
     parser.add_argument("--batches", type=int, default=5, help="batches of LightGCN that are timed")
-    parser.add_argument("--epochs", type=int, default=0, help="epochs of LightGCN after which accuracy is compared")
+    parser.add_argument(
+        "--epochs", type=int, default=0, help="epochs of LightGCN and SELFRec after which accuracy is compared"
+    )
     parser.add_argument("--accuracy-data", help="data for that (default: --data)")
     parser.add_argument("--cohort", type=int, default=256, help="clients of a round")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of Flower that are timed")

@@ -151,34 +151,51 @@ with numpy.load(sys.argv[2]) as given:
 numpy.savez(sys.argv[sys.argv.index("--output") + 1], users=numpy.ones((users, 4)), items=numpy.ones((items, 4)))
 print(json.dumps({"seconds_a_batch": 5, "batches_an_epoch": 2, "code": open(sys.argv[1] + "/code/world.py").read()}))
 """,
+        "selfrec": """
+import numpy, sys
+with numpy.load(sys.argv[2]) as given:
+    held = given["valid_users"].size == given["valid_items"].size > 0 < given["test_items"].size
+if held and sys.argv[3:] == ["--model", "BUIR", "--epochs", "3"]:
+    print('{"seconds": [9, 8, 8], "valid": [0.1, 0.3, 0.2], "test": [0.4, 0.1, 0.2]}')
+""",
         "flower": "print('{\"seconds_a_round\": 7}')",
     }
     venvs, code = fake(tmp_path, monkeypatch, **programs), tmp_path / "checkout" / "code"
     code.mkdir(parents=True)
     (code / "world.py").write_text("public code")
+    (code / "SELFRec.py").touch()
     options = ("--data", TINY, "--venvs", venvs, "--lightgcn", code.parent, "--turns", 1, "--dim", 4, "--epochs", 1)
+    options += ("--selfrec", code, "--models", "BUIR")
     found = lines(monkeypatch, capsys, *options, "--cohort", 16, "--rounds", 1)
-    assert [line["peer"] for line in found] == ["implicit", "lightgcn", "lightgcn", "flower"]
+    assert [line["peer"] for line in found] == ["implicit", "lightgcn", "lightgcn", "selfrec", "selfrec", "flower"]
     timed = [line for line in found if "ratio" in line]
-    assert [line["theirs"] for line in timed] == [6, 10, 7]
+    assert [line["theirs"] for line in timed] == [6, 10, 8, 7]
     for line in timed:
         assert line["ratio"] == pytest.approx(line["theirs"] / line["ours"], rel=0.001)
     assert found[0]["samples_a_second_theirs"] == round(load(TINY).train.items.size / 6)
     assert found[2]["theirs"] != found[2]["ours"]  # all products of theirs are equal
-    assert found[3]["clients"] == 16
+    assert found[4]["theirs"] == {"by the test": 0.4, "by validation": 0.1}
+    assert 0 < found[4]["ours"]["by the test"] == found[4]["ours"]["by validation"] < 1  # of one epoch
+    assert found[5]["clients"] == 16
 
 
 def test_peers_that_cannot_be_had_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    programs = {"implicit": "raise SystemExit('no such processor')", "lightgcn": "", "flower": "print('no figure')"}
+    programs = {
+        "implicit": "raise SystemExit('no such processor')",
+        "lightgcn": "",
+        "selfrec": "",
+        "flower": "print('no figure')",
+    }
     venvs = fake(tmp_path, monkeypatch, **programs)
     options = ("--data", TINY, "--venvs", venvs, "--lightgcn", tmp_path / "nothing", "--turns", 1, "--dim", 4)
-    found = lines(monkeypatch, capsys, *options)
+    found = lines(monkeypatch, capsys, *options, "--selfrec", tmp_path / "nothing")
     assert [line["peer"] for line in found] == list(programs)
     assert found[0]["left_out"] == "does not run: no such processor"
     assert found[1]["left_out"].startswith(f"has no code/world.py in {tmp_path / 'nothing'}")
-    assert found[2]["left_out"] == "printed no figure"
+    assert found[2]["left_out"].startswith(f"has no SELFRec.py in {tmp_path / 'nothing'}")
+    assert found[3]["left_out"] == "printed no figure"
 
 
 def test_peers_that_do_not_end_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

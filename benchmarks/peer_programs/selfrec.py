@@ -1,0 +1,110 @@
+"""Train a graph model of the public SELFRec and time its epochs. It runs in a virtual environment of its own, and is
+called by benchmarks/peers.py.
+
+    python selfrec.py CHECKOUT DATA.npz --model BUIR --epochs 3 [--limit SECONDS]
+
+The file has ``users`` and ``items``, one of each per training interaction, ``shape``, and the held-out pairs
+``valid_users``, ``valid_items``, ``test_users`` and ``test_items``. The code asks for a GPU everywhere: what it moves
+there stays where it is. In place of its own evaluation, which takes the test data after each epoch, validation and
+test NDCG@20 are computed here: training items are not recommended, and validation items not in the test. Prints one
+JSON line: the processor seconds of each epoch, without evaluation, and both figures of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+K = 20
+
+
+class EnoughError(Exception):
+    """The time is up."""
+
+
+def ndcg(scores: np.ndarray, hidden: np.ndarray, held: np.ndarray) -> float:
+    """The mean NDCG@20 of users with ``held`` items, bool [n, m]; ``hidden`` ones are not recommended."""
+    order = np.argsort(-np.where(hidden, -np.inf, scores), axis=1, kind="stable")[:, :K]
+    gains = np.take_along_axis(held, order, 1) / np.log2(np.arange(2, K + 2))
+    best = np.cumsum(1 / np.log2(np.arange(2, K + 2)))
+    wanted = held.sum(1)
+    users = wanted > 0
+    return float((gains.sum(1)[users] / best[np.minimum(wanted[users], K) - 1]).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("data")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--limit", type=float, default=1e9, help="seconds by the clock after which no epoch begins")
+    given = parser.parse_args()
+    with np.load(given.data) as stored:
+        data = dict(stored)
+    code = given.folder.resolve()
+    os.chdir(tempfile.mkdtemp())  # the code writes its log and results below the working directory
+    sys.path.insert(0, str(code))
+    with contextlib.redirect_stdout(sys.stderr):
+        result = measure(code, data, given.model, given.epochs, given.limit)
+    print(json.dumps(result))
+
+
+def measure(code: Path, data: dict[str, np.ndarray], model: str, epochs: int, limit: float) -> dict[str, Any]:
+    import importlib
+
+    import torch
+
+    torch.set_num_threads(1)
+    for each in (torch.Tensor, torch.nn.Module):
+        each.cuda = lambda self, *args, **kwargs: self  # type: ignore[attr-defined,method-assign,assignment]
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    conf = importlib.import_module("util.conf").ModelConf(str(code / "conf" / f"{model}.yaml"))
+    conf.config |= {"max.epoch": epochs, "output": "./results/", "item.ranking.topN": [K]}
+    pairs = [[str(user), str(item), 1.0] for user, item in zip(data["users"], data["items"], strict=True)]
+    kind = getattr(importlib.import_module(f"model.graph.{model}"), model)
+    recommender = kind(conf, pairs, pairs[:1])
+    held = {part: np.zeros(tuple(data["shape"]), bool) for part in ("train", "valid", "test")}
+    held["train"][data["users"], data["items"]] = True
+    for part in ("valid", "test"):
+        held[part][data[f"{part}_users"], data[f"{part}_items"]] = True
+    users = [u for u in range(held["train"].shape[0]) if str(u) in recommender.data.user]
+    places = np.array([int(recommender.data.id2item[i]) for i in range(len(recommender.data.id2item))])
+    seconds: list[float] = []
+    figures: list[tuple[float, float]] = []
+    start, mark = time.monotonic(), [time.process_time()]
+
+    def evaluate(epoch: int) -> None:
+        seconds.append(time.process_time() - mark[0])
+        scores = np.full(held["train"].shape, -np.inf)
+        with torch.no_grad():
+            for user in users:
+                scores[user, places] = recommender.predict(str(user))
+        test = ndcg(scores, held["train"] | held["valid"], held["test"])
+        figures.append((ndcg(scores, held["train"], held["valid"]), test))
+        recommender.save()
+        if time.monotonic() - start > limit:
+            raise EnoughError
+        mark[0] = time.process_time()
+
+    recommender.fast_evaluation = evaluate
+    recommender.build()
+    with contextlib.suppress(EnoughError):
+        recommender.train()
+    return {"seconds": seconds, "valid": [each[0] for each in figures], "test": [each[1] for each in figures]}
+
+
+if __name__ == "__main__":
+    main()
