@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from perfedrec.cli import (
+    attack,
     bench,
     config,
     data,
@@ -130,6 +131,7 @@ for command in (
     training.evaluate,
     training.recommend,
     privacy.audit,
+    attack.attack,
     forget.forget,
     bench.bench,
     tune.tune,

@@ -164,6 +164,7 @@ def audit(
 
         from perfedrec.audit.audit import audit as run_audit
         from perfedrec.audit.federation import audit_records, lists_of
+        from perfedrec.audit.poisoning.record import read_attacks
         from perfedrec.runs.folder import RunFolder
 
         try:
@@ -191,6 +192,9 @@ def audit(
             print(json.dumps(found.plain()))
         else:
             print_audit(found)
+            attacked = read_attacks(run)
+            told = "not simulated (perfedrec attack RUN)" if attacked is None else attacked.line()
+            console.print(f"malicious clients: {told}", soft_wrap=True)
             console.print(f"written to {run / 'audit.json'}", soft_wrap=True)
         if found.failed:
             print("error: canaries show a larger epsilon than the run claims", file=sys.stderr)

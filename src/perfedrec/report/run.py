@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from perfedrec.audit.audit import read_audit
+from perfedrec.audit.poisoning.record import Attacked, read_attacks
 from perfedrec.core.errors import CheckpointError
 from perfedrec.data import counted
 from perfedrec.evaluation.ranking import METRICS, cutoffs_of
@@ -34,6 +35,7 @@ class Run:
         self.config, self.summary, self.history = stored.config(), stored.summary(), stored.history()
         try:
             self.notes, self.audit = read_diagnostics(folder) or {}, read_audit(folder)
+            self.attacked = read_attacks(folder)
             self.users, self.map = (_table(folder / f"{name}.parquet") for name in ("test_users", "user_map"))
             self.environment: dict[str, Any] = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
@@ -91,6 +93,7 @@ def run_page(folder: Path) -> Page:
         *found,
         Section("communication", "Communication", _communication(run)),
         Section("privacy", "Privacy", _privacy(run)),
+        *([] if run.attacked is None else [Section("attacks", "Malicious clients", _attacks(run.attacked))]),
         Section("set-up", "Set-up", _set_up(run)),
     ]
     return Page("perfedrec report of a run", f"{run.name} on {run.data}", _lead(run), sections)
@@ -319,6 +322,21 @@ def _audit(found: dict[str, Any]) -> list[Block]:
         ]
         columns = ("canaries on", "verdict", "epsilon claimed", "shown, any noise", "shown, normal noise", "trials")
         blocks.append(Table("Lower bounds on epsilon by canaries", columns, shown, 2))
+    return blocks
+
+
+def _attacks(found: Attacked) -> list[Block]:
+    k, targets = found.before.k, counted(len(found.targets), "target")
+    note = (
+        f"ER@{k}: the share of the honest users without the target in whose {k} best items it stands; in random lists "
+        f"{found.chance:.4f}. {targets} with {', '.join(map(str, found.target_users))} users. Simulated, "
+        f"{found.rounds:,} rounds, seed {found.seed}."
+    )
+    blocks: list[Block] = [Table("What malicious clients reach", found.header(), found.rows(), 1, note)]
+    worst = found.strongest
+    if worst is not None:
+        caption = f"Groups of users, with {worst.share:.3g} malicious clients and the attack {worst.attack}"
+        blocks.append(Table(caption, found.group_header(), found.group_rows(), 1))
     return blocks
 
 

@@ -212,7 +212,7 @@ def test_unknown_attacks_options_and_methods_are_refused(dataset: Dataset) -> No
     config = configure("fedmf", overrides=SMALL)
     with pytest.raises(ConfigError, match="no attack 'shout'; expected one of random, popular"):
         poisoned(config, dataset, "shout")
-    with pytest.raises(ConfigError, match="attack random: loudness"):
+    with pytest.raises(ConfigError, match="attack random: there is no option loudness; expected its options: none"):
         poisoned(config, dataset, "random", options={"loudness": 3})
     with pytest.raises(ConfigError, match="no clients that could lie"):
         poisoned(configure("mf"), dataset, "random")

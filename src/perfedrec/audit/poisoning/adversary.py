@@ -143,14 +143,14 @@ class Lying(Adversary):
         return stretched(with_changes(forged, *self.changes(sight)), sight.work, sight.length)
 
     def _reporting(self, sight: Sight) -> Update:
-        """The honest work with the reports that the adversary wants, ``length`` times as long as honest ones."""
+        """The honest work with the reports that the adversary wants, ``before`` times as long as the first ones."""
         own = sight.work.reports
         direction = None if own is None else self.reported(sight)
         if own is None or direction is None or direction.shape != own.shape[2:]:
             return sight.work
         if self._reported is None:  # of the first reports: those of later rounds follow the lies
-            self._reported = own.norm(dim=2, keepdim=True).mean(0, keepdim=True)
-        size = self._reported * (sight.length if sight.training else sight.before)
+            self._reported = own.norm(dim=2, keepdim=True).mean(0, keepdim=True).clamp(min=1e-6)
+        size = self._reported * sight.before
         unit = direction / direction.norm().clamp(min=1e-30)
         return replace(sight.work, reports=(unit * size).expand_as(own).clone())
 

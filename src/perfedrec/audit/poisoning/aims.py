@@ -12,6 +12,9 @@ from torch.nn import functional
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.sampling import choose
 
+RATE = 0.05
+"""The step of Adam with which users' vectors are fitted."""
+
 
 def mean_direction(vectors: Tensor) -> Tensor:
     """[d] the mean of the directions of ``vectors`` [n, d], as a unit vector; zeros where there is none."""
@@ -27,17 +30,19 @@ def fitted_users(items: Tensor, lists: list[Tensor], key: Key, steps: int, start
     n, dim = len(lists), items.shape[1]
     owners = torch.repeat_interleave(torch.arange(n), torch.tensor([each.numel() for each in lists]))
     positives = torch.cat(lists)
-    found = normal(key.fold("users").spread(torch.arange(n)), dim) * 0.01 if start is None else start.clone()
-    users, scale = found.requires_grad_(), float(items.norm(dim=1).mean().clamp(min=1e-12))
-    optimizer, rows = torch.optim.Adam([users], lr=0.05), items / scale
-    for step in range(steps):
-        negatives = choose(max(items.shape[0], 1), items.shape[0], key.fold("negatives", step))
-        drawn = negatives[torch.arange(positives.numel()) % negatives.numel()]
-        margins = (users[owners] * (rows[positives] - rows[drawn])).sum(1)
-        optimizer.zero_grad()
-        functional.softplus(-margins).sum().backward()
-        optimizer.step()
-    return users.detach()
+    users = normal(key.fold("users").spread(torch.arange(n)), dim) * 0.01 if start is None else start.clone()
+    rows = items / items.norm(dim=1).mean().clamp(min=1e-12)
+    first, second = torch.zeros_like(users), torch.zeros_like(users)
+    for step in range(1, steps + 1):
+        order = choose(items.shape[0], items.shape[0], key.fold("negatives", step))
+        pairs = rows[positives] - rows[order[torch.arange(positives.numel()) % order.numel()]]
+        slopes = torch.sigmoid(-(users[owners] * pairs).sum(1))
+        gradient = torch.zeros_like(users).index_add_(0, owners, -slopes[:, None] * pairs)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient.square()
+        root = (second / (1 - 0.999**step)).sqrt() + 1e-8
+        users -= RATE * first / (1 - 0.9**step) / root
+    return users
 
 
 def popularity_direction(items: Tensor, popular: Tensor) -> Tensor:

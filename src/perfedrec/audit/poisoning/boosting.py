@@ -121,7 +121,8 @@ class FedRecAttack(Lying):
         for place, own in enumerate(self.known.public):
             hidden[place, own] = -torch.inf
         hidden[:, targets] = -torch.inf
-        last, bottom = (each[:, -1] for each in hidden.topk(min(self.options.top, items.shape[0] - 1), dim=1))
+        fewest = int((hidden > -torch.inf).sum(1).min())
+        last, bottom = (each[:, -1] for each in hidden.topk(max(min(self.options.top, fewest), 1), dim=1))
         lacks = torch.stack([~torch.isin(targets, own) for own in self.known.public])
         slopes = (last[:, None] - scores[:, targets]).clamp(max=0).exp() * lacks
         table = torch.zeros_like(items)

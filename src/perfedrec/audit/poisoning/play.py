@@ -126,12 +126,17 @@ def kind_of(attack: str) -> type[Adversary]:
 def make(attack: str, known: Known, options: Mapping[str, Any]) -> Adversary:
     """The adversary of an ``attack`` with its ``options``. Raises :class:`ConfigError` for options that it does not
     have."""
-    kind = kind_of(attack)
+    return kind_of(attack)(known, make_options(attack, options))
+
+
+def make_options(attack: str, options: Mapping[str, Any]) -> Settings:
+    """The checked ``options`` of an ``attack``. Raises :class:`ConfigError` for options that it does not have."""
+    kind = kind_of(attack).Options
     try:
-        chosen = kind.Options(**options)
+        return kind(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "options"
-        has = ", ".join(kind.Options.model_fields) or "none"
-        raise ConfigError(f"attack {attack}: {name}: {first['msg']}; its options are: {has}") from None
-    return kind(known, chosen)
+        has = ", ".join(kind.model_fields) or "none"
+        problem = f"there is no option {name}" if first["type"] == "extra_forbidden" else f"{name}: {first['msg']}"
+        raise ConfigError(f"attack {attack}: {problem}; expected its options: {has}") from None

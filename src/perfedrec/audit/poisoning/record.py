@@ -1,0 +1,132 @@
+"""What the attacks on a run found: its record, as it is stored in the run's folder, printed and reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from perfedrec.audit.poisoning.exposure import Exposure
+from perfedrec.core.errors import CheckpointError
+from perfedrec.runs.folder import RunFolder
+
+FILE = "attack.json"
+"""The name of the record in a run's folder."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack did: its name, the share and the number of malicious clients, and the figures afterwards."""
+
+    attack: str
+    share: float
+    malicious: int
+    after: Exposure
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The record of the attacks on one run.
+
+    ``targets`` are ids of items, ``target_users`` how many users each has in training; ``scenario`` are the options of
+    the attacks; ``seed`` decided all draws. ``chance`` is the exposure of an item in random lists, k / m. ``before``
+    has the figures without an attack, and ``rounds`` is the number of rounds of training.
+    """
+
+    targets: tuple[str, ...]
+    target_users: tuple[int, ...]
+    scenario: dict[str, Any]
+    seed: int
+    rounds: int
+    chance: float
+    before: Exposure
+    outcomes: tuple[Outcome, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """The record as JSON has it."""
+        return asdict(self)
+
+    def write(self, folder: Path) -> None:
+        """Write the record to a run's folder, in place of an older one."""
+        RunFolder(folder).write(FILE, json.dumps(self.plain(), indent=1).encode())
+
+    @property
+    def strongest(self) -> Outcome | None:
+        """The outcome with the largest exposure; of equal ones the first; ``None`` without any."""
+        return max(self.outcomes, key=lambda each: each.after.exposure, default=None)
+
+    def line(self) -> str:
+        """The record as one sentence."""
+        k, worst, before = self.before.k, self.strongest, self.before
+        if worst is None:
+            return "no attack was made"
+        spoilt = min(self.outcomes, key=lambda each: each.after.ndcg)
+        return (
+            f"ER@{k} of the target {before.exposure:.4f}, with {worst.share:.3g} of the clients malicious "
+            f"{worst.after.exposure:.4f} ({worst.attack}); NDCG@{k} {before.ndcg:.4f}, at worst "
+            f"{spoilt.after.ndcg:.4f} ({spoilt.attack}, {spoilt.share:.3g})"
+        )
+
+    def rows(self) -> list[list[str]]:
+        """The figures as rows of a table under :meth:`header`, the first one without an attack."""
+        found = [["none", "0", "0", *_figures(self.before, self.before)]]
+        for each in self.outcomes:
+            found.append([each.attack, f"{each.share:.3g}", str(each.malicious), *_figures(each.after, self.before)])
+        return found
+
+    def header(self) -> tuple[str, ...]:
+        """The names of the columns of :meth:`rows`."""
+        k = self.before.k
+        return ("attack", "share", "clients", f"ER@{k}", f"recall@{k}", "change", f"NDCG@{k}", "change")
+
+    def group_rows(self) -> list[list[str]]:
+        """The exposure and NDCG by group of users, without an attack and with the strongest one."""
+        worst = self.strongest
+        if worst is None:
+            return []
+        # Clusters of two trainings are not the same ones: only those of the attacked model are shown.
+        before = {each.name: each for each in self.before.groups}
+        found = []
+        for group in worst.after.groups:
+            old = None if group.name.startswith("cluster") else before.get(group.name)
+            was = ["", ""] if old is None else [f"{old.exposure:.4f}", f"{old.ndcg:.4f}"]
+            found.append([group.name, str(group.users), was[0], f"{group.exposure:.4f}", was[1], f"{group.ndcg:.4f}"])
+        return found
+
+    def group_header(self) -> tuple[str, ...]:
+        """The names of the columns of :meth:`group_rows`."""
+        k = self.before.k
+        return ("group", "users", f"ER@{k} before", f"ER@{k}", f"NDCG@{k} before", f"NDCG@{k}")
+
+
+def _figures(after: Exposure, before: Exposure) -> list[str]:
+    def change(now: float, then: float) -> str:
+        return f"{100 * (now / then - 1):+.1f} %" if then and after is not before else ""
+
+    return [
+        f"{after.exposure:.4f}",
+        f"{after.recall:.4f}",
+        change(after.recall, before.recall),
+        f"{after.ndcg:.4f}",
+        change(after.ndcg, before.ndcg),
+    ]
+
+
+def read_attacks(folder: Path) -> Attacked | None:
+    """The record in a run's folder; ``None`` where the run was not attacked. Raises :class:`CheckpointError` for a
+    damaged file."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        outcomes = [Outcome(**{**each, "after": Exposure.read(each["after"])}) for each in stored["outcomes"]]
+        lists: dict[str, Sequence[Any]] = {name: tuple(stored[name]) for name in ("targets", "target_users")}
+        return Attacked(**{**stored, **lists, "before": Exposure.read(stored["before"]), "outcomes": tuple(outcomes)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged record of attacks: {error}; expected what perfedrec attack writes: remove the file, or "
+            "repeat the attack"
+        ) from None

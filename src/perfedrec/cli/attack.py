@@ -1,0 +1,121 @@
+"""perfedrec attack: malicious clients in a run, in simulation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from perfedrec.cli.common import AsJson, Moved, console, one_line
+from perfedrec.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from perfedrec.audit.poisoning import Attacked
+
+
+def attack(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    attacks: Annotated[
+        list[str] | None,
+        typer.Option("--attack", help="name of an attack, or all; repeatable (default: popular, pieck-uea, collusion)"),
+    ] = None,
+    share: Annotated[str, typer.Option(help="malicious clients, as shares of the users, as in 0.001,0.01")] = "0.01",
+    targets: Annotated[int, typer.Option(help="number of target items, drawn among those with few users")] = 1,
+    target: Annotated[
+        list[str] | None, typer.Option(help="id of a target item, instead of drawn ones; repeatable")
+    ] = None,
+    bound: Annotated[str, typer.Option(help="the bound on what a client sends: kept or ignored")] = "kept",
+    length: Annotated[
+        float, typer.Option(help="length of malicious parts of training, in honest ones or bounds")
+    ] = 10.0,
+    before: Annotated[float, typer.Option(help="how many clients a malicious one counts for before training")] = 100.0,
+    k: Annotated[int, typer.Option("--k", help="length of the lists in which targets shall stand")] = 20,
+    rounds: Annotated[
+        int | None, typer.Option(help="rounds of all trainings, also of one without an attack (default: the run's)")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="option=value of a single attack; repeatable")
+    ] = None,
+    data: Moved = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a run again with malicious clients, and show how many users see the targets, and how good lists are.
+
+    [bold]perfedrec attack runs/a --share 0.001,0.01[/bold]
+
+    [bold]perfedrec attack runs/a --attack fedrecattack --set top=20[/bold]
+    """
+    with one_line():
+        from rich.progress import Progress
+
+        from perfedrec.audit.poisoning import ATTACKS, Scenario
+        from perfedrec.audit.poisoning import attack as run_attacks
+        from perfedrec.audit.poisoning.campaign import FIRST
+
+        names = tuple(ATTACKS) if attacks == ["all"] else tuple(attacks or FIRST)
+        scenario = _scenario(
+            Scenario, n_targets=targets, targets=tuple(target or ()), bound=bound, length=length, before=before, k=k
+        )
+        with Progress(console=Console(stderr=True), transient=True, disable=as_json or not sys.stderr.isatty()) as bar:
+            task = bar.add_task("reading the run", total=None)
+
+            def doing(what: str, done: int, total: int) -> None:
+                bar.update(task, description=what, completed=done, total=total)
+
+            found = run_attacks(run, names, _shares(share), scenario, _options(option), rounds, data, doing)
+        if as_json:
+            print(json.dumps(found.plain()))
+            return
+        print_attacks(found)
+        console.print(f"written to {run / 'attack.json'}", soft_wrap=True)
+
+
+def _scenario(kind: Any, **values: Any) -> Any:
+    """The scenario with these values. Raises :class:`ConfigError` for one that it cannot have."""
+    from pydantic import ValidationError
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        names = {"n_targets": "targets", "targets": "target"}
+        name = str(first["loc"][0])
+        raise ConfigError(f"--{names.get(name, name)} is {first['input']}: {first['msg']}") from None
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(each) for each in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--share is {text!r}; expected numbers, as in 0.001,0.01") from None
+
+
+def _options(given: list[str] | None) -> dict[str, str]:
+    found = {}
+    for each in given or ():
+        name, equal, value = each.partition("=")
+        if not equal:
+            raise ConfigError(f"--set {each}: expected option=value, as in top=20")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def print_attacks(found: Attacked) -> None:
+    """Print the figures of attacks."""
+    users = ", ".join(f"{item} ({n} users)" for item, n in zip(found.targets, found.target_users, strict=True))
+    table = Table(*found.header())
+    for row in found.rows():
+        table.add_row(*row)
+    console.print(f"target: {users}; in random lists ER@{found.before.k} is {found.chance:.4f}", soft_wrap=True)
+    console.print(table)
+    worst = found.strongest
+    if worst is not None:
+        groups = Table(*found.group_header(), title=f"groups of users, {worst.attack}, {worst.share:.3g} malicious")
+        for row in found.group_rows():
+            groups.add_row(*row)
+        console.print(groups)
