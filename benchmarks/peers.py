@@ -1,7 +1,7 @@
 """Measure other projects beside ours, in turn and on the same data; print one JSON line per comparison.
 
-    python benchmarks/peers.py --data FOLDER [--only implicit lightgcn selfrec flower] [--lightgcn CHECKOUT]
-        [--selfrec CHECKOUT] [--venvs FOLDER]
+    python benchmarks/peers.py --data FOLDER [--only implicit lightgcn selfrec flower sequences]
+        [--lightgcn CHECKOUT] [--selfrec CHECKOUT] [--venvs FOLDER]
 
 Each peer is installed, with pinned versions, into a virtual environment of its own below --venvs, and stays there for
 the next time. A peer that cannot be had or does not run is named in one line, and the others follow.
@@ -15,6 +15,9 @@ the next time. A peer that cannot be had or does not run is named in one line, a
   code does, and of the one that validation chooses.
 - flower: seconds a round of federated matrix factorisation with one client a user, in a simulation of Flower. Ours is a
   round of fedmf. By the clock, because Flower works in several processes.
+- sequences: seconds an epoch of SASRec, BERT4Rec and CL4SRec in SELFRec, one thread each, in processor time, with
+  the same options. The data need times or an order. Our BERT4Rec has hidden layers of four times the width, as its
+  paper has.
 
 A ratio above 1 means that ours is faster: the median over --turns.
 """
@@ -41,6 +44,7 @@ import numpy as np
 import torch
 
 from perfedrec import Dataset, configure, load
+from perfedrec.core.errors import DataError
 from perfedrec.core.keys import Key
 from perfedrec.evaluation import Held, RandomOrder
 from perfedrec.methods.centralised.descent import descend
@@ -48,7 +52,7 @@ from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.methods.centralised.mf import MF
 from perfedrec.methods.centralised.vectors import Vectors, VectorSettings, batches
-from perfedrec.methods.registry import METHODS
+from perfedrec.methods.registry import METHODS, TITLES
 from perfedrec.runs.engine import CentralRecommender
 from perfedrec.runtimes.simulator import Simulator
 
@@ -107,6 +111,7 @@ PEERS = {
         "lightgcn_pytorch.py",
     ),
     "selfrec": Peer(("torch==2.13.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1", "PyYAML==6.0.4"), "selfrec.py"),
+    "sequences": Peer(("torch==2.13.0", "numpy==2.4.6", "numba==0.68.1"), "selfrec_sequences.py"),
     "flower": Peer(("flwr[simulation]==1.42.0", "numpy==2.4.6"), "flower_round.py"),
 }
 
@@ -326,6 +331,40 @@ def checkout(name: str, public: tuple[str, str], marker: str, given: Path | None
     return given
 
 
+def sequences(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Epochs of sequential models."""
+    code = checkout("selfrec", SELFREC, "SELFRec.py", given.selfrec, scratch)
+    try:
+        data, train = Training.of(dataset, torch.device("cpu"), sequential=True), scratch / "train.txt"
+    except DataError as reason:
+        raise MissingError(str(reason)) from None
+    lists = data.sequence.split(data.rows.counts.tolist())
+    train.write_text("".join(f"{user}:{' '.join(map(str, own.tolist()))}\n" for user, own in enumerate(lists)))
+    same = {"max_length": 50, "n_blocks": 2, "n_heads": 1, "batch_size": 256, "dropout": 0.2}
+    own = {"sasrec": {"loss": "binary"}, "bert4rec": {"mask": 0.5, "last": 0}}
+    own["cl4srec"] = {"loss": "binary", **dict.fromkeys(("crop", "mask", "reorder"), 0.5)}
+    for name, more in own.items():
+        chosen = {"embedding_dim": given.dim, **same, **more}
+        method = configure(name, overrides=[f"method.{key}={value}" for key, value in chosen.items()]).build()
+        state, epoch = method.init(data, Key(0)), 0
+
+        def theirs(model: str = TITLES[name]) -> float:
+            options = ("--dim", given.dim, "--length", 50, "--blocks", 2, "--heads", 1, "--batch-size", 256)
+            ran = measured("sequences", given.venvs, code, model, train, *options, "--dropout", 0.2, "--epochs", 3)
+            return float(ran["seconds_an_epoch"])
+
+        def ours(method: Any = method) -> float:
+            nonlocal state, epoch
+            seconds = []
+            for _ in range(4):
+                epoch, start = epoch + 1, time.process_time()
+                state, _ = method.epoch(state, data, Key(2).fold(epoch))
+                seconds.append(time.process_time() - start)
+            return statistics.median(seconds[1:])
+
+        yield compared(f"processor seconds an epoch of {TITLES[name]}", given.turns, theirs, ours) | {"dim": given.dim}
+
+
 def flower(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
     """Rounds with one client a user."""
     file, cohort = store(dataset, scratch / "train.npz"), min(given.cohort, dataset.n_users)
@@ -349,7 +388,7 @@ def flower(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterat
     yield compared("seconds a round", given.turns, theirs, ours) | {"clients": cohort, "dim": given.dim}
 
 
-COMPARISONS = {"implicit": implicit, "lightgcn": lightgcn, "selfrec": selfrec, "flower": flower}
+COMPARISONS = {"implicit": implicit, "lightgcn": lightgcn, "selfrec": selfrec, "flower": flower, "sequences": sequences}
 
 
 def main() -> None:

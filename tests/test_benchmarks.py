@@ -159,6 +159,11 @@ if held and sys.argv[3:] == ["--model", "BUIR", "--epochs", "3"]:
     print('{"seconds": [9, 8, 8], "valid": [0.1, 0.3, 0.2], "test": [0.4, 0.1, 0.2]}')
 """,
         "flower": "print('{\"seconds_a_round\": 7}')",
+        "sequences": """
+import json, sys
+users = len(open(sys.argv[3]).read().splitlines())
+print(json.dumps({"seconds_an_epoch": {"SASRec": 1, "BERT4Rec": 2, "CL4SRec": 3}[sys.argv[2]] * users}))
+""",
     }
     venvs, code = fake(tmp_path, monkeypatch, **programs), tmp_path / "checkout" / "code"
     code.mkdir(parents=True)
@@ -167,9 +172,12 @@ if held and sys.argv[3:] == ["--model", "BUIR", "--epochs", "3"]:
     options = ("--data", TINY, "--venvs", venvs, "--lightgcn", code.parent, "--turns", 1, "--dim", 4, "--epochs", 1)
     options += ("--selfrec", code, "--models", "BUIR")
     found = lines(monkeypatch, capsys, *options, "--cohort", 16, "--rounds", 1)
-    assert [line["peer"] for line in found] == ["implicit", "lightgcn", "lightgcn", "selfrec", "selfrec", "flower"]
+    assert [line["peer"] for line in found] == ["implicit", "lightgcn", "lightgcn", "selfrec", "selfrec", "flower"] + [
+        "sequences"
+    ] * 3
     timed = [line for line in found if "ratio" in line]
-    assert [line["theirs"] for line in timed] == [6, 10, 8, 7]
+    n_users = load(TINY).n_users
+    assert [line["theirs"] for line in timed] == [6, 10, 8, 7, n_users, 2 * n_users, 3 * n_users]
     for line in timed:
         assert line["ratio"] == pytest.approx(line["theirs"] / line["ours"], rel=0.001)
     assert found[0]["samples_a_second_theirs"] == round(load(TINY).train.items.size / 6)
@@ -187,6 +195,7 @@ def test_peers_that_cannot_be_had_are_named(
         "lightgcn": "",
         "selfrec": "",
         "flower": "print('no figure')",
+        "sequences": "",
     }
     venvs = fake(tmp_path, monkeypatch, **programs)
     options = ("--data", TINY, "--venvs", venvs, "--lightgcn", tmp_path / "nothing", "--turns", 1, "--dim", 4)
@@ -196,6 +205,17 @@ def test_peers_that_cannot_be_had_are_named(
     assert found[1]["left_out"].startswith(f"has no code/world.py in {tmp_path / 'nothing'}")
     assert found[2]["left_out"].startswith(f"has no SELFRec.py in {tmp_path / 'nothing'}")
     assert found[3]["left_out"] == "printed no figure"
+    assert found[4]["left_out"] == found[2]["left_out"]
+    assert "order of a user's interactions is not known" in left_out(monkeypatch, capsys, venvs, tmp_path)
+
+
+def left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], venvs: Path, folder: Path) -> str:
+    """Why sequential models are not compared on data without an order."""
+    (folder / "SELFRec.py").touch()
+    (folder / "pairs.csv").write_text("user,item\n" + "".join(f"{u},{i}\n" for u in range(4) for i in range(u, u + 5)))
+    options = ("--data", folder / "pairs.csv", "--only", "sequences", "--selfrec", folder, "--venvs", venvs)
+    (found,) = lines(monkeypatch, capsys, *options)
+    return str(found["left_out"])
 
 
 def test_peers_that_do_not_end_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
