@@ -213,6 +213,17 @@ def test_nodes_that_do_not_count_and_what_stood_out(tmp_path: Path) -> None:
     assert [each["state"] for each in gone["nodes"]] == ["has the model", "has the model", "without the model"]
 
 
+def test_of_groups_that_stand_out_the_nodes_are_named_that_were_in_most_of_them(tmp_path: Path) -> None:
+    lines = [
+        {**stood_out("n1", n), "nodes": nodes}
+        for n, nodes in ((8, ["n0", "n1"]), (9, ["n1", "n2"]), (10, ["n1", "n0"]), (11, ["n0", "n1", "n2"]))
+    ]
+    rounds = [line(n) for n in range(12)]
+    found = seen(tmp_path / "run", history=rounds, unusual=lines)["alerts"]
+    assert [each["text"] for each in found] == ["n1 was in 4 of the 4 groups that stood out."]
+    assert seen(tmp_path / "few", history=rounds, unusual=lines[:2])["alerts"] == []
+
+
 def test_alerts_have_the_names_of_the_rules_in_the_documentation() -> None:
     """All that a coordinator's files tell; two rules are about what nodes alone know."""
     rules = set(re.findall(r"- alert: (\w+)", DOCUMENT.read_text(encoding="utf-8")))

@@ -105,13 +105,19 @@ def _of_nodes(view: Line, first: int, live: bool) -> Iterator[Alert]:
     for node in view["nodes"]:
         if live and node["state"] == "held":
             yield Alert("NodeHeld", f"{node['name']} waits for your decision: {node['detail']}.")
-    lines = [each for each in view["unusual"] if each["round"] >= first and each["statistic"] != "state"]
-    counts = Counter(node for each in lines for node in each["nodes"])
     decided = {node["name"] for node in view["nodes"] if node["state"] == "excluded"}
-    for name, count in sorted(counts.items()):
+    lines = [each for each in view["unusual"] if each["round"] >= first and each["statistic"] != "state"]
+    alone = [each for each in lines if len(each["nodes"]) == 1]
+    groups = [each for each in lines if len(each["nodes"]) > 1]
+    for name, count in sorted(Counter(each["nodes"][0] for each in alone).items()):
         if count >= OFTEN and name not in decided:
-            last = [each for each in lines if name in each["nodes"]][-1]
+            last = [each for each in alone if name in each["nodes"]][-1]
             yield Alert("NodeStandsOut", f"{name} stood out {count} times, last in {last['name']}: {last['text']}.")
+    shared = Counter(node for each in groups for node in each["nodes"])
+    for name, count in sorted(shared.items()):
+        # Groups are drawn anew in each round: a node that makes them large is in more of them than the others.
+        if count >= OFTEN and count == max(shared.values()) and name not in decided:
+            yield Alert("NodeStandsOut", f"{name} was in {count} of the {len(groups)} groups that stood out.")
 
 
 def _of_reasons(name: str, reasons: Sequence[str], lines: Sequence[Line], text: str) -> Iterator[Alert]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.extras import needed_by
 from perfedrec.federation.members import HELD
-from perfedrec.federation.unusual import STATISTICS
+from perfedrec.federation.unusual import GROUP, STATISTICS
 from perfedrec.privacy.ledger import Ledger
 from perfedrec.runtimes.flower import REASONS, counted
 
@@ -103,7 +103,7 @@ class Watch:
         self.ended: float | None = None
         self.outcomes: Counts = {(outcome,): 0 for outcome in ("complete", "partial", "aborted")}
         self.rejections: Counts = {(name, reason): 0 for name in self.names.values() for reason in REASONS}
-        self.unusual: Counts = {(name, each): 0 for name in self.names.values() for each in STATISTICS}
+        self.unusual: Counts = {(name, each): 0 for name in self.names.values() for each in (*STATISTICS, GROUP)}
         self.durations, self._lock = Durations(), threading.Lock()
         self.valid: Counts = {}
         self._epsilons: dict[int, float | None] = {}

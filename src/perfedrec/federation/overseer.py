@@ -11,7 +11,7 @@ from torch import Tensor
 from perfedrec.federation.admission import Admission
 from perfedrec.federation.metrics import Watch
 from perfedrec.federation.run import FederatedRun
-from perfedrec.federation.unusual import STATE, Unusual, large_share, standing_out
+from perfedrec.federation.unusual import GROUP, STATE, Unusual, large_share, standing_out
 from perfedrec.runs.progress import round_name
 from perfedrec.runtimes.flower import Apart, Coordinator, Refused, Rejection
 
@@ -52,7 +52,8 @@ class Overseer:
 
     def _note(self, each: Unusual) -> None:
         self.run.folder.append_unusual(asdict(each))
-        self.watch.note([(name, each.statistic) for name in each.nodes], ())
+        kind = each.statistic if len(each.nodes) == 1 else GROUP
+        self.watch.note([(name, kind) for name in each.nodes], ())
 
     def _changes(self, number: int) -> list[Unusual]:
         """The nodes of which another thing held in this round than in the one before."""

@@ -20,6 +20,9 @@ STATISTICS = ("norm", "rows", "share")
 """With what a node can stand out: the norm of its sum and the number of its rows, each per client, in a round; and its
 share of all users, in a run."""
 
+GROUP = "group"
+"""As what a node is counted that was in a group which stood out: it need not be the one that was large."""
+
 STATE = "state"
 """The statistic of a line that says that a node counts, or does not count, from now on."""
 

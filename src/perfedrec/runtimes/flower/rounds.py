@@ -263,7 +263,9 @@ class Round(Generic[S, B, C]):
 
     def note(self, nodes: tuple[int, ...], part: Aggregate) -> None:
         """Note what is seen of a sum over some ``nodes``: of one in the clear, of several where such a sum is
-        opened."""
+        opened; nodes whose answers were refused are not in it."""
+        gone = {each.node for each in self.traffic.rejections}
+        nodes = tuple(node for node in nodes if node not in gone)
         dense = 0.0 if part.dense is None else float(part.dense.square().sum())
         norm = (float(part.sums.square().sum()) + dense) ** 0.5 / FIXED_POINT
         self.seen.append(Seen(nodes, self.state.round, self.plan.phase, part.clients, norm, part.keys.numel()))
