@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_data_without_users_keep_numbers_and_lose_their_rows() -> None:
     assert left.fingerprint != dataset.fingerprint
     with pytest.raises(DataError, match="expected some to be left"):
         dataset.without_users(dataset.train.user_ids.tolist())
+
+
+def test_data_that_were_given_in_python_are_given_again_whole(tmp_path: Path) -> None:
+    dataset = replace(load(DATA), origin=None)
+    train(resolve(algorithm="fedmf", **SMALL), dataset, output=tmp_path / "run")
+    forget(tmp_path / "run", Request(["3"]), tmp_path / "new", data=dataset)
+    result, config = open_run(tmp_path / "new", dataset)
+    assert config.data.forgotten == ("3",)
+    assert result.dataset.forgotten == (3,)
 
 
 def test_limits_refuse_many_users_and_many_requests_and_note_it(trained: Path, tmp_path: Path) -> None:

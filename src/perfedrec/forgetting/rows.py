@@ -213,10 +213,10 @@ def replay(rows: Rows, budget: float, asked: int) -> Played:
     these items do their part of rounds of the run again, in as many as the ``budget`` allows, a share of the ``asked``
     clients of the run. All other rows, and what clients keep, stay.
 
-    FRU (Yuan et al., WSDM 2023) replays stored updates of the rows that matter, and CFRU (Ye et al., 2023) compresses
-    what is stored. Departs from both: nothing has to be stored, because cohorts and draws are keyed: clients compute
-    their part anew at the tables as they are now. Cost of the phases before training: the service has the edges, and
-    asks nobody.
+    FRU (Yuan et al., WSDM 2023, arXiv 2210.10958) rolls back to where the user joined, and replays updates that clients
+    have stored, calibrated by new ones. Departs from the paper: nothing has to be stored, because cohorts and draws are
+    keyed, and clients compute their part anew at the tables as they are now; and only rows of the user's items are
+    rolled back. The phases before training cost nothing: the service has the edges, and asks nobody.
     """
     start = time.perf_counter()
     rows.reset()

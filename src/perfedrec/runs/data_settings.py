@@ -157,5 +157,6 @@ def open_data(settings: DataSettings, attributes: bool = False, *, given: DataLi
 def settings_of(dataset: Dataset) -> DataSettings:
     """The settings that give a data set again. Where it was made in Python, they say that (:data:`MEMORY`)."""
     if dataset.origin is None:
-        return DataSettings(path=MEMORY)
+        names = tuple(str(dataset.train.user_ids[each]) for each in dataset.forgotten)
+        return DataSettings(path=MEMORY, forgotten=names or None)
     return DataSettings(**{name: value for name, value in dataset.origin.items() if value is not None})

@@ -68,6 +68,7 @@ class Diagnostics:
         """Write the places of users in the plane of the first two principal components."""
         train = self.dataset.train
         users = choose(train.n_users, MAPPED, self.key.fold("map")).sort().values.to(recommender.device)
+        users = users[~torch.isin(users, users.new_tensor(self.dataset.forgotten))]
         found = recommender.embedding(users)
         if found is None or users.numel() < 2:
             return

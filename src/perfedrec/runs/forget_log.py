@@ -21,9 +21,8 @@ class Limits:
     """How many requests are served: users who were forgotten from a run are at most the ``share`` of its users (one is
     always allowed), and of each node (or of the operator) at most ``per_day`` requests are accepted within 24 hours.
 
-    Chosen deletions can move a model more than deletions at random do: FedMUA (Chen et al., arXiv 2412.16444) makes a
-    model wrong for others by requests of few clients, and BadUnlearn (Wang et al., arXiv 2501.17396) steers what a
-    server computes when it forgets. Neither needs more than accepted requests, so these are counted.
+    Chosen requests can move a model more than deletions at random do: in FedMUA (Chen et al., IEEE TIFS 2025, arXiv
+    2501.11848) 0.3 % malicious requests make predictions for others wrong. So requests are counted.
     """
 
     share: float = 0.05

@@ -77,6 +77,8 @@ def data_of(data: DataLike | None, config: Config) -> tuple[Dataset, Config]:
     ``None`` stands for the data that ``config`` names. Data in memory are prepared and split as ``config`` says.
     """
     if isinstance(data, Dataset):
+        if config.data.forgotten and not data.forgotten:
+            data = data.without_users(config.data.forgotten)
         return data, config.model_copy(update={"data": settings_of(data)})
     if data is None:
         return open_data(config.data, config.attributes), config
