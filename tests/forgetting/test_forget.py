@@ -161,7 +161,7 @@ def test_summing_without_a_user_sums_what_the_others_sent(tmp_path: Path) -> Non
     assert torch.equal(whole.keys, again.keys)
     assert torch.equal(whole.sums, again.sums)
     assert less.clients == whole.clients - 1
-    result = forget(folder, Request([str(int(block.users[0]))], "resum", budget=1.0), tmp_path / "new")
+    result = forget(folder, Request([str(int(block.users[0]))], "resum", share=1.0), tmp_path / "new")
     assert result.cost.rounds == 1
     assert Result.load(tmp_path / "new").best_round == 2
     with pytest.raises(CheckpointError, match="no uploads were kept"):

@@ -59,8 +59,7 @@ def test_replay_changes_the_rows_of_the_users_items_alone(trained: tuple[Config,
         if user != USER and set(own) & set(train_.items[train_.offsets[user] : train_.offsets[user + 1]].tolist())
     }
     assert set(rows.holders.nonzero().squeeze(1).tolist()) == others
-    asked = sum(each.report.clients for each in result.history)
-    made, before = replay(rows, 1.0, asked), result.recommender.records()["state"]
+    made, before = replay(rows, 1.0), result.recommender.records()["state"]
     after = made.recommender.state
     same = (after.items == before.items).all(1)
     assert same[~rows.touched].all()
@@ -74,13 +73,13 @@ def test_replay_changes_the_rows_of_the_users_items_alone(trained: tuple[Config,
     assert len(made.entries) == max(result.best_round, 0)
 
 
-def test_the_budget_bounds_how_often_clients_are_asked(trained: tuple[Config, Path]) -> None:
+def test_a_share_of_the_rounds_is_played_again(trained: tuple[Config, Path]) -> None:
     config, folder = trained
     result = Result.load(folder)
-    rows = rows_of(config, result)
-    asked = sum(each.report.clients for each in result.history)
-    few = rows.numbers(0.1, asked)
-    assert 0 < len(few) < len(rows.numbers(1.0, asked)) == max(result.best_round, 0)
+    rows, phases = rows_of(config, result), len(config.build().phases)
+    assert rows.numbers(0.5) == [phases, phases + 2, phases + 4][: (result.best_round + 1) // 2]
+    assert rows.numbers(0.0) == []
+    assert len(rows.numbers(1.0)) == result.best_round
 
 
 def test_the_sum_of_the_others_has_the_weight_of_all_of_them(trained: tuple[Config, Path]) -> None:

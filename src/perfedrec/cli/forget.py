@@ -28,9 +28,10 @@ def forget(
     reference: Annotated[
         Path | None, typer.Option(help="output of --method exact for the same users, to compare with")
     ] = None,
-    budget: Annotated[
-        float, typer.Option(help="how often clients are asked, as a share of the run's; not with exact")
-    ] = 0.05,
+    share: Annotated[
+        float | None,
+        typer.Option(help="share of the rounds of training that others play, not with exact (default: of the method)"),
+    ] = None,
     max_share: Annotated[float, typer.Option(help="largest share of a run's users who may be forgotten")] = 0.05,
     data: Moved = None,
     quiet: Quiet = False,
@@ -49,9 +50,9 @@ def forget(
 
         if not 0 < max_share <= 1:
             raise ConfigError(f"--max-share is {max_share:g}; expected a share above 0, at most 1")
-        if not 0 <= budget <= 1:
-            raise ConfigError(f"--budget is {budget:g}; expected a share from 0 to 1")
-        request = Request([*(user or ()), *_listed(users)], method, budget, reference)
+        if share is not None and not 0 <= share <= 1:
+            raise ConfigError(f"--share is {share:g}; expected a share from 0 to 1")
+        request = Request([*(user or ()), *_listed(users)], method, share, reference)
         limits = Limits(share=max_share)
         found = run_forget(run, request, output, data=data, limits=limits, progress=reporter(quiet, as_json))
         if as_json:

@@ -28,8 +28,9 @@ from perfedrec.runs.result import Result, open_run
 from perfedrec.runs.training import train
 from perfedrec.runtimes.simulator import PersonalRecommender
 
-BUDGET = 0.05
-"""How often clients are asked by a method that is not exact, as a share of how often the run asked them."""
+SHARES = {"exact": 1.0, "replay": 0.09, "correction": 0.09, "resum": 0.05}
+"""The share of the rounds of training that other clients play, by method. With fewer rounds, replayed rows lie so far
+from all others that one can tell them; with more, they come closer to what they were (docs/forgetting.md)."""
 
 LOSS = 0.01
 """A relative loss of NDCG for the others above which a certificate has an alert: a request may be an attack."""
@@ -47,7 +48,7 @@ class Task:
     config_left: Config
     output: Path
     reporter: Reporter
-    budget: float
+    share: float
 
     @property
     def gone(self) -> tuple[int, ...]:
@@ -72,11 +73,6 @@ class Task:
         """The rounds of training that the model of the run has behind it."""
         return max(self.before.best_round, 0)
 
-    @property
-    def asked(self) -> int:
-        """How often clients were asked in all rounds of the run."""
-        return sum(each.report.clients for each in self.before.history)
-
 
 @dataclass(frozen=True)
 class Forgotten:
@@ -99,14 +95,14 @@ class Request:
     them in cohorts; everything else is alike, because random numbers are keyed. "replay" trains the rows of the users'
     items again (:func:`perfedrec.forgetting.rows.replay`), "correction" takes the users' gradients out of them
     (:func:`perfedrec.forgetting.rows.correct`), and "resum" plays the server's part again from kept uploads without
-    those of the users (:func:`perfedrec.forgetting.resum.resum`). All but the first ask other clients for a few rounds,
-    as often as the ``budget`` says: a share of how often the run asked clients. ``reference`` is the folder of the same
-    request by "exact", with which the model is compared. ``by`` says in the log who asked.
+    those of the users (:func:`perfedrec.forgetting.resum.resum`). All but the first ask other clients for some rounds:
+    a ``share`` of those of the run (default: :data:`SHARES`). ``reference`` is the folder of the same request by "exact", with which the model is
+    compared. ``by`` says in the log who asked.
     """
 
     users: Sequence[int | str]
     method: str = "exact"
-    budget: float = BUDGET
+    share: float | None = None
     reference: str | Path | None = None
     by: str = "operator"
 
@@ -158,7 +154,8 @@ def _task(folder: Path, request: Request, output: Path, data: DataLike | None, r
     names = tuple(str(left.train.user_ids[each]) for each in left.forgotten)
     settings = config.data.model_copy(update={"forgotten": names})
     without = config.model_copy(update={"data": settings})
-    task = Task(folder, before, config, left, without, output, reporter, request.budget)
+    share = SHARES[request.method] if request.share is None else request.share
+    task = Task(folder, before, config, left, without, output, reporter, share)
     CHECKS.get(request.method, check_federated)(task)
     return task
 
@@ -183,7 +180,7 @@ def retrain(task: Task) -> Forgotten:
 
 def summed_again(task: Task) -> Forgotten:
     """Play the server's part of the run again from kept uploads without those of the users, and a few rounds."""
-    algorithm, rounds = task.algorithm, round(task.budget * task.trained)
+    algorithm, rounds = task.algorithm, round(task.share * task.trained)
     played = len(algorithm.phases) + task.before.best_round
     found = resum(algorithm, task.left, task.config.run, task.folder, task.model, played, rounds)
     done = [
@@ -197,7 +194,7 @@ def summed_again(task: Task) -> Forgotten:
 def trained_rows(task: Task) -> Forgotten:
     """Train the rows of the users' items again, from their start."""
     rows = _rows(task)
-    found = replay(rows, task.budget, task.asked)
+    found = replay(rows, task.share)
     count = int(rows.touched.sum())
     done = [
         "the phases before training were computed again, from the edges of the others that the service has",
@@ -210,7 +207,7 @@ def trained_rows(task: Task) -> Forgotten:
 def corrected(task: Task) -> Forgotten:
     """Take the users' gradients out of the rows of their items, and let others repair these."""
     rows = _rows(task)
-    found = correct(rows, task.model, torch.tensor(task.gone), task.budget, task.asked)
+    found = correct(rows, task.model, torch.tensor(task.gone), task.share)
     count = int(rows.touched.sum())
     done = [
         "the phases before training were computed again, from the edges of the others that the service has",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from math import ceil
 from typing import Any
 
 import torch
@@ -139,14 +138,10 @@ class Rows:
         weights[mine.numel() :] = others.numel() / max(some.numel(), 1)
         return torch.cat([mine, some]), weights
 
-    def numbers(self, budget: float, asked: int) -> list[int]:
-        """Rounds of training, at even distances, in which clients can be asked ``budget`` times ``asked`` times."""
+    def numbers(self, share: float) -> list[int]:
+        """A ``share`` of the rounds of training, at even distances."""
         first = len(self.algorithm.phases)
-        every = range(first, first + self.played)
-        sizes = [self.cohort(number)[0].numel() for number in every[:: max(self.played // 20, 1)]]
-        each = sum(sizes) / max(len(sizes), 1)
-        stride = max(ceil(each * self.played / max(budget * asked, 1)), 1)
-        return list(every[::stride])
+        return [] if not share else list(range(first, first + self.played, max(round(1 / share), 1)))
 
     def play(self, numbers: list[int]) -> Iterator[Entry]:
         """Play the clients' part of rounds again for the touched rows; everything else stays as it is, also what
@@ -208,10 +203,10 @@ class Rows:
         return Played(self.simulator.recommender(), entries, seconds)
 
 
-def replay(rows: Rows, budget: float, asked: int) -> Played:
+def replay(rows: Rows, share: float) -> Played:
     """Train the touched rows again, from what they are before training without the forgotten users: clients who have
-    these items do their part of rounds of the run again, in as many as the ``budget`` allows, a share of the ``asked``
-    clients of the run. All other rows, and what clients keep, stay.
+    these items do their part of a ``share`` of the rounds of the run again. All other rows stay, and so does what
+    clients keep.
 
     FRU (Yuan et al., WSDM 2023, arXiv 2210.10958) rolls back to where the user joined, and replays updates that clients
     have stored, calibrated by new ones. Departs from the paper: nothing has to be stored, because cohorts and draws are
@@ -220,12 +215,12 @@ def replay(rows: Rows, budget: float, asked: int) -> Played:
     """
     start = time.perf_counter()
     rows.reset()
-    return rows.finished(list(rows.play(rows.numbers(budget, asked))), time.perf_counter() - start)
+    return rows.finished(list(rows.play(rows.numbers(share))), time.perf_counter() - start)
 
 
-def correct(rows: Rows, before: Trained, gone: Tensor, budget: float, asked: int) -> Played:
+def correct(rows: Rows, before: Trained, gone: Tensor, share: float) -> Played:
     """Take the gradients of the users ``gone`` [k] out of the touched rows (:meth:`Rows.undo`), and let the clients who
-    have these items repair them in rounds of the run, as in :func:`replay`.
+    have these items repair them in a ``share`` of the rounds of the run, as in :func:`replay`.
 
     Gradient ascent with repair, as Halimi et al. (Federated unlearning: how to efficiently erase a client in FL?, 2022)
     do it. Departs from the paper: the step has a length from the user's share of the item's users instead of a bound on
@@ -233,4 +228,4 @@ def correct(rows: Rows, before: Trained, gone: Tensor, budget: float, asked: int
     """
     start = time.perf_counter()
     rows.undo(before, gone)
-    return rows.finished(list(rows.play(rows.numbers(budget, asked))), time.perf_counter() - start)
+    return rows.finished(list(rows.play(rows.numbers(share))), time.perf_counter() - start)
