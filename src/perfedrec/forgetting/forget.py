@@ -96,8 +96,8 @@ class Request:
     items again (:func:`perfedrec.forgetting.rows.replay`), "correction" takes the users' gradients out of them
     (:func:`perfedrec.forgetting.rows.correct`), and "resum" plays the server's part again from kept uploads without
     those of the users (:func:`perfedrec.forgetting.resum.resum`). All but the first ask other clients for some rounds:
-    a ``share`` of those of the run (default: :data:`SHARES`). ``reference`` is the folder of the same request by "exact", with which the model is
-    compared. ``by`` says in the log who asked.
+    a ``share`` of those of the run (default: :data:`SHARES`). ``reference`` is the folder of the same request by
+    "exact", with which the model is compared. ``by`` says in the log who asked.
     """
 
     users: Sequence[int | str]
