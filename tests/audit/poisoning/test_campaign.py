@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from perfedrec import ConfigError, configure, load, train
-from perfedrec.audit.poisoning import Scenario, attack, poisoned, read_attacks
+from perfedrec.audit.poisoning import Scenario, attack, campaign, poisoned, read_attacks
 from perfedrec.cli import app
-from perfedrec.core.errors import CheckpointError
+from perfedrec.core.errors import CheckpointError, DivergedError
 from perfedrec.report.run import run_page
 
 DATA = "synthetic:users=150,items=120,interactions_per_user=10"
@@ -49,8 +49,9 @@ def test_an_attack_is_played_stored_printed_and_reported(run: Path) -> None:
     assert found == read_attacks(run)
     assert told[-1] == ("collusion, 0.05 malicious", 12, 12)
     (outcome,) = found.outcomes
-    assert (outcome.malicious, outcome.after.k, found.rounds) == (8, 10, 12)
+    assert (outcome.malicious, found.rounds) == (8, 12)
     assert found.chance == pytest.approx(10 / load(DATA).n_items)
+    assert outcome.after is not None
     assert outcome.after.exposure > max(found.before.exposure, found.chance) + 0.2
     assert f"{outcome.after.exposure:.4f} (collusion)" in found.line()
     page = run_page(run)
@@ -58,6 +59,20 @@ def test_an_attack_is_played_stored_printed_and_reported(run: Path) -> None:
     assert found.rows() in [getattr(each, "rows", None) for each in section.blocks]
     printed = CliRunner().invoke(app, ["audit", str(run), "--trials", "1000"])
     assert found.line() in printed.stdout
+
+
+def test_an_attack_that_ends_the_training_is_recorded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(*given: object) -> None:
+        raise DivergedError("an update has numbers that are not finite")
+
+    monkeypatch.setattr(campaign, "poisoned", diverged)
+    found = attack(run, ["sign-flipping"], [0.05])
+    assert found.strongest is None
+    assert read_attacks(run) == found
+    assert "the training was ended by sign-flipping, 0.05" in found.line()
+    assert found.rows()[1][:4] == ["sign-flipping", "0.05", "8", "ended"]
+    assert found.group_rows() == []
+    run_page(run)
 
 
 def test_the_command_prints_what_it_stores(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from perfedrec.audit.poisoning.clients import n_malicious
 from perfedrec.audit.poisoning.exposure import Exposure, measure
 from perfedrec.audit.poisoning.play import Scenario, kind_of, make_options, poisoned, targets_of
 from perfedrec.audit.poisoning.record import Attacked, Outcome
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, DivergedError
 from perfedrec.data import Dataset
 from perfedrec.methods.centralised.method import Method
 from perfedrec.runs.config import Config
@@ -67,7 +68,9 @@ def attack(
     for name in attacks:
         for share in shares:
             what = f"{name}, {share:.3g} malicious"
-            after = poisoned(config, dataset, name, share, seed, scenario, options, partial(doing, what))
+            after: Exposure | None = None
+            with suppress(DivergedError):  # the attack has ended the training
+                after = poisoned(config, dataset, name, share, seed, scenario, options, partial(doing, what))
             outcome = Outcome(name, share, n_malicious(dataset.n_users, share), after)
             record = Attacked(**{**vars(record), "outcomes": (*record.outcomes, outcome)})
             record.write(folder)

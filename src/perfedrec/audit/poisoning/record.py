@@ -15,15 +15,19 @@ from perfedrec.runs.folder import RunFolder
 FILE = "attack.json"
 """The name of the record in a run's folder."""
 
+ENDED = "ended"
+"""Stands in place of figures where an attack has ended the training."""
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one attack did: its name, the share and the number of malicious clients, and the figures afterwards."""
+    """What one attack did: its name, the share and number of malicious clients, and the figures afterwards; ``None``
+    where the attack has ended the training, because numbers grew too large for a sum."""
 
     attack: str
     share: float
     malicious: int
-    after: Exposure
+    after: Exposure | None
 
 
 @dataclass(frozen=True)
@@ -55,25 +59,31 @@ class Attacked:
     @property
     def strongest(self) -> Outcome | None:
         """The outcome with the largest exposure; of equal ones the first; ``None`` without any."""
-        return max(self.outcomes, key=lambda each: each.after.exposure, default=None)
+        measured = [each for each in self.outcomes if each.after is not None]
+        return max(measured, key=lambda each: each.after.exposure if each.after is not None else 0.0, default=None)
 
     def line(self) -> str:
         """The record as one sentence."""
-        k, worst, before = self.before.k, self.strongest, self.before
-        if worst is None:
-            return "no attack was made"
-        spoilt = min(self.outcomes, key=lambda each: each.after.ndcg)
-        return (
-            f"ER@{k} of the target {before.exposure:.4f}, with {worst.share:.3g} of the clients malicious "
-            f"{worst.after.exposure:.4f} ({worst.attack}); NDCG@{k} {before.ndcg:.4f}, at worst "
-            f"{spoilt.after.ndcg:.4f} ({spoilt.attack}, {spoilt.share:.3g})"
-        )
+        k, worst, before, said = self.before.k, self.strongest, self.before, []
+        if worst is not None and worst.after is not None:
+            said.append(
+                f"ER@{k} of the target {before.exposure:.4f}, with {worst.share:.3g} of the clients malicious "
+                f"{worst.after.exposure:.4f} ({worst.attack})"
+            )
+            spoilt, ndcg = min(
+                ((each, each.after.ndcg) for each in self.outcomes if each.after is not None), key=lambda each: each[1]
+            )
+            said.append(f"NDCG@{k} {before.ndcg:.4f}, at worst {ndcg:.4f} ({spoilt.attack}, {spoilt.share:.3g})")
+        if ended := [f"{each.attack}, {each.share:.3g}" for each in self.outcomes if each.after is None]:
+            said.append(f"the training was ended by {'; '.join(ended)}")
+        return "; ".join(said) or "no attack was made"
 
     def rows(self) -> list[list[str]]:
         """The figures as rows of a table under :meth:`header`, the first one without an attack."""
         found = [["none", "0", "0", *_figures(self.before, self.before)]]
         for each in self.outcomes:
-            found.append([each.attack, f"{each.share:.3g}", str(each.malicious), *_figures(each.after, self.before)])
+            figures = [ENDED, *[""] * 4] if each.after is None else _figures(each.after, self.before)
+            found.append([each.attack, f"{each.share:.3g}", str(each.malicious), *figures])
         return found
 
     def header(self) -> tuple[str, ...]:
@@ -84,7 +94,7 @@ class Attacked:
     def group_rows(self) -> list[list[str]]:
         """The exposure and NDCG by group of users, without an attack and with the strongest one."""
         worst = self.strongest
-        if worst is None:
+        if worst is None or worst.after is None:
             return []
         # Clusters of two trainings are not the same ones: only those of the attacked model are shown.
         before = {each.name: each for each in self.before.groups}
@@ -122,7 +132,10 @@ def read_attacks(folder: Path) -> Attacked | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        outcomes = [Outcome(**{**each, "after": Exposure.read(each["after"])}) for each in stored["outcomes"]]
+        outcomes = [
+            Outcome(**{**each, "after": None if each["after"] is None else Exposure.read(each["after"])})
+            for each in stored["outcomes"]
+        ]
         lists: dict[str, Sequence[Any]] = {name: tuple(stored[name]) for name in ("targets", "target_users")}
         return Attacked(**{**stored, **lists, "before": Exposure.read(stored["before"]), "outcomes": tuple(outcomes)})
     except (ValueError, KeyError, TypeError) as error:
