@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from perfedrec.cli import app
 from perfedrec.core.aggregate import reduce
 from perfedrec.core.errors import CheckpointError, ConfigError, DataError
 from perfedrec.data import load
@@ -167,3 +169,24 @@ def test_summing_without_a_user_sums_what_the_others_sent(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match="no uploads were kept"):
         forget(tmp_path / "new", Request(["9"], "resum"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_command_prints_the_certificate_and_refuses_mistakes(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "node.txt").write_text("11\n\n12\n")
+    words = ["forget", str(trained), "--users", str(tmp_path / "node.txt"), "--quiet", "--output"]
+    done = CliRunner().invoke(app, [*words, str(tmp_path / "new")])
+    assert done.exit_code == 0, done.output
+    for text in ("certificate", "11, 12", "trained again from seed 0", "not covered", "membership AUC"):
+        assert text in done.stdout
+    as_json = CliRunner().invoke(app, [*words, str(tmp_path / "b"), "--json"])
+    assert json.loads(as_json.stdout)["users"] == ["11", "12"]
+    for more, said in (
+        (["--share", "2"], "--share is 2; expected a share from 0 to 1"),
+        (["--max-share", "0"], "--max-share is 0"),
+        (["--users", str(tmp_path / "missing")], "expected a file with an id a line"),
+        ([], "nobody is to be forgotten"),
+    ):
+        refused = CliRunner().invoke(app, ["forget", str(trained), "--output", str(tmp_path / "c"), *more])
+        assert refused.exit_code == 2
+        assert said in refused.stderr
+    assert not (tmp_path / "c").exists()

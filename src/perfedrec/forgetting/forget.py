@@ -28,7 +28,7 @@ from perfedrec.runs.result import Result, open_run
 from perfedrec.runs.training import train
 from perfedrec.runtimes.simulator import PersonalRecommender
 
-SHARES = {"exact": 1.0, "replay": 0.11, "correction": 0.11, "resum": 0.05}
+SHARES = {"exact": 1.0, "replay": 0.09, "correction": 0.09, "resum": 0.05}
 """The share of the rounds of training that other clients play, by method. With fewer rounds, replayed rows lie so far
 from all others that one can tell them; with more, they come closer to what they were (docs/forgetting.md)."""
 
