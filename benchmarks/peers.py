@@ -16,8 +16,7 @@ the next time. A peer that cannot be had or does not run is named in one line, a
 - flower: seconds a round of federated matrix factorisation with one client a user, in a simulation of Flower. Ours is a
   round of fedmf. By the clock, because Flower works in several processes.
 - sequences: seconds an epoch of SASRec, BERT4Rec and CL4SRec in SELFRec, one thread each, in processor time, with
-  the same options. The data need times or an order. Our BERT4Rec has hidden layers of four times the width, as its
-  paper has.
+  the same options. The data need times or an order.
 
 A ratio above 1 means that ours is faster: the median over --turns.
 """
@@ -342,7 +341,7 @@ def sequences(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Ite
     lists = data.sequence.split(data.rows.counts.tolist())
     train.write_text("".join(f"{user}:{' '.join(map(str, own.tolist()))}\n" for user, own in enumerate(lists)))
     same = {"max_length": 50, "n_blocks": 2, "n_heads": 1, "batch_size": 256, "dropout": 0.2}
-    own = {"sasrec": {"loss": "binary"}, "bert4rec": {"mask": 0.5, "last": 0}}
+    own = {"sasrec": {"loss": "binary"}, "bert4rec": {"mask": 0.5, "last": 0, "width": 1}}
     own["cl4srec"] = {"loss": "binary", **dict.fromkeys(("crop", "mask", "reorder"), 0.5)}
     for name, more in own.items():
         chosen = {"embedding_dim": given.dim, **same, **more}

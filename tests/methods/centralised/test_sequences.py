@@ -205,7 +205,7 @@ def test_users_without_a_next_item_are_no_error() -> None:
 
 OPTIONS = {
     "sasrec": {"embedding_dim": 8, "max_length": 3, "n_blocks": 1, "n_heads": 1, "dropout": 0.5, "loss": "softmax"},
-    "bert4rec": {"mask": 0.9, "last": 1.0, "dropout": 0.5, "n_heads": 1},
+    "bert4rec": {"width": 1, "mask": 0.9, "last": 1.0, "dropout": 0.5, "n_heads": 1},
     "cl4srec": {"weight": 0.9, "temperature": 0.2, "crop": 0.2, "mask": 0.9, "reorder": 0.1},
 }
 

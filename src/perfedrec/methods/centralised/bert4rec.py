@@ -16,6 +16,7 @@ from perfedrec.nn.attention import Dropout
 class BERT4RecSettings(SequenceSettings):
     """Options of BERT4Rec."""
 
+    width: int = Field(4, ge=1, description="units of the hidden layers, in multiples of d")
     mask: float = Field(0.2, gt=0, le=1, description="rho, chance of an item to be hidden in training")
     last: float = Field(0.1, ge=0, le=1, description="share of sequences of which the last item alone is hidden")
 
@@ -32,7 +33,10 @@ class BERT4Rec(SequenceMethod):
     Options = BERT4RecSettings
     settings: BERT4RecSettings
     causal = False
-    width = 4
+
+    @property
+    def width(self) -> int:
+        return self.settings.width
 
     def head(self, n_items: int) -> list[tuple[int, ...]]:
         d = self.settings.embedding_dim

@@ -98,8 +98,10 @@ class SequenceMethod(Method):
     causal: ClassVar[bool] = True
     """Whether a place sees earlier ones alone."""
 
-    width: ClassVar[int] = 1
-    """Units of the hidden layers of a block, in multiples of d."""
+    @property
+    def width(self) -> int:
+        """Units of the hidden layers of a block, in multiples of d."""
+        return 1
 
     @property
     def encoder(self) -> Encoder:
