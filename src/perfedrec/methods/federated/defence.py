@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from perfedrec.core import robust
-from perfedrec.core.aggregate import Aggregator, Sum
+from perfedrec.core.aggregate import Aggregate, Aggregator, Sum
 from perfedrec.core.algorithm import TRAIN, Phase
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.settings import Settings
@@ -49,7 +51,8 @@ class DefenceSettings(Settings):
         None,
         gt=0,
         description="longest row of an item table after a round of training, as a multiple of the median length of its "
-        "rows; none: no bound",
+        "rows; in a pass of clients over all users, as a multiple of what is usual for the item's degree; none: no "
+        "bound",
     )
     max_edges: int | None = Field(
         None,
@@ -137,3 +140,29 @@ def hold_tables(items: Tensor, offsets: Tensor | None, multiple: float | None) -
         whole = items + own
         robust.hold_lengths(whole, multiple)
         own.copy_(whole - items)
+
+
+def hold_pass(aggregate: Aggregate, degrees: Tensor, exponent: float, multiple: float | None) -> Aggregate:
+    """A pass over all users, by item, with its rows bounded by what items of their ``degrees`` [m] usually have.
+
+    Honest parts of an item's users add up to a row whose length grows with ``d_i^(1 - exponent)``. A row is at most
+    ``multiple`` times the median of this length for the item's degree; ``None``: no bound. A secret sum shows nobody
+    who sends a part of ten, but it shows its row.
+    """
+    if multiple is None or not aggregate.keys.numel():
+        return aggregate
+    usual = degrees[aggregate.keys].to(torch.float64).clamp(min=1.0) ** (1 - exponent)
+    lengths = aggregate.sums.square().sum(1).sqrt() / usual
+    known = lengths > 0
+    if not bool(known.any()):
+        return aggregate
+    longest = multiple * lengths[known].median()
+    factors = (longest / lengths.clamp(min=1e-30)).clamp(max=1.0)
+    return replace(aggregate, sums=(aggregate.sums * factors[:, None]).round())
+
+
+def distinct_edges(edges: Tensor) -> Tensor:
+    """The ``edges`` [E, 3], each once: an honest user sends an item once. Without repetitions they stay as they
+    are."""
+    once = edges.unique(dim=0)
+    return edges if once.shape[0] == edges.shape[0] else once

@@ -17,6 +17,7 @@ from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update
 from perfedrec.methods.federated import neighbourhood
 from perfedrec.methods.federated.base import LocalBatch
+from perfedrec.methods.federated.defence import distinct_edges, hold_pass
 from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.methods.federated.local import Loss, Parameters
 from perfedrec.methods.federated.network import Network, ranking_loss
@@ -26,7 +27,7 @@ from perfedrec.methods.federated.state import B, C, GraphBroadcast, GraphClient,
 from perfedrec.methods.federated.subspace import with_degrees
 from perfedrec.methods.federated.summing import Summing, SummingOnce
 from perfedrec.methods.federated.tables import Average
-from perfedrec.nn.propagation import Star, edge_weights, weighted_sums
+from perfedrec.nn.propagation import HALVES, Star, edge_weights, weighted_sums
 from perfedrec.nn.segments import expand, segment_sum
 from perfedrec.privacy.labels import Labels
 from perfedrec.privacy.ledger import Release
@@ -52,6 +53,11 @@ class GraphMethod(FedMF[S, B, C]):
         """How clients send vectors and neighbours: as reports and edges, or as parts of sums."""
         summing = Summing if self.subspace is None else SummingOnce
         return summing(self) if self.settings.privacy.sums else Reporting(self)
+
+    @property
+    def exponents(self) -> tuple[float, float]:
+        """Those of the degrees of users and items in passes over all users."""
+        return HALVES
 
     @property
     def neighbours(self) -> bool:
@@ -217,7 +223,7 @@ class GraphMethod(FedMF[S, B, C]):
             known = places >= 0
             service.reports[places[known]] = aggregate.reports[known]
         if aggregate.edges is not None:
-            edges, most = aggregate.edges, self.defence.max_edges
+            edges, most = distinct_edges(aggregate.edges), self.defence.max_edges
             if most is not None:
                 edges = neighbourhood.limited(edges, most, aggregate.n_items, key)
             if service.users is not None:
@@ -247,6 +253,8 @@ class GraphMethod(FedMF[S, B, C]):
         ``published`` has items in the order of item numbers. What the coordinator must not know is left out of it.
         """
         state, aggregate = self.handover.take_sums(state, phase, aggregate)
+        if phase == SPECTRAL.name and not self.protection.multiplier(phase):
+            aggregate = hold_pass(aggregate, state.degrees, self.exponents[1], self.defence.row_length)
         if aggregate.clients and phase == TRAIN.name:
             self.server_step(state, aggregate)
         state = replace(state, round=state.round + 1)
