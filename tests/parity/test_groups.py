@@ -93,6 +93,7 @@ def test_the_rule_over_groups_changes_the_model_and_groups_alone_do_not() -> Non
             {"privacy": {"noise": {"training": 1.0}}, "clusters": {"n_clusters": 0}},
             "fewer clients, whose noise is that of the whole cohort",
         ),
+        ({"privacy": {"epsilon": 8.0}, "clusters": {"n_clusters": 0}}, "no epsilon"),
     ],
 )
 def test_groups_that_tell_too_much_or_nothing_are_refused(parts: dict[str, Any], message: str) -> None:

@@ -54,6 +54,12 @@ class DefenceSettings(Settings):
         "rows; in a pass of clients over all users, as a multiple of what is usual for the item's degree; none: no "
         "bound",
     )
+    report_length: float | None = Field(
+        None,
+        gt=0,
+        description="longest user vector that the neighbourhood service takes, as a multiple of the median length of "
+        "those that come with it; none: no bound",
+    )
     max_edges: int | None = Field(
         None,
         ge=1,
@@ -82,10 +88,10 @@ def check_defence(privacy: PrivacySettings, defence: DefenceSettings, asked: int
             "defence.groups opens the sum of each group, and without a basis it shows the items of its clients; "
             "expected privacy.aggregation = secure with privacy.rank above 0, or defence.groups = 0"
         )
-    if defence.groups and (privacy.noise.training or privacy.noise.join):
+    if defence.groups and (privacy.noise.any or privacy.epsilon):
         raise ValueError(
-            "defence.groups opens sums of fewer clients, whose noise is that of the whole cohort; expected no noise in "
-            "training, or defence.groups = 0"
+            "defence.groups opens sums of fewer clients, whose noise is that of the whole cohort; expected no noise and "
+            "no epsilon, or defence.groups = 0"
         )
     if defence.groups and defence.rule == "none":
         raise ValueError("defence.groups has no effect without a rule over groups; expected a defence.rule")
@@ -166,3 +172,13 @@ def distinct_edges(edges: Tensor) -> Tensor:
     are."""
     once = edges.unique(dim=0)
     return edges if once.shape[0] == edges.shape[0] else once
+
+
+def hold_reports(reports: Tensor, multiple: float | None) -> Tensor:
+    """The ``reports`` [c, L, d] with each vector scaled to at most ``multiple`` times the median length of its layer;
+    ``None``: no bound."""
+    if multiple is None or not reports.numel():
+        return reports
+    lengths = torch.linalg.vector_norm(reports, dim=2)
+    factors: Tensor = multiple * lengths.median(dim=0).values / lengths.clamp(min=1e-30)
+    return reports * factors.clamp(max=1.0)[:, :, None]

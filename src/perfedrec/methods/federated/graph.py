@@ -17,7 +17,7 @@ from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update
 from perfedrec.methods.federated import neighbourhood
 from perfedrec.methods.federated.base import LocalBatch
-from perfedrec.methods.federated.defence import distinct_edges, hold_pass
+from perfedrec.methods.federated.defence import distinct_edges, hold_pass, hold_reports
 from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.methods.federated.local import Loss, Parameters
 from perfedrec.methods.federated.network import Network, ranking_loss
@@ -220,8 +220,8 @@ class GraphMethod(FedMF[S, B, C]):
             service = replace(service, users=users, reports=blank)
         if aggregate.reports is not None and aggregate.report_users is not None:
             places = service.places(aggregate.report_users)
-            known = places >= 0
-            service.reports[places[known]] = aggregate.reports[known]
+            known, reports = places >= 0, hold_reports(aggregate.reports, self.defence.report_length)
+            service.reports[places[known]] = reports[known]
         if aggregate.edges is not None:
             edges, most = distinct_edges(aggregate.edges), self.defence.max_edges
             if most is not None:
