@@ -90,8 +90,8 @@ def check_defence(privacy: PrivacySettings, defence: DefenceSettings, asked: int
         )
     if defence.groups and (privacy.noise.any or privacy.epsilon):
         raise ValueError(
-            "defence.groups opens sums of fewer clients, whose noise is that of the whole cohort; expected no noise and "
-            "no epsilon, or defence.groups = 0"
+            "defence.groups opens sums of fewer clients, whose noise is that of the whole cohort; expected no noise "
+            "and no epsilon, or defence.groups = 0"
         )
     if defence.groups and defence.rule == "none":
         raise ValueError("defence.groups has no effect without a rule over groups; expected a defence.rule")
