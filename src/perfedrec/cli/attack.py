@@ -34,6 +34,8 @@ def attack(
         float, typer.Option(help="length of malicious parts of training, in honest ones or bounds")
     ] = 10.0,
     before: Annotated[float, typer.Option(help="how many clients a malicious one counts for before training")] = 100.0,
+    list_length: Annotated[int, typer.Option(help="items that a malicious client claims (0: as many as others)")] = 0,
+    public: Annotated[float, typer.Option(help="share of the users whose lists fedrecattack knows")] = 0.05,
     k: Annotated[int, typer.Option("--k", help="length of the lists in which targets shall stand")] = 20,
     rounds: Annotated[
         int | None, typer.Option(help="rounds of all trainings, also of one without an attack (default: the run's)")
@@ -58,9 +60,8 @@ def attack(
         from perfedrec.audit.poisoning.campaign import FIRST
 
         names = tuple(ATTACKS) if attacks == ["all"] else tuple(attacks or FIRST)
-        scenario = _scenario(
-            Scenario, n_targets=targets, targets=tuple(target or ()), bound=bound, length=length, before=before, k=k
-        )
+        given = {"bound": bound, "length": length, "before": before, "list_length": list_length, "public": public}
+        scenario = _scenario(Scenario, n_targets=targets, targets=tuple(target or ()), k=k, **given)
         with Progress(console=Console(stderr=True), transient=True, disable=as_json or not sys.stderr.isatty()) as bar:
             task = bar.add_task("reading the run", total=None)
 
@@ -85,7 +86,7 @@ def _scenario(kind: Any, **values: Any) -> Any:
         first = error.errors()[0]
         names = {"n_targets": "targets", "targets": "target"}
         name = str(first["loc"][0])
-        raise ConfigError(f"--{names.get(name, name)} is {first['input']}: {first['msg']}") from None
+        raise ConfigError(f"--{names.get(name, name).replace('_', '-')} is {first['input']}: {first['msg']}") from None
 
 
 def _shares(text: str) -> list[float]:

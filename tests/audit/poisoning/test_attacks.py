@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from perfedrec.audit.poisoning import ATTACKS
+from perfedrec import load
+from perfedrec.audit.poisoning import ATTACKS, Scenario
 from perfedrec.audit.poisoning.adversary import Known, Lying, Sight, lengths, stretched, with_changes
 from perfedrec.audit.poisoning.aims import Mined, fitted_users, mean_direction, popularity_direction
 from perfedrec.audit.poisoning.boosting import ExplicitBoosting, FedRecAttack, PipAttack
 from perfedrec.audit.poisoning.collusion import Collusion
 from perfedrec.audit.poisoning.mining import HidAttack, HidAttackOptions, PieckIPE, PieckUEA, PoisonFRS
+from perfedrec.audit.poisoning.play import known_of
 from perfedrec.audit.poisoning.untargeted import ClusterAttack, SignFlipping, Spattack, SpattackO
 from perfedrec.core.aggregate import BASIS_GRID
 from perfedrec.core.keys import Key, normal
@@ -277,3 +279,48 @@ def test_tables_that_are_not_the_model_s_stay() -> None:
     assert cast(Tensor, sent.items).tolist() == [7, 7, 5, 5]
     longer = stretched(sent, work, 3.0)
     assert lengths(longer).tolist() == pytest.approx([3 * float(lengths(work).mean())] * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("pipattack", "popular", 0.5),
+        ("pipattack", "boosting", 0.9),
+        ("fedrecattack", "steps", 1),
+        ("fedrecattack", "top", 2),
+        ("fedrecattack", "rows", 2),
+        ("pieck-uea", "mined", 2),
+        ("pieck-uea", "rounds", 4),
+        ("poisonfrs", "factor", 0.1),
+        ("hidattack", "spread", 0.0),
+        ("hidattack", "exploration", 1.0),
+        ("collusion", "popular", 3),
+        ("clusterattack", "n_clusters", 2),
+    ],
+)
+def test_every_option_changes_what_is_sent(name: str, option: str, value: float) -> None:
+    def sent(**options: Any) -> list[Tensor]:
+        kind, public = ATTACKS[name], [torch.tensor([0, 1, 2]), torch.tensor([3, 5])]
+        adversary, items, found = (
+            kind(known(public=public), kind.Options(**options)),
+            numbers("items", N_ITEMS, DIM),
+            [],
+        )
+        for step in range(9):
+            items = items + numbers(f"step {step}", N_ITEMS, DIM) * 0.3
+            update = adversary.forge(replace(sight(), broadcast=cast(Any, SimpleNamespace(items=items))))
+            found.append(changed(update))
+        return found
+
+    usual, other = sent(), sent(**{option: value})
+    assert any(not torch.allclose(mine, theirs) for mine, theirs in zip(usual, other, strict=True))
+
+
+def test_the_length_of_lists_is_that_of_the_scenario() -> None:
+    dataset = load("synthetic:users=40,items=60,interactions_per_user=5")
+    usual, short = (
+        known_of(dataset, "popular", torch.tensor([1]), Scenario(list_length=n), seed=0).list_length for n in (0, 3)
+    )
+    assert (usual, short) == (round(dataset.train.n_interactions / dataset.n_users), 3)
+    known_short = known_of(dataset, "random", torch.tensor([1]), Scenario(list_length=3), seed=0)
+    assert all(each.size in (2, 3) for each in ATTACKS["random"](known_short).lists(5))  # a filler may be the target

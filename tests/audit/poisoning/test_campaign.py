@@ -109,6 +109,8 @@ def test_mistakes_are_named_before_anything_is_trained(run: Path, tmp_path: Path
         (["--share", "much"], "--share is 'much'"),
         (["--set", "top"], "expected option=value"),
         (["--targets", "0"], "--targets is 0"),
+        (["--list-length", "-1"], "--list-length is -1"),
+        (["--public", "2"], "--public is 2"),
         (["--target", "none such"], "none such"),
     ):
         result = CliRunner().invoke(app, ["attack", str(run), *words])
