@@ -74,13 +74,20 @@ def group_numbers(sizes: Tensor, keys: Tensor, n_groups: int) -> Tensor:
     return numbers
 
 
-def hold_lengths(table: Tensor, multiple: float) -> None:
-    """Scale each row of a ``table`` [m, d] to at most ``multiple`` times the median length of its rows, in place."""
+def long_rows(table: Tensor, multiple: float) -> tuple[Tensor, Tensor]:
+    """The rows [r] of a ``table`` [m, d] that are longer than ``multiple`` times the median length of its rows, and the
+    factors [r, 1] that bring them to it."""
     lengths = torch.linalg.vector_norm(table, dim=1)
     longest = multiple * lengths.median()
     over = (lengths > longest).nonzero().squeeze(1)
+    return over, (longest / lengths[over])[:, None]
+
+
+def hold_lengths(table: Tensor, multiple: float) -> None:
+    """Scale each row of a ``table`` [m, d] to at most ``multiple`` times the median length of its rows, in place."""
+    over, factors = long_rows(table, multiple)
     if over.numel():
-        table[over] *= (longest / lengths[over])[:, None]
+        table[over] *= factors
 
 
 # --- the parts of a round, side by side ---

@@ -144,8 +144,9 @@ def hold_tables(items: Tensor, offsets: Tensor | None, multiple: float | None) -
     robust.hold_lengths(items, multiple)
     for own in () if offsets is None else offsets.split(items.shape[0]):
         whole = items + own
-        robust.hold_lengths(whole, multiple)
-        own.copy_(whole - items)
+        over, factors = robust.long_rows(whole, multiple)
+        if over.numel():
+            own[over] = whole[over] * factors - items[over]
 
 
 def hold_pass(aggregate: Aggregate, degrees: Tensor, exponent: float, multiple: float | None) -> Aggregate:
