@@ -1,8 +1,9 @@
 """PerFedRec++ (Luo et al., ACM TIST 2024, arXiv 2305.06622): PerFedRec with self-supervised pre-training before it.
 
-There are two kinds of pre-training: the paper's contrastive one (:mod:`perfedrec.methods.federated.contrastive`), on
-two views of the graph that the privacy mechanisms produce, and spectral pre-training by federated subspace iteration
-(:mod:`perfedrec.methods.federated.spectral`), our extension.
+Pre-training is the paper's contrastive one (:mod:`perfedrec.methods.federated.contrastive`), on two views of the graph
+that the privacy mechanisms produce; or, our extensions, the loss of another graph method on the same views
+(:mod:`perfedrec.methods.federated.graph_losses`), or federated subspace iteration
+(:mod:`perfedrec.methods.federated.spectral`).
 """
 
 from __future__ import annotations
