@@ -264,3 +264,23 @@ def test_pairs_of_fewer_holders_than_asked_for_are_not_in_the_models() -> None:
     assert float((five @ five.T)[2, 3]) > 0.1
     assert float(neighbourhood.leading(graph, 1, 4, Key(3), least=5)[:2].abs().max()) < 1e-3
     assert float(neighbourhood.leading(graph, 1, 4, Key(3))[:2].abs().max()) > 0.1  # both are singular values of 1
+
+
+def test_users_with_like_lists_count_as_one() -> None:
+    """Users 0 to 2 have one list; user 3 has two of its three items and another one: 2 of 4 in common; user 4 has other
+    items and user 5 has none."""
+    matrix = np.array([[1, 1, 1, 0, 0, 0]] * 3 + [[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0]])
+    graph = graph_of(matrix)
+    assert neighbourhood.counted(graph, None) is None
+    for alike, expected in ((0.51, [1 / 3] * 3 + [1, 1, 1]), (0.5, [1 / 4] * 4 + [1, 1])):
+        for block_size in (2, 512):
+            found = neighbourhood.counted(graph, alike, block_size)
+            assert found is not None
+            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+    counts = neighbourhood.counted(graph, 0.51)
+    pairs = neighbourhood.shared(graph, 2, counts=counts).toarray()
+    np.testing.assert_allclose(pairs[0, 1], (3 * (1 / 3) / 3 + 1 / 3) / 4, rtol=1e-6)  # both have degree 4
+    assert pairs[0, 2] == 0  # three users have both, who count as one
+    near, nearness = neighbourhood.diffused(graph, 0.5, 0.5, 3, counts)
+    assert near[3].tolist() == [2, -1, -1]
+    np.testing.assert_allclose(float(nearness[3, 0]), 2 * 3 * (1 / 3) / 3 / 12**0.5, rtol=1e-6)

@@ -86,6 +86,7 @@ def scores(options: tuple[tuple[str, Any], ...]) -> torch.Tensor:
         ((("defence__rule", "quorum"),), {"defence__quorum": 3}),
         (SPECTRAL, {"defence__max_edges": 2}),
         (SPECTRAL, {"defence__holders": 6}),
+        (SPECTRAL, {"defence__alike": 0.2}),
     ],
     ids=str,
 )

@@ -66,7 +66,13 @@ class DefenceSettings(Settings):
         description="most items of one user that the neighbourhood service uses, a random choice where there are more; "
         "none: all",
     )
-
+    alike: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="users whose lists have this share or more in common (Jaccard) count as one user together where "
+        "the neighbourhood service counts pairs of items; none: each counts",
+    )
     holders: int = Field(
         3,
         ge=3,

@@ -68,8 +68,33 @@ def published(items: list[Tensor]) -> Tensor:
     return torch.stack([below, below + items[-1]]).div_(len(items) + 1)
 
 
+def counted(bipartite: Bipartite, alike: float | None, block_size: int = 512) -> Tensor | None:
+    """[n] for how many users each user of the graph counts where pairs of items are counted: 1 divided by the number of
+    users, this one included, whose lists have at least the share ``alike`` in common with this one's (Jaccard).
+    ``None``: all count alike.
+
+    Clients that one adversary controls bring an item into many lists most easily with one list for all.
+    """
+    if alike is None:
+        return None
+    by_user = _incidence(bipartite.by_user, bipartite.by_item.starts.numel()).astype(np.float32)
+    sizes, by_item, counts = np.diff(by_user.indptr), sparse.csr_array(by_user.T), []
+    for start in range(0, by_user.shape[0], block_size):
+        common = sparse.coo_array(by_user[start : start + block_size] @ by_item)
+        either = sizes[start + common.row] + sizes[common.col] - common.data
+        near = common.row[common.data >= alike * either]
+        counts.append(np.bincount(near, minlength=min(block_size, by_user.shape[0] - start)))
+    found = torch.from_numpy(np.concatenate(counts)) if counts else torch.zeros(0)
+    return 1.0 / found.clamp(min=1).to(torch.float32)  # who has no item is like nobody
+
+
 def diffused(
-    bipartite: Bipartite, alpha: float, beta: float, length: int, at_once: int = 1 << 22
+    bipartite: Bipartite,
+    alpha: float,
+    beta: float,
+    length: int,
+    counts: Tensor | None = None,
+    at_once: int = 1 << 22,
 ) -> tuple[Tensor, Tensor]:
     """For each user of the graph, the ``length`` items that diffusion ranks best among those that the user does not
     have: their tokens [n, k] int32, ascending, and their scores [n, k]. Unused places have token -1 and score 0.
@@ -77,10 +102,12 @@ def diffused(
     Diffusion takes three steps, from a user's items to their users and on to the items of these:
     ``s_uj = sum_i sum_v d_i^-alpha / (d_v d_j^beta)`` over the user's items i and the users v who have both i and j.
     RP3beta (Paudel et al., ACM TiiS 2016) has ``d_v^alpha``. With 1/2 and 1/2 it is the linear filter of GF-CF (Shen et
-    al., CIKM 2021), and in any case what :func:`low_rank` comes near to. ``at_once`` scores are in memory together.
+    al., CIKM 2021), and in any case what :func:`low_rank` comes near to. Users v count as ``counts`` [n] says
+    (:func:`counted`). ``at_once`` scores are in memory together.
     """
     by_user = _incidence(bipartite.by_user, bipartite.by_item.starts.numel())
     back, forth = diffusion_steps(by_user, alpha, beta, gamma=1.0)
+    forth = _times(counts, forth)
     near = np.full((by_user.shape[0], min(length, by_user.shape[1])), -1, dtype=np.int32)
     scores = np.zeros(near.shape, dtype=np.float32)
     block_size = max(at_once // by_user.shape[1], 1)
@@ -99,6 +126,11 @@ def diffused(
     return torch.from_numpy(near), torch.from_numpy(scores)
 
 
+def _times(counts: Tensor | None, by_user: sparse.csr_array) -> sparse.csr_array:
+    """The rows of a matrix [n, m] times ``counts`` [n]; as they are without counts."""
+    return by_user if counts is None else sparse.csr_array(sparse.diags_array(counts.numpy()) @ by_user)
+
+
 def _incidence(adjacency: Adjacency, n_columns: int) -> sparse.csr_array:
     """The entries of an adjacency, each 1."""
     columns = adjacency.columns.cpu().numpy()
@@ -113,25 +145,27 @@ def leading(
     key: Key,
     exponents: tuple[float, float] = HALVES,
     least: int = HOLDERS,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    """[m, ``width``] a basis near the leading eigenvectors of the matrix of :func:`shared` with ``exponents`` and
-    ``least``: a number of ``passes`` of subspace iteration from random columns.
+    """[m, ``width``] a basis near the leading eigenvectors of the matrix of :func:`shared` with ``exponents``,
+    ``least`` and ``counts``: a number of ``passes`` of subspace iteration from random columns.
 
     Rare pairs are left out for privacy, and they are noise: with all pairs, as in the passes of clients, the basis
     recommends much worse (docs/results.md).
     """
-    return _bases(shared(bipartite, least, exponents), width, passes, key, bipartite.by_item.starts.device)[-1]
+    matrix = shared(bipartite, least, exponents, counts)
+    return _bases(matrix, width, passes, key, bipartite.by_item.starts.device)[-1]
 
 
-def low_rank(bipartite: Bipartite, key: Key, least: int = HOLDERS) -> Tensor:
+def low_rank(bipartite: Bipartite, key: Key, least: int = HOLDERS, counts: Tensor | None = None) -> Tensor:
     """[m, r] a factor ``F`` of the graph: ``F F^T`` is the part with positive eigenvalues of the matrix of
-    :func:`shared` with ``least``, by the Rayleigh-Ritz method in a block Krylov basis of :data:`PASSES` times
-    :data:`WIDTH` columns.
+    :func:`shared` with ``least`` and ``counts``, by the Rayleigh-Ritz method in a block Krylov basis of :data:`PASSES`
+    times :data:`WIDTH` columns.
 
     Without pairs of few users the matrix has negative eigenvalues, with which Nystroem's approximation is unstable.
     """
     n_items, device = bipartite.by_item.starts.numel(), bipartite.by_item.starts.device
-    matrix = shared(bipartite, least)
+    matrix = shared(bipartite, least, counts=counts)
     if not matrix.nnz:
         return torch.zeros(n_items, 1, device=device)
 
@@ -155,7 +189,11 @@ def _image(matrix: sparse.csr_array, basis: Tensor) -> Tensor:
 
 
 def shared(
-    bipartite: Bipartite, least: int = HOLDERS, exponents: tuple[float, float] = HALVES, block_size: int = 512
+    bipartite: Bipartite,
+    least: int = HOLDERS,
+    exponents: tuple[float, float] = HALVES,
+    counts: Tensor | None = None,
+    block_size: int = 512,
 ) -> sparse.csr_array:
     """[m, m] the entries of ``N^T N``, with ``N = D_u^-a R D_i^-b`` for ``exponents`` a and b, of pairs of items that
     at least ``least`` users have both, with 0 for all other pairs. An entry on the diagonal belongs to the users of one
@@ -163,13 +201,14 @@ def shared(
 
     An entry is the sum of ``1 / (d_u^2a d_i^b d_j^b)`` over the users u who have both items. With a single such user it
     would say that somebody has both, and how many items this person has; for an item that one person has, the row
-    would be this person's list.
+    would be this person's list. Users count as ``counts`` [n] says (:func:`counted`), in both.
     """
     by_user = _incidence(bipartite.by_user, bipartite.by_item.starts.numel()).astype(np.float32)
     back, forth = diffusion_steps(by_user, exponents[1], exponents[1], gamma=2 * exponents[0])
+    forth, holding = _times(counts, forth), _times(counts, by_user)
     by_item, rows = sparse.csr_array(by_user.T), []
     for start in range(0, by_item.shape[0], block_size):
         block = slice(start, start + block_size)
-        entries = ((by_item[block] @ by_user) >= least).multiply(back[block] @ forth)
+        entries = ((by_item[block] @ holding) >= least).multiply(back[block] @ forth)
         rows.append(sparse.csr_array(entries, dtype=np.float32))
     return sparse.csr_array(sparse.vstack(rows))

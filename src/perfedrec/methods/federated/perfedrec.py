@@ -223,11 +223,12 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         service, published = super().pretrain(service, aggregate, key)
         graph = service.graph
         if self.diffuses and graph is not None:
-            given = self.settings.neighbourhood
+            given, counts = self.settings.neighbourhood, neighbourhood.counted(graph, self.defence.alike)
             if service.users is None:
-                near, nearness = neighbourhood.diffused(graph, given.alpha, given.beta, given.list_length)
+                near, nearness = neighbourhood.diffused(graph, given.alpha, given.beta, given.list_length, counts)
                 service = replace(service, near=near, nearness=nearness)
-            published = replace(published, low_rank=neighbourhood.low_rank(graph, key, self.defence.holders))
+            factor = neighbourhood.low_rank(graph, key, self.defence.holders, counts)
+            published = replace(published, low_rank=factor)
         return service, published
 
     def serve(

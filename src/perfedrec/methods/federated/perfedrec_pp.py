@@ -256,7 +256,8 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
             return service, published
         model, passes = self.settings.model, self.settings.pretraining.passes
         own, least = key.fold("spectral"), self.defence.holders
-        table = neighbourhood.leading(graph, model.embedding_dim, passes, own, self.exponents, least)
+        counts = neighbourhood.counted(graph, self.defence.alike)
+        table = neighbourhood.leading(graph, model.embedding_dim, passes, own, self.exponents, least, counts)
         user_init_scale, start = None, None
         if self.network.encoder == "lightgcn":  # items and users get the size of LightGCN's first vectors
             table = table * (model.init_scale * table.shape[0] ** 0.5)
