@@ -22,7 +22,7 @@ from perfedrec import (
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.progress import Bar, Lines, Notebook, Progress, best_reporter
 
-DATA = "synthetic:users=80,items=60,clusters=2,interactions_per_user=8,seed=3"
+DATA = "synthetic:users=80,items=60,clusters=2,interactions_per_user=8,seed=3,relations=3"
 MF: dict[str, Any] = {"evaluate_every": 2, "method__batch_size": 128, "method__embedding_dim": 8}
 FEDERATED: dict[str, Any] = {"rounds": 2, "selection__n_clients_per_round": 40, "model__embedding_dim": 8}
 

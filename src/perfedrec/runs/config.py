@@ -50,6 +50,9 @@ _NEW_PRETRAINING = {
     "clients": PretrainingSettings().clients,
     "user_exponent": 0.5,
     "item_exponent": 0.5,
+    "epochs": PretrainingSettings().epochs,
+    "options": {},
+    "continued": 0.0,
 }
 """Options of pre-training that were added later, with the values that change nothing."""
 
@@ -282,8 +285,10 @@ def without_new(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree without options of pre-training, of the personal model and of the defence that were added later, where
     they change nothing: then it is the one that earlier versions wrote."""
     found, personal = dict(tree), tree.get("personal")
-    if found.get("defence") == DefenceSettings().model_dump(exclude_none=True):
-        del found["defence"]
+    if isinstance(defence := tree.get("defence"), Mapping):
+        set_ = {name: value for name, value in defence.items() if value is not None}
+        if set_ == DefenceSettings().model_dump(exclude_none=True):
+            del found["defence"]
     if isinstance(pretraining := tree.get("pretraining"), Mapping):
         of_service = ("clients",) if pretraining.get("at") == "clients" else ()  # has no effect then
         found["pretraining"] = {
