@@ -36,6 +36,8 @@ def address() -> Iterator[str]:
     ray: Any = cluster.loaded()
     from ray.cluster_utils import Cluster
 
+    # The address is written to Ray's default folder as well, which is there only where Ray has run before.
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as short, patience(ray):
         made = Cluster(shutdown_at_exit=True)
         try:
