@@ -84,8 +84,9 @@ def test_each_option_changes_the_table(kind: str, change: dict[str, Any]) -> Non
             {"kind": "spectral", "options": {"weight": 0.1}},
             r"has weight, and pretraining\.kind = spectral has no options",
         ),
+        ({"kind": "sgl", "options": {"embedding_dim": 8}}, r"embedding_dim is that of the model"),
     ],
-    ids=["unknown", "out of range", "another kind"],
+    ids=["unknown", "out of range", "another kind", "the model's"],
 )
 def test_wrong_options_are_refused(changes: dict[str, Any], message: str) -> None:
     given = settings(**{f"pretraining__{name}": value for name, value in changes.items()})

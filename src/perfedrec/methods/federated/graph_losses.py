@@ -51,6 +51,8 @@ def graph_loss(settings: PretrainingSettings, embedding_dim: int) -> ProductMeth
                 f"options there; expected none, or one of the kinds {', '.join(LOSSES)}"
             )
         return None
+    if "embedding_dim" in settings.options:
+        raise ConfigError("pretraining.options.embedding_dim is that of the model; expected model.embedding_dim")
     try:
         return kind(kind.Options.model_validate({**settings.options, "embedding_dim": embedding_dim}))
     except ValidationError as error:

@@ -335,8 +335,11 @@ class PerFedRecSettings(Settings):
 
     @model_validator(mode="after")
     def _pretrained(self) -> Self:
-        if self.personal.pretrained and self.pretraining.kind != "spectral":
-            raise ValueError("personal.pretrained needs pretraining.kind = spectral")
+        hidden = self.privacy.sums and self.pretraining.kind not in ("spectral", "none")  # _withheld says that
+        if self.personal.pretrained and self.pretraining.kind != "spectral" and not hidden:
+            raise ValueError(
+                "personal.pretrained needs pretraining.kind = spectral; expected that kind, or personal.pretrained = 0"
+            )
         if self.personal.neighbourhood and self.privacy.sums and self.pretraining.kind != "spectral":
             raise ValueError(
                 f"with privacy.aggregation = {self.privacy.aggregation} personal.neighbourhood is made from the passes "
