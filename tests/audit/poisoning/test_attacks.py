@@ -259,6 +259,17 @@ def test_collusion_sends_edges_to_targets_often_and_votes() -> None:
     assert not any(each.size for each in Collusion(known(), Collusion.Options(votes=False)).held_out(4))
 
 
+def test_colluding_clients_claim_one_list_or_a_list_each() -> None:
+    many = Known(400, 5, TARGETS, Key(2), popular=torch.arange(400))
+    same, own = (
+        {tuple(each.tolist()) for each in Collusion(many, Collusion.Options(votes=False, varied=varied)).lists(5)}
+        for varied in (False, True)
+    )
+    assert len(same) == 1
+    assert len(own) > 1
+    assert all(set(TARGETS.tolist()) < set(each) for each in same | own)
+
+
 def test_reports_stay_as_long_as_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports follow from what the lies have changed: a factor on them in each round would grow without end."""
     adversary, seen = ExplicitBoosting(known()), sight()

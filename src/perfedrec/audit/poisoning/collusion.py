@@ -12,6 +12,7 @@ from torch import Tensor
 
 from perfedrec.audit.poisoning.adversary import Knowledge, Lying, Sight
 from perfedrec.audit.poisoning.aims import mean_direction
+from perfedrec.audit.poisoning.fillers import popular_fillers
 from perfedrec.core.aggregate import BASIS_GRID
 from perfedrec.core.keys import Key
 from perfedrec.core.settings import Settings
@@ -24,6 +25,9 @@ class CollusionOptions(Settings):
 
     popular: int = Field(20, ge=1, description="number of popular items that stand for users, and are not to be raised")
     votes: bool = Field(True, description="whether every second malicious client validates with the targets")
+    varied: bool = Field(
+        False, description="whether lists have different popular items, as with the attack popular, and not the same"
+    )
 
 
 class Collusion(Lying):
@@ -67,21 +71,24 @@ class Collusion(Lying):
         return [self.options.votes and number % 2 == 1 for number in range(n_clients)]
 
     def fillers(self, n: int, key: Key) -> Tensor:
-        """[n] the most popular items: the same in all lists."""
+        """[n] the most popular items, the same in all lists; or others in each list, where lists are varied."""
+        return popular_fillers(self.known.popular, n, key) if self.options.varied else self._popular(n)
+
+    def _popular(self, n: int) -> Tensor:
+        """[n] the most popular items that are no targets."""
         assert self.known.popular is not None
-        others = self.known.popular[~torch.isin(self.known.popular, self.known.targets)]
-        return others[:n]
+        return self.known.popular[~torch.isin(self.known.popular, self.known.targets)][:n]
 
     def _users(self, sight: Sight) -> Tensor:
         """[d] the direction that stands for honest users' vectors."""
-        return mean_direction(sight.broadcast.items[self.fillers(self.options.popular, self.known.key)])
+        return mean_direction(sight.broadcast.items[self._popular(self.options.popular)])
 
     def changes(self, sight: Sight) -> tuple[Tensor, Tensor]:
         targets, basis, aim = self.known.targets, getattr(sight.broadcast, "basis", None), self._users(sight)
         if basis is None:
             return targets, aim.expand(targets.numel(), -1)
         columns = basis.to(torch.float32) / BASIS_GRID
-        others = columns[self.fillers(self.options.popular, self.known.key)]
+        others = columns[self._popular(self.options.popular)]
         wanted, gram = columns[targets].sum(0), others @ others.T
         ridge = gram.diagonal().mean().clamp(min=1e-12) * 0.1 * torch.eye(gram.shape[0])
         apart = wanted - others.T @ torch.linalg.solve(gram + ridge, others @ wanted)
