@@ -38,3 +38,10 @@ def test_it_is_said_what_nodes_learn_of_each_other(privacy: dict[str, Any], size
 
 def test_a_simulation_has_no_other_nodes() -> None:
     assert "other_nodes" not in privacy_block(PrivacySettings.model_validate(SECURE), [], "simulated", False)
+
+
+def test_sums_of_groups_are_said() -> None:
+    settings = PrivacySettings.model_validate(SECURE | {"rank": 6, "min_clients": 4})
+    assert "groups" not in privacy_block(settings, [], "simulated", False)["sums"]
+    block = privacy_block(settings, [], "simulated", False, groups=5)
+    assert "of up to 5 groups of a cohort, each by itself (defence.groups); over 4 clients" in block["sums"]

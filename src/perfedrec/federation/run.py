@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perfedrec import __version__
 from perfedrec.core.aggregate import Aggregate
-from perfedrec.core.algorithm import Algorithm, RoundState
+from perfedrec.core.algorithm import TRAIN, Algorithm, RoundState
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Plan
@@ -283,7 +283,9 @@ class FederatedRun:
         evaluated = sum(entry.valid is not None for entry in self.folder.history()) + bool(test)
         releases = [*self.algorithm.releases(max(trained, 0), self.users.numel()), evaluations(evaluated)]
         audit = NO_AUDIT if (self.folder.path / opened_sums.FOLDER).exists() else NOT_KEPT
-        block = privacy_block(settings, releases, secure_aggregation, self.algorithm.reports_vectors, sizes, audit)
+        groups = self.algorithm.protection.n_groups(TRAIN.name, self.users.numel())
+        vectors = self.algorithm.reports_vectors
+        block = privacy_block(settings, releases, secure_aggregation, vectors, sizes, audit, groups)
         summary = Summary(
             algorithm=self.config.algorithm,
             n_phases=self.n_phases,

@@ -42,12 +42,14 @@ def privacy_block(
     reporting: bool,
     sizes: Sequence[int] = (),
     audit: str = NO_AUDIT,
+    groups: int = 1,
 ) -> Block:
     """What a run with these releases guarantees, as plain values for JSON.
 
     ``secure_aggregation`` is how it was done if the settings ask for it: "simulated", or the name of a protocol.
     ``reporting``: whether clients send vectors of their own. ``sizes`` are the numbers of users on the nodes of a
-    federation. ``audit`` is what the block says of audits.
+    federation. ``audit`` is what the block says of audits. ``groups`` is the largest number of groups of a cohort that
+    a defence opens a sum of each for (1: one sum).
     """
     ledger = Ledger(releases, settings.delta)
     coordinator, recipients = ledger.epsilon("coordinator"), ledger.epsilon("recipients")
@@ -68,7 +70,7 @@ def privacy_block(
         "weak": coordinator.value is not None and coordinator.value > WEAK,
         "narrower": list(narrower),
         "row_sets": "exposed to the coordinator" if exposed else "hidden",
-        "sums": _sums(settings),
+        "sums": _sums(settings, groups),
         "user_vectors": _vectors(settings, exposed, reporting),
         "secure_aggregation": secure_aggregation if settings.aggregation == "secure" else "none",
         **({"other_nodes": between_nodes(settings, sizes)} if sizes else {}),
@@ -101,15 +103,17 @@ def between_nodes(settings: PrivacySettings, sizes: Sequence[int]) -> str:
     return f"{own}each of the 2 nodes learns the sum of the other{noisy}{single} (3 nodes or more avoid that)"
 
 
-def _sums(settings: PrivacySettings) -> str:
-    """What is opened of sums over clients."""
+def _sums(settings: PrivacySettings, groups: int = 1) -> str:
+    """What is opened of sums over clients, in up to ``groups`` groups of a cohort."""
     if not settings.low_rank:
         return BY_ITEM if settings.sums else "none"
     rows = (
         "" if settings.noise.spectral else f"; passes by item, for items of {settings.min_contributors} users or more"
     )
     rows = f"; degrees and cluster sizes as counts; weights of networks in full{rows}"
-    return f"changes in a basis of at most {settings.rank} columns{rows}; over {settings.min_clients} clients or more"
+    split = f"; of up to {groups} groups of a cohort, each by itself (defence.groups)" if groups > 1 else ""
+    fewest = f"over {settings.min_clients} clients or more"
+    return f"changes in a basis of at most {settings.rank} columns{rows}{split}; {fewest}"
 
 
 def _vectors(settings: PrivacySettings, exposed: bool, reporting: bool) -> str:

@@ -133,7 +133,8 @@ class RunWriter(NoWriter):
             return centralised_block()
         settings, users = self.algorithm.settings.privacy, self.dataset.n_users
         releases = self.algorithm.releases(trained, users)
-        block = privacy_block(settings, releases, "simulated", self.algorithm.reports_vectors)
+        groups = self.algorithm.protection.n_groups(TRAIN.name, users)
+        block = privacy_block(settings, releases, "simulated", self.algorithm.reports_vectors, groups=groups)
         return block | {"warnings": warnings(settings, users, self.dataset.n_items, test, popular)}
 
     def withdraw(self) -> None:

@@ -1,13 +1,15 @@
 """What a defence does to a method: bounds on tables and passes, repeated edges, and nothing by default."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from tests.methods.federated.toys import world
+from tests.methods.federated.toys import settings, world
 
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate, Sum, from_fixed
 from perfedrec.methods.federated.defence import DefenceSettings, distinct_edges, hold_pass, hold_reports, hold_tables
+from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 
 SPECTRAL = {"pretraining__kind": "spectral", "pretraining__at": "service"}
 
@@ -68,3 +70,37 @@ def test_by_default_there_is_no_defence() -> None:
     assert here.algorithm.defence == DefenceSettings()
     assert type(here.algorithm.aggregator) is Sum
     assert here.algorithm.protection.row_clip is None
+
+
+BASIS = {"privacy__aggregation": "secure", "privacy__norm": "l2", "privacy__clip": 0.5, "privacy__rank": 6}
+SECURE = {**BASIS, "privacy__min_clients": 4, "pretraining__kind": "spectral"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({**SECURE, "defence__holders": 5}, "holders = 5 has no effect: the neighbourhood service"),
+        ({**SECURE, "defence__report_length": 1.5}, "report_length = 1.5 has no effect"),
+        ({**SECURE, "defence__max_edges": 9}, "with privacy.aggregation = secure it is not asked"),
+        ({**SECURE, "defence__alike": 0.5}, "expected no defence.alike, or privacy.aggregation = sparse"),
+        ({"defence__threshold": 2.0}, "threshold = 2.0 has no effect with defence.rule = none"),
+        ({"defence__rule": "clip", "defence__quorum": 3}, "expected defence.rule = quorum, or no defence.quorum"),
+        ({"defence__rule": "median", "defence__malicious": 0.2}, "trimmed-mean or krum or bulyan"),
+    ],
+)
+def test_an_option_that_would_defend_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+def test_bounds_that_nobody_checks_and_fewer_groups_are_said() -> None:
+    def remarks(n_users: int, **changes: Any) -> list[str]:
+        return PerFedRecPP(settings(**changes)).remarks(n_users)
+
+    assert remarks(30, **SECURE) == remarks(30, defence__row_clip=0.3) == []
+    assert "malicious ones need not" in remarks(30, **SECURE, defence__row_clip=0.3)[0]
+    grouped = {**SECURE, "defence__rule": "median", "defence__groups": 500}
+    (said,) = remarks(200, **grouped)
+    assert "a cohort of 12 clients has 3 groups, not 500" in said
+    assert "no rule compares" in remarks(9, **grouped)[0]
+    assert remarks(200, **{**grouped, "defence__groups": 3}) == []

@@ -24,7 +24,7 @@ from perfedrec.core.keys import Key, bits, normal
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Plan, Rows, Spec, Update
 from perfedrec.methods.federated import cohort
-from perfedrec.methods.federated.defence import DefenceSettings, aggregator_of, hold_tables
+from perfedrec.methods.federated.defence import DefenceSettings, aggregator_of, hold_tables, remarks_on
 from perfedrec.methods.federated.local import LocalSteps, LocalTask, Loss, Parameters, checked, own_rows, steps
 from perfedrec.methods.federated.phases import DEGREES, SPECTRAL
 from perfedrec.methods.federated.settings import FederatedSettings
@@ -102,6 +102,10 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.settings})"
+
+    def remarks(self, n_users: int) -> list[str]:
+        asked = min(n_users, int(self.settings.selection.n_clients_per_round))
+        return remarks_on(self.defence, self.protection, asked)
 
     # --- what a method defines ---
 

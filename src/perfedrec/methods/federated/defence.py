@@ -86,9 +86,21 @@ class DefenceSettings(Settings):
         return robust.rule_of(self.rule, self.malicious, self.threshold, self.quorum)
 
 
+OF_RULES: dict[str, tuple[robust.Name, ...]] = {
+    "malicious": ("trimmed-mean", "krum", "bulyan"),
+    "threshold": ("clip", "robust-z"),
+    "quorum": ("quorum",),
+}
+"""By name of an option the rules that use it."""
+
+OF_THE_SERVICE = ("report_length", "max_edges", "alike", "holders")
+"""Options that the neighbourhood service alone uses. Where clients contribute only to sums, it is not asked."""
+
+
 def check_defence(privacy: PrivacySettings, defence: DefenceSettings, asked: int) -> None:
-    """Raise ValueError for a rule that has nothing to compare, and for groups whose sums would tell more than the
-    privacy settings allow."""
+    """Raise ValueError for a rule that has nothing to compare, for options that would defend nothing, and for groups
+    whose sums would tell more than the privacy settings allow."""
+    _check_idle(privacy, defence)
     if defence.groups and not privacy.low_rank:
         raise ValueError(
             "defence.groups opens the sum of each group, and without a basis it shows the items of its clients; "
@@ -114,6 +126,44 @@ def check_defence(privacy: PrivacySettings, defence: DefenceSettings, asked: int
             f"defence.rule = {defence.rule} compares single clients, and secure aggregation shows only their sum; "
             "expected defence.groups (with privacy.rank), or defence.rule = none"
         )
+
+
+def _check_idle(privacy: PrivacySettings, defence: DefenceSettings) -> None:
+    """Raise ValueError for an option that has no effect: whoever sets it would believe in a defence."""
+    usual = DefenceSettings()
+    for name in OF_THE_SERVICE if privacy.sums else ():
+        if (value := getattr(defence, name)) != getattr(usual, name):
+            raise ValueError(
+                f"defence.{name} = {value} has no effect: the neighbourhood service uses it, and with "
+                f"privacy.aggregation = {privacy.aggregation} it is not asked; expected no defence.{name}, or "
+                "privacy.aggregation = sparse"
+            )
+    for name, rules in OF_RULES.items():
+        if (value := getattr(defence, name)) != getattr(usual, name) and defence.rule not in rules:
+            raise ValueError(
+                f"defence.{name} = {value} has no effect with defence.rule = {defence.rule}; expected defence.rule = "
+                f"{' or '.join(rules)}, or no defence.{name}"
+            )
+
+
+def remarks_on(defence: DefenceSettings, protection: Protection, asked: int) -> list[str]:
+    """What is different from what the options seem to say, as sentences, in a training that asks ``asked`` clients a
+    round."""
+    found = []
+    if defence.row_clip is not None and protection.settings.aggregation == "secure":
+        found.append(
+            "defence.row_clip: nobody sees what one client of a secure sum sends, so honest clients keep this bound "
+            "and malicious ones need not, which can make an attack stronger (docs/hostile.md)"
+        )
+    made = protection.n_groups(TRAIN.name, asked)
+    if 0 < made < defence.groups:
+        least = protection.settings.min_clients
+        found.append(
+            f"defence.groups: a cohort of {asked:,} clients has {made:,} groups, not {defence.groups:,}, because a "
+            f"group has privacy.min_clients = {least} clients or more"
+            + (f"; of fewer than {robust.FEWEST} groups no rule compares the sums" if made < robust.FEWEST else "")
+        )
+    return found
 
 
 def aggregator_of(

@@ -83,12 +83,13 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         return min(n_users, most) if self.service_pretrains and most else n_users
 
     def remarks(self, n_users: int) -> list[str]:
-        asked = self.asked_before_training(n_users)
+        found, asked = super().remarks(n_users), self.asked_before_training(n_users)
         if asked == n_users:
-            return []
+            return found
         return [
+            *found,
             f"pre-training asks a sample of {asked:,} of {n_users:,} clients (pretraining.clients); all clients make "
-            "their first vectors and choose their clusters themselves, and have no lists of the neighbourhood model"
+            "their first vectors and choose their clusters themselves, and have no lists of the neighbourhood model",
         ]
 
     def plan(self, state: PerFedRecState, key: Key) -> Plan:
