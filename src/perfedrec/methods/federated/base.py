@@ -95,17 +95,14 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
                 "begin with super().phases, or privacy.rank = 0, with which a sum shows the items of many clients"
             )
         if self.protection.sums and self.n_tables() and not self.chooses_table:
-            raise ConfigError(
-                "the server must know which client contributes to which of several tables; expected sparse aggregation"
-            )
+            raise ConfigError("the server must know which table a client contributes to; expected sparse aggregation")
         check_aggregator(self.aggregator, self.protection.secure)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.settings})"
 
     def remarks(self, n_users: int) -> list[str]:
-        asked = min(n_users, int(self.settings.selection.n_clients_per_round))
-        return remarks_on(self.defence, self.protection, asked)
+        return remarks_on(self.defence, self.protection, min(n_users, self.settings.selection.n_clients_per_round))
 
     # --- what a method defines ---
 
