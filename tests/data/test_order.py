@@ -43,8 +43,22 @@ def test_training_and_test_files_of_sequences(tmp_path: Path) -> None:
     assert in_order(data.test) == {u: items[5:] for u, items in ITEMS.items()}
     both = load(tmp_path, train_on_valid=True)
     assert in_order(both.train) == {u: items[:5] for u, items in ITEMS.items()}
-    with pytest.raises(DataError, match="the order of the file is not known"):
-        load(train={"user": [0, 0], "item": [1, 2]}, test={"user": [0], "item": [3]}, order="file")
+
+
+@pytest.mark.parametrize("more", [("valid",), ()])
+def test_the_lines_of_training_and_test_files_may_be_in_order(more: tuple[str, ...], tmp_path: Path) -> None:
+    names = ("train", *more, "test")
+    cuts = (slice(0, 4), slice(4, 5), slice(5, None)) if more else (slice(0, 5), slice(5, None))
+    for name, part in zip(names, cuts, strict=True):
+        rows = [f"{user},{item}" for user, items in ITEMS.items() for item in items[part]]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["user,item", *rows]))
+    assert load(tmp_path).train.in_order() is None
+    data = load(tmp_path, order="file")
+    assert in_order(data.train) == {u: items[:4] for u, items in ITEMS.items()}
+    assert in_order(data.valid) == {u: items[4:5] for u, items in ITEMS.items()}
+    assert in_order(data.test) == {u: items[5:] for u, items in ITEMS.items()}
+    both = load(tmp_path, order="file", train_on_valid=True)
+    assert in_order(both.train) == {u: items[:5] for u, items in ITEMS.items()}
 
 
 def test_a_validation_file_goes_on_after_the_training_file(tmp_path: Path) -> None:

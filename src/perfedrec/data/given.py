@@ -54,12 +54,13 @@ def from_files(
     out from training; then the test file is of these users.
 
     Without a ``valid`` file, interactions of the training file become validation, see
-    :func:`perfedrec.data.split.validation_rows`. The order of the ``rule`` says which: each user's last one ("time",
-    or "file" for lists in the order of time), or a random one ("random"). With "auto" it is done as the test part was
+    :func:`perfedrec.data.split.validation_rows`. The order of the ``rule`` says which: each user's last one ("time"
+    or "file"), or a random one ("random"). With "auto" it is done as the test part was
     made: by time if no test interaction is earlier than the training interactions of its user, by the file where there
-    are no times and its lists are in the order of time, at random otherwise. With the ties "together", all interactions
-    at the last time are taken. The rule's seed decides what is random. With its ``train_on_valid``, a validation file
-    is a part of training, and nothing validates. The rule's other options are not used.
+    are no times and its lists are in the order of time, at random otherwise. With "file", the lines of each file are
+    in the order of time. With the ties "together", all interactions at the last time are taken. The rule's seed decides
+    what is random. With its ``train_on_valid``, a validation file is a part of training, and nothing validates. The
+    rule's other options are not used.
     """
     parts = [Path(it) if isinstance(it, str) else it for it in (train, valid, test, new_users) if it is not None]
     if format == "auto" and isinstance(parts[0], Path):
@@ -74,7 +75,7 @@ def from_files(
         for i, each in enumerate(parts)
     ]
     names = [str(each) if isinstance(each, Path) else "data frame" for each in parts]
-    frames = [rated(frame, min_rating, f"{where}: ") for where, (frame, _) in zip(names, files, strict=True)]
+    frames = [_placed(rated(frame, min_rating, f"{at}: "), rule) for at, (frame, _) in zip(names, files, strict=True)]
     for column in ("user", "item"):
         kinds = {frame[column].dtype for frame in frames if frame.height} or {pl.Int64()}
         kind = kinds.pop() if len(kinds) == 1 else pl.String()  # integers in one part, names in another: names in all
@@ -92,6 +93,13 @@ def from_files(
     name = name or (parts[0].resolve().parent.name if isinstance(parts[0], Path) else IN_MEMORY)
     data = _assembled(name, user_ids, item_ids, rows, rule, has_valid=valid is not None)
     return replace(data, notes=replace(data.notes, files=of_parts([report for _, report in files])))
+
+
+def _placed(frame: pl.DataFrame, rule: SplitRule) -> pl.DataFrame:
+    """The frame with the number of each row as its position, if it has none and the ``rule`` orders rows so."""
+    if rule.order != "file" or "position" in frame.columns:
+        return frame
+    return frame.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("position"))
 
 
 def _assembled(

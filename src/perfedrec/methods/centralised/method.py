@@ -93,7 +93,7 @@ def order_of(name: str, part: Interactions) -> Ints:
     if order is None:
         raise DataError(
             f"{name}: the order of a user's interactions is not known, and the method learns from it; expected times, "
-            "files of sequences (user:item item ...), or data.order=file for a file that is sorted by time"
+            "files of sequences (user:item item ...), or data.order=file for files that are sorted by time"
         )
     return order
 
