@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from perfedrec import DataError, configure, load, train
+from perfedrec import DataError, configure, load, open_run, train
 from perfedrec.cli import app
 from perfedrec.data import Relations, read_relations
 
@@ -53,14 +54,29 @@ def test_a_data_frame_of_relations() -> None:
     assert pairs(read_relations(frame, IDS)[0]) == [(0, 3)]
     with pytest.raises(DataError, match="has 1 column; expected two users"):
         read_relations(frame.select("from"), IDS)
+    with pytest.raises(DataError, match="relations, row 1: weight is 'a'; expected a number"):
+        read_relations(frame.select("from", "to", "since"), IDS)
+
+
+def test_names_in_one_column_and_numbers_in_the_other(tmp_path: Path) -> None:
+    (tmp_path / "trust.txt").write_text("ann 2\n1 3\n")
+    assert pairs(read_relations(tmp_path / "trust.txt", IDS)[0]) == [(0, 2)]
+
+
+@pytest.mark.parametrize("source", [[(1, 2)], {1: 2}])
+def test_relations_of_another_type_are_refused(source: Any, folder: Path) -> None:
+    with pytest.raises(DataError, match=f"relations: got {type(source).__name__}; expected a file, or a data frame"):
+        load(folder / "ratings.txt", relations=source)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 2\n3\n", "line 2: has 1 column; expected 2"),
+        ("1 2\n3\n", "line 2: has 1 column; expected 2 as in the first line; a line is `user user` or"),
+        ("1\n2\n", "trust.txt: has one column; expected two users a line, `user user` or `user user weight`$"),
+        ("1,\n2,3\n", "line 1: second user is missing; expected an id; a line is"),
         ("ann bob\n", r"no relation between users of training is left of 1 \(1 with a user who is not in training\)"),
-        ("1 2 trusts\n2 1 trusts\n", "rating is 'trusts'; expected a number"),
+        ("1 2 trusts\n2 1 trusts\n", "weight is 'trusts'; expected a number; a line is `user user` or"),
     ],
 )
 def test_a_broken_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -103,6 +119,23 @@ def test_a_social_method_without_relations_is_refused_before_anything_is_written
     with pytest.raises(DataError, match=r"needs relations between users, .* expected data.relations=FILE"):
         train(config.build(), load(folder / "ratings.txt"), config.run, config=config, output=folder / "run")
     assert not (folder / "run").exists()
+
+
+def test_a_run_finds_the_relations_beside_data_that_have_moved(folder: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    for name in ("ratings.txt", "trust.txt"):
+        (folder / name).rename(old / name)
+    config = configure("sept", overrides=["run.rounds=1", "method.embedding_dim=4"])
+    data = load(old / "ratings.txt", relations=old / "trust.txt")
+    train(config.build(), data, config.run, config=config, output=tmp_path / "run")
+    old.rename(new)
+    result, opened = open_run(tmp_path / "run", data=new / "ratings.txt")
+    assert result.dataset.fingerprint == data.fingerprint
+    assert opened.data.relations == str(new / "trust.txt")
+    (new / "trust.txt").unlink()
+    with pytest.raises(DataError, match=r"old/trust.txt: no such file, and no .*new/trust.txt either"):
+        open_run(tmp_path / "run", data=new / "ratings.txt")
 
 
 def test_data_info_describes_relations(folder: Path) -> None:

@@ -24,6 +24,7 @@ from perfedrec.methods.registry import method, seedless
 from perfedrec.runs.checkpoint import folders, write_atomic
 from perfedrec.runs.config import Config, DataSettings, Metric, differences, open_data, resolve
 from perfedrec.runs.config_errors import explain, nearest
+from perfedrec.runs.data_settings import moved_to
 from perfedrec.runs.folder import RunFolder
 
 BENCH = "bench.toml"
@@ -278,8 +279,7 @@ def _placed(file: BenchFile, path: Path, name: str, where: str | None) -> DataSe
         raise ConfigError(
             f"{path}: there is no data set {name!r}; expected one of: {', '.join(file.data)}{nearest(name, file.data)}"
         )
-    given = {"path": where, "train": None, "valid": None, "test": None}
-    return file.data[name] if where is None else file.data[name].model_copy(update=given)
+    return file.data[name] if where is None else moved_to(file.data[name], where)
 
 
 def _config(label: str, entry: MethodEntry, common: MethodEntry, path: Path) -> Config:

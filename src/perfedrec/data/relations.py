@@ -12,13 +12,17 @@ import numpy as np
 import polars as pl
 
 from perfedrec.core.errors import DataError
-from perfedrec.data.formats import read
+from perfedrec.data.formats import LAYOUTS
 from perfedrec.data.interactions import Ids, Ints, encode
-from perfedrec.data.text import clean, read_bytes
+from perfedrec.data.tables import read_table
+from perfedrec.data.text import UnreadableError, clean, read_bytes
+from perfedrec.data.values import convert
 
-ROLES = ("user", "item", "rating")
+ROLES = {"user": "user", "item": "second user", "rating": "weight"}
 """What the reader of interactions calls the user that a relation goes out from, the one that it leads to, and its
-weight."""
+weight; and what messages call them."""
+
+LINES = "`user user` or `user user weight`"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,21 +87,28 @@ def read_relations(source: str | Path | pl.DataFrame, ids: Ids) -> tuple[Relatio
     first columns. Relations whose weight is not above 0 do not count; other weights make no difference. Left out are
     relations with a user who is not among ``ids`` and those of a user with itself; repeated ones count once.
 
-    Raises :class:`DataError` for a broken file, and where no relation is left.
+    Raises :class:`DataError` for a broken file, where no relation is left, and for a source of another type.
     """
-    if isinstance(source, pl.DataFrame):
-        if source.width < 2:
-            raise DataError(f"relations: the frame has {source.width} column; expected two users, or a weight too")
-        names = dict(zip(source.columns, ROLES, strict=False))
-        name, frame = "relations", source.select(list(names)).rename(names)
-    else:
-        name, frame = str(source), read(source, "csv", _columns(Path(source)), min_rating=0.0)
+    if not isinstance(source, str | Path | pl.DataFrame):
+        raise DataError(
+            f"relations: got {type(source).__name__}; expected a file, or a data frame of polars whose first two "
+            'columns are users: polars.DataFrame({"user": [1, 2], "trusts": [2, 3]})'
+        )
+    name = "relations" if isinstance(source, pl.DataFrame) else str(source)
+    try:
+        frame = _of_frame(source) if isinstance(source, pl.DataFrame) else _of_file(Path(source))
+    except UnreadableError as error:
+        problem = str(error)
+        for role, called in ROLES.items():
+            problem = problem.replace(f": {role} is ", f": {called} is ", 1)
+        form = f"a line is {LINES}" if "expected" in problem else f"expected two users a line, {LINES}"
+        raise DataError(f"{problem}; {form}") from None
     n_rows = frame.height
     if "rating" in frame.columns:
         frame = frame.filter(pl.col("rating") > 0)
     sources, targets = encode(frame["user"], ids), encode(frame["item"], ids)
     known = (sources >= 0) & (targets >= 0)
-    own = int((known & (frame["user"] == frame["item"]).to_numpy()).sum())
+    own = int((known & (sources == targets)).sum())
     found = Relations.of(ids.size, sources[known], targets[known])
     facts, n_known = found.facts(), int(known.sum())
     counts = (
@@ -109,8 +120,8 @@ def read_relations(source: str | Path | pl.DataFrame, ids: Ids) -> tuple[Relatio
     left = "; ".join(f"{count:,} {what}" for count, what in counts if count)
     if not facts["relations"]:
         raise DataError(
-            f"{name}: no relation between users of training is left of {n_rows:,} ({left}); expected lines of two "
-            "users, with the ids of the interactions"
+            f"{name}: no relation between users of training is left of {n_rows:,}{left and f' ({left})'}; expected "
+            "lines of two users, with the ids of the interactions"
         )
     line = (
         f"{name}: {facts['relations']:,} relations, {facts['mutual']:,} of them mutual, between {facts['users']:,} of "
@@ -119,10 +130,23 @@ def read_relations(source: str | Path | pl.DataFrame, ids: Ids) -> tuple[Relatio
     return found, (line, *((f"{name}: left out of {n_rows:,} relations: {left}",) if left else ()))
 
 
-def _columns(path: Path) -> dict[str, str | int]:
-    """The places of the columns of a file: two users, and a weight where its first line has a third field."""
-    first = clean(path, read_bytes(path)).lstrip(b"\n").split(b"\n", 1)[0]
-    return {role: place + 1 for place, role in enumerate(ROLES[: len(re.split(rb"[,;|\t ]+", first.strip()))])}
+def _of_frame(source: pl.DataFrame) -> pl.DataFrame:
+    """The first columns of a data frame, by the names of :data:`ROLES`."""
+    if source.width < 2:
+        raise DataError(f"relations: the frame has {source.width} column; expected two users, or a weight too")
+    names = dict(zip(source.columns, ROLES, strict=False))
+    return convert(Path("relations"), source.select(list(names)).rename(names), False, lambda row: f"row {row + 1}")[0]
+
+
+def _of_file(path: Path) -> pl.DataFrame:
+    """The columns of a file, by the names of :data:`ROLES`; a weight where its first line has a third field."""
+    text = clean(path, read_bytes(path))
+    first = text.lstrip(b"\n").split(b"\n", 1)[0]
+    places = {role: place + 1 for place, role in enumerate(list(ROLES)[: len(re.split(rb"[,;|\t ]+", first.strip()))])}
+    if len(places) < 2:
+        raise UnreadableError(f"{path}: has one column")
+    cells = read_table(path, text, LAYOUTS["csv"], places, None)
+    return convert(path, cells.table, cells.integers, cells.place)[0]
 
 
 def planted(clusters: Ints, per_user: float, strength: float, seed: int) -> Relations:

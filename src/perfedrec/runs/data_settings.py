@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import date
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -152,6 +153,20 @@ def open_data(settings: DataSettings, attributes: bool = False, *, given: DataLi
     )
     dataset = dataset if given is not None else replace(dataset, origin=settings.model_dump(exclude={"forgotten"}))
     return dataset.without_users(settings.forgotten) if settings.forgotten else dataset
+
+
+def moved_to(settings: DataSettings, path: str) -> DataSettings:
+    """The settings of data that lie at ``path`` now, in one file or folder. Relations whose file is no longer there are
+    taken from the file of this name beside the data. Raises :class:`perfedrec.core.errors.DataError` where there is
+    none either."""
+    changed: dict[str, str | None] = {"path": path, "train": None, "valid": None, "test": None}
+    at, relations = Path(path), settings.relations
+    if relations is not None and at.exists() and not Path(relations).exists():
+        beside = (at if at.is_dir() else at.parent) / Path(relations).name
+        if not beside.is_file():
+            raise DataError(f"{relations}: no such file, and no {beside} either; expected the relations at one of them")
+        changed["relations"] = str(beside)
+    return settings.model_copy(update=changed)
 
 
 def settings_of(dataset: Dataset) -> DataSettings:

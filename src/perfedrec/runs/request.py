@@ -22,6 +22,7 @@ from perfedrec.runs.config import (
     settings_of,
 )
 from perfedrec.runs.config_errors import check_keywords
+from perfedrec.runs.data_settings import moved_to
 from perfedrec.runs.dotted import merge, put
 
 SOURCES = ("preset", "file", "overrides", "without", "privacy")
@@ -83,6 +84,6 @@ def data_of(data: DataLike | None, config: Config) -> tuple[Dataset, Config]:
     if data is None:
         return open_data(config.data, config.attributes), config
     named = str(data) if isinstance(data, str | Path) else MEMORY
-    moved = config.data.model_copy(update={"path": named, "train": None, "valid": None, "test": None})
+    moved = moved_to(config.data, named)
     config = config.model_copy(update={"data": moved})
     return open_data(moved, config.attributes, given=data if named == MEMORY else None), config
