@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from perfedrec import ConfigError, Node
 from perfedrec.cli import app
+from perfedrec.core.errors import PerfedrecError
 from perfedrec.data import load
 from perfedrec.federation.certificates import make_key
 from perfedrec.federation.requests import SignedRequest, accept, make
@@ -45,11 +47,12 @@ def node(stored: Path, tmp_path: Path) -> Node:
     return Node.open(path)
 
 
-def federation(folder: Path, name: str, users: list[int]) -> Path:
-    """What a request needs of the folder of a federation's run: its name, and who took part."""
+def federation(folder: Path, name: str, users: list[int], catalogue: str = "films") -> Path:
+    """What a request needs of the folder of a federation's run: its name, its catalogue, and who took part."""
     folder.mkdir()
     RunFolder(folder).write_name(name)
-    checkpoint.save(folder / "model", {"roll": {"users": torch.tensor(sorted(users))}}, {}, {})
+    belongs = {"catalogue": catalogue}
+    checkpoint.save(folder / "model", {"roll": {"users": torch.tensor(sorted(users))}}, belongs, {})
     return folder
 
 
@@ -76,7 +79,8 @@ def test_a_request_is_accepted_noted_and_certified(node: Node, run: Path, stored
     assert certificate == json.loads(found.text())
     with pytest.raises(ConfigError, match="was forgotten at"):
         accept(run, tmp_path / "ask", stored / "keys")
-    assert Log(run).lines()[-1]["event"] == "refused"
+    last = Log(run).lines()[-1]
+    assert (last["event"], last["by"]) == ("refused", "n1")
 
 
 @pytest.mark.parametrize("change", ["identity", "run", "made", "nonce"])
@@ -132,6 +136,47 @@ def test_a_new_run_is_certified_where_the_user_took_no_part(
     assert [line["event"] for line in Log(run).lines()] == ["accepted", "done", "done"]
     assert found.method == "new run"
     assert found.exact == ["the whole model of the new run"]
+
+
+def test_a_run_of_another_federation_is_not_certified(node: Node, run: Path, stored: Path, tmp_path: Path) -> None:
+    user, other = node.users()[:2]
+    left, keys = [int(node.export(other)["identity"])], stored / "keys"
+    make(node, user, keys / "n0").write(tmp_path / "ask")
+    items = federation(tmp_path / "items", "b", left, "books")
+    strangers = federation(tmp_path / "strangers", "c", [1, 2])
+    other_keys = federation(tmp_path / "keys", "d", left)
+    make_key(tmp_path / "theirs" / "n0")
+    (other_keys / "status.json").write_text(json.dumps({"keys": str(tmp_path / "theirs")}))
+    early = federation(tmp_path / "early", "e", left)
+    os.utime(early / "name", (1e9, 1e9))
+    simulated = federation(tmp_path / "simulated", "f", left)
+    (simulated / "name").unlink()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    RunFolder(empty).write_name("g")
+    for folder, said in (
+        (items, "another catalogue of items"),
+        (strangers, "nobody who took part in .* took part in it"),
+        (other_keys, "its nodes have other keys"),
+        (early, "it began before the request was made"),
+        (simulated, "not a coordinator's run; expected the folder that perfedrec serve wrote"),
+        (empty, "neither a model nor a checkpoint"),
+        (tmp_path / "missing", "there is no such folder"),
+    ):
+        with pytest.raises(PerfedrecError, match=said) as caught:
+            accept(run, tmp_path / "ask", keys, Limits(1.0), folder)
+        assert "--output" not in str(caught.value)
+    assert not Log(run).lines()
+    assert not list(run.glob("forgotten-*"))
+    (other_keys / "status.json").write_text(json.dumps({"keys": str(keys)}))
+    assert accept(run, tmp_path / "ask", keys, Limits(1.0), other_keys).method == "new run"
+
+
+def test_a_mistake_of_the_operator_is_not_noted(node: Node, run: Path, stored: Path, tmp_path: Path) -> None:
+    make(node, node.users()[0], stored / "keys" / "n0").write(tmp_path / "ask")
+    with pytest.raises(ConfigError, match="no public keys of nodes are there"):
+        accept(run, tmp_path / "ask", tmp_path / "nothere")
+    assert not Log(run).path.exists()
 
 
 def test_the_commands_of_node_and_operator(node: Node, run: Path, stored: Path, tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from perfedrec.core.errors import ConfigError, reason
+from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError, reason
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.owner import Node
 from perfedrec.runs.certificate import Certificate, Cost
-from perfedrec.runs.checkpoint import load
-from perfedrec.runs.files import MODEL
+from perfedrec.runs.checkpoint import Loaded, load
+from perfedrec.runs.files import MODEL, NAME, STATUS
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.forget_log import Limits, Log
 from perfedrec.runs.shared_model import USERS
@@ -98,23 +98,26 @@ def accept(
 
     The request must be signed with one of the keys of nodes in the folder ``keys``, name this run, and name a user of
     it by the number that only the coordinator and the user's node know. A request is accepted once, and within the
-    ``limits``. ``new_run`` is the folder of a run that was trained without the user, which is then checked; a request
-    that was accepted can be given again for that.
+    ``limits``. ``new_run`` is the folder of a later run of this federation without the user, which is then checked; a
+    request that was accepted can be given again for that.
 
-    Raises :class:`ConfigError` for a request that is refused; the log has a line for it.
+    Raises :class:`ConfigError` for a request that is refused; the log has a line for it. For a folder that is not what
+    it should be the log has none: that is a mistake of the operator.
     """
     request, run, log = SignedRequest.read(path), RunFolder(folder), Log(folder)
-    name, users = run.name(), _users(folder)
+    name, registered = run.name(), _registered(keys)
+    users = _users(_model(folder))
+    if new_run is not None:
+        _check_new(new_run, folder, request, set(registered.values()))
     before = {user: line for line in log.lines() if line["event"] == "accepted" for user in line["users"]}
     again = new_run is not None and before.get(str(request.identity), {}).get("nonce") == request.nonce
+    node = "unknown"
     try:
-        node = _signer(request, keys)
+        node = _signer(request, keys, registered)
         _check(request, name, users, {} if again else before)
     except ConfigError as error:
-        log.add("refused", users=[str(request.identity)], by="unknown", nonce=request.nonce, reason=str(error))
+        log.add("refused", users=[str(request.identity)], by=node, nonce=request.nonce, reason=str(error))
         raise
-    if new_run is not None and request.identity in _users(new_run):
-        raise ConfigError(f"{new_run}: the user took part in this run as well; expected a run without the user")
     if not again:
         log.allow(limits or Limits(), [str(request.identity)], len(before), len(users), node, nonce=request.nonce)
     found = _certificate(request, folder, node, new_run)
@@ -123,18 +126,67 @@ def accept(
     return found
 
 
-def _signer(request: SignedRequest, keys: Path) -> str:
-    """The name of the node that has signed a request. Raises :class:`ConfigError` where no registered one has."""
-    for path in sorted(keys.glob("*.pub")):
-        key = serialization.load_pem_public_key(public_key(path))
-        if path.stem == SERVICE or not isinstance(key, ec.EllipticCurvePublicKey):
+def _registered(keys: Path) -> dict[str, bytes]:
+    """The public keys of nodes in a folder, by name of the node. Raises :class:`ConfigError` where there are none."""
+    found = {path.stem: public_key(path) for path in sorted(keys.glob("*.pub")) if path.stem != SERVICE}
+    if not found:
+        raise ConfigError(f"{keys}: no public keys of nodes are there; expected a folder with files *.pub (--keys)")
+    return found
+
+
+def _signer(request: SignedRequest, keys: Path, registered: Mapping[str, bytes]) -> str:
+    """The name of the node that has signed a request. Raises :class:`ConfigError` where no ``registered`` one has."""
+    for name, content in registered.items():
+        key = serialization.load_pem_public_key(content)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
             continue
         try:
             key.verify(request.signature, request.signed, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             continue
-        return path.stem
+        return name
     raise ConfigError(f"the request is signed with no key in {keys}; expected that of a registered node")
+
+
+def _check_new(new_run: Path, folder: Path, request: SignedRequest, registered: set[bytes]) -> None:
+    """Raise :class:`ConfigError` unless ``new_run`` is a later run of the federation of the run in ``folder``, without
+    the user of the request: with the same catalogue, with users of that run, with keys of ``registered`` nodes where
+    its keys are still where they were, and begun after the request was made (by the time of the file with its name)."""
+    where = f"{new_run}: cannot be certified as a new run of this federation"
+    if not new_run.is_dir():
+        raise ConfigError(f"{new_run}: there is no such folder; expected that of a run without the user (--new-run)")
+    if not RunFolder(new_run).is_federation:
+        raise ConfigError(f"{new_run}: not a coordinator's run; expected the folder that perfedrec serve wrote")
+    old, new = _model(folder), _model(new_run)
+    if request.identity in _users(new):
+        raise ConfigError(f"{new_run}: the user took part in this run as well; expected a run without the user")
+    if not new.belongs.get("catalogue") or new.belongs["catalogue"] != old.belongs.get("catalogue"):
+        raise ConfigError(f"{where}: it has another catalogue of items; expected that of {folder}")
+    if not _users(new) & _users(old):
+        raise ConfigError(f"{where}: nobody who took part in {folder} took part in it; expected some of its users")
+    theirs = _keys_of(new_run)
+    if theirs and not theirs & registered:
+        raise ConfigError(f"{where}: its nodes have other keys; expected some of the keys in --keys")
+    if int((new_run / NAME).stat().st_mtime) < int(_moment(request.made)):
+        raise ConfigError(f"{where}: it began before the request was made ({request.made}); expected a later run")
+
+
+def _keys_of(run: Path) -> set[bytes]:
+    """The public keys that the nodes of a run were registered with; none where they are not known any more."""
+    try:
+        status = json.loads((run / STATUS).read_text(encoding="utf-8"))
+        keys = Path(status["keys"]) if status["keys"] else None
+        return set() if keys is None else set(_registered(keys).values())
+    except (OSError, ValueError, KeyError, TypeError, PerfedrecError):
+        return set()
+
+
+def _moment(made: str) -> float:
+    """The time of a request in seconds since 1970. Raises :class:`ConfigError` for a text that is no time."""
+    try:
+        return datetime.fromisoformat(made).timestamp()
+    except ValueError:
+        raise ConfigError(f"the request has the time {made:.60}; expected a time such as 2026-01-31T12:00:00") from None
 
 
 def _check(request: SignedRequest, name: str, users: set[int], before: Mapping[str, Mapping[str, Any]]) -> None:
@@ -148,11 +200,21 @@ def _check(request: SignedRequest, name: str, users: set[int], before: Mapping[s
         raise ConfigError(f"user {request.identity} was forgotten at {line['time']}; expected one request for each")
 
 
-def _users(folder: Path) -> set[int]:
-    """The identities of the users who took part in a run."""
+def _model(folder: Path) -> Loaded:
+    """The model of a federation's run, or its newest complete checkpoint. Raises :class:`CheckpointError` where neither
+    is there."""
     run = RunFolder(folder)
-    stored = load(folder / MODEL) if (folder / MODEL).exists() else load(run.latest_checkpoint(skip_damaged=True))
-    return set(stored.records[USERS][0]["users"].tolist())
+    stored = load(folder / MODEL) if (folder / MODEL).exists() else run.newest_checkpoint({})
+    if stored is None or USERS not in stored.records:
+        raise CheckpointError(
+            f"{folder}: has neither a model nor a checkpoint of a federation; expected a run that has played a round"
+        )
+    return stored
+
+
+def _users(model: Loaded) -> set[int]:
+    """The identities of the users who took part in a run, by its model."""
+    return set(model.records[USERS][0]["users"].tolist())
 
 
 def _certificate(request: SignedRequest, folder: Path, node: str, new_run: Path | None) -> Certificate:
