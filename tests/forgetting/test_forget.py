@@ -15,7 +15,8 @@ from perfedrec.cli import app
 from perfedrec.core.aggregate import reduce
 from perfedrec.core.errors import CheckpointError, ConfigError, DataError
 from perfedrec.data import load
-from perfedrec.forgetting.forget import Request, forget
+from perfedrec.forgetting import measures, statements
+from perfedrec.forgetting.forget import WAYS, Forgotten, Request, Task, forget
 from perfedrec.forgetting.resum import resum
 from perfedrec.runs.certificate import Certificate
 from perfedrec.runs.config import resolve
@@ -169,6 +170,51 @@ def test_summing_without_a_user_sums_what_the_others_sent(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match="no uploads were kept"):
         forget(tmp_path / "new", Request(["9"], "resum"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_certificate_of_one_user_is_json_and_has_an_alert_where_the_model_still_tells(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(trained, Request(["5"]), tmp_path / "exact")
+    aucs = iter((0.7, 1.0, 0.6))  # before, after, and of the model that was trained again
+    monkeypatch.setattr(measures, "membership", lambda *_: measures.Membership((next(aucs),)))
+    found = forget(trained, Request(["5"], "replay", reference=tmp_path / "exact"), tmp_path / "new")
+    text = (tmp_path / "new" / "certificate.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["measured"]["membership AUC of who never took part"]["±"] is None
+    assert not any("±" in line or "nan" in line for _, line in found.lines())
+    assert [each.split(":")[0] for each in found.alerts if "membership" in each] == [
+        "the membership AUC is 1.0000 after forgetting, above the 0.7000 of the model before",
+        "the membership AUC is 1.0000 after forgetting, above the 0.6000 of who never took part",
+    ]
+    assert Log(trained).lines()[-1]["alerts"] == found.alerts
+    assert found.exact == []  # FedMF has no phases before training
+    assert any("few items" in each for each in found.unmeasured)
+
+
+def test_an_interruption_says_what_is_there_and_is_noted(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(task: Task) -> Forgotten:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(WAYS, "exact", stopped)
+    words = ["forget", str(trained), "--user", "5", "--quiet", "--output", str(tmp_path / "new")]
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 130
+    assert f"nothing was written to {tmp_path / 'new'}: give the command again" in answer.stderr
+    assert Log(trained).lines()[-1]["event"] == "interrupted"
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.toml").touch()
+    assert "holds a run without a certificate: remove it" in statements.interrupted(trained, tmp_path / "new")
+
+
+def test_summing_again_is_refused_with_secure_aggregation(tmp_path: Path) -> None:
+    config = resolve(algorithm="fedmf", **{**SMALL, "run__rounds": 1, "privacy__aggregation": "secure"})
+    train(config, output=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"nobody has single uploads; expected --method exact$"):
+        forget(tmp_path / "run", Request(["5"], "resum"), tmp_path / "new")
+    assert not Log(tmp_path / "run").lines()
 
 
 def test_the_command_prints_the_certificate_and_refuses_mistakes(trained: Path, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,26 +15,24 @@ import torch
 from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import DataLike, Dataset
-from perfedrec.forgetting import measures
-from perfedrec.forgetting.resum import resum
+from perfedrec.forgetting import measures, statements
+from perfedrec.forgetting.resum import check_kept, resum
 from perfedrec.forgetting.rows import Rows, check, correct, replay
 from perfedrec.forgetting.simulated import Played, Trained
 from perfedrec.methods.centralised.method import Method
-from perfedrec.runs.certificate import Certificate, Cost, digest_of_model
+from perfedrec.runs.certificate import Certificate, Cost, digest_of_model, finite
 from perfedrec.runs.config import Config
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.forget_log import Limits, Log
 from perfedrec.runs.progress import Quiet, Reporter
 from perfedrec.runs.result import Result, open_run
+from perfedrec.runs.signals import InterruptedRunError
 from perfedrec.runs.training import train
 from perfedrec.runtimes.simulator import PersonalRecommender
 
 SHARES = {"exact": 1.0, "replay": 0.09, "correction": 0.09, "resum": 0.05}
 """The share of the rounds of training that other clients play, by method. With fewer rounds, replayed rows lie so far
 from all others that one can tell them; with more, they come closer to what they were (docs/forgetting.md)."""
-
-LOSS = 0.01
-"""A relative loss of NDCG for the others above which a certificate has an alert: a request may be an attack."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,12 @@ class Task:
         """The model of the run as it was."""
         assert isinstance(self.before.recommender, PersonalRecommender)
         return self.before.recommender
+
+    @property
+    def mixes(self) -> bool:
+        """Whether held-out items have chosen a mix of models."""
+        built = self.config.build()
+        return not isinstance(built, Method) and bool(built.chosen_options(self.model.state))
 
     @property
     def trained(self) -> int:
@@ -122,7 +127,8 @@ def forget(
     ``limits`` bound how many users may be forgotten. ``data`` are those of the run, if they have moved.
 
     Raises :class:`ConfigError` for a run or a method that cannot be used, and where the limits do not allow it;
-    :class:`perfedrec.core.errors.DataError` for an unknown user.
+    :class:`perfedrec.core.errors.DataError` for an unknown user; :class:`InterruptedRunError` where a signal ended
+    it, of which the log has a line.
     """
     folder, output = Path(folder), Path(output)
     task = _task(folder, request, output, data, progress or Quiet())
@@ -130,9 +136,14 @@ def forget(
     against = None if request.reference is None else _reference(Path(request.reference), data, task.left)
     log = Log(folder)
     log.allow(limits or Limits(), users, len(task.before.dataset.forgotten), task.left.n_users, request.by)
-    made = WAYS[request.method](task)
-    certificate = _certified(task, users, request.method, made, against)
-    certificate.write(output)
+    try:
+        made = WAYS[request.method](task)
+        certificate = _certified(task, users, request.method, made, against)
+        certificate.write(output)
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        log.add("interrupted", users=users, by=request.by, method=request.method, output=str(output))
+        number = error.exit_code - 128 if isinstance(error, InterruptedRunError) else signal.SIGINT
+        raise InterruptedRunError(statements.interrupted(folder, output), number) from None
     log.done(users, request.method, request.by, output, certificate.alerts)
     return certificate
 
@@ -156,7 +167,7 @@ def _task(folder: Path, request: Request, output: Path, data: DataLike | None, r
     without = config.model_copy(update={"data": settings})
     share = SHARES[request.method] if request.share is None else request.share
     task = Task(folder, before, config, left, without, output, reporter, share)
-    CHECKS.get(request.method, check_federated)(task)
+    CHECKS[request.method](task)
     return task
 
 
@@ -168,12 +179,8 @@ def retrain(task: Task) -> Forgotten:
         result,
         result.history,
         time.perf_counter() - start,
-        [
-            "the users' interactions and attributes were taken out of all parts of the data",
-            f"the model was trained again from seed {task.config.run.seed}, with the users struck out of every cohort; "
-            "all random numbers of the others are those of the run",
-        ],
-        ["the whole model, with the choice of the best round and of the mix"],
+        statements.trained_again(task.config.build(), task.config.run.seed, task.left.user_attributes is not None),
+        [statements.whole(task.mixes)],
         [],
     )
 
@@ -187,8 +194,8 @@ def summed_again(task: Task) -> Forgotten:
         f"the server's part of {played:,} rounds was played again, from the kept uploads without the users'",
         f"then the other clients trained for {rounds:,} rounds, from the states that they had",
     ]
-    trained = "what training made: the other clients' uploads are those that they sent while the users were there"
-    return _stored(task, found, task.before.best_round + rounds, done, [PHASES, SUMS], [trained])
+    exact, rest = [*statements.at_service(algorithm), statements.SUMS], statements.summed(algorithm)
+    return _stored(task, found, task.before.best_round + rounds, done, exact, rest)
 
 
 def trained_rows(task: Task) -> Forgotten:
@@ -197,11 +204,12 @@ def trained_rows(task: Task) -> Forgotten:
     found = replay(rows, task.share)
     count = int(rows.touched.sum())
     done = [
-        "the phases before training were computed again, from the edges of the others that the service has",
+        *statements.phases_again(task.algorithm),
         f"the rows of the users' {count:,} items were put back to their start, and trained again in "
         f"{len(found.entries):,} rounds by clients who have these items, and a few others",
     ]
-    return _stored(task, found, task.before.best_round, done, [PHASES], [ROWS, OTHERS_KEEP])
+    exact, rest = statements.at_service(task.algorithm), statements.kept_rows(task.model.state)
+    return _stored(task, found, task.before.best_round, done, exact, rest)
 
 
 def corrected(task: Task) -> Forgotten:
@@ -210,18 +218,12 @@ def corrected(task: Task) -> Forgotten:
     found = correct(rows, task.model, torch.tensor(task.gone), task.share)
     count = int(rows.touched.sum())
     done = [
-        "the phases before training were computed again, from the edges of the others that the service has",
+        *statements.phases_again(task.algorithm),
         f"the users' gradients were taken out of the rows of their {count:,} items, with the help of their nodes",
         f"these rows were repaired in {len(found.entries):,} rounds by clients who have these items, and a few others",
     ]
-    return _stored(task, found, task.before.best_round, done, [PHASES], [ROWS, OTHERS_KEEP])
-
-
-PHASES = "the phases before training: degrees, pre-trained tables, edges and lists of the neighbourhood model"
-SUMS = "each sum of a round: it is that of the other clients' uploads, bit for bit"
-ROWS = "the rows of the users' items, in all tables"
-OTHERS_KEEP = "all other rows, and what the other clients keep, which are as they were"
-"""Parts of a model, as certificates name them."""
+    exact, rest = statements.at_service(task.algorithm), statements.kept_rows(task.model.state)
+    return _stored(task, found, task.before.best_round, done, exact, rest)
 
 
 def _rows(task: Task) -> Rows:
@@ -264,10 +266,23 @@ def check_rows(task: Task) -> None:
     check(task.algorithm)
 
 
+def check_summable(task: Task) -> None:
+    """Raise :class:`ConfigError` for a run of which nobody can have kept uploads, and :class:`CheckpointError` where
+    they were not kept."""
+    built = task.config.build()
+    if not isinstance(built, Method) and built.settings.privacy.aggregation == "secure":
+        raise ConfigError(
+            f"{task.folder}: has secure aggregation, with which nobody has single uploads; expected --method exact"
+        )
+    check_federated(task)
+    check_kept(task.folder)
+
+
 CHECKS: dict[str, Callable[[Task], None]] = {
     "exact": lambda task: None,
     "replay": check_rows,
     "correction": check_rows,
+    "resum": check_summable,
 }
 """What is refused before anything is noted or written."""
 
@@ -298,15 +313,24 @@ def cost_of(entries: Sequence[Entry], seconds: float) -> Cost:
 def _certified(task: Task, users: list[str], method: str, made: Forgotten, against: Result | None) -> Certificate:
     """The certificate of what was ``made``: all figures are measured here."""
     before, left, after = task.before, task.left, made.result
-    measured, unmeasured = _measured(task, after), []
+    seen = _seen(task, after, against)
+    measured, unmeasured = _measured(task, after, seen), []
+    alerts = statements.fallen(*(measured[name].get("ndcg@20", 0.0) for name in (BEFORE, AFTER)))
     if isinstance(task.config.build(), Method):
         unmeasured.append("membership: new users of centralised methods are not attacked")
-    elif not measured["membership AUC"]["users"]:
+    elif not seen["after"].cases:
         unmeasured.append("membership: no forgotten user has held-out items to compare with")
+    elif seen["after"].cases == 1:
+        unmeasured.append("the interval of the membership AUC: for one user the AUC is about few items")
     if against is not None:
-        measured |= _compared(task, after, against)
+        measured |= _compared(task, after, against, seen)
     elif method != "exact":
         unmeasured.append("distance to the model trained again: no reference was given")
+    if method != "exact":  # which has not seen the users: a difference is chance
+        others = {"before": "the model before", "never": "who never took part"}
+        alerts += [
+            line for name in others if name in seen for line in statements.told(seen["after"], seen[name], others[name])
+        ]
     data = {"data before": before.dataset.fingerprint, "data after": left.fingerprint}
     models = {"model before": digest_of_model(task.folder), "model after": digest_of_model(task.output)}
     return Certificate(
@@ -319,67 +343,55 @@ def _certified(task: Task, users: list[str], method: str, made: Forgotten, again
         approximate=made.approximate,
         cost=cost_of(made.entries, made.seconds),
         cost_of_run=cost_of(before.history, sum(each.seconds for each in before.history)),
-        measured=measured,
+        measured=finite(measured),
         unmeasured=unmeasured,
-        not_covered=[*NOT_COVERED, *([] if method == "exact" else NOT_EXACT)],
-        alerts=_alerts(measured),
+        not_covered=[*statements.NOT_COVERED, *([] if method == "exact" else statements.not_exact(task.mixes))],
+        alerts=alerts,
     )
 
 
-def _measured(task: Task, after: Result) -> dict[str, Any]:
+def _seen(task: Task, after: Result, against: Result | None) -> dict[str, measures.Membership]:
+    """The membership of the forgotten users in the model "before", "after", and "never", the one that was trained again
+    without them, where it is there. Nothing for a centralised method."""
+    if isinstance(task.config.build(), Method):
+        return {}
+    models = {"before": task.before, "after": after} | ({} if against is None else {"never": against})
+    return {
+        name: measures.membership(each.recommender, task.before.dataset, task.gone) for name, each in models.items()
+    }
+
+
+def _measured(task: Task, after: Result, seen: Mapping[str, measures.Membership]) -> dict[str, Any]:
     """The figures that need no reference."""
     before, share = task.before, task.before.test_share
     accuracy = [_few(measures.accuracy(each.recommender, task.left, share)) for each in (before, after)]
     changed = measures.distance(after.recommender, before.recommender, measures.remaining(task.left))
     found: dict[str, Any] = {BEFORE: accuracy[0], AFTER: accuracy[1]}
     found["lists before and after"] = {f"overlap@{measures.LENGTH}": changed.overlap}
-    if not isinstance(task.config.build(), Method):
-        seen = [measures.membership(each.recommender, before.dataset, task.gone) for each in (before, after)]
-        found["membership AUC"] = {"before": seen[0].mean, "after": seen[1].mean, "users": seen[1].cases}
+    if seen:
+        auc = {name: seen[name].mean for name in ("before", "after")}
+        found["membership AUC"] = {**auc, "users": seen["after"].cases}
     return found
 
 
-def _compared(task: Task, after: Result, against: Result) -> dict[str, Any]:
+def _compared(task: Task, after: Result, against: Result, seen: Mapping[str, measures.Membership]) -> dict[str, Any]:
     """The figures in comparison with the model that was trained again."""
     apart = measures.distance(after.recommender, against.recommender, measures.remaining(task.left))
-    never = measures.membership(against.recommender, task.before.dataset, task.gone)
-    above, half = measures.membership(after.recommender, task.before.dataset, task.gone).above(never)
     accuracy = measures.accuracy(against.recommender, task.left, task.before.test_share)
-    return {
+    found: dict[str, Any] = {
         "distance to the model trained again": {f"overlap@{measures.LENGTH}": apart.overlap, "scores": apart.scores},
         "accuracy of the others, trained again": _few(accuracy),
-        "membership AUC of who never took part": {"AUC": never.mean, "after minus this": above, "±": half},
     }
+    if seen:
+        above, half = seen["after"].above(seen["never"])
+        figures = {"AUC": seen["never"].mean, "after minus this": above, "±": half}
+        found["membership AUC of who never took part"] = figures
+    return found
 
 
 BEFORE, AFTER = "accuracy of the others, before", "accuracy of the others, after"
 """Names of figures in a certificate."""
 
-NOT_COVERED = [
-    "the folder of the run before, with its model, checkpoints and uploads: delete it when it is no longer needed",
-    "the file of the data, in which the users' lines still are: delete them there",
-    "copies of the model before, and lists that it made, wherever they are: who has both models can compare them",
-    "options and preprocessing that were chosen while the users' data were there",
-]
-"""What no method covers."""
-
-NOT_EXACT = [
-    "what other clients learned from the users through the model stays in their own parts, except as measured",
-    "the best round and the mix of models, which were chosen while the users' held-out items counted",
-]
-"""What methods other than exact retraining do not cover besides."""
-
 
 def _few(figures: dict[str, float]) -> dict[str, float]:
     return {name: figures[name] for name in ("recall@20", "ndcg@20") if name in figures}
-
-
-def _alerts(measured: dict[str, Any]) -> list[str]:
-    """What the operator should look at before the model is used."""
-    before, after = (measured[name].get("ndcg@20", 0.0) for name in (BEFORE, AFTER))
-    if before and after < before * (1 - LOSS):
-        return [
-            f"NDCG@20 of the others fell from {before:.4f} to {after:.4f}, by more than {LOSS:.0%}: by chance, or "
-            "because the requests to forget are an attack on the model; look at who asked before it is used"
-        ]
-    return []

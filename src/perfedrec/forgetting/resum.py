@@ -20,6 +20,15 @@ from perfedrec.runs.uploads import Uploads, without
 from perfedrec.runtimes.round import round_key
 
 
+def check_kept(folder: Path) -> None:
+    """Raise :class:`CheckpointError` where the run in a folder has no uploads."""
+    if not Uploads(folder).n_bytes:
+        raise CheckpointError(
+            f"{folder}: no uploads were kept, so there is nothing to sum again; expected --method exact (a run with "
+            "--set run.keep_uploads=true would keep them)"
+        )
+
+
 def resum(
     algorithm: AnyAlgorithm,
     left: Dataset,
@@ -41,11 +50,7 @@ def resum(
     were not kept.
     """
     start, uploads = time.perf_counter(), Uploads(folder)
-    if not uploads.n_bytes:
-        raise CheckpointError(
-            f"{folder}: no uploads were kept, so there is nothing to replay; expected a run with --set "
-            "run.keep_uploads=true, or --method exact or correction"
-        )
+    check_kept(folder)
     simulator = simulated(algorithm, left, run)
     gone = torch.tensor(left.forgotten, dtype=torch.int64)
     for number in range(played):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class Certificate:
     ``made`` is the time (UTC). ``run`` says of which model: method, data (fingerprints before and after), and the
     digest of the model file before and after. ``done`` are the steps, ``exact`` and ``approximate`` the parts of the
     model by how they were changed, ``cost`` and ``cost_of_run`` the cost of this and of the run. ``measured`` holds the
-    figures, ``unmeasured`` what was not measured and why, ``not_covered`` what nobody can conclude from it.
+    figures (``None``: not known), ``unmeasured`` what was not measured and why, ``not_covered`` what nobody can
+    conclude from it.
     """
 
     made: str
@@ -56,7 +58,7 @@ class Certificate:
 
     def text(self) -> str:
         """The certificate as JSON."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
     def write(self, folder: Path) -> None:
         """Write it to the folder of the run that it is about."""
@@ -101,9 +103,17 @@ class Certificate:
         )
 
 
+def finite(value: Any) -> Any:
+    """Figures, in dictionaries or alone, with ``None`` for those that are no number: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _figure(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_figure(each)}" for name, each in value.items())
+        known = [f"{name} {_figure(each)}" for name, each in value.items() if each is not None]
+        return ", ".join(known) or "not known"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
