@@ -193,3 +193,11 @@ def test_a_preset_of_another_method_is_refused(tmp_path: Path) -> None:
     assert config.resolve("lightgcn", algorithm="lightgcn") == config.resolve(algorithm="lightgcn")
     for general in ("recommended", "paper"):
         assert config.resolve(general, algorithm="perfedrec_pp").algorithm == "perfedrec_pp"
+
+
+@pytest.mark.parametrize("profile", [None, "paper"])
+def test_the_defence_that_the_docs_choose_fits_profiles_that_show_uploads(profile: str | None) -> None:
+    file = Path(__file__).parents[2] / "deploy" / "defence.toml"
+    chosen = config.load("recommended", file, privacy=profile).settings.defence
+    assert (chosen.row_clip, chosen.row_length, chosen.report_length) == (0.3, 1.5, 1.0)
+    assert (chosen.holders, chosen.alike) == (5, 0.5)
