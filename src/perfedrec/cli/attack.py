@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +55,7 @@ def attack(
 
     [bold]perfedrec attack runs/a --attack fedrecattack --set top=20[/bold]
     """
-    with one_line():
+    with one_line(), _kept(run):
         from rich.progress import Progress
 
         from perfedrec.audit.poisoning import ATTACKS, Scenario
@@ -66,7 +69,7 @@ def attack(
             task = bar.add_task("reading the run", total=None)
 
             def doing(what: str, done: int, total: int) -> None:
-                bar.update(task, description=what, completed=done, total=total)
+                bar.update(task, description=f"{what}, round {done} of {total}", completed=done, total=total)
 
             found = run_attacks(run, names, _shares(share), scenario, _options(option), rounds, data, doing)
         if as_json:
@@ -74,6 +77,21 @@ def attack(
             return
         print_attacks(found)
         console.print(f"written to {run / 'attack.json'}", soft_wrap=True)
+
+
+@contextmanager
+def _kept(run: Path) -> Iterator[None]:
+    """Where the attacks on a run are interrupted, say in one line what is kept."""
+    from perfedrec.audit.poisoning.record import FILE, read_attacks
+    from perfedrec.runs.signals import InterruptedRunError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        found = read_attacks(run)
+        done = [] if found is None else [f"{each.attack} {each.share:.3g}" for each in found.outcomes]
+        kept = f"{run / FILE} keeps {', '.join(done)}" if done else "no training was finished, and nothing is kept"
+        raise InterruptedRunError(f"interrupted; {kept}", signal.SIGINT) from None
 
 
 def _scenario(kind: Any, **values: Any) -> Any:
@@ -108,11 +126,12 @@ def _options(given: list[str] | None) -> dict[str, str]:
 
 def print_attacks(found: Attacked) -> None:
     """Print the figures of attacks."""
-    users = ", ".join(f"{item} ({n} users)" for item, n in zip(found.targets, found.target_users, strict=True))
     table = Table(*found.header())
     for row in found.rows():
         table.add_row(*row)
-    console.print(f"target: {users}; in random lists ER@{found.before.k} is {found.chance:.4f}", soft_wrap=True)
+    console.print(
+        f"target: {found.named_targets}; in random lists ER@{found.before.k} is {found.chance:.4f}", soft_wrap=True
+    )
     console.print(table)
     worst = found.strongest
     if worst is not None:

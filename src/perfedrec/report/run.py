@@ -326,11 +326,14 @@ def _audit(found: dict[str, Any]) -> list[Block]:
 
 
 def _attacks(found: Attacked) -> list[Block]:
-    k, targets = found.before.k, counted(len(found.targets), "target")
+    k, several = found.before.k, "" if len(found.targets) == 1 else "s"
+    bound = "keep the bound on what a client may send"
+    if found.scenario.get("bound") == "ignored":
+        bound = "ignore the bound on what a client may send"
     note = (
         f"ER@{k}: the share of the honest users without the target in whose {k} best items it stands; in random lists "
-        f"{found.chance:.4f}. {targets} with {', '.join(map(str, found.target_users))} users. Simulated, "
-        f"{found.rounds:,} rounds, seed {found.seed}."
+        f"{found.chance:.4f}. Target{several}: {found.named_targets}. Malicious clients {bound}. Simulated, "
+        f"{counted(found.rounds, 'round')}, seed {found.seed}."
     )
     blocks: list[Block] = [Table("What malicious clients reach", found.header(), found.rows(), 1, note)]
     worst = found.strongest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 
 from perfedrec import ConfigError, configure, load, train
 from perfedrec.audit.poisoning import Scenario, attack, campaign, poisoned, read_attacks
+from perfedrec.audit.poisoning.exposure import Exposure
+from perfedrec.audit.poisoning.record import Attacked, Outcome
 from perfedrec.cli import app
 from perfedrec.core.errors import CheckpointError, DivergedError
 from perfedrec.report.run import run_page
@@ -57,6 +60,8 @@ def test_an_attack_is_played_stored_printed_and_reported(run: Path) -> None:
     page = run_page(run)
     section = next(each for each in page.sections if each.title == "Malicious clients")
     assert found.rows() in [getattr(each, "rows", None) for each in section.blocks]
+    notes = [getattr(each, "note", "") for each in section.blocks]
+    assert f"Target: {found.named_targets}. Malicious clients keep the bound" in notes[0]
     printed = CliRunner().invoke(app, ["audit", str(run), "--trials", "1000"])
     assert found.line() in printed.stdout
 
@@ -82,6 +87,58 @@ def test_the_command_prints_what_it_stores(run: Path) -> None:
     assert json.loads(result.stdout) == json.loads((run / "attack.json").read_text())
     stored = json.loads(result.stdout)
     assert (stored["rounds"], stored["before"]["k"], stored["outcomes"][0]["malicious"]) == (1, 5, 3)
+
+
+def test_a_finished_table_is_never_lost(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another attack is added, the same one again replaces its line, and another scenario sets the table aside."""
+    made, stopped = _figures(), list[str]()
+
+    def played(config: object, dataset: object, name: str | None, *given: object) -> Exposure:
+        if name in stopped:
+            raise KeyboardInterrupt
+        return made
+
+    def named() -> list[tuple[str, float]]:
+        found = read_attacks(folder)
+        assert found is not None
+        return [(each.attack, each.share) for each in found.outcomes]
+
+    monkeypatch.setattr(campaign, "poisoned", played)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("attack*.json"))
+    attack(folder, ["random", "popular"], [0.05], rounds=2)
+    attack(folder, ["random"], [0.05, 0.1], rounds=2)
+    before = [("popular", 0.05), ("random", 0.05), ("random", 0.1)]
+    assert named() == before
+    stopped.append("collusion")
+    words = ["attack", str(folder), "--attack", "collusion", "--share", "0.05"]
+    result = CliRunner().invoke(app, [*words, "--rounds", "2"])
+    assert (result.exit_code, named()) == (130, before)
+    assert "interrupted; " in result.stderr
+    assert "attack.json keeps popular 0.05, random 0.05, random 0.1" in " ".join(result.stderr.split())
+    CliRunner().invoke(app, [*words, "--attack", "popular", "--rounds", "3"])
+    assert named() == before
+    attack(folder, ["popular"], [0.05], rounds=3)
+    assert named() == [("popular", 0.05)]
+    assert [each["attack"] for each in json.loads((folder / "attack-1.json").read_text())["outcomes"]] == [
+        "popular",
+        "random",
+        "random",
+    ]
+
+
+def _figures(exposure: float = 0.1, ndcg: float = 0.2) -> Exposure:
+    return Exposure(20, exposure, 0.2, ndcg, (exposure,), ())
+
+
+def test_figures_that_no_attack_has_made_worse_are_called_so() -> None:
+    better, worse = Outcome("random", 0.1, 5, _figures(0.05, 0.3)), Outcome("popular", 0.1, 5, _figures(0.6, 0.1))
+    record = Attacked(("7",), (1,), {}, 0, 3, 0.1, _figures(), (better,))
+    assert record.line() == (
+        "ER@20 of the target 0.1000, and no attack raised it; NDCG@20 0.2000, and no attack lowered it"
+    )
+    assert record.having(worse).line().endswith("0.6000 (popular); NDCG@20 0.2000, at worst 0.1000 (popular, 0.1)")
+    assert record.named_targets == "7 (1 user)"
 
 
 def test_the_same_attack_gives_the_same_figures_in_any_blocks() -> None:

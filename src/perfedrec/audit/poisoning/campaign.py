@@ -38,7 +38,8 @@ def attack(
     doing: Doing = lambda what, done, total: None,
 ) -> Attacked:
     """Train a finished run again with malicious clients, once for each of the ``attacks`` and ``shares``, and write the
-    figures to ``attack.json`` in its ``folder`` after each.
+    figures to ``attack.json`` in its ``folder`` after each. Those of other attacks and shares stay there, if all else
+    is the same; a record of another scenario is set aside as ``attack-1.json``, ``attack-2.json`` and so on.
 
     ``options`` are those of a single attack. With ``rounds``, all trainings have this number of rounds, also the one
     without an attack, which otherwise is the run's own model. Raises :class:`ConfigError` for a centralised method, a
@@ -65,6 +66,7 @@ def attack(
         before=before,
         outcomes=(),
     )
+    kept = False
     for name in attacks:
         for share in shares:
             what = f"{name}, {share:.3g} malicious"
@@ -72,7 +74,7 @@ def attack(
             with suppress(DivergedError):  # the attack has ended the training
                 after = poisoned(config, dataset, name, share, seed, scenario, options, partial(doing, what))
             outcome = Outcome(name, share, n_malicious(dataset.n_users, share), after)
-            record = Attacked(**{**vars(record), "outcomes": (*record.outcomes, outcome)})
+            record, kept = (record if kept else record.continued(folder)).having(outcome), True
             record.write(folder)
     return record
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from perfedrec.audit.poisoning.exposure import Exposure
 from perfedrec.core.errors import CheckpointError
+from perfedrec.data.dataset import counted
 from perfedrec.runs.folder import RunFolder
 
 FILE = "attack.json"
@@ -56,6 +57,36 @@ class Attacked:
         """Write the record to a run's folder, in place of an older one."""
         RunFolder(folder).write(FILE, json.dumps(self.plain(), indent=1).encode())
 
+    def continued(self, folder: Path) -> Attacked:
+        """This record with the outcomes that are in a run's folder, where they were found in the same way: all but the
+        outcomes is equal. A record of another scenario is set aside under the next free name, such as
+        ``attack-1.json``; a damaged one is not kept."""
+        try:
+            older = read_attacks(folder)
+        except CheckpointError:
+            older = None
+        if older is None or not older.outcomes:
+            return self
+        if replace(older, outcomes=()) == replace(self, outcomes=()):
+            return replace(self, outcomes=older.outcomes)
+        path, number = folder / FILE, 1
+        while (aside := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+            number += 1
+        RunFolder(folder).write(aside.name, path.read_bytes())
+        return self
+
+    def having(self, outcome: Outcome) -> Attacked:
+        """This record with one more outcome, in place of one of the same attack and share."""
+        mine = outcome.attack, outcome.share
+        others = (each for each in self.outcomes if (each.attack, each.share) != mine)
+        return replace(self, outcomes=(*others, outcome))
+
+    @property
+    def named_targets(self) -> str:
+        """The targets by id, each with its number of users."""
+        named = zip(self.targets, self.target_users, strict=True)
+        return ", ".join(f"{item} ({counted(users, 'user')})" for item, users in named)
+
     @property
     def strongest(self) -> Outcome | None:
         """The outcome with the largest exposure; of equal ones the first; ``None`` without any."""
@@ -66,14 +97,16 @@ class Attacked:
         """The record as one sentence."""
         k, worst, before, said = self.before.k, self.strongest, self.before, []
         if worst is not None and worst.after is not None:
-            said.append(
-                f"ER@{k} of the target {before.exposure:.4f}, with {worst.share:.3g} of the clients malicious "
-                f"{worst.after.exposure:.4f} ({worst.attack})"
-            )
+            exposure = f"{before.exposure:.4f}, and no attack raised it"
+            if worst.after.exposure > before.exposure:
+                with_them = f"with {worst.share:.3g} of the clients malicious {worst.after.exposure:.4f}"
+                exposure = f"{before.exposure:.4f}, {with_them} ({worst.attack})"
+            said.append(f"ER@{k} of the target{'' if len(self.targets) == 1 else 's'} {exposure}")
             spoilt, ndcg = min(
                 ((each, each.after.ndcg) for each in self.outcomes if each.after is not None), key=lambda each: each[1]
             )
-            said.append(f"NDCG@{k} {before.ndcg:.4f}, at worst {ndcg:.4f} ({spoilt.attack}, {spoilt.share:.3g})")
+            lowered = f"at worst {ndcg:.4f} ({spoilt.attack}, {spoilt.share:.3g})"
+            said.append(f"NDCG@{k} {before.ndcg:.4f}, {lowered if ndcg < before.ndcg else 'and no attack lowered it'}")
         if ended := [f"{each.attack}, {each.share:.3g}" for each in self.outcomes if each.after is None]:
             said.append(f"the training was ended by {'; '.join(ended)}")
         return "; ".join(said) or "no attack was made"
