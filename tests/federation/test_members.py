@@ -108,6 +108,17 @@ def test_a_register_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, b
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
 
+def test_a_half_written_last_line_is_named_with_what_to_do(tmp_path: Path) -> None:
+    register = Register(keys(tmp_path / "keys", "a"))
+    register.add(seen("a"))
+    whole = register.path.read_bytes()
+    register.path.write_bytes(whole + b'{"number": 2, "ti')
+    with pytest.raises(ConfigError, match=r"nodes\.jsonl, line 2: the last line is half written.*delete that line"):
+        register.nodes()
+    register.path.write_bytes(whole)
+    assert states(register) == {"a": MEMBER}
+
+
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from perfedrec.federation import members
 
@@ -156,8 +167,12 @@ def test_the_command_shows_nodes_and_decisions_and_decides(tmp_path: Path) -> No
     assert "expected one of --exclude, --admit and --undo" in nodes("--exclude", "a", "--undo", "2", code=2)
     assert "--because is the reason of a decision" in nodes("--because", "x", code=2)
     assert "has no node c" in nodes("--admit", "c", code=2)
+    assert "decision 4: a is a member already: this changes nothing (--undo 4" in nodes("--admit", "a")
     empty = runner.invoke(app, ["federation", "nodes", str(tmp_path)])
     assert (empty.exit_code, "no public keys" in empty.stderr) == (2, True)
+    assert f"perhaps {folder}" in " ".join(empty.stderr.split())
+    missing = runner.invoke(app, ["federation", "nodes", str(tmp_path / "nothere")])
+    assert (missing.exit_code, "nothere: no such folder" in missing.stderr) == (2, True)
     script = "import sys; from perfedrec.cli import app; app(sys.argv[1:], standalone_mode=False); "
     script += "assert not {'torch', 'flwr', 'numpy', 'polars'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", script, "federation", "nodes", str(folder)], check=True, capture_output=True)

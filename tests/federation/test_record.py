@@ -89,6 +89,8 @@ def test_a_run_from_waiting_to_its_begin(tmp_path: Path) -> None:
     record.end(summary, "1 of 1 nodes have version 3 of models, which is promoted")
     assert told[-1] == f"{best}1 of 1 nodes have version 3 of models, which is promoted"
     assert status(folder)["why"] == "1 of 1 nodes have version 3 of models, which is promoted"
+    record.end(SimpleNamespace(**{**vars(summary), "best_round": -1, "n_phases": 3}))  # type: ignore[arg-type]
+    assert "best phase 2 before training, validation recall@20 0.2500; " in told[-1]
 
 
 @pytest.mark.parametrize(

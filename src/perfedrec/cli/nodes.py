@@ -46,15 +46,15 @@ def nodes(
     [bold]perfedrec federation nodes keys --undo 4[/bold]
     """
     with one_line():
-        from perfedrec.federation.members import Register
+        from perfedrec.federation.members import Known, Register
 
         if sum(each is not None for each in (exclude, admit, undo)) > 1:
             raise ConfigError("expected one of --exclude, --admit and --undo")
         if because and all(each is None for each in (exclude, admit, undo)):
             raise ConfigError("--because is the reason of a decision; expected --exclude, --admit or --undo with it")
-        if not any(keys.glob("*.pub")):
-            raise ConfigError(f"{keys}: no public keys (*.pub); expected the folder of serve --nodes")
+        _check_keys(keys)
         register, number = Register(keys), None
+        before = register.nodes()
         if exclude is not None:
             number = register.exclude(exclude, because)
         elif admit is not None:
@@ -69,7 +69,20 @@ def nodes(
             name = next(str(each["node"]) for each in register.lines() if each["number"] == number)
             each = register.nodes()[name]
             how = f" (--undo {number} undoes it)" if undo is None else ""
-            console.print(f"decision {number}: {name} is {_called(each)} from the next round on{how}", soft_wrap=True)
+            was = before.get(name, Known(name))
+            held = (was.state, was.left) == (each.state, each.left)
+            when = "already: this changes nothing" if held else "from the next round on"
+            console.print(f"decision {number}: {name} is {_called(each)} {when}{how}", soft_wrap=True)
+
+
+def _check_keys(folder: Path) -> None:
+    """Raise :class:`ConfigError` for what is no folder with public keys."""
+    if not folder.exists():
+        raise ConfigError(f"{folder}: no such folder; expected the folder of serve --nodes")
+    if not any(folder.glob("*.pub")):
+        inside = folder / "keys"
+        meant = f", perhaps {inside}" if any(inside.glob("*.pub")) else ""
+        raise ConfigError(f"{folder}: no public keys (*.pub); expected the folder of serve --nodes{meant}")
 
 
 def _all(register: Register) -> list[Known]:

@@ -142,14 +142,18 @@ class Register:
             text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{self.path}: cannot be read ({reason(error)}); expected lines of JSON") from None
-        found = list[dict[str, Any]]()
-        for place, each in enumerate(text.splitlines(), 1):
+        found, lines = list[dict[str, Any]](), text.splitlines()
+        for place, each in enumerate(lines, 1):
             try:
                 found.append(_checked(json.loads(each)))
             except (AttributeError, KeyError, TypeError, ValueError) as error:
+                half = place == len(lines) and not text.endswith("\n")
                 raise ConfigError(
-                    f"{self.path}, line {place}: cannot be read ({error!r}); expected what perfedrec wrote there, or a "
-                    "backup of the file"
+                    f"{self.path}, line {place}: the last line is half written; expected a whole one: delete that "
+                    "line, and repeat its decision if it was one; all others hold"
+                    if half
+                    else f"{self.path}, line {place}: cannot be read ({error!r}); expected what perfedrec wrote there, "
+                    "or a backup of the file"
                 ) from None
         return found
 

@@ -82,7 +82,9 @@ class Record:
         """The run has ended as planned. ``instead`` says which model nodes have where it is not that of the run."""
         metric, best = self.run.config.run.select_by, ""
         if summary.valid:
-            best = f"best round {summary.best_round}, validation {metric} {summary.valid[metric]:.4f}; "
+            number = summary.best_round
+            best = f"best round {number}" if number > 0 else f"best phase {number + summary.n_phases} before training"
+            best += f", validation {metric} {summary.valid[metric]:.4f}; "
         having = instead or f"{len(summary.nodes_with_model or ())} of {len(self._hosts)} nodes have its model"
         self.tell(f"run {self.run.setup.run} has ended after {self.run.progress.place}: {best}{having}")
         self.write("finished", instead)

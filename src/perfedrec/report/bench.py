@@ -259,6 +259,10 @@ def _set_up(folder: Path, results: Results) -> list[Block]:
     return blocks
 
 
+def _best(number: int, n_phases: int) -> str:
+    return str(number) if number > 0 or not n_phases else f"phase {number + n_phases} of {n_phases} before training"
+
+
 def _all_runs(results: Results) -> Table:
     metric, name = results["metric"], metric_name(results["metric"])
     rows = [
@@ -266,7 +270,7 @@ def _all_runs(results: Results) -> Table:
             each["label"],
             each["data"],
             str(each["seed"]),
-            str(each["best_round"]),
+            _best(each["best_round"], each["prelude"]),
             f"{each['valid'].get(metric, 0.0):.4f}" if each["valid"] else "none",
             f"{each['test'][metric]:.4f}" if metric in each["test"] else "none",
             "none" if each["cpu_seconds"] is None else f"{each['cpu_seconds']:.1f}",

@@ -93,7 +93,7 @@ def _learning_traces(x: Sequence[Change], y: Sequence[Change], rounds: Sequence[
         customdata=[best],
         hovertemplate=hover,
         mode="markers",
-        name=f"best, round {best}",
+        name=f"best, round {best}" if best > 0 else "best, before training",
         marker={
             "color": COLOURS[1],
             "size": 11,
