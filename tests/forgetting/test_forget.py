@@ -16,7 +16,7 @@ from perfedrec.core.aggregate import reduce
 from perfedrec.core.errors import CheckpointError, ConfigError, DataError
 from perfedrec.data import load
 from perfedrec.forgetting import measures, statements
-from perfedrec.forgetting.forget import WAYS, Forgotten, Request, Task, forget
+from perfedrec.forgetting.forget import WAYS, Forgotten, Request, forget
 from perfedrec.forgetting.resum import resum
 from perfedrec.runs.certificate import Certificate
 from perfedrec.runs.config import resolve
@@ -195,7 +195,7 @@ def test_a_certificate_of_one_user_is_json_and_has_an_alert_where_the_model_stil
 def test_an_interruption_says_what_is_there_and_is_noted(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(task: Task) -> Forgotten:
+    def stopped(*given: object) -> Forgotten:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(WAYS, "exact", stopped)
@@ -204,6 +204,11 @@ def test_an_interruption_says_what_is_there_and_is_noted(
     assert answer.exit_code == 130
     assert f"nothing was written to {tmp_path / 'new'}: give the command again" in answer.stderr
     assert Log(trained).lines()[-1]["event"] == "interrupted"
+    noted = Log(trained).lines()
+    monkeypatch.setattr("perfedrec.forgetting.forget.open_run", stopped)
+    early = CliRunner().invoke(app, words)
+    assert (early.exit_code, early.stderr) == (130, answer.stderr)
+    assert Log(trained).lines() == noted
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.toml").touch()
     assert "holds a run without a certificate: remove it" in statements.interrupted(trained, tmp_path / "new")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,7 +47,9 @@ def forget(
     with one_line():
         from perfedrec.forgetting.forget import Request
         from perfedrec.forgetting.forget import forget as run_forget
+        from perfedrec.forgetting.statements import interrupted
         from perfedrec.runs.forget_log import Limits
+        from perfedrec.runs.signals import InterruptedRunError
 
         if not 0 < max_share <= 1:
             raise ConfigError(f"--max-share is {max_share:g}; expected a share above 0, at most 1")
@@ -54,7 +57,10 @@ def forget(
             raise ConfigError(f"--share is {share:g}; expected a share from 0 to 1")
         request = Request([*(user or ()), *_listed(users)], method, share, reference)
         limits = Limits(share=max_share)
-        found = run_forget(run, request, output, data=data, limits=limits, progress=reporter(quiet, as_json))
+        try:
+            found = run_forget(run, request, output, data=data, limits=limits, progress=reporter(quiet, as_json))
+        except KeyboardInterrupt:  # while data were read: nothing has been noted or written
+            raise InterruptedRunError(interrupted(run, output), signal.SIGINT) from None
         if as_json:
             print(json.dumps(json.loads(found.text())))
             return
