@@ -158,8 +158,6 @@ def _check_new(new_run: Path, folder: Path, request: SignedRequest, registered: 
     if not RunFolder(new_run).is_federation:
         raise ConfigError(f"{new_run}: not a coordinator's run; expected the folder that perfedrec serve wrote")
     old, new = _model(folder), _model(new_run)
-    if request.identity in _users(new):
-        raise ConfigError(f"{new_run}: the user took part in this run as well; expected a run without the user")
     if not new.belongs.get("catalogue") or new.belongs["catalogue"] != old.belongs.get("catalogue"):
         raise ConfigError(f"{where}: it has another catalogue of items; expected that of {folder}")
     if not _users(new) & _users(old):
@@ -167,6 +165,8 @@ def _check_new(new_run: Path, folder: Path, request: SignedRequest, registered: 
     theirs = _keys_of(new_run)
     if theirs and not theirs & registered:
         raise ConfigError(f"{where}: its nodes have other keys; expected some of the keys in --keys")
+    if request.identity in _users(new):
+        raise ConfigError(f"{new_run}: the user took part in this run as well; expected a run without the user")
     if int((new_run / NAME).stat().st_mtime) < int(_moment(request.made)):
         raise ConfigError(f"{where}: it began before the request was made ({request.made}); expected a later run")
 
