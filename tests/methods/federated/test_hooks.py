@@ -223,6 +223,7 @@ ELSEWHERE = {
     "compress": "tests/methods/federated/test_subspace.py",
     "Options": "tests/runs/test_config.py",
     "broadcast_type": "tests/runtimes/node/test_serving.py",
+    "remarks": "tests/methods/federated/test_defence.py",
 }
 """Hooks whose effect shows elsewhere."""
 
