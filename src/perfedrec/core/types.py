@@ -103,26 +103,31 @@ class Update:
 
     def of_user(self, place: int) -> Update:
         """The part of the user at position ``place`` of the block, as a block of one user."""
-        one = slice(place, place + 1)
-        mine = None if self.segments is None else (self.segments == place).nonzero().squeeze(1)
+        return self.part(torch.arange(self.users.numel(), device=self.users.device) == place)
+
+    def part(self, chosen: Tensor) -> Update:
+        """The part of those users of the block who are ``chosen`` (bool [B]), as a block of its own."""
+        places = chosen.cumsum(0) - 1
+        mine = None if self.segments is None else chosen[self.segments].nonzero().squeeze(1)
 
         def rows(values: Tensor | None) -> Tensor | None:
             return None if values is None or mine is None else values[mine]
 
         segments, edges = rows(self.segments), self.edges
         if edges is not None:
-            edges = edges[edges[:, 1] == place] * edges.new_tensor([1, 0, 1])
+            edges = edges[chosen[edges[:, 1]]]
+            edges = torch.stack([edges[:, 0], places[edges[:, 1]], edges[:, 2]], dim=1)
         return replace(
             self,
-            users=self.users[one],
-            groups=self.groups[one],
-            weights=self.weights[one],
-            segments=None if segments is None else torch.zeros_like(segments),
+            users=self.users[chosen],
+            groups=self.groups[chosen],
+            weights=self.weights[chosen],
+            segments=None if segments is None else places[segments],
             items=rows(self.items),
             deltas=rows(self.deltas),
             tables=rows(self.tables),
-            dense=None if self.dense is None else self.dense[one],
-            reports=None if self.reports is None else self.reports[one],
+            dense=None if self.dense is None else self.dense[chosen],
+            reports=None if self.reports is None else self.reports[chosen],
             edges=edges,
         )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -86,31 +86,7 @@ def without(update: Update, gone: Tensor) -> Update:
     """What a block of clients sent, but for the users ``gone`` [k]: they are not among the users, and nothing of them
     is left."""
     kept = ~torch.isin(update.users, gone)
-    if bool(kept.all()):
-        return update
-    places = torch.where(kept, kept.cumsum(0) - 1, -1)
-    rows = None if update.segments is None else kept[update.segments]
-    edges = update.edges
-    if edges is not None:
-        edges = edges[kept[edges[:, 1]]]
-        edges = torch.stack([edges[:, 0], places[edges[:, 1]], edges[:, 2]], dim=1)
-
-    def of_rows(values: Tensor | None) -> Tensor | None:
-        return None if values is None or rows is None else values[rows]
-
-    return replace(
-        update,
-        users=update.users[kept],
-        groups=update.groups[kept],
-        weights=update.weights[kept],
-        segments=None if update.segments is None or rows is None else places[update.segments[rows]],
-        items=of_rows(update.items),
-        deltas=of_rows(update.deltas),
-        tables=of_rows(update.tables),
-        dense=None if update.dense is None else update.dense[kept],
-        reports=None if update.reports is None else update.reports[kept],
-        edges=edges,
-    )
+    return update if bool(kept.all()) else update.part(kept)
 
 
 def _compact(name: str, value: Tensor) -> Tensor:

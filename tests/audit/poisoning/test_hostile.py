@@ -13,7 +13,7 @@ from perfedrec import ConfigError, Dataset, configure, load
 from perfedrec.audit.poisoning import ATTACKS, Scenario, poisoned
 from perfedrec.audit.poisoning.adversary import Adversary, Known, Lying, Sight
 from perfedrec.audit.poisoning.clients import draw_targets, n_malicious, named_targets, with_clients
-from perfedrec.audit.poisoning.hostile import Bound, Hostile, joined, part
+from perfedrec.audit.poisoning.hostile import Bound, Hostile, joined
 from perfedrec.audit.poisoning.play import known_of, make, targets_of
 from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.keys import Key
@@ -184,7 +184,7 @@ def test_a_part_of_an_update_and_the_rest_are_the_whole() -> None:
         edges=torch.tensor([[0, 0, 11], [0, 2, 12], [1, 1, 13]]),
     )
     chosen = torch.tensor([True, False, True])
-    mine, rest = part(update, chosen), part(update, ~chosen)
+    mine, rest = update.part(chosen), update.part(~chosen)
     assert mine.users.tolist() == [4, 9]
     assert mine.segments is not None
     assert mine.items is not None

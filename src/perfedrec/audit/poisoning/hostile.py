@@ -65,13 +65,13 @@ class Hostile:
             return honest
         assert self._block is not None
         broadcast, rows, _ = self._block
-        others = part(honest, ~malicious)
+        others = honest.part(~malicious)
         own = block_rows(rows.offsets, rows.items, malicious.nonzero().squeeze(1), rows.attributes)[0]
         sight = Sight(
             phase=phase,
             broadcast=broadcast,
             rows=replace(own, users=rows.users[malicious]),
-            work=part(update, malicious),
+            work=update.part(malicious),
             vectors=partial(self._vectors, malicious),
             length=self.length,
             before=self.before,
@@ -114,32 +114,6 @@ class HostileProtection:
 
     def upload(self, phase: str, update: Update, key: Key) -> Update:
         return self.hostile.sent(phase, update, self.protection.upload(phase, update, key))
-
-
-def part(update: Update, chosen: Tensor) -> Update:
-    """The part of an update of those users of its block who are ``chosen`` [B]."""
-    places, numbers = chosen.nonzero().squeeze(1), chosen.cumsum(0) - 1
-    rows = None if update.segments is None else chosen[update.segments].nonzero().squeeze(1)
-
-    def of_rows(values: Tensor | None) -> Tensor | None:
-        return None if values is None or rows is None else values[rows]
-
-    segments, edges = of_rows(update.segments), update.edges
-    if edges is not None:
-        edges = edges[chosen[edges[:, 1]]]
-        edges = torch.stack([edges[:, 0], numbers[edges[:, 1]], edges[:, 2]], dim=1)
-    return Update(
-        users=update.users[places],
-        groups=update.groups[places],
-        weights=update.weights[places],
-        segments=None if segments is None else numbers[segments],
-        items=of_rows(update.items),
-        deltas=of_rows(update.deltas),
-        tables=of_rows(update.tables),
-        dense=None if update.dense is None else update.dense[places],
-        reports=None if update.reports is None else update.reports[places],
-        edges=edges,
-    )
 
 
 def joined(first: Update, second: Update) -> Update:
