@@ -300,11 +300,15 @@ def robust_z(stack: Stack, threshold: float) -> Aggregate:
     """The parts whose length is not an outlier, on the scale of all: its distance from the median length is at most
     ``threshold`` times the median of such distances, over 0.6745 (the modified z-score of Iglewicz and Hoaglin,
     1993)."""
-    lengths = stack.lengths
+    return chosen(stack.parts, alike(stack.lengths, threshold))
+
+
+def alike(lengths: Tensor, threshold: float) -> Tensor:
+    """bool [P] whether each of ``lengths`` [P] is no outlier; see :func:`robust_z`."""
     middle = lengths.quantile(0.5)
     apart = (lengths - middle).abs()
     usual = apart.quantile(0.5).clamp(min=float(middle) * USUAL)
-    return chosen(stack.parts, 0.6745 * apart <= threshold * usual)
+    return 0.6745 * apart <= threshold * usual
 
 
 def quorum(stack: Stack, least: int) -> Aggregate:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate, Sum, from_fixed
 from perfedrec.core.algorithm import TRAIN
+from perfedrec.core.robust import alike
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Rows
 from perfedrec.methods.federated.contrastive import Contrastive
@@ -112,10 +113,8 @@ def averaged(aggregate: Aggregate, threshold: float) -> Aggregate:
     changes = means(aggregate, weights)
     lengths = torch.zeros_like(weights).index_add_(0, nodes, changes.square().sum(1)).sqrt()
     active = weights > 0
-    median = lengths[active].quantile(0.5)
-    apart = (lengths - median).abs()
-    usual = apart[active].quantile(0.5).clamp(min=float(median) / 100)  # lengths within 1 % count as equal
-    kept = active & (0.6745 * apart <= threshold * usual)
+    kept = active.clone()
+    kept[active] = alike(lengths[active], threshold)
     rows = kept[nodes]
     items, sums = over_tables(aggregate.keys[rows], changes[rows] / kept.sum(), n_items)
     fixed = sums.to(torch.float64) * FIXED_POINT
