@@ -23,7 +23,7 @@ class Value:
     @staticmethod
     def of(thing: Any) -> Value:
         buffers: list[Any] = []
-        content = pickle.dumps(thing, protocol=5, buffer_callback=buffers.append)
+        content = ray.cloudpickle.dumps(thing, protocol=5, buffer_callback=buffers.append)
         return Value(content, [bytes(each.raw()) for each in buffers])
 
     def get(self) -> Any:

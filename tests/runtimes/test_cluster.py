@@ -18,7 +18,7 @@ from perfedrec.core.records import flatten
 from perfedrec.core.types import RoundReport
 from perfedrec.data import Dataset, load
 from perfedrec.methods.federated.fedmf import FedMF
-from perfedrec.runtimes import cluster, population
+from perfedrec.runtimes import cluster, log, population
 from perfedrec.runtimes.cluster import Machines
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.remote import shards
@@ -118,36 +118,60 @@ def test_bytes_of_a_secure_round_with_drop_outs_are_counted_alike(
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("call", ["play", "keep", "commit", "add", "load", "stored"])
-def test_the_round_of_a_worker_that_dies_is_done_again(
-    call: str, moment: str, workers: int, data: Dataset, eager: EagerRay
+@pytest.mark.parametrize("call", ["play", "add", "load", "written", "replay", "write"])
+def test_what_a_dead_worker_did_is_done_again(
+    call: str, moment: str, workers: int, data: Dataset, eager: EagerRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each call kills the worker that gets it for the third time."""
+    """The third of all calls kills the worker that gets it; of those that only new workers get, the first one, after a
+    worker died in the fourth round. The states are copied before the third round."""
     if (call, workers) == ("add", 1):
         pytest.skip("one sum is not added up")
+    monkeypatch.setattr(cluster, "PIECE", 7)
     method = configure("fedmf", overrides=OPTIONS).build()
-    wanted = played(simulator(method, data, 0))
-    made, calls, killed = simulator(method, data, workers), 0, []
+    wanted, made = played(simulator(method, data, 0), 5), simulator(method, data, workers)
+    deaths = [["play", 4 * workers], [call, 1]] if call in ("replay", "write") else [[call, 3]]
+    n = len(deaths)
+
+    def kills(actor: Actor, name: str) -> str:
+        if not deaths or name != deaths[0][0]:
+            return ""
+        deaths[0][1] -= 1
+        return moment if not deaths[0][1] and deaths.pop(0) else ""
+
+    eager.kills, reports = kills, list[RoundReport]()
+    for number in range(made.n_phases + 5):
+        made.recommender().raw_scores(torch.tensor([3, 80, 7, 0, 45]))
+        if number == 2:
+            made.records()
+        reports.append(made.play())
+    assert_same((reports, tensors(made)), wanted)
+    assert deaths == []
+    assert len(eager.actors) == workers + n
+
+
+IN_GROUPS = [
+    *("privacy.aggregation=secure", "privacy.norm=l2", "privacy.clip=0.5", "privacy.rank=4", "privacy.min_clients=4"),
+    *("defence.rule=trimmed-mean", "defence.groups=5", "defence.row_clip=0.3"),
+]
+
+
+@pytest.mark.parametrize("kind", ["clients", "groups"])
+def test_rules_compare_the_same_parts_where_workers_die(kind: str, data: Dataset, eager: EagerRay) -> None:
+    """A rule over groups has five requests in a round; a worker dies in the third one of the last round."""
+    method = Ordered() if kind == "clients" else configure("fedmf", overrides=[*OPTIONS, *IN_GROUPS]).build()
+    wanted, made, calls = played(simulator(method, data, 0)), simulator(method, data, 2), 0
 
     def kills(actor: Actor, name: str) -> str:
         nonlocal calls
-        calls += name == call
-        if name == call and calls == 3 and not killed:
-            killed.append(actor)
-            return moment
-        return ""
+        mine = name == "play" and actor is eager.actors[1]
+        calls += mine
+        return "after" if mine and calls == due else ""
 
-    eager.kills = kills
-    users = torch.tensor([3, 80, 7, 0, 45])
-    for _ in range(3):  # read without a change
-        made.recommender().raw_scores(users)
-        if call == "stored":
-            made.records()
-    found = played(made)
-    made.records()
-    assert len(killed) == 1
-    assert_same(found, wanted)
-    assert len(eager.actors) == max(workers, 2) + 1
+    reports = [made.play() for _ in range(made.n_phases + ROUNDS - 1)]
+    eager.kills, due = kills, 3 if kind == "groups" else 1
+    reports.append(made.play())
+    assert_same((reports, tensors(made)), wanted)
+    assert len(eager.actors) == 3
 
 
 def test_workers_that_die_again_and_again_end_the_run(data: Dataset, eager: EagerRay) -> None:
@@ -159,13 +183,53 @@ def test_workers_that_die_again_and_again_end_the_run(data: Dataset, eager: Eage
         made.play()
 
 
-def test_states_that_are_lost_with_their_copies_end_the_run(data: Dataset, eager: EagerRay) -> None:
-    made = simulator("fedmf", data, 4)
+def test_all_workers_may_die_at_once(data: Dataset, eager: EagerRay) -> None:
+    wanted, made = played(simulator("fedmf", data, 0)), simulator("fedmf", data, 4)
+    reports = []
+    for _ in range(ROUNDS):
+        reports.append(made.play())
+        for each in eager.actors:
+            each.dead = True
+    assert_same((reports, tensors(made)), wanted)
+    assert len(eager.actors) == 4 * (1 + ROUNDS)
+
+
+@pytest.mark.parametrize("lazy_from", [0, 1 << 40])
+def test_states_are_copied_where_the_log_is_long_and_each_changed_one_once(
+    lazy_from: int, data: Dataset, eager: EagerRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(population, "LAZY_FROM", lazy_from)
+    monkeypatch.setattr(log, "LOG_REQUESTS", 3)
+    asked = list[str]()
+    eager.kills = lambda actor, name: asked.append(name) or ""
+    wanted, made = played(simulator("fedmf", data, 0), 8), simulator("fedmf", data, 2)
+    assert len(set(wanted[0])) == 8
+    reports = [made.play() for _ in range(3)]
+    assert asked.count("written") == 0
+    reports.append(made.play())
+    assert asked.count("written") == 2  # before the fourth request, one of each worker
+    reports += [made.play() for _ in range(4)]
+    assert asked.count("written") == 4
+    made.records()
+    assert asked.count("written") == 6
+    made.records()
+    assert asked.count("written") == 6  # nothing has changed
+    assert_same((reports, tensors(made)), wanted)
+    assert asked.count("play") == 16
+
+
+def test_a_log_is_as_long_as_its_broadcasts_are_small(
+    data: Dataset, eager: EagerRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = simulator("fedmf", data, 2)
     made.play()
-    for each in eager.actors[1:3]:
-        each.dead = True
-    with pytest.raises(PerfedrecError, match=r"2 of 4 workers died at the same time.*--resume"):
-        made.play()
+    size = made.clients._log.requests[0].size  # type: ignore[attr-defined]
+    assert size >= made.state.items.nbytes
+    monkeypatch.setattr(log, "LOG_BYTES", 2 * size)
+    made.play()
+    assert len(made.clients._log.requests) == 2  # type: ignore[attr-defined]
+    made.play()
+    assert len(made.clients._log.requests) == 1  # type: ignore[attr-defined]
 
 
 class Diverging(FedMF[Any, Any, Any]):

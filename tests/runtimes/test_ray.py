@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +31,8 @@ ends: too little on a busy machine."""
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The address of the cluster, to which this process is connected. Ray's sockets need a short path."""
+def machines() -> Iterator[Any]:
+    """The cluster, to which this process is connected. Ray's sockets need a short path."""
     before = dict(os.environ)
     ray: Any = cluster.loaded()
     from ray.cluster_utils import Cluster
@@ -46,12 +47,17 @@ def address() -> Iterator[str]:
                 ports = {name: reserved_port() for name in PORTS}
                 made.add_node(wait=False, num_cpus=2, object_store_memory=80 << 20, **head, **ports)
             ray.init(address=made.address, log_to_driver=False, logging_level="error")
-            yield made.address
+            yield made
         finally:
             ray.shutdown()
             made.shutdown()
             os.environ.clear()
             os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def address(machines: Any) -> str:
+    return str(machines.address)
 
 
 @pytest.fixture(scope="module")
@@ -64,24 +70,6 @@ def simulator(method: Any, data: Dataset, machines: Machines | None = None) -> S
     if machines is not None:
         made.spread(machines)
     return made
-
-
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_a_cluster_plays_the_rounds_of_one_process_also_where_a_worker_is_killed(
-    workers: int, address: str, data: Dataset, tmp_path: Path
-) -> None:
-    fuse = tmp_path / "fuse"
-    method = Mortal(configure("fedmf", overrides=OPTIONS).settings, fuse)
-    wanted = played(simulator(method, data))
-    made = simulator(method, data, Machines(workers, address))
-    try:
-        reports = [made.play()]
-        fuse.touch()
-        reports += [made.play(), made.play()]
-        assert not fuse.exists()
-        assert_same((reports, tensors(made)), wanted)
-    finally:
-        made.close()
 
 
 def test_a_run_is_resumed_with_another_number_of_workers(address: str, data: Dataset, tmp_path: Path) -> None:
@@ -100,3 +88,50 @@ def test_a_run_is_resumed_with_another_number_of_workers(address: str, data: Dat
 def test_a_cluster_that_is_too_small_is_named(address: str, data: Dataset) -> None:
     with pytest.raises(ConfigError, match=r"run\.workers with run\.threads need 90 processors, and .* has 6"):
         simulator(configure("fedmf").build(), data, Machines(45, address, threads=2))
+
+
+@pytest.mark.parametrize("workers", [1, 4, 2])
+def test_a_cluster_plays_the_rounds_of_one_process_also_where_workers_die(
+    workers: int, machines: Any, data: Dataset, tmp_path: Path
+) -> None:
+    """A worker dies in mid-round, two rounds after the states were copied. Of one worker it dies again before they are
+    copied, and of two a machine is lost: nobody uses the cluster after that."""
+    fuse = tmp_path / "fuse"
+    method = Mortal(configure("fedmf", overrides=OPTIONS).settings, fuse)
+    wanted = played(simulator(method, data), 5)
+    made = simulator(method, data, Machines(workers, machines.address))
+    try:
+        reports = [made.play()]
+        made.records()
+        reports += [made.play(), made.play()]
+        fuse.touch()
+        reports.append(made.play())
+        assert not fuse.exists()
+        working = made.clients._workers  # type: ignore[attr-defined]
+        before = list(working)
+        if workers == 1:
+            kill(working[0])
+            made.records()
+        if workers == 2:
+            lose(machines, working)
+        reports.append(made.play())
+        assert_same((reports, tensors(made)), wanted)
+        replaced = sum(each is not other for each, other in zip(before, working, strict=True))
+        assert replaced == {1: 1, 2: 1, 4: 0}[workers]
+    finally:
+        made.close()
+
+
+def kill(worker: Any) -> None:
+    """End a worker, as a machine without memory does."""
+    pid = cluster.loaded().get(worker.__ray_call__.remote(lambda self: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
+
+
+def lose(machines: Any, workers: list[Any]) -> None:
+    """End a raylet that has some of the ``workers``, and is not that of this process."""
+    ray: Any = cluster.loaded()
+    ask = [each.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()) for each in workers]
+    where = set(ray.get(ask)) - {ray.get_runtime_context().get_node_id()}
+    lost = next(each for each in machines.worker_nodes if each.node_id in where)
+    machines.remove_node(lost)

@@ -63,7 +63,8 @@ class Aggregate:
         return size + (4 if exact else 8) * sum(each.numel() for each in summed)
 
     def __add__(self, other: Aggregate) -> Aggregate:
-        keys, inverse = torch.cat([self.keys, other.keys]).unique(return_inverse=True)
+        both = torch.cat([self.keys, other.keys])
+        keys, inverse = distinct(both, int(both.max()) + 1 if both.numel() else 0)
         sums = self.sums.new_zeros(keys.numel(), max(self.sums.shape[1], other.sums.shape[1]))
         for part, where in ((self, inverse[: self.keys.numel()]), (other, inverse[self.keys.numel() :])):
             if part.keys.numel():

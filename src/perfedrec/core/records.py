@@ -10,6 +10,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ def unflatten(cls: type[R], tensors: Mapping[str, Tensor], scalars: Mapping[str,
     metadata of a field have its old name (``was``, counted from the root of the stored record), and a function of the
     stored tensors that gives its value where there is no entry (``missing``).
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     values: dict[str, Any] = {}
     for field in fields(typing.cast(Any, cls)):
         kinds = (hints[field.name], *typing.get_args(hints[field.name]))
@@ -75,6 +76,12 @@ def unflatten(cls: type[R], tensors: Mapping[str, Tensor], scalars: Mapping[str,
             value = field.metadata["missing"](tensors)
         values[field.name] = value
     return cls(**values)
+
+
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """The types of a record's fields."""
+    return typing.get_type_hints(cls)
 
 
 def old_names(cls: type[Any]) -> dict[str, str]:

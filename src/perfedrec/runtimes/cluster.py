@@ -1,11 +1,13 @@
 """Rounds on several machines: workers of a Ray cluster do the clients' work, and hold the users and their states.
 
 The users are cut into shards, one for each worker. In a round a worker computes the sum over the users of its shard,
-and sums are added up a tree of workers. They are exact, so that the result is the one of a single process, bit for bit.
+stores their new states, and sums are added up a tree of workers. They are exact, so that the result is the one of a
+single process, bit for bit.
 
-Each shard has a copy on the next worker, which receives the new client states of every round. A round is complete when
-all sums and all copies have arrived; only then the workers store the new states. Where a worker dies before, another
-one takes its place with the states before the round, and the round is done again. So nothing is counted twice.
+This process has a copy of all client states, as they were after an earlier request, and a log of what the workers were
+asked since. A new state follows from the old one and from what was asked. So a worker that dies is replaced by one that
+gets the copy of its users' states and does again what is in the log, bit for bit. The copy is brought up to date where
+all states are read (for a checkpoint, or a new best round), and where the log has become long.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -27,8 +30,9 @@ from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.extras import needed_by
-from perfedrec.core.records import copied, flatten
+from perfedrec.core.records import Segment, copied, flatten
 from perfedrec.runtimes.hosted import Hosted
+from perfedrec.runtimes.log import Log, Request
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.remote import Remote, shards
 from perfedrec.runtimes.round import RoundTask, Tally, together
@@ -60,6 +64,9 @@ NODE_SECONDS = 120.0
 
 REACH_SECONDS = 10.0
 """How long the head of a cluster may take to accept a connection."""
+
+PIECE = 2048
+"""Of how many users of a shard the client states travel at once."""
 
 T = TypeVar("T")
 
@@ -94,9 +101,11 @@ class OnWorkers(Generic[S, B, C]):
         self.ray, self.algorithm, self.seed, self.machines, self.nodes = ray, algorithm, seed, machines, nodes
         self.shards = shards(population, machines.n_workers, nodes)
         self._firsts = torch.tensor([int(each[0]) for each in self.shards])
-        self.data = population
+        self.copy, self._fresh = population, True  # nothing was written to it
         self.population: Population[C] = Remote(population, self)
-        self._commits: list[Any] = []
+        self._log = Log(population.n_users)
+        self._workers: list[Any] = [None] * machines.n_workers
+        self._dead = set(range(machines.n_workers))
         own = sys.modules.get(type(algorithm).__module__)
         if own is not None and own.__name__.startswith("perfedrec_method_"):  # a file that other machines do not have
             ray.cloudpickle.register_pickle_by_value(own)
@@ -104,8 +113,6 @@ class OnWorkers(Generic[S, B, C]):
         try:
             self._common = ray.put(algorithm), seed, machines.block_size, machines.threads
             self._nodes = None if nodes is None else ray.put(nodes.numpy())
-            self._workers: list[Any] = [None] * max(machines.n_workers, 2)
-            self._dead = set(range(len(self._workers)))
             self._safely("the start", self._fill)
         except BaseException:
             self.close()
@@ -126,7 +133,11 @@ class OnWorkers(Generic[S, B, C]):
         """See :class:`perfedrec.runtimes.round.Clients`."""
         if not users.numel():
             return
-        done, found = self._safely(f"round {task.number + 1}", lambda: self._round(task, users))
+        if self._log.full:
+            self.up_to_date()
+        request = self._request(task, users)
+        self._log.add(request)
+        done, found = self._safely(f"round {task.number + 1}", partial(self._answers, request))
         for each in done:
             tally.add(each.up, each.up_max, each.down)
             tally.losses += [torch.from_numpy(losses) for losses in each.losses]
@@ -138,17 +149,15 @@ class OnWorkers(Generic[S, B, C]):
             aggregates = [aggregates[place] for place in places]
         yield from aggregates
 
-    def _round(self, task: RoundTask[B], users: Tensor) -> tuple[list[Done], list[list[Arrays]]]:
-        """The round on all workers. It is complete when this returns."""
-        ray, commits, self._commits = self.ray, self._commits, []
+    def _request(self, task: RoundTask[B], users: Tensor) -> Request:
+        """What all workers are asked."""
         common, own = self._parted(task.broadcast(users))
-        received, done, parts, changed = ray.put(common), [], [], []
-        for shard, (worker, keeper) in enumerate(self._pairs()):
-            places = (self._shard_of(users) == shard).nonzero().squeeze(1)
-            if not places.numel():
-                continue
-            mine = {name: tensor[places] for name, tensor in own.items()}
-            work = Work(
+        works, of, size = {}, self._shard_of(users), sum(each.nbytes for each in common[0].values())
+        for shard in of.unique().tolist():
+            places = (of == shard).nonzero().squeeze(1)
+            mine = arrays({name: tensor[places] for name, tensor in own.items()})
+            works[shard] = Work(
+                self._log.number + 1,
                 task.number,
                 task.phase,
                 task.key.value,
@@ -156,24 +165,26 @@ class OnWorkers(Generic[S, B, C]):
                 task.n_groups,
                 task.n_rows,
                 users[places].numpy(),
-                arrays(mine),
+                mine,
             )
-            counted, part, changes = worker.play.options(num_returns=3).remote(shard, work, received)
+            size += works[shard].users.nbytes + sum(each.nbytes for each in mine.values())
+        return Request(self._log.number + 1, works, self.ray.put(common), size)
+
+    def _answers(self, request: Request) -> tuple[list[Done], list[list[Arrays]]]:
+        """What the workers answer."""
+        done, parts = [], []
+        for shard, work in request.works.items():
+            worker = self._workers[shard]
+            counted, part = worker.play.options(num_returns=2).remote(work, request.common)
             done.append(counted)
             parts.append((worker, part))
-            changed.append((keeper, shard, changes))
-        # A worker does what it is asked in this order: asked to keep first, it would wait for another one's work.
-        kept = [keeper.keep.remote(shard, changes) for keeper, shard, changes in changed]
         while len(parts) > 2 and not self.algorithm.aggregator.separate:  # the last two are added here
             pairs = [parts[place : place + 2] for place in range(0, len(parts), 2)]
             parts = [
                 pair[0] if len(pair) == 1 else (pair[0][0], pair[0][0].add.remote(pair[0][1], pair[1][1]))
                 for pair in pairs
             ]
-        results = ray.get(done), ray.get([part for _, part in parts])
-        ray.get([*commits, *kept])  # what the round before has left is done before this one
-        self._commits = [each.commit.remote() for each in self._workers]
-        return results
+        return self.ray.get(done), self.ray.get([part for _, part in parts])
 
     def _parted(self, broadcast: B) -> tuple[Arrays, dict[str, Tensor]]:
         """A broadcast in two parts: what all users share, and the fields with one row per user."""
@@ -194,42 +205,48 @@ class OnWorkers(Generic[S, B, C]):
         def asked() -> list[tuple[Tensor, dict[str, Tensor]]]:
             of = self._shard_of(users)
             places = {shard: (of == shard).nonzero().squeeze(1) for shard in of.unique().tolist()}
-            calls = [self._workers[shard].load.remote(shard, users[mine].numpy()) for shard, mine in places.items()]
+            calls = [self._workers[shard].load.remote(users[mine].numpy()) for shard, mine in places.items()]
             answers = self.ray.get(calls)
             return [(mine, tensors(each)) for mine, each in zip(places.values(), answers, strict=True)]
 
         return self._safely("reading client states", asked)
 
-    def stored(self) -> list[dict[str, Tensor]]:
+    def up_to_date(self) -> Population[C]:
+        """See :class:`perfedrec.runtimes.remote.Holder`. The state of each user that has changed is sent once."""
+        changed = [self._log.users(shard) for shard in range(len(self.shards))]
+        for first in range(0, max(each.numel() for each in changed), PIECE):
+            users = {shard: each[first : first + PIECE] for shard, each in enumerate(changed) if first < each.numel()}
+            answers = self._safely("reading client states", partial(self._written, users))
+            for asked, answer in zip(users.values(), answers, strict=True):
+                self._fresh = False
+                self.copy.write(tensors(answer))
+                self._log.note_copied(asked)
+        self._log.clear()
+        return self.copy
+
+    def _written(self, users: dict[int, Tensor]) -> list[dict[str, Any]]:
+        """What was written of the client states of some ``users`` of shards."""
+        calls = [self._workers[shard].written.remote(mine.numpy()) for shard, mine in users.items()]
+        return list(self.ray.get(calls))
+
+    def restore(self, stored: Mapping[str, Tensor] | tuple[Segment, ...]) -> None:
         """See :class:`perfedrec.runtimes.remote.Holder`."""
-
-        def asked() -> list[Any]:
-            calls = [worker.stored.remote(shard) for shard, (worker, _) in enumerate(self._pairs())]
-            return list(self.ray.get(calls))
-
-        return [tensors(each) for each in self._safely("reading client states", asked)]
-
-    def restore(self, stored: list[dict[str, Tensor]]) -> None:
-        """See :class:`perfedrec.runtimes.remote.Holder`."""
+        self.copy.restore(stored)
+        self._log.clear()
+        self._fresh = False
 
         def sent() -> None:
-            calls = []
-            for shard, (pair, each) in enumerate(zip(self._pairs(), stored, strict=True)):
-                given = self.ray.put(arrays(each))
-                calls += [worker.restore.remote(shard, given) for worker in pair]
-            self.ray.get(calls)
+            for place, worker in enumerate(self._workers):
+                self.ray.get([worker.reset.remote(), *self._copied(place)])
 
         self._safely("restoring client states", sent)
 
+    def _copied(self, shard: int) -> list[Any]:
+        """Calls that give a worker with the first states of its shard the copied ones."""
+        users = () if self._fresh else self.shards[shard].split(PIECE)
+        return [self._workers[shard].write.remote(arrays(self.copy.written(mine))) for mine in users]
+
     # --- workers ---
-
-    def _pairs(self) -> list[tuple[Any, Any]]:
-        """For each shard the worker that computes, and the one that keeps a copy."""
-        return [(self._workers[shard], self._workers[self._keeper(shard)]) for shard in range(len(self.shards))]
-
-    def _keeper(self, shard: int) -> int:
-        """The number of the worker that keeps a copy of a shard."""
-        return (shard + 1) % len(self._workers)
 
     def _safely(self, what: str, work: Callable[[], T]) -> T:
         """Do some ``work`` with the workers, and again where one of them has died."""
@@ -261,47 +278,37 @@ class OnWorkers(Generic[S, B, C]):
                 self.ray.get(worker.version.remote())  # after all that it was asked before
             except self.ray.exceptions.RayError:
                 self._dead.add(place)
-        lost = [shard for shard in range(len(self.shards)) if {shard, self._keeper(shard)} <= self._dead]
-        if lost:
-            raise PerfedrecError(
-                f"{len(self._dead)} of {len(self._workers)} workers died at the same time, and with them client states "
-                "and their copies; expected perfedrec train --resume, from the last checkpoint"
-            )
         self._fill()
 
     def _fill(self) -> None:
-        """Start a worker for each place whose worker is dead, and give it its users with the states that another worker
-        has; their first states where none has them."""
-        ray, waiting = self.ray, []
-        new, everybody = sorted(self._dead), len(self._dead) == len(self._workers)
+        """Start a worker for each place whose worker is dead, and bring it to where the dead one was."""
+        ray, new, hosted = self.ray, sorted(self._dead), []
         for place in new:
             if self._workers[place] is not None:
                 with suppress(Exception):
                     ray.kill(self._workers[place])
-            spare = place >= len(self.shards)  # it keeps a copy, and does no work
-            options = {"num_cpus": 0 if spare else self.machines.threads, "scheduling_strategy": "SPREAD"}
+            options = {"num_cpus": self.machines.threads, "scheduling_strategy": "SPREAD"}
             self._workers[place] = ray.remote(Worker).options(**options).remote(*self._common, self._nodes)
-        for shard, users in enumerate(self.shards):
-            holders = (shard, self._keeper(shard))
-            if not self._dead.intersection(holders):
-                continue
-            here: Hosted[C] = Hosted.part(self.data, users)
+        for place in new:
+            here: Hosted[C] = Hosted.part(self.copy, self.shards[place])
             parts = {name: getattr(here, name) for name in ("users", "offsets", "items", "attributes")}
-            data = ray.put(arrays({name: each for name, each in parts.items() if each is not None}))
-            alive = [place for place in holders if place not in self._dead]
-            stored = {} if everybody else self._workers[alive[0]].stored.remote(shard)
-            for place in self._dead.intersection(holders):
-                waiting.append(self._workers[place].host.remote(shard, here.n_items, data, stored))
-        versions = [self._workers[place].version.remote() for place in new]
+            data = arrays({name: each for name, each in parts.items() if each is not None})
+            hosted.append(self._workers[place].host.remote(here.n_items, data))
         try:
-            found = set(ray.get([*versions, *waiting], timeout=START_SECONDS)[: len(new)])
+            versions = ray.get([self._workers[place].version.remote() for place in new], timeout=START_SECONDS)
         except ray.exceptions.GetTimeoutError:
             raise PerfedrecError(
                 f"workers did not start within {START_SECONDS:g} s; expected {len(self.shards)} free processors in the "
                 f"Ray cluster (run.workers)"
             ) from None
-        if found != {version()}:
-            raise ConfigError(f"workers have perfedrec {', '.join(sorted(found - {version()}))}; expected {version()}")
+        if found := set(versions) - {version()}:
+            raise ConfigError(f"workers have perfedrec {', '.join(sorted(found))}; expected {version()}")
+        ray.get(hosted)
+        calls = []
+        for place in new:
+            calls += self._copied(place)
+            calls += [self._workers[place].replay.remote(*asked) for asked in self._log.of(place)]
+        ray.get(calls)
         self._dead.clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from perfedrec.core.algorithm import C
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import Rows
-from perfedrec.runtimes.population import Population
+from perfedrec.runtimes.population import USERS_OF, Population
 
 
 class Hosted(Population[C]):
@@ -48,6 +49,12 @@ class Hosted(Population[C]):
     def save_client_states(self, users: Tensor, positions: Tensor, client_state: C, before: C | None = None) -> None:
         super().save_client_states(self._places(users), positions, client_state, before)
 
+    def written(self, users: Tensor) -> dict[str, Tensor]:
+        return _renamed(super().written(self._places(users)), self._numbers)
+
+    def write(self, written: Mapping[str, Tensor]) -> None:
+        super().write(_renamed(written, self._places))
+
     def _numbers(self, places: Tensor) -> Tensor:
         return self.users[places]
 
@@ -58,3 +65,8 @@ class Hosted(Population[C]):
                 f"this node was asked for users that it does not host; expected some of its {self.users.numel()}"
             )
         return places
+
+
+def _renamed(written: Mapping[str, Tensor], names: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """What was ``written`` of client states, with other numbers of its users."""
+    return {name: names(value) if name.startswith(USERS_OF) else value for name, value in written.items()}

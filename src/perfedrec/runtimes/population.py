@@ -174,6 +174,21 @@ class Population(Generic[C]):
             places = columns.take(name, users, columns.places(users)[name])
             column.put(places, values.to(everyone.device))
 
+    def written(self, users: Tensor) -> dict[str, Tensor]:
+        """What was written of the client states of ``users`` [B], as a copy: for each field its values, and the users
+        who have written it (see :data:`USERS_OF`), both in the order of ``users``."""
+        found: dict[str, Tensor] = {}
+        for name, places in self._columns.places(users).items():
+            known = places >= 0
+            if bool(known.any()):
+                found[name] = self._columns.fields[name].get(places[known])
+                found[USERS_OF + name] = users[known]
+        return found
+
+    def write(self, written: Mapping[str, Tensor]) -> None:
+        """Write what :meth:`written` returned, here or elsewhere."""
+        self._put(self._columns, written)
+
     def load_client_states(self, users: Tensor, positions: Tensor) -> C:
         """The client states of ``users`` [B], as a record."""
         first, parts, found = None, {}, self._columns.places(users)

@@ -1,4 +1,4 @@
-"""Users whose client states are on workers: how they are cut into shards, and how their states are read and written."""
+"""Users whose client states are on workers: how they are cut into shards, and how their states are read."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from torch import Tensor
 from perfedrec.core.algorithm import C
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.records import Segment
-from perfedrec.runtimes.population import USERS_OF, Population
+from perfedrec.runtimes.population import Population
 
 
-class Holder(Protocol):
-    """Who holds the client states of users, in ``shards`` of consecutive users."""
-
-    shards: list[Tensor]
+class Holder(Protocol[C]):
+    """Who holds the client states of users."""
 
     def load(self, users: Tensor) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """The client states of ``users`` [B]: for each shard of some of them their places [b] among the users, and
-        their fields."""
+        """The client states of ``users`` [B]: for each worker that holds some of them their places [b] among the users,
+        and their fields."""
 
-    def stored(self) -> list[dict[str, Tensor]]:
-        """What was written of the client states of each shard, whose users are numbered from 0."""
+    def up_to_date(self) -> Population[C]:
+        """The copy of all client states in this process, after all that changed since has been fetched."""
 
-    def restore(self, stored: list[dict[str, Tensor]]) -> None:
-        """Continue with other client states of each shard."""
+    def restore(self, stored: Mapping[str, Tensor] | tuple[Segment, ...]) -> None:
+        """Continue with other client states."""
 
 
 class Remote(Population[C]):
-    """A population whose client states are on workers."""
+    """A population whose client states are on workers. Some users' states are read there; all of them are read from
+    the copy in this process, so that what has not changed since does not travel again."""
 
-    def __init__(self, like: Population[C], workers: Holder) -> None:
+    def __init__(self, like: Population[C], workers: Holder[C]) -> None:
         super().__init__(like.offsets, like.items, like.n_items, like.attributes)
         self._algorithm, self._key, self._like, self._workers = like._algorithm, like._key, like._like, workers
 
@@ -52,43 +51,13 @@ class Remote(Population[C]):
         return cast(C, replace(cast(Any, self._like), **found))
 
     def stored(self) -> dict[str, Tensor]:
-        parts, found = self._workers.stored(), {}
-        for name in self._layout():
-            users = [
-                which if each.get(USERS_OF + name) is None else which[each[USERS_OF + name]]
-                for each, which in zip(parts, self._workers.shards, strict=True)
-                if name in each
-            ]
-            if users:
-                found[name] = torch.cat([each[name] for each in parts if name in each])
-                if sum(each.numel() for each in users) < self.n_users:
-                    found[USERS_OF + name] = torch.cat(users)
-        return found
+        return self._workers.up_to_date().stored()
 
     def segments(self) -> tuple[Segment, ...]:
-        """What was written, as one segment."""
-        stored = self.stored()
-        return (Segment(stored),) if stored else ()
+        return self._workers.up_to_date().segments()
 
     def restore(self, stored: Mapping[str, Tensor] | tuple[Segment, ...]) -> None:
-        whole = self.with_client_states(stored).stored()  # of all that is stored the newest, under its present name
-        self._workers.restore([self._of_shard(whole, users) for users in self._workers.shards])
-
-    def _of_shard(self, stored: Mapping[str, Tensor], shard: Tensor) -> dict[str, Tensor]:
-        """What :meth:`stored` returned, for the users of a shard alone, who are numbered from 0."""
-        first, last, found = int(shard[0]), int(shard[-1]), {}
-        for name, per_row in self._layout().items():
-            users = stored.get(USERS_OF + name, self.everyone())
-            start, stop = (int(torch.searchsorted(users, limit)) for limit in (first, last + 1))
-            if name not in stored or start == stop:
-                continue
-            if stop - start < shard.numel():
-                found[USERS_OF + name] = users[start:stop] - first
-            if per_row:
-                counts = (self.offsets[users + 1] - self.offsets[users]).cumsum(0)
-                start, stop = (int(counts[place - 1]) if place else 0 for place in (start, stop))
-            found[name] = stored[name][start:stop]
-        return found
+        self._workers.restore(stored)
 
     @property  # type: ignore[misc]  # it is read alone
     def client_state(self) -> C:

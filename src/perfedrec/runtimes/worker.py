@@ -1,23 +1,24 @@
 """A worker: a process of a cluster that holds the data and client states of some users, and does their work in rounds.
 
-Every user's states are on two workers, the one that computes and one that keeps a copy. New states are kept aside on
-both until the round is complete. So a round that a worker did not survive is done again from the states before it.
+A worker stores new states at once, and keeps its last answer. Where a request is repeated, because another worker has
+died, it gives this answer again. A worker that takes the place of a dead one gets states of an earlier round, and does
+again what was asked since then.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, Sum
-from perfedrec.core.algorithm import Algorithm, C
+from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.keys import Key
 from perfedrec.core.records import Scalar, flatten, unflatten
 from perfedrec.runtimes.hosted import Hosted
@@ -27,9 +28,6 @@ R = TypeVar("R")
 
 Arrays = tuple[dict[str, np.ndarray], dict[str, Scalar]]
 """A record in its flat form, with arrays in place of tensors: these travel without a copy."""
-
-Changes = list[tuple[Tensor, dict[str, Tensor]]]
-"""New client states of blocks of users: the users, and the fields that changed."""
 
 
 def packed(record: Any) -> Arrays:
@@ -66,9 +64,11 @@ def version() -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker is asked in a round: a :class:`~perfedrec.runtimes.round.RoundTask` without the broadcast, whose
-    fields with one row per user are ``own``. ``users`` [b] are those of the cohort that it hosts."""
+    """What a worker is asked: a :class:`~perfedrec.runtimes.round.RoundTask` without the broadcast, whose fields with
+    one row per user are ``own``. ``users`` [b] are those of the cohort that it holds. ``request`` counts what workers
+    are asked; a round has several requests where its sums are opened in groups."""
 
+    request: int
     number: int
     phase: str
     key: int
@@ -90,32 +90,8 @@ class Done:
     owners: list[int]
 
 
-class Shard(Hosted[C]):
-    """Users of a worker, whose new states are ``pending`` until the round is complete."""
-
-    pending: Changes
-
-    def save_client_states(self, users: Tensor, positions: Tensor, client_state: C, before: C | None = None) -> None:
-        """Keep new states aside; those of a block of ``users`` [B]."""
-        changed = {}
-        for each in fields(cast(Any, client_state)):
-            value = getattr(client_state, each.name)
-            if before is None or value is not getattr(before, each.name) or value._version:  # changed in place
-                changed[each.name] = value.clone()  # parts of an update may share its memory
-        self.pending.append((users, changed))
-
-    def commit(self) -> None:
-        """Store what is pending."""
-        for users, changed in self.pending:
-            positions = self.rows(users)[1]
-            before = self.load_client_states(users[:0], positions[:0])
-            after = replace(cast(Any, before), **changed)
-            super().save_client_states(users, positions, after, before)
-        self.pending = []
-
-
 class Worker:
-    """The process that does the work of the users of some shards. Its methods are called by the process that plays the
+    """The process that does the work of the users of a shard. Its methods are called by the process that plays the
     rounds, one after the other, and what they take and return is arrays."""
 
     def __init__(
@@ -129,7 +105,8 @@ class Worker:
         torch.set_num_threads(threads)
         self.algorithm, self.seed, self.block_size = algorithm, seed, block_size
         self.nodes = None if nodes is None else torch.from_numpy(nodes)
-        self.shards: dict[int, Shard[Any]] = {}
+        self._answered = 0
+        self._answer: tuple[Done, list[Arrays]] | None = None
 
     def version(self) -> str:
         """The version of this package on the worker's machine."""
@@ -137,49 +114,57 @@ class Worker:
 
     # --- client states ---
 
-    def host(self, shard: int, n_items: int, data: Mapping[str, np.ndarray], stored: Mapping[str, np.ndarray]) -> None:
-        """Take the users of a shard, with the client states that :meth:`stored` returned; their first ones where it is
-        empty. ``data`` are the fields of a :class:`~perfedrec.runtimes.hosted.Hosted`."""
+    def host(self, n_items: int, data: Mapping[str, np.ndarray]) -> None:
+        """Take users with their first client states. ``data`` are the fields of a
+        :class:`~perfedrec.runtimes.hosted.Hosted`."""
         given = tensors(data)
         users, attributes = given["users"].clone(), given.get("attributes")
-        here: Shard[Any] = Shard(users, given["offsets"], given["items"], n_items, attributes)
-        here.init_clients(self.algorithm, self.seed)
-        here.pending, self.shards[shard] = [], here
-        if stored:
-            here.restore(tensors(stored))
+        self.population: Hosted[Any] = Hosted(users, given["offsets"], given["items"], n_items, attributes)
+        self.reset()
 
-    def load(self, shard: int, users: np.ndarray) -> dict[str, np.ndarray]:
+    def reset(self) -> None:
+        """Let every user have its first client state."""
+        self.population.init_clients(self.algorithm, self.seed)
+
+    def write(self, written: Mapping[str, np.ndarray]) -> None:
+        """Write client states that :meth:`written` returned, here or elsewhere."""
+        self.population.write(tensors(written))
+
+    def written(self, users: np.ndarray) -> dict[str, np.ndarray]:
+        """What was written of the client states of ``users`` [B]."""
+        return arrays(self.population.written(torch.from_numpy(users)))
+
+    def load(self, users: np.ndarray) -> dict[str, np.ndarray]:
         """The client states of ``users`` [B]."""
-        here, which = self.shards[shard], torch.from_numpy(users)
-        return packed(here.load_client_states(which, here.rows(which)[1]))[0]
-
-    def stored(self, shard: int) -> dict[str, np.ndarray]:
-        """What was written of a shard's client states."""
-        return arrays(self.shards[shard].stored())
-
-    def restore(self, shard: int, stored: Mapping[str, np.ndarray]) -> None:
-        """Continue with other client states of a shard."""
-        self.shards[shard].restore(tensors(stored))
+        which = torch.from_numpy(users)
+        return packed(self.population.load_client_states(which, self.population.rows(which)[1]))[0]
 
     # --- rounds ---
 
-    def play(self, shard: int, work: Work, common: Arrays) -> tuple[Done, list[Arrays], Any]:
-        """Do the work of users of a shard. Returns what was counted, the parts of the aggregate (their sum, unless the
-        method's rule compares clients), and the new client states, which are pending here."""
-        here, users, tally = self.shards[shard], torch.from_numpy(work.users), Tally()
-        here.pending = []  # of a round that is done again
-        clients = InProcess(self.algorithm, here, self.block_size, self.nodes)
+    def play(self, work: Work, common: Arrays) -> tuple[Done, list[Arrays]]:
+        """Do the work of users, and store their new states. Returns what was counted, and the parts of the aggregate:
+        their sum, unless the method's rule compares clients. The last work is not done twice; its answer is kept."""
+        if self._answer is None or self._answered != work.request:
+            self._answer = None
+            self._answer, self._answered = self._played(work, common), work.request
+        return self._answer
+
+    def replay(self, work: Work, common: Arrays) -> None:
+        """Do work that another worker did before it died. Its answer is known, unless it is that of the last work."""
+        self.play(work, common)
+
+    def _played(self, work: Work, common: Arrays) -> tuple[Done, list[Arrays]]:
+        users, tally = torch.from_numpy(work.users), Tally()
+        clients = InProcess(self.algorithm, self.population, self.block_size, self.nodes)
         parts = clients.parts_of(self._task(work, users, common), users, tally)
         if self.algorithm.aggregator.separate:
             made = list(parts)
             owners, found = [user for user, _ in made], [part for _, part in made]
         else:
-            empty = Aggregate.empty(here.n_items, work.n_groups)
+            empty = Aggregate.empty(self.population.n_items, work.n_groups)
             owners, found = [], [Sum().combine(work.phase, (part for _, part in parts), empty)]
         losses = [each.numpy() for each in tally.losses]
-        changes = [(block.numpy(), arrays(changed)) for block, changed in here.pending]
-        done = Done(losses, tally.up, tally.up_max, tally.down, owners)
-        return done, [packed(part) for part in found], changes
+        return Done(losses, tally.up, tally.up_max, tally.down, owners), [packed(part) for part in found]
 
     def _task(self, work: Work, users: Tensor, common: Arrays) -> RoundTask[Any]:
         """The task of a round, with the broadcast that was received."""
@@ -196,12 +181,3 @@ class Worker:
     def add(self, one: list[Arrays], other: list[Arrays]) -> list[Arrays]:
         """The sum of two sums."""
         return [packed(unpacked(Aggregate, one[0]) + unpacked(Aggregate, other[0]))]
-
-    def keep(self, shard: int, changes: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> None:
-        """Take the new client states of a shard that another worker computed; they are pending."""
-        self.shards[shard].pending = [(torch.from_numpy(users), tensors(changed)) for users, changed in changes]
-
-    def commit(self) -> None:
-        """Store all that is pending: the round is complete."""
-        for each in self.shards.values():
-            each.commit()
