@@ -4,20 +4,23 @@ a few rounds in which the remaining clients adapt to the result."""
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, reduce
-from perfedrec.core.algorithm import AnyAlgorithm
+from perfedrec.core.algorithm import Algorithm, AnyAlgorithm, B, C, S
 from perfedrec.core.errors import CheckpointError
 from perfedrec.data import Dataset
 from perfedrec.forgetting.simulated import Played, Trained, adopt, chosen_as, rounds, simulated
 from perfedrec.runs.config import RunSettings
 from perfedrec.runs.uploads import Uploads, without
-from perfedrec.runtimes.round import round_key
+from perfedrec.runtimes.population import Population
+from perfedrec.runtimes.round import RoundTask, Tally, client_parts, play_with
 
 
 def check_kept(folder: Path) -> None:
@@ -27,6 +30,31 @@ def check_kept(folder: Path) -> None:
             f"{folder}: no uploads were kept, so there is nothing to sum again; expected --method exact (a run with "
             "--set run.keep_uploads=true would keep them)"
         )
+
+
+@dataclass(frozen=True)
+class Kept(Generic[S, B, C]):
+    """Clients who are not asked: what they once sent in a round comes from the kept ``uploads``, without that of the
+    users ``gone`` [k]."""
+
+    algorithm: Algorithm[S, B, C]
+    population: Population[C]
+    uploads: Uploads
+    gone: Tensor
+
+    def parts(self, task: RoundTask[B], users: Tensor, tally: Tally) -> Iterator[Aggregate]:
+        """See :class:`perfedrec.runtimes.round.Clients`. All remaining clients of the round count, also where the new
+        model would have asked other ``users``."""
+        n_items = self.population.n_items
+        for _, _, update in self.uploads.round(task.number) if users.numel() else ():
+            rest = without(update, self.gone)
+            if self.algorithm.aggregator.separate:
+                yield from (part for _, part in client_parts(self.algorithm, task, rest, n_items))
+            else:
+                yield reduce(rest, n_items, task.n_groups)
+
+    def close(self) -> None:
+        """Nothing has to be ended here."""
 
 
 def resum(
@@ -52,29 +80,12 @@ def resum(
     start, uploads = time.perf_counter(), Uploads(folder)
     check_kept(folder)
     simulator = simulated(algorithm, left, run)
-    gone = torch.tensor(left.forgotten, dtype=torch.int64)
-    for number in range(played):
-        simulator.state = _server(algorithm, simulator.state, uploads, number, gone, run.seed, left.n_items)
+    clients = Kept(algorithm, simulator.population, uploads, torch.tensor(left.forgotten, dtype=torch.int64))
+    for _ in range(played):
+        simulator.state, _ = play_with(
+            clients, algorithm, simulator.state, run.seed, run.dropout_rate, absent=simulator.absent
+        )
     simulator.state = chosen_as(simulator.state, before.state)
     adopt(simulator.population, before, simulator.absent)
     entries = rounds(simulator, calibration)
     return Played(simulator.recommender(), entries, time.perf_counter() - start)
-
-
-def _server(
-    algorithm: AnyAlgorithm, state: Any, uploads: Uploads, number: int, gone: Tensor, seed: int, n_items: int
-) -> Any:
-    """The server's part of a round, as :func:`perfedrec.runtimes.round.play_with` plays it."""
-    key = round_key(seed, number)
-    plan = algorithm.plan(state, key.fold("plan"))
-    n_groups = algorithm.n_groups(state)
-    parts, separate = [], algorithm.aggregator.separate
-    for _, _, update in uploads.round(number):
-        rest = without(update, gone)
-        blocks = [rest.of_user(place) for place in range(rest.users.numel())] if separate else [rest]
-        parts += [reduce(each, n_items, n_groups) for each in blocks]
-    total = algorithm.aggregator.combine(plan.phase, parts, Aggregate.empty(n_items, n_groups))
-    if not separate:
-        total = algorithm.compress(algorithm.broadcast(state, plan.cohort[:0]), plan.phase, total)
-        total = algorithm.protection.add_noise(plan.phase, total, plan.cohort.numel(), key.fold("release"))
-    return algorithm.server(state, plan.phase, total, key.fold("server"))

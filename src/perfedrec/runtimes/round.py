@@ -237,7 +237,7 @@ class InProcess(Generic[S, B, C]):
             for block in members.split(self.block_size):
                 update = self._contribute(task, block, tally)
                 if separate:
-                    yield from self._each(task, update)
+                    yield from client_parts(self.algorithm, task, update, self.population.n_items)
                 if separate and self.nodes is None:
                     continue
                 blocks.append(reduce(update, self.population.n_items, task.n_groups))
@@ -262,18 +262,6 @@ class InProcess(Generic[S, B, C]):
             self.keep(task, update)
         return update
 
-    def _each(self, task: RoundTask[B], update: Update) -> Iterator[tuple[int, Aggregate]]:
-        """One part per client of the ``update``, each with its own noise. A client whose numbers no sum can hold is
-        left out: the rule is there to bound what one client does."""
-        own, n_items = task.key.fold("release"), self.population.n_items
-        for place, user in enumerate(update.users.tolist()):
-            try:
-                part = reduce(update.of_user(place), n_items, task.n_groups)
-            except DivergedError:
-                continue
-            noisy = self.algorithm.protection.add_noise(task.phase, part, task.asked, own.fold("client", user))
-            yield user, noisy
-
     def _count_node(self, task: RoundTask[B], members: Tensor, blocks: list[Aggregate], tally: Tally) -> None:
         """Count the bytes of the node with the users ``members``, which sends their sum."""
         protection, phase = self.algorithm.protection, task.phase
@@ -282,6 +270,20 @@ class InProcess(Generic[S, B, C]):
         leaving = here if protection.secure else protection.add_noise(phase, here, task.asked, own)
         size = leaving.upload_bytes(masked=protection.secure)
         tally.add(size, size, task.broadcast(members).download_bytes(together=True))
+
+
+def client_parts(
+    algorithm: Algorithm[S, B, C], task: RoundTask[B], update: Update, n_items: int
+) -> Iterator[tuple[int, Aggregate]]:
+    """One part per client of the ``update``, with the client's number, each with its own noise. A client whose numbers
+    no sum can hold is left out: the rule is there to bound what one client does."""
+    own = task.key.fold("release")
+    for place, user in enumerate(update.users.tolist()):
+        try:
+            part = reduce(update.of_user(place), n_items, task.n_groups)
+        except DivergedError:
+            continue
+        yield user, algorithm.protection.add_noise(task.phase, part, task.asked, own.fold("client", user))
 
 
 def together(users: Tensor, nodes: Tensor | None) -> list[Tensor]:
