@@ -173,6 +173,24 @@ def bench(file: Path, output: Path, *more: str) -> Any:
     return runner.invoke(app, ["bench", str(file), "--output", str(output), "--processes", "2", "--json", *more])
 
 
+@pytest.mark.parametrize(
+    ("method", "needs"), [("sept", "relations between users"), ("sasrec", "the order of a user's")]
+)
+def test_a_method_that_cannot_learn_from_the_data_is_refused_before_anything_is_trained(
+    method: str, needs: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "ratings.csv"
+    data.write_text(
+        "user,item\n" + "".join(f"u{user},i{item}\n" for user in range(9) for item in range(user, user + 6))
+    )
+    file = written(tmp_path, f'[data.own]\npath = "{data}"\n[methods.popularity]\n[methods.{method}]\n')
+    refused = bench(file, tmp_path / "out")
+    assert refused.exit_code == 2
+    assert f"methods.{method}: ratings: " in refused.stderr
+    assert needs in refused.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("config.toml"))
+
+
 def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text(

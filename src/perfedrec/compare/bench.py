@@ -16,10 +16,11 @@ from typing import Any, Literal, Self
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from perfedrec.core.errors import ConfigError, reason
+from perfedrec.core.errors import ConfigError, PerfedrecError, reason
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.evaluation.ranking import cutoffs, cutoffs_of
+from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import method, seedless
 from perfedrec.runs.checkpoint import folders, write_atomic
 from perfedrec.runs.config import Config, DataSettings, Metric, differences, open_data, resolve
@@ -196,10 +197,12 @@ class Bench:
         return len(self.file.seeds) if None in known and self.file.vary else len(known)
 
     def prepare(self) -> None:
-        """Open all data sets, check the runs that the folder already holds, and write ``bench.toml``.
+        """Open all data sets, check that every method can learn from them, check the runs that the folder already
+        holds, and write ``bench.toml``.
 
         Raises :class:`ConfigError` where a run in the folder has another configuration or other data than this
-        comparison; the message says what has changed.
+        comparison; the message says what has changed. Raises it or :class:`DataError` where a method needs what the
+        data do not have.
         """
         for name in self.file.data:
             for seed in self.file.seeds:
@@ -207,6 +210,13 @@ class Bench:
                 dataset = open_data(self.file.settings(name, seed)) if new else self.datasets[name]
                 self.datasets.setdefault(name, dataset)
                 self.splits[name, seed] = dataset.fingerprint
+        for (label, name), config in self.configs.items():
+            algorithm = config.build()
+            if isinstance(algorithm, Method):
+                try:
+                    algorithm.check_data(self.datasets[name])
+                except PerfedrecError as error:
+                    raise type(error)(f"methods.{label}: {error}") from None
         for cell in self.cells():
             if not (cell.folder / "config.toml").exists():
                 continue

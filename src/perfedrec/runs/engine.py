@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.device import pick_device
-from perfedrec.core.errors import DataError, DivergedError
+from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import NEWCOMER, Embedding, RoundReport, block_rows
 from perfedrec.data import Dataset
 from perfedrec.evaluation import Held, RandomOrder, Recommender, Stored, Totals
-from perfedrec.methods.centralised.method import Method, Training, order_of
+from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.runs.config import RunSettings
 from perfedrec.runtimes.cluster import Machines
@@ -128,18 +128,7 @@ class Central:
     def __init__(
         self, method: Method, dataset: Dataset, *, seed: int = 0, device: Literal["auto", "cpu", "cuda"] = "auto"
     ) -> None:
-        train = dataset.train
-        if method.trained and train.n_interactions == train.n_users * train.n_items:
-            raise DataError(f"{dataset.name}: there is nothing to learn from: every user has every item")
-        if method.social and dataset.relations is None:
-            raise DataError(
-                f"{dataset.name}: {type(method).__name__} needs relations between users, and the data have none; "
-                "expected data.relations=FILE, such as trust.txt, with two users a line"
-            )
-        if dataset.new_users is not None:
-            method.check_new_users()  # before training: nothing could be tested
-            if method.sequential:
-                order_of(dataset.name, dataset.new_users)
+        method.check_data(dataset)
         self.method, self.seed, self.device, self.round = method, seed, pick_device(device), 0
         self.data = Training.of(dataset, self.device, method.sequential)
         self.order = RandomOrder(dataset.train.user_ids, dataset.train.item_ids)

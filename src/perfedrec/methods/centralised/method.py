@@ -165,6 +165,24 @@ class Method(ABC):
         self.check_new_users()
         return self.scores(state, Training(rows, data.n_items), torch.arange(rows.n_users, device=rows.items.device))
 
+    def check_data(self, dataset: Dataset) -> None:
+        """Raises :class:`DataError` for data that the method cannot learn from, and :class:`ConfigError` for new users
+        that it cannot recommend to, before anything is trained."""
+        train = dataset.train
+        if self.trained and train.n_interactions == train.n_users * train.n_items:
+            raise DataError(f"{dataset.name}: there is nothing to learn from: every user has every item")
+        if self.social and dataset.relations is None:
+            raise DataError(
+                f"{dataset.name}: {type(self).__name__} needs relations between users, and the data have none; "
+                "expected data.relations=FILE, such as trust.txt, with two users a line"
+            )
+        if dataset.new_users is not None:
+            self.check_new_users()
+        if self.sequential:
+            for part in (train, dataset.new_users):
+                if part is not None:
+                    order_of(dataset.name, part)
+
     def check_new_users(self) -> None:
         """Raises :class:`ConfigError` for a method that knows the users of its training alone: it is not
         :attr:`item_based`, and has no :meth:`scores_of_new_users` of its own."""
