@@ -37,15 +37,15 @@ def graph_of(matrix: np.ndarray) -> Bipartite:
     return Bipartite.of(users, items, *matrix.shape)
 
 
-def walked(matrix: np.ndarray, alpha: float, beta: float) -> np.ndarray:
-    """The scores by loops over users, items and their users."""
+def walked(matrix: np.ndarray, alpha: float, beta: float, gamma: float | None = None) -> np.ndarray:
+    """The scores by loops over users, items and their users, whose degrees have the exponent ``gamma`` (``alpha``)."""
     counts, degrees = matrix.sum(1), matrix.sum(0)
     scores = np.zeros_like(matrix)
     for user, own in enumerate(matrix):
         for first in own.nonzero()[0]:
             for other in matrix[:, first].nonzero()[0]:
                 for item in matrix[other].nonzero()[0]:
-                    step = degrees[first] ** -alpha / counts[other]
+                    step = degrees[first] ** -alpha * counts[other] ** -(alpha if gamma is None else gamma)
                     scores[user, item] += step / degrees[item] ** beta
     return scores
 
@@ -147,7 +147,7 @@ def test_diffusion_by_a_factor_follows_three_steps() -> None:
     factor = torch.from_numpy(vectors * values.clip(min=0) ** 0.5)
     star = diffusion_star(rows, torch.from_numpy(matrix.sum(0)), alpha=0.5, beta=0.3)
     found = star.users(torch.zeros(30, 1), factor[rows.items], rows.segments) @ star.items(factor).T
-    np.testing.assert_allclose(found.numpy(), walked(matrix, 0.5, 0.3), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.numpy(), walked(matrix, 0.5, 0.3, gamma=1.0), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"clusters__n_clusters": 0}, {**SUMS, "model__neighbours": False}])
@@ -165,7 +165,7 @@ def test_a_list_enters_with_its_share_and_the_spread_of_the_global_model() -> No
     here = served(world(**DIFFUSING, personal__local=0.3, personal__cluster=0.0, personal__global=1.0))
     user, matrix = 5, dense(here)
     parts = here.algorithm.explain(*here.block([user]))
-    expected = np.where(matrix > 0, 0, walked(matrix, 0.5, 0.5))[user]
+    expected = np.where(matrix > 0, 0, walked(matrix, 0.5, 0.3))[user]
     whole = parts["global"][0] / (1.0 / 2.0)  # the weights are 0.3, 0, 1, 0.2 and 0.5
     scale = 0.5 / 2.0 * float(whole.std(correction=0)) / expected.std()
     np.testing.assert_allclose(parts["neighbourhood"][0].numpy(), expected * scale, rtol=1e-3, atol=1e-6)
@@ -283,4 +283,4 @@ def test_users_with_like_lists_count_as_one() -> None:
     assert pairs[0, 2] == 0  # three users have both, who count as one
     near, nearness = neighbourhood.diffused(graph, 0.5, 0.5, 3, counts)
     assert near[3].tolist() == [2, -1, -1]
-    np.testing.assert_allclose(float(nearness[3, 0]), 2 * 3 * (1 / 3) / 3 / 12**0.5, rtol=1e-6)
+    np.testing.assert_allclose(float(nearness[3, 0]), 2 * 3 * (1 / 3) / 3**0.5 / 12**0.5, rtol=1e-6)

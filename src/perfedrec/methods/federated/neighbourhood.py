@@ -100,13 +100,12 @@ def diffused(
     have: their tokens [n, k] int32, ascending, and their scores [n, k]. Unused places have token -1 and score 0.
 
     Diffusion takes three steps, from a user's items to their users and on to the items of these:
-    ``s_uj = sum_i sum_v d_i^-alpha / (d_v d_j^beta)`` over the user's items i and the users v who have both i and j.
-    RP3beta (Paudel et al., ACM TiiS 2016) has ``d_v^alpha``. With 1/2 and 1/2 it is the linear filter of GF-CF (Shen et
-    al., CIKM 2021), and in any case what :func:`low_rank` comes near to. Users v count as ``counts`` [n] says
-    (:func:`counted`). ``at_once`` scores are in memory together.
+    ``s_uj = sum_i sum_v (d_i d_v)^-alpha / d_j^beta`` over the user's items i and the users v who have both i and j:
+    RP3beta (Paudel et al., ACM TiiS 2016). Users v count as ``counts`` [n] says (:func:`counted`). ``at_once`` scores
+    are in memory together.
     """
     by_user = _incidence(bipartite.by_user, bipartite.by_item.starts.numel())
-    back, forth = diffusion_steps(by_user, alpha, beta, gamma=1.0)
+    back, forth = diffusion_steps(by_user, alpha, beta, gamma=alpha)
     forth = _times(counts, forth)
     near = np.full((by_user.shape[0], min(length, by_user.shape[1])), -1, dtype=np.int32)
     scores = np.zeros(near.shape, dtype=np.float32)
