@@ -202,20 +202,23 @@ def test_states_are_copied_where_the_log_is_long_and_each_changed_one_once(
     monkeypatch.setattr(log, "LOG_REQUESTS", 3)
     asked = list[str]()
     eager.kills = lambda actor, name: asked.append(name) or ""
-    wanted, made = played(simulator("fedmf", data, 0), 8), simulator("fedmf", data, 2)
-    assert len(set(wanted[0])) == 8
+    wanted, made = played(simulator("fedmf", data, 0), 9), simulator("fedmf", data, 2)
     reports = [made.play() for _ in range(3)]
     assert asked.count("written") == 0
     reports.append(made.play())
     assert asked.count("written") == 2  # before the fourth request, one of each worker
     reports += [made.play() for _ in range(4)]
     assert asked.count("written") == 4
-    made.records()
+    first = made.records()["memory"]
     assert asked.count("written") == 6
-    made.records()
+    assert made.records()["memory"] == first
     assert asked.count("written") == 6  # nothing has changed
+    reports.append(made.play())
+    *before, last = made.records()["memory"]
+    assert tuple(before) == first
+    assert last.tensors["loss"].numel() == 23  # those of the cohort alone
     assert_same((reports, tensors(made)), wanted)
-    assert asked.count("play") == 16
+    assert asked.count("play") == 2 * 9
 
 
 def test_a_log_is_as_long_as_its_broadcasts_are_small(

@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from perfedrec.core.aggregate import Aggregate
+from perfedrec.core.aggregate import Aggregate, Sum
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.extras import needed_by
@@ -36,7 +36,7 @@ from perfedrec.runtimes.log import Log, Request
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.remote import Remote, shards
 from perfedrec.runtimes.round import RoundTask, Tally, together
-from perfedrec.runtimes.worker import Arrays, Done, Work, Worker, arrays, tensors, unpacked, version
+from perfedrec.runtimes.worker import Arrays, Done, Work, Worker, arrays, owned, tensors, unpacked, version
 
 ATTEMPTS = 3
 """How many times a round is tried before the run ends because workers die."""
@@ -124,6 +124,7 @@ class OnWorkers(Generic[S, B, C]):
             with suppress(Exception):  # it may be dead
                 self.ray.kill(each)
         self._workers = []
+        self._log.clear()  # Ray's store holds what is in it
         if self.started:
             self.ray.shutdown()
 
@@ -141,13 +142,14 @@ class OnWorkers(Generic[S, B, C]):
         for each in done:
             tally.add(each.up, each.up_max, each.down)
             tally.losses += [torch.from_numpy(losses) for losses in each.losses]
-        aggregates = [copied(unpacked(Aggregate, part)) for parts in found for part in parts]  # what came is read-only
-        if self.algorithm.aggregator.separate:
-            order = {user: place for place, user in enumerate(torch.cat(together(users, self.nodes)).tolist())}
-            owners = [user for each in done for user in each.owners]
-            places = sorted(range(len(owners)), key=lambda place: order[owners[place]])
-            aggregates = [aggregates[place] for place in places]
-        yield from aggregates
+        parts = [unpacked(Aggregate, part) for parts in found for part in parts]
+        if not self.algorithm.aggregator.separate:
+            yield owned(Sum().combine(task.phase, parts, parts[0]), parts)
+            return
+        order = {user: place for place, user in enumerate(torch.cat(together(users, self.nodes)).tolist())}
+        owners = [user for each in done for user in each.owners]
+        for place in sorted(range(len(owners)), key=lambda place: order[owners[place]]):
+            yield copied(parts[place])
 
     def _request(self, task: RoundTask[B], users: Tensor) -> Request:
         """What all workers are asked."""
@@ -184,7 +186,8 @@ class OnWorkers(Generic[S, B, C]):
                 pair[0] if len(pair) == 1 else (pair[0][0], pair[0][0].add.remote(pair[0][1], pair[1][1]))
                 for pair in pairs
             ]
-        return self.ray.get(done), self.ray.get([part for _, part in parts])
+        found = self.ray.get([*done, *(part for _, part in parts)])
+        return found[: len(done)], found[len(done) :]
 
     def _parted(self, broadcast: B) -> tuple[Arrays, dict[str, Tensor]]:
         """A broadcast in two parts: what all users share, and the fields with one row per user."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -52,6 +52,13 @@ def tensors(given: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to them
         return {name: torch.from_numpy(array) for name, array in given.items()}
+
+
+def owned(total: Aggregate, received: list[Aggregate]) -> Aggregate:
+    """A sum of parts that were ``received``, with memory of its own: theirs can only be read."""
+    theirs = {each.data_ptr() for part in received for each in flatten(part)[0].values()}
+    mine = flatten(total)[0].items()
+    return replace(total, **cast(Any, {name: each.clone() for name, each in mine if each.data_ptr() in theirs}))
 
 
 def version() -> str:
