@@ -1,8 +1,10 @@
 """Free memory, with and without the limit of a container."""
 
+import resource
 from pathlib import Path
 
 import pytest
+import torch
 
 from perfedrec.core import memory
 from perfedrec.core.errors import ConfigError
@@ -44,3 +46,25 @@ def test_memory_is_given_back_wherever_that_is_possible(monkeypatch: pytest.Monk
     monkeypatch.setattr(memory.sys, "platform", "darwin")  # without glibc there is nothing to ask
     memory.give_back()
     assert asked == [0]
+
+
+def test_zeros_take_memory_only_where_they_are_written() -> None:
+    def taken() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+    before = taken()
+    made = memory.zeros(1 << 16, 256, like=torch.zeros(1))  # 64 MB
+    made[: 1 << 10] = 1  # of which 1 MB is written
+    few = taken() - before
+    made[:] = 1
+    assert few < 16_000_000 < 48_000_000 < taken() - before
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (5, 3), (1 << 10, 1 << 10)])
+@pytest.mark.parametrize("like", [torch.zeros(1), torch.zeros(1, dtype=torch.int64)], ids=str)
+def test_zeros_are_those_of_torch(shape: tuple[int, ...], like: torch.Tensor) -> None:
+    made = memory.zeros(*shape, like=like)
+    assert torch.equal(made, like.new_zeros(shape))
+    assert made.dtype == like.dtype
+    made += 1
+    assert bool((made == 1).all())

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from perfedrec.core import types
 from perfedrec.core.aggregate import Aggregate, distinct, from_fixed, reduce
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.types import Update, block_rows
+from perfedrec.core.types import Update, block_rows, items_of
 
 N_ITEMS, N_GROUPS, DIM = 11, 3, 4
 
@@ -201,3 +202,13 @@ def test_block_rows_cut_users_out_of_the_whole() -> None:
     assert positions.tolist() == [2, 3, 4, 0, 1]
     assert rows.attributes.tolist() == [[3.0], [2.0], [1.0]]
     assert rows.counts.tolist() == [3, 0, 2]
+
+
+def test_lists_of_tokens_become_lists_of_items_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(types, "_LISTS_AT_ONCE", 2)
+    tokens = torch.tensor([2, 0, 3, 1])  # of items 0 to 3
+    lists = torch.tensor([[0, 3, -1], [2, -1, -1], [1, 0, 2]], dtype=torch.int32)
+    found = items_of(lists, tokens)
+    assert found.tolist() == [[1, 2, -1], [0, -1, -1], [3, 1, 0]]
+    assert found.dtype == torch.int32
+    assert lists[0].tolist() == [0, 3, -1]  # which stay as they are

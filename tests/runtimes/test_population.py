@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import resource
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,3 +216,17 @@ def test_where_nothing_changed_there_is_no_further_segment() -> None:
     people = played("fedmf", 1).population
     assert people.segments() == people.segments()
     assert len(people.segments()) == 1
+
+
+def test_a_simulator_lets_go_of_what_only_rounds_need() -> None:
+    simulator = played("recommended", 2)
+    users, recommender = simulator.population.everyone(), simulator.recommender().frozen()
+    scores = recommender.raw_scores(users)
+    kept = (simulator.state.optimizer.items.first, simulator.population.client_state.rows)
+    gone = [weakref.ref(each) for each in kept]
+    del kept
+    simulator.let_go()
+    gc.collect()
+    assert [each() for each in gone] == [None, None]
+    assert torch.equal(recommender.raw_scores(users), scores)
+    simulator.close()

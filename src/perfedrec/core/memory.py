@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
+from math import prod
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from perfedrec.core.errors import ConfigError
 
@@ -36,6 +41,20 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+_LARGE = 1 << 20
+"""Bytes from which :func:`zeros` asks the system for pages of their own."""
+
+
+def zeros(*size: int, like: Tensor) -> Tensor:
+    """Zeros of the type and on the device of ``like``. On a processor many of them take memory only where they are
+    written. ``torch.zeros`` writes all, and ``numpy.zeros`` asks for pages so large that a few rows fill them all."""
+    n_bytes = prod(size) * like.element_size()
+    if like.device.type != "cpu" or n_bytes < _LARGE:
+        return like.new_zeros(size)
+    pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype).view(size)
 
 
 def check_memory(needed: int, what: str, advice: str) -> None:

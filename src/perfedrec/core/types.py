@@ -15,6 +15,9 @@ from perfedrec.core.compiled import usable
 NEWCOMER = -1
 """Stands in place of a user number for a new user, whom the server does not know."""
 
+_LISTS_AT_ONCE = 4096
+"""Lists that are rewritten together, which bounds the memory."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -168,8 +171,10 @@ class Published:
 def items_of(lists: Tensor, tokens: Tensor) -> Tensor:
     """``lists`` [n, k] of tokens, -1 for unused places, with items in place of tokens; ``tokens`` [m] are those of the
     items."""
-    items = tokens.argsort().to(lists.dtype)
-    return torch.where(lists < 0, lists, items[lists.clamp(min=0)])
+    items, found = tokens.argsort().to(lists.dtype), lists.clone()
+    for block in found.split(_LISTS_AT_ONCE):
+        block.copy_(torch.where(block < 0, block, items[block.clamp(min=0)]))
+    return found
 
 
 @dataclass(frozen=True)

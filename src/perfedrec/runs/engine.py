@@ -48,6 +48,9 @@ class Engine(Protocol):
     def restore(self, stored: Stored, rounds: int) -> None:
         """Continue after ``rounds`` rounds from the records of a checkpoint."""
 
+    def let_go(self) -> None:
+        """Let go of what only further rounds would need. The engine plays none afterwards."""
+
     def close(self) -> None:
         """End what plays the rounds, where it is more than this process."""
 
@@ -166,6 +169,9 @@ class Central:
         """Continue after ``rounds`` rounds from the records of a checkpoint."""
         self.state = copied(unflatten(type(self.state), *stored["state"]), self.device)
         self.round = rounds
+
+    def let_go(self) -> None:
+        del self.state
 
     def close(self) -> None:
         """Nothing has to be ended here."""

@@ -78,8 +78,10 @@ class Rounds:
     def _evaluate(self) -> dict[str, float]:
         """The validation metrics after the last round, whose recommender is kept if it is the best so far."""
         start = time.perf_counter()
+        give_back()
         valid = self._validation.evaluate(self.engine)
         if self.selection.is_better(valid):
+            self.best = None  # first the memory of the one before
             self.best = self.engine.recommender().frozen()
         give_back()
         self.progress.seconds += time.perf_counter() - start
@@ -106,7 +108,10 @@ class Rounds:
             self.best = self.engine.recommender().restored(best)
 
     def finish(self) -> Recommender:
-        """The recommender of the best round, of the last one where no round was evaluated."""
+        """The recommender of the best round, of the last one where no round was evaluated. No round can be played
+        afterwards: what only rounds need takes no memory beside the ranking of the test part."""
         if self.best is None:
             self.best, self.selection.best_valid = self.engine.recommender().frozen(), {}
+        self.engine.let_go()
+        give_back()
         return self.best

@@ -155,6 +155,11 @@ class Population(Generic[C]):
         if not isinstance(stored, tuple):
             self._put(columns, stored)
 
+    def let_go(self) -> None:
+        """Let go of all client states."""
+        vars(self).pop("_columns", None)
+        self._segments = ()
+
     def _put(self, columns: Columns, stored: Mapping[str, Tensor]) -> None:
         """Write what was ``stored`` to the columns."""
         before = {new: old for old, new in old_names(type(cast(Any, self._like))).items()}

@@ -161,6 +161,12 @@ class Simulator(Generic[S, B, C]):
             raise ConfigError("uploads are kept where this process does the clients' work; expected run.workers = 0")
         self.clients = replace(self.clients, keep=keep)
 
+    def let_go(self) -> None:
+        """Let go of the state and of the client states. No round can be played afterwards."""
+        del self.state
+        if isinstance(self.clients, InProcess):
+            self.population.let_go()
+
     def close(self) -> None:
         """End the workers, where there are any."""
         self.clients.close()

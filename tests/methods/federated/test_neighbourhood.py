@@ -14,7 +14,7 @@ from tests.methods.federated.toys import World, world
 from perfedrec.core.keys import Key, normal
 from perfedrec.core.records import flatten
 from perfedrec.core.types import NEWCOMER, items_of
-from perfedrec.methods.federated import neighbourhood
+from perfedrec.methods.federated import neighbourhood, personal
 from perfedrec.methods.federated.spectral import nystroem
 from perfedrec.nn.propagation import Bipartite, diffusion_star
 
@@ -284,3 +284,20 @@ def test_users_with_like_lists_count_as_one() -> None:
     near, nearness = neighbourhood.diffused(graph, 0.5, 0.5, 3, counts)
     assert near[3].tolist() == [2, -1, -1]
     np.testing.assert_allclose(float(nearness[3, 0]), 2 * 3 * (1 / 3) / 3**0.5 / 12**0.5, rtol=1e-6)
+
+
+def test_what_is_looked_up_user_by_user_is_what_is_looked_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = served(world(**DIFFUSING))
+    block = here.block([5, 0, 22, 13, 7])
+    together = here.algorithm.explain(*block)
+    monkeypatch.setattr(personal, "AT_ONCE", 2)
+    for name, part in here.algorithm.explain(*block).items():
+        assert torch.equal(part, together[name])
+
+
+def test_vectors_of_the_global_model_need_no_other_model() -> None:
+    here = served(world(**DIFFUSING))
+    mixture = here.algorithm.mixture(*here.block([5, 0, 22, 13]))
+    computed = mixture.parts["global"].users
+    assert computed.shape[0] == 4
+    assert [name for name, part in mixture.parts.items() if "users" in vars(part)] == ["global"]

@@ -21,6 +21,7 @@ from perfedrec.core.aggregate import Aggregate, Aggregator, Sum, check_aggregato
 from perfedrec.core.algorithm import TRAIN, OneSetting, Phase
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, bits, normal
+from perfedrec.core.memory import zeros
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Plan, Rows, Spec, Update
 from perfedrec.methods.federated import cohort
@@ -254,7 +255,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         items = normal(key.fold("items").spread(every), model.embedding_dim) * model.init_scale
         dense, n_tables = self._init_dense(spec, key.fold("dense")), self.n_tables()
         dense = None if dense is None else dense.to(items.device)
-        offsets = items.new_zeros(n_tables * spec.n_items, model.embedding_dim) if n_tables else None
+        offsets = zeros(n_tables * spec.n_items, model.embedding_dim, like=items) if n_tables else None
         tables = (items, offsets, dense) if server.optimizer != "fedavg" else (None, None, None)
         return ServerState(
             round=0,
@@ -365,7 +366,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
             loss=torch.zeros(n, device=device),
             secret=bits(key.fold("secret").spread(rows.users), 1).squeeze(1),
             participations=torch.zeros(n, dtype=torch.int64, device=device),
-            rows=torch.zeros(rows.items.numel(), self.settings.model.embedding_dim, device=device),
+            rows=zeros(rows.items.numel(), self.settings.model.embedding_dim, like=private),
         )
 
     def client(self, phase: str, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:

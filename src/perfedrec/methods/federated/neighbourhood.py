@@ -131,9 +131,12 @@ def _times(counts: Tensor | None, by_user: sparse.csr_array) -> sparse.csr_array
 
 
 def _incidence(adjacency: Adjacency, n_columns: int) -> sparse.csr_array:
-    """The entries of an adjacency, each 1."""
+    """The entries of an adjacency, each 1. Places are numbers of 32 bits, as far as they can be, and so are those of
+    products."""
     columns = adjacency.columns.cpu().numpy()
     offsets = np.append(adjacency.starts.cpu().numpy(), columns.size)
+    if max(columns.size, n_columns) <= np.iinfo(np.int32).max:
+        columns, offsets = columns.astype(np.int32), offsets.astype(np.int32)
     return sparse.csr_array((np.ones(columns.size), columns, offsets), shape=(offsets.size - 1, n_columns))
 
 
@@ -168,8 +171,7 @@ def low_rank(bipartite: Bipartite, key: Key, least: int = HOLDERS, counts: Tenso
     if not matrix.nnz:
         return torch.zeros(n_items, 1, device=device)
 
-    probes = _bases(matrix, WIDTH, PASSES - 1, key.fold("low rank"), device)
-    basis = spectral.orthonormal(torch.cat(probes, dim=1))
+    basis = spectral.orthonormal(torch.cat(_bases(matrix, WIDTH, PASSES - 1, key.fold("low rank"), device), dim=1))
     return spectral.positive(basis, _image(matrix, basis))
 
 

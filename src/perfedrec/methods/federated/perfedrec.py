@@ -24,6 +24,7 @@ from perfedrec.core.aggregate import Aggregate, from_fixed
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.keys import Key
+from perfedrec.core.memory import give_back
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update, items_of
 from perfedrec.methods.federated import cohort, neighbourhood, summing
@@ -223,11 +224,14 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         service, published = super().pretrain(service, aggregate, key)
         graph = service.graph
         if self.diffuses and graph is not None:
+            give_back()  # each step takes much memory
             given, counts = self.settings.neighbourhood, neighbourhood.counted(graph, self.defence.alike)
             if service.users is None:
                 near, nearness = neighbourhood.diffused(graph, given.alpha, given.beta, given.list_length, counts)
                 service = replace(service, near=near, nearness=nearness)
+                give_back()
             factor = neighbourhood.low_rank(graph, key, self.defence.holders, counts)
+            give_back()
             published = replace(published, low_rank=factor)
         return service, published
 

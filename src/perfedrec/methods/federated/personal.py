@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import torch
@@ -27,22 +27,35 @@ UNTRAINED = ("pretrained", "neighbourhood")
 MODELS = ("local", "cluster", "global", *UNTRAINED)
 """The models of the mix, in the order of the weights."""
 
+AT_ONCE = 256
+"""Users whose item rows are looked up together in a table that may have many columns."""
+
 
 @dataclass(frozen=True)
 class Part:
-    """One of the models that are mixed, for a block of users.
+    """One of the models that are mixed, for a block of users. What is large is computed when it is asked for.
 
-    ``edge`` [R] and layer-0 ``rows`` [R, d] of the users' own items; ``users`` [B, d] their vectors before ``finish``,
-    the function that brings vectors to the form that is scored; ``items(which, groups)`` [T, d] the final vectors of
-    the items ``which`` [T] for members of the clusters ``groups`` [T]; ``scale`` [B, 1] the factor of the scores.
+    ``edge`` [R] and the function ``rows`` [R, d], layer 0, of the users' own items; ``finish`` brings vectors to the
+    form that is scored; ``items(which, groups)`` [T, d] the final vectors of the items ``which`` [T] for members of the
+    clusters ``groups`` [T]. ``_users`` and ``_scale`` are functions of :attr:`users` and :attr:`scale`.
     """
 
     edge: Tensor
-    rows: Tensor
-    users: Tensor
+    rows: Callable[[], Tensor]
+    _users: Callable[[], Tensor]
     finish: Callable[[Tensor], Tensor]
     items: Callable[[Tensor, Tensor], Tensor]
-    scale: Tensor
+    _scale: Callable[[Tensor], Tensor]
+
+    @cached_property
+    def users(self) -> Tensor:
+        """[B, d] the users' vectors before ``finish``."""
+        return self._users()
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """[B, 1] the factor of the scores."""
+        return self._scale(self.users)
 
 
 class Mixture:
@@ -72,22 +85,29 @@ class Mixture:
         dense = None if broadcast.dense is None else broadcast.dense[None]
         first = network.users0(rows, vectors, dense)
 
-        def part(own: Tensor, table: Callable[[Tensor, Tensor], Tensor]) -> Part:
+        def part(own: Callable[[], Tensor], table: Callable[[Tensor, Tensor], Tensor]) -> Part:
             def items(which: Tensor, groups: Tensor) -> Tensor:
                 layer0 = network.items0(broadcast.item_attributes, table(which, groups), which, dense)
                 return finish(star.items(layer0, which))
 
-            crossed = network.items0(broadcast.item_attributes, own, rows.items, dense)
-            return Part(star.edge, crossed, star.users(first, crossed, rows.segments), finish, items, one)
+            def crossed() -> Tensor:
+                return network.items0(broadcast.item_attributes, own(), rows.items, dense)
+
+            def users() -> Tensor:
+                return star.users(first, crossed(), rows.segments)
+
+            return Part(star.edge, crossed, users, finish, items, lambda users: one)
 
         def global_rows(which: Tensor, groups: Tensor) -> Tensor:
             return broadcast.items.index_select(0, which)
 
-        cluster = broadcast.tables.rows(rows.items, broadcast.groups[rows.segments])
+        def cluster() -> Tensor:
+            return broadcast.tables.rows(rows.items, broadcast.groups[rows.segments])
+
         self.parts = {
-            "local": part(cluster + fine_tuned, broadcast.tables.rows),
+            "local": part(lambda: cluster() + fine_tuned, broadcast.tables.rows),
             "cluster": part(cluster, broadcast.tables.rows),
-            "global": part(global_rows(rows.items, rows.segments), global_rows),
+            "global": part(lambda: global_rows(rows.items, rows.segments), global_rows),
         }
         if broadcast.pretrained is not None:
             self.parts["pretrained"] = self._scaled(broadcast.pretrained, spectral_star(rows, broadcast.degrees))
@@ -105,9 +125,22 @@ class Mixture:
         """A model that scores a user's items by the rows of a ``table`` [m, r] alone. Its scores are scaled to the
         standard deviation of the global model's scores."""
         rows = self.rows
-        own = table.index_select(0, rows.items)
-        users = star.users(table.new_zeros(rows.n_users, 1), own, rows.segments)
-        scale = (self._target / spread(users, star.items(table)).clamp(min=1e-12))[:, None]
+
+        def own() -> Tensor:
+            return table.index_select(0, rows.items)
+
+        def users() -> Tensor:  # block by block, because a table may have many columns
+            found = []
+            for block in torch.arange(rows.n_users, device=table.device).split(AT_ONCE):
+                start, stop = (int(rows.offsets[place]) for place in (block[0], block[-1] + 1))
+                here = slice(start, stop)
+                part = replace(star, edge=star.edge[here])
+                vectors = table.index_select(0, rows.items[here])
+                found.append(part.users(table.new_zeros(block.numel(), 1), vectors, rows.segments[here] - block[0]))
+            return torch.cat(found) if found else table.new_zeros(0, table.shape[1])
+
+        def scale(users: Tensor) -> Tensor:
+            return (self._target / spread(users, star.items(table)).clamp(min=1e-12))[:, None]
 
         def items(which: Tensor, groups: Tensor) -> Tensor:
             return star.items(table.index_select(0, which), which)
@@ -275,7 +308,7 @@ class Mixture:
         negatives, owners = drawn[used], owners[used]
         margins = []
         for part in self.parts.values():
-            context = part.finish(expand(part.users, rows.segments) - part.edge[:, None] * part.rows)
+            context = part.finish(expand(part.users, rows.segments) - part.edge[:, None] * part.rows())
             context = (context * expand(part.scale, rows.segments))[pairs]
             up = part.items(rows.items, groups[rows.segments])[pairs]
             margins.append(dot(context, up - part.items(negatives, groups[owners])))

@@ -141,7 +141,8 @@ def positive(basis: Tensor, image: Tensor) -> Tensor:
 
 def _widened(columns: Tensor, dim: int) -> Tensor:
     """[m, d] float32: ``columns`` [m, min(m, d)] padded with zero columns."""
-    return torch.nn.functional.pad(columns, (0, dim - columns.shape[1])).to(torch.float32).contiguous()
+    narrow = columns.to(torch.float32)
+    return functional.pad(narrow, (0, dim - narrow.shape[1])) if narrow.shape[1] < dim else narrow.contiguous()
 
 
 def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
@@ -155,13 +156,15 @@ def fill_clusters(offsets: Tensor, items: Tensor, aggregate: Aggregate) -> None:
     and score both with one user vector. ``offsets`` [K m, d], ``items`` [m, d].
     """
     n_items = items.shape[0]
-    image = torch.zeros_like(offsets).index_copy_(0, aggregate.keys, from_fixed(aggregate.sums))
     for group in range(offsets.shape[0] // n_items):
         rows = slice(group * n_items, (group + 1) * n_items)
-        if not bool(image[rows].any()):
+        own = slice(*torch.searchsorted(aggregate.keys, aggregate.keys.new_tensor([rows.start, rows.stop])).tolist())
+        image = torch.zeros_like(items)
+        image.index_copy_(0, aggregate.keys[own] - rows.start, from_fixed(aggregate.sums[own]))
+        if not bool(image.any()):
             continue  # a cluster without members keeps the global model
         with one_thread():
-            left, values, right = torch.linalg.svd(image[rows].to(torch.float64), full_matrices=False)
+            left, values, right = torch.linalg.svd(image.to(torch.float64), full_matrices=False)
             length = items.norm() / min(items.shape) ** 0.5
             table = (left * (values / values[0]).clamp(min=0) ** 0.25) @ right * length
         offsets[rows] = _widened(table, items.shape[1]) - items

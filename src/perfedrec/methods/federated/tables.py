@@ -10,6 +10,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, distinct, from_fixed
 from perfedrec.core.compiled import spread, usable
+from perfedrec.core.memory import zeros
 from perfedrec.methods.federated.settings import ServerSettings
 from perfedrec.nn.optim import server_step
 
@@ -23,7 +24,7 @@ class Moments:
 
     @staticmethod
     def zeros(like: Tensor) -> Moments:
-        return Moments(torch.zeros_like(like), torch.zeros_like(like))
+        return Moments(zeros(*like.shape, like=like), zeros(*like.shape, like=like))
 
 
 @dataclass(frozen=True)
