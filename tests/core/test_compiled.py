@@ -67,10 +67,10 @@ CHILD = """
 import numpy as np
 from perfedrec.core import kernels
 
-keys, marks, found, places = np.array([7, 2, 7]), np.zeros(9, np.int64), np.zeros(3, np.int64), np.zeros(3, np.int64)
-assert kernels.distinct(keys, marks, found, places) == 2
-assert (found.tolist()[:2], places.tolist()) == ([2, 7], [1, 0, 1])
-print(sum(kernels.distinct._made.stats.cache_hits.values()))
+starts, limits, segments, numbers = np.array([7, 2]), np.array([0, 2, 3]), np.zeros(3, np.int64), np.zeros(3, np.int64)
+kernels.ranges(starts, limits, segments, numbers)
+assert (segments.tolist(), numbers.tolist()) == ([0, 0, 1], [7, 8, 2])
+print(sum(kernels.ranges._made.stats.cache_hits.values()))
 """
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,9 @@ BASIS_GRID = 2.0**15
 then multiples of 1 / DELTA_GRID. So their products are on the grid of the sums, and exact as well."""
 
 DELTA_GRID = FIXED_POINT / BASIS_GRID
+
+_SPARSE = 64
+"""With so many times as many possible keys as rows, sorting the rows' keys is faster than a mark for each key."""
 
 LARGEST = 2.0**16
 """Largest norm of what may enter a sum, so that the sum stays where float64 holds whole numbers exactly."""
@@ -139,19 +143,12 @@ def reduce(update: Update, n_items: int, n_groups: int) -> Aggregate:
     """
     if update.reports is not None and not bool(update.reports.sum().isfinite()):
         raise DivergedError("an update has a report that is not finite; expected finite user vectors")
-    users, groups, weights = update.users, update.groups, update.weights
-    device = users.device
-    if groups.numel() and not 0 <= int(groups.min()) <= int(groups.max()) < n_groups:
-        raise PerfedrecError(
-            f"an update is for group {int(groups.max())}, and there are {n_groups} groups in this phase; "
-            f"expected groups from 0 to {n_groups - 1}"
-        )
-    total = torch.zeros(n_groups, dtype=torch.float64, device=device).index_add_(0, groups, _fixed(weights))
-    keys, sums = torch.zeros(0, dtype=torch.int64, device=device), total.new_zeros(0, 0)
+    users, weights = update.users, update.weights
+    total = _weights(update.groups, weights, n_groups)
+    keys, sums = users[:0], total.new_zeros(0, 0)
     if update.deltas is not None and update.segments is not None and update.items is not None:
-        tables = groups[update.segments] if update.tables is None else update.tables
-        keys, inverse = distinct(tables * n_items + update.items, n_groups * n_items)
-        sums = _sums(update.deltas, weights[update.segments], inverse, keys.numel())
+        keys, places = _keys(update, update.segments, update.items, n_items, n_groups)
+        sums = _sums(update.deltas, weights, update.segments, places, keys.numel())
     edges = update.edges
     if edges is not None:
         edges = torch.stack([edges[:, 0], users[edges[:, 1]], edges[:, 2]], dim=1)
@@ -168,18 +165,45 @@ def reduce(update: Update, n_items: int, n_groups: int) -> Aggregate:
     )
 
 
+def _weights(groups: Tensor, weights: Tensor, n_groups: int) -> Tensor:
+    """[G] the sums of the ``weights`` [B] of each of the ``groups`` [B], in fixed point."""
+    total = torch.zeros(n_groups, dtype=torch.float64, device=groups.device)
+    if weights.dtype == torch.float32 and usable(groups, weights):
+        from perfedrec.core import kernels
+
+        squares, known = kernels.add_weights(groups.numpy(), weights.numpy(), total.numpy())
+        if known:
+            _check_size(squares)
+            return total
+    if groups.numel() and not 0 <= int(groups.min()) <= int(groups.max()) < n_groups:
+        raise PerfedrecError(
+            f"an update is for group {int(groups.max())}, and there are {n_groups} groups in this phase; "
+            f"expected groups from 0 to {n_groups - 1}"
+        )
+    return total.index_add_(0, groups, _fixed(weights))
+
+
+def _keys(update: Update, segments: Tensor, items: Tensor, n_items: int, n_groups: int) -> tuple[Tensor, Tensor]:
+    """The keys of an update's sums, ascending, and the place [T] among them of each of its rows, which are changes of
+    ``items`` [T] by the users ``segments`` [T]."""
+    groups, tables, size = update.groups, update.tables, n_groups * n_items
+    if size <= _SPARSE * items.numel() and usable(groups, tables, segments, items):
+        from perfedrec.core import kernels
+
+        found, places, marks = np.empty(items.numel(), np.int64), torch.empty_like(items), np.zeros(size, np.int64)
+        given = (groups if tables is None else groups[:0], segments, items[:0] if tables is None else tables, items)
+        count = kernels.find_keys(tuple(each.numpy() for each in given), n_items, marks, found, places.numpy())
+        return torch.from_numpy(found[:count]), places
+    tables = groups[segments] if tables is None else tables
+    return distinct(tables * n_items + items, size)
+
+
 def distinct(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The distinct values of ``keys`` [T], ascending, and the place [T] of each key among them. All keys are below
     ``size``."""
-    if size > 64 * keys.numel():
+    if size > _SPARSE * keys.numel():
         values, inverse = torch.unique(keys, return_inverse=True)
         return values, inverse
-    if usable(keys):
-        from perfedrec.core import kernels
-
-        marks, values, inverse = keys.new_zeros(size), torch.empty_like(keys), torch.empty_like(keys)
-        count = kernels.distinct(keys.numpy(), marks.numpy(), values.numpy(), inverse.numpy())
-        return values[:count], inverse
     present = torch.zeros(size, dtype=torch.int64, device=keys.device).index_fill_(0, keys, 1)  # faster than sorting
     return present.nonzero().squeeze(1), (present.cumsum(0) - 1)[keys]
 
@@ -189,15 +213,15 @@ def from_fixed(sums: Tensor) -> Tensor:
     return (sums / FIXED_POINT).to(torch.float32)
 
 
-def _sums(values: Tensor, weights: Tensor, places: Tensor, n: int) -> Tensor:
-    """[n, d] the sums of ``values`` [T, d] times ``weights`` [T] in fixed point, by the rows ``places`` [T] of the
-    result."""
+def _sums(values: Tensor, weights: Tensor, segments: Tensor, places: Tensor, n: int) -> Tensor:
+    """[n, d] the sums of ``values`` [T, d] in fixed point, times the ``weights`` [B] of their users ``segments`` [T],
+    by the rows ``places`` [T] of the result."""
     sums = torch.zeros(n, values.shape[1], dtype=torch.float64, device=values.device)
-    if values.dtype != torch.float32 or not usable(values, weights, places):
-        return sums.index_add_(0, places, _fixed(values, weights))
+    if not values.dtype == weights.dtype == torch.float32 or not usable(values, weights, segments, places):
+        return sums.index_add_(0, places, _fixed(values, weights[segments]))
     from perfedrec.core import kernels
 
-    arguments = [each.numpy() for each in (values, weights, places, sums)]
+    arguments = [each.numpy() for each in (values, weights, segments, places, sums)]
     # Threads share the columns: two of them never add to the same number.
     squares = spread(partial(kernels.add_fixed, *arguments), values.shape[1], values.shape[0])
     _check_size(sum(squares))

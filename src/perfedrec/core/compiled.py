@@ -42,9 +42,7 @@ def usable(*tensors: Tensor | None) -> bool:
     """Whether kernels can work on ``tensors``: on the processor, with all numbers in sequence, and without gradients.
     Callers check the types of the numbers."""
     for each in tensors:
-        if each is None:
-            continue
-        if each.requires_grad or each.device.type != "cpu" or not each.is_contiguous():
+        if each is not None and not (each.is_cpu and each.is_contiguous() and not each.requires_grad):
             return False
     return _installed()
 

@@ -133,30 +133,51 @@ def clip_and_add_laplace(values: Any, keys: Any, clip: Any, scale: Any, out: Any
             out[row, place] = (clip if value > clip else value) + scale * signed
 
 
-@kernel("int64(int64[::1], int64[::1], int64[::1], int64[::1])")
-def distinct(keys: Any, present: Any, found: Any, places: Any) -> int:
-    """Fill the distinct values of ``keys``, ascending, into ``found``, and into ``places`` the place of each key among
-    them; return how many there are. ``present`` has a zero for each possible value, and is used up."""
-    for row in range(keys.size):
-        present[keys[row]] = 1
+@kernel("Tuple((float64, boolean))(int64[::1], float32[::1], float64[::1])")
+def add_weights(groups: Any, weights: Any, totals: Any) -> Any:
+    """Add the ``weights`` in fixed point to the ``totals`` of their ``groups``. Returns the sum of squares of what was
+    added, and whether the totals have all groups; otherwise nothing was added."""
+    for place in range(groups.size):
+        if not 0 <= groups[place] < totals.size:
+            return 0.0, False
+    squares = 0.0
+    for place in range(groups.size):
+        whole = np.rint(np.float64(weights[place]) * _FIXED)
+        squares += whole * whole
+        totals[groups[place]] += whole
+    return squares, True
+
+
+@kernel("int64(UniTuple(int64[::1], 4), int64, int64[::1], int64[::1], int64[::1])")
+def find_keys(rows: Any, n_items: int, present: Any, found: Any, places: Any) -> int:
+    """Fill the distinct keys ``table * n_items + item`` of some ``rows``, ascending, into ``found``, and into
+    ``places`` the place of each row's key among them; return how many there are. ``rows`` are the groups of users and
+    the rows' segments, tables and items; where there are no groups, the tables are given, and otherwise they are the
+    groups of the segments. ``present`` has a zero for each possible key, and is used up."""
+    groups, segments, tables, items = rows
+    for row in range(items.size):
+        table = groups[segments[row]] if groups.size else tables[row]
+        places[row] = table * n_items + items[row]
+        present[places[row]] = 1
     count = 0
     for key in range(present.size):
         if present[key]:
             present[key] = count
             found[count] = key
             count += 1
-    for row in range(keys.size):
-        places[row] = present[keys[row]]
+    for row in range(items.size):
+        places[row] = present[places[row]]
     return count
 
 
-@kernel("float64(float32[:, ::1], float32[::1], int64[::1], float64[:, ::1], int64, int64)", fast=True)
-def add_fixed(values: Any, weights: Any, places: Any, sums: Any, start: int, stop: int) -> float:
-    """Add the columns from ``start`` to ``stop`` of all ``values``, times the ``weights`` of the rows and in
-    fixed point, to the rows ``places`` of ``sums``. Returns the sum of squares of what was added."""
+@kernel("float64(float32[:, ::1], float32[::1], int64[::1], int64[::1], float64[:, ::1], int64, int64)", fast=True)
+def add_fixed(values: Any, weights: Any, segments: Any, places: Any, sums: Any, start: int, stop: int) -> float:
+    """Add the columns from ``start`` to ``stop`` of all ``values``, in fixed point and times the ``weights`` of the
+    rows' ``segments``, to the rows ``places`` of ``sums``. Returns the sum of squares of what was added."""
     total = 0.0
     for row in range(places.size):
-        total += _add_fixed(values[row, start:stop], np.float64(weights[row]) * _FIXED, sums[places[row], start:stop])
+        factor = np.float64(weights[segments[row]]) * _FIXED
+        total += _add_fixed(values[row, start:stop], factor, sums[places[row], start:stop])
     return total
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.compiled import usable
+from perfedrec.core.lookup import take
 
 NEWCOMER = -1
 """Stands in place of a user number for a new user, whom the server does not know."""
@@ -168,6 +169,16 @@ class Published:
         return replace(self, neighbours=neighbours, **tables)
 
 
+def of_users(table: Tensor, users: Tensor, blank: float) -> Tensor:
+    """[B, ...] the rows of ``users`` [B] in a ``table`` [n, ...], ``blank`` for new users, whom it does not have."""
+    new = users == NEWCOMER
+    if not bool(new.any()):
+        return take(table, users)
+    found = take(table, users.clamp(min=0))
+    found[new] = blank
+    return found
+
+
 def items_of(lists: Tensor, tokens: Tensor) -> Tensor:
     """``lists`` [n, k] of tokens, -1 for unused places, with items in place of tokens; ``tokens`` [m] are those of the
     items."""
@@ -200,10 +211,10 @@ def block_rows(offsets: Tensor, items: Tensor, users: Tensor, attributes: Tensor
 
     ``attributes`` [n, F] are those of all users.
     """
-    starts = offsets[users]
-    limits, segments, positions = ranges(starts, offsets[users + 1] - starts)
-    own = None if attributes is None else attributes[users]
-    return Rows(users, limits, items[positions], segments, own), positions
+    starts = take(offsets, users)
+    limits, segments, positions = ranges(starts, take(offsets, users + 1) - starts)
+    own = None if attributes is None else take(attributes, users)
+    return Rows(users, limits, take(items, positions), segments, own), positions
 
 
 def ranges(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt
 from typing import Self
 
@@ -21,6 +22,12 @@ MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 def digest(name: str) -> bytes:
     """8 bytes for a name; two names practically never share them."""
     return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+@lru_cache(maxsize=1024)
+def _purpose(name: str) -> int:
+    """The number that stands for the name of a purpose: the same few in every round."""
+    return int.from_bytes(digest(name), "little")
 
 
 def _mix_int(value: int) -> int:
@@ -40,7 +47,7 @@ class WordKey:
         value = self.value & _MASK
         for part in parts:
             if isinstance(part, str):
-                part = int.from_bytes(digest(part), "little")
+                part = _purpose(part)
             value = _mix_int((value ^ _mix_int((part + GOLDEN) & _MASK)) + GOLDEN & _MASK)
         return type(self)(value)
 

@@ -17,10 +17,9 @@ _LEAST, _MOST = np.float32(2.0**-25), np.float32(1 - 2.0**-24)
 
 
 @helper
-def _uniform(key, item):  # type: ignore[no-untyped-def]
-    """The first number of :func:`perfedrec.core.keys.uniform` for the key that follows from a user's key and an
-    item."""
-    half = np.int32(np.uint32(mix(fold_in(key, np.uint64(item)) + _GOLDEN)))
+def _uniform(key):  # type: ignore[no-untyped-def]
+    """The first number of :func:`perfedrec.core.keys.uniform`."""
+    half = np.int32(np.uint32(mix(key + _GOLDEN)))
     number = (np.float32(half >> np.int32(8)) + np.float32(0.5)) * np.float32(2.0**-23)
     return min(max((number + np.float32(1)) * np.float32(0.5), _LEAST), _MOST)
 
@@ -33,14 +32,24 @@ def keep(keys: Any, offsets: Any, items: Any, left_out: Any, positions: Any, kep
     for user in range(kept.size):
         best, before = np.float32(-1), total
         for row in range(offsets[user], offsets[user + 1]):
-            best = max(best, _uniform(keys[user], items[row]))
+            best = max(best, _uniform(fold_in(keys[user], np.uint64(items[row]))))
         for row in range(offsets[user], offsets[user + 1]):
-            number = _uniform(keys[user], items[row])
+            number = _uniform(fold_in(keys[user], np.uint64(items[row])))
             if number >= left_out or number == best:
                 positions[total] = row
                 total += 1
         kept[user] = total - before
     return total
+
+
+@kernel("void(uint64[::1], int64[::1], float32, int64, int64[::1])")
+def count_decoys(keys: Any, offsets: Any, share: Any, n_items: int, decoys: Any) -> None:
+    """Fill the numbers of users' ``decoys``: a ``share`` of their items, rounded at random, as far as there are other
+    items."""
+    for user in range(keys.size):
+        count = offsets[user + 1] - offsets[user]
+        wanted = np.floor(np.float32(count) * share + _uniform(keys[user]))
+        decoys[user] = min(np.int64(wanted), n_items - count)
 
 
 @kernel(

@@ -153,6 +153,12 @@ def _decoys(rows: Rows, n_items: int, settings: PrivacySettings, keys: Keys) -> 
         words = bits(keys("decoys"), 1).squeeze(-1).cpu().numpy().view("uint64")
         numbers = binom.ppf(((words >> 11) + 0.5) * 2.0**-53, (n_items - rows.counts).cpu().numpy(), chance)
         decoys = torch.from_numpy(numbers).to(rows.counts)
+    elif settings.pseudo_items and usable(rows.offsets):
+        from perfedrec.privacy import kernels
+
+        words = keys("decoys").numpy().view("uint64")
+        kernels.count_decoys(words, rows.offsets.numpy(), settings.pseudo_items, n_items, decoys.numpy())
+        return decoys
     elif settings.pseudo_items:
         fraction = uniform(keys("decoys"), 1).squeeze(-1)
         decoys = (rows.counts * settings.pseudo_items + fraction).floor().to(torch.int64)

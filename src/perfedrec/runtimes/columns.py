@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core import mapped
+from perfedrec.core.lookup import put, take
 from perfedrec.core.types import ranges
 
 
@@ -52,23 +53,27 @@ class Column:
         self.taken += users.numel()
         return places
 
-    def rows(self, places: Tensor) -> Tensor:
+    def rows(self, places: Tensor, positions: Tensor | None = None) -> Tensor:
         """The rows of the users at ``places`` [B]: [B], or [R] where a user has a row per interaction."""
         if self.starts is None:
             return places
+        if positions is not None:
+            return positions
         starts = self.starts[places]
         return ranges(starts, self.starts[places + 1] - starts)[2]
 
-    def get(self, places: Tensor) -> Tensor:
-        """The values of the users at ``places`` [B]."""
-        return self.values.index_select(0, self.rows(places))
+    def get(self, places: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The values of the users at ``places`` [B]. Where all have written, in the order of their numbers,
+        ``positions`` [R] are those of their interactions, which need not be found again."""
+        return take(self.values, self.rows(places, positions))
 
-    def put(self, places: Tensor, values: Tensor) -> None:
-        """Write the values of the users at ``places`` [B]. Raises :class:`ConfigError` where the disk is full."""
-        if self.values.device.type == "cpu" and self.values.nbytes > mapped.IN_MEMORY:
+    def put(self, places: Tensor, values: Tensor, positions: Tensor | None = None) -> None:
+        """Write the values of the users at ``places`` [B], like :meth:`get`. Raises :class:`ConfigError` where the disk
+        is full."""
+        if self.values.is_cpu and self.values.nbytes > mapped.IN_MEMORY:
             mapped.check_room(values.nbytes, "client states")
-        self.values.index_copy_(0, self.rows(places), values)
-        self.changed[places] = True
+        put(self.values, self.rows(places, positions), values)
+        put(self.changed, places, True)
 
     def changes(self) -> tuple[Tensor, Tensor | None] | None:
         """What was written since the last call, as a copy: like :meth:`stored`. ``None`` where nothing was."""
@@ -92,10 +97,11 @@ class Column:
 
 class Columns:
     """The fields of the client states of n users, by name. ``offsets`` [n + 1] are where their interactions begin and
-    end, and ``layout`` is each field with whether it has one row per interaction."""
+    end, and ``layout`` is each field with whether it has one row per interaction. With ``whole`` all users have written
+    all fields, in the order of their numbers."""
 
     def __init__(self, like: dict[str, Tensor], layout: dict[str, bool], offsets: Tensor, whole: bool = False) -> None:
-        n_users = offsets.numel() - 1
+        n_users, self.whole = offsets.numel() - 1, whole
         self.fields = {
             name: Column(n_users, value, offsets if layout[name] else None, value if whole else None)
             for name, value in like.items()

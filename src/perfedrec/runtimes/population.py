@@ -196,8 +196,11 @@ class Population(Generic[C]):
 
     def load_client_states(self, users: Tensor, positions: Tensor) -> C:
         """The client states of ``users`` [B], as a record."""
-        first, parts, found = None, {}, self._columns.places(users)
-        for name, column in self._columns.fields.items():
+        columns = self._columns
+        if columns.whole:
+            return self._record({name: each.get(users, positions) for name, each in columns.fields.items()})
+        first, parts, found = None, {}, columns.places(users)
+        for name, column in columns.fields.items():
             places = found[name]
             known = places >= 0
             if bool(known.all()):
@@ -211,16 +214,25 @@ class Population(Generic[C]):
                 if column.starts is not None:
                     here = torch.repeat_interleave(known, self.offsets[users + 1] - self.offsets[users])
                 parts[name] = value.index_copy(0, here.nonzero().squeeze(1), column.get(places[known]))
-        return cast(C, replace(cast(Any, self._like), **parts))
+        return self._record(parts)
+
+    def _record(self, parts: dict[str, Tensor]) -> C:
+        return cast(C, type(cast(Any, self._like))(**parts))
 
     def save_client_states(self, users: Tensor, positions: Tensor, client_state: C, before: C | None = None) -> None:
         """Store the client states of ``users`` [B]. Fields that are the very tensors of the state ``before`` need not
         be stored."""
-        found = self._columns.places(users)
-        for name, column in self._columns.fields.items():
+        columns, found = self._columns, {}
+        if not columns.whole:
+            found = columns.places(users)
+        for name, column in columns.fields.items():
             value = getattr(client_state, name)
-            if before is None or value is not getattr(before, name) or value._version:  # changed in place
-                column.put(self._columns.take(name, users, found[name]), value)
+            if before is not None and value is getattr(before, name) and not value._version:  # nor changed in place
+                continue
+            if columns.whole:
+                column.put(users, value, positions)
+            else:
+                column.put(columns.take(name, users, found[name]), value)
 
     @property
     def client_state(self) -> C:
@@ -228,8 +240,7 @@ class Population(Generic[C]):
         everyone = torch.arange(self.n_users, device=self.offsets.device)
         if any(column.stored()[0] is not column.values for column in self._columns.fields.values()):
             self.client_state = Population.load_client_states(self, everyone, everyone)
-        parts = {name: column.values for name, column in self._columns.fields.items()}
-        return cast(C, replace(cast(Any, self._like), **parts))
+        return self._record({name: column.values for name, column in self._columns.fields.items()})
 
     @client_state.setter
     def client_state(self, record: C) -> None:

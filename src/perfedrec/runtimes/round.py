@@ -142,8 +142,7 @@ def play_with(
     users, asked, reason = surviving(plan.cohort, dropout_rate, key), plan.cohort.numel(), None
     if users.numel() < (least := algorithm.protection.least_clients(plan.phase, asked)):
         users, reason = users[:0], too_few(users.numel(), least)
-    work = clients.population.n_rows(users) * state.items.shape[1]
-    with threads_for(work) if few_threads else nullcontext():
+    with threads_for(clients.population.n_rows(users) * state.items.shape[1]) if few_threads else nullcontext():
         return _played(clients, algorithm, state, plan, users, key, reason)
 
 
@@ -168,7 +167,8 @@ def _played(
     else:
         total = algorithm.aggregator.combine(plan.phase, clients.parts(task, users, tally), empty)
     if not algorithm.aggregator.separate and number == 1:  # else each part already has its own noise
-        total = algorithm.compress(broadcast(plan.cohort[:0]), plan.phase, total)
+        if not algorithm.protection.opens_all(plan.phase):
+            total = algorithm.compress(broadcast(plan.cohort[:0]), plan.phase, total)
         total = algorithm.protection.add_noise(plan.phase, total, asked, key.fold("release"))
     report = RoundReport(
         round=state.round,

@@ -20,7 +20,7 @@ from perfedrec.methods.federated.network import finish, ranking_loss
 from perfedrec.methods.federated.settings import ClientSettings, ServerSettings
 from perfedrec.methods.federated.state import ClientState
 from perfedrec.methods.federated.subspace import _filled
-from perfedrec.methods.federated.tables import Average, Moments, Received, Tables, step, step_apart
+from perfedrec.methods.federated.tables import Apart, Average, Moments, Received, Tables, step
 from perfedrec.nn.propagation import Star
 from perfedrec.nn.segments import expand
 from perfedrec.privacy.labels import Labels
@@ -50,8 +50,8 @@ def server_steps(rule: str, n_tables: int, averaged: bool, width: int, seed: int
         sums = (torch.randn(keys.numel(), width, generator=generator).double() * FIXED_POINT).round()
         weights = torch.rand(n_tables, generator=generator) + 1
         aggregate = Aggregate(N_ITEMS, 3, keys, sums, weights)
-        step_apart(options, offsets, moments[1], aggregate, weights, 0.1)
-        step(options, items, moments[0], average, aggregate, weights.sum(), played)
+        apart = Apart(offsets, moments[1], weights, 0.1)
+        step(options, items, moments[0], average, aggregate, weights.sum(), played, apart)
     left = [items, offsets, *([] if average is None else [average.values, average.rounds])]
     return left + [each for one in moments if one is not None for each in (one.first, one.second)]
 

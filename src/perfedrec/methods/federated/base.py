@@ -31,7 +31,7 @@ from perfedrec.methods.federated.phases import DEGREES, SPECTRAL
 from perfedrec.methods.federated.settings import FederatedSettings
 from perfedrec.methods.federated.state import Broadcast, ClientState, OptimizerState, ServerState
 from perfedrec.methods.federated.subspace import Subspace, with_degrees
-from perfedrec.methods.federated.tables import Average, Moments, Received, Tables, sparse_step, step, step_apart
+from perfedrec.methods.federated.tables import Apart, Average, Moments, Received, Tables, sparse_step, step
 from perfedrec.nn.losses import softplus
 from perfedrec.nn.propagation import Star
 from perfedrec.nn.segments import segment_sum
@@ -331,15 +331,15 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         """The step of the item table, the further tables and the shared network, in place (adaptive federated
         optimisation, Reddi et al., ICLR 2021, algorithm 2). Only rows that clients touched are read or written."""
         server, weights = self.settings.server, self.group_weights(state, aggregate)
-        weight, share, moments = weights.sum(), self.table_share(state), state.optimizer
+        share, moments, apart = self.table_share(state), state.optimizer, None
         if state.offsets is not None and share:
-            step_apart(server, state.offsets, moments.offsets, aggregate, weights, share)
-        step(server, state.items, moments.items, state.average, aggregate, weight, state.round)
+            apart = Apart(state.offsets, moments.offsets, weights, share)
+        step(server, state.items, moments.items, state.average, aggregate, weights.sum(), state.round, apart)
         hold_tables(state.items, state.offsets, self.defence.row_length)
         if aggregate.dense is not None and state.dense is not None:
             n_dense = state.dense.numel()
             every = torch.arange(n_dense, device=state.dense.device)
-            mean = from_fixed(aggregate.dense[:n_dense]) / weight
+            mean = from_fixed(aggregate.dense[:n_dense]) / weights.sum()
             sparse_step(server, state.dense, moments.dense, every, mean)
 
     def serving(self, state: S) -> S:

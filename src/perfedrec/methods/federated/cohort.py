@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from perfedrec.core.compiled import usable
@@ -25,37 +27,34 @@ def select(n_users: int, selection: SelectionSettings, key: Key, device: torch.d
 
 def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
     """A cohort in which each cluster has its share of the population (largest remainders), uniform within a cluster."""
-    sizes = torch.bincount(labels)
-    shares = sizes * (min(n_clients, labels.numel()) / labels.numel())
-    quotas = shares.floor().to(torch.int64)
-    rest = min(n_clients, labels.numel()) - int(quotas.sum())
-    quotas[(shares - quotas).argsort(descending=True, stable=True)[:rest]] += 1
+    sizes = np.bincount(labels.numpy(force=True))
+    size, single = min(n_clients, labels.numel()), np.float32
+    shares = sizes.astype(single) * single(size / labels.numel())
+    quotas = np.floor(shares).astype(np.int64)
+    quotas[np.argsort(quotas.astype(single) - shares, kind="stable")[: size - int(quotas.sum())]] += 1
     # Few users have a draw so small that they can be among the first of their cluster: only these are sorted.
-    small = ((quotas + 8 * (quotas + 4).sqrt()) / sizes.clamp(min=1) * 2.0**48).to(torch.int64)
+    small = ((quotas + 8 * np.sqrt(quotas + 4)) / sizes.clip(min=1) * 2.0**48).astype(np.int64)
     draws, near = _first_draws(labels, small, key)
-    found = torch.bincount(labels[near], minlength=sizes.numel())
-    if bool((found < quotas).any()):
-        draws, near = _first_draws(labels, torch.full_like(small, 1 << 48), key)
-        found = sizes
-    members = near[draws.argsort()]  # by cluster, in random order within each
-    places = torch.arange(members.numel(), device=labels.device) - (found.cumsum(0) - found)[labels[members]]
-    return members[places < quotas[labels[members]]]
+    if (np.bincount(draws >> 48, minlength=sizes.size) < quotas).any():
+        draws, near = _first_draws(labels, np.full_like(small, 1 << 48), key)
+    order = np.argsort(draws)  # by cluster, in random order within each
+    starts = np.searchsorted(draws[order], np.arange(sizes.size) << 48)
+    chosen = [order[start : start + quota] for start, quota in zip(starts, quotas, strict=True)]
+    return torch.from_numpy(near[np.concatenate(chosen)]).to(labels.device)
 
 
-def _first_draws(labels: Tensor, small: Tensor, key: Key) -> tuple[Tensor, Tensor]:
-    """The users whose draw of 48 bits is less than what is ``small`` [K] in their cluster, ascending, and their draws
-    with the cluster in the bits above."""
-    if usable(labels, small):
+def _first_draws(labels: Tensor, small: NDArray[np.int64], key: Key) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The users whose draw of 48 bits is less than what is ``small`` [K] in their cluster, ascending: their draws with
+    the cluster in the bits above, and their numbers."""
+    if usable(labels):
         from perfedrec.methods.federated import kernels
 
-        draws, near = torch.empty_like(labels), torch.empty_like(labels)
-        count = kernels.first_draws(
-            key.value & ((1 << 64) - 1), *(each.numpy() for each in (labels, small, draws, near))
-        )
+        draws, near = np.empty(labels.numel(), np.int64), np.empty(labels.numel(), np.int64)
+        count = kernels.first_draws(key.value & ((1 << 64) - 1), labels.numpy(), small, draws, near)
         return draws[:count], near[:count]
-    draws = bits(key.spread(torch.arange(labels.numel(), device=labels.device)), 1).squeeze(1) & ((1 << 48) - 1)
-    near = (draws < small[labels]).nonzero().squeeze(1)
-    return (labels[near] << 48) | draws[near], near
+    words = bits(key.spread(torch.arange(labels.numel(), device=labels.device)), 1).squeeze(1) & ((1 << 48) - 1)
+    near_ = (words < torch.from_numpy(small).to(labels.device)[labels]).nonzero().squeeze(1)
+    return ((labels[near_] << 48) | words[near_]).numpy(force=True), near_.numpy(force=True)
 
 
 def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key) -> tuple[Tensor, Tensor]:

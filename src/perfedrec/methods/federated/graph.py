@@ -14,7 +14,7 @@ from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import TRAIN, Phase
 from perfedrec.core.keys import Key
 from perfedrec.core.scoring import Scoring
-from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update
+from perfedrec.core.types import Embedding, Published, Rows, Spec, Update, of_users
 from perfedrec.methods.federated import neighbourhood
 from perfedrec.methods.federated.base import LocalBatch
 from perfedrec.methods.federated.defence import distinct_edges, hold_pass, hold_reports
@@ -171,7 +171,7 @@ class GraphMethod(FedMF[S, B, C]):
 
     def _received(self, state: S, users: Tensor) -> dict[str, Any]:
         """The fields of a :class:`GraphBroadcast`, by name."""
-        start, new = state.service.start, users == NEWCOMER
+        start = state.service.start
         return {
             "items": state.items,
             "dense": state.dense,
@@ -180,7 +180,7 @@ class GraphMethod(FedMF[S, B, C]):
             "tokens": state.tokens,
             "neighbours": state.neighbours,
             **({} if self.subspace is None else self.subspace.sent(state, self.phase(state))),
-            "start": None if start is None else start[users.clamp(min=0)].masked_fill(new[:, None], 0.0),
+            "start": None if start is None else of_users(start, users, 0),
         }
 
     def server(self, state: S, phase: str, aggregate: Aggregate, key: Key) -> S:
@@ -190,7 +190,8 @@ class GraphMethod(FedMF[S, B, C]):
         service, published = self.serve(state.service, phase, played, aggregate, self.centroids(state), key)
         if state.tokens is not None:
             published = published.named(state.tokens)
-        return self.coordinate(replace(state, service=service), phase, aggregate, published, key)
+        state = state if service is state.service else replace(state, service=service)
+        return self.coordinate(state, phase, aggregate, published, key)
 
     def open_service(self, n_users: int, device: torch.device | None = None) -> Service:
         """The neighbourhood service's state before the first round."""
@@ -219,9 +220,7 @@ class GraphMethod(FedMF[S, B, C]):
             blank = service.reports.new_zeros(users.numel(), *service.reports.shape[1:])
             service = replace(service, users=users, reports=blank)
         if aggregate.reports is not None and aggregate.report_users is not None:
-            places = service.places(aggregate.report_users)
-            known, reports = places >= 0, hold_reports(aggregate.reports, self.defence.report_length)
-            service.reports[places[known]] = reports[known]
+            service.keep(aggregate.report_users, hold_reports(aggregate.reports, self.defence.report_length))
         if aggregate.edges is not None:
             edges, most = distinct_edges(aggregate.edges), self.defence.max_edges
             if most is not None:

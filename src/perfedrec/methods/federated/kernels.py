@@ -11,7 +11,7 @@ import numpy as np
 
 from perfedrec.core.aggregate import FIXED_POINT
 from perfedrec.core.compiled import fast_helper, helper, kernel
-from perfedrec.core.kernels import fold_in, mix, prefetch
+from perfedrec.core.kernels import fold_in, load, mix, prefetch
 from perfedrec.core.words import GOLDEN
 from perfedrec.nn.kernels import add_scaled, inner
 
@@ -69,53 +69,69 @@ RULES = {"fedavg": 0, "fedadam": 1, "fedadagrad": 2, "fedyogi": 3}
 
 
 @kernel(
-    "void(int64, UniTuple(float32[:, ::1], 4), UniTuple(int64[::1], 4), float64[:, ::1], float32[::1],"
-    " Tuple((UniTuple(float32, 4), float64, int64)), int64, int64)"
+    "void(int64, UniTuple(float32[:, ::1], 4), UniTuple(float32[:, ::1], 3), UniTuple(int64[::1], 5), float64[:, ::1],"
+    " float32[::1], Tuple((UniTuple(float32, 5), float64, int64)), int64, int64)"
 )
 def step_rows(
-    rule: int, tables: Any, places: Any, sums: Any, divisors: Any, options: Any, start: int, stop: int
+    rule: int, tables: Any, apart: Any, places: Any, sums: Any, divisors: Any, options: Any, start: int, stop: int
 ) -> None:
-    """One step of the server's optimiser ``rule`` on some rows of a table, in place.
+    """One step of the server's optimiser ``rule`` on some rows of a table [m, d], and of the tables [K m, d] beside it,
+    in place. Each sum is read once, for both.
 
     ``tables`` are the table, its first and second moments (without rows for FedAvg), and its running averages (without
-    rows where there are none). ``places`` are the ``rows`` to change, ``limits`` and ``members`` that say which sums
-    belong to each of them, and the rounds after which the averages were taken. The change of ``rows[r]``, for r from
-    ``start`` to ``stop``, is the sum of ``sums`` over ``members[limits[r]:limits[r + 1]]``, from fixed point, divided
-    by ``divisors[r]``. ``options`` are learning rate, betas and epsilon, the averages' decay, and the number of rounds
-    that were played before.
+    rows where there are none). ``apart`` are the tables beside it with their moments; without rows for no step there.
+    ``places`` are ``items``, ``limits`` and ``members`` of :func:`by_item`, the ``keys`` of the sums, and the rounds
+    after which the averages were taken. The change of ``items[r]``, for r from ``start`` to ``stop``, is the sum of
+    ``sums`` over ``members[limits[r]:limits[r + 1]]``, from fixed point, divided by the first of the ``divisors``. The
+    change of the row ``keys[k]`` beside it is ``sums[k]``, divided by the divisor of its table, which come next.
+    ``options`` are the learning rates of both, betas and epsilon, the averages' decay, and the number of rounds that
+    were played before.
     """
-    (table, first, second, averages), (rows, limits, members, since) = tables, places
-    (rate, beta1, beta2, epsilon), decay, played = options
-    width = table.shape[1]
+    (table, first, second, averages), (others, other_first, other_second) = tables, apart
+    (items, limits, members, keys, since), (rates, decay, played) = places, options
+    width, rate, other_rate, moves = table.shape[1], rates[0], rates[1], rates[2:]
     total, change = np.empty(width, np.float64), np.empty(width, np.float32)
-    averaged, adaptive = averages.size > 0, first.size > 0
     for place in range(start, stop):
-        later = rows[min(place + _AHEAD, stop - 1)]
+        later, row, begin, end = items[min(place + _AHEAD, stop - 1)], items[place], limits[place], limits[place + 1]
         prefetch(table, later)
-        if adaptive:
+        if first.size:
             prefetch(first, later)
             prefetch(second, later)
-        if averaged:
+        if averages.size:
             prefetch(averages, later)
-        row, begin = rows[place], limits[place]
-        if limits[place + 1] - begin == 1:
-            _scale_down(sums[members[begin]], divisors[place], change)
-        else:
-            total[:] = 0
-            for other in range(begin, limits[place + 1]):
-                _add_wide(sums[members[other]], total)
-            _scale_down(total, divisors[place], change)
-        if averaged:
+        total[:] = 0
+        for number in range(begin, end):
+            member, coming = members[number], members[min(number + _AHEAD, limits[stop] - 1)]
+            for column in range(0, width, 8):
+                load(sums, coming * width + column)
+            _add_wide(sums[member], total)
+            if others.size:
+                key, later = keys[member], keys[coming]
+                prefetch(others, later)
+                if other_first.size:
+                    prefetch(other_first, later)
+                    prefetch(other_second, later)
+                _scale_down(sums[member], divisors[1 + key // table.shape[0]], change)
+                _move(rule, change, other_rate, moves, key, others, other_first, other_second)
+        _scale_down(total, divisors[0], change)
+        if averages.size:
             _average(table[row], averages[row], np.float32(decay ** np.float64(played - since[row])))
             since[row] = played + 1
-        if adaptive:
-            _first_moment(change, beta1, first[row])
-            _second_moment(rule, change, beta2, second[row])
-            _step_adaptively(first[row], second[row], epsilon, rate, table[row])
-        else:
-            add_scaled(rate, change, table[row])
-        if averaged:
+        _move(rule, change, rate, moves, row, table, first, second)
+        if averages.size:
             _average(table[row], averages[row], np.float32(decay))
+
+
+@helper
+def _move(rule, change, rate, moves, row, table, first, second):  # type: ignore[no-untyped-def]
+    """One step on a row of a table, for its mean ``change``; ``moves`` are betas and epsilon."""
+    beta1, beta2, epsilon = moves
+    if first.size:
+        _first_moment(change, beta1, first[row])
+        _second_moment(rule, change, beta2, second[row])
+        _step_adaptively(first[row], second[row], epsilon, rate, table[row])
+    else:
+        add_scaled(rate, change, table[row])
 
 
 @helper
@@ -322,6 +338,15 @@ def first_draws(key: Any, labels: Any, small: Any, draws: Any, users: Any) -> in
             draws[count], users[count] = (labels[user] << 48) | draw, user
             count += 1
     return count
+
+
+@kernel("void(int64[::1], int64[::1])")
+def invert(positions: Any, sources: Any) -> None:
+    """``sources`` are the places at which the numbers 0, 1, 2, ... occur among ``positions``, -1 where they do not."""
+    sources[:] = -1
+    for place in range(positions.size):
+        if positions[place] >= 0:
+            sources[positions[place]] = place
 
 
 @kernel("void(float32[:, ::1], int64[::1], float32[:, ::1], float32[:, ::1], int64, int64)")

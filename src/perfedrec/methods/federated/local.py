@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -200,17 +201,16 @@ def _compiled_steps(task: LocalTask, client: ClientSettings) -> LocalResult:
 def own_rows(kept: Tensor, positions: Tensor, before: Tensor) -> Tensor:
     """[R, d] the clients' own rows. Those at ``positions`` [P] (-1 for decoys) are the first rows of ``kept`` [T, d],
     and the others, which are masked, are as ``before`` [R, d]."""
-    sources = positions.new_full((before.shape[0] + 1,), -1)
-    sources[positions] = torch.arange(positions.numel(), device=positions.device)  # decoys end up in the last place
-    if kept.dtype == before.dtype == torch.float32 and usable(kept, before):
+    if kept.dtype == before.dtype == torch.float32 and usable(kept, before, positions):
         from perfedrec.methods.federated import kernels
 
-        rows = torch.empty_like(before)
-        arrays = (each.numpy() for each in (kept, sources, before, rows))
+        rows, sources = torch.empty_like(before), np.empty(before.shape[0], np.int64)
+        kernels.invert(positions.numpy(), sources)
+        arrays = kept.numpy(), sources, before.numpy(), rows.numpy()
         spread(partial(kernels.keep_rows, *arrays), before.shape[0], before.shape[0])
         return rows
-    trained = (sources[:-1] >= 0).nonzero().squeeze(1)
-    return before.index_copy(0, trained, kept.index_select(0, sources[trained]))
+    own = (positions >= 0).nonzero().squeeze(1)
+    return before.index_copy(0, positions[own], kept.index_select(0, own))
 
 
 def checked(result: object, task: LocalTask, steps: str) -> LocalResult:

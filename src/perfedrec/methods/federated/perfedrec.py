@@ -26,7 +26,7 @@ from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.keys import Key
 from perfedrec.core.memory import give_back
 from perfedrec.core.scoring import Scoring
-from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update, items_of
+from perfedrec.core.types import NEWCOMER, Embedding, Published, Rows, Spec, Update, items_of, of_users
 from perfedrec.methods.federated import cohort, neighbourhood, summing
 from perfedrec.methods.federated.graph import GraphMethod
 from perfedrec.methods.federated.network import Network
@@ -166,7 +166,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         labels = state.clusters.labels
         if labels is None:
             return torch.full_like(users, -1 if state.clusters.centroids is not None else 0)
-        return torch.where(users == NEWCOMER, -1, labels[users.clamp(min=0)])
+        return of_users(labels, users, -1)
 
     def select(self, state: PerFedRecState, key: Key) -> Tensor:
         selection, labels = self.settings.selection, state.clusters.labels
@@ -198,9 +198,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         near, nearness, factor = state.service.near, state.service.nearness, state.low_rank.factor
         if near is None or nearness is None:
             return {"low_rank": factor}
-        known, new = users.clamp(min=0), (users == NEWCOMER)[:, None]
-        own = {"near": near[known].masked_fill(new, -1), "nearness": nearness[known].masked_fill(new, 0.0)}
-        return {"low_rank": factor, **own}
+        return {"low_rank": factor, "near": of_users(near, users, -1), "nearness": of_users(nearness, users, 0)}
 
     def group_weights(self, state: PerFedRecState, aggregate: Aggregate) -> Tensor:
         """[G] the divisor of each group's sums. If nobody knows who is in which cluster, it is the cluster's share of

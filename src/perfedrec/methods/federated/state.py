@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from perfedrec.core.lookup import put
 from perfedrec.methods.federated.tables import Average, Moments, Tables
 from perfedrec.nn.propagation import Bipartite
 
@@ -118,6 +119,14 @@ class Service:
             return torch.full_like(users, -1)
         found = torch.searchsorted(self.users, users).clamp_(max=self.users.numel() - 1)
         return found.masked_fill(self.users[found] != users, -1)
+
+    def keep(self, users: Tensor, reports: Tensor) -> None:
+        """Store the ``reports`` [B, L, d] of those of ``users`` [B] whom the service knows."""
+        places = self.places(users)
+        if self.users is not None:
+            known = places >= 0
+            places, reports = places[known], reports[known]
+        put(self.reports, places, reports)
 
 
 @dataclass(frozen=True, kw_only=True)

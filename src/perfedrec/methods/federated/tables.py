@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,6 +112,18 @@ def over_tables(keys: Tensor, rows: Tensor, n_items: int) -> tuple[Tensor, Tenso
     return items, rows.new_zeros(items.numel(), rows.shape[1]).index_add_(0, inverse, rows)
 
 
+@dataclass(frozen=True)
+class Apart:
+    """Several ``tables`` [K m, d] that the server moves apart, each by the part of the sums that is its own: their
+    ``moments``, the ``weights`` [K] of the clients that contributed to each, and the ``share`` of the server's learning
+    rate."""
+
+    tables: Tensor
+    moments: Moments | None
+    weights: Tensor
+    share: float
+
+
 def step(
     settings: ServerSettings,
     table: Tensor,
@@ -119,21 +132,24 @@ def step(
     aggregate: Aggregate,
     weight: Tensor,
     played: int,
+    apart: Apart | None = None,
 ) -> None:
     """One step of the server's optimiser on the rows of a ``table`` [m, d] that clients touched, in place, with its
-    running ``average``. The change of an item is its sum over all tables of the ``aggregate``, divided by the
-    ``weight``. ``played`` rounds were played before."""
-    keys, n_items = aggregate.keys, aggregate.n_items
-    several = bool(keys.numel()) and int(keys[-1]) >= n_items
-    if _compiled(aggregate, table):
-        rows, limits, members = _by_item(keys, n_items) if several else _apart(keys)
-        divisors = weight.to(torch.float32).expand(rows.numel()).contiguous()
-        places = _Places(rows, limits, members, divisors)
-        _compiled_step(settings, table, moments, places, aggregate.sums, 1.0, average, played)
+    running ``average``; and on those of the tables ``apart`` from it.
+
+    The change of an item is its sum over all tables of the ``aggregate``, divided by the ``weight``. ``played`` rounds
+    were played before.
+    """
+    tables = (table, None if apart is None else apart.tables)
+    if usable(aggregate.keys, aggregate.sums, *tables) and aggregate.sums.shape[1] == table.shape[1]:
+        _compiled_step(settings, table, moments, average, aggregate, weight, played, apart)
         return
-    rows, change = keys, from_fixed(aggregate.sums)
-    if several:
-        rows, change = over_tables(keys, change, n_items)
+    rows, change = aggregate.keys, from_fixed(aggregate.sums)
+    if apart is not None:
+        own = means(aggregate, apart.weights)
+        sparse_step(settings, apart.tables, apart.moments, rows, own, apart.share)
+    if rows.numel() and int(rows[-1]) >= aggregate.n_items:
+        rows, change = over_tables(rows, change, aggregate.n_items)
     if average is not None:
         average.advance(table, rows, played, settings.averaging)
     sparse_step(settings, table, moments, rows, change / weight)
@@ -141,82 +157,43 @@ def step(
         average.advance(table, rows, played + 1, settings.averaging)
 
 
-def step_apart(
-    settings: ServerSettings,
-    tables: Tensor,
-    moments: Moments | None,
-    aggregate: Aggregate,
-    weights: Tensor,
-    share: float,
-) -> None:
-    """One step on the rows of several ``tables`` [K m, d], each with its own part of the ``aggregate``, in place. The
-    sums are divided by the ``weights`` [K] of the clients that contributed to their table."""
-    keys = aggregate.keys
-    if not _compiled(aggregate, tables):
-        sparse_step(settings, tables, moments, keys, means(aggregate, weights), share)
-        return
-    divisors = weights.to(torch.float32)[torch.div(keys, aggregate.n_items, rounding_mode="floor")]
-    _compiled_step(settings, tables, moments, _Places(*_apart(keys), divisors), aggregate.sums, share)
-
-
-def _apart(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, limits and members of :class:`_Places` where each of the ``keys`` [U] is a row with one sum."""
-    every = torch.arange(keys.numel() + 1)
-    return keys, every, every[:-1]
-
-
-def _by_item(keys: Tensor, n_items: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, limits and members of :class:`_Places` where the sums of an item over all tables belong together."""
-    from perfedrec.methods.federated import kernels
-
-    items, limits, members = torch.empty_like(keys), keys.new_empty(keys.numel() + 1), torch.empty_like(keys)
-    arrays = (each.numpy() for each in (keys, keys.new_zeros(n_items), items, limits, members))
-    count = kernels.by_item(*arrays)
-    return items[:count], limits[: count + 1], members
-
-
-def _compiled(aggregate: Aggregate, table: Tensor) -> bool:
-    return usable(aggregate.keys, aggregate.sums, table) and aggregate.sums.shape[1] == table.shape[1]
-
-
-@dataclass(frozen=True)
-class _Places:
-    """The ``rows`` [r] of a table to change. The sums with the numbers ``members[limits[k]:limits[k + 1]]`` belong to
-    row k, and are divided by ``divisors`` [r]."""
-
-    rows: Tensor
-    limits: Tensor
-    members: Tensor
-    divisors: Tensor
-
-
 def _compiled_step(
     settings: ServerSettings,
     table: Tensor,
     moments: Moments | None,
-    places: _Places,
-    sums: Tensor,
-    share: float = 1.0,
-    average: Average | None = None,
-    played: int = 0,
+    average: Average | None,
+    aggregate: Aggregate,
+    weight: Tensor,
+    played: int,
+    apart: Apart | None,
 ) -> None:
     """See :func:`perfedrec.methods.federated.kernels.step_rows`."""
     from perfedrec.methods.federated import kernels
 
-    none, rows = table[:0], places.rows
-    first, second = (none, none) if moments is None else (moments.first, moments.second)
-    averages, since = (none, rows[:0]) if average is None else (average.values, average.rounds)
-    rates = (settings.learning_rate * share, settings.beta1, settings.beta2, settings.epsilon)
+    keys, none = aggregate.keys.numpy(), table[:0]
+    items, limits, members = np.empty_like(keys), np.empty(keys.size + 1, np.int64), np.empty_like(keys)
+    count = kernels.by_item(keys, np.zeros(aggregate.n_items, np.int64), items, limits, members)
+    others, divisors, share = (none, none, none), weight.reshape(1), 0.0
+    if apart is not None:
+        others = (apart.tables, *_pair(apart.moments, none))
+        divisors, share = torch.cat([divisors, apart.weights]), apart.share
+    averages, since = (none, aggregate.keys[:0]) if average is None else (average.values, average.rounds)
+    rate = settings.learning_rate
     work = partial(
         kernels.step_rows,
         kernels.RULES[settings.optimizer],
-        tuple(each.numpy() for each in (table, first, second, averages)),
-        tuple(each.numpy() for each in (rows, places.limits, places.members, since)),
-        sums.numpy(),
-        places.divisors.numpy(),
-        (rates, settings.averaging, played),
+        tuple(each.numpy() for each in (table, *_pair(moments, none), averages)),
+        tuple(each.numpy() for each in others),
+        (items, limits, members, keys, since.numpy()),
+        aggregate.sums.numpy(),
+        divisors.to(torch.float32).numpy(),
+        ((rate, rate * share, settings.beta1, settings.beta2, settings.epsilon), settings.averaging, played),
     )
-    spread(work, rows.numel(), rows.numel())
+    spread(work, count, count)
+
+
+def _pair(moments: Moments | None, none: Tensor) -> tuple[Tensor, Tensor]:
+    return (none, none) if moments is None else (moments.first, moments.second)
 
 
 def sparse_step(
