@@ -6,7 +6,9 @@
 Each peer is installed, with pinned versions, into a virtual environment of its own below --venvs, and stays there for
 the next time. A peer that cannot be had or does not run is named in one line, and the others follow.
 
-- implicit: samples a second of BPR, one thread each, in processor time. Ours is the method mf.
+- implicit: samples a second of BPR, one thread each, in processor time. Ours is the method mf, with SGD and with Adam.
+  With --epochs also the best validation recall@20 within these epochs, by learning rate, and how many samples and
+  seconds the best options of each kind need until all have the same.
 - lightgcn: seconds an epoch of the public PyTorch code, one thread each, in processor time, with the same options; and
   the test accuracy of both after the same number of epochs (--epochs, with --accuracy-data).
 - selfrec: seconds an epoch of the graph models of the public SELFRec (--models), one thread each, in processor time,
@@ -49,8 +51,8 @@ from perfedrec.evaluation import Held, RandomOrder
 from perfedrec.methods.centralised.descent import descend
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Method, Training
-from perfedrec.methods.centralised.mf import MF
-from perfedrec.methods.centralised.vectors import Vectors, VectorSettings, batches
+from perfedrec.methods.centralised.mf import MF, MFSettings
+from perfedrec.methods.centralised.vectors import Vectors, batches
 from perfedrec.methods.registry import METHODS, TITLES
 from perfedrec.runs.engine import CentralRecommender
 from perfedrec.runtimes.simulator import Simulator
@@ -70,6 +72,14 @@ MODELS = {
     "SSL4Rec": "ssl4rec",
 }
 """Graph models of SELFRec that run without a GPU and TensorFlow, and our names of them."""
+
+OPTIMIZERS = "sgd", "adam"
+"""Those of our method mf."""
+
+BPR_GRID = [(rate, l2) for rate in (0.02, 0.05, 0.1) for l2 in (0.003, 0.01)]
+BPR_OPTIONS = {"theirs": [(0.01, 0.01), *BPR_GRID], "sgd": BPR_GRID, "adam": [(0.005, 1e-4)]}
+"""Learning rates and weights of the L2 term of BPR that are tried. The first of theirs are those that they have by
+default, and those with Adam are the preset's."""
 
 LONGEST = 3600
 """Seconds after which a peer's program is ended."""
@@ -190,23 +200,95 @@ def compared(figure: str, turns: int, theirs: Callable[[], float], ours: Callabl
 def implicit(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
     """Samples of BPR."""
     file, data = store(dataset, scratch / "train.npz"), Training.of(dataset, torch.device("cpu"))
-    method, n, epoch = MF(VectorSettings(embedding_dim=given.dim)), len(dataset.train.items), 0
-    state, _ = method.epoch(method.init(data, Key(0)), data, Key(1))  # compiles what is not yet compiled
+    n = len(dataset.train.items)
 
     def theirs() -> float:
         return float(measured("implicit", given.venvs, file, "--dim", given.dim, "--epochs", 5)["seconds"])
 
-    def ours() -> float:
-        nonlocal state, epoch
-        seconds = []
-        for _ in range(5):
-            epoch, start = epoch + 1, time.process_time()
-            state, _ = method.epoch(state, data, Key(2).fold(epoch))
-            seconds.append(time.process_time() - start)
-        return statistics.median(seconds)
+    for optimizer in OPTIMIZERS:
+        method = MF(MFSettings(embedding_dim=given.dim, optimizer=optimizer))
+        state, _ = method.epoch(method.init(data, Key(0)), data, Key(1))  # compiles what is not yet compiled
 
-    line = compared("processor seconds an epoch of BPR", given.turns, theirs, ours)
-    yield line | {f"samples_a_second_{who}": round(n / line[who]) for who in ("theirs", "ours")} | {"dim": given.dim}
+        def ours(method: MF = method, state: Vectors = state) -> float:
+            seconds = []
+            for epoch in range(5):
+                start = time.process_time()
+                state, _ = method.epoch(state, data, Key(2).fold(epoch))
+                seconds.append(time.process_time() - start)
+            return statistics.median(seconds)
+
+        line = compared(f"processor seconds an epoch of BPR, ours with {optimizer}", given.turns, theirs, ours)
+        speeds = {f"samples_a_second_{who}": round(n / line[who]) for who in ("theirs", "ours")}
+        yield line | speeds | {"dim": given.dim}
+    if given.epochs:
+        yield from bpr_accuracy(given, dataset, data, file)
+
+
+Curve = list[tuple[int, float, float]]
+"""Epochs, processor seconds and validation recall@20."""
+
+
+def bpr_accuracy(given: argparse.Namespace, dataset: Dataset, data: Training, file: Path) -> Iterator[dict[str, Any]]:
+    """The best validation recall@20 of BPR within --epochs, by learning rate; and what the best of each kind needs to
+    reach what all of them reach."""
+    every, best = max(1, given.epochs // 30), {}
+    for kind in ("theirs", *OPTIMIZERS):
+        for rate, l2 in BPR_OPTIONS[kind]:
+            if kind == "theirs":
+                found = their_curve(given, dataset, data, file, rate, l2, every)
+            else:
+                options = {"optimizer": kind, "learning_rate": rate, "l2": l2, "init_scale": 0.02}
+                method = MF(MFSettings(embedding_dim=given.dim, **options))
+                found = own_curve(method, dataset, data, given.epochs, every)
+            epochs, seconds, recall = max(found, key=lambda each: each[2])
+            line = {"figure": f"best validation recall@20 of BPR, {kind}", "learning_rate": rate, "l2": l2}
+            yield line | {"recall@20": round(recall, 4), "epochs": epochs, "seconds": round(seconds, 2)}
+            if kind not in best or recall > max(each[2] for each in best[kind]):
+                best[kind] = found
+    target = min(max(each[2] for each in found) for found in best.values())
+    for kind, found in best.items():
+        epochs, seconds, _ = next(each for each in found if each[2] >= target)
+        line = {
+            "figure": f"until validation recall@20 of {target:.4f}, {kind}",
+            "samples": epochs * data.rows.items.numel(),
+        }
+        yield line | {"epochs": epochs, "seconds": round(seconds, 2)}
+
+
+def own_curve(method: MF, dataset: Dataset, data: Training, epochs: int, every: int) -> Curve:
+    """The curve of our method."""
+    state, seconds, found = method.init(data, Key(0)), 0.0, []
+    for epoch in range(1, epochs + 1):
+        start = time.process_time()
+        state, _ = method.epoch(state, data, Key(1).fold(epoch))
+        seconds += time.process_time() - start
+        if epoch % every == 0:
+            found.append((epoch, seconds, validated(method, method.serving(state, data), dataset, data)))
+    return found
+
+
+def their_curve(
+    given: argparse.Namespace, dataset: Dataset, data: Training, file: Path, rate: float, l2: float, every: int
+) -> Curve:
+    """The curve of `implicit`."""
+    output = file.with_name("vectors.npz")
+    options = {"dim": given.dim, "epochs": given.epochs, "rate": rate, "l2": l2, "every": every, "output": output}
+    named = [part for name, value in options.items() for part in (f"--{name}", value)]
+    seconds = measured("implicit", given.venvs, file, *named)["seconds"]
+    found, method = [], MF(MFSettings())
+    with np.load(output) as stored:
+        both = zip(stored["users"], stored["items"], strict=True)
+        for number, (spent, vectors) in enumerate(zip(seconds, both, strict=True), 1):
+            recall = validated(method, Vectors(*map(torch.from_numpy, vectors)), dataset, data)
+            found.append((number * every, spent, recall))
+    return found
+
+
+def validated(method: MF, vectors: Vectors, dataset: Dataset, data: Training) -> float:
+    """Validation recall@20 of vectors."""
+    held = Held.of(dataset.valid.offsets, dataset.valid.items, torch.device("cpu"))
+    order = RandomOrder(dataset.train.user_ids, dataset.train.item_ids)
+    return CentralRecommender(method, vectors, data, order).evaluate(held)["recall@20"]
 
 
 def lightgcn(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -403,7 +485,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64, help="length of the vectors")
     parser.add_argument("--batches", type=int, default=5, help="batches of LightGCN that are timed")
     parser.add_argument(
-        "--epochs", type=int, default=0, help="epochs of LightGCN and SELFRec after which accuracy is compared"
+        "--epochs", type=int, default=0, help="epochs of BPR, LightGCN and SELFRec after which accuracy is compared"
     )
     parser.add_argument("--accuracy-data", help="data for that (default: --data)")
     parser.add_argument("--cohort", type=int, default=256, help="clients of a round")

@@ -140,8 +140,14 @@ def test_peers_are_compared(
 ) -> None:
     programs = {
         "implicit": """
-import sys
+import numpy, sys
 print("first words")
+if sys.argv[2:6] == ["--dim", "4", "--epochs", "3"]:
+    with numpy.load(sys.argv[1]) as given:
+        users, items = given["shape"]
+    output = sys.argv[sys.argv.index("--output") + 1]
+    numpy.savez(output, users=numpy.ones((3, users, 5), "f4"), items=numpy.ones((3, items, 5), "f4"))
+    print('{"seconds": [1, 2, 3]}')
 print('{"seconds": 6}' if sys.argv[2:] == ["--dim", "4", "--epochs", "5"] else "no figure")
 """,
         "lightgcn": """
@@ -171,7 +177,10 @@ print(json.dumps({"seconds_an_epoch": {"SASRec": 1, "BERT4Rec": 2, "CL4SRec": 3}
     (code / "SELFRec.py").touch()
     options = ("--data", TINY, "--venvs", venvs, "--lightgcn", code.parent, "--turns", 1, "--dim", 4, "--epochs", 3)
     options += ("--selfrec", code, "--models", "BUIR")
-    found = lines(monkeypatch, capsys, *options, "--cohort", 16, "--rounds", 1)
+    monkeypatch.setattr(peers, "BPR_OPTIONS", {kind: [(0.05, 0.01)] for kind in ("theirs", "sgd", "adam")})
+    every = lines(monkeypatch, capsys, *options, "--cohort", 16, "--rounds", 1)
+    sgd, *bpr = [line for line in every if line["peer"] == "implicit"]
+    found = [sgd, *(line for line in every if line["peer"] != "implicit")]
     assert [line["peer"] for line in found] == ["implicit", "lightgcn", "lightgcn", "selfrec", "selfrec", "flower"] + [
         "sequences"
     ] * 3
@@ -181,6 +190,16 @@ print(json.dumps({"seconds_an_epoch": {"SASRec": 1, "BERT4Rec": 2, "CL4SRec": 3}
     for line in timed:
         assert line["ratio"] == pytest.approx(line["theirs"] / line["ours"], rel=0.001)
     assert found[0]["samples_a_second_theirs"] == round(load(TINY).train.items.size / 6)
+    assert [line["figure"].split(", ")[1] for line in (sgd, *bpr)] == ["ours with sgd", "ours with adam"] + [
+        "theirs",
+        "sgd",
+        "adam",
+    ] * 2
+    best, until = bpr[1:4], bpr[4:]
+    assert best[0]["seconds"] == best[0]["epochs"] == until[0]["epochs"] == 1  # their vectors are always the same
+    assert all(0 < each["recall@20"] < 1 for each in best)
+    assert all(1 <= first["epochs"] <= each["epochs"] for first, each in zip(until, best, strict=True))
+    assert [each["samples"] for each in until] == [each["epochs"] * load(TINY).train.items.size for each in until]
     assert found[2]["theirs"] != found[2]["ours"]  # all products of theirs are equal
     assert found[4]["theirs"] == {"by the test": 0.4, "by validation": 0.1}
     assert 0 < found[4]["ours"]["by validation"] <= found[4]["ours"]["by the test"] < 1

@@ -1,5 +1,6 @@
 """The compiled epoch of MF against Adam of torch."""
 
+import math
 from dataclasses import fields, replace
 from functools import partial
 
@@ -13,8 +14,8 @@ from perfedrec.core.types import block_rows
 from perfedrec.methods.centralised import mf
 from perfedrec.methods.centralised.descent import BETAS, EPSILON
 from perfedrec.methods.centralised.method import Training
-from perfedrec.methods.centralised.mf import MF, later_steps
-from perfedrec.methods.centralised.vectors import VectorMethod, Vectors, VectorSettings
+from perfedrec.methods.centralised.mf import MF, MFSettings, later_steps
+from perfedrec.methods.centralised.vectors import VectorMethod, Vectors, batches
 
 pytest.importorskip("numba")
 
@@ -64,7 +65,7 @@ def same(one: Vectors, two: Vectors) -> bool:
 @pytest.mark.parametrize("dim", [1, 7, 64])
 def test_an_epoch_is_that_of_torch(data: str, options: dict[str, float], dim: int) -> None:
     given = training(data)
-    method = MF(VectorSettings(embedding_dim=dim, learning_rate=0.01, **options))
+    method = MF(MFSettings(embedding_dim=dim, learning_rate=0.01, **options))
     first = method.init(given, Key(0))
     found, loss = compiled(method, first, given, range(3))
     expected, expected_loss = by_torch(method, first, given, range(3))
@@ -82,7 +83,7 @@ def test_an_epoch_is_that_of_torch(data: str, options: dict[str, float], dim: in
 
 def test_gradients_as_small_as_epsilon_are_damped_alike() -> None:
     data = training("synthetic:users=50,items=70,clusters=2,interactions_per_user=8,seed=1")
-    method = MF(VectorSettings(embedding_dim=8, learning_rate=0.01, batch_size=16, init_scale=3e-7, l2=0))
+    method = MF(MFSettings(embedding_dim=8, learning_rate=0.01, batch_size=16, init_scale=3e-7, l2=0))
     first = method.init(data, Key(0))
     found, _ = compiled(method, first, data, range(1))
     expected, _ = by_torch(method, first, data, range(1))
@@ -93,7 +94,7 @@ def test_gradients_as_small_as_epsilon_are_damped_alike() -> None:
 
 def test_rows_without_an_interaction_go_on_as_adam_has_it() -> None:
     both = of_lists([[0, 1], [2, 3], [1, 4]], 9)
-    method = MF(VectorSettings(embedding_dim=4, learning_rate=0.1, batch_size=2))
+    method = MF(MFSettings(embedding_dim=4, learning_rate=0.1, batch_size=2))
     before, _ = compiled(method, method.init(both, Key(0)), both, range(2))
     fewer = of_lists([[0, 1], [2, 3], []], 9)
     found, _ = compiled(method, before, fewer, range(2, 4))
@@ -105,7 +106,7 @@ def test_rows_without_an_interaction_go_on_as_adam_has_it() -> None:
 
 def test_users_with_nearly_all_items() -> None:
     data = of_lists([[0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 2, 4]], 5)  # the second has nothing left to compare with
-    method = MF(VectorSettings(embedding_dim=4, learning_rate=0.05, batch_size=3))
+    method = MF(MFSettings(embedding_dim=4, learning_rate=0.05, batch_size=3))
     first = method.init(data, Key(0))
     found, loss = compiled(method, first, data, range(4))
     expected, expected_loss = by_torch(method, first, data, range(4))
@@ -116,7 +117,7 @@ def test_users_with_nearly_all_items() -> None:
 
 def test_an_epoch_with_nothing_to_compare_changes_nothing() -> None:
     data = of_lists([[0, 1, 2], []], 3)
-    method = MF(VectorSettings(embedding_dim=4))
+    method = MF(MFSettings(embedding_dim=4))
     first = method.init(data, Key(0))
     found, loss = compiled(method, first, data, range(1))
     assert same(found, first)
@@ -125,7 +126,7 @@ def test_an_epoch_with_nothing_to_compare_changes_nothing() -> None:
 
 def test_a_continued_run_has_the_same_bits_for_any_number_of_threads() -> None:
     data = training("synthetic:users=50,items=70,clusters=2,interactions_per_user=8,seed=1")
-    method = MF(VectorSettings(embedding_dim=16, batch_size=64))
+    method = MF(MFSettings(embedding_dim=16, batch_size=64))
     first = method.init(data, Key(0))
     kept = replace(first, users=first.users.clone(), items=first.items.clone())
     whole, _ = compiled(method, first, data, range(4))
@@ -143,13 +144,80 @@ def test_a_continued_run_has_the_same_bits_for_any_number_of_threads() -> None:
 
 def test_torch_trains_where_kernels_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     data = training("synthetic:users=50,items=70,clusters=2,interactions_per_user=8,seed=1")
-    method = MF(VectorSettings(embedding_dim=4, batch_size=64))
+    method = MF(MFSettings(embedding_dim=4, batch_size=64))
     first = method.init(data, Key(0))
     monkeypatch.setattr(mf, "usable", lambda *tensors: False)
     found, loss = compiled(method, first, data, range(1))
     expected, expected_loss = VectorMethod.epoch(method, first, data, Key(5).fold(0))
     assert same(found, expected)
     assert loss == expected_loss
+
+
+SGD = {"optimizer": "sgd", "learning_rate": 0.2, "l2": 0.05}
+
+
+def test_a_plain_step_by_hand() -> None:
+    """One user with one of two items: ``x = p . (q_j - q_i)``, and all rows move from where they were."""
+    data, method = of_lists([[1]], 2), MF(MFSettings(embedding_dim=2, **SGD))
+    before = Vectors(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 3.0], [1.0, 1.0]]))
+    found, loss = method.epoch(before, data, Key(0))
+    x = 1 * (0 - 1) + 2 * (3 - 1)
+    slope = 1 / (1 + math.exp(-x))
+    assert loss == pytest.approx(math.log1p(math.exp(x)) + 0.05 / 2 * (5 + 9 + 2), rel=1e-6)
+    user = [1 - 0.2 * (slope * (0 - 1) + 0.05 * 1), 2 - 0.2 * (slope * (3 - 1) + 0.05 * 2)]
+    other = [0 - 0.2 * (slope * 1 + 0.05 * 0), 3 - 0.2 * (slope * 2 + 0.05 * 3)]
+    item = [1 - 0.2 * (-slope * 1 + 0.05 * 1), 1 - 0.2 * (-slope * 2 + 0.05 * 1)]
+    torch.testing.assert_close(found.users, torch.tensor([user]))
+    torch.testing.assert_close(found.items, torch.tensor([other, item]))
+    assert found.steps == 1
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64])
+def test_plain_steps_are_those_of_torch(dim: int) -> None:
+    data = training("synthetic:users=30,items=40,clusters=2,interactions_per_user=6,seed=1")
+    method = MF(MFSettings(embedding_dim=dim, **SGD))
+    first = method.init(data, Key(0))
+    assert (first.first, first.second) == (None, None)
+    found, loss = compiled(method, first, data, range(2))
+    double = replace(first, users=first.users.double(), items=first.items.double())  # for which there is no kernel
+    expected, expected_loss = compiled(method, double, data, range(2))
+    assert expected.users.dtype == torch.float64
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert found.steps == expected.steps == 2 * data.rows.items.numel()
+    assert (expected.users - first.users).abs().mean() > 0.005
+    torch.testing.assert_close(found.users.double(), expected.users, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.items.double(), expected.items, rtol=1e-4, atol=1e-5)
+
+
+def test_torch_takes_plain_steps_by_autograd() -> None:
+    """The oracle of the oracle: the gradient of :meth:`MF.loss`, triple by triple."""
+    data = training("synthetic:users=8,items=14,clusters=2,interactions_per_user=3,seed=1")
+    method = MF(MFSettings(embedding_dim=3, **SGD))
+    first = method.init(data, Key(0))
+    users, items = (each.double().requires_grad_() for each in (first.users, first.items))
+    for batch in batches(data, 1, Key(5).fold(0)):
+        gradients = torch.autograd.grad(method.loss(users, items, batch, data), (users, items))
+        users, items = (
+            (each - 0.2 * one).detach().requires_grad_() for each, one in zip((users, items), gradients, strict=True)
+        )
+    found, _ = compiled(method, first, data, range(1))
+    torch.testing.assert_close(found.users.double(), users.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.items.double(), items.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_continued_run_with_plain_steps_has_the_same_bits() -> None:
+    data = training("synthetic:users=50,items=70,clusters=2,interactions_per_user=8,seed=1")
+    method = MF(MFSettings(embedding_dim=16, **SGD))
+    first = method.init(data, Key(0))
+    kept = replace(first, users=first.users.clone(), items=first.items.clone())
+    whole, _ = compiled(method, first, data, range(4))
+    assert torch.equal(first.users, kept.users)
+    assert torch.equal(first.items, kept.items)
+    half, _ = compiled(method, first, data, range(2))
+    continued, _ = compiled(method, half, data, range(2, 4))
+    assert torch.equal(continued.users, whole.users)
+    assert torch.equal(continued.items, whole.items)
+    assert not torch.equal(half.items, whole.items)
 
 
 def test_the_visits_of_an_epoch() -> None:

@@ -1,4 +1,4 @@
-"""Kernels of centralised training: Adam on the vectors of the batches that an epoch will see.
+"""Kernels of centralised training: steps on the vectors of the batches or triples that an epoch will see.
 
 This module needs numba. It is imported where :func:`perfedrec.core.compiled.usable` holds, and not before.
 """
@@ -210,4 +210,49 @@ def bpr_epoch(
         idle = n_batches - 1 - last[row]
         _scale(table[row, 1], np.float32(powers1[idle]))
         _scale(table[row, 2], np.float32(powers2[idle]))
+    return total
+
+
+@fast_helper
+def _step_triple(user, item, other, rate, kept, slope):  # type: ignore[no-untyped-def]
+    """A plain step on the three rows of a triple, in place; ``kept`` of a row is left by the L2 term. Each number is
+    read and written once."""
+    for at in range(user.size):
+        one, two, three = user[at], item[at], other[at]
+        user[at] = kept * one + rate * slope * (two - three)
+        item[at] = kept * two + rate * slope * one
+        other[at] = kept * three - rate * slope * one
+
+
+@fast_helper
+def _compare(user, item, other):  # type: ignore[no-untyped-def]
+    """:func:`_margin`, and the squared norm of all three."""
+    total, squares = _ZERO, _ZERO
+    for at in range(user.size):
+        one, two, three = user[at], item[at], other[at]
+        total += one * (three - two)
+        squares += one * one + two * two + three * three
+    return total, squares
+
+
+@kernel("float64(float32[:, ::1], float32[:, ::1], UniTuple(int64[::1], 4), float32, float32)", fast=True)
+def bpr_triples(users: Any, items: Any, triples: Any, rate: Any, l2: Any) -> float:
+    """Train the vectors of ``users`` [n, d] and ``items`` [m, d] on all triples of an epoch, one after the other, in
+    place; return the sum of the loss. ``triples`` are users [P], positives [P] and negatives [P], and the order [P] in
+    which they come; ``rate`` is the learning rate, and ``l2`` the weight of the L2 term."""
+    (owners, positives, negatives, order), width = triples, users.shape[1]
+    flat_users, flat_items, kept = users.reshape(-1), items.reshape(-1), _ONE - rate * l2
+    total = 0.0
+    for place in range(order.size):
+        later = order[min(place + _AHEAD, order.size - 1)]
+        _load_row(flat_users, owners[later] * width, width)
+        _load_row(flat_items, positives[later] * width, width)
+        _load_row(flat_items, negatives[later] * width, width)
+        triple = order[place]
+        user, item, other = users[owners[triple]], items[positives[triple]], items[negatives[triple]]
+        x, squares = _compare(user, item, other)
+        decayed = np.float32(math.exp(-abs(x)))
+        slope = (_ONE if x >= _ZERO else decayed) / (_ONE + decayed)
+        total += np.float64(max(x, _ZERO) + np.float32(math.log1p(decayed)) + _HALF * l2 * squares)
+        _step_triple(user, item, other, rate, kept, slope)
     return total
