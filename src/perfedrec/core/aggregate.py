@@ -192,7 +192,7 @@ def _keys(update: Update, segments: Tensor, items: Tensor, n_items: int, n_group
 
         found, places, marks = np.empty(items.numel(), np.int64), torch.empty_like(items), np.zeros(size, np.int64)
         given = (groups if tables is None else groups[:0], segments, items[:0] if tables is None else tables, items)
-        count = kernels.find_keys(tuple(each.numpy() for each in given), n_items, marks, found, places.numpy())
+        count = kernels.find_keys(tuple(each.numpy() for each in given), n_items, places.numpy(), marks, found)
         return torch.from_numpy(found[:count]), places
     tables = groups[segments] if tables is None else tables
     return distinct(tables * n_items + items, size)
@@ -204,6 +204,12 @@ def distinct(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
     if size > _SPARSE * keys.numel():
         values, inverse = torch.unique(keys, return_inverse=True)
         return values, inverse
+    if usable(keys):
+        from perfedrec.core import kernels
+
+        marks, values, inverse = keys.new_zeros(size), torch.empty_like(keys), keys.clone()
+        count = kernels.distinct(inverse.numpy(), marks.numpy(), values.numpy())
+        return values[:count], inverse
     present = torch.zeros(size, dtype=torch.int64, device=keys.device).index_fill_(0, keys, 1)  # faster than sorting
     return present.nonzero().squeeze(1), (present.cumsum(0) - 1)[keys]
 

@@ -148,26 +148,39 @@ def add_weights(groups: Any, weights: Any, totals: Any) -> Any:
     return squares, True
 
 
-@kernel("int64(UniTuple(int64[::1], 4), int64, int64[::1], int64[::1], int64[::1])")
-def find_keys(rows: Any, n_items: int, present: Any, found: Any, places: Any) -> int:
-    """Fill the distinct keys ``table * n_items + item`` of some ``rows``, ascending, into ``found``, and into
-    ``places`` the place of each row's key among them; return how many there are. ``rows`` are the groups of users and
-    the rows' segments, tables and items; where there are no groups, the tables are given, and otherwise they are the
-    groups of the segments. ``present`` has a zero for each possible key, and is used up."""
-    groups, segments, tables, items = rows
-    for row in range(items.size):
-        table = groups[segments[row]] if groups.size else tables[row]
-        places[row] = table * n_items + items[row]
-        present[places[row]] = 1
+@helper
+def _number(keys, present, found):  # type: ignore[no-untyped-def]
+    """See :func:`distinct`."""
+    for row in range(keys.size):
+        present[keys[row]] = 1
     count = 0
     for key in range(present.size):
         if present[key]:
             present[key] = count
             found[count] = key
             count += 1
-    for row in range(items.size):
-        places[row] = present[places[row]]
+    for row in range(keys.size):
+        keys[row] = present[keys[row]]
     return count
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1])")
+def distinct(keys: Any, present: Any, found: Any) -> int:
+    """Fill the distinct values of ``keys``, ascending, into ``found``, and replace each key by its place among them;
+    return how many there are. ``present`` has a zero for each possible value, and is used up."""
+    return int(_number(keys, present, found))
+
+
+@kernel("int64(UniTuple(int64[::1], 4), int64, int64[::1], int64[::1], int64[::1])")
+def find_keys(rows: Any, n_items: int, places: Any, present: Any, found: Any) -> int:
+    """:func:`distinct` for the keys ``table * n_items + item`` of some ``rows``; fills their ``places``. ``rows`` are
+    the groups of users and the rows' segments, tables and items; where there are no groups, the tables are given, and
+    otherwise they are the groups of the segments."""
+    groups, segments, tables, items = rows
+    for row in range(items.size):
+        table = groups[segments[row]] if groups.size else tables[row]
+        places[row] = table * n_items + items[row]
+    return int(_number(places, present, found))
 
 
 @kernel("float64(float32[:, ::1], float32[::1], int64[::1], int64[::1], float64[:, ::1], int64, int64)", fast=True)

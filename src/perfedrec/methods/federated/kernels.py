@@ -69,17 +69,17 @@ RULES = {"fedavg": 0, "fedadam": 1, "fedadagrad": 2, "fedyogi": 3}
 
 
 @kernel(
-    "void(int64, UniTuple(float32[:, ::1], 4), UniTuple(float32[:, ::1], 3), UniTuple(int64[::1], 5), float64[:, ::1],"
-    " float32[::1], Tuple((UniTuple(float32, 5), float64, int64)), int64, int64)"
+    "void(int64, UniTuple(float32[:, ::1], 7), UniTuple(int64[::1], 5), float64[:, ::1], float32[::1],"
+    " Tuple((UniTuple(float32, 5), float64, int64)), int64, int64)"
 )
 def step_rows(
-    rule: int, tables: Any, apart: Any, places: Any, sums: Any, divisors: Any, options: Any, start: int, stop: int
+    rule: int, tables: Any, places: Any, sums: Any, divisors: Any, options: Any, start: int, stop: int
 ) -> None:
     """One step of the server's optimiser ``rule`` on some rows of a table [m, d], and of the tables [K m, d] beside it,
     in place. Each sum is read once, for both.
 
     ``tables`` are the table, its first and second moments (without rows for FedAvg), and its running averages (without
-    rows where there are none). ``apart`` are the tables beside it with their moments; without rows for no step there.
+    rows where there are none), and the tables beside it with their moments (without rows for no step there).
     ``places`` are ``items``, ``limits`` and ``members`` of :func:`by_item`, the ``keys`` of the sums, and the rounds
     after which the averages were taken. The change of ``items[r]``, for r from ``start`` to ``stop``, is the sum of
     ``sums`` over ``members[limits[r]:limits[r + 1]]``, from fixed point, divided by the first of the ``divisors``. The
@@ -87,7 +87,7 @@ def step_rows(
     ``options`` are the learning rates of both, betas and epsilon, the averages' decay, and the number of rounds that
     were played before.
     """
-    (table, first, second, averages), (others, other_first, other_second) = tables, apart
+    table, first, second, averages, others, other_first, other_second = tables
     (items, limits, members, keys, since), (rates, decay, played) = places, options
     width, rate, other_rate, moves = table.shape[1], rates[0], rates[1], rates[2:]
     total, change = np.empty(width, np.float64), np.empty(width, np.float32)

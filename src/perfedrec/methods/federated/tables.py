@@ -182,8 +182,7 @@ def _compiled_step(
     work = partial(
         kernels.step_rows,
         kernels.RULES[settings.optimizer],
-        tuple(each.numpy() for each in (table, *_pair(moments, none), averages)),
-        tuple(each.numpy() for each in others),
+        tuple(each.numpy() for each in (table, *_pair(moments, none), averages, *others)),
         (items, limits, members, keys, since.numpy()),
         aggregate.sums.numpy(),
         divisors.to(torch.float32).numpy(),
