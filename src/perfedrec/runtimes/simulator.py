@@ -15,6 +15,7 @@ from perfedrec.core.device import pick_device
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.mapped import as_tensor
+from perfedrec.core.memory import give_back
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import Embedding, RoundReport, Rows, Spec, Update
@@ -173,9 +174,12 @@ class Simulator(Generic[S, B, C]):
 
     def play(self) -> RoundReport:
         """Play the next round."""
+        before_training = self.state.round < self.n_phases
         self.state, report = play_with(
             self.clients, self.algorithm, self.state, self.seed, self.dropout_rate, self.few_threads, self.absent
         )
+        if before_training:  # such a phase may have taken much memory
+            give_back()
         return report
 
     def evaluate(self, held: Held, ks: tuple[int, ...], metric: str) -> Totals:

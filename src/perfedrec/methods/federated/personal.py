@@ -230,7 +230,11 @@ class Mixture:
             users[table] = users[table] + own if table in users else own
 
         def table_of(group: int) -> Tensor:
-            return torch.cat([self._items(name, group) for name in users], dim=1)
+            widths = [own.shape[1] for own in users.values()]
+            table = self.mix.new_empty(self.every.numel(), sum(widths))
+            for name, columns in zip(users, table.split(widths, dim=1), strict=True):
+                columns.copy_(self._items(name, group))
+            return table
 
         return Product(torch.cat(list(users.values()), dim=1), table_of)
 
@@ -334,12 +338,17 @@ def _lists(
     if "neighbourhood" not in weights[0]:
         return None, None
     near = [each["neighbourhood"] for each in weights]
-    found = [mixture._listed(weight) for mixture, weight in zip(mixtures, near, strict=True)]
-    listed = [each for each in found if each is not None]
-    if not listed:
+    first = mixtures[0]._listed(near[0])
+    if first is None:
         return None, near
-    lists = Lists(listed[0][0], torch.stack([values for _, values, _ in listed], dim=1))
-    return lists, [weight.masked_fill(has, 0.0) for weight, (_, _, has) in zip(near, listed, strict=True)]
+    items, own, has = first
+    values = own.new_empty(own.shape[0], len(mixtures), own.shape[1])
+    values[:, 0] = own
+    for number in range(1, len(mixtures)):  # all settings have the same items
+        other = mixtures[number]._listed(near[number])
+        assert other is not None
+        values[:, number] = other[1]
+    return Lists(items, values), [weight.masked_fill(has, 0.0) for weight in near]
 
 
 # --- weights that users' held-out items choose ---
