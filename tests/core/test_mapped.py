@@ -40,3 +40,20 @@ def test_a_tensor_shares_its_array() -> None:
     found = mapped.as_tensor(view, torch.device("cpu"))
     array[2] = 9
     assert found.tolist() == [0, 1, 9, 3]
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 27])
+def test_what_is_set_aside_is_a_copy(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "SET_ASIDE", limit)
+    for given in (torch.arange(3000).view(1000, 3), torch.zeros(0, 4), torch.tensor([True, False])):
+        found, before = mapped.set_aside(given, "numbers"), given.clone()
+        given.fill_(1)
+        assert torch.equal(found, before)
+        assert found.dtype == before.dtype
+
+
+def test_nothing_is_set_aside_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "SET_ASIDE", 0)
+    monkeypatch.setattr(mapped.os, "statvfs", lambda folder: type("Disk", (), {"f_bavail": 0, "f_frsize": 1}))
+    with pytest.raises(ConfigError, match="numbers need 0 MB, and 0 MB are free there"):
+        mapped.set_aside(torch.ones(3), "numbers")

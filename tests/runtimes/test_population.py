@@ -33,6 +33,7 @@ def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Client states and data as with many users: made late, in files."""
     monkeypatch.setattr(population, "LAZY_FROM", 0)
     monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    monkeypatch.setattr(mapped, "SET_ASIDE", 0)
 
 
 def played(preset: str, rounds: int) -> Simulator[Any, Any, Any]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # reading data does not wait for torch
 IN_MEMORY = 1 << 27
 """Bytes up to which an array is in memory."""
 
+SET_ASIDE = 1 << 22
+"""Bytes from which an array that is rarely read is in a file."""
+
 
 def empty(size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """A flat array of ``size`` numbers without values, in a file where it is large.
@@ -67,6 +70,23 @@ def sparse(size: int, what: str) -> mmap.mmap:
         except OSError as error:
             raise _no_room(f"{what} of {size / 1e9:.0f} GB, of which only a part is written", error) from None
     return memory
+
+
+def set_aside(tensor: Tensor, what: str) -> Tensor:
+    """A copy of a ``tensor`` for what is rarely read, in a file where it is large: it takes memory while it is read.
+
+    Raises :class:`ConfigError` as :func:`sparse` and :func:`check_room` do.
+    """
+    import torch
+
+    if tensor.device.type != "cpu" or not tensor.numel() or tensor.nbytes < SET_ASIDE:
+        return tensor.clone()
+    check_room(tensor.nbytes, what)
+    memory = sparse(tensor.nbytes, what)
+    filed = torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
+    if hasattr(mmap, "MADV_DONTNEED"):
+        memory.madvise(mmap.MADV_DONTNEED)  # of a file: nothing is lost
+    return filed
 
 
 def check_room(needed: int, what: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, cast
 import torch
 from torch import Tensor
 
+from perfedrec.core import mapped
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.keys import Key
@@ -132,10 +133,13 @@ class Population(Generic[C]):
         if "_columns" in vars(self):  # else nothing has changed
             changes = {name: column.changes() for name, column in self._columns.fields.items()}
             if segment := _named({name: found for name, found in changes.items() if found is not None}):
-                self._segments = (*self._segments, Segment(segment))
+                filed = {name: mapped.set_aside(each, "client states") for name, each in segment.items()}
+                self._segments = (*self._segments, Segment(filed))
             kept = sum(_size(each.tensors) for each in self._segments)
             if len(self._segments) > 1 and kept > 2 * sum(each.size for each in self._columns.fields.values()):
-                self._segments = (Segment({name: value.clone() for name, value in self.stored().items()}),)
+                self._segments = (
+                    Segment({name: mapped.set_aside(each, "client states") for name, each in self.stored().items()}),
+                )
         return self._segments
 
     def stored(self) -> dict[str, Tensor]:
