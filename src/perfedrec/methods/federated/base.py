@@ -250,13 +250,12 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
 
     def _init(self, spec: Spec, key: Key) -> ServerState:
         """The fields of the first server state that every method has."""
-        model, server = self.settings.model, self.settings.server
-        every = torch.arange(spec.n_items, device=spec.item_degrees.device)
+        model, every = self.settings.model, torch.arange(spec.n_items, device=spec.item_degrees.device)
         items = normal(key.fold("items").spread(every), model.embedding_dim) * model.init_scale
         dense, n_tables = self._init_dense(spec, key.fold("dense")), self.n_tables()
         dense = None if dense is None else dense.to(items.device)
         offsets = zeros(n_tables * spec.n_items, model.embedding_dim, like=items) if n_tables else None
-        tables = (items, offsets, dense) if server.optimizer != "fedavg" else (None, None, None)
+        tables = (items, offsets, dense) if self.settings.server.optimizer != "fedavg" else (None, None, None)
         return ServerState(
             round=0,
             n_users=spec.n_users,
@@ -264,7 +263,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
             dense=dense,
             offsets=offsets,
             optimizer=OptimizerState(*(None if each is None else Moments.zeros(each) for each in tables)),
-            average=Average.start(items) if server.averaging else None,
+            average=Average.start(items) if self.settings.server.averaging else None,
             **({} if self.subspace is None else self.subspace.start(spec, key)),
         )
 
