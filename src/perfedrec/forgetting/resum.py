@@ -33,7 +33,7 @@ def check_kept(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Kept(Generic[S, B, C]):
+class FromUploads(Generic[S, B, C]):
     """Clients who are not asked: what they once sent in a round comes from the kept ``uploads``, without that of the
     users ``gone`` [k]."""
 
@@ -80,7 +80,7 @@ def resum(
     start, uploads = time.perf_counter(), Uploads(folder)
     check_kept(folder)
     simulator = simulated(algorithm, left, run)
-    clients = Kept(algorithm, simulator.population, uploads, torch.tensor(left.forgotten, dtype=torch.int64))
+    clients = FromUploads(algorithm, simulator.population, uploads, torch.tensor(left.forgotten, dtype=torch.int64))
     for _ in range(played):
         simulator.state, _ = play_with(
             clients, algorithm, simulator.state, run.seed, run.dropout_rate, absent=simulator.absent
