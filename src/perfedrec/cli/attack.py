@@ -89,7 +89,7 @@ def _kept(run: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         found = read_attacks(run)
-        done = [] if found is None else [f"{each.attack} {each.share:.3g}" for each in found.outcomes]
+        done = [] if found is None else [f"{each.named} {each.share:.3g}" for each in found.outcomes]
         kept = f"{run / FILE} keeps {', '.join(done)}" if done else "no training was finished, and nothing is kept"
         raise InterruptedRunError(f"interrupted; {kept}", signal.SIGINT) from None
 
@@ -135,7 +135,7 @@ def print_attacks(found: Attacked) -> None:
     console.print(table)
     worst = found.strongest
     if worst is not None:
-        groups = Table(*found.group_header(), title=f"groups of users, {worst.attack}, {worst.share:.3g} malicious")
+        groups = Table(*found.group_header(), title=f"groups of users, {worst.named}, {worst.share:.3g} malicious")
         for row in found.group_rows():
             groups.add_row(*row)
         console.print(groups)

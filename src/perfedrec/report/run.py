@@ -338,7 +338,7 @@ def _attacks(found: Attacked) -> list[Block]:
     blocks: list[Block] = [Table("What malicious clients reach", found.header(), found.rows(), 1, note)]
     worst = found.strongest
     if worst is not None:
-        caption = f"Groups of users, with {worst.share:.3g} malicious clients and the attack {worst.attack}"
+        caption = f"Groups of users, with {worst.share:.3g} malicious clients and the attack {worst.named}"
         blocks.append(Table(caption, found.group_header(), found.group_rows(), 1))
     return blocks
 

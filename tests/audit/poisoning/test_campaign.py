@@ -17,6 +17,7 @@ from perfedrec.audit.poisoning.record import Attacked, Outcome
 from perfedrec.cli import app
 from perfedrec.core.errors import CheckpointError, DivergedError
 from perfedrec.report.run import run_page
+from perfedrec.runs.config import load as load_config
 
 DATA = "synthetic:users=150,items=120,interactions_per_user=10"
 
@@ -125,6 +126,36 @@ def test_a_finished_table_is_never_lost(run: Path, tmp_path: Path, monkeypatch: 
         "random",
         "random",
     ]
+
+
+def test_options_of_an_attack_are_recorded_and_shown(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "poisoned", lambda *given: _figures())
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("attack*.json"))
+    attack(folder, ["collusion"], [0.05], rounds=2)
+    words = ["attack", str(folder), "--attack", "collusion", "--share", "0.05", "--rounds", "2", "--set", "varied=true"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    found = read_attacks(folder)
+    assert found is not None
+    assert [each.options for each in found.outcomes] == [{}, {"varied": "true"}]
+    assert [row[0] for row in found.rows()] == ["none", "collusion", "collusion (varied=true)"]
+    assert found.rows() in [getattr(each, "rows", None) for part in run_page(folder).sections for each in part.blocks]
+    stored = json.loads((folder / "attack.json").read_text())
+    for each in stored["outcomes"]:
+        del each["options"]  # as earlier versions wrote it
+    (folder / "attack.json").write_text(json.dumps(stored))
+    older = read_attacks(folder)
+    assert older is not None
+    assert [each.named for each in older.outcomes] == ["collusion", "collusion"]
+
+
+def test_small_steps_of_rows_lower_what_an_attack_reaches(run: Path) -> None:
+    config = load_config("fedmf", run / "config.toml")
+    bounded = load_config("fedmf", run / "config.toml", ["defence.row_step=0.01"])
+    free, found = (poisoned(each, load(DATA), "collusion", 0.05, 0, Scenario(k=10)) for each in (config, bounded))
+    assert found.exposure < free.exposure - 0.2
 
 
 def _figures(exposure: float = 0.1, ndcg: float = 0.2) -> Exposure:

@@ -78,6 +78,8 @@ def scores(options: tuple[tuple[str, Any], ...]) -> torch.Tensor:
         (CONTRASTIVE, {"model__n_layers": 0}),
         ((), {"defence__row_clip": 0.01}),
         ((), {"defence__row_length": 1.1}),
+        ((), {"defence__row_step": 1e-3}),
+        ((), {"defence__sparse": 0.3}),
         ((), {"defence__report_length": 0.5}),
         ((), {"defence__rule": "median"}),
         ((("defence__rule", "trimmed-mean"),), {"defence__malicious": 0.4}),

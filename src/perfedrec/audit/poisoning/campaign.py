@@ -73,7 +73,8 @@ def attack(
             after: Exposure | None = None
             with suppress(DivergedError):  # the attack has ended the training
                 after = poisoned(config, dataset, name, share, seed, scenario, options, partial(doing, what))
-            outcome = Outcome(name, share, n_malicious(dataset.n_users, share), after)
+            chosen = {each: str(value) for each, value in (options or {}).items()}
+            outcome = Outcome(name, share, n_malicious(dataset.n_users, share), after, chosen)
             record, kept = (record if kept else record.continued(folder)).having(outcome), True
             record.write(folder)
     return record

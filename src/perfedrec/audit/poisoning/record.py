@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,20 @@ ENDED = "ended"
 @dataclass(frozen=True)
 class Outcome:
     """What one attack did: its name, the share and number of malicious clients, and the figures afterwards; ``None``
-    where the attack has ended the training, because numbers grew too large for a sum."""
+    where the attack has ended the training, because numbers grew too large for a sum. ``options`` of the attack itself
+    that were set, as text; none in records of earlier versions."""
 
     attack: str
     share: float
     malicious: int
     after: Exposure | None
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def named(self) -> str:
+        """The attack with its options, as in "collusion (varied=true)"."""
+        chosen = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.attack} ({chosen})" if chosen else self.attack
 
 
 @dataclass(frozen=True)
@@ -76,9 +84,9 @@ class Attacked:
         return self
 
     def having(self, outcome: Outcome) -> Attacked:
-        """This record with one more outcome, in place of one of the same attack and share."""
-        mine = outcome.attack, outcome.share
-        others = (each for each in self.outcomes if (each.attack, each.share) != mine)
+        """This record with one more outcome, in place of one of the same attack with the same options and share."""
+        mine = outcome.attack, outcome.options, outcome.share
+        others = (each for each in self.outcomes if (each.attack, each.options, each.share) != mine)
         return replace(self, outcomes=(*others, outcome))
 
     @property
@@ -100,14 +108,14 @@ class Attacked:
             exposure = f"{before.exposure:.4f}, and no attack raised it"
             if worst.after.exposure > before.exposure:
                 with_them = f"with {worst.share:.3g} of the clients malicious {worst.after.exposure:.4f}"
-                exposure = f"{before.exposure:.4f}, {with_them} ({worst.attack})"
+                exposure = f"{before.exposure:.4f}, {with_them} ({worst.named})"
             said.append(f"ER@{k} of the target{'' if len(self.targets) == 1 else 's'} {exposure}")
             spoilt, ndcg = min(
                 ((each, each.after.ndcg) for each in self.outcomes if each.after is not None), key=lambda each: each[1]
             )
-            lowered = f"at worst {ndcg:.4f} ({spoilt.attack}, {spoilt.share:.3g})"
+            lowered = f"at worst {ndcg:.4f} ({spoilt.named}, {spoilt.share:.3g})"
             said.append(f"NDCG@{k} {before.ndcg:.4f}, {lowered if ndcg < before.ndcg else 'and no attack lowered it'}")
-        if ended := [f"{each.attack}, {each.share:.3g}" for each in self.outcomes if each.after is None]:
+        if ended := [f"{each.named}, {each.share:.3g}" for each in self.outcomes if each.after is None]:
             said.append(f"the training was ended by {'; '.join(ended)}")
         return "; ".join(said) or "no attack was made"
 
@@ -116,7 +124,7 @@ class Attacked:
         found = [["none", "0", "0", *_figures(self.before, self.before)]]
         for each in self.outcomes:
             figures = [ENDED, *[""] * 4] if each.after is None else _figures(each.after, self.before)
-            found.append([each.attack, f"{each.share:.3g}", str(each.malicious), *figures])
+            found.append([each.named, f"{each.share:.3g}", str(each.malicious), *figures])
         return found
 
     def header(self) -> tuple[str, ...]:

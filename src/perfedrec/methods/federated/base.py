@@ -28,10 +28,11 @@ from perfedrec.methods.federated import cohort
 from perfedrec.methods.federated.defence import DefenceSettings, aggregator_of, hold_tables, remarks_on
 from perfedrec.methods.federated.local import LocalSteps, LocalTask, Loss, Parameters, checked, own_rows, steps
 from perfedrec.methods.federated.phases import DEGREES, SPECTRAL
+from perfedrec.methods.federated.row_steps import applied, empty_bank
 from perfedrec.methods.federated.settings import FederatedSettings
 from perfedrec.methods.federated.state import Broadcast, ClientState, OptimizerState, ServerState
 from perfedrec.methods.federated.subspace import Subspace, with_degrees
-from perfedrec.methods.federated.tables import Apart, Average, Moments, Received, Tables, sparse_step, step
+from perfedrec.methods.federated.tables import Apart, Average, Moments, Received, Tables, step, step_dense
 from perfedrec.nn.losses import softplus
 from perfedrec.nn.propagation import Star
 from perfedrec.nn.segments import segment_sum
@@ -103,7 +104,8 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         return f"{type(self).__name__}({self.settings})"
 
     def remarks(self, n_users: int) -> list[str]:
-        return remarks_on(self.defence, self.protection, min(n_users, self.settings.selection.n_clients_per_round))
+        asked = min(n_users, self.settings.selection.n_clients_per_round)
+        return remarks_on(self.defence, self.protection, asked, self.needs_service)
 
     # --- what a method defines ---
 
@@ -264,6 +266,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
             offsets=offsets,
             optimizer=OptimizerState(*(None if each is None else Moments.zeros(each) for each in tables)),
             average=Average.start(items) if self.settings.server.averaging else None,
+            bank=empty_bank(items, n_tables, self.defence.sparse),
             **({} if self.subspace is None else self.subspace.start(spec, key)),
         )
 
@@ -331,22 +334,19 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         optimisation, Reddi et al., ICLR 2021, algorithm 2). Only rows that clients touched are read or written."""
         server, weights = self.settings.server, self.group_weights(state, aggregate)
         share, moments, apart = self.table_share(state), state.optimizer, None
+        aggregate = applied(state.bank, aggregate, weights, self.defence)
         if state.offsets is not None and share:
             apart = Apart(state.offsets, moments.offsets, weights, share)
         step(server, state.items, moments.items, state.average, aggregate, weights.sum(), state.round, apart)
         hold_tables(state.items, state.offsets, self.defence.row_length)
-        if aggregate.dense is not None and state.dense is not None:
-            n_dense = state.dense.numel()
-            every = torch.arange(n_dense, device=state.dense.device)
-            mean = from_fixed(aggregate.dense[:n_dense]) / weights.sum()
-            sparse_step(server, state.dense, moments.dense, every, mean)
+        step_dense(server, state.dense, moments.dense, aggregate.dense, weights.sum())
 
     def serving(self, state: S) -> S:
         items, average = state.items, state.average
         if average is not None:
             items = average.as_of(items, state.round, self.settings.server.averaging)
         return replace(
-            state, items=items, average=None, optimizer=OptimizerState(), basis=None, probe=None, factor=None
+            state, items=items, average=None, optimizer=OptimizerState(), basis=None, probe=None, factor=None, bank=None
         )
 
     # --- the clients ---

@@ -54,6 +54,19 @@ class DefenceSettings(Settings):
         "rows; in a pass of clients over all users, as a multiple of what is usual for the item's degree; none: no "
         "bound",
     )
+    row_step: float | None = Field(
+        None,
+        gt=0,
+        description="largest norm of the mean change of one item row in a round of training, which the server's "
+        "optimiser receives; none: no bound",
+    )
+    sparse: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the items with changes that are applied in a round of training, those with the largest "
+        "ones; what is left waits at the server and is added to later changes; none: all are applied",
+    )
     report_length: float | None = Field(
         None,
         gt=0,
@@ -146,10 +159,16 @@ def _check_idle(privacy: PrivacySettings, defence: DefenceSettings) -> None:
             )
 
 
-def remarks_on(defence: DefenceSettings, protection: Protection, asked: int) -> list[str]:
+def remarks_on(defence: DefenceSettings, protection: Protection, asked: int, serves: bool) -> list[str]:
     """What is different from what the options seem to say, as sentences, in a training that asks ``asked`` clients a
-    round."""
+    round; ``serves`` whether the method has a neighbourhood service."""
     found = []
+    usual = DefenceSettings()
+    idle = [name for name in OF_THE_SERVICE if getattr(defence, name) != getattr(usual, name)]
+    if idle and not serves:
+        found.append(
+            f"defence.{', defence.'.join(idle)}: without effect, because this method has no neighbourhood service"
+        )
     if defence.row_clip is not None and protection.settings.aggregation == "secure":
         found.append(
             "defence.row_clip: nobody sees what one client of a secure sum sends, so honest clients keep this bound "

@@ -29,7 +29,8 @@ class ServerState:
 
     ``round`` number of rounds played, phases before training included; ``n_users`` number of users; ``items`` [m, d]
     the global table; ``dense`` [D] the weights of a shared network; ``offsets`` [K m, d] further tables as differences
-    from the global one; ``optimizer`` the optimiser's moments; ``average`` the running average of the global table.
+    from the global one; ``optimizer`` the optimiser's moments; ``average`` the running average of the global table;
+    ``bank`` [max(K, 1) m, d] the mean changes that wait, where ``defence.sparse`` applies the largest ones alone.
 
     Where sums are of low rank (:mod:`perfedrec.methods.federated.subspace`): ``degrees`` [m] of the items; ``basis``
     [m, r] int16; for a method without spectral pre-training ``probe`` [m, w], the columns of the next pass, and
@@ -47,6 +48,7 @@ class ServerState:
     basis: Tensor | None = None
     probe: Tensor | None = None
     factor: Tensor | None = None
+    bank: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

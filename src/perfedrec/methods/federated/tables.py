@@ -157,6 +157,17 @@ def step(
         average.advance(table, rows, played + 1, settings.averaging)
 
 
+def step_dense(
+    settings: ServerSettings, dense: Tensor | None, moments: Moments | None, sums: Tensor | None, weight: Tensor
+) -> None:
+    """One step on the weights ``dense`` [D] of a shared network, in place, by the first D of the ``sums`` divided by
+    the ``weight``; ``None`` for a method without one."""
+    if dense is None or sums is None:
+        return
+    every = torch.arange(dense.numel(), device=dense.device)
+    sparse_step(settings, dense, moments, every, from_fixed(sums[: dense.numel()]) / weight)
+
+
 def _compiled_step(
     settings: ServerSettings,
     table: Tensor,
