@@ -64,7 +64,8 @@ def bounded(aggregate: Aggregate, weights: Tensor, bound: float | None) -> Aggre
     """The ``aggregate`` with each row shortened so that the mean change of its table, whose clients have the
     ``weights`` [K], has a norm of at most ``bound``; then the mean over all tables has so too. ``None``: no bound.
 
-    Rows within the bound stay as they are, bit for bit.
+    A plain server moves a row by its learning rate times this at most. FedAdam divides by the changes that it is used
+    to, so there it limits how much a single round counts. Rows within the bound stay as they are, bit for bit.
     """
     if bound is None:
         return aggregate
