@@ -147,7 +147,7 @@ def test_each_node_gets_the_lists_of_its_own_users_alone(tmp_path: Path) -> None
     deployment.coordinator.hand_out(deployment.flower)
     users, items = deployment.population.rows(deployment.population.everyone())[0].segments, deployment.population.items
     graph = Bipartite.of(users, items, N_USERS, N_ITEMS)
-    near, nearness = neighbourhood.diffused(graph, 0.5, 0.3, 300)
+    near, nearness = neighbourhood.diffused(graph, 0.5, 0.5, 300)
     expected = torch.zeros(N_USERS, N_ITEMS).scatter_add_(1, near.clamp(min=0).long(), nearness)
     seen = 0
     for name, store in deployment.nodes.items():

@@ -56,11 +56,13 @@ def served(here: World, rounds: int = 2) -> World:
     return replace(here, state=here.algorithm.serving(here.state))
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(0.5, 0.3), (1.0, 0.0)])
-def test_diffusion_follows_three_steps(alpha: float, beta: float) -> None:
+@pytest.mark.parametrize(
+    ("alpha", "beta", "gamma"), [(0.5, 0.3, None), (1.0, 0.0, None), (0.5, 0.3, 0.0), (0.25, 0.5, 1.0)]
+)
+def test_diffusion_follows_three_steps(alpha: float, beta: float, gamma: float | None) -> None:
     matrix = dense(world())
-    near, nearness = neighbourhood.diffused(graph_of(matrix), alpha, beta, length=5, at_once=70)
-    expected = np.where(matrix > 0, 0, walked(matrix, alpha, beta))
+    near, nearness = neighbourhood.diffused(graph_of(matrix), alpha, beta, length=5, gamma=gamma, at_once=70)
+    expected = np.where(matrix > 0, 0, walked(matrix, alpha, beta, gamma))
     assert near.shape == (30, 5)
     for user in range(30):
         kept = near[user][near[user] >= 0].numpy()
@@ -68,6 +70,18 @@ def test_diffusion_follows_three_steps(alpha: float, beta: float) -> None:
         np.testing.assert_allclose(np.sort(nearness[user].numpy())[::-1], least, rtol=1e-5)
         np.testing.assert_allclose(nearness[user][: kept.size], expected[user, kept], rtol=1e-5)
         assert not matrix[user, kept].any()
+
+
+@pytest.mark.parametrize(("n_items", "gamma"), [(15, 0.5), (16, 1.0)])
+def test_users_count_by_their_whole_degree_where_lists_are_long(n_items: int, gamma: float) -> None:
+    """Users with 15 items on average, and with 16; a user without items does not count."""
+    matrix = np.zeros((4, 24), dtype=int)
+    for user, (first, length) in enumerate(((0, n_items - 3), (4, n_items), (5, n_items + 3))):
+        matrix[user, first : first + length] = 1
+    found, given = (neighbourhood.diffused(graph_of(matrix), 0.5, 0.3, 9, gamma=each) for each in (None, gamma))
+    other = neighbourhood.diffused(graph_of(matrix), 0.5, 0.3, 9, gamma=1.5 - gamma)
+    torch.testing.assert_close(found, given)
+    assert not torch.allclose(found[1], other[1])
 
 
 def test_a_user_whose_items_nobody_else_has_gets_an_empty_list() -> None:
@@ -165,7 +179,7 @@ def test_a_list_enters_with_its_share_and_the_spread_of_the_global_model() -> No
     here = served(world(**DIFFUSING, personal__local=0.3, personal__cluster=0.0, personal__global=1.0))
     user, matrix = 5, dense(here)
     parts = here.algorithm.explain(*here.block([user]))
-    expected = np.where(matrix > 0, 0, walked(matrix, 0.5, 0.3))[user]
+    expected = np.where(matrix > 0, 0, walked(matrix, 0.5, 0.5))[user]
     whole = parts["global"][0] / (1.0 / 2.0)  # the weights are 0.3, 0, 1, 0.2 and 0.5
     scale = 0.5 / 2.0 * float(whole.std(correction=0)) / expected.std()
     np.testing.assert_allclose(parts["neighbourhood"][0].numpy(), expected * scale, rtol=1e-3, atol=1e-6)

@@ -20,6 +20,10 @@ from perfedrec.nn.propagation import HALVES, Adjacency, Bipartite, diffusion_ste
 PASSES, WIDTH = 4, 64
 """The passes of :func:`low_rank`, and the columns of each."""
 
+LONG_LISTS = 16
+"""The mean number of items of a user from which on :func:`diffused` takes users by ``1 / d_v``. Where lists are short, the
+longer ones say most of what there is to say (docs/results.md)."""
+
 HOLDERS = 3
 """The least number of users who have both items of a pair that the factor of :func:`low_rank` may show. Everybody gets
 this factor: one of the holders knows the own list, and two others have the pair besides."""
@@ -94,18 +98,23 @@ def diffused(
     beta: float,
     length: int,
     counts: Tensor | None = None,
+    gamma: float | None = None,
     at_once: int = 1 << 22,
 ) -> tuple[Tensor, Tensor]:
     """For each user of the graph, the ``length`` items that diffusion ranks best among those that the user does not
     have: their tokens [n, k] int32, ascending, and their scores [n, k]. Unused places have token -1 and score 0.
 
     Diffusion takes three steps, from a user's items to their users and on to the items of these:
-    ``s_uj = sum_i sum_v (d_i d_v)^-alpha / d_j^beta`` over the user's items i and the users v who have both i and j:
-    RP3beta (Paudel et al., ACM TiiS 2016). Users v count as ``counts`` [n] says (:func:`counted`). ``at_once`` scores
-    are in memory together.
+    ``s_uj = sum_i sum_v d_i^-alpha d_v^-gamma / d_j^beta`` over the user's items i and the users v who have both i and
+    j. ``gamma`` is 1, and ``alpha`` where users have fewer than :data:`LONG_LISTS` items on average, unless it is given.
+    RP3beta (Paudel et al., ACM TiiS 2016) has ``alpha``. With 1/2, 1 and 1/2 it is the linear filter of GF-CF (Shen et
+    al., CIKM 2021), and what :func:`low_rank` comes near to. Users v count as ``counts`` [n] says (:func:`counted`).
+    ``at_once`` scores are in memory together.
     """
     by_user = _incidence(bipartite.by_user, bipartite.by_item.starts.numel())
-    back, forth = diffusion_steps(by_user, alpha, beta, gamma=alpha)
+    if gamma is None:
+        gamma = 1.0 if by_user.nnz >= LONG_LISTS * (np.diff(by_user.indptr) > 0).sum() else alpha
+    back, forth = diffusion_steps(by_user, alpha, beta, gamma)
     forth = _times(counts, forth)
     near = np.full((by_user.shape[0], min(length, by_user.shape[1])), -1, dtype=np.int32)
     scores = np.zeros(near.shape, dtype=np.float32)

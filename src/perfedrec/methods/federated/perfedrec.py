@@ -225,7 +225,9 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             give_back()  # each step takes much memory
             given, counts = self.settings.neighbourhood, neighbourhood.counted(graph, self.defence.alike)
             if service.users is None:
-                near, nearness = neighbourhood.diffused(graph, given.alpha, given.beta, given.list_length, counts)
+                near, nearness = neighbourhood.diffused(
+                    graph, given.alpha, given.beta, given.list_length, counts, given.gamma
+                )
                 service = replace(service, near=near, nearness=nearness)
                 give_back()
             factor = neighbourhood.low_rank(graph, key, self.defence.holders, counts)

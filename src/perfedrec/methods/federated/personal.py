@@ -356,7 +356,7 @@ def _lists(
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """The shares of one model that are compared, the others staying in proportion to each other."""
 
-BETAS = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.75)
+BETAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """The exponents of the neighbourhood model that are compared."""
 
 N_SETTINGS = 1 + len(SHARES)
@@ -374,12 +374,9 @@ class Setting:
 
 def turns(names: Sequence[str]) -> list[str]:
     """What is compared in one turn after another, for models of these ``names``: the share of each of them, from the
-    last of :data:`MODELS` to the first, and "beta". Nothing where nothing can be chosen. The share of the neighbourhood
-    model and its "beta" come twice: they depend on each other, and say most before there is training."""
+    last of :data:`MODELS` to the first, and "beta". Nothing where nothing can be chosen."""
     found = [name for name in reversed(MODELS) if name in names] if len(names) > 1 else []
-    if "neighbourhood" not in names:
-        return found
-    return [found[0], "beta", found[0], "beta", *found[1:]] if found else ["beta"]
+    return [*found[:1], "beta", *found[1:]] if "neighbourhood" in names else found
 
 
 def step(setting: Setting, names: Sequence[str], turn: int, number: int) -> Setting:

@@ -244,10 +244,14 @@ class PersonalSettings(Settings):
 class NeighbourhoodSettings(Settings):
     """Options of the neighbourhood model (``personal.neighbourhood``)."""
 
-    alpha: float = Field(
-        0.5, ge=0, description="exponent of the degrees of the items and users that the diffusion comes through"
+    alpha: float = Field(0.5, ge=0, description="exponent of the degrees of the items that the diffusion starts from")
+    beta: float = Field(0.5, ge=0, description="exponent of the degree by which an item's score is divided")
+    gamma: float | None = Field(
+        None,
+        ge=0,
+        description="exponent of the degrees of the users that the diffusion comes through; none: 1, or alpha where "
+        "users have fewer than 16 items on average",
     )
-    beta: float = Field(0.3, ge=0, description="exponent of the degree by which an item's score is divided")
     list_length: int = Field(
         300, ge=1, description="number of items whose scores the neighbourhood service sends to each user"
     )
