@@ -23,7 +23,7 @@ from perfedrec import load, train
 
 DATA = {"synthetic": "synthetic", "ml-100k": "ml-100k/u.data", "lastfm": "lastfm", "yelp": "yelp"}
 METRICS = ("recall@20", "ndcg@20")
-PASSES = (12, 4, 8, 16, 24)
+PASSES = (4, 8, 12, 16, 24)
 STARTS: dict[str, dict[str, Any]] = {f"{passes} passes": {"pretraining__passes": passes} for passes in PASSES} | {
     "none": {"pretraining__kind": "none", "personal__pretrained": 0.0},
     "contrastive": {"pretraining__kind": "contrastive", "pretraining__steps": 100, "personal__pretrained": 0.0},

@@ -21,8 +21,8 @@ PASSES, WIDTH = 4, 64
 """The passes of :func:`low_rank`, and the columns of each."""
 
 LONG_LISTS = 16
-"""The mean number of items of a user from which on :func:`diffused` takes users by ``1 / d_v``. Where lists are short, the
-longer ones say most of what there is to say (docs/results.md)."""
+"""The mean number of items of a user from which on :func:`diffused` divides by a user's whole degree. Where lists are
+short, the longer ones say most of what there is to say (docs/results.md)."""
 
 HOLDERS = 3
 """The least number of users who have both items of a pair that the factor of :func:`low_rank` may show. Everybody gets
@@ -106,7 +106,7 @@ def diffused(
 
     Diffusion takes three steps, from a user's items to their users and on to the items of these:
     ``s_uj = sum_i sum_v d_i^-alpha d_v^-gamma / d_j^beta`` over the user's items i and the users v who have both i and
-    j. ``gamma`` is 1, and ``alpha`` where users have fewer than :data:`LONG_LISTS` items on average, unless it is given.
+    j. Unless ``gamma`` is given it is 1, and ``alpha`` where users have fewer than :data:`LONG_LISTS` items on average.
     RP3beta (Paudel et al., ACM TiiS 2016) has ``alpha``. With 1/2, 1 and 1/2 it is the linear filter of GF-CF (Shen et
     al., CIKM 2021), and what :func:`low_rank` comes near to. Users v count as ``counts`` [n] says (:func:`counted`).
     ``at_once`` scores are in memory together.
