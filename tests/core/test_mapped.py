@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -45,15 +47,57 @@ def test_a_tensor_shares_its_array() -> None:
 @pytest.mark.parametrize("limit", [0, 1 << 27])
 def test_what_is_set_aside_is_a_copy(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "SET_ASIDE", limit)
-    for given in (torch.arange(3000).view(1000, 3), torch.zeros(0, 4), torch.tensor([True, False])):
+    for given in (
+        torch.arange(3000).view(1000, 3),
+        torch.arange(3000).view(3, 1000).T,
+        torch.zeros(0, 4),
+        torch.tensor([True, False]),
+    ):
         found, before = mapped.set_aside(given, "numbers"), given.clone()
         given.fill_(1)
         assert torch.equal(found, before)
         assert found.dtype == before.dtype
 
 
+def test_what_is_set_aside_keeps_no_file_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mapped, "SET_ASIDE", 0)
+    monkeypatch.setattr(mapped.tempfile, "tempdir", str(tmp_path))
+
+    def opened() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = opened()
+    kept = [mapped.set_aside(torch.full((2000,), number), "numbers") for number in range(20)]
+    assert opened() == before
+    assert list(tmp_path.iterdir()) == []
+    assert [int(each.sum()) for each in kept] == [2000 * number for number in range(20)]
+
+
 def test_nothing_is_set_aside_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "SET_ASIDE", 0)
-    monkeypatch.setattr(mapped.os, "statvfs", lambda folder: type("Disk", (), {"f_bavail": 0, "f_frsize": 1}))
-    with pytest.raises(ConfigError, match="numbers need 0 MB, and 0 MB are free there"):
+    full = Path("/dev/full").open("wb")  # noqa: SIM115  # set_aside closes it
+    monkeypatch.setattr(mapped.tempfile, "NamedTemporaryFile", lambda prefix: full)
+    with pytest.raises(ConfigError, match=r"no room for numbers of 0 MB \(No space left on device\)"):
         mapped.set_aside(torch.ones(3), "numbers")
+
+
+def test_too_little_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = type("Disk", (), {"free": 1})
+    monkeypatch.setattr(mapped.shutil, "disk_usage", lambda folder: disk)
+    mapped.check_room(1, "numbers")
+    with pytest.raises(ConfigError, match="numbers need 0 MB, and 0 MB are free there"):
+        mapped.check_room(2, "numbers")
+
+
+def test_where_there_is_no_folder_for_temporary_files_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "SET_ASIDE", 0)
+    monkeypatch.setattr(mapped.tempfile, "tempdir", None)
+    monkeypatch.setattr(mapped.tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    calls = (
+        lambda: mapped.set_aside(torch.ones(3), "numbers"),
+        lambda: mapped.sparse(1, "numbers"),
+        lambda: mapped.check_room(1, "numbers"),
+    )
+    for call in calls:
+        with pytest.raises(ConfigError, match=r"^No usable temporary directory found in \['/nowhere'\]; expected a"):
+            call()

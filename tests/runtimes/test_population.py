@@ -153,8 +153,8 @@ def test_room_that_the_system_does_not_give_is_said(monkeypatch: pytest.MonkeyPa
             mapped.sparse(100, "client states")
         with pytest.raises(ConfigError, match=r"no room for data of 0\.0 GB"):
             played("fedmf", 0)
-    free = type("Free", (), {"f_bavail": 1, "f_frsize": 100})
-    monkeypatch.setattr(mapped.os, "statvfs", lambda folder: free)
+    disk = type("Disk", (), {"free": 100})
+    monkeypatch.setattr(mapped.shutil, "disk_usage", lambda folder: disk)
     with pytest.raises(ConfigError, match="client states need 0 MB, and 0 MB are free there"):
         played("fedmf", 1)
 

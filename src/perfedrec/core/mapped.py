@@ -1,13 +1,15 @@
 """Flat arrays that may be larger than the memory: files that are mapped into it.
 
-A file has no name, and is gone with the process that made it. It lies in the folder for temporary files (the variable
-``TMPDIR``), which should be on a disk. The system keeps in memory what is in use, as long as nobody else needs it.
+A file has no name once it is mapped, and is gone with the process that made it. It lies in the folder for temporary
+files (the variable ``TMPDIR``), which should be on a disk. The system keeps in memory what is in use, as long as nobody
+else needs it.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import tempfile
 import warnings
 from typing import IO, TYPE_CHECKING, Any
@@ -75,26 +77,27 @@ def sparse(size: int, what: str) -> mmap.mmap:
 def set_aside(tensor: Tensor, what: str) -> Tensor:
     """A copy of a ``tensor`` for what is rarely read, in a file where it is large: it takes memory while it is read.
 
-    Raises :class:`ConfigError` as :func:`sparse` and :func:`check_room` do.
+    Many copies can be in use at once: none keeps its file open. Raises :class:`ConfigError` where the disk has no room.
     """
     import torch
 
     if tensor.device.type != "cpu" or not tensor.numel() or tensor.nbytes < SET_ASIDE:
         return tensor.clone()
-    check_room(tensor.nbytes, what)
-    memory = sparse(tensor.nbytes, what)
-    filed = torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
-    if hasattr(mmap, "MADV_DONTNEED"):
-        memory.madvise(mmap.MADV_DONTNEED)  # of a file: nothing is lost
-    return filed
+    try:
+        with tempfile.NamedTemporaryFile(prefix=_PREFIX) as file:
+            file.write(tensor.contiguous().numpy().data)  # a full disk is noticed here
+            file.flush()
+            filed = torch.from_file(file.name, shared=False, size=tensor.numel(), dtype=tensor.dtype)
+    except OSError as error:
+        raise _no_room(f"{what} of {tensor.nbytes / 1e6:.0f} MB", error) from None
+    return filed.view(tensor.shape)
 
 
 def check_room(needed: int, what: str) -> None:
     """Raise :class:`ConfigError` where the disk has less than ``needed`` bytes left for ``what``. A file in memory that
     the disk has no room for would end the process without a word."""
-    folder = tempfile.gettempdir()
-    found = os.statvfs(folder)
-    free = found.f_bavail * found.f_frsize
+    folder = _folder()
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise ConfigError(
             f"{folder}: {what} need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free there; {_ADVICE}"
@@ -103,13 +106,24 @@ def check_room(needed: int, what: str) -> None:
 
 _ADVICE = "expected a folder for temporary files, TMPDIR, on a disk with more room"
 
+_PREFIX = "perfedrec-"
+"""How the names of the files begin."""
+
 
 def _file() -> IO[bytes]:
     try:
-        return tempfile.TemporaryFile(prefix="perfedrec-")
+        return tempfile.TemporaryFile(prefix=_PREFIX)
     except OSError as error:
         raise _no_room("large arrays", error) from None
 
 
+def _folder() -> str:
+    """The folder for temporary files. Raises :class:`ConfigError` where there is none."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.strerror}; {_ADVICE}") from None
+
+
 def _no_room(what: str, error: OSError) -> ConfigError:
-    return ConfigError(f"{tempfile.gettempdir()}: no room for {what} ({error.strerror}); {_ADVICE}")
+    return ConfigError(f"{_folder()}: no room for {what} ({error.strerror}); {_ADVICE}")
