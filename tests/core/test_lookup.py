@@ -33,6 +33,14 @@ def test_rows_are_written_in_place() -> None:
     assert marks.tolist() == [True, False, False, True]
 
 
+@pytest.mark.parametrize("values", [torch.ones(1, 2), torch.ones(2, 1), torch.ones(2, 2, dtype=torch.float64)], ids=str)
+def test_values_that_do_not_fit_are_not_written(values: torch.Tensor) -> None:
+    table = torch.zeros(4, 2)
+    with pytest.raises((RuntimeError, IndexError)):
+        put(table, ROWS, values)
+    assert not table.any()
+
+
 def test_new_users_have_no_row() -> None:
     table, users = torch.tensor([[1.0], [2.0]]), torch.tensor([1, NEWCOMER, 0])
     assert of_users(table, users, -7).squeeze(1).tolist() == [2, -7, 1]

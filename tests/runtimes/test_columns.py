@@ -44,3 +44,9 @@ def test_columns_of_all_users_are_what_they_were_given() -> None:
     assert columns.fields["rows"].stored() == (given["rows"], None)
     places = columns.places(torch.tensor([2, 0]))["rows"]
     assert columns.fields["rows"].get(places).tolist() == [2, 3, 4, 0, 1]
+
+
+def test_users_whose_first_states_share_memory_have_their_own_afterwards() -> None:
+    columns = Columns({"bias": torch.zeros(1, 2).expand(4, 2)}, {"bias": False}, OFFSETS, whole=True)
+    columns.fields["bias"].put(torch.tensor([2]), torch.ones(1, 2))
+    assert columns.fields["bias"].values.tolist() == [[0, 0], [0, 0], [1, 1], [0, 0]]

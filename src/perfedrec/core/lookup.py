@@ -16,10 +16,13 @@ def take(table: Tensor, rows: Tensor) -> Tensor:
 
 def put(table: Tensor, rows: Tensor, values: Tensor | bool) -> None:
     """Write ``values`` [k, ...], or one value, to the ``rows`` [k] of a ``table`` [n, ...], in place. No row may occur
-    twice."""
-    if table.is_cpu:
-        table.numpy()[rows.numpy()] = values.detach().numpy() if isinstance(values, Tensor) else values
-    elif isinstance(values, Tensor):
-        table.index_copy_(0, rows, values)
+    twice. For values of another shape or type torch raises its errors; numpy would fit them in."""
+    if not isinstance(values, Tensor):
+        if table.is_cpu:
+            table.numpy()[rows.numpy()] = values
+        else:
+            table[rows] = values
+    elif table.is_cpu and values.dtype == table.dtype and values.shape == (rows.numel(), *table.shape[1:]):
+        table.numpy()[rows.numpy()] = values.detach().numpy()
     else:
-        table[rows] = values
+        table.index_copy_(0, rows, values.detach())

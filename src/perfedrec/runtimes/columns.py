@@ -25,7 +25,8 @@ class Column:
     def __init__(self, n_users: int, like: Tensor, offsets: Tensor | None, values: Tensor | None = None) -> None:
         self.offsets, self.n_users, device = offsets, n_users, like.device
         size = n_users if offsets is None else int(offsets[-1])
-        self.values = zeros((size, *like.shape[1:]), like) if values is None else values
+        # Users who share memory (torch.Tensor.expand) would write to each other's states.
+        self.values = zeros((size, *like.shape[1:]), like) if values is None else values.contiguous()
         self.users = _room(n_users, torch.int64, device)
         """[n] the users who have written, in the order of their places."""
         self.starts = None if offsets is None else _room(n_users + 1, torch.int64, device)
