@@ -10,7 +10,9 @@ import torch
 from tests.methods.federated.toys import assert_same, settings, world
 
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate, from_fixed
+from perfedrec.core.keys import Key
 from perfedrec.core.records import flatten, unflatten
+from perfedrec.core.types import Spec
 from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.row_steps import bounded, empty_bank, released
@@ -156,3 +158,13 @@ def test_options_of_a_service_that_a_method_lacks_are_said() -> None:
     assert said.startswith("defence.alike, defence.holders: without effect, because this method has no neighbourhood")
     assert FedMF().remarks(100) == []
     assert PerFedRecPP(settings(defence__alike=0.5, defence__holders=5)).remarks(30) == []
+
+
+def test_the_divisor_of_secret_sums_is_where_the_tables_are() -> None:
+    """Rows are divided by the weights of their tables there."""
+    secret = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
+    algorithm = FedMF(FedMF.Options.model_validate({"privacy": secret, "selection": {"n_clients_per_round": 12}}))
+    state = algorithm.init(Spec(30, 4, torch.ones(4, dtype=torch.int64)), Key(0))
+    assert algorithm.group_weights(state, Aggregate.empty(4, 1)).tolist() == [12]
+    elsewhere = replace(state, items=state.items.to("meta"))
+    assert algorithm.group_weights(elsewhere, Aggregate.empty(4, 1)).device == elsewhere.items.device

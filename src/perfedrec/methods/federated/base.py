@@ -327,7 +327,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         expected number of clients."""
         if not self.sums:
             return from_fixed(aggregate.weights)
-        return torch.tensor([float(min(self.settings.selection.n_clients_per_round, state.n_users))])
+        return state.items.new_tensor([min(self.settings.selection.n_clients_per_round, state.n_users)])
 
     def server_step(self, state: S, aggregate: Aggregate) -> None:
         """The step of the item table, the further tables and the shared network, in place (adaptive federated
