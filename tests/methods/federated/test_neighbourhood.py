@@ -250,6 +250,25 @@ def test_without_passes_and_without_a_service_there_is_none() -> None:
         world(personal__neighbourhood=0.5, **SUMS)
 
 
+def test_options_of_the_neighbourhood_model_without_effect_are_said() -> None:
+    options = {"neighbourhood__alpha": 0.3, "neighbourhood__gamma": 0.2}
+    assert world(**DIFFUSING, **options).algorithm.remarks(30) == []
+    secret, changed = (served(world(**DIFFUSING, **SUMS, **given)) for given in ({}, {"neighbourhood__gamma": 0.2}))
+    assert torch.equal(secret.scores(), changed.scores())
+    (said,) = changed.algorithm.remarks(30)
+    assert said.startswith("neighbourhood.gamma: without effect, because no service makes lists")
+    said, other = world(**PRETRAINED, **options).algorithm.remarks(30)
+    assert said == "neighbourhood.alpha: without effect, because personal.neighbourhood is 0"
+    assert other.startswith("neighbourhood.gamma: without effect")
+
+
+def test_a_block_without_users_has_no_scores() -> None:
+    here = world(**PRETRAINED)
+    here.play(1 + len(here.algorithm.phases))
+    assert here.algorithm.scores(*here.block([0])).shape == (1, here.population.n_items)
+    assert here.algorithm.scores(*here.block(torch.arange(0))).shape == (0, here.population.n_items)
+
+
 def test_of_a_user_with_many_edges_a_random_choice_is_used() -> None:
     """Users within the limit keep all, in the order in which they came; views are counted apart."""
     many = [[0, 1, item] for item in range(9)] + [[1, 1, item] for item in range(3)]

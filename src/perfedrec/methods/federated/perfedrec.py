@@ -41,7 +41,7 @@ from perfedrec.methods.federated.personal import (
     turns,
 )
 from perfedrec.methods.federated.phases import JOIN, SPECTRAL
-from perfedrec.methods.federated.settings import ClusterSettings, PerFedRecSettings
+from perfedrec.methods.federated.settings import ClusterSettings, NeighbourhoodSettings, PerFedRecSettings
 from perfedrec.methods.federated.state import (
     Clusters,
     LowRank,
@@ -108,6 +108,15 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     @property
     def reports_vectors(self) -> bool:
         return not self.sums and (self.joins or self.clusters.enabled)
+
+    def remarks(self, n_users: int) -> list[str]:
+        found, given, usual = super().remarks(n_users), self.settings.neighbourhood, NeighbourhoodSettings()
+        changed = [name for name in type(given).model_fields if getattr(given, name) != getattr(usual, name)]
+        why = "personal.neighbourhood is 0"
+        if self.diffuses:
+            changed = [name for name in changed if self.sums and name in ("gamma", "list_length")]
+            why = f"no service makes lists for users with privacy.aggregation = {self.settings.privacy.aggregation}"
+        return found + [f"neighbourhood.{name}: without effect, because {why}" for name in changed]
 
     # --- the server ---
 

@@ -130,14 +130,14 @@ class Mixture:
             return table.index_select(0, rows.items)
 
         def users() -> Tensor:  # block by block, because a table may have many columns
-            found = []
-            for block in torch.arange(rows.n_users, device=table.device).split(AT_ONCE):
-                start, stop = (int(rows.offsets[place]) for place in (block[0], block[-1] + 1))
-                here = slice(start, stop)
+            found = [table.new_zeros(0, table.shape[1])]
+            for first in range(0, rows.n_users, AT_ONCE):
+                last = min(first + AT_ONCE, rows.n_users)
+                here = slice(int(rows.offsets[first]), int(rows.offsets[last]))
                 part = replace(star, edge=star.edge[here])
                 vectors = table.index_select(0, rows.items[here])
-                found.append(part.users(table.new_zeros(block.numel(), 1), vectors, rows.segments[here] - block[0]))
-            return torch.cat(found) if found else table.new_zeros(0, table.shape[1])
+                found.append(part.users(table.new_zeros(last - first, 1), vectors, rows.segments[here] - first))
+            return torch.cat(found)
 
         def scale(users: Tensor) -> Tensor:
             return (self._target / spread(users, star.items(table)).clamp(min=1e-12))[:, None]
