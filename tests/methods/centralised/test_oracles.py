@@ -24,7 +24,7 @@ from perfedrec.methods.centralised.ials import IALS, IALSSettings
 from perfedrec.methods.centralised.item_knn import ItemKNN, ItemKNNSettings
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Method, Training
-from perfedrec.methods.centralised.mf import MF
+from perfedrec.methods.centralised.mf import MF, MFSettings
 from perfedrec.methods.centralised.rp3beta import RP3Beta, RP3BetaSettings
 from perfedrec.methods.centralised.sgl import SGL, SGLSettings
 from perfedrec.methods.centralised.simgcl import SimGCL, SimGCLSettings
@@ -363,7 +363,7 @@ def test_a_last_batch_of_one_has_no_uniformity(dataset: Dataset) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(dataset: Dataset) -> None:
-    engine = Central(MF(VectorSettings(learning_rate=1e30, embedding_dim=4)), dataset, device="cpu")
+    engine = Central(MF(MFSettings(learning_rate=1e30, embedding_dim=4)), dataset, device="cpu")
     engine.play()
     with pytest.raises(DivergedError, match=r"loss of epoch 2 is (nan|inf); expected a finite number"):
         engine.play()
