@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -281,7 +283,14 @@ def test_the_model_ranks_alike(data: Dataset, eager: EagerRay) -> None:
     users = torch.tensor([88, 3, 45, 4])
     wanted = one.recommender().raw_scores(users)
     assert torch.equal(many.recommender().raw_scores(users), wanted)
+    nobody = users[:0]
+    assert many.population.load_client_states(nobody, nobody).private.shape[0] == 0
     kept = many.recommender().frozen()
+    copy = weakref.ref(many.clients.copy.client_state.rows)
+    many.let_go()
+    gc.collect()
+    assert copy() is None
+    assert torch.equal(kept.raw_scores(users), wanted)
     many.close()
     assert torch.equal(kept.raw_scores(users), wanted)
 

@@ -175,9 +175,10 @@ def _weights(groups: Tensor, weights: Tensor, n_groups: int) -> Tensor:
         if known:
             _check_size(squares)
             return total
-    if groups.numel() and not 0 <= int(groups.min()) <= int(groups.max()) < n_groups:
+    unknown = groups[(groups < 0) | (groups >= n_groups)]
+    if unknown.numel():
         raise PerfedrecError(
-            f"an update is for group {int(groups.max())}, and there are {n_groups} groups in this phase; "
+            f"an update is for group {int(unknown[0])}, and there are {n_groups} groups in this phase; "
             f"expected groups from 0 to {n_groups - 1}"
         )
     return total.index_add_(0, groups, _fixed(weights))

@@ -244,6 +244,11 @@ class OnWorkers(Generic[S, B, C]):
 
         self._safely("restoring client states", sent)
 
+    def let_go(self) -> None:
+        """See :class:`perfedrec.runtimes.remote.Holder`."""
+        self.copy.let_go()
+        self._log.clear()
+
     def _copied(self, shard: int) -> list[Any]:
         """Calls that give a worker with the first states of its shard the copied ones."""
         users = () if self._fresh else self.shards[shard].split(PIECE)

@@ -29,6 +29,9 @@ class Holder(Protocol[C]):
     def restore(self, stored: Mapping[str, Tensor] | tuple[Segment, ...]) -> None:
         """Continue with other client states."""
 
+    def let_go(self) -> None:
+        """Let go of the copy of all client states. Nobody asks for any afterwards."""
+
 
 class Remote(Population[C]):
     """A population whose client states are on workers. Some users' states are read there; all of them are read from
@@ -41,6 +44,8 @@ class Remote(Population[C]):
     def load_client_states(self, users: Tensor, positions: Tensor) -> C:
         counts = self.offsets[users + 1] - self.offsets[users]
         found: dict[str, Tensor] = {}
+        if not users.numel():  # no worker answers
+            found = {name: getattr(self._like, name)[:0] for name in self._layout()}
         for places, states in self._workers.load(users):
             mine = torch.zeros(users.numel(), dtype=torch.bool)
             mine[places] = True
@@ -58,6 +63,9 @@ class Remote(Population[C]):
 
     def restore(self, stored: Mapping[str, Tensor] | tuple[Segment, ...]) -> None:
         self._workers.restore(stored)
+
+    def let_go(self) -> None:
+        self._workers.let_go()
 
     @property  # type: ignore[misc]  # it is read alone
     def client_state(self) -> C:

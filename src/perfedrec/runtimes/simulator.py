@@ -165,8 +165,7 @@ class Simulator(Generic[S, B, C]):
     def let_go(self) -> None:
         """Let go of the state and of the client states. No round can be played afterwards."""
         del self.state
-        if isinstance(self.clients, InProcess):
-            self.population.let_go()
+        self.population.let_go()
 
     def close(self) -> None:
         """End the workers, where there are any."""

@@ -259,13 +259,19 @@ def test_additional_tables_receive_the_changes_of_their_groups() -> None:
 
 @pytest.mark.parametrize("hook", ["groups", "contributes_to"])
 def test_an_unknown_group_is_refused_in_one_line(hook: str) -> None:
-    beyond = {
-        "groups": lambda self, state, users: torch.full_like(users, 2),
-        "contributes_to": lambda self, broadcast, rows, client_state: torch.full_like(rows.users, 2),
-    }
-    kind = type("Beyond", (Plain,), {hook: beyond[hook]})
+    def beyond(group: int) -> type[Plain]:
+        hooks = {
+            "groups": lambda self, state, users: torch.full_like(users, group),
+            "contributes_to": lambda self, broadcast, rows, client_state: group * (rows.users % 2),
+        }
+        return type("Beyond", (Plain,), {hook: hooks[hook]})
+
+    kind = beyond(2)
     with pytest.raises(PerfedrecError, match="for group 2, and there are 1 groups in this phase"):
         outcome(kind)
+    if hook == "contributes_to":  # which is checked at the server alone
+        with pytest.raises(PerfedrecError, match="for group -1, and there are 1 groups in this phase"):
+            outcome(beyond(-1))
     more = type("More", (kind,), {"n_groups": lambda self, state: 3})
     assert outcome(more)["cohorts"] == [12] * 4
 
