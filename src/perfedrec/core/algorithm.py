@@ -82,9 +82,6 @@ class Protects(Protocol):
         """A sum over some clients of a cohort, with the noise that these clients add. The cohort has ``asked``
         clients."""
 
-    def opens_all(self, phase: str) -> bool:
-        """Whether all of a phase's sum leaves the clients: :meth:`Algorithm.compress` changes nothing."""
-
     def aborted(self, phase: str, clients: int, asked: int) -> bool:
         """Whether the round is aborted: only ``clients`` of the ``asked`` clients answered, too few for their sum to be
         opened."""

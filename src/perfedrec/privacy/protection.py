@@ -81,10 +81,6 @@ class Protection:
         """Whether the sums of a phase are taken in a basis of few columns."""
         return self.settings.low_rank and self.phases[phase].opens == "basis"
 
-    def opens_all(self, phase: str) -> bool:
-        """Whether all of a phase's sum leaves the clients."""
-        return not self.settings.low_rank or self.phases[phase].opens == "all"
-
     def n_groups(self, phase: str, asked: int) -> int:
         """The number of groups of the cohort whose sums are opened in a phase that asks ``asked`` clients: none with
         fewer clients than a sum must have. 1 where the cohort has one sum."""

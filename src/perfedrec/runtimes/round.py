@@ -167,8 +167,7 @@ def _played(
     else:
         total = algorithm.aggregator.combine(plan.phase, clients.parts(task, users, tally), empty)
     if not algorithm.aggregator.separate and number == 1:  # else each part already has its own noise
-        if not algorithm.protection.opens_all(plan.phase):
-            total = algorithm.compress(broadcast(plan.cohort[:0]), plan.phase, total)
+        total = algorithm.compress(broadcast(plan.cohort[:0]), plan.phase, total)
         total = algorithm.protection.add_noise(plan.phase, total, asked, key.fold("release"))
     report = RoundReport(
         round=state.round,
