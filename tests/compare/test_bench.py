@@ -186,7 +186,7 @@ def test_a_method_that_cannot_learn_from_the_data_is_refused_before_anything_is_
     file = written(tmp_path, f'[data.own]\npath = "{data}"\n[methods.popularity]\n[methods.{method}]\n')
     refused = bench(file, tmp_path / "out")
     assert refused.exit_code == 2
-    assert f"methods.{method}: ratings: " in refused.stderr
+    assert f"methods.{method}, data.own: ratings: " in refused.stderr
     assert needs in refused.stderr
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("config.toml"))
 

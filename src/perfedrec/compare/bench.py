@@ -216,7 +216,7 @@ class Bench:
                 try:
                     algorithm.check_data(self.datasets[name])
                 except PerfedrecError as error:
-                    raise type(error)(f"methods.{label}: {error}") from None
+                    raise type(error)(f"methods.{label}, data.{name}: {error}") from None
         for cell in self.cells():
             if not (cell.folder / "config.toml").exists():
                 continue

@@ -41,7 +41,7 @@ class PrivacySettings(Settings):
         "coordinate",
         description="what clip bounds: each coordinate, or the l1 or l2 norm of all that a client sends in a round",
     )
-    clip: float | None = Field(None, gt=0, description="bound on what is uploaded, in this norm; none: no bound")
+    clip: float | None = Field(None, gt=0, description="bound on what is uploaded, in this norm; off: no bound")
     noise_scale: float = Field(
         0.0, ge=0, description="scale of the Laplace noise on each coordinate of each upload (norm coordinate)"
     )

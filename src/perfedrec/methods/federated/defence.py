@@ -45,46 +45,46 @@ class DefenceSettings(Settings):
     row_clip: float | None = Field(
         None,
         gt=0,
-        description="largest norm of what a client changes in one item row in a round of training; none: no bound",
+        description="largest norm of what a client changes in one item row in a round of training; off: no bound",
     )
     row_length: float | None = Field(
         None,
         gt=0,
         description="longest row of an item table after a round of training, as a multiple of the median length of its "
-        "rows; in a pass of clients over all users, as a multiple of what is usual for the item's degree; none: no "
+        "rows; in a pass of clients over all users, as a multiple of what is usual for the item's degree; off: no "
         "bound",
     )
     row_step: float | None = Field(
         None,
         gt=0,
         description="largest norm of the mean change of one item row in a round of training, which the server's "
-        "optimiser receives; none: no bound",
+        "optimiser receives; off: no bound",
     )
     sparse: float | None = Field(
         None,
         gt=0,
         lt=1,
         description="share of the items with changes that are applied in a round of training, those with the largest "
-        "ones; what is left waits at the server and is added to later changes; none: all are applied",
+        "ones; what is left waits at the server and is added to later changes; off: all are applied",
     )
     report_length: float | None = Field(
         None,
         gt=0,
         description="longest user vector that the neighbourhood service takes, as a multiple of the median length of "
-        "those that come with it; none: no bound",
+        "those that come with it; off: no bound",
     )
     max_edges: int | None = Field(
         None,
         ge=1,
         description="most items of one user that the neighbourhood service uses, a random choice where there are more; "
-        "none: all",
+        "off: all",
     )
     alike: float | None = Field(
         None,
         gt=0,
         le=1,
         description="users whose lists have this share or more in common (Jaccard) count as one user together where "
-        "the neighbourhood service counts pairs of items; none: each counts",
+        "the neighbourhood service counts pairs of items; off: each counts",
     )
     holders: int = Field(
         3,

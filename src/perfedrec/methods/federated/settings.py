@@ -127,7 +127,7 @@ class SelectionSettings(Settings):
         "amplification)",
     )
     max_participations: int | None = Field(
-        None, ge=0, description="largest number of training rounds that a client contributes to; none: no limit"
+        None, ge=0, description="largest number of training rounds that a client contributes to; off: no limit"
     )
 
 
@@ -249,7 +249,7 @@ class NeighbourhoodSettings(Settings):
     gamma: float | None = Field(
         None,
         ge=0,
-        description="exponent of the degrees of the users that the diffusion comes through; none: 1, or alpha where "
+        description="exponent of the degrees of the users that the diffusion comes through; off: 1, or alpha where "
         "users have fewer than 16 items on average",
     )
     list_length: int = Field(
