@@ -123,12 +123,13 @@ class Service:
         return found.masked_fill(self.users[found] != users, -1)
 
     def keep(self, users: Tensor, reports: Tensor) -> None:
-        """Store the ``reports`` [B, L, d] of those of ``users`` [B] whom the service knows."""
+        """Store the ``reports`` [B, L, d] of those of ``users`` [B] whom the service knows. A single layer, of a method
+        that reports no more, counts for all."""
         places = self.places(users)
         if self.users is not None:
             known = places >= 0
             places, reports = places[known], reports[known]
-        put(self.reports, places, reports)
+        put(self.reports, places, reports.expand(-1, *self.reports.shape[1:]))
 
 
 @dataclass(frozen=True, kw_only=True)
