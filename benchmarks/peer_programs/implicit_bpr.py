@@ -3,9 +3,9 @@
     python implicit_bpr.py TRAIN.npz --dim 64 --epochs 3 [--rate 0.01] [--l2 0.01] [--every 2 --output VECTORS.npz]
 
 The file has ``users`` and ``items``, one of each per interaction, and the ``shape`` of the whole. Without --output, the
-seconds of an epoch are printed. With it, the vectors after every so many epochs are stored, as ``users`` [k, n, d + 1]
-and ``items`` [k, m, d + 1], whose last column is the items' bias, and the seconds until then are printed. One JSON line
-of processor time.
+seconds of an epoch are printed. With it, the vectors of every epoch that --every asks for are stored, as ``users``
+[k, n, d + 1] and ``items`` [k, m, d + 1], whose last column is the items' bias, and the seconds until then are printed.
+One JSON line of processor time.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ then multiples of 1 / DELTA_GRID. So their products are on the grid of the sums,
 DELTA_GRID = FIXED_POINT / BASIS_GRID
 
 _SPARSE = 64
-"""With so many times as many possible keys as rows, sorting the rows' keys is faster than a mark for each key."""
+"""Where there are more possible keys than this number times the rows, sorting is faster than a mark for each key."""
 
 LARGEST = 2.0**16
 """Largest norm of what may enter a sum, so that the sum stays where float64 holds whole numbers exactly."""
