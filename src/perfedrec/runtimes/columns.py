@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from perfedrec.core import mapped
+from perfedrec.core import mapped, memory
 from perfedrec.core.lookup import put, take
 from perfedrec.core.types import ranges
 
@@ -131,9 +130,7 @@ class Columns:
 
 def _room(size: int, kind: torch.dtype, device: torch.device) -> Tensor:
     """Zeros. On a processor they take memory only where they are written."""
-    if device.type != "cpu":
-        return torch.zeros(size, dtype=kind, device=device)
-    return torch.from_numpy(np.zeros(size, str(kind).removeprefix("torch.")))
+    return memory.zeros(size, like=torch.empty(0, dtype=kind, device=device))
 
 
 def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -89,13 +89,19 @@ class Training:
 def order_of(name: str, part: Interactions) -> Ints:
     """int64 [R] the rows of a part of the data set ``name`` in the order of time, user by user. Raises
     :class:`DataError` where the order is not known."""
+    check_order(name, part)
     order = part.in_order()
-    if order is None:
+    assert order is not None
+    return order
+
+
+def check_order(name: str, part: Interactions) -> None:
+    """Raise :class:`DataError` where the order of a part of the data set ``name`` is not known; nothing is sorted."""
+    if part.positions is None and part.timestamps is None:
         raise DataError(
             f"{name}: the order of a user's interactions is not known, and the method learns from it; expected times, "
             "files of sequences (user:item item ...), or data.order=file for files that are sorted by time"
         )
-    return order
 
 
 class Method(ABC):
@@ -181,7 +187,7 @@ class Method(ABC):
         if self.sequential:
             for part in (train, dataset.new_users):
                 if part is not None:
-                    order_of(dataset.name, part)
+                    check_order(dataset.name, part)
 
     def check_new_users(self) -> None:
         """Raises :class:`ConfigError` for a method that knows the users of its training alone: it is not
