@@ -12,9 +12,10 @@ the next time. A peer that cannot be had or does not run is named in one line, a
 - lightgcn: seconds an epoch of the public PyTorch code, one thread each, in processor time, with the same options; and
   the test accuracy of both after the same number of epochs (--epochs, with --accuracy-data).
 - selfrec: seconds an epoch of the graph models of the public SELFRec (--models), one thread each, in processor time,
-  with its options: those of its paper or configuration are our defaults, with length 64, batches of 2048 and step .001.
-  With --epochs also the accuracy on the same split after these epochs: of the epoch that the test would choose, as that
-  code does, and of the one that validation chooses.
+  with its options, which are those of its configuration, length 64, batches of 2048, first vectors about as
+  large, and --learning-rate.
+  With --epochs also the accuracy on the same split within these epochs, of which every --every-th is evaluated: of the
+  epoch that the test would choose, as that code does, and of the one that validation chooses, for all --seeds.
 - flower: seconds a round of federated matrix factorisation with one client a user, in a simulation of Flower. Ours is a
   round of fedmf. By the clock, because Flower works in several processes.
 - sequences: seconds an epoch of SASRec, BERT4Rec and CL4SRec in SELFRec, one thread each, in processor time, with
@@ -61,10 +62,12 @@ PROGRAMS = Path(__file__).parent / "peer_programs"
 LIGHTGCN = "https://github.com/gusye1234/LightGCN-PyTorch", "947ca2b3b1d2d3545b114145710cb06c4e57b3d2"
 SELFREC = "https://github.com/Coder-Yu/SELFRec", "5b0229423cb1c727e85a704d63e460368c8b9dde"
 MODELS = {
+    "MF": "mf",
     "LightGCN": "lightgcn",
     "SGL": "sgl",
     "SimGCL": "simgcl",
     "XSimGCL": "xsimgcl",
+    "NCL": "ncl",
     "DirectAU": "direct_au",
     "BUIR": "buir",
     "SelfCF": "selfcf",
@@ -72,6 +75,16 @@ MODELS = {
     "SSL4Rec": "ssl4rec",
 }
 """Graph models of SELFRec that run without a GPU and TensorFlow, and our names of them."""
+
+SAME = {
+    "NCL": {"structure_weight": 0.002, "prototype_weight": 0.0002, "temperature": 0.05, "item_weight": 1.5},
+    "DirectAU": {"gamma": 2.0, "n_layers": 3, "l2": 1e-4},
+}
+"""Our options where SELFRec's configuration is not our default. NCL sums its contrasts over a batch of 2048; ours are
+means."""
+
+EPOCHS = {"MF": 7}
+"""How many epochs of SELFRec's models are timed, if not 3: MF has a hook in every fifth alone."""
 
 OPTIMIZERS = "sgd", "adam"
 """Those of our method mf."""
@@ -91,6 +104,10 @@ QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
 }
+
+
+FAISS = "faiss-cpu==1.13.2"
+"""For SELFRec's NCL."""
 
 
 class MissingError(Exception):
@@ -119,7 +136,9 @@ PEERS = {
         ),
         "lightgcn_pytorch.py",
     ),
-    "selfrec": Peer(("torch==2.13.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1", "PyYAML==6.0.4"), "selfrec.py"),
+    "selfrec": Peer(
+        ("torch==2.13.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1", "PyYAML==6.0.4", FAISS), "selfrec.py"
+    ),
     "sequences": Peer(("torch==2.13.0", "numpy==2.4.6", "numba==0.68.1"), "selfrec_sequences.py"),
     "flower": Peer(("flwr[simulation]==1.42.0", "numpy==2.4.6"), "flower_round.py"),
 }
@@ -356,15 +375,13 @@ def selfrec(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Itera
     file, data = store(dataset, scratch / "train.npz"), Training.of(dataset, torch.device("cpu"))
     for model in given.models:
         kind = METHODS[MODELS[model]]
-        method = kind(kind.Options(embedding_dim=64, batch_size=2048, learning_rate=0.001))
-        first: dict[str, Any] = {}
+        options = SAME.get(model, {}) | {"embedding_dim": 64, "batch_size": 2048, "init_scale": 0.025}
+        method = kind(kind.Options(learning_rate=given.learning_rate, **options))
+        rate = ("--model", model, "--learning-rate", given.learning_rate)
 
-        def theirs(model: str = model, first: dict[str, Any] = first) -> float:
-            epochs, every = (given.epochs, 1) if given.epochs > 2 and not first else (3, 0)
-            options = ("--model", model, "--epochs", epochs, "--every", every)
-            done = measured("selfrec", given.venvs, code, file, *options)
-            first.update({} if first else done)
-            return statistics.median(done["seconds"][1:])
+        def theirs(model: str = model, rate: tuple[object, ...] = rate) -> float:
+            done = measured("selfrec", given.venvs, code, file, *rate, "--epochs", EPOCHS.get(model, 3), "--every", 0)
+            return statistics.median(done["seconds"][1:])  # the first epoch has what happens once
 
         def ours(method: Method = method) -> float:
             state, seconds = method.init(data, Key(0)), []
@@ -374,27 +391,48 @@ def selfrec(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Itera
                 seconds.append(time.process_time() - start)
             return statistics.median(seconds[1:])
 
-        yield compared(f"processor seconds an epoch of {model}", given.turns, theirs, ours)
-        if given.epochs > 2:  # the first epoch of a timed run is not counted
-            line: dict[str, Any] = {"figure": f"test ndcg@20 of {model}", "epochs": given.epochs}
+        if given.turns:
+            yield compared(f"processor seconds an epoch of {model}", given.turns, theirs, ours)
+        by_validation: dict[str, list[float]] = {"theirs": [], "ours": []}
+        for seed in given.seeds if given.epochs else ():
+            line: dict[str, Any] = {"figure": f"test ndcg@20 of {model}", "epochs": given.epochs, "seed": seed}
+            numbers = ("--epochs", given.epochs, "--every", given.every, "--seed", seed)
+            done = measured("selfrec", given.venvs, code, file, *rate, *numbers)
             both = (
-                ("theirs", list(zip(first["valid"], first["test"], strict=True))),
-                ("ours", curve(method, dataset, data, given.epochs)),
+                ("theirs", list(zip(done["valid"], done["test"], strict=True))),
+                ("ours", curve(method, dataset, data, given.epochs, given.every, seed)),
             )
             for who, figures in both:
                 chosen = {"by the test": max(test for _, test in figures), "by validation": max(figures)[1]}
                 line[who] = {name: round(value, 4) for name, value in chosen.items()}
+                by_validation[who].append(chosen["by validation"])
             yield line
+        if given.epochs and len(given.seeds) > 1:
+            yield {"figure": f"test ndcg@20 of {model}, by validation, mean over seeds"} | spread_of(by_validation)
 
 
-def curve(method: Method, dataset: Dataset, data: Training, epochs: int) -> list[tuple[float, float]]:
-    """Validation and test NDCG@20 after each of the ``epochs``; validation items are not recommended in the test."""
+def spread_of(found: dict[str, list[float]]) -> dict[str, Any]:
+    """Means over seeds, and the difference of ours and theirs in its standard errors."""
+    means = {who: statistics.fmean(values) for who, values in found.items()}
+    error = sum(statistics.variance(values) / len(values) for values in found.values()) ** 0.5
+    distance = (means["ours"] - means["theirs"]) / error if error else float("nan")
+    rounded = {who: round(mean, 4) for who, mean in means.items()}
+    return rounded | {"standard error of the difference": round(error, 4), "in standard errors": round(distance, 1)}
+
+
+def curve(
+    method: Method, dataset: Dataset, data: Training, epochs: int, every: int, seed: int
+) -> list[tuple[float, float]]:
+    """Validation and test NDCG@20 after every ``every``-th of the ``epochs``, from the first on; validation items are
+    not recommended in the test."""
     valid, test = (Held.of(each.offsets, each.items, torch.device("cpu")) for each in (dataset.valid, dataset.test))
-    order, state, figures = RandomOrder(dataset.train.user_ids, dataset.train.item_ids), method.init(data, Key(0)), []
+    order, figures = RandomOrder(dataset.train.user_ids, dataset.train.item_ids), []
+    state = method.init(data, Key(seed))
     for number in range(epochs):
-        state, _ = method.epoch(state, data, Key(1).fold(number))
-        ranked = CentralRecommender(method, method.serving(state, data), data, order)
-        figures.append((ranked.evaluate(valid)["ndcg@20"], ranked.evaluate(test, hide=valid)["ndcg@20"]))
+        state, _ = method.epoch(state, data, Key(seed).fold("epoch", number))
+        if number % every == 0:
+            ranked = CentralRecommender(method, method.serving(state, data), data, order)
+            figures.append((ranked.evaluate(valid)["ndcg@20"], ranked.evaluate(test, hide=valid)["ndcg@20"]))
     return figures
 
 
@@ -487,6 +525,9 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, default=0, help="epochs of BPR, LightGCN and SELFRec after which accuracy is compared"
     )
+    parser.add_argument("--every", type=int, default=1, help="epochs of SELFRec between evaluations")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of SELFRec's accuracy")
+    parser.add_argument("--learning-rate", type=float, default=0.001, help="step of Adam in SELFRec's models and ours")
     parser.add_argument("--accuracy-data", help="data for that (default: --data)")
     parser.add_argument("--cohort", type=int, default=256, help="clients of a round")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of Flower that are timed")

@@ -161,8 +161,14 @@ print(json.dumps({"seconds_a_batch": 5, "batches_an_epoch": 2, "code": open(sys.
 import numpy, sys
 with numpy.load(sys.argv[2]) as given:
     held = given["valid_users"].size == given["valid_items"].size > 0 < given["test_items"].size
-if held and sys.argv[3:] == ["--model", "BUIR", "--epochs", "3", "--every", "1"]:
-    print('{"seconds": [9, 8, 8], "valid": [0.1, 0.3, 0.2], "test": [0.4, 0.1, 0.2]}')
+asked, rest = sys.argv[3:10], sys.argv[10:]
+if held and asked == ["--model", "BUIR", "--learning-rate", "0.02", "--epochs", "3", "--every"]:
+    if rest == ["0"]:
+        print('{"seconds": [9, 8, 8]}')
+    elif rest == ["2", "--seed", "0"]:
+        print('{"valid": [0.1, 0.3], "test": [0.4, 0.1]}')
+    elif rest == ["2", "--seed", "5"]:
+        print('{"valid": [0.2, 0.1], "test": [0.2, 0.3]}')
 """,
         "flower": "print('{\"seconds_a_round\": 7}')",
         "sequences": """
@@ -176,12 +182,12 @@ print(json.dumps({"seconds_an_epoch": {"SASRec": 1, "BERT4Rec": 2, "CL4SRec": 3}
     (code / "world.py").write_text("public code")
     (code / "SELFRec.py").touch()
     options = ("--data", TINY, "--venvs", venvs, "--lightgcn", code.parent, "--turns", 1, "--dim", 4, "--epochs", 3)
-    options += ("--selfrec", code, "--models", "BUIR")
+    options += ("--selfrec", code, "--models", "BUIR", "--seeds", 0, 5, "--every", 2, "--learning-rate", 0.02)
     monkeypatch.setattr(peers, "BPR_OPTIONS", {kind: [(0.05, 0.01)] for kind in ("theirs", "sgd", "adam")})
     every = lines(monkeypatch, capsys, *options, "--cohort", 16, "--rounds", 1)
     sgd, *bpr = [line for line in every if line["peer"] == "implicit"]
     found = [sgd, *(line for line in every if line["peer"] != "implicit")]
-    assert [line["peer"] for line in found] == ["implicit", "lightgcn", "lightgcn", "selfrec", "selfrec", "flower"] + [
+    assert [line["peer"] for line in found] == ["implicit", "lightgcn", "lightgcn", *["selfrec"] * 4, "flower"] + [
         "sequences"
     ] * 3
     timed = [line for line in found if "ratio" in line]
@@ -202,8 +208,19 @@ print(json.dumps({"seconds_an_epoch": {"SASRec": 1, "BERT4Rec": 2, "CL4SRec": 3}
     assert [each["samples"] for each in until] == [each["epochs"] * load(TINY).train.items.size for each in until]
     assert found[2]["theirs"] != found[2]["ours"]  # all products of theirs are equal
     assert found[4]["theirs"] == {"by the test": 0.4, "by validation": 0.1}
-    assert 0 < found[4]["ours"]["by validation"] <= found[4]["ours"]["by the test"] < 1
-    assert found[5]["clients"] == 16
+    assert found[5]["theirs"] == {"by the test": 0.3, "by validation": 0.2}
+    for line in found[4:6]:
+        assert 0 < line["ours"]["by validation"] <= line["ours"]["by the test"] < 1
+    assert found[4]["ours"] != found[5]["ours"]
+    mean = (found[4]["ours"]["by validation"] + found[5]["ours"]["by validation"]) / 2
+    assert found[6]["theirs"] == 0.15
+    assert found[6]["ours"] == pytest.approx(mean, abs=2e-4)
+    # two values a and b have the standard error |a - b| / 2
+    assert 0.05 <= found[6]["standard error of the difference"] <= 0.05 + abs(mean - found[4]["ours"]["by validation"])
+    assert found[6]["in standard errors"] == pytest.approx(
+        (found[6]["ours"] - 0.15) / found[6]["standard error of the difference"], abs=0.1
+    )
+    assert found[7]["clients"] == 16
 
 
 def test_peers_that_cannot_be_had_are_named(

@@ -24,19 +24,27 @@ def pooled(data: Training, users: Tensor, items: Tensor, gamma: float) -> np.nda
 
 
 def test_pooling(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
-    given = SimpleX(SimpleXSettings(gamma=0.3)).pooled(*toy_vectors, MATRIX, toy)
+    users, items = toy_vectors
+    given = SimpleX(SimpleXSettings(gamma=0.3)).pooled(users, items[toy.rows.items], toy.rows.segments, MATRIX)
     np.testing.assert_allclose(given.numpy(), pooled(toy, *toy_vectors, 0.3), rtol=1e-5)
 
 
 def test_loss(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
-    method = SimpleX(SimpleXSettings(n_negatives=5, negative_weight=7.0, margin=-0.2))
-    batch, (users, items) = batches(toy, 5, Key(3))[0], (each.numpy() for each in toy_vectors)
-    terms = []
+    method = SimpleX(SimpleXSettings(n_negatives=5, negative_weight=7.0, margin=-0.2, gamma=0.3, l2=0.4))
+    batch, items = batches(toy, 5, Key(3))[0], toy_vectors[1].numpy()
+    users, terms = pooled(toy, *toy_vectors, 0.3), []
     for u, i in zip(batch.users.tolist(), batch.positives.tolist(), strict=True):
         others = [j for j in range(5) if not toy.matrix.toarray()[u, j]]
         above = [max(0.0, cosine(users[u], items[j]) + 0.2) for j in others]
         terms.append(1 - cosine(users[u], items[i]) + 7.0 * float(np.mean(above)))
-    assert float(method.loss(*toy_vectors, batch, toy)) == pytest.approx(float(np.mean(terms)), rel=1e-5)
+    squares = sum(
+        float(table[place].square().sum())
+        for table, place in zip(
+            (*toy_vectors, toy_vectors[1]), (batch.users, batch.positives, batch.negatives), strict=True
+        )
+    )
+    expected = float(np.mean(terms)) + 0.2 * squares / 5
+    assert float(method.loss(*toy_vectors, MATRIX, batch, toy)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_scores_are_cosines(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:

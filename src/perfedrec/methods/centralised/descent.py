@@ -58,11 +58,11 @@ def descend(
     the step of the batch is taken.
     """
     leaves, sizes = [each.clone().requires_grad_() for each in parameters], [len(each) for each in parameters]
-    optimizer = torch.optim.Adam(leaves, lr=learning_rate, betas=BETAS, eps=EPSILON)
+    optimizer = torch.optim.Adam(leaves, lr=learning_rate, betas=BETAS, eps=EPSILON, fused=True)
     assert moments.first is not None and moments.second is not None
     parts = zip(leaves, moments.first.clone().split(sizes), moments.second.clone().split(sizes), strict=True)
     for leaf, first, second in parts:
-        taken = torch.tensor(float(moments.steps))
+        taken = torch.tensor(float(moments.steps), device=leaf.device)
         optimizer.state[leaf] = {"step": taken, "exp_avg": first, "exp_avg_sq": second}
     total, seen, steps = 0.0, 0, moments.steps
     for size, batch in batches:

@@ -67,18 +67,19 @@ def descend_by_triples(
     """The next state and the mean loss after a plain step for each of the triples ``drawn``, which are what
     :func:`triples` returns, in their order."""
     users, items, steps = state.users.clone(), state.items.clone(), drawn[3].numel()
+    step = settings.step_of_epoch(state.steps, steps)
     if usable(users, items, *drawn) and users.dtype == torch.float32:
         from perfedrec.methods.centralised import kernels
 
         arrays = tuple(each.numpy() for each in drawn)
-        total = kernels.bpr_triples(users.numpy(), items.numpy(), arrays, settings.learning_rate, settings.l2)
+        total = kernels.bpr_triples(users.numpy(), items.numpy(), arrays, step, settings.l2)
     else:
-        total = _triples_by_torch(settings, users, items, drawn)
+        total = _triples_by_torch(step, settings.l2, users, items, drawn)
     return Vectors(users, items, steps=state.steps + steps), total / max(steps, 1)
 
 
 def _triples_by_torch(
-    settings: VectorSettings, users: Tensor, items: Tensor, drawn: tuple[Tensor, Tensor, Tensor, Tensor]
+    step: float, l2: float, users: Tensor, items: Tensor, drawn: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> float:
     """The steps on ``users`` and ``items``, in place; returns the sum of the loss."""
     total = torch.zeros((), dtype=torch.float64, device=users.device)
@@ -87,10 +88,10 @@ def _triples_by_torch(
         user, item, other = rows = [table[row].clone() for table, row in places]
         margin = user @ (other - item)
         slope = torch.sigmoid(margin)
-        total += functional.softplus(margin) + 0.5 * settings.l2 * sum(row.square().sum() for row in rows)
+        total += functional.softplus(margin) + 0.5 * l2 * sum(row.square().sum() for row in rows)
         gradients = slope * (other - item), -slope * user, slope * user
         for (table, place), row, gradient in zip(places, rows, gradients, strict=True):
-            table[place] = row - settings.learning_rate * (gradient + settings.l2 * row)
+            table[place] = row - step * (gradient + l2 * row)
     return float(total)
 
 
@@ -112,7 +113,7 @@ def _epoch(
     places, upcoming = np.empty((n, 3), np.int32), np.empty(n_rows, np.int32)
     limits = np.empty(n_batches + 1, np.int64)
     kernels.find_visits(tuple(each.numpy() for each in drawn), n_users, size, places, visits, limits, upcoming)
-    options = settings.l2, settings.learning_rate, *BETAS
+    options = settings.l2, settings.step_of_epoch(state.steps, n_batches), *BETAS
     steps = later_steps(state.steps + 1, n_batches)
     total = kernels.bpr_epoch(table, places, visits, limits, upcoming, size, options, steps)
     users, items = (torch.from_numpy(table[part, 0].copy()) for part in (slice(0, n_users), slice(n_users, None)))

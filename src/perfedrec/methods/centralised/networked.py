@@ -69,11 +69,12 @@ class NetworkMethod(ProductMethod):
     def epoch(self, state: NetworkVectors, data: Training, key: Key) -> tuple[NetworkVectors, float]:
         assert state.weights is not None
         self.begin(state.users, state.items, data, key.fold("epoch"))
+        parts = [(batch.users.numel(), batch) for batch in batches(data, self.settings.batch_size, key)]
         done = descend(
             [state.users, state.items, state.weights],
             state,
-            self.settings.learning_rate,
-            [(batch.users.numel(), batch) for batch in batches(data, self.settings.batch_size, key)],
+            self.settings.step_of_epoch(state.steps, len(parts)),
+            parts,
             lambda leaves, batch: self.loss(self.learned(*leaves), batch, data),
             lambda leaves, batch: self.after(self.learned(*leaves), batch, data),
         )

@@ -10,17 +10,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from perfedrec.core.keys import Key, normal
+from perfedrec.core.types import block_rows
 from perfedrec.methods.centralised.descent import descend
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.vectors import (
     Batch,
-    VectorMethod,
+    ProductMethod,
     Vectors,
     VectorSettings,
     batches,
     shared_negatives,
 )
-from perfedrec.nn.segments import dot
+from perfedrec.nn.segments import dot, segment_sum
 
 
 class SimpleXSettings(VectorSettings):
@@ -42,7 +43,7 @@ class MappedVectors(Vectors):
     matrix: Tensor | None = None
 
 
-class SimpleX(VectorMethod):
+class SimpleX(ProductMethod):
     """``score_ui = cos(h_u, q_i)`` with ``h_u = g p_u + (1 - g) V mean_{k in I_u} q_k`` (aggregation by average
     pooling), trained with the cosine contrastive loss ``1 - cos(h_u, q_i) + w mean_j max(0, cos(h_u, q_j) - m)`` over
     the negatives j.
@@ -66,31 +67,42 @@ class SimpleX(VectorMethod):
 
         def loss(learned: list[Tensor], batch: Batch) -> Tensor:
             users, items, matrix = learned
-            pooled = self.pooled(users, items, matrix, data)
-            return self.loss(pooled, items, batch, data) + self.decay(users, items, batch)
+            return self.loss(users, items, matrix, batch, data)
 
         parts = [(batch.users.numel(), batch) for batch in batches(data, self.settings.batch_size, key)]
-        done = descend([state.users, state.items, state.matrix], state, self.settings.learning_rate, parts, loss)
+        step = self.settings.step_of_epoch(state.steps, len(parts))
+        done = descend([state.users, state.items, state.matrix], state, step, parts, loss)
         users, items, matrix = done.parameters
         return MappedVectors(users, items, done.first, done.second, done.steps, matrix), done.loss
 
-    def pooled(self, users: Tensor, items: Tensor, matrix: Tensor, data: Training) -> Tensor:
-        """``h_u`` [n, d] of all users, from what is learned; ``matrix`` [d, d] is ``V``."""
-        degrees = data.item_degrees.to(items.dtype)[:, None], data.rows.counts.clamp(min=1).to(items.dtype)[:, None]
-        means = data.graph.to_users(items * degrees[0].sqrt()) / degrees[1].sqrt()  # without the graph's weights
+    def pooled(self, users: Tensor, rows: Tensor, segments: Tensor, matrix: Tensor) -> Tensor:
+        """``h_u`` [B, d] from the own vectors ``users`` [B, d], the vectors ``rows`` [R, d] of their items, and
+        ``segments`` [R], ascending, which say whose they are; ``matrix`` [d, d] is ``V``."""
+        counts = segments.bincount(minlength=len(users)).clamp(min=1).to(rows.dtype)
+        means = segment_sum(rows, segments, len(users)) / counts[:, None]
         return self.settings.gamma * users + (1 - self.settings.gamma) * means @ matrix.T
 
-    def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
-        """The cosine contrastive loss of a batch, from ``h_u`` of all ``users`` [n, d] and from ``items`` [m, d]."""
-        settings, unit = self.settings, functional.normalize(items, dim=1)
-        user = functional.normalize(users[batch.users], dim=1)
+    def loss(self, users: Tensor, items: Tensor, matrix: Tensor, batch: Batch, data: Training) -> Tensor:
+        """The cosine contrastive loss of a batch, with its L2 term, from what is learned: vectors of ``users`` [n, d]
+        and ``items`` [m, d], and ``matrix`` [d, d]."""
+        settings, distinct = self.settings, batch.users.unique(return_inverse=True)
+        rows, _ = block_rows(data.rows.offsets, data.rows.items, distinct[0])
         negatives, outside = shared_negatives(batch, data, settings.n_negatives)
-        above = (user @ unit[negatives].T - settings.margin).clamp(min=0) * outside
+        # Rows are taken once: each further time costs a table of gradients.
+        parts = [batch.positives, negatives, batch.negatives, rows.items]
+        taken = items.index_select(0, torch.cat(parts)).split([part.numel() for part in parts])
+        own = users.index_select(0, distinct[0])
+
+        user = functional.normalize(self.pooled(own, taken[3], rows.segments, matrix), dim=1)[distinct[1]]
+        above = (user @ functional.normalize(taken[1], dim=1).T - settings.margin).clamp(min=0) * outside
         negative = above.sum(1) / outside.sum(1).clamp(min=1)
-        return (1 - dot(user, unit[batch.positives]) + settings.negative_weight * negative).mean()
+        positive = 1 - dot(user, functional.normalize(taken[0], dim=1))
+        squares = own[distinct[1]].square().sum() + taken[0].square().sum() + taken[2].square().sum()
+        total: Tensor = (positive + settings.negative_weight * negative).sum() + 0.5 * settings.l2 * squares
+        return total / len(user)
 
     def serving(self, state: Vectors, data: Training) -> MappedVectors:
         assert isinstance(state, MappedVectors)
         assert state.matrix is not None
-        users = self.pooled(state.users, state.items, state.matrix, data)
-        return MappedVectors(functional.normalize(users, dim=1), functional.normalize(state.items, dim=1))
+        vectors = self.pooled(state.users, state.items[data.rows.items], data.rows.segments, state.matrix)
+        return MappedVectors(functional.normalize(vectors, dim=1), functional.normalize(state.items, dim=1))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from pydantic import Field
 from scipy import sparse
 from torch import Tensor
+from torch.nn import functional
 
 from perfedrec.core.keys import Key
 from perfedrec.core.types import block_rows
@@ -51,19 +53,25 @@ class UltraGCN(VectorMethod):
             self.fitted, self.similar = data, similar_items(data, self.settings.n_neighbours)
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
-        settings, user, similar = self.settings, users[batch.users], self.similar
-        own, degrees = data.rows.counts[batch.users].to(user.dtype), data.item_degrees.to(user.dtype)
+        settings, similar = self.settings, self.similar
+        own, degrees = data.rows.counts[batch.users].to(users.dtype), data.item_degrees.to(users.dtype)
         constraint = settings.constraint * (own + 1).sqrt() / own
         negatives, outside = shared_negatives(batch, data, settings.n_negatives)
+        rows, places = block_rows(similar.offsets, similar.columns, batch.positives)
+        # Rows are taken once: each further time costs a table of gradients.
+        parts = [batch.positives, negatives, batch.negatives, rows.items]
+        taken = items.index_select(0, torch.cat(parts)).split([part.numel() for part in parts])
+        user = users.index_select(0, batch.users)
 
         plain, popular = settings.plain_weight, (degrees + 1).rsqrt()
-        positive = (plain + constraint * popular[batch.positives]) * softplus(-dot(user, items[batch.positives]))
+        positive = (plain + constraint * popular[batch.positives]) * softplus(-dot(user, taken[0]))
         weights = (plain + constraint[:, None] * popular[negatives]) * outside
-        negative = (weights * softplus(user @ items[negatives].T)).sum(1) / outside.sum(1).clamp(min=1)
-        rows, places = block_rows(similar.offsets, similar.columns, batch.positives)
-        related = similar.values[places] * softplus(-dot(user[rows.segments], items[rows.items]))
-        total = positive.sum() + settings.negative_weight * negative.sum() + settings.item_constraint * related.sum()
-        return total / batch.users.numel() + self.decay(users, items, batch)
+        negative = (weights * functional.softplus(user @ taken[1].T)).sum(1) / outside.sum(1).clamp(min=1)
+        related = similar.values[places] * softplus(-dot(user[rows.segments], taken[3]))
+        total: Tensor = positive.sum() + settings.negative_weight * negative.sum()
+        squares = user.square().sum() + taken[0].square().sum() + taken[2].square().sum()
+        total = total + settings.item_constraint * related.sum() + 0.5 * settings.l2 * squares
+        return total / batch.users.numel()
 
 
 def similar_items(data: Training, n_neighbours: int) -> Similarity:

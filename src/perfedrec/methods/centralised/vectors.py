@@ -29,10 +29,18 @@ class VectorSettings(Settings):
     """Options of every method that learns vectors."""
 
     embedding_dim: int = Field(64, ge=1, description="d, the length of user and item vectors")
-    learning_rate: float = Field(0.001, gt=0, description="step of Adam")
+    learning_rate: float = Field(0.001, gt=0, description="step of the optimiser")
+    learning_rate_decay: float | None = Field(
+        None, gt=0, le=1, description="factor of the step from one epoch to the next (off: the step stays as it is)"
+    )
     batch_size: int = Field(2048, ge=2, description="interactions per step")
     l2: float = Field(1e-4, ge=0, description="weight of the L2 term on the layer-0 vectors of a batch")
     init_scale: float = Field(0.1, gt=0, description="standard deviation of the initial vectors")
+
+    def step_of_epoch(self, taken: int, per_epoch: int) -> float:
+        """The optimiser's step in an epoch that begins after ``taken`` steps, where each epoch has ``per_epoch``."""
+        epochs = taken // max(per_epoch, 1)
+        return self.learning_rate * (1.0 if self.learning_rate_decay is None else self.learning_rate_decay**epochs)
 
 
 @dataclass(frozen=True)
@@ -113,11 +121,12 @@ class VectorMethod(ProductMethod):
 
     def epoch(self, state: Vectors, data: Training, key: Key) -> tuple[Vectors, float]:
         self.begin(state.users, state.items, data, key.fold("epoch"))
+        parts = [(batch.users.numel(), batch) for batch in batches(data, self.settings.batch_size, key)]
         done = descend(
             [state.users, state.items],
             state,
-            self.settings.learning_rate,
-            [(batch.users.numel(), batch) for batch in batches(data, self.settings.batch_size, key)],
+            self.settings.step_of_epoch(state.steps, len(parts)),
+            parts,
             lambda learned, batch: self.loss(learned[0], learned[1], batch, data),
         )
         users, items = done.parameters
