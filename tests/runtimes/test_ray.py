@@ -92,7 +92,7 @@ def test_a_cluster_that_is_too_small_is_named(address: str, data: Dataset) -> No
 
 @pytest.mark.parametrize("workers", [1, 4, 2])
 def test_a_cluster_plays_the_rounds_of_one_process_also_where_workers_die(
-    workers: int, machines: Any, data: Dataset, tmp_path: Path
+    workers: int, machines: Any, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A worker dies in mid-round, two rounds after the states were copied. Of one worker it dies again before they are
     copied, and of two a machine is lost: nobody uses the cluster after that."""
@@ -118,6 +118,9 @@ def test_a_cluster_plays_the_rounds_of_one_process_also_where_workers_die(
         assert_same((reports, tensors(made)), wanted)
         replaced = sum(each is not other for each, other in zip(before, working, strict=True))
         assert replaced == {1: 1, 2: 1, 4: 0}[workers]
+        said = [each.getMessage() for each in caplog.records if "a worker has died" in each.getMessage()]
+        assert len(said) >= 1 + replaced
+        assert said[0].startswith("round 4: ")
     finally:
         made.close()
 

@@ -65,10 +65,15 @@ def attack(
         names = tuple(ATTACKS) if attacks == ["all"] else tuple(attacks or FIRST)
         given = {"bound": bound, "length": length, "before": before, "list_length": list_length, "public": public}
         scenario = _scenario(Scenario, n_targets=targets, targets=tuple(target or ()), k=k, **given)
-        with Progress(console=Console(stderr=True), transient=True, disable=as_json or not sys.stderr.isatty()) as bar:
+        terminal, said = sys.stderr.isatty(), ""
+        with Progress(console=Console(stderr=True), transient=True, disable=as_json or not terminal) as bar:
             task = bar.add_task("reading the run", total=None)
 
             def doing(what: str, done: int, total: int) -> None:
+                nonlocal said
+                if what != said and not (as_json or terminal):
+                    print(f"{what}, {total} rounds", file=sys.stderr, flush=True)
+                said = what
                 bar.update(task, description=f"{what}, round {done} of {total}", completed=done, total=total)
 
             found = run_attacks(run, names, _shares(share), scenario, _options(option), rounds, data, doing)

@@ -124,6 +124,9 @@ def train(
             again += [] if rounds is None else ["--rounds", str(rounds)]
             again += [] if device is None else ["--device", device]
         show = reporter(quiet, as_json)
+        if resolved.run.workers and not (quiet or as_json):
+            where = resolved.run.cluster or "on this machine"
+            print(f"starting {resolved.run.workers} workers with Ray ({where}), which takes a while", file=sys.stderr)
         result = _play(
             resolved, output, show, data=not (quiet or as_json), trackers=logs, resume=checkpoint, again=again
         )

@@ -53,6 +53,8 @@ def explain(errors: Iterable[ErrorDetails], kind: type[BaseModel]) -> str:
             continue
         given[dotted] = _given(entry)
         expected.setdefault(dotted, []).append(_expected(entry))
+        if entry["type"].endswith(("_parsing", "_type")) and _may_be_off(kind, place):
+            expected[dotted].append("expected off")
     return "; ".join(
         f"{key or 'configuration'}: {_joined(texts)}{given[key]}" if texts else key for key, texts in expected.items()
     )
@@ -125,7 +127,21 @@ def _joined(texts: list[str]) -> str:
     """What is expected of an option that may have values of several types. Whole numbers are numbers."""
     if "expected a number" in texts and "expected a whole number" in texts:
         texts = [each for each in texts if each != "expected a whole number"]
-    return " or ".join([texts[0], *(each.removeprefix("expected ") for each in dict.fromkeys(texts[1:]))])
+    texts = sorted(dict.fromkeys(texts), key=lambda each: each == "expected off")  # the last of all
+    return " or ".join([texts[0], *(each.removeprefix("expected ") for each in texts[1:])])
+
+
+def _may_be_off(kind: type[BaseModel], place: tuple[int | str, ...]) -> bool:
+    """Whether the option at a ``place`` may have no value."""
+    here: Any = kind
+    annotation: Any = None
+    for part in place:
+        fields = {field.alias or name: field.annotation for name, field in getattr(here, "model_fields", {}).items()}
+        if part not in fields:
+            return False
+        annotation = fields[str(part)]
+        here = next((each for each in (annotation, *get_args(annotation)) if is_section(each)), None)
+    return type(None) in get_args(annotation)
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,7 @@ all states are read (for a checkpoint, or a new best round), and where the log h
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -37,6 +38,8 @@ from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.remote import Remote, shards
 from perfedrec.runtimes.round import RoundTask, Tally, together
 from perfedrec.runtimes.worker import Arrays, Done, Work, Worker, arrays, owned, tensors, unpacked, version
+
+LOG = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How many times a round is tried before the run ends because workers die."""
@@ -278,6 +281,7 @@ class OnWorkers(Generic[S, B, C]):
                     f"{what}: a worker has died {ATTEMPTS} times ({reason}); expected workers that stay alive (is "
                     "there enough memory on their machines?)"
                 )
+            LOG.warning("%s: a worker has died (%s); another takes its place and does its work again", what, reason)
 
     def _replace(self) -> None:
         """Put new workers in place of those that died."""

@@ -47,6 +47,23 @@ def test_loss(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
     assert float(method.loss(*toy_vectors, MATRIX, batch, toy)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_dropout_leaves_out_numbers_of_users(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
+    """Without negatives the loss is 1 minus a sum of products, of which dropout leaves out some and scales the rest: its
+    mean over draws is the loss without."""
+    batch = batches(toy, 8, Key(3))[0]
+
+    def loss(dropout: float, key: Key) -> float:
+        method = SimpleX(SimpleXSettings(negative_weight=0.0, dropout=dropout, l2=0))
+        drawn = type(batch)(batch.users, batch.positives, batch.negatives, key)
+        return float(method.loss(*toy_vectors, MATRIX, drawn, toy))
+
+    draws = [loss(0.5, Key(number)) for number in range(400)]
+    assert len(set(draws)) > 100
+    assert loss(0.5, Key(1)) == loss(0.5, Key(1))
+    error = float(np.std(draws)) / 20
+    assert float(np.mean(draws)) == pytest.approx(loss(0.0, Key(0)), abs=4 * error)
+
+
 def test_scores_are_cosines(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
     method = SimpleX(SimpleXSettings(gamma=0.3))
     served = method.serving(MappedVectors(*toy_vectors, matrix=MATRIX), toy)

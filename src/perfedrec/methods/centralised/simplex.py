@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from perfedrec.core.keys import Key, normal
+from perfedrec.core.keys import Key, normal, uniform
 from perfedrec.core.types import block_rows
 from perfedrec.methods.centralised.descent import descend
 from perfedrec.methods.centralised.method import Training
@@ -34,6 +34,9 @@ class SimpleXSettings(VectorSettings):
     gamma: float = Field(
         0.5, ge=0, le=1, description="g, weight of a user's own vector; the mean of its items has the rest"
     )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the numbers of a user's unit vector that a step leaves out"
+    )
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class SimpleX(ProductMethod):
     the negatives j.
 
     Departs from the paper: the users of a batch share its negatives, without those that a user has; all items of a user
-    are pooled, not a limited number.
+    are pooled, not a limited number. ``dropout`` is that of the authors' code.
     """
 
     Options = SimpleXSettings
@@ -94,6 +97,9 @@ class SimpleX(ProductMethod):
         own = users.index_select(0, distinct[0])
 
         user = functional.normalize(self.pooled(own, taken[3], rows.segments, matrix), dim=1)[distinct[1]]
+        if settings.dropout:
+            keys = batch.key.fold("dropout").spread(torch.arange(len(user), device=user.device))
+            user = user * (uniform(keys, user.shape[1]) >= settings.dropout) / (1 - settings.dropout)
         above = (user @ functional.normalize(taken[1], dim=1).T - settings.margin).clamp(min=0) * outside
         negative = above.sum(1) / outside.sum(1).clamp(min=1)
         positive = 1 - dot(user, functional.normalize(taken[0], dim=1))
