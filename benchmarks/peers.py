@@ -1,7 +1,7 @@
 """Measure other projects beside ours, in turn and on the same data; print one JSON line per comparison.
 
-    python benchmarks/peers.py --data FOLDER [--only implicit lightgcn selfrec flower sequences]
-        [--lightgcn CHECKOUT] [--selfrec CHECKOUT] [--venvs FOLDER]
+    python benchmarks/peers.py --data FOLDER [--only implicit lightgcn selfrec social flower sequences]
+        [--lightgcn CHECKOUT] [--selfrec CHECKOUT] [--relations FILE] [--venvs FOLDER]
 
 Each peer is installed, with pinned versions, into a virtual environment of its own below --venvs, and stays there for
 the next time. A peer that cannot be had or does not run is named in one line, and the others follow.
@@ -16,6 +16,9 @@ the next time. A peer that cannot be had or does not run is named in one line, a
   large, and --learning-rate.
   With --epochs also the accuracy on the same split within these epochs, of which every --every-th is evaluated: of the
   epoch that the test would choose, as that code does, and of the one that validation chooses, for all --seeds.
+- social: the same of SEPT and MHCN in SELFRec, which need TensorFlow. The data need relations (--relations). An epoch
+  of SEPT is timed with its contrast, which begins after the first third of the epochs there, and for its accuracy here
+  as well. Its losses are sums and ours are means: our weights are such that the proportions are the same.
 - flower: seconds a round of federated matrix factorisation with one client a user, in a simulation of Flower. Ours is a
   round of fedmf. By the clock, because Flower works in several processes.
 - sequences: seconds an epoch of SASRec, BERT4Rec and CL4SRec in SELFRec, one thread each, in processor time, with
@@ -76,6 +79,12 @@ MODELS = {
 }
 """Graph models of SELFRec that run without a GPU and TensorFlow, and our names of them."""
 
+SOCIAL = {"SEPT": "sept", "MHCN": "mhcn"}
+"""Those that need TensorFlow."""
+
+BATCH = 2048
+"""Interactions of a batch in SELFRec's configurations."""
+
 SAME = {
     "NCL": {"structure_weight": 0.002, "prototype_weight": 0.0002, "temperature": 0.05, "item_weight": 1.5},
     "DirectAU": {"gamma": 2.0, "n_layers": 3, "l2": 1e-4},
@@ -83,8 +92,10 @@ SAME = {
 """Our options where SELFRec's configuration is not our default. NCL sums its contrasts over a batch of 2048; ours are
 means."""
 
-EPOCHS = {"MF": 7, "LightGCN": 7}
-"""How many epochs of SELFRec's models are timed, if not 3: these two evaluate in every fifth alone."""
+EPOCHS = {"MF": (7, 1), "LightGCN": (7, 1), "SEPT": (5, 3)}
+"""How many epochs of SELFRec's models are trained to time them, and how many of them not counted, if not 3 and 1, as
+the first has what happens once. MF and LightGCN evaluate in every fifth alone. SEPT has its contrast from the third
+on."""
 
 OPTIMIZERS = "sgd", "adam"
 """Those of our method mf."""
@@ -138,6 +149,10 @@ PEERS = {
     ),
     "selfrec": Peer(
         ("torch==2.13.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1", "PyYAML==6.0.4", FAISS), "selfrec.py"
+    ),
+    "social": Peer(
+        ("tensorflow-cpu==2.19.0", "numpy==1.26.4", "scipy==1.15.3", "numba==0.68.1", "PyYAML==6.0.4"),
+        "selfrec_social.py",
     ),
     "sequences": Peer(("torch==2.13.0", "numpy==2.4.6", "numba==0.68.1"), "selfrec_sequences.py"),
     "flower": Peer(("flwr[simulation]==1.42.0", "numpy==2.4.6"), "flower_round.py"),
@@ -199,11 +214,13 @@ def measured(name: str, venvs: Path, *arguments: object) -> dict[str, Any]:
 
 
 def store(dataset: Dataset, file: Path) -> Path:
-    """The training interactions, for the peers' programs, and the held-out pairs."""
+    """The training interactions, for the peers' programs, the held-out pairs, and relations if there are any."""
     arrays: dict[str, Any] = {"shape": (dataset.n_users, dataset.n_items)}
     for prefix, part in (("", dataset.train), ("valid_", dataset.valid), ("test_", dataset.test)):
         arrays[f"{prefix}users"] = np.repeat(np.arange(part.n_users), np.diff(part.offsets))
         arrays[f"{prefix}items"] = part.items
+    if dataset.relations is not None:
+        arrays |= {"sources": dataset.relations.sources, "targets": dataset.relations.targets}
     np.savez(file, **arrays)
     return file
 
@@ -373,42 +390,86 @@ def selfrec(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Itera
     """Epochs of SELFRec's graph models, and the accuracy after some of them."""
     code = checkout("selfrec", SELFREC, "SELFRec.py", given.selfrec, scratch)
     file, data = store(dataset, scratch / "train.npz"), Training.of(dataset, torch.device("cpu"))
-    for model in given.models:
+    for model in (each for each in given.models if each in MODELS):
         kind = METHODS[MODELS[model]]
-        options = SAME.get(model, {}) | {"embedding_dim": 64, "batch_size": 2048, "init_scale": 0.025}
+        options = SAME.get(model, {}) | {"embedding_dim": 64, "batch_size": BATCH, "init_scale": 0.025}
         method = kind(kind.Options(learning_rate=given.learning_rate, **options))
-        rate = ("--model", model, "--learning-rate", given.learning_rate)
+        yield from against(given, dataset, data, ("selfrec", code, file, model), method, method)
 
-        def theirs(model: str = model, rate: tuple[object, ...] = rate) -> float:
-            done = measured("selfrec", given.venvs, code, file, *rate, "--epochs", EPOCHS.get(model, 3), "--every", 0)
-            return statistics.median(done["seconds"][1:])  # the first epoch has what happens once
 
-        def ours(method: Method = method) -> float:
-            state, seconds = method.init(data, Key(0)), []
-            for epoch in range(3):
-                start = time.process_time()
-                state, _ = method.epoch(state, data, Key(1).fold(epoch))
-                seconds.append(time.process_time() - start)
-            return statistics.median(seconds[1:])
+def social(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
+    """The same of SELFRec's social models."""
+    if dataset.relations is None:
+        raise MissingError("the data have no relations between users; expected --relations FILE")
+    code = checkout("selfrec", SELFREC, "SELFRec.py", given.selfrec, scratch)
+    file, data = store(dataset, scratch / "train.npz"), Training.of(dataset, torch.device("cpu"))
+    for model in (each for each in given.models if each in SOCIAL):
+        kind = METHODS[SOCIAL[model]]
+        options = {"learning_rate": given.learning_rate} | social_options(model, data)
+        timed, trained = ({"warmup": 0}, {"warmup": given.epochs // 3 + 1}) if model == "SEPT" else ({}, {})
+        methods = [kind(kind.Options(**options, **more)) for more in (timed, trained)]
+        yield from against(given, dataset, data, ("social", code, file, model), *methods)
 
-        if given.turns:
-            yield compared(f"processor seconds an epoch of {model}", given.turns, theirs, ours)
-        by_validation: dict[str, list[float]] = {"theirs": [], "ours": []}
-        for seed in given.seeds if given.epochs else ():
-            line: dict[str, Any] = {"figure": f"test ndcg@20 of {model}", "epochs": given.epochs, "seed": seed}
-            numbers = ("--epochs", given.epochs, "--every", given.every, "--seed", seed)
-            done = measured("selfrec", given.venvs, code, file, *rate, *numbers)
-            both = (
-                ("theirs", list(zip(done["valid"], done["test"], strict=True))),
-                ("ours", curve(method, dataset, data, given.epochs, given.every, seed)),
-            )
-            for who, figures in both:
-                chosen = {"by the test": max(test for _, test in figures), "by validation": max(figures)[1]}
-                line[who] = {name: round(value, 4) for name, value in chosen.items()}
-                by_validation[who].append(chosen["by validation"])
-            yield line
-        if given.epochs and len(given.seeds) > 1:
-            yield {"figure": f"test ndcg@20 of {model}, by validation, mean over seeds"} | spread_of(by_validation)
+
+def social_options(model: str, data: Training) -> dict[str, Any]:
+    """Our options for those of SELFRec's configuration. There each loss is a sum over the b interactions of a batch,
+    here a mean: the weight of another one, a sum over k users there and a mean here, is multiplied by k / b."""
+    n, m, size = data.n_users, data.n_items, min(BATCH, data.rows.items.numel())
+    same: dict[str, Any] = {"embedding_dim": 64, "batch_size": BATCH, "n_layers": 2}
+    same["init_scale"] = (2 / ((n + m) / 2 + 64)) ** 0.5  # Xavier's, of which theirs has one for users and for items
+    if model == "MHCN":
+        return same | {"weight": 0.01 * n / size, "l2": 1e-4}
+    distinct = statistics.fmean(
+        each.users.unique().numel() / each.users.numel() for each in batches(data, BATCH, Key(0))
+    )
+    # there the L2 term has all vectors in each step, here the three of each interaction
+    return same | {"weight": 0.005 * distinct, "l2": 1e-4 * (n + m) / (3 * size)}
+
+
+def against(
+    given: argparse.Namespace,
+    dataset: Dataset,
+    data: Training,
+    peer: tuple[str, Path, Path, str],
+    timed: Method,
+    trained: Method,
+) -> Iterator[dict[str, Any]]:
+    """A model of SELFRec (the ``peer``: name, checkout, file of data, model) beside ours: seconds an epoch of the
+    ``timed`` method, and the accuracy of the ``trained`` one."""
+    name, code, file, model = peer
+    rate = ("--model", model, "--learning-rate", given.learning_rate)
+
+    def theirs() -> float:
+        epochs, skipped = EPOCHS.get(model, (3, 1))
+        done = measured(name, given.venvs, code, file, *rate, "--epochs", epochs, "--every", 0)
+        return statistics.median(done["seconds"][skipped:])
+
+    def ours() -> float:
+        state, seconds = timed.init(data, Key(0)), []
+        for epoch in range(3):
+            start = time.process_time()
+            state, _ = timed.epoch(state, data, Key(1).fold(epoch))
+            seconds.append(time.process_time() - start)
+        return statistics.median(seconds[1:])
+
+    if given.turns:
+        yield compared(f"processor seconds an epoch of {model}", given.turns, theirs, ours)
+    by_validation: dict[str, list[float]] = {"theirs": [], "ours": []}
+    for seed in given.seeds if given.epochs else ():
+        line: dict[str, Any] = {"figure": f"test ndcg@20 of {model}", "epochs": given.epochs, "seed": seed}
+        numbers = ("--epochs", given.epochs, "--every", given.every, "--seed", seed)
+        done = measured(name, given.venvs, code, file, *rate, *numbers)
+        both = (
+            ("theirs", list(zip(done["valid"], done["test"], strict=True))),
+            ("ours", curve(trained, dataset, data, given.epochs, given.every, seed)),
+        )
+        for who, figures in both:
+            chosen = {"by the test": max(test for _, test in figures), "by validation": max(figures)[1]}
+            line[who] = {how: round(value, 4) for how, value in chosen.items()}
+            by_validation[who].append(chosen["by validation"])
+        yield line
+    if given.epochs and len(given.seeds) > 1:
+        yield {"figure": f"test ndcg@20 of {model}, by validation, mean over seeds"} | spread_of(by_validation)
 
 
 def spread_of(found: dict[str, list[float]]) -> dict[str, Any]:
@@ -508,7 +569,14 @@ def flower(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterat
     yield compared("seconds a round", given.turns, theirs, ours) | {"clients": cohort, "dim": given.dim}
 
 
-COMPARISONS = {"implicit": implicit, "lightgcn": lightgcn, "selfrec": selfrec, "flower": flower, "sequences": sequences}
+COMPARISONS = {
+    "implicit": implicit,
+    "lightgcn": lightgcn,
+    "selfrec": selfrec,
+    "social": social,
+    "flower": flower,
+    "sequences": sequences,
+}
 
 
 def main() -> None:
@@ -518,7 +586,11 @@ def main() -> None:
     parser.add_argument("--venvs", type=Path, default=Path("build/peers"), help="folder of the virtual environments")
     parser.add_argument("--lightgcn", type=Path, help="checkout of the public LightGCN (default: git clones it)")
     parser.add_argument("--selfrec", type=Path, help="checkout of the public SELFRec (default: git clones it)")
-    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS), help="models of SELFRec")
+    parser.add_argument(
+        "--models", choices=[*MODELS, *SOCIAL], nargs="+", default=[*MODELS, *SOCIAL], help="of SELFRec"
+    )
+    parser.add_argument("--relations", help="file of relations between users, for the social models")
+    parser.add_argument("--k-core", type=int, default=0, help="users and items with fewer interactions are left out")
     parser.add_argument("--turns", type=int, default=3, help="how often both are measured")
     parser.add_argument("--dim", type=int, default=64, help="length of the vectors")
     parser.add_argument("--batches", type=int, default=5, help="batches of LightGCN that are timed")
@@ -534,7 +606,7 @@ def main() -> None:
     given = parser.parse_args()
     given.venvs = given.venvs.absolute()
     torch.set_num_threads(1)
-    dataset = load(given.data)
+    dataset = load(given.data, relations=given.relations, k_core=given.k_core)
     for name in given.only:
         with tempfile.TemporaryDirectory() as scratch:
             try:

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from benchmarks import peers, personalisation
 
 from perfedrec import load
+from perfedrec.methods.centralised.method import Training
 
 ROOT = Path(__file__).parents[1]
 
@@ -184,7 +187,7 @@ print(json.dumps({"seconds_an_epoch": {"SASRec": 1, "BERT4Rec": 2, "CL4SRec": 3}
     options = ("--data", TINY, "--venvs", venvs, "--lightgcn", code.parent, "--turns", 1, "--dim", 4, "--epochs", 3)
     options += ("--selfrec", code, "--models", "BUIR", "--seeds", 0, 5, "--every", 2, "--learning-rate", 0.02)
     monkeypatch.setattr(peers, "BPR_OPTIONS", {kind: [(0.05, 0.01)] for kind in ("theirs", "sgd", "adam")})
-    every = lines(monkeypatch, capsys, *options, "--cohort", 16, "--rounds", 1)
+    every = lines(monkeypatch, capsys, *options, "--cohort", 16, "--rounds", 1, "--only", *programs)
     sgd, *bpr = [line for line in every if line["peer"] == "implicit"]
     found = [sgd, *(line for line in every if line["peer"] != "implicit")]
     assert [line["peer"] for line in found] == ["implicit", "lightgcn", "lightgcn", *["selfrec"] * 4, "flower"] + [
@@ -223,6 +226,113 @@ print(json.dumps({"seconds_an_epoch": {"SASRec": 1, "BERT4Rec": 2, "CL4SRec": 3}
     assert found[7]["clients"] == 16
 
 
+FRIENDS = f"{TINY},relations=3"
+
+
+def test_social_models_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = """
+import json, numpy, sys
+with numpy.load(sys.argv[2]) as given:
+    relations = given["sources"].size
+    assert given["targets"].size == relations > 0 < given["test_items"].size
+model, epochs, every = (sys.argv[sys.argv.index(name) + 1] for name in ("--model", "--epochs", "--every"))
+if every == "0":
+    print(json.dumps({"seconds": {"SEPT": [9, 9, 9, 2, 4], "MHCN": [9, 5, 7]}[model][: int(epochs)]}))
+else:
+    print(json.dumps({"valid": [0.1, 0.3], "test": [0.4, 1 / relations]}))
+"""
+    venvs = fake(tmp_path, monkeypatch, social=program)
+    (tmp_path / "SELFRec.py").touch()
+    options = ("--venvs", venvs, "--selfrec", tmp_path, "--only", "social", "--turns", 1, "--epochs", 2)
+    found = lines(monkeypatch, capsys, "--data", FRIENDS, *options)
+    assert [line["figure"].split()[-1] for line in found] == ["SEPT", "SEPT", "MHCN", "MHCN"]
+    assert [line["theirs"] for line in found[::2]] == [3, 6]  # of SEPT those with the contrast, the first one left out
+    relations = load(FRIENDS).relations
+    assert relations is not None
+    for line in found[1::2]:
+        assert line["theirs"] == {"by the test": 0.4, "by validation": round(1 / relations.sources.size, 4)}
+        assert 0 < line["ours"]["by validation"] <= line["ours"]["by the test"] < 1
+    pairs = "".join(f"{user} {item} 1\n" for user in range(12) for item in range(user, user + 6))
+    (tmp_path / "pairs.txt").write_text(pairs + "40 3 1\n")
+    (tmp_path / "trust.txt").write_text("4 5\n5 6\n6 4\n4 40\n")
+    files = ("--data", tmp_path / "pairs.txt", "--relations", tmp_path / "trust.txt", "--k-core", 3, "--turns", 0)
+    (line,) = lines(monkeypatch, capsys, *options, *files, "--models", "MHCN")
+    assert line["theirs"]["by validation"] == 0.3333  # user 40 has one item alone
+
+
+def test_social_models_have_the_options_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load(FRIENDS)
+    data, size = Training.of(dataset, torch.device("cpu")), dataset.train.items.size
+    nodes = dataset.n_users + dataset.n_items
+    assert size < peers.BATCH  # one batch has all users
+    sept, mhcn = (peers.social_options(model, data) for model in ("SEPT", "MHCN"))
+    assert sept["weight"] * size == pytest.approx(0.005 * dataset.n_users)
+    assert sept["l2"] * 3 * size == pytest.approx(1e-4 * nodes)
+    assert mhcn["weight"] * size == pytest.approx(0.01 * dataset.n_users)
+    assert sept["init_scale"] == mhcn["init_scale"] == pytest.approx((4 / (nodes + 128)) ** 0.5)
+    monkeypatch.setattr(peers, "BATCH", 1)  # one user a batch
+    assert peers.social_options("SEPT", data)["weight"] == pytest.approx(0.005)
+    (tmp_path / "SELFRec.py").touch()
+    asked = []
+    monkeypatch.setattr(peers, "against", lambda *given: asked.append(given[-2:]) or [])
+    monkeypatch.setattr(peers, "BATCH", 2048)
+    for epochs in (30, 20):
+        given = argparse.Namespace(selfrec=tmp_path, models=["SEPT"], learning_rate=0.01, epochs=epochs)
+        assert list(peers.social(given, dataset, tmp_path)) == []
+    # the contrast begins in the first epoch, counted from 0, that is above a third of all
+    assert [[method.settings.warmup for method in both] for both in asked] == [[0, 11], [0, 7]]
+
+
+def test_social_models_run_with_what_is_left_of_the_first_tensorflow(tmp_path: Path) -> None:
+    files = {
+        "tensorflow/__init__.py": "",
+        "tensorflow/compat/__init__.py": "",
+        "tensorflow/compat/v1.py": """
+calls, glorot_uniform_initializer = [], lambda: "Glorot"
+def disable_v2_behavior(): calls.append("off")
+def set_random_seed(seed): calls.append(seed)
+""",
+        "code/util/conf.py": """
+class ModelConf:
+    def __init__(self, file): self.config = {"file": file.split("/")[-1]}
+""",
+        "code/model/graph/SEPT.py": """
+import numpy as np
+import tensorflow as tf
+from types import SimpleNamespace
+class SEPT:
+    def __init__(self, conf, training, test, **tables):
+        assert tf.calls == ["off", 3] and conf.config["file"] == "SEPT.yaml" and conf.config["learning.rate"] == 0.5
+        assert tables["social.data"] == [["1", "0", 1]] and training == [["0", "2", 1.0], ["1", "0", 1.0]]
+        self.epochs, self.data = conf.config["max.epoch"], SimpleNamespace(user={"0": 0, "1": 1})
+        self.data.id2item = {number: str(24 - number) for number in range(25)}
+    def build(self): assert tf.contrib.layers.xavier_initializer() == "Glorot"
+    def save(self): print("saved")
+    def train(self):
+        for epoch in range(self.epochs): self.fast_evaluation(epoch)
+    def predict(self, user): return np.arange(25.0)[::-1]
+""",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    held = {"valid_users": [0], "valid_items": [23], "test_users": [0], "test_items": [21]}
+    pairs = {"users": [0, 1], "items": [2, 0], "sources": [1], "targets": [0]}
+    np.savez(tmp_path / "data.npz", shape=(2, 25), **{name: np.array(each) for name, each in (pairs | held).items()})
+    program = [sys.executable, ROOT / "benchmarks/peer_programs/selfrec_social.py", tmp_path / "code"]
+    options = ["--model", "SEPT", "--epochs", "4", "--every", "2", "--seed", "3", "--learning-rate", "0.5"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    run = subprocess.run(
+        [*program, tmp_path / "data.npz", *options], env=environment, capture_output=True, text=True, check=True
+    )
+    found = json.loads(run.stdout)
+    assert len(found["seconds"]) == 4
+    assert found["valid"] == pytest.approx([1 / np.log2(3)] * 2)  # behind item 24
+    assert found["test"] == pytest.approx([0.5] * 2)  # behind 24 and 22: the validation item is not recommended
+
+
 def test_peers_that_cannot_be_had_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +340,7 @@ def test_peers_that_cannot_be_had_are_named(
         "implicit": "raise SystemExit('no such processor')",
         "lightgcn": "",
         "selfrec": "",
+        "social": "",
         "flower": "print('no figure')",
         "sequences": "",
     }
@@ -240,8 +351,9 @@ def test_peers_that_cannot_be_had_are_named(
     assert found[0]["left_out"] == "does not run: no such processor"
     assert found[1]["left_out"].startswith(f"has no code/world.py in {tmp_path / 'nothing'}")
     assert found[2]["left_out"].startswith(f"has no SELFRec.py in {tmp_path / 'nothing'}")
-    assert found[3]["left_out"] == "printed no figure"
-    assert found[4]["left_out"] == found[2]["left_out"]
+    assert found[3]["left_out"] == "the data have no relations between users; expected --relations FILE"
+    assert found[4]["left_out"] == "printed no figure"
+    assert found[5]["left_out"] == found[2]["left_out"]
     assert "order of a user's interactions is not known" in left_out(monkeypatch, capsys, venvs, tmp_path)
 
 

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +44,13 @@ def ndcg(scores: np.ndarray, hidden: np.ndarray, held: np.ndarray) -> float:
     return float((gains.sum(1)[users] / best[np.minimum(wanted[users], K) - 1]).mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+Measure = Callable[[Path, dict[str, np.ndarray], argparse.Namespace], dict[str, Any]]
+"""What a program measures with a checkout, the arrays of its file and its arguments."""
+
+
+def main(description: str | None, measure: Measure) -> None:
+    """Read the arguments, measure, and print the result."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("data")
     parser.add_argument("--model", required=True)
@@ -61,33 +69,37 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def measure(code: Path, data: dict[str, np.ndarray], given: argparse.Namespace) -> dict[str, Any]:
-    import importlib
-
-    import torch
-
-    torch.set_num_threads(1)
-    for each in (torch.Tensor, torch.nn.Module):
-        each.cuda = lambda self, *args, **kwargs: self  # type: ignore[attr-defined,method-assign,assignment]
-    random.seed(given.seed)
-    np.random.seed(given.seed)  # noqa: NPY002
-    torch.manual_seed(given.seed)
-    model = given.model
-    conf = importlib.import_module("util.conf").ModelConf(str(code / "conf" / f"{model}.yaml"))
+def configuration(code: Path, given: argparse.Namespace) -> Any:
+    """The public configuration of a model, with the given epochs and step."""
+    conf = importlib.import_module("util.conf").ModelConf(str(code / "conf" / f"{given.model}.yaml"))
     conf.config |= {"max.epoch": given.epochs, "output": "./results/", "item.ranking.topN": [K]}
     if given.learning_rate:
         conf.config["learning.rate"] = given.learning_rate
-    if model == "NCL":
-        conf.config["NCL"]["num_clusters"] = CLUSTERS
+    return conf
+
+
+def recommender(conf: Any, data: dict[str, np.ndarray], given: argparse.Namespace, **tables: Any) -> Any:
+    """A public model for the training interactions, and perhaps more ``tables``."""
+    random.seed(given.seed)
+    np.random.seed(given.seed)  # noqa: NPY002
     pairs = [[str(user), str(item), 1.0] for user, item in zip(data["users"], data["items"], strict=True)]
-    kind = getattr(importlib.import_module(f"model.graph.{model}"), model)
-    recommender = kind(conf, pairs, pairs[:1])
+    return getattr(importlib.import_module(f"model.graph.{given.model}"), given.model)(conf, pairs, pairs[:1], **tables)
+
+
+def observed(
+    model: Any,
+    data: dict[str, np.ndarray],
+    given: argparse.Namespace,
+    predicting: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> dict[str, Any]:
+    """Train a model. Returns the seconds of its epochs, and the figures of those that are evaluated, ``predicting`` in
+    a context of its own."""
     held = {part: np.zeros(tuple(data["shape"]), bool) for part in ("train", "valid", "test")}
     held["train"][data["users"], data["items"]] = True
     for part in ("valid", "test"):
         held[part][data[f"{part}_users"], data[f"{part}_items"]] = True
-    users = [u for u in range(held["train"].shape[0]) if str(u) in recommender.data.user]
-    places = np.array([int(recommender.data.id2item[i]) for i in range(len(recommender.data.id2item))])
+    users = [u for u in range(held["train"].shape[0]) if str(u) in model.data.user]
+    places = np.array([int(model.data.id2item[i]) for i in range(len(model.data.id2item))])
     seconds: list[float] = []
     figures: list[tuple[float, float]] = []
     last, start = -1, time.process_time()
@@ -96,23 +108,36 @@ def measure(code: Path, data: dict[str, np.ndarray], given: argparse.Namespace) 
         nonlocal last, start
         seconds.append((time.process_time() - start) / (epoch - last))
         last = epoch
-        recommender.save()
+        model.save()
         if not given.every or epoch % given.every:
             start = time.process_time()
             return
         scores = np.full(held["train"].shape, -np.inf)
-        with torch.no_grad():
+        with predicting():
             for user in users:
-                scores[user, places] = recommender.predict(str(user))
+                scores[user, places] = model.predict(str(user))
         test = ndcg(scores, held["train"] | held["valid"], held["test"])
         figures.append((ndcg(scores, held["train"], held["valid"]), test))
         start = time.process_time()
 
-    recommender.fast_evaluation = evaluate
-    recommender.build()
-    recommender.train()
+    model.fast_evaluation = evaluate
+    model.build()
+    model.train()
     return {"seconds": seconds, "valid": [each[0] for each in figures], "test": [each[1] for each in figures]}
 
 
+def measure(code: Path, data: dict[str, np.ndarray], given: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    for each in (torch.Tensor, torch.nn.Module):
+        each.cuda = lambda self, *args, **kwargs: self  # type: ignore[attr-defined,method-assign,assignment]
+    torch.manual_seed(given.seed)
+    conf = configuration(code, given)
+    if given.model == "NCL":
+        conf.config["NCL"]["num_clusters"] = CLUSTERS
+    return observed(recommender(conf, data, given), data, given, torch.no_grad)
+
+
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)
