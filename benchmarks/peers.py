@@ -92,10 +92,10 @@ SAME = {
 """Our options where SELFRec's configuration is not our default. NCL sums its contrasts over a batch of 2048; ours are
 means."""
 
-EPOCHS = {"MF": (7, 1), "LightGCN": (7, 1), "SEPT": (5, 3)}
+EPOCHS = {"MF": (7, 1), "LightGCN": (7, 1), "SGL": (9, 1), "SEPT": (5, 3)}
 """How many epochs of SELFRec's models are trained to time them, and how many of them not counted, if not 3 and 1, as
-the first has what happens once. MF and LightGCN evaluate in every fifth alone. SEPT has its contrast from the third
-on."""
+the first has what happens once. MF and LightGCN evaluate in every fifth alone, SGL from the sixth on. SEPT has its
+contrast from the third on."""
 
 OPTIMIZERS = "sgd", "adam"
 """Those of our method mf."""
@@ -435,7 +435,21 @@ def against(
     trained: Method,
 ) -> Iterator[dict[str, Any]]:
     """A model of SELFRec (the ``peer``: name, checkout, file of data, model) beside ours: seconds an epoch of the
-    ``timed`` method, and the accuracy of the ``trained`` one."""
+    ``timed`` method, and the accuracy of the ``trained`` one. A model that does not run is named in one line."""
+    try:
+        yield from _against(given, dataset, data, peer, timed, trained)
+    except MissingError as reason:
+        yield {"model": peer[-1], "left_out": str(reason)}
+
+
+def _against(
+    given: argparse.Namespace,
+    dataset: Dataset,
+    data: Training,
+    peer: tuple[str, Path, Path, str],
+    timed: Method,
+    trained: Method,
+) -> Iterator[dict[str, Any]]:
     name, code, file, model = peer
     rate = ("--model", model, "--learning-rate", given.learning_rate)
 
