@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
@@ -188,6 +189,11 @@ class Method(ABC):
             for part in (train, dataset.new_users):
                 if part is not None:
                     check_order(dataset.name, part)
+            if train.n_interactions and int(np.diff(train.offsets).max()) < 2:
+                raise DataError(
+                    f"{dataset.name}: there is nothing to learn from: {type(self).__name__} learns which item follows "
+                    "another, and no user has two items for training"
+                )
 
     def check_new_users(self) -> None:
         """Raises :class:`ConfigError` for a method that knows the users of its training alone: it is not
