@@ -270,7 +270,7 @@ def test_data_without_an_order_are_refused() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_sequences_of_one_item_are_nothing_to_learn_from(name: str) -> None:
     """With three items a user, one is tested and one validated on."""
-    table = {"user": [1, 1, 1, 2, 2, 2], "item": [5, 6, 7, 5, 8, 7], "timestamp": [1, 2, 3, 1, 2, 3]}
+    table = {"user": [1, 1, 1, 2, 2, 2], "item": [5, 6, 7, 6, 5, 7], "timestamp": [1, 2, 3, 1, 2, 3]}
     data = load(table)
     assert data.train.n_interactions == 2
     chosen = configure(name)

@@ -48,8 +48,8 @@ def test_loss(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
 
 
 def test_dropout_leaves_out_numbers_of_users(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
-    """Without negatives the loss is 1 minus a sum of products, of which dropout leaves out some and scales the rest: its
-    mean over draws is the loss without."""
+    """Without negatives the loss is 1 minus a sum of products. Dropout leaves out some and scales the rest: the mean
+    over draws is the loss without it."""
     batch = batches(toy, 8, Key(3))[0]
 
     def loss(dropout: float, key: Key) -> float:
