@@ -91,7 +91,7 @@ def gated(vectors: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
 def attended(channels: list[Tensor], vector: Tensor, matrix: Tensor) -> Tensor:
     """The ``channels`` [n, d] each, mixed by ``softmax_c(a . (p_c W))``, one weight for each user and channel."""
     stacked = torch.stack(channels)
-    return ((stacked @ matrix @ vector).softmax(0)[:, :, None] * stacked).sum(0)
+    return ((stacked @ (matrix @ vector)).softmax(0)[:, :, None] * stacked).sum(0)
 
 
 def mutual(vectors: Tensor, graph: UserGraph, key: Key) -> Tensor:
@@ -99,6 +99,6 @@ def mutual(vectors: Tensor, graph: UserGraph, key: Key) -> Tensor:
     near = graph.spread(vectors)
     rows = choose(near.shape[0], near.shape[0], key.fold("rows")).to(near.device)
     columns = choose(near.shape[1], near.shape[1], key.fold("columns")).to(near.device)
-    corrupted, centre = near[rows][:, columns], near.mean(0)
+    corrupted, centre = near.index_select(0, rows).index_select(1, columns), near.mean(0)
     local = softplus(dot(vectors, corrupted) - dot(vectors, near))
     return (local + softplus(corrupted @ centre - near @ centre)).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -55,13 +56,18 @@ class SEPT(LightGCN):
 
     def begin(self, users: Tensor, items: Tensor, data: Training, key: Key) -> None:
         if self.joint:
-            self.graphs, self.perturbed = self.user_graphs(data), dropped(data, self.settings.drop, key)
+            self.perturbed = dropped(data, self.settings.drop, key)
 
     def user_graphs(self, data: Training) -> list[UserGraph]:
-        """The graphs of the friend and of the sharing view, symmetrically normalised."""
-        own, one = data.friends, sparse.eye_array(data.n_users, format="csr")
-        made = partial(UserGraph.of, exponents=(0.5, 0.5), device=data.rows.items.device)
-        return [made(sparse.csr_array(each + one)) for each in (triangles(own), sharing(own, data.matrix))]
+        """The graphs of the friend and of the sharing view, symmetrically normalised. They are made once for the same
+        data."""
+        made: tuple[Training, list[UserGraph]] | None = getattr(self, "_made", None)
+        if made is None or made[0] is not data:
+            own, one = data.friends, sparse.eye_array(data.n_users, format="csr")
+            graph = partial(UserGraph.of, exponents=(0.5, 0.5), device=data.rows.items.device)
+            found = [graph(sparse.csr_array(each + one)) for each in (triangles(own), sharing(own, data.matrix))]
+            self._made = made = data, found
+        return made[1]
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         final_users, final_items = self.encode(users, items, data)
@@ -69,22 +75,46 @@ class SEPT(LightGCN):
         if not self.joint:
             return loss
         chosen = batch.users.unique()
-        views = [spread(graph, users, self.settings.n_layers)[chosen] for graph in self.graphs] + [final_users[chosen]]
+        social = [spread(graph, users, self.settings.n_layers) for graph in self.user_graphs(data)]
+        views = [each.index_select(0, chosen) for each in (*social, final_users)]
         perturbed, _ = lightgcn(self.perturbed, users, items, self.settings.n_layers)
-        return loss + self.settings.weight * self.tri_training(views, perturbed[chosen])
+        return loss + self.settings.weight * self.tri_training(views, perturbed.index_select(0, chosen))
 
     def tri_training(self, views: list[Tensor], perturbed: Tensor) -> Tensor:
         """The contrast of three ``views`` [b, d] with the ``perturbed`` vectors [b, d] of the same users."""
-        unit = functional.normalize(perturbed, dim=1)
-        cosines = [functional.normalize(each, dim=1) @ unit.T for each in views]
+        return in_blocks(self.contrast, [functional.normalize(each, dim=1) for each in (*views, perturbed)])
+
+    def contrast(self, *vectors: Tensor) -> Tensor:
+        """The sum of the contrasts of a block of users: three views [c, d], and all perturbed vectors [b, d], each of
+        length 1."""
+        *views, unit = vectors
+        cosines = [each @ unit.T for each in views]
         beliefs = [each.detach().softmax(1) for each in cosines]
-        count, loss = min(self.settings.n_positives, unit.shape[0]), unit.new_zeros(())
-        for number, own in enumerate(cosines):
-            others = torch.stack(beliefs[:number] + beliefs[number + 1 :]).mean(0)
-            scaled = own / self.settings.temperature
-            positives = scaled.gather(1, others.topk(count, dim=1).indices)
-            loss = loss + (scaled.logsumexp(1) - positives.logsumexp(1)).mean()
+        together, loss = torch.stack(beliefs).sum(0), unit.new_zeros(())
+        count = min(self.settings.n_positives, unit.shape[0])
+        for own, belief in zip(cosines, beliefs, strict=True):
+            positives = (together - belief).topk(count, dim=1, sorted=False).indices  # those of the other two
+            shares = (own / self.settings.temperature).log_softmax(1)
+            loss = loss - shares.gather(1, positives).logsumexp(1).sum()
         return loss
+
+
+BLOCK = 256
+"""Users of a block of :func:`in_blocks`. What is computed for all pairs of a block fits into a processor's cache."""
+
+
+def in_blocks(contrast: Callable[..., Tensor], vectors: list[Tensor]) -> Tensor:
+    """The mean over b users of a ``contrast``, a sum over those of a block. It takes ``vectors`` [b, d]: of the last
+    ones all, and of the others those of the block. Nothing of a block stays in memory but its gradient."""
+    leaves, total = [each.detach().requires_grad_() for each in vectors], vectors[0].new_zeros(())
+    with torch.enable_grad():
+        for block in torch.arange(len(vectors[0]), device=total.device).split(BLOCK):
+            value = contrast(*(each[block[0] : block[-1] + 1] for each in leaves[:-1]), leaves[-1])
+            torch.autograd.backward(value)
+            total += value.detach()
+    sloped = [(each * leaf.grad).sum() for each, leaf in zip(vectors, leaves, strict=True) if leaf.grad is not None]
+    slope = torch.stack(sloped).sum()
+    return (total + slope - slope.detach()) / len(vectors[0])  # the value of one, and the gradient of the other
 
 
 def spread(graph: UserGraph, users: Tensor, n_layers: int) -> Tensor:
