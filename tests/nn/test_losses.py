@@ -3,6 +3,7 @@ from math import exp, log
 import pytest
 import torch
 
+from perfedrec.nn import losses
 from perfedrec.nn.losses import bpr, info_nce, sampled_softmax, softplus, supervised_contrast, uniformity
 
 
@@ -89,6 +90,18 @@ def test_uniformity_against_plain_python_and_without_pairs() -> None:
     alone = vectors[:1].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(uniformity(alone) + alone.sum(), alone)
     assert (float(uniformity(alone)), gradient.tolist()) == (0.0, [[1.0, 1.0, 1.0]])
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_uniformity_has_the_gradient_of_its_formula(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "BLOCK", block)
+    unit = torch.nn.functional.normalize(numbers(7, 4), dim=1)
+    given, plain = unit.clone().requires_grad_(), unit.clone().requires_grad_()
+    cosines = (plain @ plain.T)[~torch.eye(7, dtype=torch.bool)]  # ||x - y||^2 = 2 - 2 x.y
+    expected = (4 * cosines - 4).exp().mean().log()
+    torch.testing.assert_close(uniformity(given), expected)
+    (slope,), (wanted,) = torch.autograd.grad(3 * uniformity(given), given), torch.autograd.grad(3 * expected, plain)
+    torch.testing.assert_close(slope, wanted)
 
 
 def test_softplus_and_its_gradient_have_the_same_bits_at_every_place() -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from perfedrec.nn.flat import apply_per_client
@@ -103,13 +104,38 @@ def alignment(users: Tensor, items: Tensor) -> Tensor:
     return (users - items).square().sum(1).mean()
 
 
+BLOCK = 256
+"""Vectors that are compared with all others at once. The numbers of their pairs fit into a processor's cache, and none
+stays in memory: gradients are computed along with the value."""
+
+
+class _LogMeanOfPairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        n, scaled, total = vectors.shape[0], 2 * vectors, vectors.new_zeros(())  # ||x - y||^2 = 2 - 2 x.y
+        slope = torch.empty_like(vectors)
+        for start in range(0, n, BLOCK):
+            block = scaled[start : start + BLOCK]
+            pairs = block @ scaled.T
+            pairs.diagonal(start).fill_(-torch.inf)
+            total += pairs.exp_().sum()
+            if any(ctx.needs_input_grad):
+                torch.mm(pairs, scaled, out=slope[start : start + BLOCK])
+        ctx.save_for_backward(slope.mul_(4 / total))
+        return total.log() - 4 - math.log(n * (n - 1))  # a pair counts twice
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return cast(Tensor, grads[0] * slope)
+
+
 def uniformity(vectors: Tensor) -> Tensor:
     """``log mean exp(-2 ||x - y||^2)`` over all pairs of unit ``vectors`` [b, d], a scalar.
 
     Wang and Isola, ICML 2020. About -4 for vectors that are spread evenly, 0 where all are equal or there is no pair.
     """
-    n = vectors.shape[0]
-    if n < 2:
+    if vectors.shape[0] < 2:
         return vectors.new_zeros(())
-    cosines = (vectors @ vectors.T).fill_diagonal_(-torch.inf)  # ||x - y||^2 = 2 - 2 x.y; a pair counts twice
-    return (4 * cosines - 4).exp().sum().log() - math.log(n * (n - 1))
+    return cast(Tensor, _LogMeanOfPairs.apply(vectors))  # type: ignore[no-untyped-call]

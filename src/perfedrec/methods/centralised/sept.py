@@ -16,6 +16,7 @@ from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.sgl import dropped
 from perfedrec.methods.centralised.vectors import Batch, Vectors, bpr
+from perfedrec.nn.losses import BLOCK
 from perfedrec.nn.propagation import lightgcn
 from perfedrec.nn.social import UserGraph, sharing, triangles
 
@@ -97,10 +98,6 @@ class SEPT(LightGCN):
             shares = (own / self.settings.temperature).log_softmax(1)
             loss = loss - shares.gather(1, positives).logsumexp(1).sum()
         return loss
-
-
-BLOCK = 256
-"""Users of a block of :func:`in_blocks`. What is computed for all pairs of a block fits into a processor's cache."""
 
 
 def in_blocks(contrast: Callable[..., Tensor], vectors: list[Tensor]) -> Tensor:
