@@ -56,6 +56,9 @@ _NEW_PRETRAINING = {
 }
 """Options of pre-training that were added later, with the values that change nothing."""
 
+_NEW_METHOD = {"learning_rate_decay": None, "optimizer": "adam", "dropout": 0.0}
+"""The same of centralised methods."""
+
 _OTHER_FILES = {
     "methods": "the file of a comparison (perfedrec bench runs it)",
     "space": "a search space (perfedrec tune --space takes it)",
@@ -282,8 +285,8 @@ def as_written(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_new(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree without options of pre-training, of the personal model and of the defence that were added later, where
-    they change nothing: then it is the one that earlier versions wrote."""
+    """The tree without options of pre-training, of the personal model, of the defence and of centralised methods that
+    were added later, where they change nothing: then it is the one that earlier versions wrote."""
     found, personal = dict(tree), tree.get("personal")
     if isinstance(defence := tree.get("defence"), Mapping):
         set_ = {name: value for name, value in defence.items() if value is not None}
@@ -295,6 +298,10 @@ def without_new(tree: Mapping[str, Any]) -> dict[str, Any]:
             name: value
             for name, value in pretraining.items()
             if name not in of_service and _NEW_PRETRAINING.get(name) != value
+        }
+    if isinstance(options := tree.get("method"), Mapping):
+        found["method"] = {
+            name: value for name, value in options.items() if name not in _NEW_METHOD or _NEW_METHOD[name] != value
         }
     if isinstance(personal, Mapping):
         found["personal"] = {name: value for name, value in personal.items() if value or name not in _NEW_PERSONAL}
