@@ -620,7 +620,10 @@ def main() -> None:
     given = parser.parse_args()
     given.venvs = given.venvs.absolute()
     torch.set_num_threads(1)
-    dataset = load(given.data, relations=given.relations, k_core=given.k_core)
+    try:
+        dataset = load(given.data, relations=given.relations, k_core=given.k_core)
+    except DataError as reason:
+        parser.error(str(reason))
     for name in given.only:
         with tempfile.TemporaryDirectory() as scratch:
             try:

@@ -69,6 +69,10 @@ def test_options_have_to_fit_together_in_all_sources_and_not_in_each_one(tmp_pat
         ("data.ties=all", "data.ties: expected random or together"),
         ("data.test=a.csv", "data: a given split needs train and test, and valid if there is one"),
         ("run.dropout_rate=2", "run.dropout_rate: expected at most 1 (given: 2)"),
+        (
+            "method.l2=1",
+            "there is no section method; did you mean model?; perfedrec config keys --algorithm NAME lists",
+        ),
         ("neighbourhood.gamma=none", "neighbourhood.gamma: expected a number or off (given: 'none')"),
         ("client.learning_rate=none", "client.learning_rate: expected a number (given: 'none')"),
         ("personal.pretrained=0.9", "needs pretraining.kind = spectral"),

@@ -103,3 +103,9 @@ def test_a_summary_keeps_its_form_in_the_file(tmp_path: Path) -> None:
         (tmp_path / "result.json").write_text(text)
         with pytest.raises(CheckpointError, match=f"not a finished run: result.json cannot be read .{why}"):
             folder.summary()
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(CheckpointError, match="expected the folder that a run was written to"):
+        folder.summary()
+    (tmp_path / "checkpoints" / "round-000002").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=f"finish it with perfedrec train --resume --output {tmp_path}"):
+        folder.summary()

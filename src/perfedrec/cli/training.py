@@ -104,6 +104,7 @@ def train(
         from perfedrec.runs.checkpoint import number_of
         from perfedrec.runs.config import resolve
         from perfedrec.runs.trackers import trackers
+        from perfedrec.runtimes.cluster import loaded
 
         logs = trackers(track or (), output)
         source = _source(data, train_file, valid, test, format, columns, header)
@@ -125,6 +126,7 @@ def train(
             again += [] if device is None else ["--device", device]
         show = reporter(quiet, as_json)
         if resolved.run.workers and not (quiet or as_json):
+            loaded()
             where = resolved.run.cluster or "on this machine"
             print(f"starting {resolved.run.workers} workers with Ray ({where}), which takes a while", file=sys.stderr)
         result = _play(

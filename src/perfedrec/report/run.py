@@ -135,11 +135,16 @@ def _summary(run: Run) -> list[Block]:
         tiles.append(Tile(f"{metric_name(metric)}, test", f"{mean.value:.4f}", note))
     by = f"chosen by validation {metric_name(run.config.run.select_by)}{run.summary.of_sample()}"
     chosen = by if run.summary.valid else "the last one"
-    rounds = f"of {counted(max(len(run.history) - run.n_phases, 0), 'round')} of training"
-    before = f" (after {counted(run.n_phases, 'phase')})" if run.n_phases else ""
-    best = str(run.best) if run.best > 0 or not run.n_phases else f"phase {run.best + run.n_phases}"
+    rounds = f"{counted(max(len(run.history) - run.n_phases, 0), 'round')} of training"
+    if run.best > 0 or not run.n_phases:
+        best, where = (
+            str(run.best),
+            f"of {rounds}" + (f" (after {counted(run.n_phases, 'phase')})" * bool(run.n_phases)),
+        )
+    else:
+        best, where = f"phase {run.best + run.n_phases}", f"of {run.n_phases}, before {rounds}"
     name = "Best round" if run.summary.valid else "Round of the model"
-    tiles.append(Tile(name, best, f"{rounds}{before}; {chosen}"))
+    tiles.append(Tile(name, best, f"{where}; {chosen}"))
     sent = run.summary.communication
     if sent["bytes_up"]:
         up, down = sent["bytes_up"] / run.clients, sent["bytes_down"] / run.clients

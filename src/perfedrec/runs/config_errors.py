@@ -105,7 +105,10 @@ def _unknown(entry: ErrorDetails, kind: type[BaseModel], place: tuple[int | str,
     dotted, is_tree = ".".join(map(str, place)), isinstance(entry["input"], dict)
     nearby, prefix = _neighbours(kind, place)
     hint = nearest(dotted.removeprefix(prefix), nearby.model_fields if is_tree else keys(nearby), prefix)
-    return f"there is no {'section' if is_tree else 'option'} {dotted}{hint}"
+    found = f"there is no {'section' if is_tree else 'option'} {dotted}{hint}"
+    if is_tree and len(place) == 1:  # a section of another method
+        found += "; perfedrec config keys --algorithm NAME lists what a method has"
+    return found
 
 
 def _given(entry: ErrorDetails) -> str:

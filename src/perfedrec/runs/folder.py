@@ -273,10 +273,10 @@ class RunFolder:
             why = reason(error)
         except (KeyError, TypeError) as error:
             why = f"it is not a summary: {error}"
-        raise CheckpointError(
-            f"{self.path}: not a finished run: {RESULT} cannot be read ({why}); "
-            "expected the folder that a run was written to"
-        )
+        wanted = "expected the folder that a run was written to"
+        if not (self.path / RESULT).exists() and self.checkpoints():
+            wanted = f"finish it with {self._resume}"
+        raise CheckpointError(f"{self.path}: not a finished run: {RESULT} cannot be read ({why}); {wanted}")
 
     def checkpoints(self) -> list[Path]:
         """The folders of all checkpoints, newest first."""
@@ -332,12 +332,13 @@ class RunFolder:
     def model(self, belongs: Mapping[str, str]) -> Loaded:
         """The stored model. Raises :class:`CheckpointError` where the run has none yet, and where it is damaged."""
         if not (self.path / MODEL).exists():
-            command = "serve" if self.is_federation else "train"
-            raise CheckpointError(
-                f"{self.path}: the run has no model yet; finish it with perfedrec {command} --resume --output "
-                f"{self.path}"
-            )
+            raise CheckpointError(f"{self.path}: the run has no model yet; finish it with {self._resume}")
         return checkpoint.load(self.path / MODEL, belongs)
+
+    @property
+    def _resume(self) -> str:
+        """The command that goes on with the run."""
+        return f"perfedrec {'serve' if self.is_federation else 'train'} --resume --output {self.path}"
 
     # --- lines ---
 
