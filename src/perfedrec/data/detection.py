@@ -34,6 +34,11 @@ def detect_text(path: Path, text: bytes) -> str:
     first = head[0]
     if re.match(r"\{|\[\s*(\{|$)", start[:1000].decode(errors="replace")):
         return "json"
+    if re.match(r"\s*@relation\b", first, re.IGNORECASE):
+        raise DataError(
+            f"{path}: is an ARFF file (LibRec, Weka), which is not read; expected a table: the lines after @data, in a "
+            "file of their own, are one"
+        )
     if re.match(NEGATIVES, first):
         return "negatives"
     if BLOCK.fullmatch(first) and len(head) > 1 and "," in head[1] and not SEQUENCE.fullmatch(head[1]):
