@@ -261,7 +261,7 @@ def test_names_of_any_letters_survive_csv(path: Path, wanted: set[tuple[str, str
         (b"0 1 2 7\n1 5\n2 x\n", "auto", r"data, line 3: item is 'x'; expected an integer id"),
         (b"This is\nnot a table of any kind\nreally\n", "auto", r"data, line 1: user is 'This'; expected an integer"),
         (b"\xa0\n", "auto", r"data: starts with nothing but spaces; expected interactions"),
-        (b"@RELATION ratings\n\n@ATTRIBUTE user NUMERIC\n@DATA\n1,2,3\n", "auto", r"data: is an ARFF file.*after @data"),
+        (b"@RELATION all\n\n@ATTRIBUTE user NUMERIC\n@DATA\n1,2,3\n", "auto", r"data: is an ARFF file.*after @data"),
         (b"a,b\n1,2\n", "ml-csv", r"data: no user and no item column; the columns are a, b"),
     ],
 )  # fmt: skip
