@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # OpenMP reads it when torch is loaded. Threads that wait shall not take the processor from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-__version__ = "0.11.0"
+__version__ = "0.12.0"
 
 __all__ = [
     "Batch",
