@@ -12,6 +12,7 @@ from torch import Tensor
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import choose
 from perfedrec.data import Relations
+from perfedrec.methods.centralised import sept
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.mhcn import MHCN, MHCNSettings
 from perfedrec.methods.centralised.networked import Learned
@@ -181,3 +182,19 @@ def test_an_epoch_of_mhcn_learns_vectors_and_weights(social: Training) -> None:
     assert (after.steps, loss > 0) == (2, True)
     for name in ("users", "items", "weights"):
         assert not torch.equal(getattr(after, name), getattr(before, name)), name
+
+
+def test_the_contrast_of_sept_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient is checked against that of a single block, and the value by the other tests."""
+    method, generator = SEPT(SEPTSettings(n_positives=2)), torch.Generator().manual_seed(1)
+    vectors, found = [torch.randn(7, 3, generator=generator) for _ in range(4)], []
+    for block in (100, 3, 1):
+        monkeypatch.setattr(sept, "BLOCK", block)
+        leaves = [each.clone().requires_grad_() for each in vectors]
+        value = method.tri_training(leaves[:3], leaves[3])
+        found.append((value.detach(), *torch.autograd.grad(2 * value, leaves)))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+    moved = [vectors[0] + 1e-3 * found[0][1], *vectors[1:]]
+    rise = float(method.tri_training(moved[:3], moved[3]) - found[0][0])
+    assert rise == pytest.approx(float(found[0][1].square().sum()) * 1e-3 / 2, rel=0.05)

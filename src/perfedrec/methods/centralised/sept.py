@@ -105,8 +105,8 @@ def in_blocks(contrast: Callable[..., Tensor], vectors: list[Tensor]) -> Tensor:
     ones all, and of the others those of the block. Nothing of a block stays in memory but its gradient."""
     leaves, total = [each.detach().requires_grad_() for each in vectors], vectors[0].new_zeros(())
     with torch.enable_grad():
-        for block in torch.arange(len(vectors[0]), device=total.device).split(BLOCK):
-            value = contrast(*(each[block[0] : block[-1] + 1] for each in leaves[:-1]), leaves[-1])
+        for start in range(0, len(vectors[0]), BLOCK):
+            value = contrast(*(each[start : start + BLOCK] for each in leaves[:-1]), leaves[-1])
             torch.autograd.backward(value)
             total += value.detach()
     sloped = [(each * leaf.grad).sum() for each, leaf in zip(vectors, leaves, strict=True) if leaf.grad is not None]

@@ -78,11 +78,9 @@ class SimpleX(ProductMethod):
         users, items, matrix = done.parameters
         return MappedVectors(users, items, done.first, done.second, done.steps, matrix), done.loss
 
-    def pooled(self, users: Tensor, rows: Tensor, segments: Tensor, matrix: Tensor) -> Tensor:
-        """``h_u`` [B, d] from the own vectors ``users`` [B, d], the vectors ``rows`` [R, d] of their items, and
-        ``segments`` [R], ascending, which say whose they are; ``matrix`` [d, d] is ``V``."""
-        counts = segments.bincount(minlength=len(users)).clamp(min=1).to(rows.dtype)
-        means = segment_sum(rows, segments, len(users)) / counts[:, None]
+    def pooled(self, users: Tensor, means: Tensor, matrix: Tensor) -> Tensor:
+        """``h_u`` [B, d] from the own vectors ``users`` [B, d] and the ``means`` [B, d] of those of their items;
+        ``matrix`` [d, d] is ``V``."""
         return self.settings.gamma * users + (1 - self.settings.gamma) * means @ matrix.T
 
     def loss(self, users: Tensor, items: Tensor, matrix: Tensor, batch: Batch, data: Training) -> Tensor:
@@ -95,8 +93,9 @@ class SimpleX(ProductMethod):
         parts = [batch.positives, negatives, batch.negatives, rows.items]
         taken = items.index_select(0, torch.cat(parts)).split([part.numel() for part in parts])
         own = users.index_select(0, distinct[0])
+        means = segment_sum(taken[3], rows.segments, len(own)) / rows.counts[:, None]
 
-        user = functional.normalize(self.pooled(own, taken[3], rows.segments, matrix), dim=1)[distinct[1]]
+        user = functional.normalize(self.pooled(own, means, matrix), dim=1)[distinct[1]]
         if settings.dropout:
             keys = batch.key.fold("dropout").spread(torch.arange(len(user), device=user.device))
             user = user * (uniform(keys, user.shape[1]) >= settings.dropout) / (1 - settings.dropout)
@@ -110,5 +109,6 @@ class SimpleX(ProductMethod):
     def serving(self, state: Vectors, data: Training) -> MappedVectors:
         assert isinstance(state, MappedVectors)
         assert state.matrix is not None
-        vectors = self.pooled(state.users, state.items[data.rows.items], data.rows.segments, state.matrix)
-        return MappedVectors(functional.normalize(vectors, dim=1), functional.normalize(state.items, dim=1))
+        means = functional.embedding_bag(data.rows.items, state.items, data.rows.offsets[:-1], mode="mean")
+        users = self.pooled(state.users, means, state.matrix)
+        return MappedVectors(functional.normalize(users, dim=1), functional.normalize(state.items, dim=1))
