@@ -853,6 +853,18 @@ def test_a_header_is_an_option(tmp_path: Path) -> None:
         assert json.loads((run / "diagnostics.json").read_text())["data"]["users"] == users
 
 
+def test_relations_are_given_beside_the_data_and_patience_says_that_it_ended_the_run(tmp_path: Path) -> None:
+    table, friends = tmp_path / "table.csv", tmp_path / "friends.csv"
+    table.write_text("user,item\n" + "".join(f"u{u},i{(3 * u + 5 * i) % 17}\n" for u in range(12) for i in range(6)))
+    friends.write_text("".join(f"u{u},u{(u + 1) % 12}\n" for u in range(12)))
+    options = ("--algorithm", "mhcn", "--rounds", "40", "--set", "run.patience=1", "--set", "run.evaluate_every=1")
+    said = cli("train", "--data", table, "--relations", friends, *options, "--output", tmp_path / "run").stdout
+    played = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert played < 40
+    assert f"ended after {played} of 40 rounds (run.patience = 1)" in said
+    assert f'relations = "{friends}"' in (tmp_path / "run" / "config.toml").read_text()
+
+
 def test_users_who_have_every_item_are_nothing_to_learn_from(tmp_path: Path) -> None:
     full = tmp_path / "full.csv"
     full.write_text("user,item\n" + "".join(f"{u},{i}\n" for u in range(1, 5) for i in (1, 2)))

@@ -74,6 +74,9 @@ def train(
     train_on_valid: Annotated[
         bool, typer.Option("--train-on-valid", help="train on training and validation together, as some papers do")
     ] = False,
+    relations: Annotated[
+        Path | None, typer.Option(help="file of relations between users, for social methods (sept, mhcn)")
+    ] = None,
     algorithm: Algorithm = None,
     preset: Preset = None,
     privacy: Profile = None,
@@ -109,7 +112,7 @@ def train(
         logs = trackers(track or (), output)
         source = _source(data, train_file, valid, test, format, columns, header)
         source |= {"data__min_rating": min_rating, "data__k_core": k_core}
-        source |= {"data__train_on_valid": train_on_valid or None}
+        source |= {"data__train_on_valid": train_on_valid or None, "data__relations": relations and str(relations)}
         run: dict[str, Any] = {"run__rounds": rounds, "run__seed": seed, "run__device": device}
         run |= {"run__dropout_rate": dropout_rate, "run__ks": ks}
         if resume:
@@ -357,7 +360,7 @@ def print_result(result: Result, as_json: bool) -> None:
     """Print what a run has recorded: metrics, the best round, communication and privacy."""
     from perfedrec.runs.folder import RunFolder
 
-    assert result.output is not None
+    assert result.output is not None and result.config is not None
     summary = RunFolder(result.output).summary()
     if as_json:
         print(json.dumps({**summary.stored(), "output": str(result.output)}))
@@ -373,6 +376,9 @@ def print_result(result: Result, as_json: bool) -> None:
         console.print("no user was evaluated: no interactions are held out for validation or test", soft_wrap=True)
     sent = summary.communication
     console.print(which_round(summary, len(result.history)), soft_wrap=True)
+    run, trained = result.config.run, len(result.history) - summary.n_phases
+    if run.patience and trained < run.rounds:
+        console.print(f"ended after {trained} of {run.rounds} rounds (run.patience = {run.patience})", soft_wrap=True)
     if tested := summary.of_sample(summary.test):
         console.print(f"tested{tested}", soft_wrap=True)
     if summary.chosen:

@@ -181,7 +181,7 @@ class Method(ABC):
         if self.social and dataset.relations is None:
             raise DataError(
                 f"{dataset.name}: {type(self).__name__} needs relations between users, and the data have none; "
-                "expected data.relations=FILE, such as trust.txt, with two users a line"
+                "expected data.relations=FILE (train --relations FILE), such as trust.txt, with two users a line"
             )
         if dataset.new_users is not None:
             self.check_new_users()
