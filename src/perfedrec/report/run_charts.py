@@ -25,7 +25,7 @@ from perfedrec.report.style import (
     titled,
 )
 from perfedrec.runs.folder import Entry
-from perfedrec.runs.progress import size
+from perfedrec.runs.progress import round_name, size
 
 Axes = Mapping[str, tuple[str, list[float]]]
 """The axes that a chart can be drawn along: by name a title and the value of each round. See ``style.axes_of``."""
@@ -57,14 +57,15 @@ def learning_curve(history: Sequence[Entry], axes: Axes, best: int, n_phases: in
         )
         for name in names
     ]
-    traces = _learning_traces(across[0].data, upwards[0].data, rounds, best)
+    called = [round_name(history[place].report.round, n_phases) for place in seen]
+    traces = _learning_traces(across[0].data, upwards[0].data, called, round_name(best + n_phases - 1, n_phases))
     return Chart(
         "curve",
         "Accuracy on validation data",
         f"{len(seen)} of {len(history)} rounds were evaluated. The round with the best validation figure is the one "
         "that is tested.",
         figure(traces, axes["round"][0], f"validation {metric_name(names[0])}", yaxis_rangemode=rangemode(shown)),
-        _learning_table(history, axes, seen, rounds, names),
+        _learning_table(history, axes, seen, called, names),
         (Switch("Against", across), Switch("Metric", upwards)),
     )
 
@@ -74,13 +75,13 @@ def _metric(history: Sequence[Entry], places: Sequence[int], name: str) -> list[
     return [(history[place].valid or {})[name] for place in places]
 
 
-def _learning_traces(x: Sequence[Change], y: Sequence[Change], rounds: Sequence[int], best: int) -> list[Scatter]:
-    """The curve, and a mark at the best round."""
-    hover = "%{y:.4f}<extra>round %{customdata}</extra>"
+def _learning_traces(x: Sequence[Change], y: Sequence[Change], called: Sequence[str], best: str) -> list[Scatter]:
+    """The curve, and a mark at the best round, with the names of rounds."""
+    hover = "%{y:.4f}<extra>%{customdata}</extra>"
     curve = Scatter(
         **x[0],
         **y[0],
-        customdata=rounds,
+        customdata=called,
         hovertemplate=hover,
         mode="lines+markers",
         name="validation",
@@ -93,7 +94,7 @@ def _learning_traces(x: Sequence[Change], y: Sequence[Change], rounds: Sequence[
         customdata=[best],
         hovertemplate=hover,
         mode="markers",
-        name=f"best, round {best}" if best > 0 else "best, before training",
+        name=f"best, {best}",
         marker={
             "color": COLOURS[1],
             "size": 11,
@@ -105,17 +106,17 @@ def _learning_traces(x: Sequence[Change], y: Sequence[Change], rounds: Sequence[
 
 
 def _learning_table(
-    history: Sequence[Entry], axes: Axes, seen: Sequence[int], rounds: Sequence[int], names: Sequence[str]
+    history: Sequence[Entry], axes: Axes, seen: Sequence[int], called: Sequence[str], names: Sequence[str]
 ) -> Table:
     costs = {title: values for label, (title, values) in axes.items() if label != "round"}
     metrics = {name: _metric(history, seen, name) for name in names}
     rows = [
         [
-            str(number),
+            name.removeprefix("round "),
             *(f"{values[place]:.4g}" for values in costs.values()),
             *(f"{values[at]:.4f}" for values in metrics.values()),
         ]
-        for at, (place, number) in enumerate(zip(seen, rounds, strict=True))
+        for at, (place, name) in enumerate(zip(seen, called, strict=True))
     ]
     header = ["round", *costs, *map(metric_name, names)]
     return Table("Validation metrics of the rounds that were evaluated", header, rows)
