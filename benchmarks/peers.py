@@ -190,6 +190,15 @@ def installed(name: str, venvs: Path) -> Path:
     return python
 
 
+def or_left_out(lines: Iterator[dict[str, Any]], **of: str) -> Iterator[dict[str, Any]]:
+    """The lines of a comparison. Where something cannot be had or does not run, a line that says ``of`` what and why is
+    the last one."""
+    try:
+        yield from lines
+    except MissingError as reason:
+        yield {**of, "left_out": str(reason)}
+
+
 def measured(name: str, venvs: Path, *arguments: object) -> dict[str, Any]:
     """What a peer's program prints, its last line."""
     program = [installed(name, venvs), PROGRAMS / PEERS[name].program, *map(str, arguments)]
@@ -394,7 +403,9 @@ def selfrec(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Itera
         kind = METHODS[MODELS[model]]
         options = SAME.get(model, {}) | {"embedding_dim": 64, "batch_size": BATCH, "init_scale": 0.025}
         method = kind(kind.Options(learning_rate=given.learning_rate, **options))
-        yield from against(given, dataset, data, ("selfrec", code, file, model), method, method)
+        yield from or_left_out(
+            against(given, dataset, data, ("selfrec", code, file, model), method, method), model=model
+        )
 
 
 def social(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -408,7 +419,7 @@ def social(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Iterat
         options = {"learning_rate": given.learning_rate} | social_options(model, data)
         timed, trained = ({"warmup": 0}, {"warmup": given.epochs // 3 + 1}) if model == "SEPT" else ({}, {})
         methods = [kind(kind.Options(**options, **more)) for more in (timed, trained)]
-        yield from against(given, dataset, data, ("social", code, file, model), *methods)
+        yield from or_left_out(against(given, dataset, data, ("social", code, file, model), *methods), model=model)
 
 
 def social_options(model: str, data: Training) -> dict[str, Any]:
@@ -435,21 +446,7 @@ def against(
     trained: Method,
 ) -> Iterator[dict[str, Any]]:
     """A model of SELFRec (the ``peer``: name, checkout, file of data, model) beside ours: seconds an epoch of the
-    ``timed`` method, and the accuracy of the ``trained`` one. A model that does not run is named in one line."""
-    try:
-        yield from _against(given, dataset, data, peer, timed, trained)
-    except MissingError as reason:
-        yield {"model": peer[-1], "left_out": str(reason)}
-
-
-def _against(
-    given: argparse.Namespace,
-    dataset: Dataset,
-    data: Training,
-    peer: tuple[str, Path, Path, str],
-    timed: Method,
-    trained: Method,
-) -> Iterator[dict[str, Any]]:
+    ``timed`` method, and the accuracy of the ``trained`` one."""
     name, code, file, model = peer
     rate = ("--model", model, "--learning-rate", given.learning_rate)
 
@@ -626,11 +623,8 @@ def main() -> None:
         parser.error(str(reason))
     for name in given.only:
         with tempfile.TemporaryDirectory() as scratch:
-            try:
-                for line in COMPARISONS[name](given, dataset, Path(scratch)):
-                    print(json.dumps({"peer": name, **line}), flush=True)
-            except MissingError as reason:
-                print(json.dumps({"peer": name, "left_out": str(reason)}), flush=True)
+            for line in or_left_out(COMPARISONS[name](given, dataset, Path(scratch))):
+                print(json.dumps({"peer": name, **line}), flush=True)
 
 
 if __name__ == "__main__":

@@ -136,11 +136,9 @@ def _summary(run: Run) -> list[Block]:
     by = f"chosen by validation {metric_name(run.config.run.select_by)}{run.summary.of_sample()}"
     chosen = by if run.summary.valid else "the last one"
     rounds = f"{counted(max(len(run.history) - run.n_phases, 0), 'round')} of training"
+    after = f" (after {counted(run.n_phases, 'phase')})" if run.n_phases else ""
     if run.best > 0 or not run.n_phases:
-        best, where = (
-            str(run.best),
-            f"of {rounds}" + (f" (after {counted(run.n_phases, 'phase')})" * bool(run.n_phases)),
-        )
+        best, where = str(run.best), f"of {rounds}{after}"
     else:
         best, where = f"phase {run.best + run.n_phases}", f"of {run.n_phases}, before {rounds}"
     name = "Best round" if run.summary.valid else "Round of the model"

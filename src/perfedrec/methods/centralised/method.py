@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -105,6 +106,9 @@ def check_order(name: str, part: Interactions) -> None:
         )
 
 
+T = TypeVar("T")
+
+
 class Method(ABC):
     """A centralised method: a state (any record of tensors), epochs that change it, and scores."""
 
@@ -139,6 +143,13 @@ class Method(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.settings})"
+
+    def once(self, data: Training, make: Callable[[Training], T]) -> T:
+        """What ``make`` returns for the ``data``, made once for the same data: a graph that depends on them alone."""
+        made: tuple[Training, T] | None = getattr(self, "_made", None)
+        if made is None or made[0] is not data:
+            self._made = made = data, make(data)
+        return made[1]
 
     def remarks(self, n_users: int) -> list[str]:
         """What is different in a run with this number of users: nothing."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -52,13 +50,12 @@ class MHCN(NetworkMethod):
 
     def channels(self, data: Training) -> list[UserGraph]:
         """The graphs of the three channels, which are made once for the same data."""
-        made: tuple[Training, list[UserGraph]] | None = getattr(self, "_made", None)
-        if made is None or made[0] is not data:
-            own, items = data.friends, data.matrix
-            weights = triangles(own), sharing(own, items), purchases(own, items, self.settings.fewest_shared)
-            rows = partial(UserGraph.of, exponents=(1.0, 0.0), device=data.rows.items.device)
-            self._made = made = data, [rows(each) for each in weights]
-        return made[1]
+        return self.once(data, self._channels)
+
+    def _channels(self, data: Training) -> list[UserGraph]:
+        own, items = data.friends, data.matrix
+        weights = triangles(own), sharing(own, items), purchases(own, items, self.settings.fewest_shared)
+        return [UserGraph.of(each, exponents=(1.0, 0.0), device=data.rows.items.device) for each in weights]
 
     def encode(self, learned: Learned, data: Training) -> tuple[Tensor, Tensor]:
         graphs, weights = self.channels(data), learned.weights

@@ -62,13 +62,12 @@ class SEPT(LightGCN):
     def user_graphs(self, data: Training) -> list[UserGraph]:
         """The graphs of the friend and of the sharing view, symmetrically normalised. They are made once for the same
         data."""
-        made: tuple[Training, list[UserGraph]] | None = getattr(self, "_made", None)
-        if made is None or made[0] is not data:
-            own, one = data.friends, sparse.eye_array(data.n_users, format="csr")
-            graph = partial(UserGraph.of, exponents=(0.5, 0.5), device=data.rows.items.device)
-            found = [graph(sparse.csr_array(each + one)) for each in (triangles(own), sharing(own, data.matrix))]
-            self._made = made = data, found
-        return made[1]
+        return self.once(data, self._user_graphs)
+
+    def _user_graphs(self, data: Training) -> list[UserGraph]:
+        own, one = data.friends, sparse.eye_array(data.n_users, format="csr")
+        made = partial(UserGraph.of, exponents=(0.5, 0.5), device=data.rows.items.device)
+        return [made(sparse.csr_array(each + one)) for each in (triangles(own), sharing(own, data.matrix))]
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         final_users, final_items = self.encode(users, items, data)

@@ -20,6 +20,7 @@ from perfedrec.methods.centralised.vectors import (
     VectorSettings,
     batches,
     shared_negatives,
+    taken_at_once,
 )
 from perfedrec.nn.segments import dot, segment_sum
 
@@ -89,9 +90,7 @@ class SimpleX(ProductMethod):
         settings, distinct = self.settings, batch.users.unique(return_inverse=True)
         rows, _ = block_rows(data.rows.offsets, data.rows.items, distinct[0])
         negatives, outside = shared_negatives(batch, data, settings.n_negatives)
-        # Rows are taken once: each further time costs a table of gradients.
-        parts = [batch.positives, negatives, batch.negatives, rows.items]
-        taken = items.index_select(0, torch.cat(parts)).split([part.numel() for part in parts])
+        taken = taken_at_once(items, batch.positives, negatives, batch.negatives, rows.items)
         own = users.index_select(0, distinct[0])
         means = segment_sum(taken[3], rows.segments, len(own)) / rows.counts[:, None]
 

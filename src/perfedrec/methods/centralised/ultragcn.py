@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from pydantic import Field
 from scipy import sparse
 from torch import Tensor
@@ -13,7 +12,13 @@ from perfedrec.core.keys import Key
 from perfedrec.core.types import block_rows
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.neighbours import Similarity, nearest
-from perfedrec.methods.centralised.vectors import Batch, VectorMethod, VectorSettings, shared_negatives
+from perfedrec.methods.centralised.vectors import (
+    Batch,
+    VectorMethod,
+    VectorSettings,
+    shared_negatives,
+    taken_at_once,
+)
 from perfedrec.nn.losses import softplus
 from perfedrec.nn.segments import dot
 
@@ -49,8 +54,7 @@ class UltraGCN(VectorMethod):
     settings: UltraGCNSettings
 
     def begin(self, users: Tensor, items: Tensor, data: Training, key: Key) -> None:
-        if getattr(self, "fitted", None) is not data:  # the item graph depends on the data alone
-            self.fitted, self.similar = data, similar_items(data, self.settings.n_neighbours)
+        self.similar = self.once(data, lambda data: similar_items(data, self.settings.n_neighbours))
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         settings, similar = self.settings, self.similar
@@ -58,9 +62,7 @@ class UltraGCN(VectorMethod):
         constraint = settings.constraint * (own + 1).sqrt() / own
         negatives, outside = shared_negatives(batch, data, settings.n_negatives)
         rows, places = block_rows(similar.offsets, similar.columns, batch.positives)
-        # Rows are taken once: each further time costs a table of gradients.
-        parts = [batch.positives, negatives, batch.negatives, rows.items]
-        taken = items.index_select(0, torch.cat(parts)).split([part.numel() for part in parts])
+        taken = taken_at_once(items, batch.positives, negatives, batch.negatives, rows.items)
         user = users.index_select(0, batch.users)
 
         plain, popular = settings.plain_weight, (degrees + 1).rsqrt()

@@ -205,6 +205,13 @@ def shared_negatives(batch: Batch, data: Training, n: int) -> tuple[Tensor, Tens
     return items, outside
 
 
+def taken_at_once(table: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
+    """The rows of a ``table`` [n, d] at several ``places`` [k], a tensor [k, d] for each. They are taken once, because
+    each time costs a table of gradients."""
+    taken: tuple[Tensor, ...] = table.index_select(0, torch.cat(places)).split([each.numel() for each in places])
+    return taken
+
+
 def candidates(batch: Batch, data: Training, n: int) -> Tensor:
     """[b, n] random items for each interaction of a ``batch`` that its user does not have, uniform and independent of
     each other, the first one that of the batch. In place of an item that the user has stands that one again."""
