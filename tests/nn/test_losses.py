@@ -62,6 +62,31 @@ def test_info_nce_against_plain_python() -> None:
     assert float(info_nce(5 * first, 0.1 * second, temperature)) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (130, 70), (64, 128)])
+def test_gradients_of_info_nce_are_those_of_cross_entropy(n: int, m: int) -> None:
+    positives = torch.arange(n) % min(m, 50)  # some belong to the same node
+    found = []
+    for own in (True, False):
+        first, second = numbers(n, 3).requires_grad_(), numbers(m + 1, 3)[1:].requires_grad_()
+        if own:
+            loss = info_nce(first, second, 0.2, positives)
+        else:
+            cosines = torch.nn.functional.normalize(first, dim=1) @ torch.nn.functional.normalize(second, dim=1).T
+            loss = torch.nn.functional.cross_entropy(cosines / 0.2, positives)
+        (3 * loss).backward()
+        found.append((loss.detach(), first.grad, second.grad))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_info_nce_at_a_low_temperature_is_finite() -> None:
+    first = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).requires_grad_()
+    loss = info_nce(first, -first.detach(), 0.001)  # each is a thousand times as far from its own as from the other
+    assert float(loss.detach()) == pytest.approx(1000)
+    loss.backward()
+    assert bool(first.grad.isfinite().all())
+
+
 def test_supervised_contrast_against_plain_python() -> None:
     rows, categories = numbers(8, 3), torch.tensor([0, 1, 0, 0, 1, 2, 2, 0])
     segments, t = torch.tensor([0, 1, 0, 0, 1, 0, 1, 2]), 0.3  # the last client has one row

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from perfedrec.core.products import STEP, inner_products
 from perfedrec.nn.flat import apply_per_client
-from perfedrec.nn.segments import segment_sum
+from perfedrec.nn.segments import dot, segment_sum
 
 
 class _Softplus(torch.autograd.Function):
@@ -62,6 +63,35 @@ def sampled_softmax(positive: Tensor, negative: Tensor, segments: Tensor, temper
     return segment_sum(losses, segments, negative.shape[0])
 
 
+class _InfoNCE(torch.autograd.Function):
+    """The mean of ``log sum_c exp(x . y_c) - x . y_p``. The gradients come with the value, so that of all pairs no
+    number stays in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, positives: Tensor) -> Tensor:
+        (n, _), m = first.shape, second.shape[0]
+        rows, columns = (functional.pad(each, (0, 0, 0, -each.shape[0] % STEP)) for each in (first, second))
+        logits = inner_products(rows, columns)
+        logits[:, m:] = -torch.inf
+        largest = logits.amax(1, keepdim=True)
+        powers = logits.sub_(largest).exp_()
+        sums = powers.sum(1, keepdim=True)
+        log_sums = (largest + sums.log()).squeeze(1)
+        chosen = second.index_select(0, positives)
+        if any(ctx.needs_input_grad):
+            of_first = (inner_products(powers, columns.T) / sums)[:n] - chosen
+            of_second = inner_products((rows / sums).T, powers.T)[:, :m].T.index_add(0, positives, first, alpha=-1)
+            ctx.save_for_backward(of_first, of_second)
+        return log_sums[:n].mean() - dot(first, chosen).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        of_first, of_second = ctx.saved_tensors
+        share = grads[0] / of_first.shape[0]
+        return share * of_first, share * of_second, None
+
+
 def info_nce(first: Tensor, second: Tensor, temperature: float, positives: Tensor | None = None) -> Tensor:
     """InfoNCE with cosine similarity from nodes ``first`` [b, d] to ``second`` [c, d] (SGL, Wu et al., SIGIR 2021, eq.
     10).
@@ -69,10 +99,10 @@ def info_nce(first: Tensor, second: Tensor, temperature: float, positives: Tenso
     Row r of ``first`` belongs to row ``positives[r]`` of ``second`` (``None``: to row r, two views of the same nodes),
     and all other rows of ``second`` are its negatives. Returns the mean over ``first``, a scalar.
     """
-    first, second = functional.normalize(first, dim=1), functional.normalize(second, dim=1)
+    first, second = functional.normalize(first, dim=1) / temperature, functional.normalize(second, dim=1)
     if positives is None:
         positives = torch.arange(first.shape[0], device=first.device)
-    return functional.cross_entropy(first @ second.T / temperature, positives)
+    return cast(Tensor, _InfoNCE.apply(first, second, positives))  # type: ignore[no-untyped-call]
 
 
 def supervised_contrast(rows: Tensor, categories: Tensor, segments: Tensor, n: int, temperature: float) -> Tensor:
@@ -116,11 +146,11 @@ class _LogMeanOfPairs(torch.autograd.Function):
         slope = torch.empty_like(vectors)
         for start in range(0, n, BLOCK):
             block = scaled[start : start + BLOCK]
-            pairs = block @ scaled.T
+            pairs = inner_products(block, scaled)
             pairs.diagonal(start).fill_(-torch.inf)
             total += pairs.exp_().sum()
             if any(ctx.needs_input_grad):
-                torch.mm(pairs, scaled, out=slope[start : start + BLOCK])
+                slope[start : start + BLOCK] = inner_products(pairs, scaled.T)
         ctx.save_for_backward(slope.mul_(4 / total))
         return total.log() - 4 - math.log(n * (n - 1))  # a pair counts twice
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,13 +22,26 @@ def perturb(vectors: Tensor, noise: float, key: Key) -> Tensor:
     return vectors + noise * torch.sign(vectors.detach()) * direction
 
 
+Pair: TypeAlias = tuple[Tensor, Tensor]
+"""Vectors of users [n, d] and of items [m, d]."""
+
+
+def passed(graph: Bipartite, users: Tensor, items: Tensor) -> Pair:
+    """The vectors of the next layer, without noise."""
+    return graph.to_users(items), graph.to_items(users)
+
+
 def noisy_layers(
-    graph: Bipartite, users: Tensor, items: Tensor, n_layers: int, noise: float, key: Key
-) -> list[tuple[Tensor, Tensor]]:
-    """Layers 1 to ``n_layers`` of LightGCN, each of users [n, d] and of items [m, d], with noise in every layer."""
+    graph: Bipartite, users: Tensor, items: Tensor, n_layers: int, noise: float, key: Key, first: Pair | None = None
+) -> list[Pair]:
+    """Layers 1 to ``n_layers`` of LightGCN, each of users [n, d] and of items [m, d], with noise in every layer.
+
+    Who computes several views of one graph gives what they share, their ``first`` layer without noise, see
+    :func:`passed`.
+    """
     layers = []
     for layer in range(n_layers):
-        users, items = graph.to_users(items), graph.to_items(users)
+        users, items = first if first is not None and layer == 0 else passed(graph, users, items)
         if noise:
             users = perturb(users, noise, key.fold("users", layer))
             items = perturb(items, noise, key.fold("items", layer))
@@ -35,15 +50,18 @@ def noisy_layers(
 
 
 def noisy_lightgcn(
-    graph: Bipartite, users: Tensor, items: Tensor, n_layers: int, noise: float, key: Key
-) -> tuple[Tensor, Tensor]:
+    graph: Bipartite, users: Tensor, items: Tensor, n_layers: int, noise: float, key: Key, first: Pair | None = None
+) -> Pair:
     """Final vectors of users [n, d] and of items [m, d] of one view: LightGCN with noise in every propagated layer.
 
     As in SimGCL, the mean is over layers 1 to K: layer 0 is the same in both views.
     """
-    return mean_of(noisy_layers(graph, users, items, n_layers, noise, key))
+    return mean_of(noisy_layers(graph, users, items, n_layers, noise, key, first))
 
 
-def mean_of(layers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def mean_of(layers: list[Pair]) -> Pair:
     """The means over layers: of users [n, d] and of items [m, d]."""
-    return torch.stack([each for each, _ in layers]).mean(0), torch.stack([each for _, each in layers]).mean(0)
+    users, items = layers[0]
+    for more_users, more_items in layers[1:]:
+        users, items = users + more_users, items + more_items
+    return users / len(layers), items / len(layers)

@@ -8,8 +8,9 @@ from torch import Tensor
 from perfedrec.core.keys import Key
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Training
-from perfedrec.methods.centralised.vectors import Batch, contrast
-from perfedrec.nn.views import noisy_lightgcn
+from perfedrec.methods.centralised.vectors import Batch, bpr, contrast
+from perfedrec.nn.propagation import Bipartite
+from perfedrec.nn.views import noisy_lightgcn, passed
 
 
 class SimGCLSettings(LightGCNSettings):
@@ -34,10 +35,13 @@ class SimGCL(LightGCN):
         return noisy_lightgcn(data.graph, users, items, self.settings.n_layers, 0.0, Key(0))
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
-        settings = self.settings
-        views = [
-            noisy_lightgcn(graph, users, items, settings.n_layers, settings.noise, batch.key.fold("view", number))
-            for number, graph in enumerate(data.views or (data.graph, data.graph))
-        ]
-        contrasted = contrast(views, batch, settings.temperature)
-        return super().loss(users, items, batch, data) + settings.weight * contrasted
+        settings, graphs = self.settings, data.views or (data.graph, data.graph)
+        first = passed(data.graph, users, items)
+
+        def final(graph: Bipartite, noise: float, key: Key) -> tuple[Tensor, Tensor]:
+            shared = first if graph is data.graph else None
+            return noisy_lightgcn(graph, users, items, settings.n_layers, noise, key, shared)
+
+        views = [final(graph, settings.noise, batch.key.fold("view", n)) for n, graph in enumerate(graphs)]
+        ranked = bpr(*final(data.graph, 0.0, batch.key), batch) + self.decay(users, items, batch)
+        return ranked + settings.weight * contrast(views, batch, settings.temperature)

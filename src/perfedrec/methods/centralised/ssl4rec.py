@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from perfedrec.core.keys import Key, uniform
+from perfedrec.core.products import STEP
 from perfedrec.core.sampling import choose
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.networked import Learned, NetworkMethod
 from perfedrec.methods.centralised.vectors import Batch, VectorSettings
 from perfedrec.nn.flat import Flat
+from perfedrec.nn.linear import linear
 from perfedrec.nn.losses import info_nce
 
 
@@ -71,4 +73,6 @@ class SSL4Rec(NetworkMethod):
 def tower(vectors: Tensor, weights: list[Tensor]) -> Tensor:
     """``tanh(V relu(W x + b) + c)`` [r, e] of ``vectors`` [r, d]."""
     into, bias, out, shift = weights
-    return torch.tanh(torch.relu(vectors @ into + bias) @ out + shift)
+    rows = functional.pad(vectors, (0, 0, 0, -vectors.shape[0] % STEP))
+    found = torch.tanh(linear(torch.relu(linear(rows, into.T, bias)), out.T, shift))
+    return found[: vectors.shape[0]]

@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from perfedrec.core import products
+from perfedrec.core.products import inner_products
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize(("n", "m", "k"), [(5, 7, 3), (64, 130, 64), (1, 1, 1), (0, 4, 2), (4, 0, 2), (3, 2, 0)])
+def test_inner_products_against_double_precision(
+    n: int, m: int, k: int, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not onednn:
+        monkeypatch.setattr(products, "_ONEDNN", None)
+    first, second = numbers(n, k), numbers(m + 1, k)[1:]
+    expected = first.double() @ second.double().T
+    for a, b in ((first, second), (first.T.contiguous().T, second), (first, second.T.contiguous().T)):
+        found = inner_products(a, b)
+        assert found.dtype == torch.float32
+        assert found.is_contiguous()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_inner_products_of_double_precision_stay_so() -> None:
+    first, second = numbers(4, 3).double(), numbers(5, 3).double()
+    torch.testing.assert_close(inner_products(first, second), first @ second.T, rtol=1e-15, atol=1e-15)
