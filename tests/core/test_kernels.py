@@ -136,3 +136,26 @@ def test_a_change_that_no_sum_can_hold_is_refused(broken: float) -> None:
     update.deltas[7, 2] = broken
     with pytest.raises(DivergedError, match="learning rate"):
         reduce(replace(update, weights=torch.ones(4)), 6, 3)
+
+
+def test_exponentials_and_the_largest() -> None:
+    from numba import njit
+
+    from perfedrec.core import kernels
+
+    @njit
+    def exponentials(values, out):  # type: ignore[no-untyped-def]
+        for place in range(values.size):
+            out[place] = kernels.exp(values[place])
+
+    @njit
+    def largest(values):  # type: ignore[no-untyped-def]
+        return kernels.largest(values)
+
+    values = np.linspace(-100, 88, 100_001).astype(np.float32)
+    given, expected = np.empty_like(values), np.exp(values.astype(np.float64).clip(min=-87))
+    exponentials(values[:-1], given[:-1])
+    np.testing.assert_allclose(given[:-1], expected[:-1], rtol=3e-7)
+    for some in ([-3, -1, -2], [3, -5, 7.5], [-np.inf, -1e30], [-0.0, 0.0], [np.inf, 1], [-1e-40]):
+        assert largest(np.array(some, np.float32)) == np.float32(max(some))
+    assert largest(values[::-1].copy()) == 88

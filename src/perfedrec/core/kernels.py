@@ -13,7 +13,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from perfedrec.core.aggregate import FIXED_POINT
-from perfedrec.core.compiled import fast_helper, helper, kernel
+from perfedrec.core.compiled import fast_helper, finite_helper, helper, kernel
 from perfedrec.core.words import GOLDEN
 
 _GOLDEN = np.uint64(GOLDEN)
@@ -24,6 +24,13 @@ _ROOT = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
 _SIGN, _MANTISSA = np.uint32(1 << 31), np.uint32(0x7FFFFF)
 _FIXED = np.float64(FIXED_POINT)
 _LINE = 16  # numbers that the processor loads at once
+_LOWEST = np.int32(-(1 << 31))
+_LEAST = np.float32(-87)  # its exponential is nearly the smallest number with all digits
+
+CHUNK = 64
+"""Scores that are compared with the worst of the best at once."""
+
+NOTHING = np.float32(-np.inf)
 
 
 @intrinsic
@@ -111,6 +118,21 @@ def log_of_odd(odd):  # type: ignore[no-untyped-def]
     series = ((np.float32(2 / 9) * z + np.float32(2 / 7)) * z + np.float32(2 / 5)) * z + np.float32(2 / 3)
     half = np.float32(0.5) * f * f
     return np.float32(exponent) * np.float32(0.6931471805599453) + (f - (half - s * (half + series * z)))
+
+
+@helper
+def exp(x):  # type: ignore[no-untyped-def]
+    """``exp(x)`` of a number below 88, to within two units in the last place of float32; what is below -87 counts as
+    -87. There is no branch and no call, so that many are computed at once.
+
+    ``x`` is ``n log(2) + r`` for a whole number n, which becomes the exponent, and the series of ``exp(r)`` is short.
+    """
+    x = _LEAST if x < _LEAST else x
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    r = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)  # of log(2), the first has few digits
+    series = (np.float32(1 / 720) * r + np.float32(1 / 120)) * r + np.float32(1 / 24)
+    series = ((series * r + np.float32(1 / 6)) * r + np.float32(1 / 2)) * r * r + r + np.float32(1)
+    return series * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
 @kernel("void(float32[:, ::1], uint64[::1], float32, float32, float32[:, ::1], int64, int64)")
@@ -262,3 +284,97 @@ def choose(key: Any, size: int, network: Any, chosen: Any) -> None:
         if image < size:
             chosen[found] = image
             found += 1
+
+
+@finite_helper
+def _smallest(values):  # type: ignore[no-untyped-def]
+    smallest = values[0]
+    for place in range(1, values.size):
+        smallest = min(smallest, values[place])
+    return smallest
+
+
+@helper
+def _place_of(value, values):  # type: ignore[no-untyped-def]
+    place = 0
+    while values[place] != value:
+        place += 1
+    return place
+
+
+@helper
+def add_best(scores, first, found, best, places, size, out):  # type: ignore[no-untyped-def]
+    """Put the best ``scores`` of items from ``first`` on among the ``size`` best so far. Returns the new size, and the
+    largest of ``out`` and the scores that are not among them, as far as these are not below all that are."""
+    worst = _smallest(best) if size == best.size else _threshold(scores, best.size)
+    for start in range(0, scores.size, CHUNK):
+        chunk = scores[start : start + CHUNK]
+        if not _any_above(chunk, worst):
+            continue
+        n_found = np.uint64(0)
+        for c in range(chunk.size):  # without a branch, which would often be foreseen wrongly
+            found[n_found] = c
+            n_found += np.uint64(chunk[c] >= worst)
+        for number in range(n_found):
+            place = found[number]
+            score = chunk[place]
+            if size < best.size:
+                best[size], places[size] = score, first + start + place
+                size += 1
+                if size == best.size:
+                    worst = _smallest(best)
+            elif score > worst:
+                out = max(out, worst)
+                to = _place_of(worst, best)
+                best[to], places[to] = score, first + start + place
+                worst = _smallest(best)
+            else:
+                out = max(out, score)
+    return size, out
+
+
+@fast_helper
+def _any_above(scores, least):  # type: ignore[no-untyped-def]
+    count = np.float32(0)  # of the same width as the scores, so that they are compared many at once
+    for c in range(scores.size):
+        count += np.float32(1) if scores[c] >= least else np.float32(0)
+    return count > 0
+
+
+@helper
+def _threshold(scores, k):  # type: ignore[no-untyped-def]
+    """A score that at least ``k`` of the ``scores`` reach, and not many more: the k-th best of the largest scores of 64
+    groups. Without it nearly all scores would enter a heap that is empty."""
+    if k >= CHUNK or scores.size < 4 * CHUNK:
+        return NOTHING
+    largest = scores[:CHUNK].copy()
+    for start in range(CHUNK, scores.size - CHUNK + 1, CHUNK):
+        _larger(scores[start : start + CHUNK], largest)
+    best = largest[:k].copy()
+    worst = _smallest(best)
+    for place in range(k, CHUNK):
+        if largest[place] > worst:
+            best[_place_of(worst, best)] = largest[place]
+            worst = _smallest(best)
+    return worst
+
+
+@helper
+def largest(values):  # type: ignore[no-untyped-def]
+    """The largest of float32 ``values`` without NaN. The bits of floats, taken as whole numbers, are in the same order
+    once those of negative ones are turned over. Of whole numbers, many are compared at once."""
+    bits, top = values.view(np.int32), _LOWEST
+    for place in range(bits.size):
+        top = max(top, _in_order(bits[place]))
+    return np.int32(_in_order(top)).view(np.float32)
+
+
+@helper
+def _in_order(bits):  # type: ignore[no-untyped-def]
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@helper
+def _larger(values, largest):  # type: ignore[no-untyped-def]
+    for c in range(largest.size):
+        largest[c] = values[c] if values[c] > largest[c] else largest[c]

@@ -13,28 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from perfedrec.core.compiled import fast_helper, finite_helper, helper, kernel
-
-CHUNK = 64
-"""Scores that are compared with the worst of the best at once."""
-
-NOTHING = np.float32(-np.inf)
-
-
-@finite_helper
-def _smallest(values):  # type: ignore[no-untyped-def]
-    smallest = values[0]
-    for place in range(1, values.size):
-        smallest = min(smallest, values[place])
-    return smallest
-
-
-@helper
-def _place_of(value, values):  # type: ignore[no-untyped-def]
-    place = 0
-    while values[place] != value:
-        place += 1
-    return place
+from perfedrec.core.compiled import kernel
+from perfedrec.core.kernels import CHUNK, NOTHING, add_best
 
 
 @kernel("void(int64[::1], int64[::1], int64, int64[:, ::1], int64[::1])")
@@ -111,69 +91,6 @@ def scan(parts: Any, which: Any, place: Any, mix: Any, entries: Any, heaps: Any,
             for number in range(hidden_starts[user, tile], hidden_starts[user, tile + 1]):
                 scores[hidden_items[hidden_order[number]] - first] = NOTHING
             best, places = values[setting, user], items[setting, user]
-            sizes[setting, user], lost[setting, user] = _add_best(
+            sizes[setting, user], lost[setting, user] = add_best(
                 scores, first, found, best, places, sizes[setting, user], lost[setting, user]
             )
-
-
-@helper
-def _add_best(scores, first, found, best, places, size, out):  # type: ignore[no-untyped-def]
-    """Put the best ``scores`` of items from ``first`` on among the ``size`` best so far. Returns the new size, and the
-    largest of ``out`` and the scores that are not among them, as far as these are not below all that are."""
-    worst = _smallest(best) if size == best.size else _threshold(scores, best.size)
-    for start in range(0, scores.size, CHUNK):
-        chunk = scores[start : start + CHUNK]
-        if not _any_above(chunk, worst):
-            continue
-        n_found = np.uint64(0)
-        for c in range(chunk.size):  # without a branch, which would often be foreseen wrongly
-            found[n_found] = c
-            n_found += np.uint64(chunk[c] >= worst)
-        for number in range(n_found):
-            place = found[number]
-            score = chunk[place]
-            if size < best.size:
-                best[size], places[size] = score, first + start + place
-                size += 1
-                if size == best.size:
-                    worst = _smallest(best)
-            elif score > worst:
-                out = max(out, worst)
-                to = _place_of(worst, best)
-                best[to], places[to] = score, first + start + place
-                worst = _smallest(best)
-            else:
-                out = max(out, score)
-    return size, out
-
-
-@fast_helper
-def _any_above(scores, least):  # type: ignore[no-untyped-def]
-    count = np.float32(0)  # of the same width as the scores, so that they are compared many at once
-    for c in range(scores.size):
-        count += np.float32(1) if scores[c] >= least else np.float32(0)
-    return count > 0
-
-
-@helper
-def _threshold(scores, k):  # type: ignore[no-untyped-def]
-    """A score that at least ``k`` of the ``scores`` reach, and not many more: the k-th best of the largest scores of 64
-    groups. Without it nearly all scores would enter a heap that is empty."""
-    if k >= CHUNK or scores.size < 4 * CHUNK:
-        return NOTHING
-    largest = scores[:CHUNK].copy()
-    for start in range(CHUNK, scores.size - CHUNK + 1, CHUNK):
-        _larger(scores[start : start + CHUNK], largest)
-    best = largest[:k].copy()
-    worst = _smallest(best)
-    for place in range(k, CHUNK):
-        if largest[place] > worst:
-            best[_place_of(worst, best)] = largest[place]
-            worst = _smallest(best)
-    return worst
-
-
-@helper
-def _larger(values, largest):  # type: ignore[no-untyped-def]
-    for c in range(largest.size):
-        largest[c] = values[c] if values[c] > largest[c] else largest[c]

@@ -43,6 +43,13 @@ class UserGraph:
         """The product [n, d] with the users' ``vectors`` [n, d]."""
         return product(self.matrix, self.transpose, vectors)
 
+    def propagated(self, vectors: Tensor, n_layers: int) -> Tensor:
+        """The mean [n, d] of layers 0 to ``n_layers`` of a propagation; the users' ``vectors`` [n, d] are layer 0."""
+        total = vectors
+        for _ in range(n_layers):
+            total = vectors + self.spread(total)
+        return total / (n_layers + 1)
+
 
 def related(n_users: int, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> sparse.csr_array:
     """``G`` [n, n] from directed relations ``sources`` [E] and ``targets`` [E]."""

@@ -184,17 +184,46 @@ def test_an_epoch_of_mhcn_learns_vectors_and_weights(social: Training) -> None:
         assert not torch.equal(getattr(after, name), getattr(before, name)), name
 
 
-def test_the_contrast_of_sept_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its gradient is checked against that of a single block, and the value by the other tests."""
-    method, generator = SEPT(SEPTSettings(n_positives=2)), torch.Generator().manual_seed(1)
-    vectors, found = [torch.randn(7, 3, generator=generator) for _ in range(4)], []
-    for block in (100, 3, 1):
-        monkeypatch.setattr(sept, "BLOCK", block)
-        leaves = [each.clone().requires_grad_() for each in vectors]
-        value = method.tri_training(leaves[:3], leaves[3])
+def plain_tri_training(vectors: list[Tensor], temperature: float, n_positives: int) -> Tensor:
+    *views, other = (torch.nn.functional.normalize(each, dim=1) for each in vectors)
+    cosines = [each @ other.T for each in views]
+    beliefs = [each.detach().softmax(1) for each in cosines]
+    parts = []
+    for number, own in enumerate(cosines):
+        positives = (beliefs[number - 1] + beliefs[number - 2]).topk(n_positives, dim=1).indices
+        parts.append((own / temperature).logsumexp(1) - (own / temperature).gather(1, positives).logsumexp(1))
+    return torch.stack(parts).sum(0).mean()
+
+
+@pytest.mark.parametrize(
+    ("n", "block", "dtype", "temperature"),
+    [
+        (7, 100, torch.float64, 0.2),
+        (7, 3, torch.float64, 0.2),
+        (70, 64, torch.float32, 0.2),
+        (300, 128, torch.float32, 0.01),
+    ],
+)
+def test_the_contrast_of_sept_and_its_gradient(
+    n: int, block: int, dtype: torch.dtype, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of plain torch in float64, for any size of the blocks; in float32 by a kernel."""
+    monkeypatch.setattr(sept, "BLOCK", block)
+    method, generator = SEPT(SEPTSettings(n_positives=4, temperature=temperature)), torch.Generator().manual_seed(1)
+    vectors, found = [torch.randn(n, 3, dtype=torch.float64, generator=generator) for _ in range(4)], []
+    for kind in (dtype, None):
+        leaves = [each.to(kind or torch.float64, copy=True).requires_grad_() for each in vectors]
+        value = method.tri_training(leaves[:3], leaves[3]) if kind else plain_tri_training(leaves, temperature, 4)
         found.append((value.detach(), *torch.autograd.grad(2 * value, leaves)))
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0])
-    moved = [vectors[0] + 1e-3 * found[0][1], *vectors[1:]]
-    rise = float(method.tri_training(moved[:3], moved[3]) - found[0][0])
-    assert rise == pytest.approx(float(found[0][1].square().sum()) * 1e-3 / 2, rel=0.05)
+    for own, expected in zip(*found, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(
+            (own / scale).double(), expected / scale, rtol=0, atol=1e-12 if dtype == torch.float64 else 2e-5
+        )
+
+
+def test_a_contrast_of_sept_that_is_not_a_number_stays_so() -> None:
+    method = SEPT(SEPTSettings(n_positives=2))
+    vectors = [torch.randn(5, 3, generator=torch.Generator().manual_seed(1)) for _ in range(4)]
+    vectors[1][2] = torch.nan
+    assert bool(method.tri_training(vectors[:3], vectors[3]).isnan())

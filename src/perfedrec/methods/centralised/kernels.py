@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from perfedrec.core.compiled import fast_helper, helper, kernel
-from perfedrec.core.kernels import load
+from perfedrec.core.kernels import CHUNK, NOTHING, add_best, exp, largest, load
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 _AHEAD = 6  # rows; nearer ones arrive too late, and farther ones are pushed out of the cache again
@@ -255,4 +255,61 @@ def bpr_triples(users: Any, items: Any, triples: Any, rate: Any, l2: Any) -> flo
         slope = (_ONE if x >= _ZERO else decayed) / (_ONE + decayed)
         total += np.float64(max(x, _ZERO) + np.float32(math.log1p(decayed)) + _HALF * l2 * squares)
         _step_triple(user, item, other, rate, kept, slope)
+    return total
+
+
+@fast_helper
+def _powers(values, scale, largest, powers):  # type: ignore[no-untyped-def]
+    """Fill ``powers`` with the exponentials of ``scale`` times the ``values`` less the ``largest``; return the sum."""
+    total = _ZERO
+    for at in range(powers.size):
+        power = exp(scale * (values[at] - largest))
+        powers[at] = power
+        total += power
+    return total
+
+
+@helper
+def _mix(share, values, other_share, others, mixed):  # type: ignore[no-untyped-def]
+    for at in range(mixed.size):
+        mixed[at] = share * values[at] + other_share * others[at]
+
+
+@helper
+def _contrast(cosines, scale, positives, powers, known):  # type: ignore[no-untyped-def]
+    """The contrast of a user in a view, whose gradient takes the place of the ``cosines``. ``powers`` and ``known`` are
+    room for numbers of all users and of the ``positives``."""
+    for number in range(known.size):
+        known[number] = cosines[positives[number]]
+    top, nearest = largest(cosines), known.max()
+    total, share = _powers(cosines, scale, top, powers), _ZERO
+    for number in range(known.size):
+        known[number] = np.float32(math.exp(scale * (known[number] - nearest)))
+        share += known[number]
+    for at in range(cosines.size):
+        cosines[at] = scale / total * powers[at]
+    for number in range(known.size):
+        cosines[positives[number]] -= scale / share * known[number]
+    return np.float64(scale * (top - nearest)) + math.log(total) - math.log(share)
+
+
+@kernel("float64(float32[:, :, ::1], int64, int64, float32, int64, int64)")
+def tri_training(cosines: Any, n_users: int, n_positives: int, scale: Any, start: int, stop: int) -> float:
+    """The sum of the contrasts of users from ``start`` to ``stop`` in three views, as
+    :class:`perfedrec.methods.centralised.sept.SEPT` says; ``scale`` is 1 / t. Of the ``cosines`` [3, c, N], those with
+    the first ``n_users`` count, and gradients take their place."""
+    powers, shares, mixed = np.empty((3, n_users), np.float32), np.empty(3, np.float32), np.empty(n_users, np.float32)
+    best, positives, found = (
+        np.empty(n_positives, np.float32),
+        np.empty(n_positives, np.int64),
+        np.empty(CHUNK, np.int64),
+    )
+    total = 0.0
+    for user in range(start, stop):
+        for view in range(3):
+            shares[view] = _ONE / _powers(cosines[view, user], _ONE, _ZERO, powers[view])
+        for view in range(3):
+            _mix(shares[view - 1], powers[view - 1], shares[view - 2], powers[view - 2], mixed)  # the other two
+            add_best(mixed, 0, found, best, positives, 0, NOTHING)
+            total += _contrast(cosines[view, user, :n_users], scale, positives, mixed, best)
     return total

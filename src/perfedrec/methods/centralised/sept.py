@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 from pydantic import Field
 from scipy import sparse
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from perfedrec.core.compiled import spread, usable
 from perfedrec.core.keys import Key
+from perfedrec.core.products import STEP, inner_products
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.sgl import dropped
@@ -75,47 +78,58 @@ class SEPT(LightGCN):
         if not self.joint:
             return loss
         chosen = batch.users.unique()
-        social = [spread(graph, users, self.settings.n_layers) for graph in self.user_graphs(data)]
+        social = [graph.propagated(users, self.settings.n_layers) for graph in self.user_graphs(data)]
         views = [each.index_select(0, chosen) for each in (*social, final_users)]
         perturbed, _ = lightgcn(self.perturbed, users, items, self.settings.n_layers)
         return loss + self.settings.weight * self.tri_training(views, perturbed.index_select(0, chosen))
 
     def tri_training(self, views: list[Tensor], perturbed: Tensor) -> Tensor:
         """The contrast of three ``views`` [b, d] with the ``perturbed`` vectors [b, d] of the same users."""
-        return in_blocks(self.contrast, [functional.normalize(each, dim=1) for each in (*views, perturbed)])
-
-    def contrast(self, *vectors: Tensor) -> Tensor:
-        """The sum of the contrasts of a block of users: three views [c, d], and all perturbed vectors [b, d], each of
-        length 1."""
-        *views, unit = vectors
-        cosines = [each @ unit.T for each in views]
-        beliefs = [each.detach().softmax(1) for each in cosines]
-        together, loss = torch.stack(beliefs).sum(0), unit.new_zeros(())
-        count = min(self.settings.n_positives, unit.shape[0])
-        for own, belief in zip(cosines, beliefs, strict=True):
-            positives = (together - belief).topk(count, dim=1, sorted=False).indices  # those of the other two
-            shares = (own / self.settings.temperature).log_softmax(1)
-            loss = loss - shares.gather(1, positives).logsumexp(1).sum()
-        return loss
+        unit = functional.normalize(torch.stack((*views, perturbed)), dim=2)
+        options = self.settings.temperature, min(self.settings.n_positives, unit.shape[1])
+        return cast(Tensor, _TriTraining.apply(unit, *options))  # type: ignore[no-untyped-call]
 
 
-def in_blocks(contrast: Callable[..., Tensor], vectors: list[Tensor]) -> Tensor:
-    """The mean over b users of a ``contrast``, a sum over those of a block. It takes ``vectors`` [b, d]: of the last
-    ones all, and of the others those of the block. Nothing of a block stays in memory but its gradient."""
-    leaves, total = [each.detach().requires_grad_() for each in vectors], vectors[0].new_zeros(())
-    with torch.enable_grad():
-        for start in range(0, len(vectors[0]), BLOCK):
-            value = contrast(*(each[start : start + BLOCK] for each in leaves[:-1]), leaves[-1])
-            torch.autograd.backward(value)
-            total += value.detach()
-    sloped = [(each * leaf.grad).sum() for each, leaf in zip(vectors, leaves, strict=True) if leaf.grad is not None]
-    slope = torch.stack(sloped).sum()
-    return (total + slope - slope.detach()) / len(vectors[0])  # the value of one, and the gradient of the other
+class _TriTraining(torch.autograd.Function):
+    """The mean contrast of unit vectors [4, b, d], three views and the perturbed one. The gradients come with the
+    value, block by block, so that of all pairs no number stays in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, temperature: float, n_positives: int) -> Tensor:
+        n, total = unit.shape[1], unit.new_zeros(())
+        padded = functional.pad(unit, (0, 0, 0, -n % STEP))
+        views, perturbed, slopes = padded[:3], padded[3], torch.empty_like(padded)
+        of_perturbed = torch.zeros_like(perturbed.T)
+        for start in range(0, n, BLOCK):
+            part = slice(start, min(start + BLOCK, padded.shape[1]))
+            block = views[:, part].flatten(0, 1)
+            cosines = inner_products(block, perturbed)
+            total += contrast(cosines.view(3, -1, cosines.shape[1]), min(BLOCK, n - start), n, temperature, n_positives)
+            slopes[:3, part] = inner_products(cosines, perturbed.T).view_as(views[:, part])
+            of_perturbed += inner_products(block.T, cosines.T)
+        slopes[3] = of_perturbed.T
+        ctx.save_for_backward(slopes[:, :n])
+        return total / n
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return grads[0] / slopes.shape[1] * slopes, None, None
 
 
-def spread(graph: UserGraph, users: Tensor, n_layers: int) -> Tensor:
-    """The mean of layers 0 to K [n, d] of the propagation of ``users`` [n, d] on a graph of users."""
-    layers = [users]
-    for _ in range(n_layers):
-        layers.append(graph.spread(layers[-1]))
-    return torch.stack(layers).mean(0)
+def contrast(cosines: Tensor, n: int, m: int, temperature: float, n_positives: int) -> Tensor | float:
+    """The sum of the contrasts of ``n`` users in three views with ``m`` perturbed vectors. The gradients take the place
+    of their ``cosines`` [3, n, m], which are the first ones of a larger tensor."""
+    if cosines.dtype == torch.float32 and usable(cosines) and bool(cosines.sum().isfinite()):
+        from perfedrec.methods.centralised import kernels
+
+        work = partial(kernels.tri_training, cosines.numpy(), m, n_positives, 1 / temperature)
+        return float(sum(spread(work, n, 3 * n * m // 64)))
+    own = cosines[:, :n, :m]
+    beliefs = own.softmax(2)
+    positives = (beliefs.sum(0) - beliefs).topk(n_positives, dim=2, sorted=False).indices  # those of the other two
+    shares = (own / temperature).log_softmax(2)
+    known = shares.gather(2, positives)
+    own.copy_(shares.exp_().scatter_add_(2, positives, -known.softmax(2)) / temperature)
+    return -known.logsumexp(2).sum()
