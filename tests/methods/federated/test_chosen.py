@@ -11,7 +11,7 @@ import torch
 from perfedrec import configure, load, train
 from perfedrec.core.errors import ConfigError
 from perfedrec.evaluation import Held
-from perfedrec.methods.federated.personal import BETAS, MODELS, N_SETTINGS, SHARES, Setting, step, turns
+from perfedrec.methods.federated.personal import BETAS, MODELS, N_SETTINGS, SHARES, Setting, shares_of, step, turns
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runtimes.simulator import PersonalRecommender, Simulator
 
@@ -149,13 +149,41 @@ def test_weights_are_either_learned_or_chosen() -> None:
         configure("recommended", personal__learned=True, personal__chosen=True)
 
 
+def test_a_model_that_is_not_there_has_no_share() -> None:
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.1, 0.3])
+    assert shares_of(weights, MODELS, True) == pytest.approx(dict(zip(MODELS, weights.tolist(), strict=True)))
+    before_clusters = shares_of(weights, MODELS, False)
+    assert "cluster" not in before_clusters
+    assert before_clusters["global"] == pytest.approx(0.5)
+    assert shares_of(weights, MODELS[3:], False) == pytest.approx({"pretrained": 0.25, "neighbourhood": 0.75})
+    nothing = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])  # as in the scores: models without weight count alike
+    assert shares_of(nothing, MODELS[3:], False) == {"pretrained": 0.5, "neighbourhood": 0.5}
+
+
+def test_shares_before_training_are_those_of_the_models_that_recommend(tmp_path: Path) -> None:
+    result = train("perfedrec_pp", load(DATA), **{**SMALL, "rounds": 0}, output=tmp_path / "run")
+    found = RunFolder(tmp_path / "run").summary().chosen
+    shares = {name.removeprefix("personal."): share for name, share in found.items() if name != "neighbourhood.beta"}
+    assert list(shares) == ["pretrained", "neighbourhood"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    parts = result.recommender.explain(torch.arange(120))
+    assert {name for name, part in parts.items() if bool(part.any())} == {
+        name for name, share in shares.items() if share > 0
+    }
+
+
 def test_what_was_chosen_is_in_the_result(tmp_path: Path) -> None:
     result = train("perfedrec_pp", load(DATA), **SMALL, output=tmp_path / "run")
-    state, found = result.recommender.state, RunFolder(tmp_path / "run").summary().chosen
-    assert found == {
-        **{f"personal.{name}": share for name, share in zip(MODELS, state.mix.tolist(), strict=True)},
-        "neighbourhood.beta": state.beta,
-    }
+    method, state = result.recommender.algorithm, result.recommender.state
+    assert RunFolder(tmp_path / "run").summary().chosen == method.chosen_options(state)
+    clusters = replace(state.clusters, centroids=torch.zeros(5, 8))
+    trained = replace(state, round=len(method.phases) + 1, clusters=clusters)
+    assert method.chosen_options(trained) == pytest.approx(
+        {
+            **{f"personal.{name}": share for name, share in zip(MODELS, state.mix.tolist(), strict=True)},
+            "neighbourhood.beta": state.beta,
+        }
+    )
     train("perfedrec_pp", load(DATA), **SMALL, personal__chosen=False, output=tmp_path / "fixed")
     assert RunFolder(tmp_path / "fixed").summary().chosen == {}
     assert "chosen" not in (tmp_path / "fixed" / "result.json").read_text()

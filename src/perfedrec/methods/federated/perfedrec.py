@@ -37,6 +37,7 @@ from perfedrec.methods.federated.personal import (
     Mixture,
     Setting,
     logits_of,
+    shares_of,
     step,
     turns,
 )
@@ -343,11 +344,12 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         return replace(state, mix=found.weights, beta=found.beta, turn=state.turn + bool(turns(names)))
 
     def chosen_options(self, state: PerFedRecState) -> dict[str, float]:
-        if state.mix is None:
+        names = self._names(self.trained(state) > 0, self._ready(state))
+        if state.mix is None or not turns(names):
             return {}
-        shares = dict(zip(MODELS, state.mix.tolist(), strict=False))
-        found = {f"personal.{name}": shares[name] for name in self._names(True, UNTRAINED)}
-        return found | ({"neighbourhood.beta": self._setting(state).beta} if self.diffuses else {})
+        shares = shares_of(state.mix, names, state.clusters.centroids is not None)
+        found = {f"personal.{name}": share for name, share in shares.items()}
+        return found | ({"neighbourhood.beta": self._setting(state).beta} if "neighbourhood" in names else {})
 
     # --- the clients ---
 

@@ -398,6 +398,19 @@ def step(setting: Setting, names: Sequence[str], turn: int, number: int) -> Sett
     return Setting(others, setting.beta)
 
 
+def shares_of(weights: Tensor, names: Sequence[str], clustered: bool) -> dict[str, float]:
+    """The shares in the scores of the models ``names``, which are those that are there, by ``weights`` [models].
+
+    Before users are ``clustered`` the cluster's model is the global one: then its share is a part of that.
+    """
+    own = {name: float(weights[MODELS.index(name)]) for name in names}
+    total = sum(own.values())
+    found = {name: weight / total if total else 1 / len(own) for name, weight in own.items()}
+    if not clustered and "cluster" in found:
+        found["global"] = found.get("global", 0.0) + found.pop("cluster")
+    return found
+
+
 LEAST = 1e-12
 """The weight in place of 0, which has no logit."""
 
