@@ -398,6 +398,21 @@ def test_rounds_that_were_of_no_use_are_told() -> None:
     assert said(10, 12) == "best round by validation: round 10"
 
 
+@pytest.mark.parametrize("algorithm", ["mf", "fedmf"])
+def test_a_model_without_a_round_is_evaluated_and_not_said_to_have_no_validation_data(
+    algorithm: str, ratings: Path, tmp_path: Path
+) -> None:
+    own = ["train", "--data", str(ratings), "--rounds", "0", "--algorithm", algorithm, "--output", str(tmp_path / "a")]
+    done = runner.invoke(app, [*own, "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert "no round was played: the model is the one before training" in done.output
+    assert "no validation data" not in done.output
+    found = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert (found["best_round"], found["valid"]["users"]) == (0, 30)
+    again = runner.invoke(app, ["evaluate", "--run", str(tmp_path / "a"), "--part", "valid", "--json"])
+    assert json.loads(again.output)["metrics"]["ndcg@20"] == pytest.approx(found["valid"]["ndcg@20"])
+
+
 def test_a_folder_that_is_not_empty_is_not_changed(ratings: Path, tmp_path: Path) -> None:
     before = ratings.read_bytes()
     result = runner.invoke(app, ["train", "--data", str(ratings), "--output", str(tmp_path), *FEW])

@@ -391,6 +391,8 @@ def print_result(result: Result, as_json: bool) -> None:
 
 def which_round(summary: Summary, played: int) -> str:
     """The round whose model is used, as text, after a number of rounds that were ``played``."""
+    if not played:
+        return "no round was played: the model is the one before training"
     best, n_phases = summary.best_round, summary.n_phases
     name = f"round {best}" if best > 0 or not n_phases else f"phase {best + n_phases} of {n_phases} before training"
     if summary.valid.get("users"):

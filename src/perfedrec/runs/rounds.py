@@ -108,8 +108,11 @@ class Rounds:
             self.best = self.engine.recommender().restored(best)
 
     def finish(self) -> Recommender:
-        """The recommender of the best round, of the last one where no round was evaluated. No round can be played
-        afterwards: what only rounds need takes no memory beside the ranking of the test part."""
+        """The recommender of the best round, of the last one where no round was evaluated. Where none was played, it is
+        the start, which is evaluated now. No round can be played afterwards: what only rounds need takes no memory
+        beside the ranking of the test part."""
+        if not self.progress.done:
+            self._evaluate()
         if self.best is None:
             self.best, self.selection.best_valid = self.engine.recommender().frozen(), {}
         self.engine.let_go()
