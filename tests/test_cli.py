@@ -89,6 +89,21 @@ def test_train_evaluate_and_recommend_on_a_file_with_string_ids(ratings: Path, t
     assert one["items"][0]["item"] in shown
 
 
+@pytest.mark.parametrize(
+    ("line", "user", "item"), [("{},{}", 3, int), ("u{},i{}", "u3", str), ("{},i{}", 3, str), ("{:03},{}", "003", int)]
+)
+def test_ids_in_json_are_of_the_kind_that_they_are_in_the_data(
+    line: str, user: int | str, item: type, tmp_path: Path
+) -> None:
+    pairs = [(number, 20 + (number * 3 + step) % 9) for number in range(1, 13) for step in range(5)]
+    data, run = tmp_path / "pairs.csv", tmp_path / "run"
+    data.write_text("user,item\n" + "\n".join(line.format(*pair) for pair in pairs) + "\n")
+    cli("train", "--data", data, "--algorithm", "popularity", "--output", run, "--quiet")
+    found = json.loads(cli("recommend", "--run", run, "--user", user, "--k", 2, "--json").stdout)
+    assert found["user"] == user
+    assert [type(each["item"]) for each in found["items"]] == [item, item]
+
+
 def test_a_list_shows_models_only_where_models_are_mixed(ratings: Path, tmp_path: Path) -> None:
     for method, mixed in (("popularity", False), ("perfedrec_pp", True)):
         run, few = tmp_path / method, FEW if mixed else ["--rounds", "0", "--quiet"]

@@ -324,7 +324,9 @@ def recommend(
         result, _ = open_run(run, data)
         if user is not None and as_json:
             items = result.explain(user, k).drop("user").to_dicts()
-            print(json.dumps({"user": user, "items": items, **_basis(result)}))
+            known = result.dataset.train
+            (own,) = known.user_ids[[known.user_index(user)]].tolist()  # a number or text, as the ids of items
+            print(json.dumps({"user": own, "items": items, **_basis(result)}))
         elif user is not None:
             print_explained(result, user, k)
             print_basis(result)
