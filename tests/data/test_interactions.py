@@ -58,6 +58,8 @@ def test_index_of_an_external_id(toy: Interactions) -> None:
         toy.user_index(11)
     with pytest.raises(DataError, match="unknown item 'abc'; expected a whole number, as all ids of items are"):
         toy.item_index("abc")
+    with pytest.raises(DataError, match="unknown item 10; expected the id of an item in the data, such as 9$"):
+        toy.item_index(10)
 
 
 def test_given_ids_are_used_in_their_order() -> None:

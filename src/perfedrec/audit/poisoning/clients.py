@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, DataError
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import choose
 from perfedrec.data import Dataset
@@ -37,7 +37,10 @@ def draw_targets(dataset: Dataset, n: int, seed: int) -> Tensor:
 def named_targets(dataset: Dataset, item_ids: Sequence[int | str]) -> Tensor:
     """int64 [t] the items with these ids, ascending. Raises :class:`perfedrec.core.errors.DataError` for an unknown
     id."""
-    return torch.tensor(sorted({dataset.train.item_index(each) for each in item_ids}), dtype=torch.int64)
+    try:
+        return torch.tensor(sorted({dataset.train.item_index(each) for each in item_ids}), dtype=torch.int64)
+    except DataError as error:
+        raise DataError(f"target: {error} (without a target, items that few users have are drawn)") from None
 
 
 def n_malicious(n_honest: int, share: float) -> int:
