@@ -19,6 +19,7 @@ from perfedrec.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from perfedrec.audit.poisoning import Attacked
+    from perfedrec.runs.progress import Progress as TrainingProgress
 
 
 def attack(
@@ -69,12 +70,13 @@ def attack(
         with Progress(console=Console(stderr=True), transient=True, disable=as_json or not terminal) as bar:
             task = bar.add_task("reading the run", total=None)
 
-            def doing(what: str, done: int, total: int) -> None:
+            def doing(what: str, progress: TrainingProgress) -> None:
                 nonlocal said
                 if what != said and not (as_json or terminal):
-                    print(f"{what}, {total} rounds", file=sys.stderr, flush=True)
+                    print(f"{what}: {progress.planned}", file=sys.stderr, flush=True)
                 said = what
-                bar.update(task, description=f"{what}, round {done} of {total}", completed=done, total=total)
+                text = f"{what}: {progress.place}"
+                bar.update(task, description=text, completed=progress.done, total=progress.total)
 
             found = run_attacks(run, names, _shares(share), scenario, _options(option), rounds, data, doing)
         if as_json:

@@ -63,6 +63,13 @@ class Progress:
         """The last round as people count: see :func:`place`."""
         return place(self.done, self.total, self.n_phases, self.phase)
 
+    @property
+    def planned(self) -> str:
+        """All rounds as people count: ``2 phases and 20 rounds``, without the phases where there are none."""
+        rounds = self.total - self.n_phases
+        phases = f"{self.n_phases} phase{'s' * (self.n_phases != 1)} and " if self.n_phases else ""
+        return f"{phases}{rounds} round{'s' * (rounds != 1)}"
+
     def count(self, report: RoundReport, seconds: float) -> None:
         """Add a round that took ``seconds``."""
         if report.round >= self.n_phases > self.started_at:

@@ -47,11 +47,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_attack_is_played_stored_printed_and_reported(run: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[str, str]] = []
     scenario = Scenario(k=10)
-    found = attack(run, ["collusion"], [0.05], scenario, doing=lambda *each: told.append(each))
+    found = attack(
+        run, ["collusion"], [0.05], scenario, doing=lambda what, progress: told.append((what, progress.place))
+    )
     assert found == read_attacks(run)
-    assert told[-1] == ("collusion, 0.05 malicious", 12, 12)
+    assert told[-1] == ("collusion, 0.05 malicious", "round 12/12")
     (outcome,) = found.outcomes
     assert (outcome.malicious, found.rounds) == (8, 12)
     assert found.chance == pytest.approx(10 / load(DATA).n_items)
@@ -85,9 +87,23 @@ def test_the_command_prints_what_it_stores(run: Path) -> None:
     words = ["attack", str(run), "--attack", "random", "--share", "0.02", "--rounds", "1", "--k", "5", "--json"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
     assert json.loads(result.stdout) == json.loads((run / "attack.json").read_text())
     stored = json.loads(result.stdout)
     assert (stored["rounds"], stored["before"]["k"], stored["outcomes"][0]["malicious"]) == (1, 5, 3)
+
+
+def test_progress_counts_phases_and_rounds_apart(run: Path, tmp_path: Path) -> None:
+    """``--rounds 1`` of a method with a phase before training is not two rounds."""
+    words = ["attack", "--attack", "random", "--share", "0.02", "--rounds", "1"]
+    assert CliRunner().invoke(app, [*words, str(run)]).stderr.splitlines() == [
+        "without an attack: 1 round",
+        "random, 0.02 malicious: 1 round",
+    ]
+    config = configure("paper", overrides=["run.rounds=0", "model.embedding_dim=8", f"data.path={DATA}"])
+    train(config.build(), load(DATA), config.run, output=tmp_path / "paper", config=config)
+    said = CliRunner().invoke(app, [*words, str(tmp_path / "paper")]).stderr
+    assert said.splitlines()[0] == "without an attack: 1 phase and 1 round"
 
 
 def test_a_finished_table_is_never_lost(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

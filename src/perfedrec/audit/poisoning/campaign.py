@@ -17,10 +17,11 @@ from perfedrec.data import Dataset
 from perfedrec.methods.centralised.method import Method
 from perfedrec.runs.config import Config
 from perfedrec.runs.folder import RunFolder
+from perfedrec.runs.progress import Progress
 from perfedrec.runs.result import Result, open_run
 
-Doing = Callable[[str, int, int], None]
-"""Told of progress: what is trained, rounds that are done, and rounds in total."""
+Doing = Callable[[str, Progress], None]
+"""Told after each round what is trained, and how far it is."""
 
 FIRST = ("popular", "pieck-uea", "collusion")
 """The attacks that are made where none are named: one through honest clients, one without knowledge, and the strongest
@@ -35,7 +36,7 @@ def attack(
     options: Mapping[str, Any] | None = None,
     rounds: int | None = None,
     data: str | None = None,
-    doing: Doing = lambda what, done, total: None,
+    doing: Doing = lambda what, progress: None,
 ) -> Attacked:
     """Train a finished run again with malicious clients, once for each of the ``attacks`` and ``shares``, and write the
     figures to ``attack.json`` in its ``folder`` after each. Those of other attacks and shares stay there, if all else

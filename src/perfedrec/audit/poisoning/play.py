@@ -24,10 +24,11 @@ from perfedrec.data import Dataset
 from perfedrec.methods.centralised.method import Method
 from perfedrec.runs.config import Config
 from perfedrec.runs.engine import engine_of
+from perfedrec.runs.progress import Progress
 from perfedrec.runs.rounds import Rounds
 
-Told = Callable[[int, int], None]
-"""Told of progress: rounds that are done, and rounds in total."""
+Told = Callable[[Progress], None]
+"""Told after each round how far a training is."""
 
 
 class Scenario(Settings):
@@ -65,7 +66,7 @@ def poisoned(
     seed: int = 0,
     scenario: Scenario | None = None,
     options: Mapping[str, Any] | None = None,
-    told: Told = lambda done, total: None,
+    told: Told = lambda progress: None,
 ) -> Exposure:
     """Train the method of ``config`` on the ``dataset`` with malicious clients, and measure the best round.
 
@@ -91,7 +92,7 @@ def poisoned(
     rounds = Rounds(engine_of(cast(Any, trained), data, run), data, run)
     while not rounds.progress.over:
         rounds.play()
-        told(rounds.progress.done, rounds.progress.total)
+        told(rounds.progress)
     return measure(rounds.finish(), data, dataset.n_users, targets, scenario.k, rounds.best_round)
 
 
