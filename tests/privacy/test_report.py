@@ -40,6 +40,26 @@ def test_a_simulation_has_no_other_nodes() -> None:
     assert "other_nodes" not in privacy_block(PrivacySettings.model_validate(SECURE), [], "simulated", False)
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "narrower", "labels"),
+    [
+        (None, [], []),
+        (None, ["per coordinate: epsilon 10"], ["unit, adjacency"]),
+        (2.0, [], ["unit, adjacency", "delta, accountant"]),
+    ],
+)
+def test_what_belongs_to_a_guarantee_is_shown_with_one(
+    epsilon: float | None, narrower: list[str], labels: list[str]
+) -> None:
+    block = privacy_block(PrivacySettings(), [], "simulated", False) | {"narrower": narrower}
+    block |= {"releases": [{"release": "a", "times": 1, "noise": "none"}], "epsilon_coordinator": epsilon}
+    block |= {"epsilon_recipients": None}
+    shown = dict(lines(block))
+    assert [each for each in ("unit, adjacency", "delta, accountant") if each in shown] == labels
+    assert shown["epsilon, coordinator"].startswith("none (" if epsilon is None else "2")
+    assert {"claim", "noise source", "released", "not covered"} <= set(shown)
+
+
 def test_sums_of_groups_are_said() -> None:
     settings = PrivacySettings.model_validate(SECURE | {"rank": 6, "min_clients": 4})
     assert "groups" not in privacy_block(settings, [], "simulated", False)["sums"]

@@ -144,7 +144,8 @@ def claim(block: Block) -> str:
 
 
 def lines(block: Block) -> list[tuple[str, str]]:
-    """The block as pairs of label and text, for display."""
+    """The block as pairs of label and text, for display. Where nothing has an epsilon, there is no delta and no
+    accountant; where nothing is guaranteed at all, no unit."""
     if not block["releases"]:
         return [("claim", block["claim"])]
 
@@ -159,12 +160,14 @@ def lines(block: Block) -> list[tuple[str, str]]:
         + (f" ({each['noise']} noise {each['noise_multiplier']:.3g})" if each["noise"] != "none" else " (no guarantee)")
         for each in block["releases"]
     )
+    counted = any(block[f"epsilon_{party}"] is not None for party in ("coordinator", "recipients"))
+    unit = [("unit, adjacency", f"{block['unit']}; {block['adjacency']}")]
     pairs = [
         ("claim", block["claim"]),
-        ("unit, adjacency", f"{block['unit']}; {block['adjacency']}"),
+        *(unit if counted or block["narrower"] else []),
         ("epsilon, coordinator", epsilon("coordinator")),
         ("epsilon, model recipients", epsilon("recipients")),
-        ("delta, accountant", f"{block['delta']:g}; {block['accountant']}"),
+        *([("delta, accountant", f"{block['delta']:g}; {block['accountant']}")] if counted else []),
         ("narrower statements", "; ".join(block["narrower"]) or "none"),
         ("row sets", block["row_sets"]),
         ("opened sums", block.get("sums", BY_ITEM)),
