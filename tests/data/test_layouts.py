@@ -81,8 +81,25 @@ def test_a_training_part_alone_is_split(tmp_path: Path) -> None:
         (["test.txt"], "there is test.txt, missing: train"),
         (["train.txt", "valid.txt"], "there is train.txt, valid.txt, missing: test"),
         (["train.txt", "training.csv", "test.txt"], "holds train.txt and training.csv; expected only one of them"),
-        (["a_test.txt", "notes.txt"], "expected train and test files.*found a_test.txt, notes.txt"),
-        (["u.data", "ratings.csv"], "expected train and test files, one of u.data"),
+        (
+            ["a_test.txt", "notes.txt"],
+            "expected train and test files.*found a_test.txt, notes.txt; rename the files, or",
+        ),
+        (["u.data", "ratings.csv"], "expected train and test files by names such as train.txt and test.txt, one of u"),
+        (
+            ["trainData.txt", "testData.txt"],
+            r"; rename trainData.txt and testData.txt, or give them with --train \S+/set",
+        ),
+        (["trainData.csv", "testData.csv", "a.csv"], r"with --train \S+/trainData.csv --test \S+/testData.csv$"),
+        (
+            ["learn.txt", "check.txt"],
+            "found check.txt, learn.txt; rename the files, or give them with --train and --te",
+        ),
+        (
+            ["stars.csv", "README"],
+            "found README, stars.csv; if this is the data, name the file itself: .*/set/stars.csv$",
+        ),
+        (["README"], "or one .inter file; found README$"),
     ],
 )
 def test_folders_that_do_not_decide(tmp_path: Path, names: list[str], message: str) -> None:

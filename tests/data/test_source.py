@@ -168,7 +168,7 @@ def test_ratings_below_a_threshold_are_removed_from_all_parts_of_a_given_split(t
 
 
 def test_folders_without_a_known_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected train and test files, one of u.data.*; found nothing"):
+    with pytest.raises(DataError, match=r"expected train and test files by names.*, one of u.data.*; found nothing"):
         load(tmp_path)
     (tmp_path / "a.inter").write_text("user_id:token\titem_id:token\n" + "".join(f"u\ti{i}\n" for i in range(5)))
     assert load(tmp_path).n_items == 3

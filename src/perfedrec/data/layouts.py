@@ -15,6 +15,7 @@ NEW_USERS = "new_users"
 PARTS = ("train", "valid", "test")
 SUFFIXES = (".txt", ".csv", ".tsv", ".parquet", ".inter", ".dat", ".data", ".json", ".jsonl", ".rating")
 PACKED = (".gz", ".zip")
+_ENDINGS = (*SUFFIXES, *PACKED)
 WHOLE = ("u.data", "ratings.dat", "ratings.csv")  # the files of interactions of MovieLens
 WORDS = {
     "train": ("train", "training", "trn", "base"),
@@ -90,10 +91,23 @@ def _in_folder(folder: Path) -> Found:
     whole = whole or sorted(folder.glob("*.inter"))
     if len(whole) != 1:
         raise DataError(
-            f"{folder}: expected train and test files, one of {', '.join(WHOLE)}, or one .inter file; "
-            f"found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
+            f"{folder}: expected train and test files by names such as train.txt and test.txt, one of "
+            f"{', '.join(WHOLE)}, or one .inter file; "
+            f"found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}{_way_out(folder)}"
         )
     return Found(name, {}, whole[0])
+
+
+def _way_out(folder: Path) -> str:
+    """What to do about a folder in which no name says what is what; nothing where it has no file that may be data."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name.lower().endswith(_ENDINGS)]
+    named = {word: [path for path in files if word in path.name.lower()] for word in ("train", "test")}
+    if len(files) == 1:
+        return f"; if this is the data, name the file itself: {files[0]}"
+    if all(len(each) == 1 for each in named.values()) and named["train"] != named["test"]:
+        (train,), (test,) = named.values()
+        return f"; rename {train.name} and {test.name}, or give them with --train {train} --test {test}"
+    return "; rename the files, or give them with --train and --test, or a single one with --data" if files else ""
 
 
 def _splits(folder: Path) -> dict[str, dict[str, Path]]:
