@@ -318,4 +318,7 @@ def test_a_method_without_a_space_gives_an_error() -> None:
     with pytest.raises(ConfigError, match="--space"):
         ready_made("popularity")
     assert differences(resolve(algorithm="mf"), resolve(algorithm="mf", run__seed=5)) == ["run.seed is 5, was 0"]
+    free, capped = resolve("paper"), resolve("paper", overrides=["selection.max_participations=5"])
+    assert differences(free, capped) == ["selection.max_participations is 5, was off"]
+    assert differences(capped, free) == ["selection.max_participations is off, was 5"]
     assert differences(resolve(algorithm="mf"), resolve(algorithm="fedmf")) == ["algorithm is fedmf, was mf"]

@@ -13,7 +13,7 @@ from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.methods.registry import METHODS
 from perfedrec.runs import config, preset_files
 from perfedrec.runs.config_errors import explain
-from perfedrec.runs.dotted import keys, put
+from perfedrec.runs.dotted import as_text, flat, keys, put
 from perfedrec.runs.folder import RunFolder
 
 
@@ -207,3 +207,11 @@ def test_the_defence_that_the_docs_choose_fits_profiles_that_show_uploads(profil
     chosen = config.load("recommended", file, privacy=profile).settings.defence
     assert (chosen.row_clip, chosen.row_length, chosen.report_length) == (0.3, 1.5, 1.0)
     assert (chosen.holders, chosen.alike) == (5, 0.5)
+
+
+def test_values_as_they_are_shown_are_taken_back() -> None:
+    usual = config.resolve()
+    values = {key: field.default for key, field in keys(type(usual)).items()}
+    values |= flat(usual.model_dump(mode="json", by_alias=True))
+    assert as_text(values["privacy.clip"]) == "off"
+    assert config.resolve(overrides=[f"{key}={as_text(value)}" for key, value in values.items()]) == usual

@@ -20,6 +20,7 @@ def config_list(as_json: AsJson = False) -> None:
     """List methods, presets, privacy profiles, and the parts that --without switches off."""
     with one_line():
         from perfedrec.methods.registry import METHODS
+        from perfedrec.runs.dotted import as_text
         from perfedrec.runs.preset_files import ABLATIONS, presets
 
         names = {"methods": list(METHODS), "presets": presets(), "privacy profiles": presets("profiles")}
@@ -43,7 +44,7 @@ def config_keys(algorithm: Algorithm = None, as_json: AsJson = False) -> None:
     """
     with one_line():
         from perfedrec.runs.config import resolve
-        from perfedrec.runs.dotted import flat, keys
+        from perfedrec.runs.dotted import as_text, flat, keys
 
         config = resolve(algorithm=algorithm)
         about = keys(type(config))
@@ -81,10 +82,3 @@ def config_show(what: Annotated[str, typer.Argument(help="a preset, a run folder
         else:
             resolved = configuration.load(what)
         print(resolved.to_toml(), end="")
-
-
-def as_text(value: object) -> str:
-    """A value as ``--set`` takes it: ``off`` for no value."""
-    if value is None or value == {}:
-        return "off"
-    return value if isinstance(value, str) and value else json.dumps(value)

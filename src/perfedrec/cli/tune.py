@@ -106,4 +106,6 @@ class _Lines:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    from perfedrec.runs.dotted import as_text
+
+    return f"{value:.3g}" if isinstance(value, float) else as_text(value)

@@ -31,7 +31,7 @@ from perfedrec.runs.data_settings import NODES as NODES
 from perfedrec.runs.data_settings import DataSettings as DataSettings
 from perfedrec.runs.data_settings import open_data as open_data
 from perfedrec.runs.data_settings import settings_of as settings_of
-from perfedrec.runs.dotted import flat, is_section, keys, merge, put
+from perfedrec.runs.dotted import as_text, flat, is_section, keys, merge, put
 from perfedrec.runs.preset_files import DEFAULT, ablation, default_preset, preset_text, presets
 from perfedrec.runs.run_settings import Metric as Metric
 from perfedrec.runs.run_settings import RunSettings as RunSettings
@@ -376,7 +376,7 @@ def differences(before: Config, after: Config) -> list[str]:
         return [f"algorithm is {after.algorithm}, was {before.algorithm}"]
     old, new = (flat(each.model_dump(mode="json", by_alias=True)) for each in (before, after))
     return [
-        f"{key} is {new.get(key)}, was {old.get(key)}"
+        f"{key} is {as_text(new.get(key))}, was {as_text(old.get(key))}"
         for key in {**new, **old}
         if key not in _FREE and old.get(key) != new.get(key)
     ]

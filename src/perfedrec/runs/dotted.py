@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -34,6 +35,13 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return found
+
+
+def as_text(value: object) -> str:
+    """A value as ``--set`` takes it: ``off`` for no value."""
+    if value is None:
+        return "off"
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
