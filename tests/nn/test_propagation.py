@@ -1,12 +1,14 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch_geometric.nn.models import LightGCN
 
 from perfedrec.core.keys import Key
+from perfedrec.core.settings import STEEPEST
 from perfedrec.core.types import Rows, block_rows
 from perfedrec.methods.federated.neighbourhood import neighbour_sums
-from perfedrec.nn.propagation import Bipartite, edge_weights, lightgcn, lightgcn_star, spectral_star
+from perfedrec.nn.propagation import Bipartite, edge_weights, lightgcn, lightgcn_star, power, spectral_star
 
 N, M, D = 9, 12, 5
 
@@ -34,6 +36,11 @@ def normalised(dense: Tensor) -> Tensor:
             if dense[user, item]:
                 result[user, item] = 1 / float(dense[user].sum() * dense[:, item].sum()) ** 0.5
     return result
+
+
+def test_walks_with_the_largest_exponents_give_numbers_above_0() -> None:
+    step = power(np.array([2_000_000]), -STEEPEST)
+    assert (step**3).astype(np.float32)[0] >= np.finfo(np.float32).tiny
 
 
 def test_edge_weights_by_hand() -> None:

@@ -85,6 +85,24 @@ def test_mistakes_are_named(override: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "names", "least"),
+    [
+        ("perfedrec_pp", ("neighbourhood.alpha", "neighbourhood.beta", "neighbourhood.gamma"), 0),
+        ("rp3beta", ("method.alpha", "method.beta"), 0),
+        ("lightgcn_pp", ("method.alpha", "method.beta"), -2),
+    ],
+)
+def test_exponents_of_degrees_have_the_same_limits(algorithm: str, names: tuple[str, ...], least: int) -> None:
+    for key in names:
+        config.resolve(algorithm=algorithm, overrides=[f"{key}=2"])
+        config.resolve(algorithm=algorithm, overrides=[f"{key}={least}"])
+        with pytest.raises(ConfigError, match=f"{key}: expected at most 2 "):
+            config.resolve(algorithm=algorithm, overrides=[f"{key}=2.01"])
+        with pytest.raises(ConfigError, match=f"{key}: expected at least {least} "):
+            config.resolve(algorithm=algorithm, overrides=[f"{key}={least - 0.01}"])
+
+
 def test_the_split_is_the_one_that_the_other_options_belong_to(tmp_path: Path) -> None:
     def data(*overrides: str) -> config.DataSettings:
         return config.load(None, None, overrides).data

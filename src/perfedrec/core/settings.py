@@ -6,6 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+STEEPEST = 2.0
+"""The largest exponent of a degree in a walk on the graph; with 1 a step has the probability 1 / degree. With this one
+in all three steps the scores are still normal numbers of float32, up to degrees of two million."""
+
 
 class Settings(BaseModel):
     """A configuration record. It cannot be changed; unknown keys and numbers that are not finite are errors.

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from perfedrec.core.settings import STEEPEST
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Training
 
@@ -13,8 +14,18 @@ from perfedrec.methods.centralised.method import Training
 class LightGCNPPSettings(LightGCNSettings):
     """Options of LightGCN++."""
 
-    alpha: float = Field(0.6, description="exponent by which a node's own degree shrinks the sum over its neighbours")
-    beta: float = Field(-0.1, description="exponent by which the degree of a neighbour shrinks its part of the sum")
+    alpha: float = Field(
+        0.6,
+        ge=-STEEPEST,
+        le=STEEPEST,
+        description="exponent by which a node's own degree shrinks the sum over its neighbours",
+    )
+    beta: float = Field(
+        -0.1,
+        ge=-STEEPEST,
+        le=STEEPEST,
+        description="exponent by which the degree of a neighbour shrinks its part of the sum",
+    )
     gamma: float = Field(0.2, ge=0, le=1, description="weight of layer 0; the mean of all other layers has the rest")
 
 

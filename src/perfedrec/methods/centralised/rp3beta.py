@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from perfedrec.core.keys import Key
-from perfedrec.core.settings import Settings
+from perfedrec.core.settings import STEEPEST, Settings
 from perfedrec.methods.centralised.method import Method, Training
 from perfedrec.methods.centralised.neighbours import Similarity, nearest, product
 from perfedrec.nn.propagation import diffusion_steps
@@ -18,9 +18,12 @@ class RP3BetaSettings(Settings):
     alpha: float = Field(
         0.5,
         ge=0,
+        le=STEEPEST,
         description="exponent of the probability of a step, which is 1 / the degree of the node that it starts from",
     )
-    beta: float = Field(0.3, ge=0, description="exponent of the popularity by which an item's score is divided")
+    beta: float = Field(
+        0.3, ge=0, le=STEEPEST, description="exponent of the popularity by which an item's score is divided"
+    )
     n_neighbours: int = Field(
         1000, ge=1, description="number of entries of the item-item matrix that are kept for each item"
     )

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from perfedrec.core.settings import Settings
+from perfedrec.core.settings import STEEPEST, Settings
 from perfedrec.methods.federated.defence import DefenceSettings, check_defence
 from perfedrec.nn.optim import ServerOptimizer
 from perfedrec.privacy.settings import PrivacySettings
@@ -244,11 +244,16 @@ class PersonalSettings(Settings):
 class NeighbourhoodSettings(Settings):
     """Options of the neighbourhood model (``personal.neighbourhood``)."""
 
-    alpha: float = Field(0.5, ge=0, description="exponent of the degrees of the items that the diffusion starts from")
-    beta: float = Field(0.5, ge=0, description="exponent of the degree by which an item's score is divided")
+    alpha: float = Field(
+        0.5, ge=0, le=STEEPEST, description="exponent of the degrees of the items that the diffusion starts from"
+    )
+    beta: float = Field(
+        0.5, ge=0, le=STEEPEST, description="exponent of the degree by which an item's score is divided"
+    )
     gamma: float | None = Field(
         None,
         ge=0,
+        le=STEEPEST,
         description="exponent of the degrees of the users that the diffusion comes through; off: 1, or alpha where "
         "users have fewer than 16 items on average",
     )
