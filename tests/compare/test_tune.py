@@ -314,6 +314,28 @@ def test_a_space_from_a_file_is_searched(tmp_path: Path) -> None:
     assert {each.params["method.n_neighbours"] for each in searched} <= {7, 8, 9}
 
 
+def test_options_without_effect_are_not_searched(toy: Any, tmp_path: Path) -> None:
+    def searched(*overrides: str, space: Space | None = None, algorithm: str = "mf") -> tuple[set[str], list[str]]:
+        config = resolve(algorithm=algorithm, overrides=list(overrides))
+        study = Tuning(config, space or ready_made(algorithm), toy, tmp_path / "study")
+        return set(study.space.space), study.what_is_left_out()
+
+    every = set(ready_made("mf").space)
+    assert searched() == (every, [])
+    said = ["method.batch_size is not searched: without effect with method.optimizer = sgd"]
+    assert searched("method.optimizer=sgd") == (every - {"method.batch_size"}, said)
+    size, steps = ready_made("mf").space["method.batch_size"], Dimension(low=2, high=9)
+    both = Space(space={"method.batch_size": size, "method.optimizer": Dimension(choices=("adam", "sgd"))})
+    assert searched("method.optimizer=sgd", space=both) == (set(both.space), [])  # with Adam it has an effect
+    with pytest.raises(ConfigError, match="expected at least one option that has an effect"):
+        searched("method.optimizer=sgd", space=Space(space={"method.batch_size": size}))
+    none = Space(space={"clusters.every": steps, "client.local_steps": steps})
+    assert searched("clusters.n_clusters=0", space=none, algorithm="perfedrec") == (
+        {"client.local_steps"},
+        ["clusters.every is not searched: without effect with clusters.n_clusters = 0"],
+    )
+
+
 def test_a_method_without_a_space_gives_an_error() -> None:
     with pytest.raises(ConfigError, match="--space"):
         ready_made("popularity")

@@ -55,6 +55,8 @@ def tune(
         resolved.check_here()
         check_output(output)
         tuning = Tuning(resolved, searched, open_data(resolved.data, resolved.attributes), output)
+        for line in tuning.what_is_left_out():
+            print(line, file=sys.stderr)
         shown = progress.Bar if sys.stderr.isatty() and not as_json else progress.Quiet
         study = tuning.play(trials, _Lines(trials, resolved.run.select_by, as_json), shown)
         finished = {"trials": len(study.get_trials(deepcopy=False)), "output": str(output)}

@@ -178,24 +178,36 @@ def _space(text: str, where: str) -> Space:
 class Tuning:
     """A study in a folder: ``study.db``, ``base.toml`` (the configuration that trials change) and ``best.toml``.
 
-    Raises :class:`ConfigError` where the data have no validation part, or where the space names an option that the
-    method does not have or a value that the option does not take.
+    Options of the space that change nothing, whatever one other option of it is, are not searched. Raises
+    :class:`ConfigError` where the data have no validation part, where the space names an option that the method does
+    not have or a value that the option does not take, or where no option is left to search.
     """
 
     def __init__(self, config: Config, space: Space, dataset: Dataset, output: Path) -> None:
-        self.config, self.space, self.output = config, space, output
+        self.config, self.output = config, output
         self.dataset = dataset.without_test()
         self.base = config.model_dump(mode="json", by_alias=True)
         if not self.dataset.valid.n_interactions:
             raise ConfigError(
                 f"{dataset.name}: tuning needs validation data; expected a data set with a validation part"
             )
-        known = keys_of(type(config))
+        known, found = keys_of(type(config)), [config]
         for key, dimension in space.space.items():
             if key not in known or key.startswith(("data.", "run.seed")):
                 raise ConfigError(f"space: there is no option {key} of {config.algorithm}{nearest(key, known)}")
             for value in dimension.ends():
-                self.with_changes({key: value}, f"space, {key} = {value}")
+                found.append(self.with_changes({key: value}, f"space, {key} = {value}"))
+        idle = [each.idle() for each in found]
+        self.left_out = {key: idle[0][key] for key in space.space if all(key in each for each in idle)}
+        self.space = space.model_copy(
+            update={"space": {key: each for key, each in space.space.items() if key not in self.left_out}}
+        )
+        if not self.space.space:
+            raise ConfigError(f"space: {self.what_is_left_out()[0]}; expected at least one option that has an effect")
+
+    def what_is_left_out(self) -> list[str]:
+        """The options of the space that are not searched, each with the reason, as text."""
+        return [f"{key} is not searched: without effect with {why}" for key, why in self.left_out.items()]
 
     def with_changes(self, changes: Mapping[str, Value | None], where: str = "") -> Config:
         """The configuration of a trial: the base with ``changes``. ``where`` names it in an error message."""

@@ -32,6 +32,16 @@ class Settings(BaseModel):
         if cls.__doc__ and options:
             cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__), "", "Options, with their defaults:", "", *options])
 
+    def idle(self) -> dict[str, str]:
+        """The options that change nothing with the values of others, by dotted key, each with such a value, as in
+        ``optimizer = sgd``. A record overrides this for its own options."""
+        found: dict[str, str] = {}
+        for name, field in type(self).model_fields.items():
+            if isinstance(section := getattr(self, name), Settings):
+                label = field.alias or name
+                found |= {f"{label}.{key}": f"{label}.{why}" for key, why in section.idle().items()}
+        return found
+
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         """What differs from the defaults, for a short ``repr``."""
         for name, field in type(self).model_fields.items():

@@ -252,3 +252,9 @@ def test_weights_of_the_steps_to_come(first: int) -> None:
             moments = [moments[0] * BETAS[0], moments[1] * BETAS[1]]
         assert paths[place] == pytest.approx(path, rel=1e-12)
         assert epsilons[place] == pytest.approx(mean, rel=1e-12)
+
+
+def test_an_option_without_effect_is_said() -> None:
+    assert MF(MFSettings(batch_size=512)).remarks(10) == MF(MFSettings(**SGD)).remarks(10) == []
+    (said,) = MF(MFSettings(**SGD, batch_size=512)).remarks(10)
+    assert said == "method.batch_size: without effect with method.optimizer = sgd"

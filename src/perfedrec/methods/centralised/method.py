@@ -152,8 +152,14 @@ class Method(ABC):
         return made[1]
 
     def remarks(self, n_users: int) -> list[str]:
-        """What is different in a run with this number of users: nothing."""
-        return []
+        """What is different in a run with this number of users, which is nothing, and which options that were changed
+        have no effect."""
+        idle = self.settings.idle()
+        return [
+            f"method.{name}: without effect with method.{idle[name]}"
+            for name, field in type(self.settings).model_fields.items()
+            if name in idle and getattr(self.settings, name) != field.default
+        ]
 
     @abstractmethod
     def init(self, data: Training, key: Key) -> Any:

@@ -27,6 +27,9 @@ class MFSettings(VectorSettings):
         "adam", description='"sgd": a plain step for each interaction, as in the paper, whatever the batch_size'
     )
 
+    def idle(self) -> dict[str, str]:
+        return {"batch_size": "optimizer = sgd"} if self.optimizer == "sgd" else {}
+
 
 class MF(VectorMethod):
     """``score_ui = p_u . q_i``, trained with BPR.

@@ -108,6 +108,10 @@ class ClusterSettings(Settings):
     def enabled(self) -> bool:
         return self.n_clusters > 1
 
+    def idle(self) -> dict[str, str]:
+        others = [name for name in type(self).model_fields if name != "n_clusters"]
+        return {} if self.enabled else dict.fromkeys(others, f"n_clusters = {self.n_clusters}")
+
     def due(self, training_round: int) -> bool:
         """Whether users are clustered after this round of training."""
         return (
