@@ -12,7 +12,7 @@ from perfedrec.compare.tune import read_space
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.methods.registry import METHODS
 from perfedrec.runs import config, preset_files
-from perfedrec.runs.config_errors import explain
+from perfedrec.runs.config_errors import explain, nearest
 from perfedrec.runs.dotted import as_text, flat, keys, put
 from perfedrec.runs.folder import RunFolder
 
@@ -71,7 +71,7 @@ def test_options_have_to_fit_together_in_all_sources_and_not_in_each_one(tmp_pat
         ("run.dropout_rate=2", "run.dropout_rate: expected at most 1 (given: 2)"),
         (
             "method.l2=1",
-            "there is no section method; did you mean model?; perfedrec config keys --algorithm NAME lists",
+            "there is no section method; perfedrec config keys --algorithm NAME lists",
         ),
         ("neighbourhood.gamma=none", "neighbourhood.gamma: expected a number or off (given: 'none')"),
         ("client.learning_rate=none", "client.learning_rate: expected a number (given: 'none')"),
@@ -83,6 +83,40 @@ def test_mistakes_are_named(override: str, said: str) -> None:
         config.load("paper", overrides=[override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name", "near"),
+    [
+        ("ultragcn", "method.dropout", None),  # l2 is in the same section, and no more like it than others
+        ("ultragcn", "method.lr", None),
+        ("ultragcn", "method.temperature", None),
+        ("ultragcn", "run.epochs", None),
+        ("perfedrec_pp", "client.dropout", None),
+        ("perfedrec_pp", "personal.share", None),
+        ("ultragcn", "method.batchsize", "method.batch_size"),
+        ("ultragcn", "method.dim", "method.embedding_dim"),
+        ("ultragcn", "method.neg_weight", "method.negative_weight"),
+        ("lightgcn", "method.layers", "method.n_layers"),
+        ("lightgcn", "model.l2", "method.l2"),
+        ("perfedrec_pp", "clint.learning_rate", "client.learning_rate"),
+        ("perfedrec_pp", "server.learning_rat", "server.learning_rate"),
+        ("perfedrec_pp", "privacy.eps", "privacy.epsilon"),
+        ("perfedrec_pp", "k_cor", "data.k_core"),
+        ("perfedrec_pp", "run.local_steps", "client.local_steps"),
+    ],
+)
+def test_a_name_is_suggested_only_where_it_is_near(algorithm: str, name: str, near: str | None) -> None:
+    found = nearest(name, keys(config.config_type(algorithm)))
+    assert found == ("" if near is None else f"; did you mean {near}?")
+
+
+def test_where_no_name_is_near_the_list_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.resolve(algorithm="ultragcn", overrides=["method.dropout=0.1"])
+    assert str(caught.value).endswith(
+        "there is no option method.dropout; perfedrec config keys --algorithm NAME lists what a method has"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -32,6 +32,9 @@ EXPECTED = {
     "missing": "a value, and there is none",
 }
 """What is expected where pydantic finds a mistake, by the type of the mistake or by its first word."""
+
+HERE, ELSEWHERE = 0.6, 0.8
+"""How alike (0 to 1) a name has to be to be suggested: an option of the section that was named, and one of another."""
 
 _KINDS = {"int", "float", "bool", "str"}
 """What pydantic appends to the place of a mistake where an option may have values of several types."""
@@ -63,14 +66,27 @@ def explain(errors: Iterable[ErrorDetails], kind: type[BaseModel]) -> str:
 def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
     """``; did you mean X?`` with the candidate nearest to ``name``, or nothing where none is near.
 
-    Whole dotted keys are compared first, then their last parts. ``prefix`` is written before the candidate.
+    Only the last parts of dotted keys are compared: keys of one section look alike by its name alone. The section of
+    ``name`` comes first; an option of another section has to have nearly the same name. ``prefix`` is written before
+    the candidate.
     """
-    names = list(candidates)
-    last = {candidate.rsplit(".", 1)[-1]: candidate for candidate in names}
-    match = get_close_matches(name, names, 1, 0.6) or [
-        last[near] for near in get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.5)
-    ]
-    return f"; did you mean {prefix}{match[0]}?" if match else ""
+    section, last = _apart(name)
+    near: dict[str, tuple[bool, float, float]] = {}
+    for candidate in candidates:
+        there, own = _apart(candidate)
+        likeness, place = SequenceMatcher(None, own, last).ratio(), SequenceMatcher(None, there, section).ratio()
+        at_home = not section or place > 0.75
+        if at_home and (set(last.split("_")) <= set(own.split("_")) or (len(last) > 2 and own.startswith(last))):
+            likeness = max(likeness, HERE)  # a part of a name, as dim of embedding_dim
+        if likeness >= (HERE if at_home else ELSEWHERE):
+            near[candidate] = at_home, likeness, place
+    return f"; did you mean {prefix}{max(near, key=near.__getitem__)}?" if near else ""
+
+
+def _apart(dotted: str) -> tuple[str, str]:
+    """The section of a dotted key, and its last part."""
+    section, _, last = dotted.rpartition(".")
+    return section, last
 
 
 def check_keywords(names: Iterable[str], kind: type[BaseModel], others: Sequence[str] = ()) -> None:
@@ -106,7 +122,8 @@ def _unknown(entry: ErrorDetails, kind: type[BaseModel], place: tuple[int | str,
     nearby, prefix = _neighbours(kind, place)
     hint = nearest(dotted.removeprefix(prefix), nearby.model_fields if is_tree else keys(nearby), prefix)
     found = f"there is no {'section' if is_tree else 'option'} {dotted}{hint}"
-    if is_tree and len(place) == 1:  # a section of another method
+    of_run = "algorithm" in kind.model_fields
+    if (is_tree and len(place) == 1) or (not hint and of_run):  # perhaps an option of another method
         found += "; perfedrec config keys --algorithm NAME lists what a method has"
     return found
 
