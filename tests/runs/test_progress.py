@@ -41,11 +41,22 @@ def test_a_line_names_the_validation_metric_and_gives_bytes_for_one_client() -> 
     assert describe(progress) == (
         "round 1/3  loss 0.5000  validation recall@20 0.2500  2.0 rounds/s  a client: 200 B up, 1.2 kB down  eta 1 s"
     )
-    assert describe(progress, bar=True) == "loss 0.5000  validation recall@20 0.2500  a client: 200 B up, 1.2 kB down"
+    assert describe(progress, bar=True) == "loss 0.5000  validation recall@20 0.2500\na client: 200 B up, 1.2 kB down"
     assert "client" not in describe(Progress(4, ""))  # nothing was sent
     stream = io.StringIO()
     Lines(stream, every=0.0).round(progress)
     assert stream.getvalue() == describe(progress) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("best_round", "n_phases", "where"),
+    [(3, 2, "round 3"), (0, 2, "phase 2"), (-1, 2, "phase 1"), (1, 0, "round 1"), (0, 0, "before the first round")],
+)
+def test_the_best_value_so_far_is_shown_where_it_is_an_earlier_one(best_round: int, n_phases: int, where: str) -> None:
+    progress = Progress(20, "recall@20", done=9, n_phases=n_phases, value=0.25, best=0.3, best_round=best_round)
+    assert describe(progress).endswith(f"validation recall@20 0.2500 (best 0.3000, {where})")
+    progress.value = 0.3
+    assert describe(progress).endswith("validation recall@20 0.3000")
 
 
 def test_phases_before_training_say_nothing_of_the_time_that_is_left() -> None:
@@ -64,11 +75,13 @@ def test_a_bar_fits_on_80_columns() -> None:
     bar = Bar(Console(file=stream, width=80, force_terminal=True))
     progress = played(Progress(300, "recall@20", n_phases=2, users=10), ("degrees", "spectral", "train"))
     progress.value, progress.bytes_up, progress.bytes_down = 0.25, 987_654_000, 9_876_543_000
+    progress.error, progress.best, progress.best_round = 0.0013, 0.3, 0
     bar.start(progress)
     bar.round(progress)
     bar.stop(progress)
     assert "round 1/298" in stream.getvalue()
     assert "a client: 98.8 MB up, 987.7 MB down" in stream.getvalue()
+    assert "validation recall@20 0.2500 ± 0.0013 (best 0.3000, phase 2)" in stream.getvalue()
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -161,19 +161,20 @@ class JsonLines(Quiet):
         print(json.dumps({"event": "round", **asdict(progress)}), file=self.stream, flush=True)
 
 
-class _TwoLines(RichProgress):
-    """A bar with a line of figures under it. On one line they do not fit into 80 columns."""
+class _Lined(RichProgress):
+    """A bar with lines of figures under it. On one line they do not fit into 80 columns."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
-        yield from (Text("  " + task.fields["detail"], overflow="ellipsis", no_wrap=True) for task in self.tasks)
+        for line in (line for task in self.tasks for line in task.fields["detail"].splitlines() or [""]):
+            yield Text("  " + line, overflow="ellipsis", no_wrap=True)
 
 
 class Bar:
     """Shows a progress bar on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.bar = _TwoLines(
+        self.bar = _Lined(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -237,25 +238,38 @@ def best_reporter() -> Reporter:
 
 
 def describe(progress: Progress, bar: bool = False) -> str:
-    """One line: round, loss and validation metric where there are any, rounds per second, what a client has sent and
-    received so far, as a mean over all clients, and the time left.
+    """One line: round, loss and validation metric where there are any, with the best one so far where that is an
+    earlier one, rounds per second, what a client has sent and received so far, as a mean over all clients, and the time
+    left.
 
-    For a ``bar``, which shows them itself, round, speed and time left are left out.
+    For a ``bar``, which shows them itself, round, speed and time left are left out, and what a client has sent has a
+    line of its own.
     """
     parts = [] if bar else [progress.place]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")
     if progress.value is not None:
         error = "" if progress.error is None else f" ± {progress.error:.4f}"
-        parts.append(f"validation {progress.metric} {progress.value:.4f}{error}")
+        parts.append(f"validation {progress.metric} {progress.value:.4f}{error}{_best(progress)}")
     if not bar and progress.rate:
         parts.append(f"{progress.rate:.1f} rounds/s")
     if progress.bytes_up and progress.users:
         up, down = (size(count / progress.users) for count in (progress.bytes_up, progress.bytes_down))
-        parts.append(f"a client: {up} up, {down} down")
+        sent = f"a client: {up} up, {down} down"
+        if bar:
+            return "  ".join(parts) + f"\n{sent}"
+        parts.append(sent)
     if not bar and progress.rate:
         parts.append(f"eta {(progress.total - progress.done) / progress.rate:.0f} s")
     return "  ".join(parts)
+
+
+def _best(progress: Progress) -> str:
+    """The best validation value so far and where it was, if that is not the last value."""
+    if progress.best is None or progress.value is None or progress.best_round is None:
+        return ""
+    where = round_name(progress.best_round + progress.n_phases - 1, progress.n_phases)
+    return f" (best {progress.best:.4f}, {where})" if progress.best > progress.value else ""
 
 
 def place(done: int, total: int, n_phases: int, phase: str = "") -> str:
