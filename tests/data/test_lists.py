@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import polars as pl
@@ -53,6 +54,38 @@ def test_sequences(tmp_path: Path, text: str) -> None:
         "5 rows",
         "1 user without items is left out (3)",
     ]
+
+
+@pytest.mark.parametrize("at", [0, 4, 9])
+@pytest.mark.parametrize("odd", ["{} 1 2 3", "{}:1 2:3", "hello world", "{}"])
+def test_a_line_that_is_no_sequence_is_named(odd: str, at: int, tmp_path: Path) -> None:
+    lines = [f"{u}:{' '.join(str(u * 3 + k) for k in range(6))}" for u in range(1, 11)]
+    lines[at] = odd.format(at + 1)
+    path = tmp_path / "data.txt"
+    path.write_text("\n".join(lines) + "\n")
+    said = (
+        f"data.txt, line {at + 1}: '{lines[at]}' does not fit; expected user:item item ..., as other lines are; read as"
+    )
+    with pytest.raises(DataError, match=re.escape(said)):
+        read_with_report(path)
+    (tmp_path / "train.txt").write_text("\n".join(f"{u}:1 2 3 4" for u in range(1, 11)))
+    (tmp_path / "test.txt").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=re.escape(said.replace("data.txt", "test.txt"))):
+        load(tmp_path)  # the format was detected in the training file
+    assert read_with_report(path, "sequences")[0].height > 50  # who names the format has decided
+
+
+def test_a_user_with_two_lines_and_commas_in_one_are_no_odd_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text("\n".join(f"{u}:1 2 3" for u in range(1, 11)) + "\n3:4,5\n")
+    frame = read_with_report(path)[0]
+    assert frame.filter(frame["user"] == 3)["item"].to_list() == [1, 2, 3, 4, 5]
+
+
+def test_a_table_with_a_time_of_day_in_front_is_no_list_of_sequences(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text("hour user item\n" + "\n".join(f"{hour}:30 u{hour % 3} i{hour % 5}" for hour in range(1, 20)))
+    assert detect(path) != "sequences"
 
 
 def test_sequences_are_split_by_their_order(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import polars as pl
 
 from perfedrec.core.errors import DataError
-from perfedrec.data.lists import NEGATIVES
+from perfedrec.data.lists import NEGATIVES, SEQUENCE
 from perfedrec.data.roles import MANY, is_header
 from perfedrec.data.text import clean, filled_lines, read_bytes, single_spaces
 from perfedrec.data.times import EARLIEST
 
 HEAD = 1 << 20  # bytes at the start of a file that are examined first
-SEQUENCE = re.compile(r"([^\s:,;|]+)\s*:\s*([^\s:,;|]+([\s,]+[^\s:,;|]+)*)?")
+_SEQUENCE = re.compile(SEQUENCE)
 BLOCK = re.compile(r"\S+:\s*")
 
 
@@ -41,7 +41,7 @@ def detect_text(path: Path, text: bytes) -> str:
         )
     if re.match(NEGATIVES, first):
         return "negatives"
-    if BLOCK.fullmatch(first) and len(head) > 1 and "," in head[1] and not SEQUENCE.fullmatch(head[1]):
+    if BLOCK.fullmatch(first) and len(head) > 1 and "," in head[1] and not _SEQUENCE.fullmatch(head[1]):
         return "netflix"
     if re.search(r"\S::\S", first):
         return "ml-1m"
@@ -120,7 +120,16 @@ def _at_least(values: pl.Series, bound: int) -> bool:
 
 
 def _are_sequences(lines: list[str]) -> bool:
-    """Whether lines are users with their items behind a colon: ``17:301 44``. Each user has one line."""
-    found = [SEQUENCE.fullmatch(line.strip()) for line in lines]
+    """Whether lines are users with their items behind a colon, ``17:301 44``, and most users have one line.
+
+    One line in ten may be of another kind, or one line of three or more, if it is no header: the reader names it.
+    """
+    found = [_SEQUENCE.fullmatch(line.strip()) for line in lines]
     users = [match[1] for match in found if match]
-    return len(users) == len(lines) == len(set(users)) and any(match[2] for match in found if match)
+    odd = len(lines) - len(users)
+    if odd > max(len(lines) // 10, len(lines) > 2) or not any(match[2] for match in found if match):
+        return False
+    fields = [re.split(r"[\s,;|]+", line.strip()) for line in lines]
+    if found[0] is None and len(set(map(len, fields))) == 1 and is_header(fields):
+        return False
+    return 10 * len(set(users)) >= 9 * len(users)

@@ -72,14 +72,15 @@ def read_with_report(
     min_rating: float | None = None,
     held_out: bool = False,
     user: str | None = None,
+    guessed: bool = False,
 ) -> tuple[pl.DataFrame, ReadReport]:
     """Like :func:`read`, and also tell how the file was read.
 
     ``held_out`` says that the file is a part of the data that is not for training alone, such as a test part: there it
     is no surprise that each user or each item occurs once. ``user`` says whose interactions all rows are; then no
-    column is read as users.
+    column is read as users. ``guessed`` says that nobody has chosen the ``format``: it was detected in another file.
     """
-    path = Path(path)
+    path, guessed = Path(path), guessed or format == "auto"
     columns = columns if user is None else {**(columns or {}), "user": ONE_USER}
     check_name(format, FORMATS, "format")
     for role in columns or {}:
@@ -96,10 +97,10 @@ def read_with_report(
         data = clean(path, data)
         found = detect_text(path, data) if format == "auto" else format
     try:
-        cells = _cells(path, data, found, columns, header, format == "auto")
+        cells = _cells(path, data, found, columns, header, guessed)
         frame, unit = convert(path, cells.table, cells.integers, cells.place)
     except UnreadableError as error:
-        guess = _guess(format, found, header, columns)
+        guess = _guess(guessed, found, header, columns)
         raise DataError(f"{error}{guess and f'; {guess}'}") from None
     if user is not None:
         frame = frame.select(pl.lit(user).alias("user"), pl.all())
@@ -156,18 +157,23 @@ def _cells(path: Path, data: bytes, format: str, columns: Columns | None, header
         raise DataError(f"{path}: the format {format} has no columns or header to choose; see --format")
     if format == "adjacency":
         return read_adjacency(path, data, integers=guessed)  # otherwise any text could be read as an adjacency list
+    if format == "sequences":
+        return read_sequences(path, data, colons=guessed)
     return LISTS[format](path, data)
 
 
-def _guess(format: str, found: str, header: bool | None, columns: Columns | None) -> str:
+def _guess(guessed: bool, found: str, header: bool | None, columns: Columns | None) -> str:
     """What was guessed about a file that could not be read, and the options that say otherwise."""
-    options = ["--format"] * (format == "auto")
+    options = ["--format"] * guessed
     options += ["--header", "--no-header"] * (found in ("csv", "tsv") and header is None)
     options += ["--columns"] * (found in LAYOUTS and columns is None)
     if not options:
         return ""
-    hint = " (with --format adjacency, ids may be names)" if found == "adjacency" else ""
-    return f"read as {found}, which is a guess in part; if it is wrong, see {', '.join(options)}{hint}"
+    hints = {
+        "adjacency": " (with --format adjacency, ids may be names)",
+        "sequences": " (--format sequences also takes lines without a colon, and items with one)",
+    }
+    return f"read as {found}, which is a guess in part; if it is wrong, see {', '.join(options)}{hints.get(found, '')}"
 
 
 def parse_columns(text: str) -> dict[str, str | int] | None:

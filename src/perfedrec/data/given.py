@@ -63,13 +63,17 @@ def from_files(
     rule's other options are not used.
     """
     parts = [Path(it) if isinstance(it, str) else it for it in (train, valid, test, new_users) if it is not None]
+    guessed = False
     if format == "auto" and isinstance(parts[0], Path):
         found = detect(parts[0])
         if found in ("triples", "adjacency", "sequences"):
-            format = found  # held-out files are small, and in a small file the formats are harder to tell apart
+            format, guessed = (
+                found,
+                found == "sequences",
+            )  # held-out files are small, and in a small file the formats are harder to tell apart
     min_rating = reading.get("min_rating")
     files = [
-        read_with_report(each, format, columns, held_out=i > 0, **reading)
+        read_with_report(each, format, columns, held_out=i > 0, guessed=guessed, **reading)
         if isinstance(each, Path)
         else rows_with_report(each, columns, min_rating)
         for i, each in enumerate(parts)

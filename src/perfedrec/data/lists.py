@@ -13,7 +13,9 @@ from perfedrec.data.text import all_lines, clean, fail, read_bytes, single_space
 from perfedrec.data.values import parse_ids
 
 NEGATIVES = r"^\(\s*([^,()\s]+)\s*,\s*([^,()\s]+)\s*\)((?:\s+[^\s()]+)*)\s*$"
+SEQUENCE = r"([^\s:,;|]+)\s*:\s*([^\s:,;|]+([\s,]+[^\s:,;|]+)*)?"
 SHOWN = 3  # users that are named in a remark
+LONG = 60  # letters of a line that are shown in a message
 
 
 def read_adjacency(path: Path, text: bytes, integers: bool = False) -> Cells:
@@ -31,9 +33,17 @@ def read_adjacency(path: Path, text: bytes, integers: bool = False) -> Cells:
     return _exploded(path, table, blank, integers)
 
 
-def read_sequences(path: Path, text: bytes) -> Cells:
-    """Lines of a user and its items in the order of time, ``17:301 44`` or ``17 301 44``; a user may have several."""
+def read_sequences(path: Path, text: bytes, colons: bool = False) -> Cells:
+    """Lines of a user and its items in the order of time, ``17:301 44`` or ``17 301 44``; a user may have several.
+
+    With ``colons``, all lines have to be as in the first example."""
     lines, blank = _lines(path, single_spaces(text.replace(b",", b" ")))
+    odd = lines.filter(~pl.col("line").str.strip_chars().str.contains(f"^{SEQUENCE}$")) if colons else lines.clear()
+    if odd.height:
+        number, line = odd.row(0)
+        others = f" ({odd.height - 1:,} more lines do not fit either)" if odd.height > 1 else ""
+        shown = line if len(line) <= LONG else f"{line[:LONG]}..."
+        fail(path, number, f"{shown!r} does not fit; expected user:item item ..., as other lines are{others}")
     parts = pl.col("line").str.replace(r"^([^ :]+) ?: ?", "${1} ").str.strip_chars_end(" ").str.split(" ")
     table = lines.select("number", user=parts.list.first(), item=parts.list.slice(1))
     return _exploded(path, table, blank, False, ordered=True)
