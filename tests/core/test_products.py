@@ -28,3 +28,14 @@ def test_inner_products_against_double_precision(
 def test_inner_products_of_double_precision_stay_so() -> None:
     first, second = numbers(4, 3).double(), numbers(5, 3).double()
     torch.testing.assert_close(inner_products(first, second), first @ second.T, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_a_bias_and_the_sigmoid(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not onednn:
+        monkeypatch.setattr(products, "_ONEDNN", None)
+    first, second, bias = numbers(9, 4), numbers(6, 4), numbers(6)
+    expected = first.double() @ second.double().T + bias.double()
+    torch.testing.assert_close(inner_products(first, second, bias).double(), expected, rtol=1e-6, atol=1e-5)
+    found = inner_products(first, second, bias, "sigmoid").double()
+    torch.testing.assert_close(found, expected.sigmoid(), rtol=1e-6, atol=1e-6)

@@ -80,3 +80,16 @@ def test_a_user_graph_spreads_vectors_and_gradients(exponents: tuple[float, floa
     np.testing.assert_allclose(vectors.grad[:, 0].numpy(), dense.sum(0), rtol=1e-4, atol=1e-6)
     if exponents == (1.0, 0.0):
         np.testing.assert_allclose(dense.sum(1), np.arange(N) != 3, rtol=1e-9)
+
+
+def test_channels_of_a_graph_and_the_mean_of_its_layers(directed: Matrix) -> None:
+    graphs = [sparse.csr_array(directed), sparse.csr_array(directed.T)]
+    made, *single = (
+        UserGraph.of(sparse.csr_array(each), (1.0, 0.0), torch.device("cpu"))
+        for each in (sparse.block_diag(graphs), *graphs)
+    )
+    vectors = torch.randn(2, N, 4, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([graph.spread(each) for graph, each in zip(single, vectors, strict=True)])
+    torch.testing.assert_close(made.spread(vectors), expected)
+    layers = [vectors[0], expected[0], single[0].spread(expected[0])]
+    torch.testing.assert_close(single[0].propagated(vectors[0], 2), torch.stack(layers).mean(0))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def _found() -> Callable[..., Any] | None:
@@ -26,12 +27,14 @@ STEP = 64
 these up to multiples of this."""
 
 
-def inner_products(first: Tensor, second: Tensor) -> Tensor:
-    """[n, m] the inner products of the rows of ``first`` [n, k] and ``second`` [m, k], without a gradient."""
+def inner_products(first: Tensor, second: Tensor, bias: Tensor | None = None, function: str = "none") -> Tensor:
+    """[n, m] the inner products of the rows of ``first`` [n, k] and ``second`` [m, k], without a gradient. A ``bias``
+    [m] is added, and the ``function`` (none or sigmoid) of the sums is what is returned."""
     if _ONEDNN is not None and first.dtype == second.dtype == torch.float32 and _sized(first, second):
-        found: Tensor = _ONEDNN(first, second, None, "none", [], "")
+        found: Tensor = _ONEDNN(first, second, bias, function, [], "")
         return found
-    return first @ second.T
+    found = functional.linear(first, second, bias)
+    return found.sigmoid_() if function == "sigmoid" else found
 
 
 def _sized(*matrices: Tensor) -> bool:

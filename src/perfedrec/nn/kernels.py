@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from perfedrec.core.compiled import fast_helper, kernel
+from perfedrec.core.kernels import exp
+
+_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 
 @fast_helper
@@ -43,3 +46,154 @@ def edge_weights(offsets: Any, items: Any, degrees: Any, weights: Any) -> None:
         count = np.float32(max(offsets[user + 1] - offsets[user], 1))
         for row in range(offsets[user], offsets[user + 1]):
             weights[row] = np.float32(1) / np.sqrt(count * max(degrees[items[row]], np.float32(1)))
+
+
+_TABLES = "float32[:, :, ::1]"
+
+
+@fast_helper
+def _gate(vector, gate, out):  # type: ignore[no-untyped-def]
+    for column in range(out.size):
+        out[column] = vector[column] * gate[column]
+
+
+@kernel(f"void(float32[:, ::1], {_TABLES}, {_TABLES}, int64, int64)")
+def gate(vectors: Any, gates: Any, out: Any, start: int, stop: int) -> None:
+    """Fill ``out`` [g, n, d] with the products of the ``gates`` [n, g, d] and ``vectors`` [n, d], of the rows from
+    ``start`` to ``stop``."""
+    for row in range(start, stop):
+        for c in range(gates.shape[1]):
+            _gate(vectors[row], gates[row, c], out[c, row])
+
+
+@fast_helper
+def _gate_back(grad, gate, vector, slopes, of_vector):  # type: ignore[no-untyped-def]
+    for column in range(grad.size):
+        part = grad[column] * gate[column]
+        of_vector[column] += part
+        slopes[column] = part * vector[column] * (_ONE - gate[column])
+
+
+@kernel(f"void({_TABLES}, float32[:, ::1], {_TABLES}, {_TABLES}, float32[:, ::1], int64, int64)")
+def gate_back(grad: Any, vectors: Any, gates: Any, slopes: Any, of_vectors: Any, start: int, stop: int) -> None:
+    """Fill the ``slopes`` [n, g, d] of what the ``gates`` are sigmoids of, and the gradient of the ``vectors`` by their
+    products with gates, of the rows from ``start`` to ``stop``."""
+    for row in range(start, stop):
+        of_vectors[row] = 0
+        for c in range(gates.shape[1]):
+            _gate_back(grad[c, row], gates[row, c], vectors[row], slopes[row, c], of_vectors[row])
+
+
+@fast_helper
+def _three_inner(one, other, third, vector):  # type: ignore[no-untyped-def]
+    """The inner products of three vectors with another."""
+    first, second, last = _ZERO, _ZERO, _ZERO
+    for column in range(vector.size):
+        value = vector[column]
+        first += one[column] * value
+        second += other[column] * value
+        last += third[column] * value
+    return first, second, last
+
+
+@fast_helper
+def _mix(one, other, third, shares, simple, mixed):  # type: ignore[no-untyped-def]
+    first, second, last = shares
+    for column in range(mixed.size):
+        own = first * one[column] + second * other[column] + last * third[column]
+        mixed[column] = own + _HALF * simple[column]
+
+
+@kernel("void(float32[:, :, ::1], float32[::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], int64, int64)")
+def attend(channels: Any, vector: Any, simple: Any, shares: Any, mixed: Any, start: int, stop: int) -> None:
+    """Fill ``shares`` [3, n] and what is ``mixed`` by them, of the users from ``start`` to ``stop``."""
+    one, other, third = channels[0], channels[1], channels[2]
+    for user in range(start, stop):
+        a, b, c = _three_inner(one[user], other[user], third[user], vector)
+        top = max(a, b, c)
+        a, b, c = exp(a - top), exp(b - top), exp(c - top)
+        part = _ONE / (a + b + c)
+        a, b, c = part * a, part * b, part * c
+        shares[0, user], shares[1, user], shares[2, user] = a, b, c
+        _mix(one[user], other[user], third[user], (a, b, c), simple[user], mixed[user])
+
+
+@fast_helper
+def _mix_back(share, slope, vector, channel, grad, of_vector, of_channel):  # type: ignore[no-untyped-def]
+    for column in range(grad.size):
+        of_vector[column] += slope * channel[column]
+        of_channel[column] = share * grad[column] + slope * vector[column]
+
+
+@kernel(
+    "float32[::1](float32[:, :, ::1], float32[::1], float32[:, ::1], float32[:, ::1], float32[:, :, ::1], int64, int64)"
+)
+def attend_back(channels: Any, vector: Any, shares: Any, grad: Any, of_channels: Any, start: int, stop: int) -> Any:
+    """Fill the gradient of the ``channels``, of the users from ``start`` to ``stop``, and return that of the
+    ``vector``."""
+    of_vector = np.zeros_like(vector)
+    for user in range(start, stop):
+        row = grad[user]
+        a, b, c = _three_inner(channels[0, user], channels[1, user], channels[2, user], row)
+        mean = shares[0, user] * a + shares[1, user] * b + shares[2, user] * c
+        for number, slope in enumerate((a, b, c)):
+            share = shares[number, user]
+            _mix_back(
+                share, share * (slope - mean), vector, channels[number, user], row, of_vector, of_channels[number, user]
+            )
+    return of_vector
+
+
+@fast_helper
+def _change(other, columns, own, vector, centre, change):  # type: ignore[no-untyped-def]
+    """Fill the ``change`` of a row; return its inner products with two vectors."""
+    local, whole = _ZERO, _ZERO
+    for column in range(change.size):
+        value = other[columns[column]] - own[column]
+        change[column] = value
+        local += vector[column] * value
+        whole += centre[column] * value
+    return local, whole
+
+
+@kernel(f"void({_TABLES}, {_TABLES}, float32[:, ::1], int64[:, ::1], int64[:, ::1], {_TABLES}, {_TABLES})")
+def changes(vectors: Any, near: Any, centres: Any, rows: Any, columns: Any, change: Any, scores: Any) -> None:
+    """Fill the ``change`` [c, n, d] from ``near`` to itself in another order of ``rows`` and ``columns``, and its inner
+    products [2, c, n] with ``vectors`` and with the ``centres``."""
+    for c in range(near.shape[0]):
+        for user in range(near.shape[1]):
+            other, own = near[c, rows[c, user]], near[c, user]
+            found = _change(other, columns[c], own, vectors[c, user], centres[c], change[c, user])
+            scores[0, c, user], scores[1, c, user] = found
+
+
+@fast_helper
+def _change_back(local, whole, vector, centre, change, of_change, of_centre):  # type: ignore[no-untyped-def]
+    for column in range(change.size):
+        of_change[column] = local * vector[column] + whole * centre[column]
+        of_centre[column] += whole * change[column]
+        change[column] *= local
+
+
+@fast_helper
+def _put_back(moved, places, own, of_centre, of_near):  # type: ignore[no-untyped-def]
+    for column in range(of_near.size):
+        of_near[column] = moved[places[column]] - own[column] + of_centre[column]
+
+
+@kernel(f"void({_TABLES}, float32[:, ::1], int64[:, ::1], int64[:, ::1], {_TABLES}, {_TABLES}, {_TABLES})")
+def changes_back(vectors: Any, centres: Any, rows: Any, columns: Any, slopes: Any, change: Any, of_near: Any) -> None:
+    """Fill the gradient of ``near``, from the ``slopes`` [2, c, n] of the scores of its ``change``; the gradient of
+    ``vectors`` takes the place of this one."""
+    of_change, places = np.empty_like(vectors[0]), np.empty_like(columns[0])
+    for c in range(vectors.shape[0]):
+        of_centre = np.zeros_like(centres[c])
+        for column in range(places.size):
+            places[columns[c, column]] = column
+        for user in range(rows.shape[1]):
+            local, whole = slopes[0, c, user], slopes[1, c, user]
+            _change_back(local, whole, vectors[c, user], centres[c], change[c, user], of_change[user], of_centre)
+        of_centre /= np.float32(rows.shape[1])
+        for user in range(rows.shape[1]):
+            row = rows[c, user]
+            _put_back(of_change[user], places, of_change[row], of_centre, of_near[c, row])

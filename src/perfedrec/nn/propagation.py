@@ -189,10 +189,12 @@ class Adjacency:
     def times(self, vectors: Tensor) -> Tensor:
         """[n, d] the product with ``vectors`` [m, d].
 
-        One thread computes the whole sum of a row, so that the result does not depend on the number of threads.
+        One thread computes the whole sum of a row, so that the result does not depend on the number of threads. There
+        is no gradient here: torch would prepare for its own.
         """
+        weights = self.values.to(vectors.dtype)
         return functional.embedding_bag(
-            self.columns, vectors, self.starts, mode="sum", per_sample_weights=self.values.to(vectors.dtype)
+            self.columns, vectors.detach(), self.starts, mode="sum", per_sample_weights=weights
         )
 
 

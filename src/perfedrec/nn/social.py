@@ -40,8 +40,8 @@ class UserGraph:
         return UserGraph(Adjacency.of(rows, columns, values, shape), Adjacency.of(columns, rows, values, shape[::-1]))
 
     def spread(self, vectors: Tensor) -> Tensor:
-        """The product [n, d] with the users' ``vectors`` [n, d]."""
-        return product(self.matrix, self.transpose, vectors)
+        """The product with the users' ``vectors``, [n, d], or in several channels [c, n / c, d]."""
+        return product(self.matrix, self.transpose, vectors.flatten(0, -2)).view_as(vectors)
 
     def propagated(self, vectors: Tensor, n_layers: int) -> Tensor:
         """The mean [n, d] of layers 0 to ``n_layers`` of a propagation; the users' ``vectors`` [n, d] are layer 0."""

@@ -152,8 +152,8 @@ def test_channels_of_mhcn(social: Training, toy_vectors: tuple[Tensor, Tensor]) 
     expected = naive(weights, social.matrix.toarray(), *(table(each) for each in toy_vectors))
     for one, other in zip(given, expected, strict=True):
         np.testing.assert_allclose(one.numpy(), other, rtol=1e-4, atol=1e-6)
-    assert method.channels(social) is method.channels(social)
-    assert method.channels(replace(social)) is not method.channels(social)
+    assert method.graphs(social) is method.graphs(social)
+    assert method.graphs(replace(social)) is not method.graphs(social)
 
 
 def test_self_supervision_of_mhcn(social: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:

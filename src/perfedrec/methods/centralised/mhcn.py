@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
+from scipy import sparse
 from torch import Tensor
 
-from perfedrec.core.keys import Key
 from perfedrec.core.sampling import choose
 from perfedrec.methods.centralised.lightgcn import LightGCNSettings
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.networked import Learned, NetworkMethod
 from perfedrec.methods.centralised.vectors import Batch, bpr
+from perfedrec.nn.channels import agreement, attended, gated
 from perfedrec.nn.flat import Flat
-from perfedrec.nn.losses import softplus
-from perfedrec.nn.segments import dot
+from perfedrec.nn.propagation import Bipartite
 from perfedrec.nn.social import UserGraph, purchases, sharing, triangles
 
 N_CHANNELS = 3
@@ -48,54 +48,45 @@ class MHCN(NetworkMethod):
         d, n_gates = self.settings.embedding_dim, 2 * N_CHANNELS + 1  # of the channels, and of self-supervision
         return Flat((*((d, d), (d,)) * n_gates, (d,), (d, d))), [d**-0.5, 0.0] * n_gates + [d**-0.5] * 2
 
-    def channels(self, data: Training) -> list[UserGraph]:
-        """The graphs of the three channels, which are made once for the same data."""
-        return self.once(data, self._channels)
+    def graphs(self, data: Training) -> tuple[UserGraph, Bipartite, Bipartite]:
+        """The graph of the three channels, one after the other, and those from items to users and back. They are made
+        once for the same data."""
+        return self.once(data, self._graphs)
 
-    def _channels(self, data: Training) -> list[UserGraph]:
+    def _graphs(self, data: Training) -> tuple[UserGraph, Bipartite, Bipartite]:
         own, items = data.friends, data.matrix
         weights = triangles(own), sharing(own, items), purchases(own, items, self.settings.fewest_shared)
-        return [UserGraph.of(each, exponents=(1.0, 0.0), device=data.rows.items.device) for each in weights]
+        blocks = sparse.csr_array(sparse.block_diag(weights))
+        channels = UserGraph.of(blocks, exponents=(1.0, 0.0), device=data.rows.items.device)
+        return channels, data.graph.normalised((1.0, 0.0)), data.graph.normalised((0.0, 1.0))
 
     def encode(self, learned: Learned, data: Training) -> tuple[Tensor, Tensor]:
-        graphs, weights = self.channels(data), learned.weights
-        to_users, to_items = (data.graph.normalised(each) for each in ((1.0, 0.0), (0.0, 1.0)))
-        *channels, simple = (gated(learned.users, weights[2 * c], weights[2 * c + 1]) for c in range(N_CHANNELS + 1))
-        items, totals = learned.items, [*channels, simple, learned.items]
-        for _ in range(self.settings.n_layers):
-            mixed = attended(channels, *weights[-2:]) + simple / 2
-            channels = [graph.spread(each) for graph, each in zip(graphs, channels, strict=True)]
-            simple, items = to_users.to_users(items), to_items.to_items(mixed)
-            totals = [total + each for total, each in zip(totals, (*channels, simple, items), strict=True)]
-        *channels, simple, items = (total / (self.settings.n_layers + 1) for total in totals)
-        return attended(channels, *weights[-2:]) + simple / 2, items
+        (graph, to_users, to_items), n_layers = self.graphs(data), self.settings.n_layers
+        channels = gated(learned.users, *gates(learned.weights, 0, N_CHANNELS))
+        simple = gated(learned.users, *gates(learned.weights, N_CHANNELS, N_CHANNELS + 1)).squeeze(0)
+        items, direction = learned.items, learned.weights[-1] @ learned.weights[-2]
+        totals = [channels, simple, items]
+        for _ in range(n_layers):
+            mixed = attended(channels, direction, simple)
+            channels, simple, items = graph.spread(channels), to_users.to_users(items), to_items.to_items(mixed)
+            totals = [total + each for total, each in zip(totals, (channels, simple, items), strict=True)]
+        channels, simple, items = totals
+        return attended(channels, direction / (n_layers + 1), simple) / (n_layers + 1), items / (n_layers + 1)
 
     def loss(self, learned: Learned, batch: Batch, data: Training) -> Tensor:
         users, items = self.encode(learned, data)
         loss = bpr(users, items, batch) + self.decay(learned.users, learned.items, batch)
-        gates = learned.weights[2 * (N_CHANNELS + 1) : -2]
-        for c, graph in enumerate(self.channels(data) if self.settings.weight else ()):
-            vectors = gated(users, gates[2 * c], gates[2 * c + 1])
-            loss = loss + self.settings.weight * mutual(vectors, graph, batch.key.fold("corrupted", c))
-        return loss
+        if not self.settings.weight:
+            return loss
+        vectors = gated(users, *gates(learned.weights, N_CHANNELS + 1, 2 * N_CHANNELS + 1))
+        near, keys = self.graphs(data)[0].spread(vectors), [batch.key.fold("corrupted", c) for c in range(N_CHANNELS)]
+        orders = (
+            torch.stack([choose(size, size, key.fold(name)) for key in keys]).to(users.device)
+            for name, size in zip(("rows", "columns"), users.shape, strict=True)
+        )
+        return loss + self.settings.weight * agreement(vectors, near, *orders)
 
 
-def gated(vectors: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
-    """``p o sigmoid(p W + b)`` [n, d] of ``vectors`` [n, d]."""
-    return vectors * torch.sigmoid(vectors @ matrix + bias)
-
-
-def attended(channels: list[Tensor], vector: Tensor, matrix: Tensor) -> Tensor:
-    """The ``channels`` [n, d] each, mixed by ``softmax_c(a . (p_c W))``, one weight for each user and channel."""
-    stacked = torch.stack(channels)
-    return ((stacked @ (matrix @ vector)).softmax(0)[:, :, None] * stacked).sum(0)
-
-
-def mutual(vectors: Tensor, graph: UserGraph, key: Key) -> Tensor:
-    """The self-supervised loss of one channel, a mean over its n users, from their gated ``vectors`` [n, d]."""
-    near = graph.spread(vectors)
-    rows = choose(near.shape[0], near.shape[0], key.fold("rows")).to(near.device)
-    columns = choose(near.shape[1], near.shape[1], key.fold("columns")).to(near.device)
-    corrupted, centre = near.index_select(0, rows).index_select(1, columns), near.mean(0)
-    local = softplus(dot(vectors, corrupted) - dot(vectors, near))
-    return (local + softplus(corrupted @ centre - near @ centre)).mean()
+def gates(weights: list[Tensor], first: int, stop: int) -> tuple[Tensor, Tensor]:
+    """The matrices [g, d, d] and biases [g, d] of the gates from the ``first`` on."""
+    return torch.stack(weights[2 * first : 2 * stop : 2]), torch.stack(weights[2 * first + 1 : 2 * stop : 2])

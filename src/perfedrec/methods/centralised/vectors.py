@@ -102,8 +102,8 @@ class ProductMethod(Method):
 
     def decay(self, users: Tensor, items: Tensor, batch: Batch) -> Tensor:
         """L2 term on the learned vectors of a batch, as a mean over its interactions."""
-        squares = users[batch.users].square().sum() + items[batch.positives].square().sum()
-        squares = squares + items[batch.negatives].square().sum()
+        taken = users.index_select(0, batch.users), items.index_select(0, torch.cat([batch.positives, batch.negatives]))
+        squares = torch.stack([each.square().sum() for each in taken]).sum()
         return 0.5 * self.settings.l2 * squares / batch.users.numel()
 
 
@@ -226,8 +226,8 @@ def candidates(batch: Batch, data: Training, n: int) -> Tensor:
 
 def bpr(users: Tensor, items: Tensor, batch: Batch) -> Tensor:
     """The mean BPR loss of a batch (Rendle et al., UAI 2009), from final vectors."""
-    user = users[batch.users]
-    return softplus(dot(user, items[batch.negatives]) - dot(user, items[batch.positives])).mean()
+    negatives, positives = taken_at_once(items, batch.negatives, batch.positives)
+    return softplus(dot(users.index_select(0, batch.users), negatives - positives)).mean()
 
 
 def contrast(views: list[tuple[Tensor, Tensor]], batch: Batch, temperature: float) -> Tensor:
