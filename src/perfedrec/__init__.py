@@ -4,6 +4,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from perfedrec.core.malloc import keep_freed_memory
+
 if TYPE_CHECKING:
     from perfedrec.core.errors import CheckpointError, ConfigError, DataError, PerfedrecError
     from perfedrec.core.keys import Key
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from perfedrec.runs.folder import Entry
     from perfedrec.runs.result import Result, open_run
     from perfedrec.runs.training import train
+
+keep_freed_memory()
 
 # OpenMP reads it when torch is loaded. Threads that wait shall not take the processor from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perfedrec.core.compiled import spread, usable
+from perfedrec.core.products import inner_products
 from perfedrec.core.scoring import Scoring
 from perfedrec.evaluation.order import RandomOrder
 from perfedrec.evaluation.ranking import mask_seen, rank_block, settle
@@ -107,17 +108,16 @@ def _heaps(scoring: Scoring, k: int, segments: Tensor, hidden: Tensor) -> tuple[
 def _tiles(scoring: Scoring) -> Iterator[tuple[Tensor, Tensor, int]]:
     """The scores [J, b, t] by each part, tile by tile, with their users' places [b] in the block and the first of their
     items. Each tile takes the place of the one before."""
-    buffer = torch.empty(len(scoring.parts) * USERS * ITEMS)
     for group, members in scoring.by_group():
         tables = [part.table(group) for part in scoring.parts]
         for which in members.split(USERS):
             own = [part.users[which] for part in scoring.parts]
             for first in range(0, scoring.n_items, ITEMS):
-                shape = len(own), which.numel(), min(ITEMS, scoring.n_items - first)
-                parts = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
-                for users, table, part in zip(own, tables, parts, strict=True):
-                    torch.mm(users, table[first : first + ITEMS].T, out=part)
-                yield parts, which, first
+                found = [
+                    inner_products(users, table[first : first + ITEMS])
+                    for users, table in zip(own, tables, strict=True)
+                ]
+                yield torch.stack(found) if len(found) > 1 else found[0][None], which, first
 
 
 def _choose(
