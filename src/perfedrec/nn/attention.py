@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from perfedrec.core.keys import Key, bits
+from perfedrec.nn.linear import linear
 
 STEPS = 1 << 16
 """The chance of dropout is a multiple of 1 / STEPS: a random word has four such numbers."""
@@ -89,13 +90,13 @@ class Encoder:
 
     def _attended(self, weights: Sequence[Tensor], there: Tensor, x: Tensor) -> Tensor:
         into, bias, out, out_bias = weights
-        query, key, value = functional.linear(x, into, bias).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = linear(x, into, bias).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
         # places that do not exist come last, so that no existing place of a causal encoder sees them
         mask = None if self.causal else there[:, None, None, :]
         heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=self.causal)
-        return functional.linear(heads.transpose(1, 2).flatten(2), out, out_bias)
+        return linear(heads.transpose(1, 2).flatten(2), out, out_bias)
 
     def _passed(self, weights: Sequence[Tensor], x: Tensor) -> Tensor:
         into, bias, out, out_bias = weights
-        inner = functional.linear(x, into, bias)
-        return functional.linear(inner.relu() if self.causal else functional.gelu(inner), out, out_bias)
+        inner = linear(x, into, bias)
+        return linear(inner.relu() if self.causal else functional.gelu(inner), out, out_bias)

@@ -63,7 +63,7 @@ def sampled_softmax(positive: Tensor, negative: Tensor, segments: Tensor, temper
     return segment_sum(losses, segments, negative.shape[0])
 
 
-class _InfoNCE(torch.autograd.Function):
+class _Softmax(torch.autograd.Function):
     """The mean of ``log sum_c exp(x . y_c) - x . y_p``. The gradients come with the value, so that of all pairs no
     number stays in memory."""
 
@@ -92,6 +92,12 @@ class _InfoNCE(torch.autograd.Function):
         return share * of_first, share * of_second, None
 
 
+def softmax_loss(first: Tensor, second: Tensor, positives: Tensor) -> Tensor:
+    """The mean cross-entropy of a softmax over inner products, a scalar: each row of ``first`` [b, d] with the rows of
+    ``second`` [c, d], of which ``positives`` [b] are the right ones."""
+    return cast(Tensor, _Softmax.apply(first, second, positives))  # type: ignore[no-untyped-call]
+
+
 def info_nce(first: Tensor, second: Tensor, temperature: float, positives: Tensor | None = None) -> Tensor:
     """InfoNCE with cosine similarity from nodes ``first`` [b, d] to ``second`` [c, d] (SGL, Wu et al., SIGIR 2021, eq.
     10).
@@ -102,7 +108,7 @@ def info_nce(first: Tensor, second: Tensor, temperature: float, positives: Tenso
     first, second = functional.normalize(first, dim=1) / temperature, functional.normalize(second, dim=1)
     if positives is None:
         positives = torch.arange(first.shape[0], device=first.device)
-    return cast(Tensor, _InfoNCE.apply(first, second, positives))  # type: ignore[no-untyped-call]
+    return softmax_loss(first, second, positives)
 
 
 def supervised_contrast(rows: Tensor, categories: Tensor, segments: Tensor, n: int, temperature: float) -> Tensor:

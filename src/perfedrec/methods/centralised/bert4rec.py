@@ -11,6 +11,8 @@ from perfedrec.core.keys import Key, uniform
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.sequences import Histories, SequenceMethod, SequenceSettings
 from perfedrec.nn.attention import Dropout
+from perfedrec.nn.linear import linear
+from perfedrec.nn.losses import softmax_loss
 
 
 class BERT4RecSettings(SequenceSettings):
@@ -47,7 +49,7 @@ class BERT4Rec(SequenceMethod):
         hidden = self.hidden(own, users, key)
         masked = Histories(own.items.masked_fill(hidden, data.n_items), own.counts)
         found, items = self.found(weights, self.encoded(weights, masked, self.dropout(users, key))[hidden])
-        return functional.cross_entropy(found @ items.T, own.items[hidden])
+        return softmax_loss(found, items, own.items[hidden])
 
     def hidden(self, own: Histories, users: Tensor, key: Key) -> Tensor:
         """bool [b, L] the places that are hidden in training."""
@@ -62,7 +64,7 @@ class BERT4Rec(SequenceMethod):
         """Vectors [T, d + 1] from what the encoder made of T hidden places, and of the items [m, d + 1], which end with
         their biases."""
         matrix, bias, of_items = weights[-3:]
-        vectors = functional.gelu(functional.linear(inner, matrix, bias))
+        vectors = functional.gelu(linear(inner, matrix, bias))
         return functional.pad(vectors, (0, 1), value=1.0), torch.cat([weights[0][:-1], of_items[:, None]], dim=1)
 
     def read(self, data: Training, users: Tensor) -> Histories:

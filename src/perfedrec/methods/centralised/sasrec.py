@@ -14,7 +14,7 @@ from perfedrec.core.sampling import draw_outside, ranks
 from perfedrec.core.types import block_rows
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.sequences import Histories, SequenceMethod, SequenceSettings
-from perfedrec.nn.losses import softplus
+from perfedrec.nn.losses import softmax_loss, softplus
 from perfedrec.nn.segments import dot
 
 
@@ -48,7 +48,7 @@ class SASRec(SequenceMethod):
         found = self.encoded(weights, own, self.dropout(users, key))[there]
         wanted = whole.items[:, 1:][there]
         if self.settings.loss == "softmax":
-            return functional.cross_entropy(found @ items.T, wanted)
+            return softmax_loss(found, items, wanted)
         drawn, some = negatives(data, users, own.counts, key)
         return (softplus(-dot(found, items[wanted])) + softplus(dot(found, items[drawn])) * some).mean()
 
