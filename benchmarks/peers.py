@@ -12,8 +12,8 @@ the next time. A peer that cannot be had or does not run is named in one line, a
 - lightgcn: seconds an epoch of the public PyTorch code, one thread each, in processor time, with the same options; and
   the test accuracy of both after the same number of epochs (--epochs, with --accuracy-data).
 - selfrec: seconds an epoch of the graph models of the public SELFRec (--models), one thread each, in processor time,
-  with its options, which are those of its configuration, length 64, batches of 2048, first vectors about as
-  large, and --learning-rate.
+  with its options, which are those of its configuration, length 64, batches of 2048, first vectors as large, and
+  --learning-rate.
   With --epochs also the accuracy on the same split within these epochs, of which every --every-th is evaluated: of the
   epoch that the test would choose, as that code does, and of the one that validation chooses, for all --seeds.
 - social: the same of SEPT and MHCN in SELFRec, which need TensorFlow. The data need relations (--relations). An epoch
@@ -41,7 +41,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -401,8 +401,9 @@ def selfrec(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Itera
     file, data = store(dataset, scratch / "train.npz"), Training.of(dataset, torch.device("cpu"))
     for model in (each for each in given.models if each in MODELS):
         kind = METHODS[MODELS[model]]
-        options = SAME.get(model, {}) | {"embedding_dim": 64, "batch_size": BATCH, "init_scale": 0.025}
-        method = kind(kind.Options(learning_rate=given.learning_rate, **options))
+        method = kind(
+            kind.Options(learning_rate=given.learning_rate, embedding_dim=64, batch_size=BATCH, **SAME.get(model, {}))
+        )
         yield from or_left_out(
             against(given, dataset, data, ("selfrec", code, file, model), method, method), model=model
         )
@@ -427,7 +428,6 @@ def social_options(model: str, data: Training) -> dict[str, Any]:
     here a mean: the weight of another one, a sum over k users there and a mean here, is multiplied by k / b."""
     n, m, size = data.n_users, data.n_items, min(BATCH, data.rows.items.numel())
     same: dict[str, Any] = {"embedding_dim": 64, "batch_size": BATCH, "n_layers": 2}
-    same["init_scale"] = (2 / ((n + m) / 2 + 64)) ** 0.5  # Xavier's, of which theirs has one for users and for items
     if model == "MHCN":
         return same | {"weight": 0.01 * n / size, "l2": 1e-4}
     distinct = statistics.fmean(
@@ -435,6 +435,13 @@ def social_options(model: str, data: Training) -> dict[str, Any]:
     )
     # there the L2 term has all vectors in each step, here the three of each interaction
     return same | {"weight": 0.005 * distinct, "l2": 1e-4 * (n + m) / (3 * size)}
+
+
+def first_vectors(method: Method, data: Training, key: Key) -> Any:
+    """The first state of a method, with vectors as large as theirs: by Xavier's rule for each of two tables."""
+    state, scale = method.init(data, key), method.settings.init_scale
+    users, items = ((2 / sum(each.shape)) ** 0.5 / scale * each for each in (state.users, state.items))
+    return replace(state, users=users, items=items)
 
 
 def against(
@@ -456,7 +463,7 @@ def against(
         return statistics.median(done["seconds"][skipped:])
 
     def ours() -> float:
-        state, seconds = timed.init(data, Key(0)), []
+        state, seconds = first_vectors(timed, data, Key(0)), []
         for epoch in range(3):
             start = time.process_time()
             state, _ = timed.epoch(state, data, Key(1).fold(epoch))
@@ -499,7 +506,7 @@ def curve(
     not recommended in the test."""
     valid, test = (Held.of(each.offsets, each.items, torch.device("cpu")) for each in (dataset.valid, dataset.test))
     order, figures = RandomOrder(dataset.train.user_ids, dataset.train.item_ids), []
-    state = method.init(data, Key(seed))
+    state = first_vectors(method, data, Key(seed))
     for number in range(epochs):
         state, _ = method.epoch(state, data, Key(seed).fold("epoch", number))
         if number % every == 0:

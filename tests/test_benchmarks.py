@@ -12,7 +12,8 @@ import pytest
 import torch
 from benchmarks import peers, personalisation
 
-from perfedrec import load
+from perfedrec import configure, load
+from perfedrec.core.keys import Key
 from perfedrec.methods.centralised.method import Training
 
 ROOT = Path(__file__).parents[1]
@@ -262,6 +263,15 @@ else:
     assert line["theirs"]["by validation"] == 0.3333  # user 40 has one item alone
 
 
+def test_first_vectors_are_as_large_as_those_of_xavier() -> None:
+    dataset = load("synthetic:users=300,items=900")
+    data, method = Training.of(dataset, torch.device("cpu")), configure("lightgcn").build()
+    state = peers.first_vectors(method, data, Key(0))
+    for table in (state.users, state.items):
+        rule = torch.nn.init.xavier_uniform_(torch.empty(table.shape), generator=torch.Generator().manual_seed(0))
+        assert float(table.std()) == pytest.approx(float(rule.std()), rel=0.02)
+
+
 def test_social_models_have_the_options_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load(FRIENDS)
     data, size = Training.of(dataset, torch.device("cpu")), dataset.train.items.size
@@ -271,7 +281,6 @@ def test_social_models_have_the_options_of_the_others(tmp_path: Path, monkeypatc
     assert sept["weight"] * size == pytest.approx(0.005 * dataset.n_users)
     assert sept["l2"] * 3 * size == pytest.approx(1e-4 * nodes)
     assert mhcn["weight"] * size == pytest.approx(0.01 * dataset.n_users)
-    assert sept["init_scale"] == mhcn["init_scale"] == pytest.approx((4 / (nodes + 128)) ** 0.5)
     monkeypatch.setattr(peers, "BATCH", 1)  # one user a batch
     assert peers.social_options("SEPT", data)["weight"] == pytest.approx(0.005)
     (tmp_path / "SELFRec.py").touch()
