@@ -19,8 +19,8 @@ def mixed() -> Scoring:
     items = torch.tensor([[2, -1], [-1, -1], [0, 3]])
     values = torch.tensor([[[10.0, 9.0], [20.0, 9.0]], [[9.0, 9.0], [9.0, 9.0]], [[1.0, 2.0], [3.0, 4.0]]])
     parts = (
-        Product(own, lambda group: tables[group]),
-        Product(numbers, lambda group: torch.tensor([[1.0], [0.0], [0.0], [1.0]])),
+        Product(own, lambda group, which: tables[group][which]),
+        Product(numbers, lambda group, which: torch.tensor([[1.0], [0.0], [0.0], [1.0]])[which]),
     )
     return Scoring(3, 4, parts, weights, Lists(items, values), torch.tensor([0, 0, 1]))
 
@@ -65,7 +65,7 @@ def test_a_method_with_scores_of_its_own_is_ranked_by_them() -> None:
 @pytest.mark.parametrize("groups", [[1, 1, 1], [1, 0, 1]])
 def test_each_user_has_the_table_of_its_group(groups: list[int]) -> None:
     users, tables = torch.eye(3), torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
-    scoring = Scoring(3, 5, (Product(users, lambda group: tables[group]),), groups=torch.tensor(groups))
+    scoring = Scoring(3, 5, (Product(users, lambda group, which: tables[group][which]),), groups=torch.tensor(groups))
     for place, group in enumerate(groups):
         assert torch.equal(scoring.dense()[place], tables[group][:, place])
     assert {group: where.tolist() for group, where in scoring.by_group()} == {

@@ -29,7 +29,7 @@ def drawn(seed: int, whole: bool, n_settings: int, n_parts: int, groups: bool, l
     tables = numbers(n_parts, 3, M, 6)
 
     def product(part: int) -> Product:
-        return Product(numbers(B, 6), lambda group: tables[part, group])
+        return Product(numbers(B, 6), lambda group, which: tables[part, group][which])
 
     lists = None
     if listed:

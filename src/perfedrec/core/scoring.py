@@ -13,17 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ALL = slice(None)
+
 RANKED_AT_ONCE = 512
 """Users per block, where all their scores are computed: each takes memory for the scores of all items."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """Scores as inner products: ``users`` [B, d] with the rows of ``table(group)`` [m, d], which is the table of the
-    users of a group."""
+    """Scores as inner products: ``users`` [B, d] with the rows of a table of items, which each group of users may have
+    its own of. ``table(group, which)`` are the rows [t, d] of the items that a slice takes."""
 
     users: Tensor
-    table: Callable[[int], Tensor]
+    table: Callable[[int, slice], Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Scoring:
     @staticmethod
     def product(users: Tensor, items: Tensor) -> Scoring:
         """The inner products of ``users`` [B, d] and ``items`` [m, d]."""
-        return Scoring(users.shape[0], items.shape[0], (Product(users, lambda group: items),))
+        return Scoring(users.shape[0], items.shape[0], (Product(users, lambda group, which: items[which]),))
 
     @property
     def device(self) -> torch.device:
@@ -109,13 +111,13 @@ class Scoring:
     def _multiplied(self, part: Product, which: Tensor) -> Tensor:
         """[b, m] the scores of a part."""
         if self.groups is None:
-            return part.users[which] @ part.table(0).T
+            return part.users[which] @ part.table(0, ALL).T
         groups = self.groups[which]
         found = groups.unique().tolist()
         if len(found) == 1:
-            return part.users[which] @ part.table(found[0]).T
+            return part.users[which] @ part.table(found[0], ALL).T
         scores = part.users.new_empty(which.numel(), self.n_items)
         for group in found:
             members = (groups == group).nonzero().squeeze(1)
-            scores[members] = part.users[which[members]] @ part.table(group).T
+            scores[members] = part.users[which[members]] @ part.table(group, ALL).T
         return scores

@@ -107,16 +107,13 @@ def _heaps(scoring: Scoring, k: int, segments: Tensor, hidden: Tensor) -> tuple[
 
 def _tiles(scoring: Scoring) -> Iterator[tuple[Tensor, Tensor, int]]:
     """The scores [J, b, t] by each part, tile by tile, with their users' places [b] in the block and the first of their
-    items. Each tile takes the place of the one before."""
+    items. Of the tables only the rows of a tile are there at once."""
     for group, members in scoring.by_group():
-        tables = [part.table(group) for part in scoring.parts]
-        for which in members.split(USERS):
-            own = [part.users[which] for part in scoring.parts]
-            for first in range(0, scoring.n_items, ITEMS):
-                found = [
-                    inner_products(users, table[first : first + ITEMS])
-                    for users, table in zip(own, tables, strict=True)
-                ]
+        blocks = [(which, [part.users[which] for part in scoring.parts]) for which in members.split(USERS)]
+        for first in range(0, scoring.n_items, ITEMS):
+            tables = [part.table(group, slice(first, first + ITEMS)) for part in scoring.parts]
+            for which, own in blocks:
+                found = [inner_products(users, table) for users, table in zip(own, tables, strict=True)]
                 yield torch.stack(found) if len(found) > 1 else found[0][None], which, first
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import draw_outside, paired
-from perfedrec.core.scoring import Lists, Product, Scoring
+from perfedrec.core.scoring import ALL, Lists, Product, Scoring
 from perfedrec.core.types import Rows
 from perfedrec.methods.federated.network import Finish, Network
 from perfedrec.methods.federated.settings import NeighbourhoodSettings
@@ -217,9 +217,10 @@ class Mixture:
             return name
         return "global" if self.broadcast.offsets is None else "cluster"
 
-    def _items(self, name: str, group: int) -> Tensor:
-        """[m, d] the final vectors of all items in a model, for the members of a cluster."""
-        return self.parts[name].items(self.every, torch.full_like(self.every, group))
+    def _items(self, name: str, group: int, which: slice = ALL) -> Tensor:
+        """[t, d] the final vectors of all items in a model, or of a slice of them, for the members of a cluster."""
+        items = self.every[which]
+        return self.parts[name].items(items, torch.full_like(items, group))
 
     def _product(self, weights: Mapping[str, Tensor]) -> Product:
         """Several models as one product: the users' vectors times their ``weights`` [B, 1]. Models that score the same
@@ -229,12 +230,8 @@ class Mixture:
             own, table = weight * self.parts[name].finish(self.parts[name].users), self._table(name)
             users[table] = users[table] + own if table in users else own
 
-        def table_of(group: int) -> Tensor:
-            widths = [own.shape[1] for own in users.values()]
-            table = self.mix.new_empty(self.every.numel(), sum(widths))
-            for name, columns in zip(users, table.split(widths, dim=1), strict=True):
-                columns.copy_(self._items(name, group))
-            return table
+        def table_of(group: int, which: slice) -> Tensor:
+            return torch.cat([self._items(name, group, which) for name in users], dim=1)
 
         return Product(torch.cat(list(users.values()), dim=1), table_of)
 
@@ -273,7 +270,9 @@ class Mixture:
                     products.append((mixture._product({"neighbourhood": one}), own))
         if not products:  # lists alone
             nothing = self.mix.new_zeros(self.every.numel(), 1)
-            products.append((Product(self.mix[:, :1], lambda group: nothing), [self.mix[:, :1]] * len(mixtures)))
+            products.append(
+                (Product(self.mix[:, :1], lambda group, which: nothing[which]), [self.mix[:, :1]] * len(mixtures))
+            )
         columns = [torch.cat(own, dim=1) for _, own in products]
         return Scoring(
             self.rows.n_users,
