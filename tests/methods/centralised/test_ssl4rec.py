@@ -50,14 +50,17 @@ def test_an_interaction_among_the_items_of_the_batch(toy: Training, toy_vectors:
     assert float(method.loss(given, batch, toy)) == pytest.approx(float(np.mean(terms)), rel=1e-4)
 
 
-def test_contrast_between_two_views_of_random_items(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
-    settings = SSL4RecSettings(**SMALL, batch_size=3, weight=2.0, temperature=0.3, drop=0.4)
+@pytest.mark.parametrize("contrasted", ["random", "batch"])
+def test_contrast_between_two_views_of_items(
+    contrasted: str, toy: Training, toy_vectors: tuple[Tensor, Tensor]
+) -> None:
+    settings = SSL4RecSettings(**SMALL, batch_size=3, weight=2.0, temperature=0.3, drop=0.4, contrasted=contrasted)
     method, batch = SSL4Rec(settings), batches(toy, 3, Key(3))[0]
     given, key = learned(method, toy_vectors), batch.key
-    chosen = choose(5, 3, key.fold("contrasted"))
+    chosen = choose(5, 3, key.fold("contrasted")) if contrasted == "random" else batch.positives
     views = []
     for number in (0, 1):
-        kept = uniform(key.fold("view", number).spread(chosen), 3) >= 0.4
+        kept = uniform(key.fold("view", number).spread(torch.arange(3)), 3) >= 0.4
         rows = (toy_vectors[1][chosen] * kept / 0.6).numpy()
         views.append([tower(row, given.weights[4:]) for row in rows])
     terms = [softmax_loss([cosine(one, each) for each in views[1]], place, 0.3) for place, one in enumerate(views[0])]
@@ -66,8 +69,9 @@ def test_contrast_between_two_views_of_random_items(toy: Training, toy_vectors: 
     assert difference == pytest.approx(2 * float(np.mean(terms)), rel=1e-4)
 
 
-def test_scores_are_cosines_of_the_towers(toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
-    method = SSL4Rec(SSL4RecSettings(**SMALL))
+@pytest.mark.parametrize("scoring", ["cosine", "product"])
+def test_scores_are_those_of_the_towers(scoring: str, toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
+    method = SSL4Rec(SSL4RecSettings(**SMALL, scoring=scoring))
     start = method.init(toy, Key(0))
     flat, _ = method.network()
     assert start.weights is not None
@@ -78,7 +82,8 @@ def test_scores_are_cosines_of_the_towers(toy: Training, toy_vectors: tuple[Tens
         [tower(row.numpy(), part) for row in rows]
         for rows, part in zip(toy_vectors, (weights[:4], weights[4:]), strict=True)
     )
-    expected = [[cosine(user, item) for item in items] for user in users]
+    score = cosine if scoring == "cosine" else np.dot
+    expected = [[score(user, item) for item in items] for user in users]
     given = method.scores(method.serving(state, toy), toy, torch.arange(4))
     np.testing.assert_allclose(given.numpy(), expected, rtol=1e-4, atol=1e-6)
 

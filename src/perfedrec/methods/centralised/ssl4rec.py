@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -26,6 +28,12 @@ class SSL4RecSettings(VectorSettings):
     temperature: float = Field(0.07, gt=0, description="t, temperature of both losses")
     weight: float = Field(0.1, ge=0, description="weight of the contrast between two views of an item")
     drop: float = Field(0.1, ge=0, lt=1, description="share of the numbers of an item's vector that a view leaves out")
+    contrasted: Literal["random", "batch"] = Field(
+        "random", description="items that have two views: random ones of the catalogue, or those of the batch"
+    )
+    scoring: Literal["cosine", "product"] = Field(
+        "cosine", description="what ranks items: the cosine that is trained, or the inner product"
+    )
 
 
 class SSL4Rec(NetworkMethod):
@@ -34,8 +42,8 @@ class SSL4Rec(NetworkMethod):
     views of random items, each without some of the numbers of the vector that enters the tower (equations 1 and 2).
 
     Departs from the paper: without item features, a view drops numbers of the item's learned vector, as in the public
-    code of SELFRec; both losses have the same temperature. That code takes the items of the batch for the views, and
-    scores by inner products.
+    code of SELFRec; both losses have the same temperature. That code has the ``contrasted`` items of the "batch", and
+    the "product" as ``scoring``: lengths, which no loss asks for, then grow with popularity.
     """
 
     Options = SSL4RecSettings
@@ -45,10 +53,13 @@ class SSL4Rec(NetworkMethod):
         d, hidden, out = (getattr(self.settings, f"{name}_dim") for name in ("embedding", "hidden", "output"))
         layers = [(d, hidden), (hidden, out)] * 2
         shapes = tuple(shape for layer in layers for shape in (layer, layer[1:]))
-        return Flat(shapes), [scale for layer in layers for scale in ((2 / sum(layer)) ** 0.5, 0.0)]
+        scales = [(3 * layer[0]) ** -0.5 for layer in layers]  # those of torch's layers, biases included
+        return Flat(shapes), [scale for scale in scales for _ in range(2)]
 
     def encode(self, learned: Learned, data: Training) -> tuple[Tensor, Tensor]:
         users, items = tower(learned.users, learned.weights[:4]), tower(learned.items, learned.weights[4:])
+        if self.settings.scoring == "product":
+            return users, items
         return functional.normalize(users, dim=1), functional.normalize(items, dim=1)
 
     def loss(self, learned: Learned, batch: Batch, data: Training) -> Tensor:
@@ -58,7 +69,9 @@ class SSL4Rec(NetworkMethod):
         of_items = tower(learned.items[items], learned.weights[4:])[item]
         loss = info_nce(of_users, of_items, settings.temperature)
         if settings.weight:
-            chosen = choose(data.n_items, settings.batch_size, batch.key.fold("contrasted")).to(user.device)
+            chosen = batch.positives
+            if settings.contrasted == "random":
+                chosen = choose(data.n_items, settings.batch_size, batch.key.fold("contrasted")).to(user.device)
             first, second = (self.view(learned, chosen, batch.key.fold("view", number)) for number in (0, 1))
             loss = loss + settings.weight * info_nce(first, second, settings.temperature)
         return loss + self.decay(learned.users, learned.items, batch)
@@ -66,7 +79,10 @@ class SSL4Rec(NetworkMethod):
     def view(self, learned: Learned, items: Tensor, key: Key) -> Tensor:
         """The tower's output for ``items`` [c] with some numbers of their vectors left out, the others enlarged."""
         vectors = learned.items[items]
-        kept = uniform(key.spread(items), vectors.shape[1]) >= self.settings.drop
+        kept = (
+            uniform(key.spread(torch.arange(items.numel(), device=items.device)), vectors.shape[1])
+            >= self.settings.drop
+        )
         return tower(vectors * kept / (1 - self.settings.drop), learned.weights[4:])
 
 
