@@ -66,11 +66,9 @@ def from_files(
     guessed = False
     if format == "auto" and isinstance(parts[0], Path):
         found = detect(parts[0])
-        if found in ("triples", "adjacency", "sequences"):
-            format, guessed = (
-                found,
-                found == "sequences",
-            )  # held-out files are small, and in a small file the formats are harder to tell apart
+        guessed = found == "sequences"
+        if found in ("triples", "adjacency", "sequences"):  # in small files, as held-out ones, they are hard to tell
+            format = found
     min_rating = reading.get("min_rating")
     files = [
         read_with_report(each, format, columns, held_out=i > 0, guessed=guessed, **reading)
