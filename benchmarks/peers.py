@@ -12,8 +12,8 @@ the next time. A peer that cannot be had or does not run is named in one line, a
 - lightgcn: seconds an epoch of the public PyTorch code, one thread each, in processor time, with the same options; and
   the test accuracy of both after the same number of epochs (--epochs, with --accuracy-data).
 - selfrec: seconds an epoch of the graph models of the public SELFRec (--models), one thread each, in processor time,
-  with its options, which are those of its configuration, length 64, batches of 2048, first vectors as large, and
-  --learning-rate.
+  with its options, which are those of its configuration, length 64, batches of 2048, first vectors by its rule,
+  and --learning-rate.
   With --epochs also the accuracy on the same split within these epochs, of which every --every-th is evaluated: of the
   epoch that the test would choose, as that code does, and of the one that validation chooses, for all --seeds.
 - social: the same of SEPT and MHCN in SELFRec, which need TensorFlow. The data need relations (--relations). An epoch
@@ -50,7 +50,7 @@ import torch
 
 from perfedrec import Dataset, configure, load
 from perfedrec.core.errors import DataError
-from perfedrec.core.keys import Key
+from perfedrec.core.keys import Key, uniform
 from perfedrec.evaluation import Held, RandomOrder
 from perfedrec.methods.centralised.descent import descend
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
@@ -439,9 +439,13 @@ def social_options(model: str, data: Training) -> dict[str, Any]:
 
 
 def first_vectors(method: Method, data: Training, key: Key) -> Any:
-    """The first state of a method, with vectors as large as theirs: by Xavier's rule for each of two tables."""
-    state, scale = method.init(data, key), method.settings.init_scale
-    users, items = ((2 / sum(each.shape)) ** 0.5 / scale * each for each in (state.users, state.items))
+    """The first state of a method, with vectors by the rule of theirs: uniform, as large as Glorot and Bengio say."""
+    state = method.init(data, key)
+    users, items = (
+        (6 / sum(table.shape)) ** 0.5
+        * (2 * uniform(key.fold(side).spread(torch.arange(len(table))), table.shape[1]) - 1)
+        for side, table in (("first users", state.users), ("first items", state.items))
+    )
     return replace(state, users=users, items=items)
 
 

@@ -63,15 +63,12 @@ def from_files(
     rule's other options are not used.
     """
     parts = [Path(it) if isinstance(it, str) else it for it in (train, valid, test, new_users) if it is not None]
-    guessed = False
-    if format == "auto" and isinstance(parts[0], Path):
-        found = detect(parts[0])
-        guessed = found == "sequences"
-        if found in ("triples", "adjacency", "sequences"):  # in small files, as held-out ones, they are hard to tell
-            format = found
+    found = detect(parts[0]) if format == "auto" and isinstance(parts[0], Path) else None
+    if found in ("triples", "adjacency", "sequences"):  # in small files, as held-out ones, they are hard to tell
+        format = found
     min_rating = reading.get("min_rating")
     files = [
-        read_with_report(each, format, columns, held_out=i > 0, guessed=guessed, **reading)
+        read_with_report(each, format, columns, held_out=i > 0, guessed=found == "sequences", **reading)
         if isinstance(each, Path)
         else rows_with_report(each, columns, min_rating)
         for i, each in enumerate(parts)
