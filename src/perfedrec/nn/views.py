@@ -22,6 +22,13 @@ def perturb(vectors: Tensor, noise: float, key: Key) -> Tensor:
     return vectors + noise * torch.sign(vectors.detach()) * direction
 
 
+def thinned(vectors: Tensor, share: float, key: Key) -> Tensor:
+    """[n, d] the ``vectors`` without a random ``share`` of their numbers, below 1; the others are divided by what is
+    left (1 - share)."""
+    keys = key.spread(torch.arange(vectors.shape[0], device=vectors.device))
+    return vectors * (uniform(keys, vectors.shape[1]) >= share) / (1 - share)
+
+
 Pair: TypeAlias = tuple[Tensor, Tensor]
 """Vectors of users [n, d] and of items [m, d]."""
 

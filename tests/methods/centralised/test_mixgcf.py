@@ -13,20 +13,31 @@ from perfedrec.methods.centralised.mixgcf import MixGCF, MixGCFSettings, hardnes
 from perfedrec.methods.centralised.vectors import batches, candidates
 
 
-def layers(data: Training, vectors: tuple[Tensor, Tensor], n: int) -> list[list[np.ndarray]]:
-    """Layers 0 to n of users and of items, with the dense adjacency."""
+def layers(data: Training, vectors: tuple[Tensor, Tensor], n: int, dropout: float, key: Key) -> list[list[np.ndarray]]:
+    """Layers 0 to n of users and of items, with the dense adjacency, each after dropout."""
     matrix = data.matrix.toarray()
     normalised = matrix / np.sqrt(np.outer(matrix.sum(1).clip(min=1), matrix.sum(0).clip(min=1)))
     found = [[each.numpy().astype(np.float64) for each in vectors]]
-    for _ in range(n):
-        found.append([normalised @ found[-1][1], normalised.T @ found[-1][0]])
+    for number in range(n):
+        both = normalised @ found[-1][1], normalised.T @ found[-1][0]
+        found.append(
+            [
+                each * (draws(key.fold(f"dropout of {side}", number), *each.shape) >= dropout) / (1 - dropout)
+                for side, each in zip(("users", "items"), both, strict=True)
+            ]
+        )
     return found
 
 
-@pytest.mark.parametrize("mixing", [True, False])
-def test_loss(mixing: bool, toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
-    method = MixGCF(MixGCFSettings(n_layers=2, n_candidates=4, mixing=mixing, l2=0))
-    batch, found = batches(toy, 5, Key(3))[0], layers(toy, toy_vectors, 2)
+def draws(key: Key, n: int, d: int) -> np.ndarray:
+    return uniform(key.spread(torch.arange(n)), d).numpy()
+
+
+@pytest.mark.parametrize(("mixing", "dropout"), [(True, 0.0), (False, 0.0), (True, 0.4)])
+def test_loss(mixing: bool, dropout: float, toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
+    method = MixGCF(MixGCFSettings(n_layers=2, n_candidates=4, mixing=mixing, dropout=dropout, l2=0))
+    batch = batches(toy, 5, Key(3))[0]
+    found = layers(toy, toy_vectors, 2, dropout, batch.key)
     users, items = (np.mean([layer[side] for layer in found], axis=0) for side in (0, 1))
     drawn, terms = candidates(batch, toy, 4).tolist(), []
     shares = uniform(batch.key.fold("mixing").spread(torch.arange(5)), 3).numpy().astype(np.float64) * mixing

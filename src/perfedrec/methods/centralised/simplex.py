@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from perfedrec.core.keys import Key, normal, uniform
+from perfedrec.core.keys import Key, normal
 from perfedrec.core.types import block_rows
 from perfedrec.methods.centralised.descent import descend
 from perfedrec.methods.centralised.method import Training
@@ -23,6 +23,7 @@ from perfedrec.methods.centralised.vectors import (
     taken_at_once,
 )
 from perfedrec.nn.segments import dot, segment_sum
+from perfedrec.nn.views import thinned
 
 
 class SimpleXSettings(VectorSettings):
@@ -96,8 +97,7 @@ class SimpleX(ProductMethod):
 
         user = functional.normalize(self.pooled(own, means, matrix), dim=1)[distinct[1]]
         if settings.dropout:
-            keys = batch.key.fold("dropout").spread(torch.arange(len(user), device=user.device))
-            user = user * (uniform(keys, user.shape[1]) >= settings.dropout) / (1 - settings.dropout)
+            user = thinned(user, settings.dropout, batch.key.fold("dropout"))
         above = (user @ functional.normalize(taken[1], dim=1).T - settings.margin).clamp(min=0) * outside
         negative = above.sum(1) / outside.sum(1).clamp(min=1)
         positive = 1 - dot(user, functional.normalize(taken[0], dim=1))
