@@ -88,6 +88,7 @@ BATCH = 2048
 SAME = {
     "NCL": {"structure_weight": 0.002, "prototype_weight": 0.0002, "temperature": 0.05, "item_weight": 1.5},
     "DirectAU": {"gamma": 2.0, "n_layers": 3, "l2": 1e-4},
+    "MixGCF": {"dropout": 0.1, "each_number": True},
     "SSL4Rec": {"contrasted": "batch", "scoring": "product"},
 }
 """Our options where SELFRec's configuration is not our default. NCL sums its contrasts over a batch of 2048; ours are

@@ -33,18 +33,28 @@ def draws(key: Key, n: int, d: int) -> np.ndarray:
     return uniform(key.spread(torch.arange(n)), d).numpy()
 
 
-@pytest.mark.parametrize(("mixing", "dropout"), [(True, 0.0), (False, 0.0), (True, 0.4)])
-def test_loss(mixing: bool, dropout: float, toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
-    method = MixGCF(MixGCFSettings(n_layers=2, n_candidates=4, mixing=mixing, dropout=dropout, l2=0))
+@pytest.mark.parametrize(
+    ("mixing", "each", "dropout"),
+    [(True, False, 0.0), (False, False, 0.0), (True, False, 0.4), (True, True, 0.4), (False, True, 0.0)],
+)
+def test_loss(mixing: bool, each: bool, dropout: float, toy: Training, toy_vectors: tuple[Tensor, Tensor]) -> None:
+    settings = {"mixing": mixing, "each_number": each, "dropout": dropout, "l2": 0}
+    method = MixGCF(MixGCFSettings(n_layers=2, n_candidates=4, **settings))
     batch = batches(toy, 5, Key(3))[0]
     found = layers(toy, toy_vectors, 2, dropout, batch.key)
     users, items = (np.mean([layer[side] for layer in found], axis=0) for side in (0, 1))
     drawn, terms = candidates(batch, toy, 4).tolist(), []
-    shares = uniform(batch.key.fold("mixing").spread(torch.arange(5)), 3).numpy().astype(np.float64) * mixing
+    key, d = batch.key.fold("mixing"), toy_vectors[0].shape[1]
+    if each:
+        shares = np.stack([draws(key.fold(k), 20, d).reshape(5, 4, d) for k in range(3)], axis=1)
+    else:
+        shares = np.broadcast_to(draws(key, 5, 3)[:, :, None, None], (5, 3, 4, d))
+    shares = shares.astype(np.float64) * mixing
     for place, (u, i) in enumerate(zip(batch.users.tolist(), batch.positives.tolist(), strict=True)):
         made = []
         for k in range(3):  # the mixed candidate that the user scores highest, as the paper has it
-            mixed = [shares[place, k] * found[k][1][i] + (1 - shares[place, k]) * found[k][1][j] for j in drawn[place]]
+            own = zip(shares[place, k], drawn[place], strict=True)
+            mixed = [share * found[k][1][i] + (1 - share) * found[k][1][j] for share, j in own]
             made.append(max(mixed, key=lambda each: float(users[u] @ each)))
         terms.append(log(1 + exp(users[u] @ np.mean(made, axis=0) - users[u] @ items[i])))
     assert float(method.loss(*toy_vectors, batch, toy)) == pytest.approx(float(np.mean(terms)), rel=1e-5)

@@ -10,7 +10,7 @@ from perfedrec.core.keys import Key, uniform
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.vectors import Batch, candidates
-from perfedrec.nn.losses import softplus
+from perfedrec.nn.losses import BLOCK, softplus
 from perfedrec.nn.segments import dot
 from perfedrec.nn.views import Pair, mean_of, passed, thinned
 
@@ -21,6 +21,9 @@ class MixGCFSettings(LightGCNSettings):
     n_layers: int = Field(3, ge=1, description="K, number of propagation layers")
     n_candidates: int = Field(64, ge=1, description="M, random items of which each layer takes the hardest")
     mixing: bool = Field(True, description="whether the positive item is mixed into the negative one")
+    each_number: bool = Field(
+        False, description="whether each candidate, and each number of its vector, has a share of its own"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the numbers of each layer that training leaves out")
 
 
@@ -31,8 +34,8 @@ class MixGCF(LightGCN):
     The negative vector is the mean over layers (equation 8). As the share is the same for all candidates, it does not
     change which of them is the hardest.
 
-    Departs from the paper: L2 is that of a batch, on the positive and one of the candidates; ``dropout`` is from the
-    public code of SELFRec, which has a share for each candidate and each number of a vector.
+    Departs from the paper: L2 is that of a batch, on the positive and one of the candidates. With ``each_number`` and
+    ``dropout`` it is the public code of SELFRec, in which the share decides as well which candidate is the hardest.
     """
 
     Options = MixGCFSettings
@@ -43,14 +46,32 @@ class MixGCF(LightGCN):
         layers = self.layers(users, items, data, batch.key)
         final_users, final_items = mean_of(layers)
         user, drawn = final_users[batch.users], candidates(batch, data, settings.n_candidates)
-        places = torch.arange(batch.users.numel(), device=users.device)
-        shares = uniform(batch.key.fold("mixing").spread(places), len(layers)) * settings.mixing
         negative = torch.zeros_like(user)
-        for (_, layer), share in zip(layers, shares.T[:, :, None], strict=True):
-            hardest = drawn[places, hardness(user, layer, drawn).argmax(1)]
+        for number, (_, layer) in enumerate(layers):
+            hardest, share = self.hardest(user, layer, drawn, batch, number)
             negative = negative + share * layer[batch.positives] + (1 - share) * layer[hardest]
         margins = dot(user, negative / len(layers)) - dot(user, final_items[batch.positives])
         return softplus(margins).mean() + self.decay(users, items, batch)
+
+    @torch.no_grad()
+    def hardest(self, user: Tensor, layer: Tensor, drawn: Tensor, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+        """Items [b] that are the hardest of the ``drawn`` [b, M] in the ``layer`` [m, d] with this ``number``, for the
+        vectors ``user`` [b, d]; and the share of the positive item, [b, 1] or [b, d]."""
+        (n, n_drawn), settings, key = drawn.shape, self.settings, batch.key.fold("mixing")
+        places = torch.arange(n, device=drawn.device)
+        if not (settings.mixing and settings.each_number):
+            shares = uniform(key.spread(places), settings.n_layers + 1)[:, number, None] * settings.mixing
+            return drawn[places, hardness(user, layer, drawn).argmax(1)], shares
+        found = []
+        for part in places.split(BLOCK):
+            own = part[:, None] * n_drawn + torch.arange(n_drawn, device=drawn.device)
+            shares = uniform(key.fold(number).spread(own.flatten()), layer.shape[1]).view(*own.shape, -1)
+            mixed = torch.lerp(layer[drawn[part]], layer[batch.positives[part]][:, None], shares)
+            best = torch.einsum("bd,bmd->bm", user[part], mixed).argmax(1)
+            rows = torch.arange(part.numel(), device=part.device)
+            found.append((drawn[part, best], shares[rows, best]))
+        items, chosen = (torch.cat(each) for each in zip(*found, strict=True))
+        return items, chosen
 
     def layers(self, users: Tensor, items: Tensor, data: Training, key: Key) -> list[Pair]:
         """Layers 0 to K, each after dropout of the one before."""
