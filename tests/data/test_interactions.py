@@ -58,7 +58,7 @@ def test_index_of_an_external_id(toy: Interactions) -> None:
         toy.user_index(11)
     with pytest.raises(DataError, match="unknown item 'abc'; expected a whole number, as all ids of items are"):
         toy.item_index("abc")
-    with pytest.raises(DataError, match="unknown item 10; expected the id of an item in the data, such as 9"):
+    with pytest.raises(DataError, match="unknown item 10; expected an id of the items in the data, such as 9"):
         toy.item_index(10)
 
 

@@ -335,4 +335,4 @@ def _index_of(ids: Ids, wanted: int | str, kind: str) -> int:
         near = ids[np.argmin(np.abs(ids.astype(np.float64) - float(value)))]
     else:
         near = next(iter(difflib.get_close_matches(value, ids[:10_000].tolist(), n=1)), ids[0])
-    raise DataError(f"unknown {kind} {wanted!r}; expected the id of an {kind} in the data, such as {near}")
+    raise DataError(f"unknown {kind} {wanted!r}; expected an id of the {kind}s in the data, such as {near}")

@@ -216,7 +216,7 @@ def test_mistakes_are_named_before_anything_is_trained(run: Path, tmp_path: Path
         (["--list-length", "-1"], "--list-length is -1"),
         (["--public", "2"], "--public is 2"),
         (["--target", "none such"], "expected a whole number, as all ids of items are (without a target, items that"),
-        (["--target", "9999"], "target: unknown item '9999'; expected the id of an item in the data, such as 119 ("),
+        (["--target", "9999"], "target: unknown item '9999'; expected an id of the items in the data, such as 119 ("),
     ):
         result = CliRunner().invoke(app, ["attack", str(run), *words])
         assert result.exit_code == 2
