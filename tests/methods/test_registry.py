@@ -132,6 +132,8 @@ def test_a_federated_method_without_a_score_is_refused(here: Path) -> None:
 def test_unknown_names_and_files() -> None:
     with pytest.raises(ConfigError, match="did you mean lightgcn"):
         method("lightgnc")
+    with pytest.raises(ConfigError, match=r"did you mean simgcl\?"):
+        method("SimGCL")
     with pytest.raises(ConfigError, match=r"^missing\.py: no such file; expected the file of a method"):
         method("missing.py:Own")
 

@@ -96,12 +96,17 @@ _FAST = frozenset({"reassoc", "contract", "nsz"})
 """What LLVM may do with sums of a ``fast`` kernel."""
 
 
-def helper(function: Callable[..., Any], flags: frozenset[str] = frozenset()) -> Any:
-    """Decorate a function that kernels call. Arrays that it changes must not be in its other arguments as well."""
+def helper(function: Callable[..., Any], flags: frozenset[str] = frozenset(), inline: bool = False) -> Any:
+    """Decorate a function that kernels call. Arrays that it changes must not be in its other arguments as well.
+
+    With ``inline`` it becomes a part of the kernel in any case. Otherwise the process that compiles the kernel may call
+    the function's own code, which is optimised apart, and processes that find the kernel in the cache what was made of
+    it within the kernel: a ``fast`` function may round in two ways then.
+    """
     from numba import njit
 
-    options = set(flags) or False
-    return njit(nogil=True, fastmath=options, error_model="numpy", pipeline_class=_no_alias())(function)
+    options = {"nogil": True, "fastmath": set(flags) or False, "error_model": "numpy", "forceinline": inline}
+    return njit(**options, pipeline_class=_no_alias())(function)
 
 
 fast_helper = partial(helper, flags=_FAST)

@@ -226,8 +226,9 @@ def _attribute(module: str, name: str) -> Any:
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, known, 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+    spellings = {each.lower(): each for each in known}
+    near = get_close_matches(name.lower().replace("-", "_"), spellings, 1, 0.5)
+    return f"; did you mean {spellings[near[0]]}?" if near else ""
 
 
 @cache

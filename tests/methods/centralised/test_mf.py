@@ -1,8 +1,12 @@
 """The compiled epoch of MF against Adam of torch."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,3 +262,30 @@ def test_an_option_without_effect_is_said() -> None:
     assert MF(MFSettings(batch_size=512)).remarks(10) == MF(MFSettings(**SGD)).remarks(10) == []
     (said,) = MF(MFSettings(**SGD, batch_size=512)).remarks(10)
     assert said == "method.batch_size: without effect with method.optimizer = sgd"
+
+
+TWO_EPOCHS = """
+import torch
+
+from perfedrec import Key, Training, configure, load
+
+data = Training.of(load("synthetic:users=60,items=300"), torch.device("cpu"))
+method = configure("mf", overrides=["method.batch_size=256"]).build()
+state = method.init(data, Key(0))
+for epoch in range(2):
+    state, _ = method.epoch(state, data, Key(1).fold(epoch))
+print(torch.cat([state.users, state.items, state.first, state.second]).numpy().tobytes().hex())
+"""
+
+
+def test_the_process_that_compiles_rounds_as_those_that_find_the_kernel(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", TWO_EPOCHS], env=environment, capture_output=True, text=True, timeout=300, check=True
+        )
+        for _ in range(2)
+    ]
+    assert any(path.is_file() for path in tmp_path.rglob("*bpr_epoch*"))  # the second one has compiled nothing
+    assert runs[0].stdout == runs[1].stdout

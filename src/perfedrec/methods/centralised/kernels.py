@@ -6,6 +6,7 @@ This module needs numba. It is imported where :func:`perfedrec.core.compiled.usa
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,11 @@ _AHEAD = 6  # rows; nearer ones arrive too late, and farther ones are pushed out
 _LINE = 16  # numbers that the processor loads at once
 
 
-@helper
+_part, _fast_part = partial(helper, inline=True), partial(fast_helper, inline=True)
+"""Parts of :func:`bpr_epoch`, which shall round in the same way in every process."""
+
+
+@_part
 def _load_row(flat, start, width):  # type: ignore[no-untyped-def]
     for place in range(start, start + width, _LINE):
         load(flat, place)
@@ -68,27 +73,27 @@ def find_visits(triples: Any, n_users: int, size: int, places: Any, visits: Any,
             upcoming[rows[visit]] = batch
 
 
-@helper
+@_part
 def _between(batch, until, paths, epsilons, ratios1, ratios2):  # type: ignore[no-untyped-def]
     """The sum of the weights of the steps from a batch to before another, and the mean of epsilon over them."""
     length = paths[batch] - ratios1[until - batch] * paths[until]
     return length, (epsilons[batch] - ratios2[until - batch] * epsilons[until]) / length
 
 
-@helper
+@_part
 def _idle(vector, moment, square, factor, least):  # type: ignore[no-untyped-def]
     """Steps of a row without gradients, all at once."""
     for at in range(vector.size):
         vector[at] += factor * moment[at] / (np.sqrt(square[at]) + least)
 
 
-@helper
+@_part
 def _scale(values, factor):  # type: ignore[no-untyped-def]
     for at in range(values.size):
         values[at] *= factor
 
 
-@fast_helper
+@_fast_part
 def _margin(user, item, other):  # type: ignore[no-untyped-def]
     """How much higher the user's score of the other item is."""
     total = _ZERO
@@ -97,7 +102,7 @@ def _margin(user, item, other):  # type: ignore[no-untyped-def]
     return total
 
 
-@fast_helper
+@_fast_part
 def _add(old, scale, values, gradient):  # type: ignore[no-untyped-def]
     """``gradient = old * gradient + scale * values``; nothing is read from a gradient without an ``old`` part."""
     if old:
@@ -108,7 +113,7 @@ def _add(old, scale, values, gradient):  # type: ignore[no-untyped-def]
             gradient[at] = scale * values[at]
 
 
-@fast_helper
+@_fast_part
 def _add_difference(old, scale, plus, minus, gradient):  # type: ignore[no-untyped-def]
     """:func:`_add` of the vector ``plus`` less the vector ``minus``."""
     if old:
@@ -119,7 +124,7 @@ def _add_difference(old, scale, plus, minus, gradient):  # type: ignore[no-untyp
             gradient[at] = scale * (plus[at] - minus[at])
 
 
-@helper
+@_part
 def _pair(table, rows, first, triple, gradients):  # type: ignore[no-untyped-def]
     """The loss of one triple of visits, counted from the batch's ``first`` one; adds its gradients. A complement
     ``~place`` is a visit's first contribution, which replaces what was there."""
@@ -138,7 +143,7 @@ def _pair(table, rows, first, triple, gradients):  # type: ignore[no-untyped-def
     return np.float64(max(x, _ZERO) + np.float32(math.log1p(decayed)))
 
 
-@fast_helper
+@_fast_part
 def _visit(vector, moment, square, gradient, weights, steps):  # type: ignore[no-untyped-def]
     """The steps of a row from a visit to before the next one, in place; returns the vector's squared norm before. The
     ``weights`` are those of the gradient and of the vector in it."""
