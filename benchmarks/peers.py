@@ -156,7 +156,7 @@ PEERS = {
         ("tensorflow-cpu==2.19.0", "numpy==1.26.4", "scipy==1.15.3", "numba==0.68.1", "PyYAML==6.0.4"),
         "selfrec_social.py",
     ),
-    "sequences": Peer(("torch==2.13.0", "numpy==2.4.6", "numba==0.68.1"), "selfrec_sequences.py"),
+    "sequences": Peer(("torch==2.13.0", "numpy==2.4.6", "scipy==1.17.1", "numba==0.68.1"), "selfrec_sequences.py"),
     "flower": Peer(("flwr[simulation]==1.42.0", "numpy==2.4.6"), "flower_round.py"),
 }
 
