@@ -27,6 +27,11 @@ STEP = 64
 these up to multiples of this."""
 
 
+def rounded_up(matrix: Tensor) -> Tensor:
+    """The ``matrix`` [..., n, k] with rows of zeros behind its own, up to a multiple of :data:`STEP`."""
+    return functional.pad(matrix, (0, 0, 0, -matrix.shape[-2] % STEP))
+
+
 def inner_products(first: Tensor, second: Tensor, bias: Tensor | None = None, function: str = "none") -> Tensor:
     """[n, m] the inner products of the rows of ``first`` [n, k] and ``second`` [m, k], without a gradient. A ``bias``
     [m] is added, and the ``function`` (none or sigmoid) of the sums is what is returned."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from perfedrec.core.products import STEP, inner_products
+from perfedrec.core.products import inner_products, rounded_up
 from perfedrec.nn.flat import apply_per_client
 from perfedrec.nn.segments import dot, segment_sum
 
@@ -70,7 +70,7 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor, positives: Tensor) -> Tensor:
         (n, _), m = first.shape, second.shape[0]
-        rows, columns = (functional.pad(each, (0, 0, 0, -each.shape[0] % STEP)) for each in (first, second))
+        rows, columns = (rounded_up(each) for each in (first, second))
         logits = inner_products(rows, columns)
         logits[:, m:] = -torch.inf
         largest = logits.amax(1, keepdim=True)

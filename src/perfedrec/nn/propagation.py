@@ -241,6 +241,10 @@ class Bipartite:
         """``N^T X``: [m, d] from [n, d]."""
         return product(self.by_item, self.by_user, user_vectors)
 
+    def passed(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of the next layer, of ``users`` [n, d] and ``items`` [m, d]."""
+        return self.to_users(items), self.to_items(users)
+
 
 class _Product(torch.autograd.Function):
     """``A X``. The transpose of ``A`` is given too, so that the gradient is also a sparse product."""
@@ -267,6 +271,6 @@ def lightgcn(graph: Bipartite, users: Tensor, items: Tensor, n_layers: int) -> t
     """
     total_users, total_items = users, items
     for _ in range(n_layers):
-        users, items = graph.to_users(items), graph.to_items(users)
+        users, items = graph.passed(users, items)
         total_users, total_items = total_users + users, total_items + items
     return total_users / (n_layers + 1), total_items / (n_layers + 1)

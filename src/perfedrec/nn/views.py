@@ -33,22 +33,16 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 """Vectors of users [n, d] and of items [m, d]."""
 
 
-def passed(graph: Bipartite, users: Tensor, items: Tensor) -> Pair:
-    """The vectors of the next layer, without noise."""
-    return graph.to_users(items), graph.to_items(users)
-
-
 def noisy_layers(
     graph: Bipartite, users: Tensor, items: Tensor, n_layers: int, noise: float, key: Key, first: Pair | None = None
 ) -> list[Pair]:
     """Layers 1 to ``n_layers`` of LightGCN, each of users [n, d] and of items [m, d], with noise in every layer.
 
-    Who computes several views of one graph gives what they share, their ``first`` layer without noise, see
-    :func:`passed`.
+    Who computes several views of one graph gives what they share, their ``first`` layer without noise.
     """
     layers = []
     for layer in range(n_layers):
-        users, items = first if first is not None and layer == 0 else passed(graph, users, items)
+        users, items = first if first is not None and layer == 0 else graph.passed(users, items)
         if noise:
             users = perturb(users, noise, key.fold("users", layer))
             items = perturb(items, noise, key.fold("items", layer))

@@ -56,7 +56,10 @@ _NEW_PRETRAINING = {
 }
 """Options of pre-training that were added later, with the values that change nothing."""
 
-_NEW_METHOD = {"learning_rate_decay": None, "optimizer": "adam", "dropout": 0.0} | {
+_NEW_METHOD = {
+    "learning_rate_decay": None,
+    "optimizer": "adam",
+    "dropout": 0.0,
     "contrasted": "random",
     "scoring": "cosine",
     "each_number": False,

@@ -12,7 +12,7 @@ from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.vectors import Batch, candidates
 from perfedrec.nn.losses import BLOCK, softplus
 from perfedrec.nn.segments import dot
-from perfedrec.nn.views import Pair, mean_of, passed, thinned
+from perfedrec.nn.views import Pair, mean_of, thinned
 
 
 class MixGCFSettings(LightGCNSettings):
@@ -46,38 +46,22 @@ class MixGCF(LightGCN):
         layers = self.layers(users, items, data, batch.key)
         final_users, final_items = mean_of(layers)
         user, drawn = final_users[batch.users], candidates(batch, data, settings.n_candidates)
-        negative = torch.zeros_like(user)
+        places, key = torch.arange(batch.users.numel(), device=users.device), batch.key.fold("mixing")
+        shares, negative = uniform(key.spread(places), len(layers)) * settings.mixing, torch.zeros_like(user)
         for number, (_, layer) in enumerate(layers):
-            hardest, share = self.hardest(user, layer, drawn, batch, number)
+            if settings.mixing and settings.each_number:
+                hardest, share = hardest_mixed(user, layer, drawn, batch.positives, key.fold(number))
+            else:
+                hardest, share = drawn[places, hardness(user, layer, drawn).argmax(1)], shares[:, number, None]
             negative = negative + share * layer[batch.positives] + (1 - share) * layer[hardest]
         margins = dot(user, negative / len(layers)) - dot(user, final_items[batch.positives])
         return softplus(margins).mean() + self.decay(users, items, batch)
-
-    @torch.no_grad()
-    def hardest(self, user: Tensor, layer: Tensor, drawn: Tensor, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        """Items [b] that are the hardest of the ``drawn`` [b, M] in the ``layer`` [m, d] with this ``number``, for the
-        vectors ``user`` [b, d]; and the share of the positive item, [b, 1] or [b, d]."""
-        (n, n_drawn), settings, key = drawn.shape, self.settings, batch.key.fold("mixing")
-        places = torch.arange(n, device=drawn.device)
-        if not (settings.mixing and settings.each_number):
-            shares = uniform(key.spread(places), settings.n_layers + 1)[:, number, None] * settings.mixing
-            return drawn[places, hardness(user, layer, drawn).argmax(1)], shares
-        found = []
-        for part in places.split(BLOCK):
-            own = part[:, None] * n_drawn + torch.arange(n_drawn, device=drawn.device)
-            shares = uniform(key.fold(number).spread(own.flatten()), layer.shape[1]).view(*own.shape, -1)
-            mixed = torch.lerp(layer[drawn[part]], layer[batch.positives[part]][:, None], shares)
-            best = torch.einsum("bd,bmd->bm", user[part], mixed).argmax(1)
-            rows = torch.arange(part.numel(), device=part.device)
-            found.append((drawn[part, best], shares[rows, best]))
-        items, chosen = (torch.cat(each) for each in zip(*found, strict=True))
-        return items, chosen
 
     def layers(self, users: Tensor, items: Tensor, data: Training, key: Key) -> list[Pair]:
         """Layers 0 to K, each after dropout of the one before."""
         found, rate = [(users, items)], self.settings.dropout
         for number in range(self.settings.n_layers):
-            users, items = passed(data.graph, users, items)
+            users, items = data.graph.passed(users, items)
             if rate:
                 users, items = (
                     thinned(each, rate, key.fold(f"dropout of {side}", number))
@@ -94,3 +78,19 @@ def hardness(users: Tensor, items: Tensor, drawn: Tensor) -> Tensor:
     if items.shape[0] <= 64 * drawn.shape[1]:  # one product of matrices is faster than gathering vectors
         return (users @ items.T).gather(1, drawn)
     return torch.einsum("bd,bmd->bm", users, items[drawn])
+
+
+@torch.no_grad()
+def hardest_mixed(users: Tensor, items: Tensor, drawn: Tensor, positives: Tensor, key: Key) -> tuple[Tensor, Tensor]:
+    """Items [b] that are the hardest of the ``drawn`` [b, M] after mixing with the ``positives`` [b], for the vectors
+    ``users`` [b, d] and those of all ``items`` [m, d]; and the shares [b, d] of the positive ones in them."""
+    found, (n, n_drawn) = [], drawn.shape
+    for part in torch.arange(n, device=drawn.device).split(BLOCK):
+        own = part[:, None] * n_drawn + torch.arange(n_drawn, device=drawn.device)
+        shares = uniform(key.spread(own.flatten()), items.shape[1]).view(*own.shape, -1)
+        mixed = torch.lerp(items[drawn[part]], items[positives[part]][:, None], shares)
+        best = torch.einsum("bd,bmd->bm", users[part], mixed).argmax(1)
+        rows = torch.arange(part.numel(), device=part.device)
+        found.append((drawn[part, best], shares[rows, best]))
+    hardest, chosen = (torch.cat(each) for each in zip(*found, strict=True))
+    return hardest, chosen

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from perfedrec.core.compiled import spread, usable
 from perfedrec.core.keys import Key
-from perfedrec.core.products import STEP, inner_products
+from perfedrec.core.products import inner_products, rounded_up
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.sgl import dropped
@@ -97,7 +97,7 @@ class _TriTraining(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, unit: Tensor, temperature: float, n_positives: int) -> Tensor:
         n, total = unit.shape[1], unit.new_zeros(())
-        padded = functional.pad(unit, (0, 0, 0, -n % STEP))
+        padded = rounded_up(unit)
         views, perturbed, slopes = padded[:3], padded[3], torch.empty_like(padded)
         of_perturbed = torch.zeros_like(perturbed.T)
         for start in range(0, n, BLOCK):

@@ -10,7 +10,7 @@ from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.vectors import Batch, bpr, contrast
 from perfedrec.nn.propagation import Bipartite
-from perfedrec.nn.views import noisy_lightgcn, passed
+from perfedrec.nn.views import noisy_lightgcn
 
 
 class SimGCLSettings(LightGCNSettings):
@@ -36,7 +36,7 @@ class SimGCL(LightGCN):
 
     def loss(self, users: Tensor, items: Tensor, batch: Batch, data: Training) -> Tensor:
         settings, graphs = self.settings, data.views or (data.graph, data.graph)
-        first = passed(data.graph, users, items)
+        first = data.graph.passed(users, items)
 
         def final(graph: Bipartite, noise: float, key: Key) -> tuple[Tensor, Tensor]:
             shared = first if graph is data.graph else None

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from perfedrec.core.keys import Key, uniform
-from perfedrec.core.products import STEP
+from perfedrec.core.keys import Key
+from perfedrec.core.products import rounded_up
 from perfedrec.core.sampling import choose
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.networked import Learned, NetworkMethod
@@ -18,6 +18,7 @@ from perfedrec.methods.centralised.vectors import Batch, VectorSettings
 from perfedrec.nn.flat import Flat
 from perfedrec.nn.linear import linear
 from perfedrec.nn.losses import info_nce
+from perfedrec.nn.views import thinned
 
 
 class SSL4RecSettings(VectorSettings):
@@ -78,17 +79,12 @@ class SSL4Rec(NetworkMethod):
 
     def view(self, learned: Learned, items: Tensor, key: Key) -> Tensor:
         """The tower's output for ``items`` [c] with some numbers of their vectors left out, the others enlarged."""
-        vectors = learned.items[items]
-        kept = (
-            uniform(key.spread(torch.arange(items.numel(), device=items.device)), vectors.shape[1])
-            >= self.settings.drop
-        )
-        return tower(vectors * kept / (1 - self.settings.drop), learned.weights[4:])
+        return tower(thinned(learned.items[items], self.settings.drop, key), learned.weights[4:])
 
 
 def tower(vectors: Tensor, weights: list[Tensor]) -> Tensor:
     """``tanh(V relu(W x + b) + c)`` [r, e] of ``vectors`` [r, d]."""
     into, bias, out, shift = weights
-    rows = functional.pad(vectors, (0, 0, 0, -vectors.shape[0] % STEP))
+    rows = rounded_up(vectors)
     found = torch.tanh(linear(torch.relu(linear(rows, into.T, bias)), out.T, shift))
     return found[: vectors.shape[0]]
