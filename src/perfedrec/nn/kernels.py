@@ -13,6 +13,8 @@ from perfedrec.core.compiled import fast_helper, kernel
 from perfedrec.core.kernels import exp
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_MOST = np.float32(87)  # whose exponential is still a number
+_BLOCK = 128  # users whose rows fit into the processor's first caches
 
 
 @fast_helper
@@ -48,7 +50,7 @@ def edge_weights(offsets: Any, items: Any, degrees: Any, weights: Any) -> None:
             weights[row] = np.float32(1) / np.sqrt(count * max(degrees[items[row]], np.float32(1)))
 
 
-_TABLES = "float32[:, :, ::1]"
+_TABLES, _ORDERS = "float32[:, :, ::1]", "int64[:, ::1], int64[:, ::1]"
 
 
 @fast_helper
@@ -122,15 +124,15 @@ def attend(channels: Any, vector: Any, simple: Any, shares: Any, mixed: Any, sta
 def _mix_back(share, slope, vector, channel, grad, of_vector, of_channel):  # type: ignore[no-untyped-def]
     for column in range(grad.size):
         of_vector[column] += slope * channel[column]
-        of_channel[column] = share * grad[column] + slope * vector[column]
+        of_channel[column] += share * grad[column] + slope * vector[column]
 
 
 @kernel(
     "float32[::1](float32[:, :, ::1], float32[::1], float32[:, ::1], float32[:, ::1], float32[:, :, ::1], int64, int64)"
 )
 def attend_back(channels: Any, vector: Any, shares: Any, grad: Any, of_channels: Any, start: int, stop: int) -> Any:
-    """Fill the gradient of the ``channels``, of the users from ``start`` to ``stop``, and return that of the
-    ``vector``."""
+    """Add the gradient of the ``channels`` to ``of_channels``, of the users from ``start`` to ``stop``, and return that
+    of the ``vector``."""
     of_vector = np.zeros_like(vector)
     for user in range(start, stop):
         row = grad[user]
@@ -156,23 +158,13 @@ def _change(other, columns, own, vector, centre, change):  # type: ignore[no-unt
     return local, whole
 
 
-@kernel(f"void({_TABLES}, {_TABLES}, float32[:, ::1], int64[:, ::1], int64[:, ::1], {_TABLES}, {_TABLES})")
-def changes(vectors: Any, near: Any, centres: Any, rows: Any, columns: Any, change: Any, scores: Any) -> None:
-    """Fill the ``change`` [c, n, d] from ``near`` to itself in another order of ``rows`` and ``columns``, and its inner
-    products [2, c, n] with ``vectors`` and with the ``centres``."""
-    for c in range(near.shape[0]):
-        for user in range(near.shape[1]):
-            other, own = near[c, rows[c, user]], near[c, user]
-            found = _change(other, columns[c], own, vectors[c, user], centres[c], change[c, user])
-            scores[0, c, user], scores[1, c, user] = found
-
-
 @fast_helper
-def _change_back(local, whole, vector, centre, change, of_change, of_centre):  # type: ignore[no-untyped-def]
+def _change_back(shares, vector, centre, change, of_vector, of_change, of_centre):  # type: ignore[no-untyped-def]
+    local, whole = shares[0], shares[1]
     for column in range(change.size):
         of_change[column] = local * vector[column] + whole * centre[column]
         of_centre[column] += whole * change[column]
-        change[column] *= local
+        of_vector[column] = local * change[column]
 
 
 @fast_helper
@@ -181,19 +173,37 @@ def _put_back(moved, places, own, of_centre, of_near):  # type: ignore[no-untype
         of_near[column] = moved[places[column]] - own[column] + of_centre[column]
 
 
-@kernel(f"void({_TABLES}, float32[:, ::1], int64[:, ::1], int64[:, ::1], {_TABLES}, {_TABLES}, {_TABLES})")
-def changes_back(vectors: Any, centres: Any, rows: Any, columns: Any, slopes: Any, change: Any, of_near: Any) -> None:
-    """Fill the gradient of ``near``, from the ``slopes`` [2, c, n] of the scores of its ``change``; the gradient of
-    ``vectors`` takes the place of this one."""
-    of_change, places = np.empty_like(vectors[0]), np.empty_like(columns[0])
+@fast_helper
+def _shares(scores, part, shares):  # type: ignore[no-untyped-def]
+    """Fill the ``shares`` with the sigmoids of the ``scores``, times a number."""
+    for place in range(scores.size):
+        shares[place] = part / (_ONE + exp(min(-scores[place], _MOST)))
+
+
+@kernel(f"void({_TABLES}, {_TABLES}, float32[:, ::1], {_ORDERS}, float32, {_TABLES}, UniTuple({_TABLES}, 2))")
+def agree(vectors: Any, near: Any, centres: Any, rows: Any, columns: Any, share: Any, scores: Any, grads: Any) -> None:
+    """Fill the ``scores`` [2, c, n], which are the inner products of ``vectors`` and of ``centres`` with the change
+    from ``near`` to itself in another order of ``rows`` and ``columns``; and ``grads``, those of the ``vectors`` and
+    of ``near`` by a ``share`` of the sum of the softplus of these."""
+    n, d, (of_vectors, of_near) = vectors.shape[1], vectors.shape[2], grads
+    change, of_change = np.empty((_BLOCK, d), np.float32), np.empty((n, d), np.float32)
+    shares, places = np.empty((2, _BLOCK), np.float32), np.empty_like(columns[0])
     for c in range(vectors.shape[0]):
         of_centre = np.zeros_like(centres[c])
-        for column in range(places.size):
+        for column in range(d):
             places[columns[c, column]] = column
-        for user in range(rows.shape[1]):
-            local, whole = slopes[0, c, user], slopes[1, c, user]
-            _change_back(local, whole, vectors[c, user], centres[c], change[c, user], of_change[user], of_centre)
-        of_centre /= np.float32(rows.shape[1])
-        for user in range(rows.shape[1]):
+        for first in range(0, n, _BLOCK):
+            stop = min(first + _BLOCK, n)
+            for user in range(first, stop):
+                other, own = near[c, rows[c, user]], near[c, user]
+                found = _change(other, columns[c], own, vectors[c, user], centres[c], change[user - first])
+                scores[0, c, user], scores[1, c, user] = found
+            for kind in range(2):
+                _shares(scores[kind, c, first:stop], share, shares[kind, : stop - first])
+            for user in range(first, stop):
+                both, row, out = shares[:, user - first], change[user - first], of_vectors[c, user]
+                _change_back(both, vectors[c, user], centres[c], row, out, of_change[user], of_centre)
+        of_centre /= np.float32(n)
+        for user in range(n):
             row = rows[c, user]
             _put_back(of_change[user], places, of_change[row], of_centre, of_near[c, row])

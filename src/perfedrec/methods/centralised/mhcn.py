@@ -12,9 +12,8 @@ from perfedrec.methods.centralised.lightgcn import LightGCNSettings
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.networked import Learned, NetworkMethod
 from perfedrec.methods.centralised.vectors import Batch, bpr
-from perfedrec.nn.channels import agreement, attended, gated
+from perfedrec.nn.channels import Graphs, agreement, gated, passed
 from perfedrec.nn.flat import Flat
-from perfedrec.nn.propagation import Bipartite
 from perfedrec.nn.social import UserGraph, purchases, sharing, triangles
 
 N_CHANNELS = 3
@@ -48,30 +47,21 @@ class MHCN(NetworkMethod):
         d, n_gates = self.settings.embedding_dim, 2 * N_CHANNELS + 1  # of the channels, and of self-supervision
         return Flat((*((d, d), (d,)) * n_gates, (d,), (d, d))), [d**-0.5, 0.0] * n_gates + [d**-0.5] * 2
 
-    def graphs(self, data: Training) -> tuple[UserGraph, Bipartite, Bipartite]:
-        """The graph of the three channels, one after the other, and those from items to users and back. They are made
-        once for the same data."""
+    def graphs(self, data: Training) -> Graphs:
+        """What vectors are passed along. It is made once for the same data."""
         return self.once(data, self._graphs)
 
-    def _graphs(self, data: Training) -> tuple[UserGraph, Bipartite, Bipartite]:
+    def _graphs(self, data: Training) -> Graphs:
         own, items = data.friends, data.matrix
         weights = triangles(own), sharing(own, items), purchases(own, items, self.settings.fewest_shared)
         blocks = sparse.csr_array(sparse.block_diag(weights))
         channels = UserGraph.of(blocks, exponents=(1.0, 0.0), device=data.rows.items.device)
-        return channels, data.graph.normalised((1.0, 0.0)), data.graph.normalised((0.0, 1.0))
+        return Graphs(channels, data.graph.normalised((1.0, 0.0)), data.graph.normalised((0.0, 1.0)))
 
     def encode(self, learned: Learned, data: Training) -> tuple[Tensor, Tensor]:
-        (graph, to_users, to_items), n_layers = self.graphs(data), self.settings.n_layers
-        channels = gated(learned.users, *gates(learned.weights, 0, N_CHANNELS))
-        simple = gated(learned.users, *gates(learned.weights, N_CHANNELS, N_CHANNELS + 1)).squeeze(0)
-        items, direction = learned.items, learned.weights[-1] @ learned.weights[-2]
-        totals = [channels, simple, items]
-        for _ in range(n_layers):
-            mixed = attended(channels, direction, simple)
-            channels, simple, items = graph.spread(channels), to_users.to_users(items), to_items.to_items(mixed)
-            totals = [total + each for total, each in zip(totals, (channels, simple, items), strict=True)]
-        channels, simple, items = totals
-        return attended(channels, direction / (n_layers + 1), simple) / (n_layers + 1), items / (n_layers + 1)
+        starts = gated(learned.users, *gates(learned.weights, 0, N_CHANNELS + 1))
+        vector = learned.weights[-1] @ learned.weights[-2]
+        return passed(starts, learned.items, vector, self.graphs(data), self.settings.n_layers)
 
     def loss(self, learned: Learned, batch: Batch, data: Training) -> Tensor:
         users, items = self.encode(learned, data)
@@ -79,12 +69,13 @@ class MHCN(NetworkMethod):
         if not self.settings.weight:
             return loss
         vectors = gated(users, *gates(learned.weights, N_CHANNELS + 1, 2 * N_CHANNELS + 1))
-        near, keys = self.graphs(data)[0].spread(vectors), [batch.key.fold("corrupted", c) for c in range(N_CHANNELS)]
-        orders = (
+        keys = [batch.key.fold("corrupted", c) for c in range(N_CHANNELS)]
+        rows, columns = (
             torch.stack([choose(size, size, key.fold(name)) for key in keys]).to(users.device)
             for name, size in zip(("rows", "columns"), users.shape, strict=True)
         )
-        return loss + self.settings.weight * agreement(vectors, near, *orders)
+        near = self.graphs(data).channels.spread(vectors)
+        return loss + agreement(vectors, near, rows, columns, self.settings.weight)
 
 
 def gates(weights: list[Tensor], first: int, stop: int) -> tuple[Tensor, Tensor]:
