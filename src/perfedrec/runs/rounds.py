@@ -81,7 +81,8 @@ class Rounds:
         give_back()
         valid = self._validation.evaluate(self.engine)
         if self.selection.is_better(valid):
-            self.best = None  # first the memory of the one before
+            self.best = None  # first the memory of the one before, and of the evaluation
+            give_back()
             self.best = self.engine.recommender().frozen()
         give_back()
         self.progress.seconds += time.perf_counter() - start

@@ -28,20 +28,24 @@ MODELS = ("local", "cluster", "global", *UNTRAINED)
 """The models of the mix, in the order of the weights."""
 
 AT_ONCE = 256
-"""Users whose item rows are looked up together in a table that may have many columns."""
+"""Users whose item rows are looked up together."""
+
+ITEMS_AT_ONCE = 1 << 13
+"""Items whose final vectors are made together where something is computed from all of them."""
 
 
 @dataclass(frozen=True)
 class Part:
     """One of the models that are mixed, for a block of users. What is large is computed when it is asked for.
 
-    ``edge`` [R] and the function ``rows`` [R, d], layer 0, of the users' own items; ``finish`` brings vectors to the
-    form that is scored; ``items(which, groups)`` [T, d] the final vectors of the items ``which`` [T] for members of the
-    clusters ``groups`` [T]. ``_users`` and ``_scale`` are functions of :attr:`users` and :attr:`scale`.
+    ``edge`` [R] and the function ``rows(here)``, layer 0, of the users' own items, or of a slice of them; ``finish``
+    brings vectors to the form that is scored; ``items(which, groups)`` [T, d] the final vectors of the items ``which``
+    [T] for members of the clusters ``groups`` [T]. ``_users`` and ``_scale`` are functions of :attr:`users` and
+    :attr:`scale`.
     """
 
     edge: Tensor
-    rows: Callable[[], Tensor]
+    rows: Callable[[slice], Tensor]
     _users: Callable[[], Tensor]
     finish: Callable[[Tensor], Tensor]
     items: Callable[[Tensor, Tensor], Tensor]
@@ -56,6 +60,25 @@ class Part:
     def scale(self) -> Tensor:
         """[B, 1] the factor of the scores."""
         return self._scale(self.users)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The global model, as a :class:`Part`, to whose scores those of other models are scaled. ``every`` [m] are all
+    items."""
+
+    part: Part
+    every: Tensor
+
+    @cached_property
+    def deviation(self) -> Tensor:
+        """[B] the standard deviation of each user's scores."""
+        part = self.part
+
+        def items(here: slice) -> Tensor:
+            return part.items(self.every[here], torch.zeros_like(self.every[here]))
+
+        return spread(part.finish(part.users), items, self.every.numel())
 
 
 class Mixture:
@@ -85,71 +108,42 @@ class Mixture:
         dense = None if broadcast.dense is None else broadcast.dense[None]
         first = network.users0(rows, vectors, dense)
 
-        def part(own: Callable[[], Tensor], table: Callable[[Tensor, Tensor], Tensor]) -> Part:
+        def part(own: Callable[[slice], Tensor], table: Callable[[Tensor, Tensor], Tensor]) -> Part:
             def items(which: Tensor, groups: Tensor) -> Tensor:
                 layer0 = network.items0(broadcast.item_attributes, table(which, groups), which, dense)
                 return finish(star.items(layer0, which))
 
-            def crossed() -> Tensor:
-                return network.items0(broadcast.item_attributes, own(), rows.items, dense)
+            def crossed(here: slice) -> Tensor:
+                return network.items0(broadcast.item_attributes, own(here), rows.items[here], dense)
 
             def users() -> Tensor:
-                return star.users(first, crossed(), rows.segments)
+                return in_blocks(star, first, rows, crossed)
 
             return Part(star.edge, crossed, users, finish, items, lambda users: one)
 
         def global_rows(which: Tensor, groups: Tensor) -> Tensor:
             return broadcast.items.index_select(0, which)
 
-        def cluster() -> Tensor:
-            return broadcast.tables.rows(rows.items, broadcast.groups[rows.segments])
+        def cluster(here: slice) -> Tensor:
+            return broadcast.tables.rows(rows.items[here], broadcast.groups[rows.segments[here]])
 
         self.parts = {
-            "local": part(lambda: cluster() + fine_tuned, broadcast.tables.rows),
+            "local": part(lambda here: cluster(here).add_(fine_tuned[here]), broadcast.tables.rows),
             "cluster": part(cluster, broadcast.tables.rows),
-            "global": part(lambda: global_rows(rows.items, rows.segments), global_rows),
+            "global": part(lambda here: global_rows(rows.items[here], rows.segments), global_rows),
         }
+        self.reference = Reference(self.parts["global"], self.every)
         if broadcast.pretrained is not None:
-            self.parts["pretrained"] = self._scaled(broadcast.pretrained, spectral_star(rows, broadcast.degrees))
+            spectral = spectral_star(rows, broadcast.degrees)
+            self.parts["pretrained"] = scaled(broadcast.pretrained, spectral, rows, self.reference)
         if broadcast.low_rank is not None:
             self.parts["neighbourhood"] = self._near(broadcast.low_rank)
         self.mix, self._places = mix, [MODELS.index(name) for name in self.parts]
 
-    @cached_property
-    def _target(self) -> Tensor:
-        """[B] the standard deviation of the global model's scores, which other models are scaled to."""
-        like = self.parts["global"]
-        return spread(like.finish(like.users), like.items(self.every, torch.zeros_like(self.every)))
-
-    def _scaled(self, table: Tensor, star: Star) -> Part:
-        """A model that scores a user's items by the rows of a ``table`` [m, r] alone. Its scores are scaled to the
-        standard deviation of the global model's scores."""
-        rows = self.rows
-
-        def own() -> Tensor:
-            return table.index_select(0, rows.items)
-
-        def users() -> Tensor:  # block by block, because a table may have many columns
-            found = [table.new_zeros(0, table.shape[1])]
-            for first in range(0, rows.n_users, AT_ONCE):
-                last = min(first + AT_ONCE, rows.n_users)
-                here = slice(int(rows.offsets[first]), int(rows.offsets[last]))
-                part = replace(star, edge=star.edge[here])
-                vectors = table.index_select(0, rows.items[here])
-                found.append(part.users(table.new_zeros(last - first, 1), vectors, rows.segments[here] - first))
-            return torch.cat(found)
-
-        def scale(users: Tensor) -> Tensor:
-            return (self._target / spread(users, star.items(table)).clamp(min=1e-12))[:, None]
-
-        def items(which: Tensor, groups: Tensor) -> Tensor:
-            return star.items(table.index_select(0, which), which)
-
-        return Part(star.edge, own, users, lambda vectors: vectors, items, scale)
-
     def _near(self, factor: Tensor) -> Part:
         """The neighbourhood model of low rank, from its ``factor`` [m, r]."""
-        return self._scaled(factor, diffusion_star(self.rows, self.broadcast.degrees, self.diffusion.alpha, self.beta))
+        star = diffusion_star(self.rows, self.broadcast.degrees, self.diffusion.alpha, self.beta)
+        return scaled(factor, star, self.rows, self.reference)
 
     def with_beta(self, beta: float) -> Mixture:
         """The same models, with another exponent in the neighbourhood model."""
@@ -207,7 +201,7 @@ class Mixture:
         nearness = nearness * degrees[items] ** (self.diffusion.beta - self.beta)  # the service has divided by its own
         mean, square = (each.sum(1, keepdim=True) / n_items for each in (nearness, nearness.square()))
         deviation = (square - mean.square()).clamp(min=1e-24).sqrt()
-        own = nearness * (weight * self._target[:, None] / part.scale / deviation)
+        own = nearness * (weight * self.reference.deviation[:, None] / part.scale / deviation)
         return near.to(torch.int64), own, (near >= 0).any(1, keepdim=True)
 
     def _table(self, name: str) -> str:
@@ -311,7 +305,7 @@ class Mixture:
         negatives, owners = drawn[used], owners[used]
         margins = []
         for part in self.parts.values():
-            context = part.finish(expand(part.users, rows.segments) - part.edge[:, None] * part.rows())
+            context = part.finish(expand(part.users, rows.segments) - part.edge[:, None] * part.rows(ALL))
             context = (context * expand(part.scale, rows.segments))[pairs]
             up = part.items(rows.items, groups[rows.segments])[pairs]
             margins.append(dot(context, up - part.items(negatives, groups[owners])))
@@ -322,11 +316,52 @@ class Mixture:
         return self.mix - gradient
 
 
-def spread(users: Tensor, items: Tensor) -> Tensor:
-    """[B] the standard deviation of each user's scores over all items, for final vectors [B, d] and [m, d]."""
-    centred = items - items.mean(0)
-    covariance = centred.T @ centred / items.shape[0]
-    return dot(users @ covariance, users).clamp(min=0).sqrt()
+def scaled(table: Tensor, star: Star, rows: Rows, reference: Reference) -> Part:
+    """A model that scores the items of users with ``rows`` by the rows of a ``table`` [m, r] alone. Its scores are
+    scaled to the standard deviation of those of the ``reference``."""
+    every = reference.every
+
+    def own(here: slice) -> Tensor:
+        return table.index_select(0, rows.items[here])
+
+    def users() -> Tensor:
+        return in_blocks(star, table.new_zeros(rows.n_users, 1), rows, own)
+
+    def scale(users: Tensor) -> Tensor:
+        def final(here: slice) -> Tensor:
+            return star.items(table[here], every[here])
+
+        return (reference.deviation / spread(users, final, table.shape[0]).clamp(min=1e-12))[:, None]
+
+    def items(which: Tensor, groups: Tensor) -> Tensor:
+        return star.items(table.index_select(0, which), which)
+
+    return Part(star.edge, own, users, lambda vectors: vectors, items, scale)
+
+
+def in_blocks(star: Star, first: Tensor, rows: Rows, own: Callable[[slice], Tensor]) -> Tensor:
+    """[B, d] users' vectors by a ``star``, from their layer 0 ``first`` [B, d] and that of ``own`` items. So many of
+    these are looked up at once as :data:`AT_ONCE` users have."""
+    found = []
+    for start in range(0, max(rows.n_users, 1), AT_ONCE):
+        stop = min(start + AT_ONCE, rows.n_users)
+        here = slice(int(rows.offsets[start]), int(rows.offsets[stop]))
+        shift = None if star.user_shift is None else star.user_shift[start:stop]
+        part = replace(star, edge=star.edge[here], user_shift=shift)
+        found.append(part.users(first[start:stop], own(here), rows.segments[here] - start))
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def spread(users: Tensor, items: Callable[[slice], Tensor], n_items: int) -> Tensor:
+    """[B] the standard deviation of each user's scores over all items, for final vectors [B, d]; ``items`` has those
+    of a slice of ``n_items``."""
+    tiles = [slice(first, first + ITEMS_AT_ONCE) for first in range(0, n_items, ITEMS_AT_ONCE)]
+    mean = torch.stack([items(tile).sum(0) for tile in tiles]).sum(0) / n_items
+    covariance = users.new_zeros(users.shape[1], users.shape[1])
+    for tile in tiles:
+        centred = items(tile) - mean
+        covariance += centred.T @ centred
+    return dot(users @ covariance.div_(n_items), users).clamp(min=0).sqrt()
 
 
 def _lists(

@@ -47,14 +47,18 @@ class Average:
         """Update the averages of ``rows`` [r] of the ``table`` to round ``upto``, in place."""
         passed = (upto - self.rounds[rows]).to(torch.float32)[:, None]
         current, values = table.index_select(0, rows), self.values.index_select(0, rows)
-        self.values.index_copy_(0, rows, current + decay**passed * (values - current))
+        self.values.index_copy_(0, rows, _moved(values, current, decay**passed))
         self.rounds.index_fill_(0, rows, upto)
 
     def as_of(self, table: Tensor, upto: int, decay: float) -> Tensor:
         """[m, d] the averages of all rows as of round ``upto``."""
-        copy = Average(self.values.clone(), self.rounds.clone())
-        copy.advance(table, torch.arange(table.shape[0], device=table.device), upto, decay)
-        return copy.values
+        return _moved(self.values.clone(), table, decay ** (upto - self.rounds).to(torch.float32)[:, None])
+
+
+def _moved(averages: Tensor, table: Tensor, kept: Tensor) -> Tensor:
+    """``averages`` [r, d] after a time in which the rows of the ``table`` stayed as they are and a share ``kept`` [r,
+    1] of the averages was left; in place."""
+    return averages.sub_(table).mul_(kept).add_(table)
 
 
 @dataclass(frozen=True)
