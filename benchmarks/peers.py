@@ -13,7 +13,7 @@ the next time. A peer that cannot be had or does not run is named in one line, a
   the test accuracy of both after the same number of epochs (--epochs, with --accuracy-data).
 - selfrec: seconds an epoch of the graph models of the public SELFRec (--models), one thread each, in processor time,
   with its options, which are those of its configuration, length 64, batches of 2048, first vectors by its rule,
-  and --learning-rate.
+  --learning-rate, and --gamma for DirectAU.
   With --epochs also the accuracy on the same split within these epochs, of which every --every-th is evaluated: of the
   epoch that the test would choose, as that code does, and of the one that validation chooses, for all --seeds.
 - social: the same of SEPT and MHCN in SELFRec, which need TensorFlow. The data need relations (--relations). An epoch
@@ -402,10 +402,10 @@ def selfrec(given: argparse.Namespace, dataset: Dataset, scratch: Path) -> Itera
     code = checkout("selfrec", SELFREC, "SELFRec.py", given.selfrec, scratch)
     file, data = store(dataset, scratch / "train.npz"), Training.of(dataset, torch.device("cpu"))
     for model in (each for each in given.models if each in MODELS):
-        kind = METHODS[MODELS[model]]
-        method = kind(
-            kind.Options(learning_rate=given.learning_rate, embedding_dim=64, batch_size=BATCH, **SAME.get(model, {}))
-        )
+        kind, options = METHODS[MODELS[model]], SAME.get(model, {})
+        if model == "DirectAU" and given.gamma is not None:
+            options = options | {"gamma": given.gamma}
+        method = kind(kind.Options(learning_rate=given.learning_rate, embedding_dim=64, batch_size=BATCH, **options))
         yield from or_left_out(
             against(given, dataset, data, ("selfrec", code, file, model), method, method), model=model
         )
@@ -461,7 +461,9 @@ def against(
     """A model of SELFRec (the ``peer``: name, checkout, file of data, model) beside ours: seconds an epoch of the
     ``timed`` method, and the accuracy of the ``trained`` one."""
     name, code, file, model = peer
-    rate = ("--model", model, "--learning-rate", given.learning_rate)
+    rate = ["--model", model, "--learning-rate", given.learning_rate]
+    if model == "DirectAU" and given.gamma is not None:
+        rate += ["--gamma", given.gamma]
 
     def theirs() -> float:
         epochs, skipped = EPOCHS.get(model, (3, 1))
@@ -624,6 +626,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="epochs of SELFRec between evaluations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of SELFRec's accuracy")
     parser.add_argument("--learning-rate", type=float, default=0.001, help="step of Adam in SELFRec's models and ours")
+    parser.add_argument("--gamma", type=float, help="weight of uniformity in DirectAU (default: SELFRec's, 2)")
     parser.add_argument("--accuracy-data", help="data for that (default: --data)")
     parser.add_argument("--cohort", type=int, default=256, help="clients of a round")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of Flower that are timed")

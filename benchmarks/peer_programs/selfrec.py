@@ -58,6 +58,7 @@ def main(description: str | None, measure: Measure) -> None:
     parser.add_argument("--every", type=int, default=1, help="epochs between evaluations, from the first; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, help="step of Adam (default: that of the configuration)")
+    parser.add_argument("--gamma", type=float, help="of DirectAU (default: that of the configuration)")
     given = parser.parse_args()
     with np.load(given.data) as stored:
         data = dict(stored)
@@ -75,6 +76,8 @@ def configuration(code: Path, given: argparse.Namespace) -> Any:
     conf.config |= {"max.epoch": given.epochs, "output": "./results/", "item.ranking.topN": [K]}
     if given.learning_rate:
         conf.config["learning.rate"] = given.learning_rate
+    if given.gamma is not None:
+        conf.config["DirectAU"] = conf.config["DirectAU"] | {"gamma": given.gamma}
     return conf
 
 
