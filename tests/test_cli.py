@@ -26,9 +26,9 @@ from perfedrec.cli import app
 from perfedrec.cli import config as config_commands
 from perfedrec.cli.common import command, console, one_line, print_list
 from perfedrec.cli.training import which_round
+from perfedrec.core.dotted import keys
 from perfedrec.core.extras import MissingExtraError
 from perfedrec.runs.config import resolve
-from perfedrec.runs.dotted import keys
 from perfedrec.runs.preset_files import ABLATIONS
 from perfedrec.runs.summary import Summary
 

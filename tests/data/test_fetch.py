@@ -130,7 +130,7 @@ def test_a_file_that_is_not_an_archive(server: Server, tmp_path: Path) -> None:
 
 
 def test_known_sources() -> None:
-    with pytest.raises(DataError, match=r"unknown data set 'ml-100'.*did you mean 'ml-100k'"):
+    with pytest.raises(DataError, match=r"unknown data set 'ml-100'.*did you mean ml-100k"):
         fetch("ml-100", ".")
     for name, known in SOURCES.items():
         assert known.archive == f"{name}.zip"

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from perfedrec.compare.bench import read
 from perfedrec.compare.tune import read_space
+from perfedrec.core.dotted import as_text, flat, keys, put
 from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.mistakes import explain, nearest
 from perfedrec.methods.registry import METHODS
 from perfedrec.runs import config, preset_files
-from perfedrec.runs.config_errors import explain, nearest
-from perfedrec.runs.dotted import as_text, flat, keys, put
 from perfedrec.runs.folder import RunFolder
 
 
@@ -67,6 +67,11 @@ def test_options_have_to_fit_together_in_all_sources_and_not_in_each_one(tmp_pat
         ("data.ratio=1,0", "data.ratio: expected three shares"),
         ("data.folds=1", "data: split folds needs the number of folds, at least 2, got 1"),
         ("data.ties=all", "data.ties: expected random or together"),
+        ("pretraining.kind=simgcl_", "(given: 'simgcl_'); did you mean simgcl?"),
+        ("run.select_by=ndgc@10", "(given: 'ndgc@10'); did you mean ndcg@10?"),
+        ("run.select_by=Recal", "(given: 'Recal'); did you mean recall@20?"),
+        ("model.embedding_dim=true", "model.embedding_dim: expected a whole number (given: true)"),
+        ("privacy.clip=false", "privacy.clip: expected a number or off (given: false)"),
         ("data.test=a.csv", "data: a given split needs train and test, and valid if there is one"),
         ("run.dropout_rate=2", "run.dropout_rate: expected at most 1 (given: 2)"),
         (
@@ -170,7 +175,7 @@ def test_every_mistake_is_reported_in_our_own_words(name: str) -> None:
     """Every option of every method, with values of many types: the message names it, without words of pydantic."""
     kind, told = config.config_type(name), 0
     for key in set(keys(kind)) - {"algorithm"}:  # which names the class
-        for value in ("x", -1e9, 1e12, 0.5, [1], {"a": 1}, float("nan")):
+        for value in ("x", True, -1e9, 1e12, 0.5, [1], {"a": 1}, float("nan")):
             tree: dict[str, Any] = {"algorithm": name}
             put(tree, key, value)
             try:

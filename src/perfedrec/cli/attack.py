@@ -105,13 +105,16 @@ def _scenario(kind: Any, **values: Any) -> Any:
     """The scenario with these values. Raises :class:`ConfigError` for one that it cannot have."""
     from pydantic import ValidationError
 
+    from perfedrec.core.mistakes import explain
+
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        names = {"n_targets": "targets", "targets": "target"}
-        name = str(first["loc"][0])
-        raise ConfigError(f"--{names.get(name, name).replace('_', '-')} is {first['input']}: {first['msg']}") from None
+        names = {"n_targets": "targets", "targets": "target", "list_length": "list-length"}
+        wrong: list[Any] = [
+            {**each, "loc": tuple(names.get(str(part), part) for part in each["loc"])} for each in error.errors()
+        ]
+        raise ConfigError(explain(wrong, kind, "--")) from None
 
 
 def _shares(text: str) -> list[float]:

@@ -19,8 +19,8 @@ app = typer.Typer(help="Show presets, options and configurations.", no_args_is_h
 def config_list(as_json: AsJson = False) -> None:
     """List methods, presets, privacy profiles, and the parts that --without switches off."""
     with one_line():
+        from perfedrec.core.dotted import as_text
         from perfedrec.methods.registry import METHODS
-        from perfedrec.runs.dotted import as_text
         from perfedrec.runs.preset_files import ABLATIONS, presets
 
         names = {"methods": list(METHODS), "presets": presets(), "privacy profiles": presets("profiles")}
@@ -43,8 +43,8 @@ def config_keys(algorithm: Algorithm = None, as_json: AsJson = False) -> None:
     [bold]perfedrec config keys --algorithm lightgcn[/bold]
     """
     with one_line():
+        from perfedrec.core.dotted import as_text, flat, keys
         from perfedrec.runs.config import resolve
-        from perfedrec.runs.dotted import as_text, flat, keys
 
         config = resolve(algorithm=algorithm)
         about = keys(type(config))

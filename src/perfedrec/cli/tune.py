@@ -108,6 +108,6 @@ class _Lines:
 
 
 def _short(value: Any) -> str:
-    from perfedrec.runs.dotted import as_text
+    from perfedrec.core.dotted import as_text
 
     return f"{value:.3g}" if isinstance(value, float) else as_text(value)

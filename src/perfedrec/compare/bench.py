@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from perfedrec.core.errors import ConfigError, PerfedrecError, reason
+from perfedrec.core.mistakes import explain, nearest
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.evaluation.ranking import cutoffs, cutoffs_of
@@ -24,7 +25,6 @@ from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import method, seedless
 from perfedrec.runs.checkpoint import folders, write_atomic
 from perfedrec.runs.config import Config, DataSettings, Metric, differences, open_data, resolve
-from perfedrec.runs.config_errors import explain, nearest
 from perfedrec.runs.data_settings import moved_to
 from perfedrec.runs.folder import RunFolder
 

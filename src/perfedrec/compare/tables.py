@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfedrec.compare.schema import Results, Spread, SummaryEntry
+from perfedrec.core.dotted import flat
 from perfedrec.evaluation.ranking import cutoffs_of
-from perfedrec.runs.dotted import flat
 from perfedrec.runs.progress import size
 
 METRICS, SAMPLED = ("recall", "ndcg"), ("hr", "ndcg")

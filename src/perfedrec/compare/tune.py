@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from perfedrec.core.dotted import flat, put
+from perfedrec.core.dotted import keys as keys_of
 from perfedrec.core.errors import ConfigError, DivergedError, reason
 from perfedrec.core.extras import needed_by
+from perfedrec.core.mistakes import explain, nearest
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.runs.checkpoint import check_writable, write_atomic
 from perfedrec.runs.config import Config, check, differences
-from perfedrec.runs.config_errors import explain, nearest
-from perfedrec.runs.dotted import flat, put
-from perfedrec.runs.dotted import keys as keys_of
 from perfedrec.runs.folder import Entry
 from perfedrec.runs.progress import Quiet, Reporter
 from perfedrec.runs.result import Result

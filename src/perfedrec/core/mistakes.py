@@ -1,16 +1,16 @@
-"""What pydantic finds wrong in a configuration, as one line of plain English."""
+"""What is wrong with options, as one line of plain English: the mistakes that pydantic finds, and near names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from perfedrec.core.errors import ConfigError
-from perfedrec.runs.dotted import is_section, keys
+from perfedrec.core.dotted import is_section, keys
 
 EXPECTED = {
     "int": "a whole number",
@@ -25,6 +25,7 @@ EXPECTED = {
     "literal_error": "{expected}",
     "string_pattern_mismatch": "{pattern}",
     "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
     "tuple": "a list",
     "dict": "a section",
     "model": "a section",
@@ -36,15 +37,19 @@ EXPECTED = {
 HERE, ELSEWHERE = 0.6, 0.8
 """How alike (0 to 1) a name has to be to be suggested: an option of the section that was named, and one of another."""
 
+MEANT = "; did you mean "
+"""How a near name begins: it is the last part of a message."""
+
 _KINDS = {"int", "float", "bool", "str"}
 """What pydantic appends to the place of a mistake where an option may have values of several types."""
 
 
-def explain(errors: Iterable[ErrorDetails], kind: type[BaseModel]) -> str:
+def explain(errors: Iterable[ErrorDetails], kind: type[BaseModel], section: str = "") -> str:
     """The mistakes that pydantic found in options of class ``kind``, in one line.
 
-    Each option is named with its value and with what was expected. An option that does not exist is named with the
-    nearest one that does.
+    Each option is named with its value and with what was expected. An option that does not exist, and a value that is
+    none of those that an option has, are named with the nearest one. ``section`` is written before each option, as in
+    ``pretraining.options.`` or ``--``.
     """
     expected: dict[str, list[str]] = {}
     given: dict[str, str] = {}
@@ -52,23 +57,41 @@ def explain(errors: Iterable[ErrorDetails], kind: type[BaseModel]) -> str:
         place = _place(entry)
         dotted = ".".join(map(str, place))
         if entry["type"] == "extra_forbidden":
-            expected[_unknown(entry, kind, place)] = []
+            expected[_unknown(entry, kind, place, section)] = []
             continue
-        given[dotted] = _given(entry)
-        expected.setdefault(dotted, []).append(_expected(entry))
+        text, near = wanted(entry)
+        given[dotted] = _given(entry) + near
+        expected.setdefault(dotted, []).append(text)
         if entry["type"].endswith(("_parsing", "_type")) and _may_be_off(kind, place):
             expected[dotted].append("expected off")
     return "; ".join(
-        f"{key or 'configuration'}: {_joined(texts)}{given[key]}" if texts else key for key, texts in expected.items()
+        f"{section + key if key else section.rstrip('.') or 'configuration'}: {_joined(texts)}{given[key]}"
+        if texts
+        else key
+        for key, texts in expected.items()
     )
+
+
+def wanted(entry: ErrorDetails) -> tuple[str, str]:
+    """What was expected, in our words, and the nearest of several values that were possible. What our own validators
+    say stays as it is."""
+    text = EXPECTED.get(entry["type"]) or EXPECTED.get(entry["type"].partition("_")[0])
+    if text is None:
+        said, mark, near = entry["msg"].removeprefix("Value error, ").partition(MEANT)
+        return said, mark + near
+    values, value = entry.get("ctx", {}), entry["input"]
+    near = ""
+    if entry["type"] == "literal_error" and isinstance(value, str):
+        near = nearest(value, re.findall("'([^']+)'", values["expected"]))
+    return "expected " + text.format(**values).replace("'", "").strip("^$"), near
 
 
 def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
     """``; did you mean X?`` with the candidate nearest to ``name``, or nothing where none is near.
 
     Only the last parts of dotted keys are compared: keys of one section look alike by its name alone. The section of
-    ``name`` comes first; an option of another section has to have nearly the same name. ``prefix`` is written before
-    the candidate.
+    ``name`` comes first; an option of another section has to have nearly the same name. Capital letters count as small
+    ones, and dashes as underscores. ``prefix`` is written before the candidate.
     """
     section, last = _apart(name)
     near: dict[str, tuple[bool, float, float]] = {}
@@ -80,34 +103,13 @@ def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
             likeness = max(likeness, HERE)  # a part of a name, as dim of embedding_dim
         if likeness >= (HERE if at_home else ELSEWHERE):
             near[candidate] = at_home, likeness, place
-    return f"; did you mean {prefix}{max(near, key=near.__getitem__)}?" if near else ""
+    return f"{MEANT}{prefix}{max(near, key=near.__getitem__)}?" if near else ""
 
 
 def _apart(dotted: str) -> tuple[str, str]:
-    """The section of a dotted key, and its last part."""
-    section, _, last = dotted.rpartition(".")
+    """The section of a dotted key, and its last part, as they are compared."""
+    section, _, last = dotted.lower().replace("-", "_").rpartition(".")
     return section, last
-
-
-def check_keywords(names: Iterable[str], kind: type[BaseModel], others: Sequence[str] = ()) -> None:
-    """Raise :class:`ConfigError` for a keyword of Python, as ``data__min_rating``, that names no option of ``kind`` and
-    is none of the ``others``. The message names the nearest keyword. Options of the section ``run`` need no section.
-    """
-    known = [each.removeprefix("run.") for each in keys(kind) if each != "algorithm"]
-    tops = {name for each in keys(kind) for name in _ways(each)}
-    for name in names:
-        dotted = name.replace("__", ".").removeprefix("run.")
-        if name in others or dotted in (*known, *tops) or any(way in known for way in _ways(dotted)):
-            continue
-        hint = nearest(dotted, [*known, *others]).replace(".", "__")
-        hint = hint or "; perfedrec config keys lists all, with __ instead of the dot"
-        raise ConfigError(f"there is no option {name}{hint}")
-
-
-def _ways(dotted: str) -> list[str]:
-    """The sections that a dotted key is in, from the outermost: ``a`` and ``a.b`` for ``a.b.c``."""
-    parts = dotted.split(".")
-    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
 def _place(entry: ErrorDetails) -> tuple[int | str, ...]:
@@ -116,12 +118,12 @@ def _place(entry: ErrorDetails) -> tuple[int | str, ...]:
     return place[:-1] if len(place) > 1 and place[-1] in _KINDS else place
 
 
-def _unknown(entry: ErrorDetails, kind: type[BaseModel], place: tuple[int | str, ...]) -> str:
+def _unknown(entry: ErrorDetails, kind: type[BaseModel], place: tuple[int | str, ...], section: str) -> str:
     """The text for a key that does not exist."""
     dotted, is_tree = ".".join(map(str, place)), isinstance(entry["input"], dict)
     nearby, prefix = _neighbours(kind, place)
-    hint = nearest(dotted.removeprefix(prefix), nearby.model_fields if is_tree else keys(nearby), prefix)
-    found = f"there is no {'section' if is_tree else 'option'} {dotted}{hint}"
+    hint = nearest(dotted.removeprefix(prefix), nearby.model_fields if is_tree else keys(nearby), section + prefix)
+    found = f"there is no {'section' if is_tree else 'option'} {section}{dotted}{hint}"
     of_run = "algorithm" in kind.model_fields
     if (is_tree and len(place) == 1) or (not hint and of_run):  # perhaps an option of another method
         found += "; perfedrec config keys --algorithm NAME lists what a method has"
@@ -133,14 +135,6 @@ def _given(entry: ErrorDetails) -> str:
     if entry["type"] == "missing" or (entry["type"] == "value_error" and isinstance(entry["input"], dict)):
         return ""
     return f" (given: {_shown(entry['input'])})"
-
-
-def _expected(entry: ErrorDetails) -> str:
-    """What was expected, in our words; what our own validators say stays as it is."""
-    text = EXPECTED.get(entry["type"]) or EXPECTED.get(entry["type"].partition("_")[0])
-    if text is None:
-        return entry["msg"].removeprefix("Value error, ")
-    return "expected " + text.format(**entry.get("ctx", {})).replace("'", "").strip("^$")
 
 
 def _joined(texts: list[str]) -> str:

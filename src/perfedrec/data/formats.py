@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import polars as pl
 
 from perfedrec.core.errors import DataError
+from perfedrec.core.mistakes import nearest
 from perfedrec.data.cells import Cells
 from perfedrec.data.detection import detect_text
 from perfedrec.data.doubts import ask
@@ -194,6 +194,4 @@ def parse_columns(text: str) -> dict[str, str | int] | None:
 def check_name(name: str, known: tuple[str, ...], kind: str) -> None:
     """Raise :class:`DataError` for a name that is not among ``known``; the message names the nearest one that is."""
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}{hint}")
+        raise DataError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from perfedrec.core.errors import DataError
+from perfedrec.core.mistakes import nearest
 from perfedrec.data.text import counted
 from perfedrec.data.times import ISO, SLASHES, like_times
 from perfedrec.data.values import ALL_ROLES, POSITION, ROLES
@@ -172,7 +173,10 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
             where[role] = int(wanted) - 1
         else:
             hint = "" if header else "; there is no header (--header, if the first line is one)"
-            raise DataError(f"{path}: no column {wanted!r} for the {role}; the columns are {_listed(names)}{hint}")
+            near = nearest(str(wanted), names) if header else ""
+            raise DataError(
+                f"{path}: no column {wanted!r} for the {role}; the columns are {_listed(names)}{hint}{near}"
+            )
     if not header and columns is not None and len(names) <= len(ROLES):
         where |= _by_position(len(names), where, columns, sample)
     needed = ("item",) if (columns or {}).get("user") == ONE_USER else ("user", "item")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -10,6 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import polars as pl
 
 from perfedrec.core.errors import ConfigError, DataError
+from perfedrec.core.mistakes import nearest
 from perfedrec.data.attributes import read_attributes, read_movielens_items, read_movielens_users
 from perfedrec.data.dataset import Attributes, Dataset, Encoding
 from perfedrec.data.formats import check_name, parse_columns, read_with_report
@@ -89,9 +89,7 @@ class _Options:
         known = list(LoadOptions.__annotations__)
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"load() has no option {name!r}: expected {', '.join(known)}{hint}")
+                raise ConfigError(f"load() has no option {name!r}: expected {', '.join(known)}{nearest(name, known)}")
         chosen = {"how" if name == "split_how" else name: value for name, value in given.items()}
         if isinstance(chosen.get("columns"), str):
             chosen["columns"] = parse_columns(str(chosen["columns"]))

@@ -341,10 +341,12 @@ class Node:
         ``None`` for the usual one. A ``paused`` node answers nothing. ``left = False`` takes :meth:`leave` back.
         """
         if require is not UNSET:
+            from perfedrec.core.mistakes import nearest
             from perfedrec.runs.preset_files import presets
 
             if require is not None and require not in (known := presets("profiles")):
-                raise ConfigError(f"unknown profile {require!r}; expected one of {', '.join(known)}")
+                near = nearest(require, known)
+                raise ConfigError(f"unknown profile {require!r}; expected one of {', '.join(known)}{near}")
             self._file.rules.require(require)
         if paused is not UNSET:
             self._file.rules.pause(bool(paused))

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from perfedrec.core.errors import ConfigError, PerfedrecError
+from perfedrec.core.mistakes import explain
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import RoundReport
 from perfedrec.data import Catalogue, Dataset
@@ -22,7 +23,6 @@ from perfedrec.federation.agreement import build, federated
 from perfedrec.federation.local import deal_out, parted
 from perfedrec.federation.run import FederatedRun
 from perfedrec.runs.config import Config, load, open_data
-from perfedrec.runs.config_errors import explain
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.progress import Lines
 from perfedrec.runtimes.evaluation import Question

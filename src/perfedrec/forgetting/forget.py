@@ -14,6 +14,7 @@ import torch
 
 from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.errors import ConfigError
+from perfedrec.core.mistakes import nearest
 from perfedrec.data import DataLike, Dataset
 from perfedrec.forgetting import measures, statements
 from perfedrec.forgetting.resum import check_kept, resum
@@ -151,7 +152,8 @@ def forget(
 def _task(folder: Path, request: Request, output: Path, data: DataLike | None, reporter: Reporter) -> Task:
     """What is to be done. Raises the errors of :func:`forget`."""
     if request.method not in WAYS:
-        raise ConfigError(f"there is no method {request.method} of forgetting; expected {' or '.join(WAYS)}")
+        near = nearest(request.method, WAYS)
+        raise ConfigError(f"there is no method {request.method} of forgetting; expected {' or '.join(WAYS)}{near}")
     if RunFolder(folder).is_federation:
         raise ConfigError(
             f"{folder}: is the run of a federation, whose data are on its nodes; expected the run of a simulation "

@@ -6,8 +6,6 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable
-from difflib import get_close_matches
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError
+from perfedrec.core.mistakes import nearest
 from perfedrec.methods.centralised.bert4rec import BERT4Rec
 from perfedrec.methods.centralised.buir import BUIR
 from perfedrec.methods.centralised.cl4srec import CL4SRec
@@ -180,8 +179,10 @@ def list_methods(kind: Literal["centralised", "federated"] | None = None) -> lis
     names = [*METHODS, *sorted({entry.name for entry in metadata.entry_points(group=GROUP)} - METHODS.keys())]
     if kind is None:
         return names
-    if kind not in ("centralised", "federated"):
-        raise ConfigError(f"there is no kind {kind!r} of methods; expected centralised or federated")
+    if kind not in (kinds := ("centralised", "federated")):
+        raise ConfigError(
+            f"there is no kind {kind!r} of methods; expected centralised or federated{nearest(kind, kinds)}"
+        )
     return [name for name in names if centralised(method(name)) == (kind == "centralised")]
 
 
@@ -197,7 +198,7 @@ def method(name: str) -> type[Any]:
     if not colon and not entries:
         raise ConfigError(
             f"there is no method {name!r}; expected one of {', '.join(METHODS)}, or file.py:Class for your own"
-            f"{_hint(name, METHODS)}"
+            f"{nearest(name, METHODS)}"
         )
     try:
         for entry in entries:
@@ -220,15 +221,9 @@ def _attribute(module: str, name: str) -> Any:
     own = _from_file(path, path.stat().st_mtime_ns) if path.suffix == ".py" else importlib.import_module(module)
     if not hasattr(own, name):
         raise ConfigError(
-            f"{module} has no class {name!r}; expected a method's, as in file.py:Class{_hint(name, vars(own))}"
+            f"{module} has no class {name!r}; expected a method's, as in file.py:Class{nearest(name, vars(own))}"
         )
     return getattr(own, name)
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    spellings = {each.lower(): each for each in known}
-    near = get_close_matches(name.lower().replace("-", "_"), spellings, 1, 0.5)
-    return f"; did you mean {spellings[near[0]]}?" if near else ""
 
 
 @cache

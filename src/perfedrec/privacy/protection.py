@@ -19,6 +19,7 @@ from perfedrec.core.algorithm import EVALUATE, TRAIN, Phase
 from perfedrec.core.compiled import spread, usable
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, fold_in, fold_rows, laplace
+from perfedrec.core.mistakes import nearest
 from perfedrec.core.robust import hold_rows, hold_sum
 from perfedrec.core.types import Rows, Update
 from perfedrec.privacy.labels import Labels, label
@@ -346,7 +347,7 @@ def _accounted(phase: Phase, settings: PrivacySettings) -> Phase:
     if phase.noise is not None and phase.noise not in options:
         raise ConfigError(
             f"phase {phase.name} takes its noise from privacy.noise.{phase.noise}, but this option does not exist; "
-            f"expected one of {', '.join(options)}"
+            f"expected one of {', '.join(options)}{nearest(phase.noise, options)}"
         )
     if phase.noise is None and settings.sums and (settings.noise.any or settings.epsilon is not None):
         raise ConfigError(

@@ -12,7 +12,9 @@ import tomli_w
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from perfedrec.core.device import pick_device
+from perfedrec.core.dotted import as_text, flat, is_section, keys, merge, put
 from perfedrec.core.errors import ConfigError, reason
+from perfedrec.core.mistakes import explain
 from perfedrec.core.settings import Settings
 from perfedrec.evaluation.holdout import SECTION, EvaluationSettings
 from perfedrec.evaluation.ranking import CUTOFFS
@@ -24,14 +26,12 @@ from perfedrec.privacy.ledger import split_budget
 from perfedrec.privacy.noise import check_source
 from perfedrec.privacy.protection import MISSING
 from perfedrec.privacy.settings import SECURE_ONLY, NoiseSettings
-from perfedrec.runs.config_errors import explain
 from perfedrec.runs.data_settings import ELSEWHERE as ELSEWHERE
 from perfedrec.runs.data_settings import MEMORY as MEMORY
 from perfedrec.runs.data_settings import NODES as NODES
 from perfedrec.runs.data_settings import DataSettings as DataSettings
 from perfedrec.runs.data_settings import open_data as open_data
 from perfedrec.runs.data_settings import settings_of as settings_of
-from perfedrec.runs.dotted import as_text, flat, is_section, keys, merge, put
 from perfedrec.runs.preset_files import DEFAULT, ablation, default_preset, preset_text, presets
 from perfedrec.runs.run_settings import Metric as Metric
 from perfedrec.runs.run_settings import RunSettings as RunSettings

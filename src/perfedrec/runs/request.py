@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from perfedrec.core.dotted import keys, merge, put
 from perfedrec.core.errors import ConfigError
+from perfedrec.core.mistakes import nearest
 from perfedrec.data import DataLike, Dataset
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod
@@ -21,9 +25,7 @@ from perfedrec.runs.config import (
     resolve,
     settings_of,
 )
-from perfedrec.runs.config_errors import check_keywords
 from perfedrec.runs.data_settings import moved_to
-from perfedrec.runs.dotted import merge, put
 
 SOURCES = ("preset", "file", "overrides", "without", "privacy")
 """Keywords beside options where a method is named: the arguments of :func:`perfedrec.configure`."""
@@ -58,6 +60,27 @@ def method_of(
     fitted_at_once = isinstance(method, Method) and not method.trained
     first = RunSettings(rounds=0) if fitted_at_once else RunSettings()
     return method, _changed(config or config_of(method, first), run, values)
+
+
+def check_keywords(names: Iterable[str], kind: type[BaseModel], others: Sequence[str] = ()) -> None:
+    """Raise :class:`ConfigError` for a keyword of Python, as ``data__min_rating``, that names no option of ``kind`` and
+    is none of the ``others``. The message names the nearest keyword. Options of the section ``run`` need no section.
+    """
+    known = [each.removeprefix("run.") for each in keys(kind) if each != "algorithm"]
+    tops = {name for each in keys(kind) for name in _ways(each)}
+    for name in names:
+        dotted = name.replace("__", ".").removeprefix("run.")
+        if name in others or dotted in (*known, *tops) or any(way in known for way in _ways(dotted)):
+            continue
+        hint = nearest(dotted, [*known, *others]).replace(".", "__")
+        hint = hint or "; perfedrec config keys lists all, with __ instead of the dot"
+        raise ConfigError(f"there is no option {name}{hint}")
+
+
+def _ways(dotted: str) -> list[str]:
+    """The sections that a dotted key is in, from the outermost: ``a`` and ``a.b`` for ``a.b.c``."""
+    parts = dotted.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
 def _changed(config: Config, run: RunSettings | None, values: Mapping[str, Any]) -> Config:

@@ -11,6 +11,7 @@ import polars as pl
 import torch
 
 from perfedrec.core.errors import CheckpointError, ConfigError, DataError, check_length
+from perfedrec.core.mistakes import nearest
 from perfedrec.data import DataLike, Dataset
 from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, RandomOrder, Recommender, Totals
@@ -280,8 +281,8 @@ def ranking(
     It is the ``recommender``, or the same model for new users where the tested users are not in training. Raises
     :class:`ConfigError` for another part.
     """
-    if part not in ("valid", "test"):
-        raise ConfigError(f"there is no part {part!r} to evaluate on; expected valid or test")
+    if part not in (parts := ("valid", "test")):
+        raise ConfigError(f"there is no part {part!r} to evaluate on; expected valid or test{nearest(part, parts)}")
     place, new = recommender.device, dataset.new_users
     valid = held_out(dataset.valid, place)
     if part == "valid":

@@ -8,14 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from perfedrec.core.errors import ConfigError
+from perfedrec.core.mistakes import nearest
 from perfedrec.core.settings import Settings
 from perfedrec.evaluation.ranking import CUTOFFS, METRICS, cutoffs, cutoffs_of
 
 
 def _metric(name: str) -> str:
     kind, _, k = name.partition("@")
-    if kind not in METRICS or not re.fullmatch("[1-9][0-9]{0,8}", k):
-        raise ValueError(f"expected one of {', '.join(METRICS)} with the length of the list, such as recall@20")
+    length = k if re.fullmatch("[1-9][0-9]{0,8}", k) else ""
+    if kind not in METRICS or not length:
+        near = nearest(name, [f"{each}@{length or 20}" for each in METRICS]) if kind not in METRICS else ""
+        raise ValueError(f"expected one of {', '.join(METRICS)} with the length of the list, such as recall@20{near}")
     return name
 
 

@@ -17,12 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perfedrec.core.dotted import flat
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.extras import needed_by
+from perfedrec.core.mistakes import nearest
 from perfedrec.runs.checkpoint import write_atomic
 from perfedrec.runs.config import Config
-from perfedrec.runs.config_errors import nearest
-from perfedrec.runs.dotted import flat
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.result import Result
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import perfedrec
 from perfedrec.core.errors import DataError, PerfedrecError
+from perfedrec.core.mistakes import wanted
 from perfedrec.federation.owner import Node
 from perfedrec.runtimes.node.database import StoreError
 from perfedrec.web.api_page import PAGE, STYLE, page, style
@@ -329,10 +330,10 @@ def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None)
     return Response(body, status, dict(headers or {}), media_type="application/json")
 
 
-def _fault(found: Mapping[str, Any]) -> str:
+def _fault(found: Any) -> str:
     """What is wrong with one value: where it is, and what was expected. The value itself is not repeated."""
     place = ".".join(str(each) for each in found["loc"])
-    return f"{place}: {_WORDS.get(found['type'], found['msg'])}"
+    return f"{place}: {_WORDS.get(found['type']) or wanted(found)[0]}"
 
 
 _WORDS = {"extra_forbidden": "is not known here; see /docs", "missing": "is missing"}

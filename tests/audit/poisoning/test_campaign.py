@@ -209,12 +209,12 @@ def test_mistakes_are_named_before_anything_is_trained(run: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="--rounds is -1"):
         attack(run, ["random"], rounds=-1)
     for words, message in (
-        (["--bound", "never"], "--bound is never"),
+        (["--bound", "keptt"], "--bound: expected kept or ignored (given: 'keptt'); did you mean kept?"),
         (["--share", "much"], "--share is 'much'"),
         (["--set", "top"], "expected option=value"),
-        (["--targets", "0"], "--targets is 0"),
-        (["--list-length", "-1"], "--list-length is -1"),
-        (["--public", "2"], "--public is 2"),
+        (["--targets", "0"], "--targets: expected at least 1 (given: 0)"),
+        (["--list-length", "-1"], "--list-length: expected at least 0 (given: -1)"),
+        (["--public", "2"], "--public: expected at most 1 (given: 2.0)"),
         (["--target", "none such"], "expected a whole number, as all ids of items are (without a target, items that"),
         (["--target", "9999"], "target: unknown item '9999'; expected an id of the items in the data, such as 119 ("),
     ):

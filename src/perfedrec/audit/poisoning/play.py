@@ -18,6 +18,7 @@ from perfedrec.audit.poisoning.hostile import Bound, Hostile
 from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
+from perfedrec.core.mistakes import explain, nearest
 from perfedrec.core.sampling import choose
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
@@ -120,7 +121,9 @@ def known_of(dataset: Dataset, attack: str, targets: Tensor, scenario: Scenario,
 def kind_of(attack: str) -> type[Adversary]:
     """The class of an attack. Raises :class:`ConfigError` for an unknown name."""
     if attack not in ATTACKS:
-        raise ConfigError(f"there is no attack {attack!r}; expected one of {', '.join(ATTACKS)}")
+        raise ConfigError(
+            f"there is no attack {attack!r}; expected one of {', '.join(ATTACKS)}{nearest(attack, ATTACKS)}"
+        )
     return ATTACKS[attack]
 
 
@@ -136,8 +139,5 @@ def make_options(attack: str, options: Mapping[str, Any]) -> Settings:
     try:
         return kind(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "options"
         has = ", ".join(kind.model_fields) or "none"
-        problem = f"there is no option {name}" if first["type"] == "extra_forbidden" else f"{name}: {first['msg']}"
-        raise ConfigError(f"attack {attack}: {problem}; expected its options: {has}") from None
+        raise ConfigError(f"attack {attack} (options: {has}): {explain(error.errors(), kind)}") from None

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
+from perfedrec.core.mistakes import explain, nearest
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows
 from perfedrec.methods.centralised.buir import BUIR
@@ -38,6 +39,10 @@ LOSSES: dict[str, type[ProductMethod]] = {
 What a method learns besides (a predictor) ends with pre-training."""
 
 
+SECTION = "pretraining.options."
+"""Where the options of these methods stand."""
+
+
 def graph_loss(settings: PretrainingSettings, embedding_dim: int) -> ProductMethod | None:
     """The method whose loss is minimised in pre-training; ``None`` for another kind.
 
@@ -56,12 +61,13 @@ def graph_loss(settings: PretrainingSettings, embedding_dim: int) -> ProductMeth
     try:
         return kind(kind.Options.model_validate({**settings.options, "embedding_dim": embedding_dim}))
     except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(["pretraining.options", *map(str, wrong["loc"])])
-        if wrong["type"] == "extra_forbidden":
-            known = ", ".join(name for name in kind.Options.model_fields if name != "embedding_dim")
-            raise ConfigError(f"{where} is no option of {settings.kind}; expected one of {known}") from None
-        raise ConfigError(f"{where} of {settings.kind}: {wrong['msg']}, got {wrong['input']}") from None
+        wrong, known = error.errors(), [name for name in kind.Options.model_fields if name != "embedding_dim"]
+        for name in (str(each["loc"][0]) for each in wrong if each["type"] == "extra_forbidden"):
+            raise ConfigError(
+                f"{SECTION}{name} is no option of {settings.kind}; expected one of {', '.join(known)}"
+                f"{nearest(name, known)}"
+            ) from None
+        raise ConfigError(explain(wrong, kind.Options, SECTION)) from None
 
 
 def minimise(
