@@ -219,12 +219,24 @@ def test_a_trial_that_diverges_is_reported_and_the_study_continues(toy: Any, tmp
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[space]\n", "space"),
-        ('[space]\n"method.shrnk" = {low = 1, high = 2}', "did you mean method.shrink"),
+        ("[space]\n", "space.toml: space names no option; expected [space] with lines such as"),
+        (
+            '"method.shrink" = {low = 1, high = 2}',
+            "space.toml: there is no table [space] of options to search",
+        ),
+        ("[space]\nmethod.shrink = {low = 1, high = 2}", "space.method: names of options stand in quotes"),
+        ('[space]\n"method.shrink" = {low = true, high = 2}', "space.method.shrink.low: expected a number"),
+        (
+            '[space]\n"method.shrnk" = {low = 1, high = 2}',
+            "space.toml: there is no option method.shrnk of item_knn; did",
+        ),
         ('[space]\n"method.shrink" = {low = 1}', "expected { low"),
         ('[space]\n"method.shrink" = {low = 3, high = 2}', "low < high"),
         ('[space]\n"method.shrink" = {low = 0, high = 2, log = true}', "low > 0"),
-        ('[space]\n"method.shrink" = {low = -1, high = 2}', "method.shrink = -1"),
+        (
+            '[space]\n"method.shrink" = {low = -1, high = 2}',
+            "space.toml, method.shrink = -1: method.shrink: expected",
+        ),
         ('[space]\n"method.shrink" = {choices = [1, 2], low = 0}', "expected { low"),
         ('[space]\n"data.seed" = {low = 0, high = 2}', "data.seed"),
         ("[space\n", "not valid TOML"),
@@ -334,6 +346,28 @@ def test_options_without_effect_are_not_searched(toy: Any, tmp_path: Path) -> No
         {"client.local_steps"},
         ["clusters.every is not searched: without effect with clusters.n_clusters = 0"],
     )
+
+
+def test_a_part_that_is_switched_off_is_not_searched(tmp_path: Path) -> None:
+    few = [part for each in FEW for part in ("--set", each)]
+    done = tune(tmp_path / "study", "--without", "clusters", *few, n=2, algorithm="perfedrec")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines()[:2] == [
+        "clusters.n_clusters is not searched: --without clusters sets it",
+        "clusters.learning_rate is not searched: without effect with clusters.n_clusters = 0",
+    ]
+    tried = {key for each in trials(tmp_path / "study") for key in each.params}
+    assert "client.learning_rate" in tried
+    assert not any(key.startswith("clusters.") for key in tried)
+
+
+def test_a_space_is_the_one_for_other_options() -> None:
+    """Plain steps need a larger learning rate than Adam."""
+    adam, plain = ready_made("mf", {"method.optimizer": "adam"}), ready_made("mf", {"method.optimizer": "sgd"})
+    assert ready_made("mf") == adam
+    rates = [each.space["method.learning_rate"] for each in (adam, plain)]
+    assert [(each.low, each.high) for each in rates] == [(5e-4, 0.02), (0.005, 0.2)]
+    assert "method.batch_size" in adam.space.keys() - plain.space.keys()
 
 
 def test_a_method_without_a_space_gives_an_error() -> None:

@@ -26,9 +26,9 @@ def tune(
     privacy: Profile = None,
     config: ConfigFile = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value for all trials; repeatable")
+        list[str] | None, typer.Option("--set", help="section.key=value that the search starts from; repeatable")
     ] = None,
-    without: Annotated[list[str] | None, typer.Option(help="part to switch off; repeatable")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="part to switch off in all trials; repeatable")] = None,
     space: Annotated[
         Path | None, typer.Option(help="TOML file with the options to search (default: those for the method)")
     ] = None,
@@ -46,15 +46,20 @@ def tune(
     """
     with one_line():
         from perfedrec.compare.tune import BEST, Tuning, check_output, read_space, ready_made
+        from perfedrec.core.dotted import flat
         from perfedrec.runs import progress
         from perfedrec.runs.config import open_data, resolve
+        from perfedrec.runs.preset_files import ablation
 
         given: dict[str, Any] = {"data__path": data, "run__rounds": rounds, "run__seed": seed, "run__ks": ks}
         resolved = resolve(preset, config, set_ or (), without or (), privacy=privacy, algorithm=algorithm, **given)
-        searched = ready_made(resolved.algorithm) if space is None else read_space(space)
+        values = flat(resolved.model_dump(mode="json", by_alias=True))
+        searched = ready_made(resolved.algorithm, values) if space is None else read_space(space)
+        fixed = {key: f"--without {part} sets it" for part in without or () for key in ablation(part)}
         resolved.check_here()
         check_output(output)
-        tuning = Tuning(resolved, searched, open_data(resolved.data, resolved.attributes), output)
+        dataset, where = open_data(resolved.data, resolved.attributes), str(space or f"space of {resolved.algorithm}")
+        tuning = Tuning(resolved, searched, dataset, output, fixed=fixed, where=where)
         for line in tuning.what_is_left_out():
             print(line, file=sys.stderr)
         shown = progress.Bar if sys.stderr.isatty() and not as_json else progress.Quiet

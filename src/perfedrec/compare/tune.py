@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -53,6 +53,10 @@ START = "start"
 
 STARTUP = 5
 """The number of complete trials that are needed before a trial may be pruned: there must be some to compare with."""
+
+
+EXAMPLE = 'expected [space] with lines such as "run.rounds" = { low = 10, high = 100, log = true }'
+"""What a file with a space looks like, for messages."""
 
 
 class Dimension(Settings):
@@ -104,9 +108,11 @@ class Dimension(Settings):
 
 
 class Space(Settings):
-    """The options to search, by name; ``methods`` are the methods that a space of this package is meant for."""
+    """The options to search, by name; ``methods`` are the methods that a space of this package is meant for, and
+    ``when`` are values of options, by dotted key, without which it is not."""
 
     methods: tuple[str, ...] = ()
+    when: dict[str, Value] = Field({}, description="values of other options")
     space: dict[str, Dimension] = Field(min_length=1)
 
 
@@ -144,16 +150,19 @@ def check_output(output: Path) -> None:
             raise ConfigError(f"{output} is not empty; expected a new folder, or that of a study to continue it")
 
 
-def ready_made(algorithm: str) -> Space:
-    """The search space of a method that comes with the package. Raises :class:`ConfigError` where there is none."""
-    known: dict[str, Space] = {}
+def ready_made(algorithm: str, values: Mapping[str, Any] | None = None) -> Space:
+    """The search space of a method that comes with the package. Where there are several, it is the one for the
+    ``values`` of a configuration, by dotted key. Raises :class:`ConfigError` where there is none."""
+    found: Space | None = None
     for entry in sorted((resources.files("perfedrec.compare") / "spaces").iterdir(), key=lambda each: each.name):
         if entry.name.endswith(".toml"):
             space = _space(entry.read_text(encoding="utf-8"), f"space {entry.name}")
-            known |= dict.fromkeys(space.methods, space)
-    if algorithm not in known:
+            meant = all((values or {}).get(key) == value for key, value in space.when.items())
+            if algorithm in space.methods and meant and (found is None or space.when):
+                found = space
+    if found is None:
         raise ConfigError(f"perfedrec has no search space for {algorithm}; expected --space FILE (see docs/tune.md)")
-    return known[algorithm]
+    return found
 
 
 def read_space(path: Path) -> Space:
@@ -168,9 +177,17 @@ def read_space(path: Path) -> Space:
 
 def _space(text: str, where: str) -> Space:
     try:
-        return Space.model_validate(tomllib.loads(text))
+        tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: this is not valid TOML: {error}") from None
+    if not isinstance(options := tree.get("space"), dict) or not options:
+        problem = "there is no table [space] of options to search"
+        raise ConfigError(f"{where}: {problem if 'space' not in tree else 'space names no option'}; {EXAMPLE}")
+    for name, given in options.items():
+        if isinstance(given, dict) and any(isinstance(each, dict) for each in given.values()):
+            raise ConfigError(f"{where}: space.{name}: names of options stand in quotes, with their dots; {EXAMPLE}")
+    try:
+        return Space.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: " + explain(error.errors(), Space)) from None
 
@@ -178,12 +195,22 @@ def _space(text: str, where: str) -> Space:
 class Tuning:
     """A study in a folder: ``study.db``, ``base.toml`` (the configuration that trials change) and ``best.toml``.
 
-    Options of the space that change nothing, whatever one other option of it is, are not searched. Raises
-    :class:`ConfigError` where the data have no validation part, where the space names an option that the method does
-    not have or a value that the option does not take, or where no option is left to search.
+    Options of the space that change nothing, whatever one other option of it is, are not searched, nor are those that
+    are ``fixed``, each for a reason. Raises :class:`ConfigError` where the data have no validation part, where the
+    space names an option that the method does not have or a value that the option does not take, or where no option is
+    left to search; the message begins with ``where`` the space comes from.
     """
 
-    def __init__(self, config: Config, space: Space, dataset: Dataset, output: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        space: Space,
+        dataset: Dataset,
+        output: Path,
+        *,
+        fixed: Mapping[str, str] | None = None,
+        where: str = "space",
+    ) -> None:
         self.config, self.output = config, output
         self.dataset = dataset.without_test()
         self.base = config.model_dump(mode="json", by_alias=True)
@@ -191,23 +218,26 @@ class Tuning:
             raise ConfigError(
                 f"{dataset.name}: tuning needs validation data; expected a data set with a validation part"
             )
+        self.left_out = {key: why for key, why in (fixed or {}).items() if key in space.space}
         known, found = keys_of(type(config)), [config]
         for key, dimension in space.space.items():
             if key not in known or key.startswith(("data.", "run.seed")):
-                raise ConfigError(f"space: there is no option {key} of {config.algorithm}{nearest(key, known)}")
-            for value in dimension.ends():
-                found.append(self.with_changes({key: value}, f"space, {key} = {value}"))
+                raise ConfigError(f"{where}: there is no option {key} of {config.algorithm}{nearest(key, known)}")
+            for value in dimension.ends() if key not in self.left_out else ():
+                found.append(self.with_changes({key: value}, f"{where}, {key} = {value}"))
         idle = [each.idle() for each in found]
-        self.left_out = {key: idle[0][key] for key in space.space if all(key in each for each in idle)}
+        for key in space.space:
+            if all(key in each for each in idle):
+                self.left_out.setdefault(key, f"without effect with {idle[0][key]}")
         self.space = space.model_copy(
             update={"space": {key: each for key, each in space.space.items() if key not in self.left_out}}
         )
         if not self.space.space:
-            raise ConfigError(f"space: {self.what_is_left_out()[0]}; expected at least one option that has an effect")
+            raise ConfigError(f"{where}: {self.what_is_left_out()[0]}; expected at least one option that has an effect")
 
     def what_is_left_out(self) -> list[str]:
         """The options of the space that are not searched, each with the reason, as text."""
-        return [f"{key} is not searched: without effect with {why}" for key, why in self.left_out.items()]
+        return [f"{key} is not searched: {why}" for key, why in self.left_out.items()]
 
     def with_changes(self, changes: Mapping[str, Value | None], where: str = "") -> Config:
         """The configuration of a trial: the base with ``changes``. ``where`` names it in an error message."""
