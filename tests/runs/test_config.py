@@ -219,6 +219,15 @@ def test_an_unknown_preset_and_an_unknown_part_are_refused() -> None:
         config.load("paper", without=["cluster"])
 
 
+def test_a_part_that_a_method_does_not_have_cannot_be_switched_off(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.resolve(algorithm="mf", without=["clusters"])
+    assert str(caught.value) == "mf has no part 'clusters' to switch off; expected none: mf has no such parts"
+    with pytest.raises(ConfigError, match=r"fedmf has no part 'clusters' .*; expected one of privacy, averaging, ser"):
+        config.resolve(algorithm="fedmf", without=["averaging", "clusters"])
+    assert config.resolve(algorithm="fedmf", without=["privacy"]).settings.privacy.clip is None
+
+
 @pytest.mark.parametrize("part", preset_files.ABLATIONS)
 def test_each_ablation_changes_a_preset(part: str) -> None:
     changed = [config.load(preset, without=[part]) != config.load(preset) for preset in ("recommended", "paper")]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model, model_vali
 from perfedrec.core.device import pick_device
 from perfedrec.core.dotted import as_text, flat, is_section, keys, merge, put
 from perfedrec.core.errors import ConfigError, reason
-from perfedrec.core.mistakes import explain
+from perfedrec.core.mistakes import explain, nearest
 from perfedrec.core.settings import Settings
 from perfedrec.evaluation.holdout import SECTION, EvaluationSettings
 from perfedrec.evaluation.ranking import CUTOFFS
@@ -32,7 +32,7 @@ from perfedrec.runs.data_settings import NODES as NODES
 from perfedrec.runs.data_settings import DataSettings as DataSettings
 from perfedrec.runs.data_settings import open_data as open_data
 from perfedrec.runs.data_settings import settings_of as settings_of
-from perfedrec.runs.preset_files import DEFAULT, ablation, default_preset, preset_text, presets
+from perfedrec.runs.preset_files import ABLATIONS, DEFAULT, ablation, default_preset, preset_text, presets
 from perfedrec.runs.run_settings import Metric as Metric
 from perfedrec.runs.run_settings import RunSettings as RunSettings
 from perfedrec.runtimes.cluster import loaded
@@ -252,7 +252,20 @@ def load(
     for key, value in values.items():
         if value is not None:
             put(tree, key.replace("__", "."), value)
+    _check_parts(without, tree)
     return check(tree)
+
+
+def _check_parts(parts: Iterable[str], tree: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` for a part to switch off that the method of a configuration does not have."""
+    kind = _type_of(tree, "")
+    sections = {way for key in keys(kind) for way in (key, key.rpartition(".")[0])}
+    for part in parts:
+        if not ablation(part).keys() <= sections:
+            has = [each for each, options in ABLATIONS.items() if options.keys() <= sections]
+            name = tree.get("algorithm", DEFAULT)
+            known = f"one of {', '.join(has)}{nearest(part, has)}" if has else f"none: {name} has no such parts"
+            raise ConfigError(f"{name} has no part {part!r} to switch off; expected {known}")
 
 
 def resolve(
