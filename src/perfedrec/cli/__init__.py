@@ -50,12 +50,10 @@ def _one_line() -> Iterator[None]:
         raise
     except click.UsageError as error:
         message = " ".join(error.format_message().split()).rstrip(".")
-        message = re.sub(r"( Did you mean [^?]+\?)\1", r"\1", message)  # both typer and newer versions of click add it
         command = error.ctx.command_path if error.ctx else "perfedrec"
-        message, _, near = message.partition(". Did you mean ")
-        hint = f"; did you mean {near}" if near else ""
+        message = re.split(r"\.? \(?Did you mean ", message)[0]  # what it calls near is too far
         message += _meaning(error)
-        hint = _as_key(error) or _as_option(error) or hint
+        hint = _as_key(error) or _as_option(error) or _near(error)
         print(f"error: {message[:1].lower()}{message[1:]}; see {command} --help{hint}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
 
@@ -69,7 +67,23 @@ def _as_key(error: click.UsageError) -> str:
     from perfedrec.runs.data_settings import DataSettings
 
     key = error.option_name.lstrip("-").replace("-", "_")
-    return f"; expected --set data.{key}=..." if key in DataSettings.model_fields else ""
+    own = any(f"--{key.replace('_', '-')}" in each.opts for each in error.ctx.command.params)
+    return f"; expected --set data.{key}=..." if key in DataSettings.model_fields and not own else ""
+
+
+def _near(error: click.UsageError) -> str:
+    """The option or the command that was meant, where its name is near."""
+    from perfedrec.core.mistakes import nearest
+
+    if error.ctx is None:
+        return ""
+    if isinstance(error, click.NoSuchOption):
+        options = [name.lstrip("-") for each in error.ctx.command.params for name in (*each.opts, *each.secondary_opts)]
+        return nearest(error.option_name.lstrip("-"), [name for name in options if len(name) > 1], "--")
+    unknown = re.match("No such command '(.*?)'", error.format_message())
+    if unknown and isinstance(error.ctx.command, click.Group):
+        return nearest(unknown[1], error.ctx.command.list_commands(error.ctx))
+    return ""
 
 
 def _meaning(error: click.UsageError) -> str:

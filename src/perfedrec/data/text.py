@@ -66,8 +66,9 @@ def _nearest(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; the folder {path.parent} does not exist"
     names = sorted(each.name for each in path.parent.iterdir() if not each.name.startswith("."))
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    near = near or [name for name in names if name.startswith(path.stem)][:3]
+    stems = {name: Path(name).stem for name in names}  # files of one kind have the same end
+    alike = difflib.get_close_matches(path.stem, stems.values(), n=3, cutoff=0.7)
+    near = [name for name in names if stems[name] in alike or name.startswith(path.stem)][:3]
     if near:
         return f"; did you mean {' or '.join(near)}?"
     there = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "nothing"
