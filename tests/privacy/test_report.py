@@ -57,6 +57,7 @@ def test_what_belongs_to_a_guarantee_is_shown_with_one(
     shown = dict(lines(block))
     assert [each for each in ("unit, adjacency", "delta, accountant") if each in shown] == labels
     assert shown["epsilon, coordinator"].startswith("none (" if epsilon is None else "2")
+    assert (shown["epsilon, model recipients"] == "none (for the same reason)") == (epsilon is None)
     assert {"claim", "noise source", "released", "not covered"} <= set(shown)
 
 

@@ -40,7 +40,7 @@ def columns(results: Results) -> list[Column]:
         *_target_columns(results),
         Column("uploads a client", _uploads),
         Column("seconds", lambda line: _plain(line.get("seconds"), "{:.1f}"), "seconds"),
-        Column("parameters (server + clients)", _parameters),
+        Column("numbers in the stored model (server + clients)", _parameters),
         Column("privacy", _privacy),
         Column("seeds", _seeds),
     ]

@@ -152,7 +152,8 @@ def lines(block: Block) -> list[tuple[str, str]]:
     def epsilon(party: str) -> str:
         value, reason = block[f"epsilon_{party}"], block[f"epsilon_{party}_reason"]
         if value is None:
-            return f"none ({reason})"
+            first = block["epsilon_coordinator"] is None and reason == block["epsilon_coordinator_reason"]
+            return f"none ({'for the same reason' if first and party == 'recipients' else reason})"
         return f"{value:.3g}" + (" (weak: above 10)" if value > WEAK else "")
 
     released = ", ".join(
