@@ -143,6 +143,27 @@ def test_an_unknown_option_that_is_a_key_of_the_data_is_named(command: str) -> N
     assert "expected --set" not in refused(["data", "info", "x", "--split", "ratio"])
 
 
+def test_a_name_that_is_far_is_not_suggested() -> None:
+    for command, option in (("recommend", "quiet"), ("train", "bogus")):
+        assert refused([command, f"--{option}", "x"]).endswith(f"perfedrec {command} --help")
+
+
+def test_a_folder_with_runs_in_it_names_them(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("bench/runs/mf/toy/seed-0", "bench/runs/mf/toy/seed-1", "several/a"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.toml").write_text("")
+    (tmp_path / "bench" / "bench.toml").write_text("")
+    for command in ("recommend --user u1 --run", "privacy report", "audit"):
+        said = refused([*command.split(), "bench"])
+        assert said.endswith(
+            "bench: this is a folder of a comparison (perfedrec bench); expected that of a run, here "
+            "bench/runs/mf/toy/seed-0, bench/runs/mf/toy/seed-1"
+        )
+        assert refused([*command.split(), "several"]).endswith("runs in it; expected that of a run, here several/a")
+    assert "bench: comparison that has not ended" in refused(["report", "bench"])
+
+
 def test_ratings_and_a_core_are_options_of_all_commands_that_prepare_data(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from perfedrec import __version__
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.types import RoundReport
-from perfedrec.runs.folder import Entry, RunFolder
+from perfedrec.runs.folder import Entry, RunFolder, environment
 from perfedrec.runs.summary import Summary, communication
 
 OLD = (
@@ -106,6 +107,19 @@ def test_a_summary_keeps_its_form_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "result.json").unlink()
     with pytest.raises(CheckpointError, match="expected the folder that a run was written to"):
         folder.summary()
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from; expected another --output, or this fo"):
+        folder.latest_checkpoint()
+    folder.write_summary(federated)
+    with pytest.raises(CheckpointError, match=r"the run is finished and has no checkpoint.*; expected a new run in an"):
+        folder.latest_checkpoint()
+    (tmp_path / "result.json").unlink()
     (tmp_path / "checkpoints" / "round-000002").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=f"finish it with perfedrec train --resume --output {tmp_path}"):
         folder.summary()
+
+
+def test_the_version_is_that_of_the_code_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of a package of this name which is installed besides."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"installed {name}")
+    packages = environment()["packages"]
+    assert (packages["perfedrec"], packages["torch"]) == (__version__, "installed torch")

@@ -26,10 +26,8 @@ from perfedrec.methods.registry import method, seedless
 from perfedrec.runs.checkpoint import folders, write_atomic
 from perfedrec.runs.config import Config, DataSettings, Metric, differences, open_data, resolve
 from perfedrec.runs.data_settings import moved_to
+from perfedrec.runs.files import BENCH as BENCH
 from perfedrec.runs.folder import RunFolder
-
-BENCH = "bench.toml"
-"""The file in the folder of a comparison that has every configuration in full."""
 
 _NAME = re.compile(r"[\w@(+][\w .,@=()+-]*")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.extras import needed_by
 from perfedrec.runs.checkpoint import write_atomic
+from perfedrec.runs.files import BENCH
 
 DOCTYPE = b"<!doctype html>"
 """What a report begins with, in small letters."""
@@ -39,7 +40,8 @@ def write_report(folder: Path, output: Path | None = None, figures: Path | None 
         raise ConfigError(f"{output} is a folder; expected the name of a file to write")
     if output.exists() and DOCTYPE not in output.read_bytes()[:1000].lower():
         raise ConfigError(f"{output} exists and is no report; expected a new file, or a report to replace")
-    page = bench_page(folder) if (folder / "results.json").exists() else run_page(folder)
+    of_bench = any((folder / name).exists() for name in (BENCH, "results.json"))
+    page = bench_page(folder) if of_bench else run_page(folder)
     if figures is not None:
         from perfedrec.report.figures import write_figures
 

@@ -53,7 +53,8 @@ def _read(folder: Path) -> Results:
         results = json.loads(path.read_text(encoding="utf-8"))
         form = results["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: damaged comparison: {path.name} cannot be read ({reason(error)})") from None
+        kind = "damaged comparison" if path.exists() else "comparison that has not ended (perfedrec bench continues it)"
+        raise CheckpointError(f"{folder}: {kind}: {path.name} cannot be read ({reason(error)})") from None
     if form != FORMAT:
         raise CheckpointError(f"{path}: written in format {form}; expected format {FORMAT}")
     return _titled(cast(Results, results))

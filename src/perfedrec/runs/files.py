@@ -12,6 +12,8 @@ CONFIG, ENVIRONMENT, RESULT = "config.toml", "environment.json", "result.json"
 NAME, ITEMS, STATUS = "name", "items.txt", "status.json"
 HISTORY, REJECTIONS, UNUSUAL = "metrics.jsonl", "rejections.jsonl", "unusual.jsonl"
 CHECKPOINTS, MODEL = "checkpoints", "model"
+BENCH = "bench.toml"
+"""The file in the folder of a comparison that has every configuration in full."""
 
 OLD_NAMES = {"given_up": "aborted"}
 """Fields of a line of the history that older versions wrote, and what they are called today."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from perfedrec import __version__
 from perfedrec.core.errors import CheckpointError, ConfigError, reason
 from perfedrec.core.types import RoundReport
 from perfedrec.data import Catalogue, read_catalogue
@@ -26,6 +27,7 @@ from perfedrec.runs import checkpoint
 from perfedrec.runs.checkpoint import Loaded
 from perfedrec.runs.config import Config, as_written, check
 from perfedrec.runs.files import (
+    BENCH,
     CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
@@ -67,6 +69,10 @@ class Entry:
         fields = {OLD_NAMES.get(name, name): value for name, value in line.items()}
         seconds, valid = fields.pop("seconds"), fields.pop("valid")
         return Entry(RoundReport(**fields), seconds, valid)
+
+
+SEVERAL = 6
+"""How many runs a message names."""
 
 
 class RunFolder:
@@ -205,10 +211,7 @@ class RunFolder:
         try:
             return check(as_written(tomllib.loads(path.read_text(encoding="utf-8"))), str(path))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise CheckpointError(
-                f"{self.path}: not a run folder: {CONFIG} cannot be read ({reason(error)}); "
-                "expected the folder that a run was written to"
-            ) from None
+            raise self._no_run(f"not a run folder: {CONFIG} cannot be read ({reason(error)})") from None
 
     @property
     def is_federation(self) -> bool:
@@ -273,10 +276,20 @@ class RunFolder:
             why = reason(error)
         except (KeyError, TypeError) as error:
             why = f"it is not a summary: {error}"
-        wanted = "expected the folder that a run was written to"
+        problem = f"not a finished run: {RESULT} cannot be read ({why})"
         if not (self.path / RESULT).exists() and self.checkpoints():
-            wanted = f"finish it with {self._resume}"
-        raise CheckpointError(f"{self.path}: not a finished run: {RESULT} cannot be read ({why}); {wanted}")
+            raise CheckpointError(f"{self.path}: {problem}; finish it with {self._resume}")
+        raise self._no_run(problem)
+
+    def _no_run(self, problem: str) -> CheckpointError:
+        """The error for a folder that is none of a run: the ``problem``, or which runs it holds."""
+        of_bench = (self.path / BENCH).is_file()
+        inside = sorted(str(each.parent) for each in self.path.glob(f"{'runs/*/*/*' if of_bench else '*'}/{CONFIG}"))
+        if not inside:
+            return CheckpointError(f"{self.path}: {problem}; expected the folder that a run was written to")
+        what = "of a comparison (perfedrec bench)" if of_bench else "with runs in it"
+        names = ", ".join(inside[:SEVERAL]) + (f" and {len(inside) - SEVERAL} more" if len(inside) > SEVERAL else "")
+        return CheckpointError(f"{self.path}: this is a folder {what}; expected that of a run, here {names}")
 
     def checkpoints(self) -> list[Path]:
         """The folders of all checkpoints, newest first."""
@@ -289,6 +302,11 @@ class RunFolder:
         """
         found = self.checkpoints()
         if not found:
+            if (self.path / RESULT).is_file():
+                raise CheckpointError(
+                    f"{self.path}: the run is finished and has no checkpoint to continue from, as after --rounds 0; "
+                    "expected a new run in another --output"
+                )
             raise CheckpointError(
                 f"{self.path}: there is no checkpoint to resume from; expected another --output, or this folder removed"
             )
@@ -352,13 +370,14 @@ class RunFolder:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides its configuration."""
-    packages = ("perfedrec", "torch", "numpy", "polars", "scipy", "safetensors", "dp-accounting")
+    """What a result depends on besides its configuration. The version of perfedrec is that of the code that runs, which
+    need not be the installed one."""
+    packages = ("torch", "numpy", "polars", "scipy", "safetensors", "dp-accounting")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {"perfedrec": __version__, **{name: metadata.version(name) for name in packages}},
     }

@@ -27,6 +27,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
+from perfedrec import __version__
 from perfedrec.core.aggregate import Aggregate, Sum
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import ConfigError, PerfedrecError
@@ -37,7 +38,7 @@ from perfedrec.runtimes.log import Log, Request
 from perfedrec.runtimes.population import Population
 from perfedrec.runtimes.remote import Remote, shards
 from perfedrec.runtimes.round import RoundTask, Tally, together
-from perfedrec.runtimes.worker import Arrays, Done, Work, Worker, arrays, owned, tensors, unpacked, version
+from perfedrec.runtimes.worker import Arrays, Done, Work, Worker, arrays, owned, tensors, unpacked
 
 LOG = logging.getLogger(__name__)
 
@@ -313,8 +314,8 @@ class OnWorkers(Generic[S, B, C]):
                 f"workers did not start within {START_SECONDS:g} s; expected {len(self.shards)} free processors in the "
                 f"Ray cluster (run.workers)"
             ) from None
-        if found := set(versions) - {version()}:
-            raise ConfigError(f"workers have perfedrec {', '.join(sorted(found))}; expected {version()}")
+        if found := set(versions) - {__version__}:
+            raise ConfigError(f"workers have perfedrec {', '.join(sorted(found))}; expected {__version__}")
         ray.get(hosted)
         calls = []
         for place in new:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from perfedrec import __version__
 from perfedrec.core.aggregate import Aggregate, Sum
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.keys import Key
@@ -59,14 +59,6 @@ def owned(total: Aggregate, received: list[Aggregate]) -> Aggregate:
     theirs = {each.data_ptr() for part in received for each in flatten(part)[0].values()}
     mine = flatten(total)[0].items()
     return replace(total, **cast(Any, {name: each.clone() for name, each in mine if each.data_ptr() in theirs}))
-
-
-def version() -> str:
-    """The version of this package that is installed."""
-    try:
-        return metadata.version("perfedrec")
-    except metadata.PackageNotFoundError:  # used from its sources
-        return "of unknown version"
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,7 @@ class Worker:
 
     def version(self) -> str:
         """The version of this package on the worker's machine."""
-        return version()
+        return __version__
 
     # --- client states ---
 
