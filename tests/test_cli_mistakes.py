@@ -148,6 +148,23 @@ def test_a_name_that_is_far_is_not_suggested() -> None:
         assert refused([command, f"--{option}", "x"]).endswith(f"perfedrec {command} --help")
 
 
+def test_ctrl_c_before_the_first_round_is_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(here)
+    words = f"train --data ratings.csv --output new {SMALL}".split()
+    for place, said in (
+        ("perfedrec.runs.config.open_data", "error: interrupted\n"),
+        ("perfedrec.runs.training.Rounds", "error: interrupted before the first checkpoint\n"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, interrupted)
+            done = runner.invoke(app, words)
+        assert (done.exit_code, done.stderr) == (130, said)
+        assert not Path("new").exists()
+
+
 def test_a_folder_with_runs_in_it_names_them(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("bench/runs/mf/toy/seed-0", "bench/runs/mf/toy/seed-1", "several/a"):

@@ -109,8 +109,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """End the command with one line and an exit code for errors that a user can fix. An output that is no terminal
-    gets :data:`WIDE` lines.
+    """End the command with one line and an exit code for errors that a user can fix, and for Ctrl-C. An output that is
+    no terminal gets :data:`WIDE` lines.
 
     Where nobody reads the output any more (``| head``), the command ends with exit code 141 and without a line.
     """
@@ -140,6 +140,9 @@ def _errors_as_one_line() -> Iterator[None]:
         where = "" if error.filename is None else f"{error.filename}: cannot be read or written: "
         print(f"error: {where}{error.strerror}", file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
+    except KeyboardInterrupt:  # typer would end the command without a word
+        print("error: interrupted", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
     except Exception as error:
         message = _explained(error)
         if message is None:
@@ -151,14 +154,14 @@ def _errors_as_one_line() -> Iterator[None]:
 @contextmanager
 def hint_to_resume(words: Sequence[object], possible: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Add to the error of an interrupted run the command that resumes it, of which these are the ``words``. A
-    :class:`KeyboardInterrupt` becomes such an error where it is ``possible`` to resume."""
+    :class:`KeyboardInterrupt` becomes such an error; the message says so where it is not ``possible`` to resume."""
     from perfedrec.runs.signals import InterruptedRunError
 
     try:
         yield
     except (InterruptedRunError, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and not possible():
-            raise
+            raise InterruptedRunError("interrupted before the first checkpoint", signal.SIGINT) from None
         number = error.exit_code - 128 if isinstance(error, InterruptedRunError) else signal.SIGINT
         what = str(error) or "interrupted"
         raise InterruptedRunError(f"{what}; resume with {command(*words)}", number) from None
