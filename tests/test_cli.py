@@ -481,6 +481,8 @@ def test_data_info_and_prepare(ratings: Path, tmp_path: Path) -> None:
     assert again["read"].pop("rows") == facts["read"].pop("rows") + 1 == 30 * 8 + 1
     assert again["read"].pop("ratings")["max"] == facts["read"].pop("ratings")["max"]
     assert again == facts | {"duplicates": facts["duplicates"] + 1}
+    said = f"{again['duplicates']} rows repeat a pair of user and item (duplicates): a pair is one interaction, the"
+    assert said in cli("data", "info", ratings).stdout
     assert "training part" in cli("data", "info", "synthetic").stdout
     folder = tmp_path / "prepared"
     assert runner.invoke(app, ["data", "prepare", str(ratings), "--output", str(folder)]).exit_code == 0

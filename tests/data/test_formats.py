@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perfedrec.core.errors import DataError
-from perfedrec.data import detect, read
+from perfedrec.data import detect, parse_columns, read
 
 Pairs = set[tuple[int, int]]
 
@@ -98,6 +98,18 @@ def test_columns_by_name_and_by_position(path: Path) -> None:
         read(path, columns={"user": 3, "item": 6})
     with pytest.raises(DataError, match=r"unknown column role 'usr': .*; did you mean user"):
         read(path, columns={"usr": 1})
+
+
+def test_the_name_of_a_column_may_have_commas(path: Path) -> None:
+    columns = parse_columns("user=who, item=what, short,rating=3,")
+    assert columns == {"user": "who", "item": "what, short", "rating": 3}
+    path.write_text('who,"what, short",how\n1,2,4\n')
+    assert pairs(read(path, columns=columns)) == {(1, 2)}
+    for text, part in (("user=1,item", "item"), ("who,item=2", "who"), ("user=,item=2", "user=")):
+        with pytest.raises(DataError, match=f"columns: '{part}' names no column; expected role=column"):
+            parse_columns(text)
+    with pytest.raises(DataError, match="unknown column role 'itm'"):
+        parse_columns("user=1,itm=2")
 
 
 def test_two_columns_that_could_be_the_user(path: Path) -> None:

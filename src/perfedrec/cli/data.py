@@ -30,7 +30,7 @@ def data_info(
     [bold]perfedrec data info ratings.csv[/bold]
     """
     with one_line():
-        from perfedrec.data import describe, load, parse_columns, read_relations, read_with_report
+        from perfedrec.data import counted, describe, load, parse_columns, read_relations, read_with_report
         from perfedrec.data.interactions import unique_ids
         from perfedrec.data.prepare import rated
 
@@ -46,6 +46,9 @@ def data_info(
                 frame = rated(frame, min_rating)
             facts, lines, read = describe(frame), report.lines(), report.facts()
             users, known = unique_ids(frame["user"]), None
+            if again := facts["duplicates"]:
+                repeated = f"{counted(again, 'row')} {'repeats' if again == 1 else 'repeat'} a pair of user and item"
+                lines.append(f"{repeated} (duplicates): a pair is one interaction, the earliest")
         if relations is not None:
             known, said = read_relations(relations, users)
             lines = [*lines, *said]

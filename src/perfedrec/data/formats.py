@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -179,10 +180,12 @@ def _guess(guessed: bool, found: str, header: bool | None, columns: Columns | No
 def parse_columns(text: str) -> dict[str, str | int] | None:
     """Read the places of columns from a text such as ``user=customer,item=2``; ``None`` for an empty text.
 
-    A place is a name, or a position counted from 1. Raises :class:`DataError` for any other text.
+    A place is a name, or a position counted from 1. A name may have commas: the next role comes after a comma, and has
+    an equals sign. Raises :class:`DataError` for any other text.
     """
     found: dict[str, str | int] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
+    ends = rf",(?=\s*(?:$|[\w-]+\s*=|(?:{'|'.join(ALL_ROLES)})\s*(?:,|$)))"  # a role alone is a mistake, and no name
+    for part in filter(None, (piece.strip() for piece in re.split(ends, text))):
         role, equals, place = (piece.strip() for piece in part.partition("="))
         if not equals or not place:
             raise DataError(f"columns: {part!r} names no column; expected role=column, as in user=customer,item=2")
