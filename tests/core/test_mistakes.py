@@ -5,7 +5,8 @@ from typing import Literal
 import pytest
 from pydantic import Field, ValidationError, field_validator
 
-from perfedrec.core.mistakes import explain, nearest
+from perfedrec.core.mistakes import explain
+from perfedrec.core.nearest import nearest
 from perfedrec.core.settings import Settings
 
 

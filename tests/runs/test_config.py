@@ -11,7 +11,8 @@ from perfedrec.compare.bench import read
 from perfedrec.compare.tune import read_space
 from perfedrec.core.dotted import as_text, flat, keys, put
 from perfedrec.core.errors import CheckpointError, ConfigError
-from perfedrec.core.mistakes import explain, nearest
+from perfedrec.core.mistakes import explain
+from perfedrec.core.nearest import nearest
 from perfedrec.methods.registry import METHODS
 from perfedrec.runs import config, preset_files
 from perfedrec.runs.folder import RunFolder

@@ -73,7 +73,7 @@ def _as_key(error: click.UsageError) -> str:
 
 def _near(error: click.UsageError) -> str:
     """The option or the command that was meant, where its name is near."""
-    from perfedrec.core.mistakes import nearest
+    from perfedrec.core.nearest import nearest
 
     if error.ctx is None:
         return ""

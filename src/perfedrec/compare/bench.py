@@ -17,7 +17,8 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from perfedrec.core.errors import ConfigError, PerfedrecError, reason
-from perfedrec.core.mistakes import explain, nearest
+from perfedrec.core.mistakes import explain
+from perfedrec.core.nearest import nearest
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.evaluation.ranking import cutoffs, cutoffs_of

@@ -26,7 +26,8 @@ from perfedrec.core.dotted import flat, put
 from perfedrec.core.dotted import keys as keys_of
 from perfedrec.core.errors import ConfigError, DivergedError, reason
 from perfedrec.core.extras import needed_by
-from perfedrec.core.mistakes import explain, nearest
+from perfedrec.core.mistakes import explain
+from perfedrec.core.nearest import nearest
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset
 from perfedrec.runs.checkpoint import check_writable, write_atomic

@@ -1,16 +1,16 @@
-"""What is wrong with options, as one line of plain English: the mistakes that pydantic finds, and near names."""
+"""What is wrong with options, as one line of plain English: the mistakes that pydantic finds."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from difflib import SequenceMatcher
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from perfedrec.core.dotted import is_section, keys
+from perfedrec.core.nearest import MEANT, nearest
 
 EXPECTED = {
     "int": "a whole number",
@@ -33,12 +33,6 @@ EXPECTED = {
     "missing": "a value, and there is none",
 }
 """What is expected where pydantic finds a mistake, by the type of the mistake or by its first word."""
-
-HERE, ELSEWHERE = 0.6, 0.8
-"""How alike (0 to 1) a name has to be to be suggested: an option of the section that was named, and one of another."""
-
-MEANT = "; did you mean "
-"""How a near name begins: it is the last part of a message."""
 
 _KINDS = {"int", "float", "bool", "str"}
 """What pydantic appends to the place of a mistake where an option may have values of several types."""
@@ -84,32 +78,6 @@ def wanted(entry: ErrorDetails) -> tuple[str, str]:
     if entry["type"] == "literal_error" and isinstance(value, str):
         near = nearest(value, re.findall("'([^']+)'", values["expected"]))
     return "expected " + text.format(**values).replace("'", "").strip("^$"), near
-
-
-def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """``; did you mean X?`` with the candidate nearest to ``name``, or nothing where none is near.
-
-    Only the last parts of dotted keys are compared: keys of one section look alike by its name alone. The section of
-    ``name`` comes first; an option of another section has to have nearly the same name. Capital letters count as small
-    ones, and dashes as underscores. ``prefix`` is written before the candidate.
-    """
-    section, last = _apart(name)
-    near: dict[str, tuple[bool, float, float]] = {}
-    for candidate in candidates:
-        there, own = _apart(candidate)
-        likeness, place = SequenceMatcher(None, own, last).ratio(), SequenceMatcher(None, there, section).ratio()
-        at_home = not section or place > 0.75
-        if at_home and (set(last.split("_")) <= set(own.split("_")) or (len(last) > 2 and own.startswith(last))):
-            likeness = max(likeness, HERE)  # a part of a name, as dim of embedding_dim
-        if likeness >= (HERE if at_home else ELSEWHERE):
-            near[candidate] = at_home, likeness, place
-    return f"{MEANT}{prefix}{max(near, key=near.__getitem__)}?" if near else ""
-
-
-def _apart(dotted: str) -> tuple[str, str]:
-    """The section of a dotted key, and its last part, as they are compared."""
-    section, _, last = dotted.lower().replace("-", "_").rpartition(".")
-    return section, last
 
 
 def _place(entry: ErrorDetails) -> tuple[int | str, ...]:

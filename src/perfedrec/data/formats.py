@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from perfedrec.core.errors import DataError
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 from perfedrec.data.cells import Cells
 from perfedrec.data.detection import detect_text
 from perfedrec.data.doubts import ask

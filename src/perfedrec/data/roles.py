@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from perfedrec.core.errors import DataError
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 from perfedrec.data.text import counted
 from perfedrec.data.times import ISO, SLASHES, like_times
 from perfedrec.data.values import ALL_ROLES, POSITION, ROLES

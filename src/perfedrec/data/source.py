@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import polars as pl
 
 from perfedrec.core.errors import ConfigError, DataError
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 from perfedrec.data.attributes import read_attributes, read_movielens_items, read_movielens_users
 from perfedrec.data.dataset import Attributes, Dataset, Encoding
 from perfedrec.data.formats import check_name, parse_columns, read_with_report

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from perfedrec.core.errors import ConfigError, reason
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 
 REGISTER = "nodes.jsonl"
 """The file, in the folder of the nodes' public keys."""

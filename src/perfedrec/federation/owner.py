@@ -341,7 +341,7 @@ class Node:
         ``None`` for the usual one. A ``paused`` node answers nothing. ``left = False`` takes :meth:`leave` back.
         """
         if require is not UNSET:
-            from perfedrec.core.mistakes import nearest
+            from perfedrec.core.nearest import nearest
             from perfedrec.runs.preset_files import presets
 
             if require is not None and require not in (known := presets("profiles")):

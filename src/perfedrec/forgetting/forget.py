@@ -14,7 +14,7 @@ import torch
 
 from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 from perfedrec.data import DataLike, Dataset
 from perfedrec.forgetting import measures, statements
 from perfedrec.forgetting.resum import check_kept, resum

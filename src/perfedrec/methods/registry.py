@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 from perfedrec.methods.centralised.bert4rec import BERT4Rec
 from perfedrec.methods.centralised.buir import BUIR
 from perfedrec.methods.centralised.cl4srec import CL4SRec

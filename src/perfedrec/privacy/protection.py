@@ -19,7 +19,7 @@ from perfedrec.core.algorithm import EVALUATE, TRAIN, Phase
 from perfedrec.core.compiled import spread, usable
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key, fold_in, fold_rows, laplace
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 from perfedrec.core.robust import hold_rows, hold_sum
 from perfedrec.core.types import Rows, Update
 from perfedrec.privacy.labels import Labels, label

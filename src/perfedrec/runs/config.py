@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field, ValidationError, create_model, model_vali
 from perfedrec.core.device import pick_device
 from perfedrec.core.dotted import as_text, flat, is_section, keys, merge, put
 from perfedrec.core.errors import ConfigError, reason
-from perfedrec.core.mistakes import explain, nearest
+from perfedrec.core.mistakes import explain
+from perfedrec.core.nearest import nearest
 from perfedrec.core.settings import Settings
 from perfedrec.evaluation.holdout import SECTION, EvaluationSettings
 from perfedrec.evaluation.ranking import CUTOFFS

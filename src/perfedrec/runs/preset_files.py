@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 
 DEFAULT = "perfedrec_pp"
 """The method that is trained where none is named."""

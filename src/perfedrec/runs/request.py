@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from perfedrec.core.dotted import keys, merge, put
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 from perfedrec.data import DataLike, Dataset
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from perfedrec.core.errors import CheckpointError, ConfigError, DataError, check_length
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 from perfedrec.data import DataLike, Dataset
 from perfedrec.data.interactions import Interactions, id_series
 from perfedrec.evaluation import Held, RandomOrder, Recommender, Totals

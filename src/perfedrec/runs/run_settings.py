@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 from perfedrec.core.settings import Settings
 from perfedrec.evaluation.ranking import CUTOFFS, METRICS, cutoffs, cutoffs_of
 

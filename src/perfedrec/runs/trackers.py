@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from perfedrec.core.dotted import flat
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.extras import needed_by
-from perfedrec.core.mistakes import nearest
+from perfedrec.core.nearest import nearest
 from perfedrec.runs.checkpoint import write_atomic
 from perfedrec.runs.config import Config
 from perfedrec.runs.folder import Entry, RunFolder

@@ -18,7 +18,8 @@ from perfedrec.audit.poisoning.hostile import Bound, Hostile
 from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
-from perfedrec.core.mistakes import explain, nearest
+from perfedrec.core.mistakes import explain
+from perfedrec.core.nearest import nearest
 from perfedrec.core.sampling import choose
 from perfedrec.core.settings import Settings
 from perfedrec.data import Dataset

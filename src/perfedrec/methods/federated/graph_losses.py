@@ -7,7 +7,8 @@ from torch import Tensor
 
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
-from perfedrec.core.mistakes import explain, nearest
+from perfedrec.core.mistakes import explain
+from perfedrec.core.nearest import nearest
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Rows
 from perfedrec.methods.centralised.buir import BUIR
