@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from perfedrec.core import robust
-from perfedrec.core.aggregate import FIXED_POINT, Aggregate, Sum, from_fixed
+from perfedrec.core.aggregate import FIXED_POINT, Aggregate, Sum, from_fixed, reduce
 from perfedrec.core.robust import Stack
 from perfedrec.core.types import Update
 
@@ -120,6 +120,66 @@ def test_clip_shortens_to_a_multiple_of_the_median_length() -> None:
     assert rows_of(found) == {0: [1.0], 1: [2.0], 2: [6.0]}
 
 
+def cohort(n: int, seed: int, dtype: torch.dtype = torch.float32) -> Update:
+    """What ``n`` clients send in a round of training: changes of some rows each, of very different sizes."""
+    drawn = np.random.default_rng(seed)
+    items = [np.sort(drawn.choice(40, drawn.integers(1, 9), replace=False)) for _ in range(n)]
+    sizes = np.exp(drawn.normal(0, 1.5, n))
+    deltas = np.concatenate(
+        [size * drawn.normal(0, 1, (each.size, 5)) for size, each in zip(sizes, items, strict=True)]
+    )
+    return Update(
+        users=torch.arange(100, 100 + n),
+        groups=torch.from_numpy(drawn.integers(0, 3, n)),
+        weights=torch.from_numpy(drawn.uniform(0.5, 1.5, n)).to(dtype),
+        segments=torch.from_numpy(np.repeat(np.arange(n), [each.size for each in items])),
+        items=torch.from_numpy(np.concatenate(items)),
+        deltas=torch.from_numpy(deltas).to(dtype),
+        reports=torch.from_numpy(drawn.normal(0, 1, (n, 1, 5))).to(dtype),
+    )
+
+
+CLIP = robust.Robust(
+    lambda stack: robust.clip(stack, 1.5),
+    frozenset({"train"}),
+    factors=robust.factors_of("clip", 1.5),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # the former by kernels
+@pytest.mark.parametrize("seed", range(4))
+def test_a_cohort_clipped_at_once_is_the_clipped_sum_of_its_parts(seed: int, dtype: torch.dtype) -> None:
+    update = cohort(17, seed, dtype)
+    parts = [reduce(update.of_user(place), 40, 3) for place in range(17)]
+    expected = CLIP.combine("train", parts, parts[0])
+    whole = CLIP.at_once("train", update, 40, 3)
+    assert whole is not None
+    found = CLIP.combine("train", [whole], parts[0])
+    for name, value in vars(expected).items():
+        mine = getattr(found, name)
+        assert mine == value if not isinstance(value, torch.Tensor) else torch.equal(mine, value), name
+    lengths = Stack.of(parts).lengths
+    assert torch.equal(lengths, robust.lengths_of(update))  # type: ignore[arg-type]
+    plain = torch.stack([each.sums.square().sum().sqrt() for each in parts])
+    torch.testing.assert_close(lengths, plain, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e9])
+def test_a_cohort_with_a_number_that_no_sum_can_hold_needs_its_parts(number: float) -> None:
+    update = cohort(5, 0)
+    assert update.deltas is not None
+    assert CLIP.at_once("train", update, 40, 3) is not None
+    update.deltas[3, 2] = number
+    assert CLIP.at_once("train", update, 40, 3) is None
+
+
+def test_a_cohort_is_taken_apart_for_other_rules_and_phases_and_where_it_is_small() -> None:
+    update, other = cohort(5, 0), robust.Robust(robust.median, frozenset({"train"}))
+    assert other.at_once("train", update, 40, 3) is None
+    assert CLIP.at_once("join", update, 40, 3) is None
+    assert CLIP.at_once("train", cohort(robust.FEWEST - 1, 0), 40, 3) is None
+
+
 def test_robust_z_takes_long_and_short_parts_out() -> None:
     lengths = [1.0, 1.1, 0.9, 1.2, 1.0, 30.0]
     found = robust.robust_z(Stack.of([part({0: [each]}) for each in lengths]), 3.5)
@@ -176,6 +236,15 @@ def test_rows_of_a_table_are_bounded_by_their_median_length() -> None:
     table = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0], [30.0, 40.0], [0.0, 0.0]])
     robust.hold_lengths(table, 2.0)
     assert table.tolist() == [[1.0, 0.0], [0.0, 2.0], pytest.approx([2.4, 3.2]), pytest.approx([2.4, 3.2]), [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # the former by a kernel
+def test_lengths_of_rows_and_of_sums_of_rows(dtype: torch.dtype) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    table, others = (torch.randn(n, 7, generator=drawn, dtype=torch.float64).to(dtype) for n in (6, 18))
+    torch.testing.assert_close(robust.row_lengths(table), table.norm(dim=1))
+    expected = torch.stack([(table[row % 6] + others[row]).norm() for row in range(18)])
+    torch.testing.assert_close(robust.row_lengths(table, others), expected)
 
 
 def test_groups_are_random_and_about_equal() -> None:

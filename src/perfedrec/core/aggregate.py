@@ -134,8 +134,9 @@ class Sum:
         return empty if total is None else total
 
 
-def reduce(update: Update, n_items: int, n_groups: int) -> Aggregate:
-    """Weighted sums of a block's updates by (group, item), in fixed point.
+def reduce(update: Update, n_items: int, n_groups: int, shares: Tensor | None = None) -> Aggregate:
+    """Weighted sums of a block's updates by (group, item), in fixed point. Of what a client sends in training they have
+    its share in ``shares`` [B] float64, if there are any.
 
     Raises :class:`DivergedError` for an update with a number that is not finite or too large, because one broken client
     must reach neither the sum nor the clustering; and :class:`PerfedrecError` for a group outside 0 to
@@ -148,7 +149,7 @@ def reduce(update: Update, n_items: int, n_groups: int) -> Aggregate:
     keys, sums = users[:0], total.new_zeros(0, 0)
     if update.deltas is not None and update.segments is not None and update.items is not None:
         keys, places = _keys(update, update.segments, update.items, n_items, n_groups)
-        sums = _sums(update.deltas, weights, update.segments, places, keys.numel())
+        sums = _sums(update.deltas, weights, update.segments, places, keys.numel(), shares)
     edges = update.edges
     if edges is not None:
         edges = torch.stack([edges[:, 0], users[edges[:, 1]], edges[:, 2]], dim=1)
@@ -158,7 +159,7 @@ def reduce(update: Update, n_items: int, n_groups: int) -> Aggregate:
         keys=keys,
         sums=sums,
         weights=total,
-        dense=None if update.dense is None else _fixed(update.dense, weights).sum(0),
+        dense=None if update.dense is None else _dense(update.dense, weights, shares),
         report_users=None if update.reports is None else users,
         reports=update.reports,
         edges=edges,
@@ -220,24 +221,34 @@ def from_fixed(sums: Tensor) -> Tensor:
     return (sums / FIXED_POINT).to(torch.float32)
 
 
-def _sums(values: Tensor, weights: Tensor, segments: Tensor, places: Tensor, n: int) -> Tensor:
-    """[n, d] the sums of ``values`` [T, d] in fixed point, times the ``weights`` [B] of their users ``segments`` [T],
-    by the rows ``places`` [T] of the result."""
+def _sums(
+    values: Tensor, weights: Tensor, segments: Tensor, places: Tensor, n: int, shares: Tensor | None = None
+) -> Tensor:
+    """[n, d] the sums of ``values`` [T, d] in fixed point, times the ``weights`` [B] of their users ``segments`` [T]
+    and, rounded again, their ``shares`` [B], by the rows ``places`` [T] of the result."""
     sums = torch.zeros(n, values.shape[1], dtype=torch.float64, device=values.device)
-    if not values.dtype == weights.dtype == torch.float32 or not usable(values, weights, segments, places):
-        return sums.index_add_(0, places, _fixed(values, weights[segments]))
+    if not values.dtype == weights.dtype == torch.float32 or not usable(values, weights, segments, places, shares):
+        fixed = _fixed(values, weights[segments])
+        return sums.index_add_(0, places, fixed if shares is None else (fixed * shares[segments][:, None]).round_())
     from perfedrec.core import kernels
 
-    arguments = [each.numpy() for each in (values, weights, segments, places, sums)]
+    shares = sums.new_zeros(0) if shares is None else shares
+    arguments = [each.numpy() for each in (values, weights, shares, segments, places, sums)]
     # Threads share the columns: two of them never add to the same number.
     squares = spread(partial(kernels.add_fixed, *arguments), values.shape[1], values.shape[0])
     _check_size(sum(squares))
     return sums
 
 
+def _dense(values: Tensor, weights: Tensor, shares: Tensor | None) -> Tensor:
+    """[D] the sum of a shared network's changes ``values`` [B, D]; see :func:`_sums`."""
+    fixed = _fixed(values, weights)
+    return fixed.sum(0) if shares is None else (fixed * shares[:, None]).sum(0).round_()
+
+
 def _fixed(values: Tensor, weights: Tensor | None = None) -> Tensor:
     """``values`` [T, d] times ``weights`` [T] in fixed point, rounded to nearest."""
-    fixed = values.to(torch.float64)
+    fixed = values.to(torch.float64, copy=True)
     fixed = fixed.mul_(FIXED_POINT if weights is None else (weights * FIXED_POINT)[:, None]).round_()
     flat = fixed.reshape(-1)
     _check_size(float(flat.dot(flat)))

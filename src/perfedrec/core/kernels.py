@@ -23,6 +23,7 @@ _U30, _U27, _U31, _U32, _U33 = (np.uint64(each) for each in (30, 27, 31, 32, 33)
 _ROOT = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
 _SIGN, _MANTISSA = np.uint32(1 << 31), np.uint32(0x7FFFFF)
 _FIXED = np.float64(FIXED_POINT)
+_SIZE = np.int32(0x7FFFFFFF)  # all bits but the sign
 _LINE = 16  # numbers that the processor loads at once
 _LOWEST = np.int32(-(1 << 31))
 _LEAST = np.float32(-87)  # its exponential is nearly the smallest number with all digits
@@ -205,15 +206,33 @@ def find_keys(rows: Any, n_items: int, places: Any, present: Any, found: Any) ->
     return int(_number(places, present, found))
 
 
-@kernel("float64(float32[:, ::1], float32[::1], int64[::1], int64[::1], float64[:, ::1], int64, int64)", fast=True)
-def add_fixed(values: Any, weights: Any, segments: Any, places: Any, sums: Any, start: int, stop: int) -> float:
+@kernel(
+    "float64(float32[:, ::1], float32[::1], float64[::1], int64[::1], int64[::1], float64[:, ::1], int64, int64)",
+    fast=True,
+)
+def add_fixed(
+    values: Any, weights: Any, shares: Any, segments: Any, places: Any, sums: Any, start: int, stop: int
+) -> float:
     """Add the columns from ``start`` to ``stop`` of all ``values``, in fixed point and times the ``weights`` of the
-    rows' ``segments``, to the rows ``places`` of ``sums``. Returns the sum of squares of what was added."""
+    rows' ``segments``, to the rows ``places`` of ``sums``. Where there are ``shares`` of the segments, these are taken
+    of the numbers in fixed point. Returns the sum of squares of what was added."""
     total = 0.0
     for row in range(places.size):
-        factor = np.float64(weights[segments[row]]) * _FIXED
-        total += _add_fixed(values[row, start:stop], factor, sums[places[row], start:stop])
+        factor, own, into = (
+            _fixed_factor(weights, segments[row]),
+            values[row, start:stop],
+            sums[places[row], start:stop],
+        )
+        if shares.size:
+            total += _add_shares(own, factor, shares[segments[row]], into)
+        else:
+            total += _add_fixed(own, factor, into)
     return total
+
+
+@helper
+def _fixed_factor(weights, segment):  # type: ignore[no-untyped-def]
+    return np.float64(weights[segment]) * _FIXED
 
 
 @fast_helper
@@ -223,6 +242,75 @@ def _add_fixed(values, factor, sums):  # type: ignore[no-untyped-def]
         whole = np.rint(np.float64(values[column]) * factor)
         squares += whole * whole
         sums[column] += whole
+    return squares
+
+
+@fast_helper
+def _add_shares(values, factor, share, sums):  # type: ignore[no-untyped-def]
+    squares = 0.0
+    for column in range(sums.size):
+        whole = np.rint(np.rint(np.float64(values[column]) * factor) * share)
+        squares += whole * whole
+        sums[column] += whole
+    return squares
+
+
+@kernel("void(int32[:, ::1], int64[::1], int32[::1])")
+def largest_of_parts(values: Any, segments: Any, largest: Any) -> None:
+    """Raise ``largest`` to the largest size of the float32 ``values`` of each segment. Both are given by their bits,
+    whose order without the sign is that of sizes; what is not finite is larger than all numbers."""
+    for row in range(segments.size):
+        largest[segments[row]] = max(largest[segments[row]], _largest(values[row]))
+
+
+@helper
+def _largest(values):  # type: ignore[no-untyped-def]
+    largest = np.int32(0)
+    for column in range(values.size):
+        largest = max(largest, values[column] & _SIZE)
+    return largest
+
+
+@kernel("void(float32[:, ::1], float32[:, ::1], float32[::1])", fast=True)
+def row_lengths(table: Any, others: Any, lengths: Any) -> None:
+    """Fill the ``lengths`` of the rows of a ``table`` [m, d], or of their sums with the rows of ``others`` [K m, d]."""
+    for row in range(lengths.size):
+        own = table[row % table.shape[0]]
+        lengths[row] = np.sqrt(_summed_squares(own, others[row]) if others.size else _own_squares(own))
+
+
+@fast_helper
+def _own_squares(values):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for column in range(values.size):
+        total += values[column] * values[column]
+    return total
+
+
+@fast_helper
+def _summed_squares(one, other):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for column in range(one.size):
+        value = one[column] + other[column]
+        total += value * value
+    return total
+
+
+@kernel("void(float32[:, ::1], float32[::1], int64[::1], float64[::1], float64[::1])", fast=True)
+def squares_of_parts(values: Any, weights: Any, segments: Any, scales: Any, squares: Any) -> None:
+    """Add to ``squares`` those of the ``values`` of each segment, in fixed point, times its weight and then its scale,
+    and rounded."""
+    for row in range(segments.size):
+        segment = segments[row]
+        squares[segment] += _squares(values[row], _fixed_factor(weights, segment), scales[segment])
+
+
+@fast_helper
+def _squares(values, factor, scale):  # type: ignore[no-untyped-def]
+    squares = 0.0
+    for column in range(values.size):
+        whole = np.rint(np.rint(np.float64(values[column]) * factor) * scale)
+        squares += whole * whole
     return squares
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from perfedrec.core.aggregate import FIXED_POINT, Aggregate
+from perfedrec.core.aggregate import FIXED_POINT, LARGEST, Aggregate, reduce
+from perfedrec.core.compiled import usable
 from perfedrec.core.keys import uniform
 from perfedrec.core.types import Update
 
@@ -44,7 +46,7 @@ def hold_rows(update: Update, bound: float) -> Update:
     deltas = update.deltas
     if deltas is None:
         return update
-    norms = torch.linalg.vector_norm(deltas, dim=1)
+    norms = row_lengths(deltas)
     if bool((norms <= bound).all()):
         return update
     if not bool(norms.isfinite().all()):
@@ -74,20 +76,94 @@ def group_numbers(sizes: Tensor, keys: Tensor, n_groups: int) -> Tensor:
     return numbers
 
 
-def long_rows(table: Tensor, multiple: float) -> tuple[Tensor, Tensor]:
-    """The rows [r] of a ``table`` [m, d] that are longer than ``multiple`` times the median length of its rows, and the
+def row_lengths(table: Tensor, others: Tensor | None = None) -> Tensor:
+    """[m] the lengths of the rows of a ``table`` [m, d], or those [K m] of its sums with the rows of ``others`` [K m,
+    d]."""
+    if table.dtype == torch.float32 and usable(table.detach(), others):
+        from perfedrec.core import kernels
+
+        sums = table if others is None else others
+        found = table.new_empty(sums.shape[0])
+        arrays = (table.detach(), table[:0] if others is None else others, found)
+        kernels.row_lengths(*(each.numpy() for each in arrays))
+        return found
+    sums = table if others is None else (others.view(-1, *table.shape) + table).flatten(0, 1)
+    return cast(Tensor, torch.linalg.vector_norm(sums, dim=1))
+
+
+def long_rows(lengths: Tensor, multiple: float) -> tuple[Tensor, Tensor]:
+    """The rows [r] of a table, of ``lengths`` [m], that are longer than ``multiple`` times the median length, and the
     factors [r, 1] that bring them to it."""
-    lengths = torch.linalg.vector_norm(table, dim=1)
-    longest = multiple * lengths.median()
+    middle = (lengths.numel() - 1) // 2
+    longest = multiple * float(np.partition(lengths.cpu().numpy(), middle)[middle])  # torch's median takes longer
     over = (lengths > longest).nonzero().squeeze(1)
     return over, (longest / lengths[over])[:, None]
 
 
 def hold_lengths(table: Tensor, multiple: float) -> None:
     """Scale each row of a ``table`` [m, d] to at most ``multiple`` times the median length of its rows, in place."""
-    over, factors = long_rows(table, multiple)
+    over, factors = long_rows(row_lengths(table), multiple)
     if over.numel():
         table[over] *= factors
+
+
+# --- lengths of parts ---
+
+BITS = 18
+"""Binary digits, from the largest number of a part on, to which its numbers are rounded for its length."""
+
+
+def lengths(rows: Tensor, owners: Tensor, n: int, dense: Tensor | None = None) -> Tensor:
+    """[n] the length of each of n parts, from its numbers in fixed point: ``rows`` [R, d] of the parts ``owners`` [R],
+    and a shared network's changes ``dense`` [n, D].
+
+    The numbers of a part are rounded to :data:`BITS` digits below its largest one. So their squares are whole numbers
+    with an exact sum, and a length is the same in whatever order, and with whatever kernel, it is computed.
+    """
+    largest = rows.new_zeros(n)
+    if rows.numel():
+        largest.scatter_reduce_(0, owners, rows.abs().amax(1), "amax")
+    if dense is not None and dense.numel():
+        largest = torch.maximum(largest, dense.abs().amax(1))
+    scales = _scales(largest)
+    squares = rows.new_zeros(n).index_add_(0, owners, (rows * scales[owners][:, None]).round_().square_().sum(1))
+    if dense is not None:
+        squares += (dense * scales[:, None]).round_().square_().sum(1)
+    return squares.sqrt_().div_(scales)
+
+
+def _scales(largest: Tensor) -> Tensor:
+    """[n] the powers of 2 that bring the ``largest`` [n] numbers of parts to :data:`BITS` binary digits."""
+    return torch.ldexp(torch.ones_like(largest), BITS - torch.frexp(largest).exponent)
+
+
+def lengths_of(update: Update) -> Tensor | None:
+    """[B] the :func:`lengths` of what the clients of an ``update`` send in training; ``None`` where some of it cannot
+    be told from the changes of rows alone, is not finite, or is so large that a sum could not hold it."""
+    deltas, segments, weights = update.deltas, update.segments, update.weights
+    if deltas is None or segments is None or update.dense is not None or update.edges is not None:
+        return None
+    if update.reports is not None and not bool(update.reports.isfinite().all()):
+        return None
+    n = update.users.numel()
+    if deltas.dtype == weights.dtype == torch.float32 and usable(deltas, weights, segments):
+        from perfedrec.core import kernels
+
+        bits, squares = torch.zeros(n, dtype=torch.int32), torch.zeros(n, dtype=torch.float64)
+        kernels.largest_of_parts(deltas.view(torch.int32).numpy(), segments.numpy(), bits.numpy())
+        largest = bits.view(torch.float32).to(torch.float64).mul_(weights * FIXED_POINT).round_()
+        if not bool((largest < LARGEST * FIXED_POINT).all()):
+            return None
+        scales = _scales(largest)
+        arrays = (deltas, weights, segments, scales, squares)
+        kernels.squares_of_parts(*(each.numpy() for each in arrays))
+        sizes = squares.sqrt_().div_(scales)
+    else:
+        fixed = deltas.to(torch.float64, copy=True).mul_((weights * FIXED_POINT)[segments][:, None]).round_()
+        if not bool(fixed.isfinite().all()):
+            return None
+        sizes = lengths(fixed, segments, n)
+    return sizes if bool((sizes < LARGEST * FIXED_POINT / n).all()) else None
 
 
 # --- the parts of a round, side by side ---
@@ -130,9 +206,8 @@ class Stack:
     @property
     def lengths(self) -> Tensor:
         """[P] the norm of each part, a shared network's changes included."""
-        squares = self.rows.new_zeros(len(self.parts)).index_add_(0, self.owners, self.rows.square().sum(1))
-        dense = [each.dense.square().sum() if each.dense is not None else squares.new_zeros(()) for each in self.parts]
-        return (squares + torch.stack(dense)).sqrt()
+        dense = [each.dense for each in self.parts if each.dense is not None]
+        return lengths(self.rows, self.owners, len(self.parts), torch.stack(dense) if dense else None)
 
     def summed(self, rows: Tensor) -> Tensor:
         """[U, d] the sums of ``rows`` [R, d] by key."""
@@ -198,9 +273,13 @@ def chosen(parts: list[Aggregate], kept: Tensor) -> Aggregate:
 def clip(stack: Stack, threshold: float) -> Aggregate:
     """The sum of all parts, each scaled to a norm of at most ``threshold`` times the median norm (norm clipping with
     a threshold from the data; Sun et al., arXiv 1911.07963, have a fixed one)."""
-    lengths = stack.lengths
-    most = threshold * lengths.quantile(0.5)
-    return total(stack.parts, (most / lengths.clamp(min=1e-30)).clamp(max=1.0))
+    return total(stack.parts, shortened(stack.lengths, threshold))
+
+
+def shortened(lengths: Tensor, threshold: float) -> Tensor:
+    """The factors [P] of :func:`clip` for parts of these ``lengths`` [P]."""
+    most = threshold * float(np.median(lengths.cpu().numpy()))
+    return (most / lengths.clamp(min=1e-30)).clamp(max=1.0)
 
 
 def trimmed_mean(stack: Stack, share: float) -> Aggregate:
@@ -329,19 +408,30 @@ class Robust:
     """An :class:`~perfedrec.core.aggregate.Aggregator` by a ``rule`` over the parts of those ``phases`` where clients
     can be compared; in other phases it is the exact sum.
 
-    ``separate``: a part is one client. With ``groups`` above 0 a part is the sum of a group of the cohort.
+    ``separate``: a part is one client. With ``groups`` above 0 a part is the sum of a group of the cohort. A rule that
+    multiplies each part by a number which follows from the lengths [P] of all has ``factors``, so that who has the
+    update of all clients need not take it apart.
     """
 
     rule: Rule
     phases: frozenset[str]
     separate: bool = True
     groups: int = 0
+    factors: Callable[[Tensor], Tensor] | None = None
+
+    def at_once(self, phase: str, update: Update, n_items: int, n_groups: int) -> Aggregate | None:
+        """What :meth:`combine` makes of the parts of a whole cohort's ``update``, bit for bit; ``None`` where that
+        needs the parts."""
+        if not self.separate or self.factors is None or phase not in self.phases or update.users.numel() < FEWEST:
+            return None
+        sizes = lengths_of(update)
+        return None if sizes is None else reduce(update, n_items, n_groups, self.factors(sizes))
 
     def combine(self, phase: str, parts: Iterable[Aggregate], empty: Aggregate) -> Aggregate:
         """The aggregate by the rule; see :class:`perfedrec.core.aggregate.Aggregator`."""
         found = [each for each in parts if each.clients]
-        if not found:
-            return empty
+        if len(found) < 2:
+            return found[0] if found else empty
         if phase not in self.phases or len(found) < FEWEST or not any(each.sums.shape[1] for each in found):
             return total(found)
         return self.rule(Stack.of(found, filled=self.groups > 0))
@@ -359,3 +449,8 @@ def rule_of(name: Name, malicious: float, threshold: float, least: int) -> Rule 
         "quorum": lambda stack: quorum(stack, least),
     }
     return rules.get(name)
+
+
+def factors_of(name: Name, threshold: float) -> Callable[[Tensor], Tensor] | None:
+    """What :attr:`Robust.factors` is for the rule of a ``name``."""
+    return partial(shortened, threshold=threshold) if name == "clip" else None

@@ -16,7 +16,7 @@ from perfedrec.core.aggregate import Aggregate, Sum, check_aggregator, reduce
 from perfedrec.core.algorithm import TRAIN, Algorithm, B, C, S
 from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key, uniform
-from perfedrec.core.robust import group_numbers
+from perfedrec.core.robust import Robust, group_numbers
 from perfedrec.core.threads import threads_for
 from perfedrec.core.types import Plan, RoundReport, Update
 from perfedrec.runtimes.population import Population, Users
@@ -222,8 +222,19 @@ class InProcess(Generic[S, B, C]):
     keep: Callable[[RoundTask[B], Update], None] | None = None
 
     def parts(self, task: RoundTask[B], users: Tensor, tally: Tally) -> Iterator[Aggregate]:
-        """One part per block or, for a rule that compares clients, one per client."""
-        return (part for _, part in self.parts_of(task, users, tally))
+        """One part per block or, for a rule that compares clients, one per client. What a rule can make of all clients
+        at once is one part."""
+        aggregator, protection = self.algorithm.aggregator, self.algorithm.protection
+        alone = self.nodes is None and not protection.sums and 0 < users.numel() <= self.block_size
+        if not alone or not isinstance(aggregator, Robust) or not aggregator.separate:
+            yield from (part for _, part in self.parts_of(task, users, tally))
+            return
+        update, n_items = self._contribute(task, users, tally), self.population.n_items
+        whole = aggregator.at_once(task.phase, update, n_items, task.n_groups)
+        if whole is not None:
+            yield whole
+        else:
+            yield from (part for _, part in client_parts(self.algorithm, task, update, n_items))
 
     def close(self) -> None:
         """Nothing has to be ended here."""

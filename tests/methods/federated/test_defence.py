@@ -65,6 +65,16 @@ def test_rows_cannot_grow_beyond_the_bound_in_training() -> None:
     assert float(lengths.max() / lengths.median()) > 1.25
 
 
+def test_clipped_clients_are_the_same_in_one_block_and_in_several() -> None:
+    clipped = {**SPECTRAL, "defence__rule": "clip", "defence__threshold": 0.5}
+    one, several, free = world(**clipped), world(**clipped), world(**SPECTRAL)
+    for each in (one, free):
+        each.play(4)
+    several.play(4, block_size=2)  # each client's part is then made and compared
+    assert torch.equal(one.state.items, several.state.items)
+    assert not torch.equal(one.state.items, free.state.items)
+
+
 def test_by_default_there_is_no_defence() -> None:
     here = world()
     assert here.algorithm.defence == DefenceSettings()

@@ -204,7 +204,8 @@ def aggregator_of(
         )
     grouped = {each.name for each in (*phases, TRAIN) if protection.low_rank(each.name)}
     names = frozenset(grouped if defence.groups else {TRAIN.name})
-    return robust.Robust(rule, names, not defence.groups, defence.groups)
+    factors = robust.factors_of(defence.rule, defence.threshold)
+    return robust.Robust(rule, names, not defence.groups, defence.groups, factors)
 
 
 def hold_tables(items: Tensor, offsets: Tensor | None, multiple: float | None) -> None:
@@ -217,11 +218,13 @@ def hold_tables(items: Tensor, offsets: Tensor | None, multiple: float | None) -
     if multiple is None:
         return
     robust.hold_lengths(items, multiple)
-    for own in () if offsets is None else offsets.split(items.shape[0]):
-        whole = items + own
-        over, factors = robust.long_rows(whole, multiple)
+    if offsets is None:
+        return
+    n_items = items.shape[0]
+    for own, lengths in zip(offsets.split(n_items), robust.row_lengths(items, offsets).split(n_items), strict=True):
+        over, factors = robust.long_rows(lengths, multiple)
         if over.numel():
-            own[over] = whole[over] * factors - items[over]
+            own[over] = (items[over] + own[over]) * factors - items[over]
 
 
 def hold_pass(aggregate: Aggregate, degrees: Tensor, exponent: float, multiple: float | None) -> Aggregate:
