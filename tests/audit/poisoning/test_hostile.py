@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from perfedrec.audit.poisoning.play import known_of, make, targets_of
 from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Update
+from perfedrec.methods.federated.perfedrec_pp import LEAST_ENERGY
 from perfedrec.privacy.protection import joint_norms
 from perfedrec.runtimes.simulator import Simulator
 
@@ -170,6 +172,16 @@ def test_blocks_do_not_change_what_malicious_clients_do(dataset: Dataset) -> Non
         for size in (1024, 7)
     )
     assert torch.equal(whole.state.items, parts.state.items)
+
+
+def test_forged_passes_cannot_make_users_first_vectors_grow_without_limit(dataset: Dataset) -> None:
+    """Forged parts of passes make the sum of squared singular values negative, which honest ones never do."""
+    flipping = partial(make, "sign-flipping", options={})
+    _, simulator = played(dataset, flipping, "recommended", privacy="secure", privacy__min_clients=8)
+    n_items, dim = simulator.state.items.shape
+    most = (simulator.state.n_users * dim / (LEAST_ENERGY * n_items)) ** 0.5
+    assert simulator.state.pretrained.user_init_scale == pytest.approx(most)
+    assert bool(simulator.state.items.isfinite().all())
 
 
 def test_a_part_of_an_update_and_the_rest_are_the_whole() -> None:

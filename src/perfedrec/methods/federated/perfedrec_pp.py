@@ -36,6 +36,11 @@ from perfedrec.methods.federated.state import (
 from perfedrec.privacy.protection import MISSING
 
 
+LEAST_ENERGY = 0.01
+"""The least energy of passes that is taken for true. Honest ones keep the first singular value, which is 1; forged ones
+can make the sum negative, and users' first vectors would grow without limit."""
+
+
 class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]):
     """PerFedRec++ (Luo et al., TIST 2024): PerFedRec with pre-training phases before it.
 
@@ -241,7 +246,7 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         """Scale the singular vectors to the size of LightGCN's first vectors: items ``V`` and users ``N V`` alike."""
         n_items, dim = state.items.shape
         scale = self.settings.model.init_scale * n_items**0.5
-        user_scale = (state.n_users * dim / (max(energy, 1e-12) * n_items)) ** 0.5
+        user_scale = (state.n_users * dim / (max(energy, LEAST_ENERGY) * n_items)) ** 0.5
         return replace(
             self.restart(state, state.items * scale),
             pretrained=Pretrained(state.pretrained.table, user_init_scale=user_scale),
