@@ -31,7 +31,7 @@ keep_freed_memory()
 # OpenMP reads it when torch is loaded. Threads that wait shall not take the processor from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-__version__ = "0.13.0"
+__version__ = "0.14.0"
 
 __all__ = [
     "Batch",
