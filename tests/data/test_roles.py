@@ -43,6 +43,12 @@ def test_whether_the_first_line_is_a_header(text: str, header: bool) -> None:
     assert is_header([line.split(",") for line in text.split()]) == header
 
 
+@pytest.mark.parametrize("name", ["Buchung, Zeit", "when, utc", "Größe", "Дата", "Zeit (UTC)", "price, %", "日付"])
+def test_names_of_columns_may_have_commas_and_letters_of_any_language(name: str) -> None:
+    assert is_header([[name, "Karte", "Ware"], ["10.03.2021", "k1", "w1"], ["11.03.2021", "k2", "w1"]])
+    assert is_header([["Karte", "Ware", name], ["k1", "w1", "4"], ["k2", "w1", "2"]])
+
+
 def test_an_option_says_whether_there_is_a_header(path: Path) -> None:
     path.write_text("ann,abba\nbob,queen\n")
     assert read(path).rows() == [("ann", "abba"), ("bob", "queen")]

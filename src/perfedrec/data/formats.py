@@ -190,6 +190,8 @@ def parse_columns(text: str) -> dict[str, str | int] | None:
         if not equals or not place:
             raise DataError(f"columns: {part!r} names no column; expected role=column, as in user=customer,item=2")
         check_name(role, ALL_ROLES, "column role")
+        if role in found:
+            raise DataError(f"columns: {role} is given twice, as {found[role]} and {place}; expected one column for it")
         found[role] = int(place) if place.isdecimal() else place
     return found or None
 

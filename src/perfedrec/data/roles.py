@@ -67,7 +67,7 @@ ONE_USER = -1  # in place of a column: all rows are of one user, whom the file d
 NOTHING = "none"  # in place of a column: the file has no such role
 FEW = 3  # columns that are not used are named up to this number
 MANY = 200  # lines that are compared with the first
-NAME_LIKE = re.compile(r"[A-Za-z_#][A-Za-z0-9_ .:#/()\[\]-]*")
+NAME_LIKE = re.compile(r"(?:[^\W\d]|[_#])[\w .,;:#/()\[\]'&%+?!°-]*")
 NAMING = re.compile(r"(?i:(^|[_ .-])(id|ids|name|key|code|uid|no|index|idx|hash|title)$)|[a-z](Id|ID|Name|Key|Code)$")
 
 

@@ -330,7 +330,8 @@ def _audit(found: dict[str, Any]) -> list[Block]:
 
 def _attacks(found: Attacked) -> list[Block]:
     k, several = found.before.k, "" if len(found.targets) == 1 else "s"
-    bound = "keep the bound on what a client may send"
+    long = f"{found.scenario.get('length', 1.0):g} times as long as honest work"
+    bound = f"keep the bound on what a client may send; where there is none, what they send is {long}"
     if found.scenario.get("bound") == "ignored":
         bound = "ignore the bound on what a client may send"
     note = (

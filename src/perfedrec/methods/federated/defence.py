@@ -144,13 +144,15 @@ def check_defence(privacy: PrivacySettings, defence: DefenceSettings, asked: int
 def _check_idle(privacy: PrivacySettings, defence: DefenceSettings) -> None:
     """Raise ValueError for an option that has no effect: whoever sets it would believe in a defence."""
     usual = DefenceSettings()
-    for name in OF_THE_SERVICE if privacy.sums else ():
-        if (value := getattr(defence, name)) != getattr(usual, name):
-            raise ValueError(
-                f"defence.{name} = {value} has no effect: the neighbourhood service uses it, and with "
-                f"privacy.aggregation = {privacy.aggregation} it is not asked; expected no defence.{name}, or "
-                "privacy.aggregation = sparse"
-            )
+    idle = [name for name in OF_THE_SERVICE if getattr(defence, name) != getattr(usual, name)]
+    if idle and privacy.sums:
+        given = ", ".join(f"defence.{name} = {getattr(defence, name)}" for name in idle)
+        have, it = ("has", "it") if len(idle) == 1 else ("have", "them")
+        raise ValueError(
+            f"{given} {have} no effect: the neighbourhood service uses {it}, and with privacy.aggregation = "
+            f"{privacy.aggregation} it is not asked; expected no {', '.join(f'defence.{name}' for name in idle)}, or "
+            "privacy.aggregation = sparse"
+        )
     for name, rules in OF_RULES.items():
         if (value := getattr(defence, name)) != getattr(usual, name) and defence.rule not in rules:
             raise ValueError(

@@ -35,7 +35,6 @@ from perfedrec.methods.federated.state import (
 )
 from perfedrec.privacy.protection import MISSING
 
-
 LEAST_ENERGY = 0.01
 """The least energy of passes that is taken for true. Honest ones keep the first singular value, which is 1; forged ones
 can make the sum negative, and users' first vectors would grow without limit."""
