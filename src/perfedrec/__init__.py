@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from perfedrec.core.malloc import keep_freed_memory
+from perfedrec.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from perfedrec.core.errors import CheckpointError, ConfigError, DataError, PerfedrecError
@@ -30,8 +31,6 @@ keep_freed_memory()
 
 # OpenMP reads it when torch is loaded. Threads that wait shall not take the processor from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-__version__ = "0.14.0"
 
 __all__ = [
     "Batch",

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from perfedrec import __version__
 from perfedrec.core.errors import CheckpointError, ConfigError, reason
 from perfedrec.core.types import RoundReport
+from perfedrec.core.version import __version__
 from perfedrec.data import Catalogue, read_catalogue
 from perfedrec.runs import checkpoint
 from perfedrec.runs.checkpoint import Loaded

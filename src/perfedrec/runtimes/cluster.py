@@ -27,12 +27,12 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from perfedrec import __version__
 from perfedrec.core.aggregate import Aggregate, Sum
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.extras import needed_by
 from perfedrec.core.records import Segment, copied, flatten
+from perfedrec.core.version import __version__
 from perfedrec.runtimes.hosted import Hosted
 from perfedrec.runtimes.log import Log, Request
 from perfedrec.runtimes.population import Population

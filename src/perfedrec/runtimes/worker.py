@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perfedrec import __version__
 from perfedrec.core.aggregate import Aggregate, Sum
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.keys import Key
 from perfedrec.core.records import Scalar, flatten, unflatten
+from perfedrec.core.version import __version__
 from perfedrec.runtimes.hosted import Hosted
 from perfedrec.runtimes.round import InProcess, RoundTask, Tally
 

@@ -1,0 +1,3 @@
+"""The version of this package, for all rooms; what is installed may be another one than what runs."""
+
+__version__ = "0.14.0"
