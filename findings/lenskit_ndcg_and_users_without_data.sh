@@ -8,11 +8,11 @@
 #   Expected was that this user is left out, because nothing can be hit.
 # - A user who has test data and no list is left out of the mean. Expected was 0, or an error.
 #
-# Why it matters here: lists that perfedrec wrote get other figures there than in its own report, even where the users
-# are the same. docs/runs.md says what to do.
-#
 # Seen 2026-11-29: means of NDCG@3 and Recall@3 of .4050 and .4167; by the usual definition, over the users with test
 # data, .3337 and .4167 (the same Recall by chance: the one user who is left out has 0, like the one who is added).
+#
+# Why it matters here: lists that perfedrec wrote get other figures there than in its own report, even where the users
+# are the same. docs/runs.md says what to do.
 #
 # Exits with 1 if this changes.
 set -euo pipefail
