@@ -135,7 +135,7 @@ class Sum:
 
 
 def reduce(update: Update, n_items: int, n_groups: int, shares: Tensor | None = None) -> Aggregate:
-    """Weighted sums of a block's updates by (group, item), in fixed point. Of what a client sends in training they have
+    """Weighted sums of a block's updates by (group, item), in fixed point. Of a client's changes of item rows they have
     its share in ``shares`` [B] float64, if there are any.
 
     Raises :class:`DivergedError` for an update with a number that is not finite or too large, because one broken client
@@ -159,7 +159,7 @@ def reduce(update: Update, n_items: int, n_groups: int, shares: Tensor | None = 
         keys=keys,
         sums=sums,
         weights=total,
-        dense=None if update.dense is None else _dense(update.dense, weights, shares),
+        dense=None if update.dense is None else _fixed(update.dense, weights).sum(0),
         report_users=None if update.reports is None else users,
         reports=update.reports,
         edges=edges,
@@ -238,12 +238,6 @@ def _sums(
     squares = spread(partial(kernels.add_fixed, *arguments), values.shape[1], values.shape[0])
     _check_size(sum(squares))
     return sums
-
-
-def _dense(values: Tensor, weights: Tensor, shares: Tensor | None) -> Tensor:
-    """[D] the sum of a shared network's changes ``values`` [B, D]; see :func:`_sums`."""
-    fixed = _fixed(values, weights)
-    return fixed.sum(0) if shares is None else (fixed * shares[:, None]).sum(0).round_()
 
 
 def _fixed(values: Tensor, weights: Tensor | None = None) -> Tensor:
