@@ -80,11 +80,11 @@ class Rounds:
         start = time.perf_counter()
         give_back()
         valid = self._validation.evaluate(self.engine)
-        if self.selection.is_better(valid):
-            self.best = None  # first the memory of the one before, and of the evaluation
-            give_back()
-            self.best = self.engine.recommender().frozen()
+        if better := self.selection.is_better(valid):
+            self.best = None  # its memory is given back first, like that of the evaluation
         give_back()
+        if better:
+            self.best = self.engine.recommender().frozen()
         self.progress.seconds += time.perf_counter() - start
         return valid
 
