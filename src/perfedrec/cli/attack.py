@@ -92,15 +92,17 @@ def _kept(run: Path) -> Iterator[None]:
     from perfedrec.audit.poisoning.record import FILE, read_attacks
     from perfedrec.runs.signals import InterruptedRunError
 
-    before = (run / FILE).stat().st_mtime_ns if (run / FILE).exists() else None
+    def written() -> int | None:
+        return (run / FILE).stat().st_mtime_ns if (run / FILE).exists() else None
+
+    before = written()
     try:
         yield
     except KeyboardInterrupt:
         found, none = read_attacks(run), "no training was finished"
-        changed = (run / FILE).exists() and (run / FILE).stat().st_mtime_ns != before
         done = [] if found is None else [f"{each.named} {each.share:.3g}" for each in found.outcomes]
         kept = f"{run / FILE} keeps {', '.join(done)}" if done else f"{none}, and nothing is kept"
-        if done and not changed:
+        if done and written() == before:
             kept = f"{none}; {kept} of earlier commands"
         raise InterruptedRunError(f"interrupted; {kept}", signal.SIGINT) from None
 

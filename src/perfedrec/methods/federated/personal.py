@@ -340,8 +340,8 @@ def scaled(table: Tensor, star: Star, rows: Rows, reference: Reference) -> Part:
 
 
 def in_blocks(star: Star, first: Tensor, rows: Rows, own: Callable[[slice], Tensor]) -> Tensor:
-    """[B, d] users' vectors by a ``star``, from their layer 0 ``first`` [B, d] and that of ``own`` items. So many of
-    these are looked up at once as :data:`AT_ONCE` users have."""
+    """[B, d] users' vectors by a ``star``, from their layer 0 ``first`` [B, d] and that of their ``own`` items, for
+    :data:`AT_ONCE` users after another, so that few rows are in memory together."""
     found = []
     for start in range(0, max(rows.n_users, 1), AT_ONCE):
         stop = min(start + AT_ONCE, rows.n_users)
