@@ -72,6 +72,8 @@ NEEDS = {
     "federation bundles {here}/a --node n0": "flower",
     "federation page {here}": "web",
     "federation forget {here}/run --request {here}/ann.request --keys {here}/keys": "flower",
+    "forget {here}/run --user 3 --output {here}/a --sign {here}/operator": "flower",
+    "node verify {here}/without/certificate.json --operator {here}/operator.pub": "flower",
     "models list --registry {here}/a": "flower",
     "models add {here}/run --registry {here}/a": "flower",
     "models promote 1 --registry {here}/a": "flower",

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import Result
 from tests.runtimes.node.nodes import write_node
 from typer.testing import CliRunner
 
 from perfedrec import ConfigError, Node
 from perfedrec.cli import app
-from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.errors import CheckpointError, PerfedrecError
 from perfedrec.data import load
 from perfedrec.federation.certificates import make_key
-from perfedrec.federation.requests import SignedRequest, accept, make
+from perfedrec.federation.requests import SignedRequest, accept, make, verify
+from perfedrec.federation.signing import sign
 from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.runs import checkpoint
+from perfedrec.runs.certificate import Certificate
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.forget_log import Limits, Log
+from perfedrec.runtimes.flower.keys import private_key
 from perfedrec.runtimes.simulator import Simulator
 
 
@@ -200,3 +206,104 @@ def test_a_file_that_is_no_request_is_refused(run: Path, stored: Path, tmp_path:
         (tmp_path / "bad").write_text(content)
         with pytest.raises(ConfigError, match="no request can be read"):
             accept(run, tmp_path / "bad", stored / "keys")
+
+
+@pytest.fixture
+def signed(node: Node, run: Path, stored: Path, tmp_path: Path) -> Path:
+    """A certificate that the operator has signed, about the request in the file ``ask``."""
+    make_key(tmp_path / "operator")
+    make(node, node.users()[0], stored / "keys" / "n0").write(tmp_path / "ask")
+    found = accept(run, tmp_path / "ask", stored / "keys", signer=tmp_path / "operator")
+    return run / f"forgotten-{found.run['request']}.json"
+
+
+def test_an_owner_verifies_the_certificate_of_the_own_request(signed: Path, tmp_path: Path) -> None:
+    found = verify(signed, tmp_path / "operator.pub", tmp_path / "ask")
+    assert found.users == [str(SignedRequest.read(tmp_path / "ask").identity)]
+    blob = base64.b64decode((tmp_path / "operator.pub").read_text().split()[1])
+    assert found.signature["key"] == "SHA256:" + base64.b64encode(sha256(blob).digest()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    "name", [each.name for each in fields(Certificate) if each.name not in ("format", "signature")]
+)
+def test_a_certificate_of_which_any_field_was_altered_is_refused(name: str, signed: Path, tmp_path: Path) -> None:
+    content = json.loads(signed.read_text())
+    value = content[name]
+    if isinstance(value, list):
+        content[name] = [*value, "more"]
+    elif isinstance(value, dict):
+        content[name] = {**value, next(iter(value), "more"): 7}
+    else:
+        content[name] = "other"
+    signed.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="was altered after it was signed"):
+        verify(signed, tmp_path / "operator.pub", tmp_path / "ask")
+    content[name] = value
+    signed.write_text(json.dumps(content, indent=3))  # spaces do not count
+    verify(signed, tmp_path / "operator.pub", tmp_path / "ask")
+
+
+def test_what_is_wrong_with_a_certificate_is_said(node: Node, signed: Path, stored: Path, tmp_path: Path) -> None:
+    operator, ask = tmp_path / "operator.pub", tmp_path / "ask"
+    with pytest.raises(
+        ConfigError, match=r"signed with another key, SHA256:.*; expected SHA256:.*, the key in .*n1\.pub"
+    ):
+        verify(signed, stored / "keys" / "n1.pub", ask)
+    with pytest.raises(ConfigError, match="expected the file of your request"):
+        verify(signed, operator)
+    make(node, node.users()[1], stored / "keys" / "n0").write(tmp_path / "second")
+    with pytest.raises(ConfigError, match="is the certificate of another request"):
+        verify(signed, operator, tmp_path / "second")
+    text = signed.read_text()
+    signed.write_text(text.replace('"users"', '"users": ["1"],\n "users"'))
+    with pytest.raises(CheckpointError, match="a name stands in it twice"):
+        verify(signed, operator, ask)
+    signed.write_text(json.dumps(json.loads(text) | {"signature": {}}))
+    with pytest.raises(ConfigError, match="is not signed"):
+        verify(signed, operator, ask)
+    simulated = replace(Certificate.read_file(signed), run={"folder": "run"})
+    signed.write_text(sign(simulated, private_key(tmp_path / "operator")).text())
+    assert verify(signed, operator).run == {"folder": "run"}
+    with pytest.raises(ConfigError, match="is about a simulation"):
+        verify(signed, operator, ask)
+
+
+def test_a_certificate_can_be_signed_later_and_stays_as_it_is(
+    node: Node, run: Path, stored: Path, tmp_path: Path
+) -> None:
+    user, other = node.users()[:2]
+    make(node, user, stored / "keys" / "n0").write(tmp_path / "ask")
+    without = federation(tmp_path / "without", "c", [int(node.export(other)["identity"])])
+    found = accept(run, tmp_path / "ask", stored / "keys", Limits(1.0), without)
+    make_key(tmp_path / "operator")
+    with pytest.raises(ConfigError, match="n1: is the key of node n1; expected a key of the operator alone"):
+        accept(run, tmp_path / "ask", stored / "keys", Limits(1.0), signer=stored / "keys" / "n1")
+    again = accept(run, tmp_path / "ask", stored / "keys", Limits(1.0), signer=tmp_path / "operator")
+    assert replace(again, signature={}) == found
+    file = run / f"forgotten-{found.run['request']}.json"
+    assert verify(file, tmp_path / "operator.pub", tmp_path / "ask") == again
+
+
+def test_the_commands_that_sign_and_verify(node: Node, run: Path, stored: Path, tmp_path: Path) -> None:
+    def cli(*words: object) -> Result:
+        return CliRunner().invoke(app, [str(each) for each in words])
+
+    make(node, node.users()[0], stored / "keys" / "n0").write(tmp_path / "ask")
+    made = cli("federation", "key", tmp_path / "operator", "--operator")
+    given = cli("federation", "forget", run, "--request", tmp_path / "ask", "--keys", stored / "keys", "--sign")
+    assert given.exit_code == 2
+    words = ("federation", "forget", run, "--request", tmp_path / "ask", "--keys", stored / "keys")
+    given = cli(*words, "--sign", tmp_path / "operator", "--json")
+    assert given.exit_code == 0, given.output
+    found = json.loads(given.stdout)
+    assert found["signature"]["key"] in made.stdout
+    path = run / f"forgotten-{found['run']['request']}.json"
+    ours = ("node", "verify", path, "--operator", tmp_path / "operator.pub", "--request", tmp_path / "ask")
+    checked = cli(*ours)
+    assert checked.exit_code == 0, checked.output
+    assert "signed with the key in" in checked.stdout
+    assert json.loads(cli(*ours, "--json").stdout) == found
+    path.write_text(path.read_text().replace(found["made"], "2020-01-01T00:00:00+00:00"))
+    refused = cli(*ours)
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)

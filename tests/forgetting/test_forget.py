@@ -241,3 +241,23 @@ def test_the_command_prints_the_certificate_and_refuses_mistakes(trained: Path, 
         assert refused.exit_code == 2
         assert said in refused.stderr
     assert not (tmp_path / "c").exists()
+
+
+def test_a_certificate_of_a_simulation_is_signed_and_verified(trained: Path, tmp_path: Path) -> None:
+    def cli(*words: object) -> tuple[int, str]:
+        done = CliRunner().invoke(app, [str(each) for each in words])
+        return done.exit_code, done.output
+
+    words = ("forget", trained, "--user", "9", "--output", tmp_path / "new", "--quiet", "--sign", tmp_path / "operator")
+    assert cli(*words) == (
+        2,
+        f"error: {tmp_path}/operator: cannot be read (No such file or directory); expected a private key\n",
+    )
+    assert not (tmp_path / "new").exists()
+    cli("federation", "key", tmp_path / "operator", "--operator")
+    assert cli(*words)[0] == 0
+    path = tmp_path / "new" / "certificate.json"
+    verify = ("node", "verify", path, "--operator", tmp_path / "operator.pub")
+    assert cli(*verify)[0] == 0
+    path.write_text(path.read_text().replace('"9"', '"8"'))
+    assert "was altered after it was signed" in cli(*verify)[1]

@@ -271,15 +271,29 @@ def certificates(
 @app.command("key")
 def key(
     path: Annotated[Path, typer.Argument(help="file of the private key; the public key is written beside it")],
+    operator: Annotated[
+        bool, typer.Option("--operator", help="the key of the operator, who signs certificates with it")
+    ] = False,
 ) -> None:
-    """Make the key pair of a node, on that node.
+    """Make the key pair of a node, on that node, or that of the operator.
 
     [bold]perfedrec federation key node7[/bold]
+
+    [bold]perfedrec federation key operator --operator[/bold]
     """
     with one_line():
         from perfedrec.federation.certificates import make_key
+        from perfedrec.federation.signing import fingerprint_of
 
         make_key(path)
+        if operator:
+            console.print(
+                f"{path} stays with the operator; give {path}.pub to the owners of all nodes, as ca.crt, and never put "
+                f"it into the folder of nodes' keys; its fingerprint is {fingerprint_of(Path(f'{path}.pub'))}",
+                soft_wrap=True,
+                highlight=False,
+            )
+            return
         console.print(f"{path} stays here; copy {path}.pub to the coordinator's folder of keys", soft_wrap=True)
 
 
@@ -312,20 +326,23 @@ def forget(
     new_run: Annotated[
         Path | None, typer.Option(help="run that was trained without the user, which is then checked and certified")
     ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(help="private key of the operator, which signs the certificate (federation key)")
+    ] = None,
     max_share: Annotated[float, typer.Option(help="largest share of a run's users who may be forgotten")] = 0.05,
     per_day: Annotated[int, typer.Option(min=1, help="most requests of a node within 24 hours")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Accept a node's signed request to forget a user: check it, note it in forgetting.jsonl, write a certificate.
 
-    [bold]perfedrec federation forget federation/run --request ann.request --keys keys[/bold]
+    [bold]perfedrec federation forget federation/run --request ann.request --keys keys --sign operator[/bold]
     """
     with one_line():
         from perfedrec.cli.forget import print_certificate
         from perfedrec.federation.requests import accept
         from perfedrec.runs.forget_log import Limits
 
-        found = accept(run, request, keys, Limits(max_share, per_day), new_run)
+        found = accept(run, request, keys, Limits(max_share, per_day), new_run, sign)
         if as_json:
             print(json.dumps(json.loads(found.text())))
             return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +36,10 @@ def forget(
         typer.Option(help="share of the rounds of training that others play, not with exact (default: of the method)"),
     ] = None,
     max_share: Annotated[float, typer.Option(help="largest share of a run's users who may be forgotten")] = 0.05,
+    sign: Annotated[
+        Path | None,
+        typer.Option(help="private key of the operator, which signs the certificate (needs the extra flower)"),
+    ] = None,
     data: Moved = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -56,16 +62,29 @@ def forget(
         if share is not None and not 0 <= share <= 1:
             raise ConfigError(f"--share is {share:g}; expected a share from 0 to 1")
         request = Request([*(user or ()), *_listed(users)], method, share, reference)
-        limits = Limits(share=max_share)
+        limits, signed = Limits(share=max_share), _signer(sign)
         try:
             found = run_forget(run, request, output, data=data, limits=limits, progress=reporter(quiet, as_json))
         except KeyboardInterrupt:  # while data were read: nothing has been noted or written
             raise InterruptedRunError(interrupted(run, output), signal.SIGINT) from None
+        if sign is not None:
+            found = signed(found)
+            found.write(output)
         if as_json:
             print(json.dumps(json.loads(found.text())))
             return
         print_certificate(found)
         console.print(f"run and certificate.json written to {output}", soft_wrap=True)
+
+
+def _signer(path: Path | None) -> Callable[[Certificate], Certificate]:
+    """What signs a certificate with the private key in a file, which is read now: before anything is trained."""
+    if path is None:
+        return lambda certificate: certificate
+    from perfedrec.federation.signing import sign
+    from perfedrec.runtimes.flower.keys import private_key
+
+    return partial(sign, key=private_key(path))
 
 
 def _listed(path: Path | None) -> list[str]:

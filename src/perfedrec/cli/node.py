@@ -212,6 +212,32 @@ def node_forget(
         console.print(stays, soft_wrap=True, highlight=False)
 
 
+@app.command("verify")
+def node_verify(
+    certificate: Annotated[Path, typer.Argument(help="certificate that the operator gave back: forgotten-NAME.json")],
+    operator: Annotated[Path, typer.Option(help="public key of the operator (.pub)")],
+    request: Annotated[
+        Path | None, typer.Option(help="request that the certificate must be about (not for one of perfedrec forget)")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a certificate: that the operator has signed it, that it is whole, and that it is about your request.
+
+    [bold]perfedrec node verify forgotten-1f.json --operator operator.pub --request ann.request[/bold]
+    """
+    with one_line():
+        from perfedrec.cli.forget import print_certificate
+        from perfedrec.federation.requests import verify
+
+        found = verify(certificate, operator, request)
+        if as_json:
+            print(json.dumps(json.loads(found.text())))
+            return
+        print_certificate(found)
+        about = "" if request is None else f", and about the request in {request}"
+        console.print(f"{certificate}: signed with the key in {operator}, as it is{about}", soft_wrap=True)
+
+
 @app.command("export")
 def node_export(
     run: FinishedRun,

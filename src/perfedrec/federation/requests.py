@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError, reason
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.owner import Node
+from perfedrec.federation.signing import sign, verified
 from perfedrec.runs.certificate import Certificate, Cost
 from perfedrec.runs.checkpoint import Loaded, load
 from perfedrec.runs.files import MODEL, NAME, STATUS
@@ -91,26 +92,32 @@ def make(node: Node, user: str, key: Path) -> SignedRequest:
 
 
 def accept(
-    folder: Path, path: Path, keys: Path, limits: Limits | None = None, new_run: Path | None = None
+    folder: Path,
+    path: Path,
+    keys: Path,
+    limits: Limits | None = None,
+    new_run: Path | None = None,
+    signer: Path | None = None,
 ) -> Certificate:
     """Check the request in the file ``path`` to a run in ``folder``, note it in the run's log, and return the
     certificate of what is done about it. It is written to ``forgotten-NONCE.json`` in the folder.
 
     The request must be signed with one of the keys of nodes in the folder ``keys``, name this run, and name a user of
     it by the number that only the coordinator and the user's node know. A request is accepted once, and within the
-    ``limits``. ``new_run`` is the folder of a later run of this federation without the user, which is then checked; a
-    request that was accepted can be given again for that.
+    ``limits``. ``new_run`` is the folder of a later run of this federation without the user, which is then checked. The
+    certificate is signed with the operator's private key in the file ``signer``. A request that was accepted can be
+    given again for a new run, and for a signature on its certificate.
 
     Raises :class:`ConfigError` for a request that is refused; the log has a line for it. For a folder that is not what
     it should be the log has none: that is a mistake of the operator.
     """
     request, run, log = SignedRequest.read(path), RunFolder(folder), Log(folder)
     name, registered = run.name(), _registered(keys)
-    users = _users(_model(folder))
+    users, key = _users(_model(folder)), None if signer is None else _operators_key(signer, registered)
     if new_run is not None:
         _check_new(new_run, folder, request, set(registered.values()))
     before = {user: line for line in log.lines() if line["event"] == "accepted" for user in line["users"]}
-    again = new_run is not None and before.get(str(request.identity), {}).get("nonce") == request.nonce
+    again = (new_run or signer) and before.get(str(request.identity), {}).get("nonce") == request.nonce
     node = "unknown"
     try:
         node = _signer(request, keys, registered)
@@ -120,10 +127,48 @@ def accept(
         raise
     if not again:
         log.allow(limits or Limits(), [str(request.identity)], len(before), len(users), node, nonce=request.nonce)
-    found = _certificate(request, folder, node, new_run)
-    run.write(f"forgotten-{request.nonce}.json", found.text().encode())
+    file = folder / f"forgotten-{request.nonce}.json"
+    written = again and new_run is None and file.exists()  # and is to be signed as it is
+    found = Certificate.read_file(file) if written else _certificate(request, folder, node, new_run)
+    found = found if key is None else sign(found, key)
+    run.write(file.name, found.text().encode())
     log.done([str(request.identity)], found.method, node, new_run or folder, ())
     return found
+
+
+def verify(path: Path, operator: Path, request: Path | None = None) -> Certificate:
+    """The certificate in the file ``path``, if it is signed with the operator's key and whole
+    (:func:`perfedrec.federation.signing.verified`), and is about the ``request`` of a node's owner. That of a
+    simulation is about no request.
+
+    Raises :class:`ConfigError` for any other, which says what is wrong.
+    """
+    found = verified(path, operator)
+    answers = found.run.get("request")
+    if request is None:
+        if answers is not None:
+            raise ConfigError(f"{path}: is about request {answers}; expected the file of your request (--request)")
+        return found
+    asked = SignedRequest.read(request)
+    if answers is None:
+        raise ConfigError(f"{path}: is about a simulation and no request; expected it without --request")
+    if (answers, found.run.get("run"), found.users) != (asked.nonce, asked.run, [str(asked.identity)]):
+        raise ConfigError(
+            f"{path}: is the certificate of another request, {answers}; expected that of {asked.nonce}, which is "
+            f"in {request}"
+        )
+    return found
+
+
+def _operators_key(path: Path, registered: Mapping[str, bytes]) -> ec.EllipticCurvePrivateKey:
+    """The private key of the operator in a file. Raises :class:`ConfigError` for that of a ``registered`` node, whose
+    owner could sign certificates too."""
+    key = private_key(path)
+    public = key.public_key()
+    for name, content in registered.items():
+        if serialization.load_pem_public_key(content) == public:
+            raise ConfigError(f"{path}: is the key of node {name}; expected a key of the operator alone (--sign)")
+    return key
 
 
 def _registered(keys: Path) -> dict[str, bytes]:

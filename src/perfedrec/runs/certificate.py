@@ -17,6 +17,9 @@ NAME = "certificate.json"
 
 FORMAT = 1
 
+SIGNED = "perfedrec certificate 1"
+"""The first line of what is signed, so that a signature is good for nothing else."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -38,7 +41,8 @@ class Certificate:
     digest of the model file before and after. ``done`` are the steps, ``exact`` and ``approximate`` the parts of the
     model by how they were changed, ``cost`` and ``cost_of_run`` the cost of this and of the run. ``measured`` holds the
     figures (``None``: not known), ``unmeasured`` what was not measured and why, ``not_covered`` what nobody can
-    conclude from it.
+    conclude from it. ``signature`` is empty, or has the fingerprint of the key that signed it, and the signature
+    (:mod:`perfedrec.federation.signing`).
     """
 
     made: str
@@ -55,6 +59,15 @@ class Certificate:
     not_covered: list[str] = field(default_factory=list)
     alerts: list[str] = field(default_factory=list)
     format: int = FORMAT
+    signature: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def signed(self) -> bytes:
+        """The bytes that are signed: a line with :data:`SIGNED`, and all fields but ``signature`` as JSON in ASCII,
+        with sorted names and without spaces."""
+        content = {name: value for name, value in asdict(self).items() if name != "signature"}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return f"{SIGNED}\n{text}".encode()
 
     def text(self) -> str:
         """The certificate as JSON."""
@@ -66,17 +79,25 @@ class Certificate:
 
     @staticmethod
     def read(folder: Path) -> Certificate:
-        """The certificate in a folder. Raises :class:`CheckpointError` where there is none, and for other content."""
-        path = folder / NAME
+        """The certificate in the folder of a run. Raises :class:`CheckpointError` as :meth:`read_file` does."""
+        return Certificate.read_file(folder / NAME)
+
+    @staticmethod
+    def read_file(path: Path) -> Certificate:
+        """The certificate in a file. Raises :class:`CheckpointError` where there is none, and for other content; a name
+        that stands in it twice is such, because people and programs could read two things."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
             if content["format"] != FORMAT:
                 raise CheckpointError(f"{path}: has format {content['format']}; expected format {FORMAT}")
             costs = {name: Cost(**content[name]) for name in ("cost", "cost_of_run")}
+            if not all(isinstance(content.get(name, {}), dict) for name in ("run", "signature")):
+                raise ValueError("its run or its signature has another form")
             return Certificate(**{**content, **costs})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
-                f"{path}: no certificate can be read ({reason(error)}); expected what perfedrec forget wrote"
+                f"{path}: no certificate can be read ({reason(error)}); expected what perfedrec forget or perfedrec "
+                "federation forget wrote"
             ) from None
 
     def lines(self) -> list[tuple[str, str]]:
@@ -92,6 +113,7 @@ class Certificate:
         found += [(name, _figure(value)) for name, value in self.measured.items()]
         found += [("not measured", each) for each in self.unmeasured]
         found += [("alert", each) for each in self.alerts]
+        found += [("signed with", self.signature.get("key", "an unknown key"))] if self.signature else []
         return found + [("not covered", each) for each in self.not_covered]
 
     def _cost(self) -> str:
@@ -101,6 +123,14 @@ class Certificate:
             f"clients were asked {mine.clients:,} times in {mine.rounds:,} rounds{share}, and {mine.seconds:.1f} "
             f"seconds were computed (the run: {whole.seconds:.1f})"
         )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of an object in JSON. Raises :class:`ValueError` where a name stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
 
 
 def finite(value: Any) -> Any:
