@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from perfedrec.core.errors import CheckpointError
@@ -45,7 +45,8 @@ class Uploads:
         tensors = {each.name: getattr(update, each.name) for each in fields(update)}
         stored = {name: _compact(name, value) for name, value in tensors.items() if value is not None}
         about = {"phase": task.phase, "n_groups": task.n_groups}
-        save_file(stored, self.place / f"round-{task.number:06d}-{self._block:04d}.safetensors", _text(about))
+        path = self.place / f"round-{task.number:06d}-{self._block:04d}.safetensors"
+        path.write_bytes(save(stored, _text(about)))  # safetensors' own error for a full disk is none of the system
         self._block += 1
 
     def drop(self, number: int) -> None:
