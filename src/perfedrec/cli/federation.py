@@ -318,38 +318,6 @@ def bundles(
         )
 
 
-@app.command("forget")
-def forget(
-    run: Annotated[Path, typer.Argument(help="folder of a federation's run")],
-    request: Annotated[Path, typer.Option(help="request that perfedrec node forget --request wrote")],
-    keys: Annotated[Path, typer.Option(help="folder with the public keys of registered nodes (*.pub)")],
-    new_run: Annotated[
-        Path | None, typer.Option(help="run that was trained without the user, which is then checked and certified")
-    ] = None,
-    sign: Annotated[
-        Path | None, typer.Option(help="private key of the operator, which signs the certificate (federation key)")
-    ] = None,
-    max_share: Annotated[float, typer.Option(help="largest share of a run's users who may be forgotten")] = 0.05,
-    per_day: Annotated[int, typer.Option(min=1, help="most requests of a node within 24 hours")] = 20,
-    as_json: AsJson = False,
-) -> None:
-    """Accept a node's signed request to forget a user: check it, note it in forgetting.jsonl, write a certificate.
-
-    [bold]perfedrec federation forget federation/run --request ann.request --keys keys --sign operator[/bold]
-    """
-    with one_line():
-        from perfedrec.cli.forget import print_certificate
-        from perfedrec.federation.requests import accept
-        from perfedrec.runs.forget_log import Limits
-
-        found = accept(run, request, keys, Limits(max_share, per_day), new_run, sign)
-        if as_json:
-            print(json.dumps(json.loads(found.text())))
-            return
-        print_certificate(found)
-        console.print(f"written to {run / ('forgotten-' + found.run['request'] + '.json')}", soft_wrap=True)
-
-
 def _check_ports(ports: dict[str, int | None]) -> None:
     """Refuse one port for two purposes. ``ports`` are those that are used, by their options."""
     from perfedrec.core.errors import ConfigError

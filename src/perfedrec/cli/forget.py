@@ -1,4 +1,4 @@
-"""perfedrec forget."""
+"""perfedrec forget, and perfedrec federation forget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from perfedrec.cli.common import AsJson, Moved, Quiet, console, one_line, reporter
+from perfedrec.cli.common import AsJson, Moved, Quiet, command, console, one_line, reporter
 from perfedrec.core.errors import ConfigError, reason
 
 if TYPE_CHECKING:
@@ -75,6 +75,63 @@ def forget(
             return
         print_certificate(found)
         console.print(f"run and certificate.json written to {output}", soft_wrap=True)
+
+
+def forget_in_federation(
+    run: Annotated[Path, typer.Argument(help="folder of a federation's run")],
+    request: Annotated[
+        Path | None, typer.Option(help="request that perfedrec node forget --request wrote (with --keys)")
+    ] = None,
+    keys: Annotated[Path | None, typer.Option(help="folder with the public keys of registered nodes (*.pub)")] = None,
+    node: Annotated[
+        str | None, typer.Option(help="instead of a request: a node that is forgotten wholly (with --replay)")
+    ] = None,
+    new_run: Annotated[
+        Path | None, typer.Option(help="run that was trained without the user, which is then checked and certified")
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="new folder: make the run there without the user, from parts of nodes (run.keep_uploads)"),
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(help="private key of the operator, which signs the certificate (federation key)")
+    ] = None,
+    max_share: Annotated[float, typer.Option(help="largest share of a run's users who may be forgotten")] = 0.05,
+    per_day: Annotated[int, typer.Option(min=1, help="most requests of a node within 24 hours")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Accept a node's signed request to forget a user: check it, note it in forgetting.jsonl, write a certificate.
+
+    [bold]perfedrec federation forget federation/run --request ann.request --keys keys --sign operator[/bold]
+
+    [bold]perfedrec federation forget federation/run --node n7 --replay federation/without[/bold]
+    """
+    with one_line():
+        from perfedrec.federation.requests import accept, forget_node
+        from perfedrec.runs.forget_log import Limits
+
+        if new_run is not None and replay is not None:
+            raise ConfigError("--new-run and --replay were both given; expected one of them")
+        limits = Limits(max_share, per_day)
+        if node is not None:
+            if replay is None or request is not None:
+                raise ConfigError("--node forgets a node without a request; expected --replay FOLDER, and no --request")
+            found, file = forget_node(run, node, replay, limits, sign), f"forgotten-node-{node}.json"
+        else:
+            if request is None or keys is None:
+                raise ConfigError("nobody asks to be forgotten; expected --request FILE and --keys FOLDER, or --node")
+            found = accept(run, request, keys, limits, new_run, sign, replay)
+            file = f"forgotten-{found.run['request']}.json"
+        if as_json:
+            print(json.dumps(json.loads(found.text())))
+            return
+        print_certificate(found)
+        console.print(f"written to {run / file}", soft_wrap=True)
+        if replay is not None:
+            again = command("serve", "--resume", "--output", replay, "--rounds", "N")
+            console.print(
+                f"{replay} has the run without them; go on with {again} and its other options", soft_wrap=True
+            )
 
 
 def _signer(path: Path | None) -> Callable[[Certificate], Certificate]:

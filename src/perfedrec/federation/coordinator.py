@@ -362,6 +362,7 @@ def _coordinator(
         n_user_attributes=catalogue.n_user_attributes,
         service_client=run.service_client,
         witness=run.keep_opened if given.keep_sums else None,
+        keeper=run.keeper(names),
     )
     return Coordinator(grid, federation, names, run.users, service, admission)
 

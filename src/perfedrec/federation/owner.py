@@ -379,6 +379,7 @@ def stays(known: bool, answers: int, runs: list[str]) -> str:
     where = f"the run{'s' if len(runs) > 1 else ''} {', '.join(runs)}"
     return (
         f"{many} of this node in {where} had a part of this user: it stays in the sums that were made of "
-        "them, and in the models that were trained from these. Nobody can take it out. Copies and backups of the file "
+        "them, and in the models that were trained from these. Nobody can take it out of "
+        "these; only new models can be made without it. Copies and backups of the file "
         f"stay as well. The journal keeps these answers, without a word about whose parts were in them.{number}"
     )

@@ -10,15 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError, reason
+from perfedrec.federation import answers
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.owner import Node
+from perfedrec.federation.replay import Replay
 from perfedrec.federation.signing import sign, verified
-from perfedrec.runs.certificate import Certificate, Cost
+from perfedrec.runs.certificate import Certificate
 from perfedrec.runs.checkpoint import Loaded, load
 from perfedrec.runs.files import MODEL, NAME, STATUS
 from perfedrec.runs.folder import RunFolder
@@ -29,6 +32,9 @@ from perfedrec.runtimes.flower.keys import private_key
 
 FORMAT = "perfedrec forget 1"
 """The first words of what is signed, so that a signature is good for nothing else."""
+
+OPERATOR = "operator"
+"""Who asks, in a log, where no node does."""
 
 _FIELDS = ("format", "run", "identity", "made", "nonce")
 
@@ -98,15 +104,17 @@ def accept(
     limits: Limits | None = None,
     new_run: Path | None = None,
     signer: Path | None = None,
+    replay: Path | None = None,
 ) -> Certificate:
     """Check the request in the file ``path`` to a run in ``folder``, note it in the run's log, and return the
     certificate of what is done about it. It is written to ``forgotten-NONCE.json`` in the folder.
 
     The request must be signed with one of the keys of nodes in the folder ``keys``, name this run, and name a user of
     it by the number that only the coordinator and the user's node know. A request is accepted once, and within the
-    ``limits``. ``new_run`` is the folder of a later run of this federation without the user, which is then checked. The
-    certificate is signed with the operator's private key in the file ``signer``. A request that was accepted can be
-    given again for a new run, and for a signature on its certificate.
+    ``limits``. ``new_run`` is the folder of a later run of this federation without the user, which is then checked;
+    ``replay`` is a new folder for this run without the user, which is then made of the parts that nodes sent
+    (:class:`perfedrec.federation.replay.Replay`). The certificate is signed with the operator's private key in the file
+    ``signer``. A request that was accepted can be given again for each of the three.
 
     Raises :class:`ConfigError` for a request that is refused; the log has a line for it. For a folder that is not what
     it should be the log has none: that is a mistake of the operator.
@@ -116,8 +124,10 @@ def accept(
     users, key = _users(_model(folder)), None if signer is None else _operators_key(signer, registered)
     if new_run is not None:
         _check_new(new_run, folder, request, set(registered.values()))
-    before = {user: line for line in log.lines() if line["event"] == "accepted" for user in line["users"]}
-    again = (new_run or signer) and before.get(str(request.identity), {}).get("nonce") == request.nonce
+    again_without = None if replay is None else Replay(folder, replay)
+    before = _accepted(log)
+    given_again = before.get(str(request.identity), {}).get("nonce") == request.nonce
+    again = given_again and any(each is not None for each in (new_run, replay, signer))
     node = "unknown"
     try:
         node = _signer(request, keys, registered)
@@ -128,12 +138,48 @@ def accept(
     if not again:
         log.allow(limits or Limits(), [str(request.identity)], len(before), len(users), node, nonce=request.nonce)
     file = folder / f"forgotten-{request.nonce}.json"
-    written = again and new_run is None and file.exists()  # and is to be signed as it is
-    found = Certificate.read_file(file) if written else _certificate(request, folder, node, new_run)
+    who = answers.Who([str(request.identity)], {"folder": folder.name, "run": name, "request": request.nonce}, node)
+    if again_without is not None and replay is not None:
+        gone = torch.tensor([request.identity, *map(int, before)]).unique()
+        made = again_without.without(lambda part: bool(torch.isin(part.users, gone).any()), gone)
+        found = answers.replayed(who, made, replay, run.history())
+    elif new_run is not None:
+        found = answers.new_run(who, RunFolder(new_run).name())
+    else:  # a certificate that is there is signed as it is
+        found = Certificate.read_file(file) if again and file.exists() else answers.accepted(who)
     found = found if key is None else sign(found, key)
     run.write(file.name, found.text().encode())
-    log.done([str(request.identity)], found.method, node, new_run or folder, ())
+    log.done(found.users, found.method, node, new_run or replay or folder, ())
     return found
+
+
+def forget_node(
+    folder: Path, node: str, replay: Path, limits: Limits | None = None, signer: Path | None = None
+) -> Certificate:
+    """Make the run in ``folder`` without all parts of a ``node``, in the new folder ``replay``, and return the
+    certificate. It is written to ``forgotten-node-NAME.json`` in the folder.
+
+    This is for a node that was found out late. It should be excluded first: it is not kept away from later rounds.
+    Raises :class:`ConfigError` for a node that has no part in the run, and where the limits do not allow it.
+    """
+    run, log, without = RunFolder(folder), Log(folder), Replay(folder, replay)
+    key = None if signer is None else private_key(signer)
+    users = without.users_of(node)
+    names, before = [str(each) for each in users.tolist()], _accepted(log)
+    log.allow(limits or Limits(), names, len(before.keys() - names), without.users.numel(), OPERATOR)
+    gone = torch.tensor([*users.tolist(), *map(int, before)]).unique()
+    made = without.without(lambda part: part.node == node or bool(torch.isin(part.users, gone).any()), gone)
+    who = answers.Who(names, {"folder": folder.name, "run": run.name(), "node": node}, node)
+    found = answers.replayed(who, made, replay, run.history())
+    found = found if key is None else sign(found, key)
+    run.write(f"forgotten-node-{node}.json", found.text().encode())
+    log.done(found.users, found.method, OPERATOR, replay, ())
+    return found
+
+
+def _accepted(log: Log) -> dict[str, Mapping[str, Any]]:
+    """The lines of accepted requests, by user."""
+    return {user: line for line in log.lines() if line["event"] == "accepted" for user in line["users"]}
 
 
 def verify(path: Path, operator: Path, request: Path | None = None) -> Certificate:
@@ -202,6 +248,8 @@ def _check_new(new_run: Path, folder: Path, request: SignedRequest, registered: 
         raise ConfigError(f"{new_run}: there is no such folder; expected that of a run without the user (--new-run)")
     if not RunFolder(new_run).is_federation:
         raise ConfigError(f"{new_run}: not a coordinator's run; expected the folder that perfedrec serve wrote")
+    if RunFolder(new_run).name() == request.run:
+        raise ConfigError(f"{where}: it goes on with the run of the request; expected a run with a name of its own")
     old, new = _model(folder), _model(new_run)
     if not new.belongs.get("catalogue") or new.belongs["catalogue"] != old.belongs.get("catalogue"):
         raise ConfigError(f"{where}: it has another catalogue of items; expected that of {folder}")
@@ -260,40 +308,3 @@ def _model(folder: Path) -> Loaded:
 def _users(model: Loaded) -> set[int]:
     """The identities of the users who took part in a run, by its model."""
     return set(model.records[USERS][0]["users"].tolist())
-
-
-def _certificate(request: SignedRequest, folder: Path, node: str, new_run: Path | None) -> Certificate:
-    nothing = Cost(0, 0, 0, 0, 0.0)
-    done = [
-        f"node {node} has signed that the user is deleted there; a deleted user takes part in no further round",
-        "the request was checked against the keys of registered nodes, and noted in the log",
-    ]
-    exact, not_covered = [], list(STAYS)
-    if new_run is not None:
-        done.append(f"run {RunFolder(new_run).name()} was trained without the user, who is not among its participants")
-        exact.append("the whole model of the new run")
-        not_covered = not_covered[1:]
-    return Certificate(
-        made=datetime.now(UTC).isoformat(timespec="seconds"),
-        users=[str(request.identity)],
-        method="new run" if new_run is not None else "no further part",
-        run={"folder": folder.name, "run": request.run, "request": request.nonce},
-        done=done,
-        exact=exact,
-        approximate=[],
-        cost=nothing,
-        cost_of_run=nothing,
-        measured={},
-        unmeasured=["everything: the data that figures need are on the nodes"],
-        not_covered=not_covered,
-    )
-
-
-STAYS = (
-    "the model: sums that were opened with the user in them stay in it until a run without the user replaces it "
-    "(federation forget --new-run)",
-    "the sums themselves, where they were kept (serve --keep-sums), checkpoints, and versions in a registry of models",
-    "the user's last vector and edges at a neighbourhood service, where there is one, until it plays another run",
-    "copies of the model on nodes and elsewhere, and what other nodes learned from it",
-)
-"""What the acceptance of a request does not cover."""

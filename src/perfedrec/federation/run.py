@@ -20,6 +20,7 @@ from perfedrec.data import Catalogue
 from perfedrec.data.catalogue import ENCODING
 from perfedrec.evaluation.sample import share_of
 from perfedrec.federation.agreement import digest_of, evaluation_of, method_for_nodes
+from perfedrec.federation.parts import Part, Parts
 from perfedrec.privacy.protection import evaluations
 from perfedrec.privacy.report import NO_AUDIT, NOT_KEPT, privacy_block
 from perfedrec.runs import opened as opened_sums
@@ -136,6 +137,7 @@ class FederatedRun:
             self.selection.end_early()
             self.users = self._loaded.records[USERS][0]["users"]
         self.folder.forget_after(self.progress.done)
+        Parts(self.folder.path).forget_after(self.progress.done)
         return name
 
     def use_service(self, service: int | None, names: Mapping[int, str]) -> None:
@@ -242,6 +244,17 @@ class FederatedRun:
         opened = opened_sums.Opened.of(self.algorithm, state, plan, total)
         if opened is not None and self.users is not None:
             opened_sums.write(self.folder.path, state.round, opened, self.users)
+
+    def keeper(self, names: Mapping[int, str]) -> Callable[[int, int, Tensor, Aggregate], None] | None:
+        """What keeps the nodes' parts of sums on disk, by ``names`` of nodes; ``None`` where they are not kept."""
+        if not self.config.run.keep_uploads:
+            return None
+        parts = Parts(self.folder.path)
+
+        def keep(number: int, node: int, users: Tensor, total: Aggregate) -> None:
+            parts.keep(number, Part(names.get(node, str(node)), users, total))
+
+        return keep
 
     def checkpoint(self) -> None:
         """Write a checkpoint after the last round."""

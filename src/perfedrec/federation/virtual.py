@@ -158,6 +158,7 @@ def _coordinator(
         ANSWER_SECONDS,
         item_attributes=None if items is None else torch.tensor(items.values),
         n_user_attributes=catalogue.n_user_attributes,
+        keeper=run.keeper(names),
     )
     return Strict(grid, federation, names)
 

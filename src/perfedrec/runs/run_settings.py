@@ -57,7 +57,9 @@ class RunSettings(Settings):
         description="also test each held-out item among this number of random negatives, as some papers do (0: no)",
     )
     keep_uploads: bool = Field(
-        False, description="keep every upload in the run folder, for perfedrec forget --method resum"
+        False,
+        description="keep every upload in the run folder, for perfedrec forget --method resum; of a federation, what "
+        "each node sent, for perfedrec federation forget --replay",
     )
     dropout_rate: float = Field(0.0, ge=0, le=1, description="share of a cohort that drops out of a round")
     users_per_node: int = Field(

@@ -15,7 +15,6 @@ from torch import Tensor
 from perfedrec.core.aggregate import from_fixed
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.core.keys import Key
 from perfedrec.core.types import NEWCOMER, Plan, RoundReport
 from perfedrec.runtimes.evaluation import Question
 from perfedrec.runtimes.flower import evaluation
@@ -163,7 +162,7 @@ class Coordinator:
         before = replace(state, round=-1)  # before the first round; nodes answer this question once
         hosts = {node: users for node, users in directory.hosts.items() if node not in self.apart}
         asked = replace(directory, hosts=hosts)
-        question = Round(self.grid, replace(self.federation, service_client=None), asked, before, plan)
+        question = Round(self.grid, replace(self.federation, service_client=None, keeper=None), asked, before, plan)
         total = question.collect(secure=sum(users.numel() > 0 for users in hosts.values()) > 1)
         self.rejected += question.traffic.rejections
         if not total.clients:
@@ -174,8 +173,7 @@ class Coordinator:
 
     def _start(self, degrees: Tensor) -> Any:
         """The first state. It has no tokens where there is a service: the coordinator must not know them."""
-        spec = self.federation.spec(self._assembled().identities.numel(), degrees)
-        state = self.algorithm.init(spec, Key(self.federation.seed).fold("init"))
+        state = self.federation.first(self._assembled().identities.numel(), degrees)
         return state if self.service_client is None else self.federation.served_algorithm.without_tokens(state)
 
     # --- rounds ---

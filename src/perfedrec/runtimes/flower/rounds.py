@@ -36,7 +36,9 @@ class Federation(Generic[S, B, C]):
     ``setup`` is what nodes have to agree to. ``seed`` is that of the selection of clients and of the server's steps. A
     round is closed after ``deadline`` seconds, or once the share ``enough`` of the clients that were asked has
     answered. ``service_client`` asks the neighbourhood service; without it the coordinator is the service as well.
-    ``witness`` receives what was opened in each round: the state before it, who took part, and the sum.
+    ``witness`` receives what was opened in each round: the state before it, who took part, and the sum. ``keeper``
+    receives each part of a sum in the clear: the number of the round, the node, the identities [b] of its users who
+    were asked, and the part, with users by their places.
     """
 
     algorithm: Algorithm[S, B, C]
@@ -49,6 +51,11 @@ class Federation(Generic[S, B, C]):
     n_user_attributes: int = 0
     service_client: ServiceClient | None = None
     witness: Callable[[S, Plan, Aggregate], None] | None = None
+    keeper: Callable[[int, int, Tensor, Aggregate], None] | None = None
+
+    def first(self, n_users: int, degrees: Tensor) -> S:
+        """The state before the first round, for a number of users, with the items' ``degrees`` [m]."""
+        return self.algorithm.init(self.spec(n_users, degrees), Key(self.seed).fold("init"))
 
     def spec(self, n_users: int, degrees: Tensor) -> Spec:
         """The sizes of a model for a number of users, with the items' ``degrees`` [m]."""
@@ -242,6 +249,8 @@ class Round(Generic[S, B, C]):
             for node, content in answers:
                 if (part := self._read(node, content, example)) is not None:
                     clients += part.clients
+                    if self.federation.keeper is not None:
+                        self.federation.keeper(self.state.round, node, self.identities[self.asked[node]], part)
                     yield part
                 if clients >= ceil(self.federation.enough * self.plan.cohort.numel()):
                     return
