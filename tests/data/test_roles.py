@@ -1,3 +1,4 @@
+import shlex
 from datetime import date
 from pathlib import Path
 
@@ -5,11 +6,11 @@ import polars as pl
 import pytest
 
 from perfedrec.core.errors import DataError
-from perfedrec.data import read, read_with_report
+from perfedrec.data import parse_columns, read, read_with_report
 from perfedrec.data.frames import rows_with_report
 from perfedrec.data.roles import NoUserError, is_header, plain_name
 
-TIMED = "not used: column 4, which looks like times; --columns timestamp="
+TIMED = "not used: column 4, which looks like times; --columns user=1,item=2,timestamp="
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_unknown_names_above_decimal_commas_are_a_header(path: Path) -> None:
     path.write_text("Benutzer;Artikel;Bewertung;Datum\nb1;a1;4,5;24.03.2021\nb2;a1;3;25.03.2021\n")
     expected = (
         r"no user and no item column; the columns are Benutzer, Artikel, Bewertung, Datum; name them with --columns "
-        r"user=NAME,item=NAME, as in user=Benutzer,item=Artikel \(or --no-header, if these are data\)"
+        r"user=NAME,item=NAME, as in --columns user=Benutzer,item=Artikel \(or --no-header, if these are data\)"
     )
     with pytest.raises(DataError, match=expected):
         read(path)
@@ -229,3 +230,36 @@ def test_a_file_without_users_is_read_as_the_one_of_a_user_who_is_given(tmp_path
     with pytest.raises(DataError, match="no user column") as raised:
         read_with_report(file)
     assert not isinstance(raised.value, NoUserError)  # the other column may name the users
+
+
+def test_options_that_are_suggested_can_be_pasted(path: Path) -> None:
+    """Names with spaces and commas are in quotes, and the columns that were given are in the option again."""
+    rows = "".join(f"k{n % 3},w{n % 4},2021-03-{10 + n} 10:00:00\n" for n in range(9))
+    path.write_text('Kunde Nr,"Ware, Art","Buchung, Zeit"\n' + rows)
+    with pytest.raises(DataError, match=r'the columns are Kunde Nr, "Ware, Art", "Buchung, Zeit"; ') as caught:
+        read(path)
+    assert pasted(str(caught.value)) == {"user": "Kunde Nr", "item": "Ware, Art"}
+    (told,) = read_with_report(path, columns=pasted(str(caught.value)))[1].remarks
+    assert pasted(told) == {"user": "Kunde Nr", "item": "Ware, Art", "timestamp": "Buchung, Zeit"}
+    assert read(path, columns=pasted(told)).columns == ["user", "item", "timestamp"]
+    path.write_text("Wann,Wer,Was\n" + "".join(f"2021-03-{10 + n},k{n % 3},w{n % 4}\n" for n in range(9)))
+    with pytest.raises(DataError, match=r"as in --columns user=Wer,item=Was \(or"):  # no users are times
+        read(path)
+
+
+def pasted(message: str) -> dict[str, str | int] | None:
+    """What a shell makes of the last option --columns in a message."""
+    return parse_columns(shlex.split(message.rpartition("--columns ")[2].partition(" (or")[0])[0])
+
+
+def test_a_name_that_is_missing_is_compared_with_the_first_line_where_that_is_no_header(path: Path) -> None:
+    path.write_text("alpha beta\n" + "".join(f"k{n % 3} w{n % 4}\n" for n in range(9)))
+    with pytest.raises(DataError, match=r"there is no header \(.*\); did you mean alpha\?"):
+        read(path, columns={"user": "alfa", "item": "betta"})
+
+
+def test_the_example_of_a_date_is_no_name_of_a_column(path: Path) -> None:
+    for value in ("2021-03-10", "10 Mar 2021"):
+        path.write_text("Wer,Was,Wann\n" + f"k1,w1,{value}\nk2,w1,{value}\nk2,w2,{value}\n")
+        with pytest.raises(DataError, match=f"timestamp is 'Wann'; expected a date such as '{value}'"):
+            read(path, columns={"user": 1, "item": 2, "timestamp": 3}, header=False)

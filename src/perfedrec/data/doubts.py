@@ -15,7 +15,7 @@ import polars as pl
 
 from perfedrec.core.errors import DataError
 from perfedrec.data.readreport import Ratings, ReadReport
-from perfedrec.data.roles import NOTHING, Columns
+from perfedrec.data.roles import NOTHING, Columns, Place, as_option
 from perfedrec.data.times import EARLIEST, ISO, PLAUSIBLE, SLASHES, largest
 
 SOME = 100  # ids that are looked at
@@ -50,12 +50,12 @@ class _Reading:
         """The option --columns with the columns as now, but with other columns for ``roles``, or with none."""
         places = self.report.places
         wanted = {role: places[new] for role in places if (new := roles.get(role, role)) in places}
-        given = [f"{role}={place.name or place.position}" for role, place in wanted.items()]
+        given: dict[str, Place | str | int] = dict(wanted)
         # A role that is not named keeps its usual column: the one of its name, or of its position if that is free.
         left = [role for role in places if role not in wanted]
         kept = [role for role in left if places[role].name is not None or places[role] not in wanted.values()]
-        given += [f"{role}={NOTHING}" for role in kept]
-        return f"--columns {','.join(given)}" if given else "--format"
+        given |= dict.fromkeys(kept, NOTHING)
+        return as_option(given) if given else "--format"
 
     @property
     def timed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,12 @@ def plain_name(name: str) -> str:
     return plain.removeprefix("review") if plain.startswith(("reviewuser", "reviewitem")) else plain
 
 
+def as_option(columns: Mapping[str, Place | str | int]) -> str:
+    """The option --columns that says where roles are, as it can be pasted into a shell."""
+    wanted = {role: (each.name or each.position) if isinstance(each, Place) else each for role, each in columns.items()}
+    return f"--columns {shlex.quote(','.join(f'{role}={each}' for role, each in wanted.items()))}"
+
+
 def names_role(name: str, role: str, ids: bool = False) -> bool:
     """Whether a column name is a known name of a role; a single letter does not count.
 
@@ -154,7 +161,7 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
     usual column. ``sample`` gives the first values of a column, which tell whether it has times or ratings. Raises
     :class:`DataError` where a column is missing, or two columns could have one role.
     """
-    where: dict[str, int] = {}
+    where, first = dict[str, int](), names
     if header:
         where = _by_name(path, names, columns or {})
     elif columns is None:
@@ -173,7 +180,7 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
             where[role] = int(wanted) - 1
         else:
             hint = "" if header else "; there is no header (--header, if the first line is one)"
-            near = nearest(str(wanted), names) if header else ""
+            near = nearest(str(wanted), first)  # without a header, of the words in the first line
             raise DataError(
                 f"{path}: no column {wanted!r} for the {role}; the columns are {_listed(names)}{hint}{near}"
             )
@@ -181,8 +188,9 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
         where |= _by_position(len(names), where, columns, sample)
     needed = ("item",) if (columns or {}).get("user") == ONE_USER else ("user", "item")
     if missing := [role for role in needed if role not in where]:
-        named = len(missing) == 2 and len(names) > 1 and header and all(names[:2])
-        example = f", as in user={names[0]},item={names[1]}" if named else ""
+        fit = [name for i, name in enumerate(names) if name and not like_times(sample(i))][:2] if header else []
+        named = len(missing) == len(fit) == 2
+        example = f", as in {as_option(dict(zip(('user', 'item'), fit, strict=True)))}" if named else ""
         raise (NoUserError if missing == ["user"] and len(where) == len(names) else DataError)(
             f"{path}: no {' and no '.join(missing)} column; the columns are {_listed(names)}; "
             f"name them with --columns user=NAME,item=NAME{example}{' (or --no-header, if these are data)' * header}"
@@ -229,10 +237,8 @@ def unused(
     timed = []
     if "timestamp" not in places and "timestamp" not in (columns or {}):
         timed = [place for place in free if like_times(sample(place.position - 1))][:1]
-    said = [
-        f"not used: {place}, which looks like times; --columns timestamp={place.name or place.position}"
-        for place in timed
-    ]
+    given = {role: at for role, at in (columns or {}).items() if at != ONE_USER}
+    said = [f"not used: {place}, which looks like times; {as_option({**given, 'timestamp': place})}" for place in timed]
     if others := [place for place in free if place not in timed]:
         more = f" and {len(others) - FEW} more" if len(others) > FEW else ""
         said.append(f"not used: {', '.join(map(str, others[:FEW]))}{more}")
@@ -240,7 +246,7 @@ def unused(
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(name or '""' for name in names)
+    return ", ".join(f'"{name}"' if not name or "," in name else name for name in names)
 
 
 def _by_name(path: Path, names: list[str], columns: Columns) -> dict[str, int]:
@@ -249,7 +255,7 @@ def _by_name(path: Path, names: list[str], columns: Columns) -> dict[str, int]:
         for known in KNOWN_NAMES[role]:
             matching = [i for i, name in enumerate(names) if plain_name(name) in known]
             if len(matching) > 1:
-                twins = " and ".join(names[i] for i in matching)
+                twins = " and ".join(_listed([names[i]]) for i in matching)
                 raise DataError(f"{path}: columns {twins} could both be the {role}; choose with --columns {role}=NAME")
             if matching:
                 where[role] = matching[0]

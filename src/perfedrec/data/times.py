@@ -106,9 +106,11 @@ def from_text(values: pl.Series) -> Times:
         return _from_slashes(values)
     series = pl.Series(sample, dtype=pl.String).str.replace(r"(UTC|GMT|Z)$", "+0000")
     form = max(OTHERS, key=lambda each: len(sample) - _strptime(series, each).null_count())
-    if _strptime(series, form).null_count() == len(sample):
+    fits = _strptime(series, form).is_not_null()
+    if not fits.any():
         return Times(pl.repeat(None, len(values), dtype=pl.Int64, eager=True), "numbers")
-    return Times(_counted(_strptime(values.str.replace(r"(UTC|GMT|Z)$", "+0000"), form)), f"such as {sample[0]!r}")
+    example = sample[int(fits.arg_max() or 0)]
+    return Times(_counted(_strptime(values.str.replace(r"(UTC|GMT|Z)$", "+0000"), form)), f"such as {example!r}")
 
 
 def like_times(values: pl.Series) -> bool:
@@ -153,6 +155,7 @@ def units_in(values: pl.Series) -> list[tuple[str, int]]:
 
 
 def _from_iso(values: pl.Series, sample: list[str]) -> Times:
+    sample = [value for value in sample if ISO.fullmatch(value)]  # the first cell may be the name of the column
     text = values.str.replace(r"(\d)T(\d)", "${1} ${2}")
     for sign in "/.":
         if sign in sample[0][:8]:
