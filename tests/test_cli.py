@@ -13,6 +13,7 @@ import sys
 import termios
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import polars as pl
@@ -22,6 +23,7 @@ from cryptography import x509
 from rich.console import Console
 from typer.testing import CliRunner
 
+from perfedrec.__main__ import main
 from perfedrec.cli import app
 from perfedrec.cli import config as config_commands
 from perfedrec.cli.common import command, console, one_line, print_list
@@ -380,6 +382,46 @@ def test_a_run_whose_data_have_moved_says_how_to_name_them(ratings: Path, tmp_pa
     shown = cli("recommend", "--run", run, "--user", "nobody", code=2).stderr
     assert f"the data of the run {run} cannot be opened: {ratings}: no such file" in " ".join(shown.split())
     assert "name them by --data" in " ".join(shown.split())
+
+
+def test_a_run_goes_on_where_its_data_have_moved(ratings: Path, tmp_path: Path) -> None:
+    run, again = tmp_path / "run", ("--output", tmp_path / "run", "--rounds", "2", "--quiet")
+    few = ("--algorithm", "fedmf", "--set", "model.embedding_dim=4", "--rounds", "1", "--quiet")
+    cli("train", "--data", ratings, "--output", run, *few)
+    (tmp_path / "elsewhere").mkdir()
+    moved = ratings.rename(tmp_path / "elsewhere" / ratings.name)
+    said = cli("train", "--resume", *again, code=2).stderr
+    assert f"{ratings.name}: no such file" in said
+    assert f"if the data of the run {run} lie elsewhere now, name them by --data" in said
+    lines = moved.read_text().splitlines(keepends=True)
+    (tmp_path / "other.csv").write_text("".join(lines[:-20]))
+    said = cli("train", "--resume", *again, "--data", tmp_path / "other.csv", code=2).stderr
+    assert "it was made with another data set than this run's; expected that of the run" in said
+    before = (run / "config.toml").read_text()
+    cli("train", "--resume", *again, "--data", moved)
+    assert str(ratings) in before
+    assert (run / "config.toml").read_text() == before.replace(str(ratings), str(moved)).replace(
+        "rounds = 1", "rounds = 2"
+    )
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_interruption_before_a_command_begins_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    importing = ModuleType("perfedrec.cli")
+    importing.__getattr__ = interrupted  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "perfedrec.cli", importing)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code, capsys.readouterr().err) == (130, "error: interrupted\n")
+    monkeypatch.undo()
+    monkeypatch.setattr("perfedrec.cli._check_encoding", interrupted)
+    stopped = runner.invoke(app, ["config", "list"])
+    assert (stopped.exit_code, stopped.stderr) == (130, "error: interrupted\n")
 
 
 def test_a_list_by_no_model_says_so(capsys: pytest.CaptureFixture[str]) -> None:

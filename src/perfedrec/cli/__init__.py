@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,9 +44,12 @@ from perfedrec.cli import (
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Print an error in the command line as one line, like all other errors."""
+    """Print an error in the command line as one line, like all other errors; and so Ctrl-C before a command begins."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:

@@ -40,7 +40,7 @@ from perfedrec.cli.common import (
     print_privacy,
     reporter,
 )
-from perfedrec.core.errors import ConfigError, reason
+from perfedrec.core.errors import ConfigError, DataError, reason
 
 if TYPE_CHECKING:
     from perfedrec.runs.config import Config
@@ -116,9 +116,10 @@ def train(
         run: dict[str, Any] = {"run__rounds": rounds, "run__seed": seed, "run__device": device}
         run |= {"run__dropout_rate": dropout_rate, "run__ks": ks}
         if resume:
-            fixed = (*source.values(), algorithm, preset, privacy, config, set_ or None, without or None)
-            _check_resume([*fixed, seed, dropout_rate, ks])
-            resolved, checkpoint = _resumed(output, rounds, device, previous)
+            fixed = [value for name, value in source.items() if name != "data__path"]
+            _check_resume([*fixed, algorithm, preset, privacy, config, set_ or None, without or None])
+            _check_resume([seed, dropout_rate, ks])
+            resolved, checkpoint = _resumed(output, data, rounds, device, previous)
         else:
             _check_start(data, (train_file, valid, test), previous)
             given = {"privacy": privacy, "algorithm": algorithm, **source, **run}
@@ -197,12 +198,19 @@ def _check_start(data: str | None, files: Sequence[str | None], previous: bool) 
 
 def _check_resume(fixed: Sequence[object]) -> None:
     if any(each is not None for each in fixed):
-        raise ConfigError("--resume continues with the configuration of the run; only --rounds and --device may change")
+        raise ConfigError(
+            "--resume continues with the configuration of the run; only --rounds and --device may change, and --data "
+            "where the same data lie elsewhere now"
+        )
 
 
-def _resumed(output: Path, rounds: int | None, device: str | None, previous: bool) -> tuple[Config, Path]:
-    """The configuration of the run in a folder, with ``rounds`` and ``device`` as now, and its newest checkpoint."""
+def _resumed(
+    output: Path, data: str | None, rounds: int | None, device: str | None, previous: bool
+) -> tuple[Config, Path]:
+    """The configuration of the run in a folder, with the path of the ``data``, ``rounds`` and ``device`` as now, and
+    its newest checkpoint."""
     from perfedrec.runs.config import check
+    from perfedrec.runs.data_settings import moved_to
     from perfedrec.runs.folder import RunFolder
 
     folder = RunFolder(output)
@@ -211,6 +219,8 @@ def _resumed(output: Path, rounds: int | None, device: str | None, previous: boo
     resolved, checkpoint = folder.config(), folder.latest_checkpoint(skip_damaged=previous)
     if rounds is not None:
         folder.check_rounds(rounds, checkpoint)
+    if data is not None:
+        resolved = resolved.model_copy(update={"data": moved_to(resolved.data, data)})
     tree = resolved.model_dump(by_alias=True)
     tree["run"] |= {key: value for key, value in (("rounds", rounds), ("device", device)) if value is not None}
     return check(tree), checkpoint
@@ -238,7 +248,12 @@ def _play(
     config.check_here()
     if resume is None:
         RunFolder(output).check_free()
-    dataset = open_data(config.data, config.attributes)
+    try:
+        dataset = open_data(config.data, config.attributes)
+    except DataError as error:
+        if resume is None or config.data != RunFolder(output).config().data:
+            raise
+        raise DataError(f"{error}; if the data of the run {output} lie elsewhere now, name them by --data") from None
     if data:
         print_data(dataset, remarks=algorithm.remarks(dataset.n_users))
     words = ("train", "--resume", "--output", output, *again)
