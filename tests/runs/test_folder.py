@@ -59,7 +59,7 @@ def test_the_newest_checkpoint_that_can_be_used_is_taken(tmp_path: Path) -> None
     found = folder.newest_checkpoint(mine)
     assert found is not None
     assert (found.extra, found.records["state"][0]["items"].tolist()) == ({"n": 4}, [4.0, 4.0])
-    with pytest.raises(CheckpointError, match="another data than this run's"):
+    with pytest.raises(CheckpointError, match="another data set than this run's"):
         folder.newest_checkpoint({"data": "other"})
 
 

@@ -131,10 +131,10 @@ def load(folder: Path, belongs: Mapping[str, str] | None = None) -> Loaded:
         raise CheckpointError(f"{folder}: written in format {form}; expected format {' or '.join(map(str, READABLE))}")
     for what, expected in (belongs or {}).items():
         if theirs.get(what) != expected:
-            hint = "; expected the data of the run (--data, where they have moved)" if what == "data" else ""
-            raise CheckpointError(
-                f"{folder}: foreign checkpoint: it was made with another {what} than this run's{hint}"
+            other = (
+                "data set than this run's; expected that of the run" if what == "data" else f"{what} than this run's"
             )
+            raise CheckpointError(f"{folder}: foreign checkpoint: it was made with another {other}")
     records: Records = {}
     known: dict[str, Segment] = {}  # by digest: the best round has the first segments of the last one
     path = folder
