@@ -213,6 +213,9 @@ def test_runs_that_cannot_be_summed_again_are_refused(
     folder.write_name(NAME)
     with pytest.raises((ConfigError, CheckpointError), match=said):
         Replay(folder.path, tmp_path / "new")
+    (folder.path / "name").unlink()
+    with pytest.raises(CheckpointError, match="not a coordinator's run"):
+        Replay(folder.path, tmp_path / "new")
 
 
 def test_what_is_kept_of_a_round_that_is_played_again_is_replaced(world: World, tmp_path: Path) -> None:

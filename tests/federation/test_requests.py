@@ -157,6 +157,7 @@ def test_a_run_of_another_federation_is_not_certified(node: Node, run: Path, sto
     os.utime(early / "name", (1e9, 1e9))
     simulated = federation(tmp_path / "simulated", "f", left)
     (simulated / "name").unlink()
+    went_on = federation(tmp_path / "on", RunFolder(run).name(), left)
     empty = tmp_path / "empty"
     empty.mkdir()
     RunFolder(empty).write_name("g")
@@ -166,6 +167,7 @@ def test_a_run_of_another_federation_is_not_certified(node: Node, run: Path, sto
         (other_keys, "its nodes have other keys"),
         (early, "it began before the request was made"),
         (simulated, "not a coordinator's run; expected the folder that perfedrec serve wrote"),
+        (went_on, "it goes on with the run of the request; expected a run with a name of its own"),
         (empty, "neither a model nor a checkpoint"),
         (tmp_path / "missing", "there is no such folder"),
     ):

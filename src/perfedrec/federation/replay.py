@@ -51,6 +51,7 @@ class Replay:
 
     def __init__(self, folder: Path, output: Path) -> None:
         self.run, self.output, self.parts = RunFolder(folder), RunFolder(output), Parts(folder)
+        self.run.name()  # that of a coordinator
         self.output.check_free()
         self.config: Config = self.run.config()
         self.algorithm: Algorithm[Any, Any, Any] = federated(self.config)
