@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import peers, personalisation
+from benchmarks import forgetting, peers, personalisation
 
 from perfedrec import configure, load
 from perfedrec.core.keys import Key
@@ -415,3 +415,22 @@ def test_an_evaluation_is_measured_against_the_machine() -> None:
     assert 0 < seconds["users"] <= 240
     assert limit["value"] > 1
     assert limit["gflops"] > 0
+
+
+def test_forgetting_is_measured_against_two_trainings_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--only", "synthetic", "--preset", "fedmf", "--rounds", "5", "--users", "5"]
+    words += ["--methods", "resum:0.4", "replay:0.4", "--alone", "1", "--exact-alone", "--output", str(tmp_path)]
+    forgetting.main(words)
+    *lines, seconds = map(json.loads, capsys.readouterr().out.splitlines())
+    whole = {line["model"]: line for line in lines if "alone" not in line}
+    assert list(whole) == ["before", "exact", "exact, next seed", "resum", "replay"]
+    assert (whole["exact"]["overlap@20"], whole["exact"]["scores"], whole["exact"]["above never"]) == (1, 0, 0)
+    assert 0 < whole["exact, next seed"]["overlap@20"] < 1
+    shares = {name: line["clients asked"] for name, line in whole.items()}
+    assert shares["before"] == 1 > shares["exact"] > 0.9
+    assert 0 < shares["resum"] < 0.5
+    assert len({line["overlap@20"] for line in whole.values()}) == 5
+    single = [line for line in lines if "alone" in line]
+    assert [line["model"] for line in single] == ["exact, next seed", "before", "resum", "replay"]
+    assert all(0 < line["first: overlap@20"] < 1 for line in single)
+    assert seconds["data"] == "synthetic"
