@@ -1,12 +1,13 @@
 """Rules against malicious clients: toys by hand, a naive numpy oracle, planted outliers, invariance to order."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from perfedrec.core import robust
+from perfedrec.core import compiled, robust
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate, Sum, from_fixed, reduce
 from perfedrec.core.robust import Stack
 from perfedrec.core.types import Update
@@ -73,6 +74,31 @@ def test_rules_by_rank_are_those_of_a_naive_loop() -> None:
         cut = min(int(np.ceil(share * n)), (n - 1) // 2)
         np.testing.assert_allclose(trimmed[item], ordered[cut : n - cut].mean(0) * n, rtol=1e-6)
         np.testing.assert_allclose(found["median"][item], np.median(own, axis=0) * n, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 70])
+def test_kernels_of_rules_find_what_torch_and_scipy_find(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, with rows of no, one and all contributors, equal numbers, and rows of any width."""
+    pytest.importorskip("numba")
+    for dim in (1, 16, 37):
+        drawn = np.random.default_rng(100 * n + dim)
+        parts = []
+        for _ in range(n):
+            keys = np.flatnonzero(drawn.random(9) < np.linspace(0, 1, 9))
+            sums = drawn.normal(0, 9, (keys.size, dim)).round(drawn.integers(0, 9)) * FIXED_POINT
+            parts.append(replace(part({}), keys=torch.from_numpy(keys), sums=torch.from_numpy(sums).round()))
+        stack = Stack.of([each for each in parts if each.keys.numel()])
+        inner = [torch.full_like(stack.counts, 0), (stack.counts - 1).div(2, rounding_mode="floor")]
+
+        def found(stack: Stack = stack, inner: list[torch.Tensor] = inner) -> list[torch.Tensor]:
+            return [stack.products(), *(robust._inner(stack, trimmed) for trimmed in inner)]
+
+        mine = found()
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled, "_installed", lambda: False)
+            theirs = found()
+        for one, other in zip(mine, theirs, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_krum_leaves_out_those_far_from_others() -> None:

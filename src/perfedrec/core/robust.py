@@ -16,6 +16,7 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from perfedrec.core.aggregate import FIXED_POINT, LARGEST, Aggregate, reduce
 from perfedrec.core.compiled import usable
@@ -213,8 +214,20 @@ class Stack:
         """[U, d] the sums of ``rows`` [R, d] by key."""
         return rows.new_zeros(self.keys.numel(), rows.shape[1]).index_add_(0, self.places, rows)
 
+    @property
+    def starts(self) -> Tensor:
+        """[U + 1] the first row of each key once rows are in the order of keys, and R."""
+        return functional.pad(self.counts.cumsum(0), (1, 0))
+
     def products(self) -> Tensor:
         """[P, P] the inner products of the parts with each other."""
+        if usable(self.rows, self.owners, self.places):
+            from perfedrec.core import part_kernels
+
+            found = self.rows.new_zeros(len(self.parts), len(self.parts))
+            arrays = (self.rows, self.owners, self.places, self.starts, found)
+            part_kernels.add_products(*(each.numpy() for each in arrays))
+            return found
         from scipy import sparse  # here, because most runs compare nothing
 
         dim, rows = self.rows.shape[1], self.rows.cpu().numpy()
@@ -303,15 +316,8 @@ def median(stack: Stack) -> Aggregate:
 def _by_rank(stack: Stack, trimmed: Tensor) -> Aggregate:
     """For each row and coordinate the mean without the ``trimmed`` [U] smallest and largest, times the number of
     contributors."""
-    counts = stack.counts
-    order = stack.rows.argsort(dim=0)
-    order = order.gather(0, stack.places[order].argsort(dim=0, stable=True))  # by row, and in a row by value
-    values, places = stack.rows.gather(0, order), stack.places.sort().values
-    ranks = torch.arange(places.numel(), device=places.device) - (counts.cumsum(0) - counts)[places]
-    inside = (ranks >= trimmed[places]) & (ranks < (counts - trimmed)[places])
-    sums = stack.rows.new_zeros(stack.keys.numel(), values.shape[1]).index_add_(0, places, values * inside[:, None])
+    sums, counts, n = _inner(stack, trimmed), stack.counts, len(stack.parts)
     scale = counts / (counts - 2 * trimmed)
-    n = len(stack.parts)
 
     def combine(values: Tensor) -> Tensor:
         kept = max(int(trimmed.max()), 0) if trimmed.numel() else 0
@@ -322,6 +328,23 @@ def _by_rank(stack: Stack, trimmed: Tensor) -> Aggregate:
     return replace(
         total(stack.parts), sums=(sums * scale[:, None]).round(), dense=_dense(stack.parts, combine), keys=stack.keys
     )
+
+
+def _inner(stack: Stack, trimmed: Tensor) -> Tensor:
+    """[U, d] for each row and coordinate the exact sum without the ``trimmed`` [U] smallest and largest."""
+    rows, counts, places = stack.rows, stack.counts, stack.places
+    sums = rows.new_zeros(stack.keys.numel(), rows.shape[1])
+    if usable(rows, places, trimmed):
+        from perfedrec.core import part_kernels
+
+        part_kernels.add_inner(*(each.numpy() for each in (rows, places, stack.starts, trimmed, sums)))
+        return sums
+    order = rows.argsort(dim=0)
+    order = order.gather(0, places[order].argsort(dim=0, stable=True))  # by row, and in a row by value
+    values, places = rows.gather(0, order), places.sort().values
+    ranks = torch.arange(places.numel(), device=places.device) - (counts.cumsum(0) - counts)[places]
+    inside = (ranks >= trimmed[places]) & (ranks < (counts - trimmed)[places])
+    return sums.index_add_(0, places, values * inside[:, None])
 
 
 def distances(stack: Stack) -> Tensor:
