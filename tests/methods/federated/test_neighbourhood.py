@@ -319,6 +319,21 @@ def test_users_with_like_lists_count_as_one() -> None:
     np.testing.assert_allclose(float(nearness[3, 0]), 2 * 3 * (1 / 3) / 3**0.5 / 12**0.5, rtol=1e-6)
 
 
+def test_lists_are_compared_once_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, counted = [], neighbourhood.counted
+
+    def told(graph: Any, alike: float | None) -> Any:
+        asked.append(alike)
+        return counted(graph, alike)
+
+    monkeypatch.setattr(neighbourhood, "counted", told)
+    both = {**DIFFUSING, "pretraining__kind": "spectral", "pretraining__at": "service", "defence__alike": 0.5}
+    here = served(world(**both))
+    assert here.state.low_rank.factor is not None
+    assert here.state.pretrained.table is not None or here.state.pretrained.user_init_scale is not None
+    assert asked == [0.5]
+
+
 def test_what_is_looked_up_user_by_user_is_what_is_looked_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     here = served(world(**DIFFUSING))
     block = here.block([5, 0, 22, 13, 7])

@@ -13,8 +13,10 @@ from scipy import sparse
 from torch import Tensor
 
 from perfedrec.core.keys import Key, normal, uniform
+from perfedrec.core.memory import give_back
 from perfedrec.core.sampling import choose
 from perfedrec.methods.federated import spectral
+from perfedrec.methods.federated.settings import NeighbourhoodSettings
 from perfedrec.nn.propagation import HALVES, Adjacency, Bipartite, diffusion_steps
 
 PASSES, WIDTH = 4, 64
@@ -90,6 +92,20 @@ def counted(bipartite: Bipartite, alike: float | None, block_size: int = 512) ->
         counts.append(np.bincount(near, minlength=min(block_size, by_user.shape[0] - start)))
     found = torch.from_numpy(np.concatenate(counts)) if counts else torch.zeros(0)
     return 1.0 / found.clamp(min=1).to(torch.float32)  # who has no item is like nobody
+
+
+def model(
+    bipartite: Bipartite, key: Key, given: NeighbourhoodSettings, least: int, counts: Tensor | None, lists: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """The neighbourhood model: the users' tokens and scores of :func:`diffused`, ``None`` unless ``lists`` are wanted,
+    and the factor of :func:`low_rank`. ``least`` and ``counts`` are those of these functions."""
+    near = nearness = None
+    if lists:
+        near, nearness = diffused(bipartite, given.alpha, given.beta, given.list_length, counts, given.gamma)
+        give_back()  # each step takes much memory
+    factor = low_rank(bipartite, key, least, counts)
+    give_back()
+    return near, nearness, factor
 
 
 def diffused(

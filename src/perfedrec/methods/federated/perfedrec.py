@@ -51,7 +51,7 @@ from perfedrec.methods.federated.state import (
     PerFedRecState,
     Service,
 )
-from perfedrec.nn.propagation import edge_weights
+from perfedrec.nn.propagation import Bipartite, edge_weights
 from perfedrec.nn.segments import segment_sum
 from perfedrec.privacy.labels import Labels
 
@@ -228,21 +228,22 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
             stats.add_(from_fixed(aggregate.dense[n_dense:]).view_as(stats))
 
     def pretrain(self, service: Service, aggregate: Aggregate, key: Key) -> tuple[Service, Published]:
-        """The neighbourhood model: the users' lists stay at the service, the factor of low rank is published."""
+        """What the service makes of its graph before training. Users' lists are compared once for all of it."""
         service, published = super().pretrain(service, aggregate, key)
         graph = service.graph
-        if self.diffuses and graph is not None:
-            give_back()  # each step takes much memory
-            given, counts = self.settings.neighbourhood, neighbourhood.counted(graph, self.defence.alike)
-            if service.users is None:
-                near, nearness = neighbourhood.diffused(
-                    graph, given.alpha, given.beta, given.list_length, counts, given.gamma
-                )
-                service = replace(service, near=near, nearness=nearness)
-                give_back()
-            factor = neighbourhood.low_rank(graph, key, self.defence.holders, counts)
-            give_back()
-            published = replace(published, low_rank=factor)
+        if graph is None or not (self.diffuses or self.service_pretrains):
+            return service, published
+        give_back()  # this takes much memory, as the steps below do
+        return self.use_graph(service, published, graph, neighbourhood.counted(graph, self.defence.alike), key)
+
+    def use_graph(
+        self, service: Service, published: Published, graph: Bipartite, counts: Tensor | None, key: Key
+    ) -> tuple[Service, Published]:
+        """The neighbourhood model, in which users count as ``counts`` [n] says. Its lists stay at the service."""
+        if self.diffuses:
+            given, lists = self.settings.neighbourhood, service.users is None
+            near, nearness, factor = neighbourhood.model(graph, key, given, self.defence.holders, counts, lists)
+            service, published = replace(service, near=near, nearness=nearness), replace(published, low_rank=factor)
         return service, published
 
     def serve(

@@ -33,6 +33,7 @@ from perfedrec.methods.federated.state import (
     Pretrained,
     Service,
 )
+from perfedrec.nn.propagation import Bipartite
 from perfedrec.privacy.protection import MISSING
 
 LEAST_ENERGY = 0.01
@@ -253,15 +254,15 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
 
     # --- the service ---
 
-    def pretrain(self, service: Service, aggregate: Aggregate, key: Key) -> tuple[Service, Published]:
+    def use_graph(
+        self, service: Service, published: Published, graph: Bipartite, counts: Tensor | None, key: Key
+    ) -> tuple[Service, Published]:
         """Spectral pre-training by the service, on its graph: it asks the clients for nothing more than their edges."""
-        service, published = super().pretrain(service, aggregate, key)
-        graph = service.graph
-        if not self.service_pretrains or graph is None:
+        service, published = super().use_graph(service, published, graph, counts, key)
+        if not self.service_pretrains:
             return service, published
         model, passes = self.settings.model, self.settings.pretraining.passes
         own, least = key.fold("spectral"), self.defence.holders
-        counts = neighbourhood.counted(graph, self.defence.alike)
         table = neighbourhood.leading(graph, model.embedding_dim, passes, own, self.exponents, least, counts)
         user_init_scale, start = None, None
         if self.network.encoder == "lightgcn":  # items and users get the size of LightGCN's first vectors
