@@ -92,10 +92,13 @@ SECURE = {**BASIS, "privacy__min_clients": 4, "pretraining__kind": "spectral"}
         ({**SECURE, "defence__holders": 5}, "holders = 5 has no effect: the neighbourhood service"),
         ({**SECURE, "defence__report_length": 1.5}, "report_length = 1.5 has no effect"),
         ({**SECURE, "defence__max_edges": 9}, "with privacy.aggregation = secure it is not asked"),
-        ({**SECURE, "defence__alike": 0.5}, "expected no defence.alike, or privacy.aggregation = sparse"),
-        ({**SECURE, "defence__alike": 0.5, "defence__holders": 5}, "expected no defence.alike, defence.holders, or"),
+        ({**SECURE, "defence__alike": 0.5}, "expected defence.alike = off, or privacy.aggregation = sparse"),
+        (
+            {**SECURE, "defence__alike": 0.5, "defence__holders": 5},
+            "expected defence.alike = off, defence.holders = 3, or",
+        ),
         ({"defence__threshold": 2.0}, "threshold = 2.0 has no effect with defence.rule = none"),
-        ({"defence__rule": "clip", "defence__quorum": 3}, "expected defence.rule = quorum, or no defence.quorum"),
+        ({"defence__rule": "clip", "defence__quorum": 3}, "expected defence.rule = quorum, or defence.quorum = 2"),
         ({"defence__rule": "median", "defence__malicious": 0.2}, "trimmed-mean or krum or bulyan"),
     ],
 )

@@ -150,15 +150,21 @@ def _check_idle(privacy: PrivacySettings, defence: DefenceSettings) -> None:
         have, it = ("has", "it") if len(idle) == 1 else ("have", "them")
         raise ValueError(
             f"{given} {have} no effect: the neighbourhood service uses {it}, and with privacy.aggregation = "
-            f"{privacy.aggregation} it is not asked; expected no {', '.join(f'defence.{name}' for name in idle)}, or "
+            f"{privacy.aggregation} it is not asked; expected {', '.join(map(_unset, idle))}, or "
             "privacy.aggregation = sparse"
         )
     for name, rules in OF_RULES.items():
         if (value := getattr(defence, name)) != getattr(usual, name) and defence.rule not in rules:
             raise ValueError(
                 f"defence.{name} = {value} has no effect with defence.rule = {defence.rule}; expected defence.rule = "
-                f"{' or '.join(rules)}, or no defence.{name}"
+                f"{' or '.join(rules)}, or {_unset(name)}"
             )
+
+
+def _unset(name: str) -> str:
+    """The option ``name`` as whoever has set it takes it back, by ``--set`` too."""
+    value = getattr(DefenceSettings(), name)
+    return f"defence.{name} = {'off' if value is None else value}"
 
 
 def remarks_on(defence: DefenceSettings, protection: Protection, asked: int, serves: bool) -> list[str]:
