@@ -406,6 +406,12 @@ def test_a_run_goes_on_where_its_data_have_moved(ratings: Path, tmp_path: Path) 
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_an_option_without_effect_is_said_in_a_quiet_run_too(ratings: Path, tmp_path: Path) -> None:
+    few = ("--algorithm", "fedmf", "--set", "model.embedding_dim=4", "--rounds", "0", "--quiet")
+    said = cli("train", "--data", ratings, "--output", tmp_path / "run", *few, "--set", "defence.alike=0.5").stderr
+    assert said == "defence.alike: without effect, because this method has no neighbourhood service\n"
+
+
 def test_an_interruption_before_a_command_begins_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -237,6 +237,7 @@ def _play(
     again: Sequence[str] = (),
 ) -> Result:
     """Open the data, print their sizes if ``data``, and train. What can be refused without the data comes first.
+    Without the sizes, what an option does not do as it seems to is still said, as an error would be.
 
     The message of an interrupted run names the command that continues it, with the words ``again`` at its end."""
     from perfedrec.runs.checkpoint import folders
@@ -256,6 +257,9 @@ def _play(
         raise DataError(f"{error}; if the data of the run {output} lie elsewhere now, name them by --data") from None
     if data:
         print_data(dataset, remarks=algorithm.remarks(dataset.n_users))
+    else:
+        for remark in algorithm.remarks(dataset.n_users):
+            print(remark, file=sys.stderr)
     words = ("train", "--resume", "--output", output, *again)
     with hint_to_resume(words, lambda: bool(folders(output / "checkpoints"))):
         return run_training(
