@@ -62,6 +62,8 @@ def attack(
         from perfedrec.audit.poisoning import ATTACKS, Scenario
         from perfedrec.audit.poisoning import attack as run_attacks
         from perfedrec.audit.poisoning.campaign import FIRST
+        from perfedrec.runs.config import defence_of
+        from perfedrec.runs.folder import RunFolder
 
         names = tuple(ATTACKS) if attacks == ["all"] else tuple(attacks or FIRST)
         given = {"bound": bound, "length": length, "before": before, "list_length": list_length, "public": public}
@@ -82,20 +84,20 @@ def attack(
         if as_json:
             print(json.dumps(found.plain()))
             return
-        print_attacks(found)
+        print_attacks(found, defence_of(RunFolder(run).config()))
         console.print(f"written to {run / 'attack.json'}", soft_wrap=True)
 
 
 @contextmanager
 def _kept(run: Path) -> Iterator[None]:
-    """Where the attacks on a run are interrupted, say in one line what is kept."""
+    """Say which record was set aside, and where the attacks on a run are interrupted, in one line what is kept."""
     from perfedrec.audit.poisoning.record import FILE, read_attacks
     from perfedrec.runs.signals import InterruptedRunError
 
     def written() -> int | None:
         return (run / FILE).stat().st_mtime_ns if (run / FILE).exists() else None
 
-    before = written()
+    before, aside = written(), set(run.glob("attack-*.json"))
     try:
         yield
     except KeyboardInterrupt:
@@ -105,6 +107,9 @@ def _kept(run: Path) -> Iterator[None]:
         if done and written() == before:
             kept = f"{none}; {kept} of earlier commands"
         raise InterruptedRunError(f"interrupted; {kept}", signal.SIGINT) from None
+    finally:
+        for path in sorted(set(run.glob("attack-*.json")) - aside):
+            print(f"what attacks of another scenario or number of rounds found is kept in {path}", file=sys.stderr)
 
 
 def _scenario(kind: Any, **values: Any) -> Any:
@@ -140,14 +145,15 @@ def _options(given: list[str] | None) -> dict[str, str]:
     return found
 
 
-def print_attacks(found: Attacked) -> None:
-    """Print the figures of attacks."""
+def print_attacks(found: Attacked, defence: str) -> None:
+    """Print the figures of attacks, and the ``defence`` of the run."""
     table = Table(*found.header())
     for row in found.rows():
         table.add_row(*row)
     console.print(
         f"target: {found.named_targets}; in random lists ER@{found.before.k} is {found.chance:.4f}", soft_wrap=True
     )
+    console.print(f"defence: {defence or 'none'}", soft_wrap=True)
     console.print(table)
     worst = found.strongest
     if worst is not None:

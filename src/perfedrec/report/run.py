@@ -20,7 +20,7 @@ from perfedrec.report.federation import figures, nodes
 from perfedrec.report.page import Block, Code, Page, Pairs, Prose, Section, Table, Tile, Tiles
 from perfedrec.report.statistics import Mean, by_activity, mean_of
 from perfedrec.report.style import axes_of, metric_name, plotted, spent
-from perfedrec.runs.config import Config, load
+from perfedrec.runs.config import Config, defence_of, load
 from perfedrec.runs.diagnostics import read_diagnostics
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.preset_files import presets
@@ -93,7 +93,11 @@ def run_page(folder: Path) -> Page:
         *found,
         Section("communication", "Communication", _communication(run)),
         Section("privacy", "Privacy", _privacy(run)),
-        *([] if run.attacked is None else [Section("attacks", "Malicious clients", _attacks(run.attacked))]),
+        *(
+            []
+            if run.attacked is None
+            else [Section("attacks", "Malicious clients", _attacks(run.attacked, defence_of(run.config)))]
+        ),
         Section("set-up", "Set-up", _set_up(run)),
     ]
     return Page("perfedrec report of a run", f"{run.name} on {run.data}", _lead(run), sections)
@@ -328,7 +332,7 @@ def _audit(found: dict[str, Any]) -> list[Block]:
     return blocks
 
 
-def _attacks(found: Attacked) -> list[Block]:
+def _attacks(found: Attacked, defence: str) -> list[Block]:
     k, several = found.before.k, "" if len(found.targets) == 1 else "s"
     long = f"{found.scenario.get('length', 1.0):g} times as long as honest work"
     bound = f"keep the bound on what a client may send; where there is none, what they send is {long}"
@@ -337,7 +341,7 @@ def _attacks(found: Attacked) -> list[Block]:
     note = (
         f"ER@{k}: the share of the honest users without the target in whose {k} best items it stands; in random lists "
         f"{found.chance:.4f}. Target{several}: {found.named_targets}. Malicious clients {bound}. Simulated, "
-        f"{counted(found.rounds, 'round')}, seed {found.seed}."
+        f"{counted(found.rounds, 'round')}, seed {found.seed}. Defence: {defence or 'none'}."
     )
     blocks: list[Block] = [Table("What malicious clients reach", found.header(), found.rows(), 1, note)]
     worst = found.strongest

@@ -203,6 +203,12 @@ def config_of(algorithm: AnyMethod, run: RunSettings) -> Config:
     return config_type(name)(algorithm=name, run=run, **{"method": options})
 
 
+def defence_of(config: Config) -> str:
+    """The options against malicious clients that a configuration sets; nothing for no defence."""
+    defence = getattr(config.settings, "defence", None)
+    return defence.given if isinstance(defence, DefenceSettings) else ""
+
+
 def _sectioned(kind: type[BaseModel]) -> bool:
     """Whether all options of a class are grouped in sections."""
     annotations = [field.annotation for field in kind.model_fields.values()]

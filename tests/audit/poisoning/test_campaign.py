@@ -65,6 +65,7 @@ def test_an_attack_is_played_stored_printed_and_reported(run: Path) -> None:
     assert found.rows() in [getattr(each, "rows", None) for each in section.blocks]
     notes = [getattr(each, "note", "") for each in section.blocks]
     assert f"Target: {found.named_targets}. Malicious clients keep the bound" in notes[0]
+    assert notes[0].endswith("Defence: none.")
     printed = CliRunner().invoke(app, ["audit", str(run), "--trials", "1000"])
     assert found.line() in printed.stdout
 
@@ -84,6 +85,7 @@ def test_an_attack_that_ends_the_training_is_recorded(run: Path, monkeypatch: py
 
 
 def test_the_command_prints_what_it_stores(run: Path) -> None:
+    (run / "attack.json").unlink(missing_ok=True)
     words = ["attack", str(run), "--attack", "random", "--share", "0.02", "--rounds", "1", "--k", "5", "--json"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.stderr
@@ -95,6 +97,7 @@ def test_the_command_prints_what_it_stores(run: Path) -> None:
 
 def test_progress_counts_phases_and_rounds_apart(run: Path, tmp_path: Path) -> None:
     """``--rounds 1`` of a method with a phase before training is not two rounds."""
+    (run / "attack.json").unlink(missing_ok=True)
     words = ["attack", "--attack", "random", "--share", "0.02", "--rounds", "1"]
     assert CliRunner().invoke(app, [*words, str(run)]).stderr.splitlines() == [
         "without an attack: 1 round",
@@ -135,8 +138,11 @@ def test_a_finished_table_is_never_lost(run: Path, tmp_path: Path, monkeypatch: 
     assert "attack.json keeps popular 0.05, random 0.05, random 0.1" in " ".join(result.stderr.split())
     CliRunner().invoke(app, [*words, "--attack", "popular", "--rounds", "3"])
     assert named() == before
-    attack(folder, ["popular"], [0.05], rounds=3)
+    words[3] = "popular"
+    result = CliRunner().invoke(app, [*words, "--rounds", "3"])
     assert named() == [("popular", 0.05)]
+    assert f"is kept in {folder / 'attack-1.json'}" in result.stderr
+    assert "defence: none" in result.stdout
     assert [each["attack"] for each in json.loads((folder / "attack-1.json").read_text())["outcomes"]] == [
         "popular",
         "random",

@@ -76,6 +76,8 @@ def test_clipped_clients_are_the_same_in_one_block_and_in_several() -> None:
 
 
 def test_by_default_there_is_no_defence() -> None:
+    assert DefenceSettings().given == ""
+    assert DefenceSettings(rule="clip", row_clip=0.3).given == "rule = clip, row_clip = 0.3"
     here = world()
     assert here.algorithm.defence == DefenceSettings()
     assert type(here.algorithm.aggregator) is Sum

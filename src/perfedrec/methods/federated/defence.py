@@ -12,6 +12,7 @@ from torch import Tensor
 from perfedrec.core import robust
 from perfedrec.core.aggregate import Aggregate, Aggregator, Sum
 from perfedrec.core.algorithm import TRAIN, Phase
+from perfedrec.core.dotted import as_text
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.settings import Settings
 from perfedrec.privacy.protection import Protection
@@ -92,6 +93,13 @@ class DefenceSettings(Settings):
         description="least number of users who have both items of a pair that the neighbourhood service uses where it "
         "pre-trains, and for the neighbourhood model that everybody receives",
     )
+
+    @property
+    def given(self) -> str:
+        """The options that are not the default, as in ``row_clip = 0.3, alike = 0.5``; nothing for no defence."""
+        usual = type(self)()
+        changed = {name: value for name, value in self if value != getattr(usual, name)}
+        return ", ".join(f"{name} = {as_text(value)}" for name, value in changed.items())
 
     @property
     def made(self) -> robust.Rule | None:
