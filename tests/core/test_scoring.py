@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from perfedrec.core import scoring as core_scoring
 from perfedrec.core.scoring import Lists, Product, Scoring
 from perfedrec.methods.centralised.method import Training
 from perfedrec.methods.centralised.mf import MF
@@ -17,7 +18,7 @@ def mixed() -> Scoring:
     numbers = torch.tensor([[1.0], [2.0], [3.0]])
     weights = torch.tensor([[[1.0, 0.0], [0.5, 2.0]]]).repeat(3, 1, 1)
     items = torch.tensor([[2, -1], [-1, -1], [0, 3]])
-    values = torch.tensor([[[10.0, 9.0], [20.0, 9.0]], [[9.0, 9.0], [9.0, 9.0]], [[1.0, 2.0], [3.0, 4.0]]])
+    values = torch.tensor([[[10.0, 20.0], [9.0, 9.0]], [[9.0, 9.0], [9.0, 9.0]], [[1.0, 3.0], [2.0, 4.0]]])
     parts = (
         Product(own, lambda group, which: tables[group][which]),
         Product(numbers, lambda group, which: torch.tensor([[1.0], [0.0], [0.0], [1.0]])[which]),
@@ -35,6 +36,13 @@ def test_some_users_have_the_scores_that_they_have_among_all() -> None:
     which = torch.tensor([2, 0])
     for some, all_of_them in zip(mixed().each(which), mixed().each(), strict=True):
         assert torch.equal(some, all_of_them[which])
+
+
+def test_scores_are_the_same_where_tables_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [each.clone() for each in mixed().each()]
+    monkeypatch.setattr(core_scoring, "ITEMS_AT_ONCE", 3)
+    for piecewise, all_at_once in zip(mixed().each(), whole, strict=True):
+        assert torch.equal(piecewise, all_at_once)
 
 
 def test_known_scores_and_products_are_one_setting() -> None:

@@ -35,7 +35,7 @@ def drawn(seed: int, whole: bool, n_settings: int, n_parts: int, groups: bool, l
     if listed:
         items = torch.stack([torch.randperm(M, generator=source)[:30] for _ in range(B)])
         items = items.masked_fill(torch.rand(B, 30, generator=source) < 0.3, -1)
-        lists = Lists(items, numbers(B, n_settings, 30))
+        lists = Lists(items, numbers(B, 30, n_settings))
     return Scoring(
         B,
         M,

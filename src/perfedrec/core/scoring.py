@@ -18,6 +18,9 @@ ALL = slice(None)
 RANKED_AT_ONCE = 512
 """Users per block, where all their scores are computed: each takes memory for the scores of all items."""
 
+ITEMS_AT_ONCE = 8192
+"""Rows of a table of items that are there at once, where all scores of users are computed."""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -30,7 +33,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Lists:
-    """Scores of few items for each user: ``items`` [B, L], -1 for unused places, and ``values`` [B, S, L]."""
+    """Scores of few items for each user: ``items`` [B, L], -1 for unused places, and ``values`` [B, L, S]."""
 
     items: Tensor
     values: Tensor
@@ -99,7 +102,7 @@ class Scoring:
                 for place, each in enumerate(found[1:], start=1):
                     scores.addcmul_(each, own[:, place : place + 1])
             if self.lists is not None:
-                items, values = self.lists.items[which], self.lists.values[which, setting]
+                items, values = self.lists.items[which], self.lists.values[which, :, setting]
                 scores.scatter_add_(1, items.clamp(min=0), values.masked_fill(items < 0, 0.0))
             yield scores
 
@@ -109,15 +112,12 @@ class Scoring:
         return scores
 
     def _multiplied(self, part: Product, which: Tensor) -> Tensor:
-        """[b, m] the scores of a part."""
-        if self.groups is None:
-            return part.users[which] @ part.table(0, ALL).T
-        groups = self.groups[which]
-        found = groups.unique().tolist()
-        if len(found) == 1:
-            return part.users[which] @ part.table(found[0], ALL).T
-        scores = part.users.new_empty(which.numel(), self.n_items)
-        for group in found:
-            members = (groups == group).nonzero().squeeze(1)
-            scores[members] = part.users[which[members]] @ part.table(group, ALL).T
+        """[b, m] the scores of a part. Of the tables only some rows are there at once."""
+        groups = None if self.groups is None else self.groups[which]
+        scores, users = part.users.new_empty(which.numel(), self.n_items), part.users[which]
+        for group in [0] if groups is None else groups.unique().tolist():
+            members = ALL if groups is None else (groups == group).nonzero().squeeze(1)
+            for first in range(0, self.n_items, ITEMS_AT_ONCE):
+                here = slice(first, first + ITEMS_AT_ONCE)
+                scores[members, here] = users[members] @ part.table(group, here).T
         return scores

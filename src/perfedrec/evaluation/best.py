@@ -29,7 +29,7 @@ MANY_ITEMS = 4096
 USERS, ITEMS = 256, 2048
 """The size of a tile: it fits into the second-level cache."""
 
-AT_ONCE = 128
+AT_ONCE = 64
 """Users whose scores are all computed where scores are equal at the end of their lists."""
 
 
@@ -90,7 +90,7 @@ def _heaps(scoring: Scoring, k: int, segments: Tensor, hidden: Tensor) -> tuple[
         listed = in_tiles(torch.zeros_like(limits), hidden[:0])
     else:
         listed = in_tiles(torch.arange(n_users + 1) * lists.items.shape[1], lists.items.reshape(-1))
-        given = lists.values.transpose(1, 2).reshape(-1, n_settings).to(torch.float32).contiguous().numpy()
+        given = lists.values.reshape(-1, n_settings).to(torch.float32).contiguous().numpy()
 
     def scan(parts: Tensor, which: Tensor, first: int) -> None:
         place, mix, entries = (first, first // width), (weights, given), (*without, *listed)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from perfedrec import configure, load, train
+from perfedrec.core.compiled import usable
 from perfedrec.core.errors import ConfigError
 from perfedrec.evaluation import Held
 from perfedrec.methods.federated.personal import BETAS, MODELS, N_SETTINGS, SHARES, Setting, shares_of, step, turns
@@ -125,6 +126,23 @@ def test_compared_scores_are_those_of_each_setting(clusters: int) -> None:
             own = PersonalRecommender(method, method.choose(state, number), recommender.population)
             assert torch.allclose(own.raw_scores(users), scores, atol=1e-5)
             assert torch.allclose(sum(own.explain(users).values()), scores, atol=1e-5)
+
+
+def test_lists_alone_are_ranked_in_tiles() -> None:
+    """All scores of a block of users for all items would take a gigabyte on large data."""
+    method = configure("recommended", model__embedding_dim=8).build()
+    simulator = Simulator(method, load(DATA), device="cpu")
+    for _ in range(simulator.n_phases + 1):
+        simulator.play()
+    here = simulator.recommender()
+    mix = torch.tensor([float(name == "neighbourhood") for name in MODELS])
+    state = replace(here.state, mix=mix, turn=turns(MODELS).index("beta"))
+    given = PersonalRecommender(method, state, here.population).given(torch.tensor([5, 0, 7]))
+    scoring = method.scoring(*given, compared=True)
+    assert scoring.lists is not None
+    assert scoring.n_settings == N_SETTINGS
+    assert [bool(part.users.any()) for part in scoring.parts] == [False]
+    assert usable(scoring.parts[0].users)
 
 
 def test_chosen_weights_are_no_worse_on_validation_and_used_in_lists() -> None:

@@ -208,7 +208,9 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         near, nearness, factor = state.service.near, state.service.nearness, state.low_rank.factor
         if near is None or nearness is None:
             return {"low_rank": factor}
-        return {"low_rank": factor, "near": of_users(near, users, -1), "nearness": of_users(nearness, users, 0)}
+        near, nearness = of_users(near, users, -1), of_users(nearness, users, 0)
+        near = near if state.tokens is None else items_of(near, state.tokens)
+        return {"low_rank": factor, "near": near, "nearness": nearness}
 
     def group_weights(self, state: PerFedRecState, aggregate: Aggregate) -> Tensor:
         """[G] the divisor of each group's sums. If nobody knows who is in which cluster, it is the cluster's share of
@@ -293,14 +295,12 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     def serving(self, state: PerFedRecState) -> PerFedRecState:
         served, clusters, service = super().serving(state), replace(state.clusters, stats=None), state.service
-        near = service.near
-        if near is not None and state.tokens is not None and not state.served:
-            near = items_of(near, state.tokens)
         return replace(
             served,
+            tokens=None if service.near is None else state.tokens,  # which name the items of the lists
             offsets=None if clusters.centroids is None else state.offsets,
             clusters=clusters,
-            service=replace(served.service, near=near, nearness=service.nearness),
+            service=replace(served.service, near=service.near, nearness=service.nearness),
             low_rank=LowRank(state.low_rank.factor),
             served=True,
         )

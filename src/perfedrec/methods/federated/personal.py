@@ -263,10 +263,8 @@ class Mixture:
                     own = [w * (mixture.beta == each.beta) for w, each in zip(near, mixtures, strict=True)]
                     products.append((mixture._product({"neighbourhood": one}), own))
         if not products:  # lists alone
-            nothing = self.mix.new_zeros(self.every.numel(), 1)
-            products.append(
-                (Product(self.mix[:, :1], lambda group, which: nothing[which]), [self.mix[:, :1]] * len(mixtures))
-            )
+            none, nothing = self.mix.new_zeros(self.rows.n_users, 1), self.mix.new_zeros(self.every.numel(), 1)
+            products.append((Product(none, lambda group, which: nothing[which]), [none] * len(mixtures)))
         columns = [torch.cat(own, dim=1) for _, own in products]
         return Scoring(
             self.rows.n_users,
@@ -376,12 +374,12 @@ def _lists(
     if first is None:
         return None, near
     items, own, has = first
-    values = own.new_empty(own.shape[0], len(mixtures), own.shape[1])
-    values[:, 0] = own
+    values = own.new_empty(*own.shape, len(mixtures))
+    values[:, :, 0] = own
     for number in range(1, len(mixtures)):  # all settings have the same items
         other = mixtures[number]._listed(near[number])
         assert other is not None
-        values[:, number] = other[1]
+        values[:, :, number] = other[1]
     return Lists(items, values), [weight.masked_fill(has, 0.0) for weight in near]
 
 
