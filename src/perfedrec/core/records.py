@@ -8,13 +8,16 @@ it, so that the three always agree.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
+
+from perfedrec.core import mapped
 
 Scalar = int | float | str | bool
 R = TypeVar("R")
@@ -94,16 +97,23 @@ def nbytes(record: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in flatten(record)[0].values())
 
 
-def copied(record: R, device: Any = None) -> R:
-    """A copy of the record that shares no memory with it, on ``device``. Without a device it stays on its own, and
-    shares the fields whose metadata say that they are ``constant``: their tensors are never changed in place."""
+def copied(record: R, device: Any = None, copy: Callable[[Tensor], Tensor] = torch.clone) -> R:
+    """A copy of the record that shares no memory with it, on ``device``. Without a device it stays on its own, its
+    tensors are those that ``copy`` makes, and it shares the fields whose metadata say that they are ``constant``: their
+    tensors are never changed in place."""
     changes: dict[str, Any] = {}
     for field in fields(typing.cast(Any, record)):
         value = getattr(record, field.name)
         if device is None and field.metadata.get("constant"):
             continue
         if isinstance(value, Tensor):
-            changes[field.name] = value.to(device or value.device, copy=True)
+            changes[field.name] = copy(value) if device is None else value.to(device, copy=True)
         elif is_dataclass(value) and not isinstance(value, type):
-            changes[field.name] = copied(value, device)
+            changes[field.name] = copied(value, device, copy)
     return typing.cast(R, replace(typing.cast(Any, record), **changes))
+
+
+def set_aside(record: R) -> R:
+    """A copy of the record, as :func:`copied`, for what is rarely read: large tensors are in files, and take memory
+    while they are read. Raises :class:`ConfigError` where the disk has no room."""
+    return copied(record, copy=partial(mapped.set_aside, what="tables of a model"))

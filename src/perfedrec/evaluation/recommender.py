@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.keys import Key
-from perfedrec.core.records import Scalar, copied, unflatten
+from perfedrec.core.records import Scalar, copied, set_aside, unflatten
 from perfedrec.core.scoring import RANKED_AT_ONCE, Scoring
 from perfedrec.core.types import Embedding, block_rows
 from perfedrec.evaluation.best import rank_scoring
@@ -100,8 +100,8 @@ class Recommender(ABC):
         return torch.arange(self.offsets.numel() - 1, device=self.device)
 
     def frozen(self) -> Self:
-        """A copy that does not change when training continues."""
-        return self.with_records({name: copied(record) for name, record in self.records().items()})
+        """A copy that does not change when training continues, for what is rarely read."""
+        return self.with_records({name: set_aside(record) for name, record in self.records().items()})
 
     def restored(self, stored: Stored) -> Self:
         """The recommender with the records that a checkpoint has ``stored``."""

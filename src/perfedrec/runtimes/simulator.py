@@ -16,7 +16,7 @@ from perfedrec.core.errors import ConfigError
 from perfedrec.core.keys import Key
 from perfedrec.core.mapped import as_tensor
 from perfedrec.core.memory import give_back
-from perfedrec.core.records import copied, unflatten
+from perfedrec.core.records import copied, set_aside, unflatten
 from perfedrec.core.scoring import Scoring
 from perfedrec.core.types import Embedding, RoundReport, Rows, Spec, Update
 from perfedrec.data import Dataset
@@ -98,7 +98,7 @@ class PersonalRecommender(Recommender, Generic[S, B, C]):
         return {"state": self.state, "memory": self.population.segments()}
 
     def frozen(self) -> PersonalRecommender[S, B, C]:
-        return self.with_records(self.kept() | {"state": copied(self.state)})
+        return self.with_records(self.kept() | {"state": set_aside(self.state)})
 
     def restored(self, stored: Stored) -> PersonalRecommender[S, B, C]:
         state = copied(unflatten(type(self.state), *stored["state"]), self.device)

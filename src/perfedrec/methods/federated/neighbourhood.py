@@ -13,6 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from perfedrec.core.keys import Key, normal, uniform
+from perfedrec.core.mapped import set_aside
 from perfedrec.core.memory import give_back
 from perfedrec.core.sampling import choose
 from perfedrec.methods.federated import spectral
@@ -101,7 +102,9 @@ def model(
     and the factor of :func:`low_rank`. ``least`` and ``counts`` are those of these functions."""
     near = nearness = None
     if lists:
-        near, nearness = diffused(bipartite, given.alpha, given.beta, given.list_length, counts, given.gamma)
+        found = diffused(bipartite, given.alpha, given.beta, given.list_length, counts, given.gamma)
+        near, nearness = (set_aside(each, "users' lists") for each in found)
+        del found
         give_back()  # each step takes much memory
     factor = low_rank(bipartite, key, least, counts)
     give_back()
