@@ -49,6 +49,15 @@ def test_groups_of_nodes_are_the_simulators(monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(seen[0]) == [4, 4, 5, 5, 5]
 
 
+def test_small_groups_before_training_are_the_simulators() -> None:
+    small = {"rule": "none", "groups": 0, "row_clip": None, "group_size": 5, "malicious": 0.3}
+    twins = Twins(options(defence=small, clusters={"n_clusters": 0}), SINGLE)
+    assert "join" not in [each.name for each in twins.algorithm.phases]
+    for _ in range(len(twins.algorithm.phases) + 1):
+        assert twins.simulate().clients == twins.play().clients == 23
+        assert twins.difference() <= 1e-5
+
+
 def test_a_group_of_too_few_is_not_opened_and_the_others_are() -> None:
     def silent(reply: Message) -> Message | None:
         lost = reply.metadata.src_node_id in gone and reply.metadata.message_type == "train.masked"

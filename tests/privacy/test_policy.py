@@ -51,6 +51,7 @@ def test_a_profile_satisfies_itself_and_weaker_ones(preset: str) -> None:
         ("secure", "privacy.rank=65", "privacy.rank is 65, not from 1 to 64"),
         ("secure", "privacy.min_contributors=4", "privacy.min_contributors is 4, below 5"),
         ("secure", "privacy.min_clients=31", "privacy.min_clients is 31, below 32"),
+        ("secure", "defence.group_size=32", "defence.group_size = 32 opens sums of few clients by item"),
         ("secure", "privacy.aggregation=dense", "privacy.aggregation is dense, not secure"),
         ("secure", "selection.max_participations=51", "selection.max_participations is 51, above 50"),
         ("secure", "selection.max_participations=off", "selection.max_participations is off, above 50"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perfedrec.privacy.report import between_nodes, lines, privacy_block
+from perfedrec.privacy.report import between_nodes, claim, lines, privacy_block
 from perfedrec.privacy.settings import PrivacySettings
 
 SECURE = {"aggregation": "secure", "norm": "l2", "clip": 0.5}
@@ -66,3 +66,7 @@ def test_sums_of_groups_are_said() -> None:
     assert "groups" not in privacy_block(settings, [], "simulated", False)["sums"]
     block = privacy_block(settings, [], "simulated", False, groups=5)
     assert "of up to 5 groups of a cohort, each by itself (defence.groups); over 4 clients" in block["sums"]
+    small = privacy_block(settings, [], "simulated", False, group_size=6)
+    assert "degrees and passes of groups of 6 clients or more, each by itself and by item" in small["sums"]
+    assert "sums by item show the items of many users" in claim(small | {"epsilon_coordinator": None})
+    assert "by item" not in claim(block | {"epsilon_coordinator": None})

@@ -276,6 +276,14 @@ def test_the_defence_that_the_docs_choose_fits_profiles_that_show_uploads(profil
     assert (chosen.holders, chosen.alike) == (5, 0.5)
 
 
+def test_the_defence_that_the_docs_choose_for_secret_sums_fits_their_profile() -> None:
+    file = Path(__file__).parents[2] / "deploy" / "defence-secure.toml"
+    loaded = config.load("recommended", file, privacy="secure")
+    assert loaded.settings.defence.group_size == loaded.settings.privacy.min_clients == 32
+    with pytest.raises(ConfigError, match="secure sums in a basis"):
+        config.load("recommended", file)
+
+
 def test_values_as_they_are_shown_are_taken_back() -> None:
     usual = config.resolve()
     values = {key: field.default for key, field in keys(type(usual)).items()}

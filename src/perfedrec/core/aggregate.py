@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -164,6 +165,41 @@ def reduce(update: Update, n_items: int, n_groups: int, shares: Tensor | None = 
         reports=update.reports,
         edges=edges,
     )
+
+
+def reduce_apart(update: Update, numbers: Tensor, n_parts: int, n_items: int, n_groups: int) -> Aggregate:
+    """The sums of ``n_parts`` parts of a block, to which its users have the ``numbers`` [B], as one aggregate: tables
+    and numbers of part after part, which :func:`taken_apart` takes apart. For updates without reports and edges."""
+    tables, dense = update.tables, update.dense
+    if tables is not None and update.segments is not None:
+        tables = numbers[update.segments] * n_groups + tables
+    if dense is not None:
+        fixed = _fixed(dense, update.weights)
+        dense = fixed.new_zeros(n_parts, fixed.shape[1]).index_add_(0, numbers, fixed).flatten()
+    groups = numbers * n_groups + update.groups
+    apart = replace(update, groups=groups, tables=tables, dense=None)
+    return replace(reduce(apart, n_items, n_parts * n_groups), dense=dense)
+
+
+def taken_apart(total: Aggregate, clients: list[int]) -> list[Aggregate]:
+    """The sum of each part of a ``total`` of :func:`reduce_apart`, or of a sum of some; the parts have these numbers of
+    ``clients``."""
+    n_parts = len(clients)
+    weights = total.weights.view(n_parts, -1)
+    size = weights.shape[1] * total.n_items
+    limits = torch.searchsorted(total.keys, torch.arange(n_parts + 1, device=total.keys.device) * size).tolist()
+    dense = None if total.dense is None else total.dense.view(n_parts, -1)
+    return [
+        Aggregate(
+            n_items=total.n_items,
+            clients=clients[part],
+            keys=total.keys[start:stop] - part * size,
+            sums=total.sums[start:stop],
+            weights=weights[part],
+            dense=None if dense is None else dense[part],
+        )
+        for part, (start, stop) in enumerate(pairwise(limits))
+    ]
 
 
 def _weights(groups: Tensor, weights: Tensor, n_groups: int) -> Tensor:

@@ -89,6 +89,14 @@ class Protects(Protocol):
     def n_groups(self, phase: str, asked: int) -> int:
         """The number of groups of the ``asked`` clients whose sums are opened one by one; 1 where there is one sum."""
 
+    @property
+    def group_size(self) -> int:
+        """The least number of clients of the groups whose sums by item are opened before training; 0 for no groups."""
+
+    def grouped_once(self, phase: str) -> bool:
+        """Whether the groups of a phase are drawn once for a run, and are those of all phases for which this holds.
+        Other groups are drawn for each round."""
+
     def least_clients(self, phase: str, asked: int) -> int:
         """The least number of clients whose sum is opened, where ``asked`` clients are asked."""
 

@@ -298,7 +298,8 @@ class FederatedRun:
         audit = NO_AUDIT if (self.folder.path / opened_sums.FOLDER).exists() else NOT_KEPT
         groups = self.algorithm.protection.n_groups(TRAIN.name, self.users.numel())
         vectors = self.algorithm.reports_vectors
-        block = privacy_block(settings, releases, secure_aggregation, vectors, sizes, audit, groups)
+        size = self.algorithm.protection.group_size
+        block = privacy_block(settings, releases, secure_aggregation, vectors, sizes, audit, groups, size)
         summary = Summary(
             algorithm=self.config.algorithm,
             n_phases=self.n_phases,

@@ -50,6 +50,8 @@ class Policy:
         for name in ("min_contributors", "min_clients"):
             if own.low_rank and getattr(asked, name) < getattr(own, name):
                 yield f"privacy.{name} is {getattr(asked, name)}, below {getattr(own, name)}"
+        if own.low_rank and (size := algorithm.protection.group_size):
+            yield f"defence.group_size = {size} opens sums of few clients by item, and privacy.rank here allows none"
         if asked.noise_scale < own.noise_scale:
             yield f"privacy.noise_scale is {asked.noise_scale:g}, below {own.noise_scale:g}"
         flips = asked.randomised_response and 1 / (1 + exp(asked.randomised_response))  # share of items that change

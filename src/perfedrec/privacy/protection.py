@@ -6,7 +6,7 @@ A runtime passes users' updates through :meth:`Protection.upload` before anythin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import ceil, inf, sqrt
@@ -51,7 +51,9 @@ _BELOW = 1 - 2.0**-20  # relative margin below the bound, for rounding errors
 class Protection:
     """Applies ``settings`` to the data that leave a client, in each of a method's ``phases`` and in training.
     ``row_clip`` bounds the norm of what a client changes in one row in a round of training; ``groups`` says into how
-    many groups, with a sum for each, the cohort is split (0: one sum).
+    many groups, with a sum for each, the cohort is split where sums are taken in a basis (0: one sum). ``sizes`` has
+    by name the phases before training in which all clients are split into groups of a number of clients or more, the
+    same ones in all these phases.
 
     Raises :class:`ConfigError` for a phase that privacy cannot account for.
     """
@@ -62,8 +64,9 @@ class Protection:
         phases: Iterable[Phase] = (),
         row_clip: float | None = None,
         groups: int = 0,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
-        self.settings, self.row_clip, self.groups = settings, row_clip, groups
+        self.settings, self.row_clip, self.groups, self.sizes = settings, row_clip, groups, dict(sizes or {})
         self.phases: dict[str, Phase] = {EVALUATE.name: EVALUATE}  # refused elsewhere where noise is promised
         for each in (*phases, TRAIN):
             self.phases[each.name] = _accounted(each, settings)
@@ -85,9 +88,21 @@ class Protection:
     def n_groups(self, phase: str, asked: int) -> int:
         """The number of groups of the cohort whose sums are opened in a phase that asks ``asked`` clients: none with
         fewer clients than a sum must have. 1 where the cohort has one sum."""
+        if phase in self.sizes:
+            return max(asked // self.sizes[phase], 1)
         if not self.groups or not self.low_rank(phase):
             return 1
         return max(min(self.groups, asked // self.settings.min_clients), 1)
+
+    @property
+    def group_size(self) -> int:
+        """The least number of clients of the groups whose sums by item are opened before training; 0 for no groups."""
+        return max(self.sizes.values(), default=0)
+
+    def grouped_once(self, phase: str) -> bool:
+        """Whether the groups of a phase are drawn once for a run: sums over other groups in each phase would show their
+        differences."""
+        return phase in self.sizes
 
     # --- bounds, noise and guarantees ---
 

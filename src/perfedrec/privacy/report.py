@@ -21,6 +21,9 @@ On Yelp it was 1.6 times as good as popularity at 11, and worse at 6 (docs/priva
 BY_ITEM = "by item"
 """The block's word for sums that are opened with a row for every item."""
 
+EACH_GROUP = "each by itself and by item (defence.group_size)"
+"""The block's words for sums of small groups with a row for every item."""
+
 NO_AUDIT = "none so far"
 """What the block says of audits where there was none."""
 
@@ -43,13 +46,15 @@ def privacy_block(
     sizes: Sequence[int] = (),
     audit: str = NO_AUDIT,
     groups: int = 1,
+    group_size: int = 0,
 ) -> Block:
     """What a run with these releases guarantees, as plain values for JSON.
 
     ``secure_aggregation`` is how it was done if the settings ask for it: "simulated", or the name of a protocol.
     ``reporting``: whether clients send vectors of their own. ``sizes`` are the numbers of users on the nodes of a
     federation. ``audit`` is what the block says of audits. ``groups`` is the largest number of groups of a cohort that
-    a defence opens a sum of each for (1: one sum).
+    a defence opens a sum of each for (1: one sum), and ``group_size`` the least number of clients of a group whose sums
+    by item it opens before training (0: there are none).
     """
     ledger = Ledger(releases, settings.delta)
     coordinator, recipients = ledger.epsilon("coordinator"), ledger.epsilon("recipients")
@@ -70,7 +75,7 @@ def privacy_block(
         "weak": coordinator.value is not None and coordinator.value > WEAK,
         "narrower": list(narrower),
         "row_sets": "exposed to the coordinator" if exposed else "hidden",
-        "sums": _sums(settings, groups),
+        "sums": _sums(settings, groups, group_size),
         "user_vectors": _vectors(settings, exposed, reporting),
         "secure_aggregation": secure_aggregation if settings.aggregation == "secure" else "none",
         **({"other_nodes": between_nodes(settings, sizes)} if sizes else {}),
@@ -103,8 +108,9 @@ def between_nodes(settings: PrivacySettings, sizes: Sequence[int]) -> str:
     return f"{own}each of the 2 nodes learns the sum of the other{noisy}{single} (3 nodes or more avoid that)"
 
 
-def _sums(settings: PrivacySettings, groups: int = 1) -> str:
-    """What is opened of sums over clients, in up to ``groups`` groups of a cohort."""
+def _sums(settings: PrivacySettings, groups: int = 1, group_size: int = 0) -> str:
+    """What is opened of sums over clients, in up to ``groups`` groups of a cohort, and before training in groups of
+    ``group_size`` clients or more."""
     if not settings.low_rank:
         return BY_ITEM if settings.sums else "none"
     rows = (
@@ -112,6 +118,8 @@ def _sums(settings: PrivacySettings, groups: int = 1) -> str:
     )
     rows = f"; degrees and cluster sizes as counts; weights of networks in full{rows}"
     split = f"; of up to {groups} groups of a cohort, each by itself (defence.groups)" if groups > 1 else ""
+    if group_size:
+        split = f"; degrees and passes of groups of {group_size} clients or more, {EACH_GROUP}{split}"
     fewest = f"over {settings.min_clients} clients or more"
     return f"changes in a basis of at most {settings.rank} columns{rows}{split}; {fewest}"
 
@@ -136,7 +144,8 @@ def claim(block: Block) -> str:
         )
     if block["secure_aggregation"] != "none":
         how = " (simulated in this run)" if block["secure_aggregation"] == "simulated" else ""
-        seen = ", but sums by item show the items of many users" if block.get("sums", BY_ITEM) == BY_ITEM else ""
+        sums = block.get("sums", BY_ITEM)
+        seen = ", but sums by item show the items of many users" if sums == BY_ITEM or EACH_GROUP in sums else ""
         return f"no individual upload is visible{how}{seen}; no DP guarantee"
     if block["narrower"]:
         return "; ".join(block["narrower"]) + "; the whole upload: NONE"

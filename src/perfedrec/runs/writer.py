@@ -134,7 +134,10 @@ class RunWriter(NoWriter):
         settings, users = self.algorithm.settings.privacy, self.dataset.n_users
         releases = self.algorithm.releases(trained, users)
         groups = self.algorithm.protection.n_groups(TRAIN.name, users)
-        block = privacy_block(settings, releases, "simulated", self.algorithm.reports_vectors, groups=groups)
+        size = self.algorithm.protection.group_size
+        block = privacy_block(
+            settings, releases, "simulated", self.algorithm.reports_vectors, groups=groups, group_size=size
+        )
         return block | {"warnings": warnings(settings, users, self.dataset.n_items, test, popular)}
 
     def withdraw(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol
 import torch
 from torch import Tensor
 
-from perfedrec.core.aggregate import Aggregate, Sum, check_aggregator, reduce
+from perfedrec.core.aggregate import Aggregate, Sum, check_aggregator, reduce, reduce_apart, taken_apart
 from perfedrec.core.algorithm import TRAIN, Algorithm, B, C, S
 from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key, uniform
@@ -25,6 +25,11 @@ from perfedrec.runtimes.population import Population, Users
 def round_key(seed: int, number: int) -> Key:
     """The key of all random numbers of a round."""
     return Key(seed).fold("round", number)
+
+
+def groups_key(algorithm: Algorithm[S, B, C], phase: str, seed: int, round_key: Key) -> Key:
+    """The key by which the groups of a phase's cohort are drawn, for each round or once for the run."""
+    return (Key(seed) if algorithm.protection.grouped_once(phase) else round_key).fold("groups")
 
 
 def too_few(clients: int, least: int) -> str:
@@ -143,7 +148,9 @@ def play_with(
     if users.numel() < (least := algorithm.protection.least_clients(plan.phase, asked)):
         users, reason = users[:0], too_few(users.numel(), least)
     with threads_for(clients.population.n_rows(users) * state.items.shape[1]) if few_threads else nullcontext():
-        return _played(clients, algorithm, state, plan, users, key, reason)
+        return _played(
+            clients, algorithm, state, plan, users, key, reason, groups_key(algorithm, plan.phase, seed, key)
+        )
 
 
 def _played(
@@ -154,15 +161,17 @@ def _played(
     users: Tensor,
     key: Key,
     reason: str | None,
+    grouping: Key,
 ) -> tuple[S, RoundReport]:
-    """The work of the ``users``, and the server's."""
+    """The work of the ``users``, and the server's. Groups of the cohort are drawn by the key ``grouping``."""
     n_groups, asked, tally = algorithm.n_groups(state), plan.cohort.numel(), Tally()
     broadcast = partial(algorithm.broadcast, state)
     task = RoundTask(state.round, plan.phase, broadcast, key, asked, n_groups, algorithm.n_rows(state))
     empty = Aggregate.empty(clients.population.n_items, n_groups, device=plan.cohort.device)
     number = algorithm.protection.n_groups(plan.phase, asked)
     if number > 1:
-        sums = _group_sums(clients, algorithm, task, plan, users, number, tally, empty)
+        numbers = group_numbers(torch.ones_like(plan.cohort), grouping.spread(plan.cohort), number)
+        sums = _group_sums(clients, algorithm, task, plan, users, numbers, tally, empty)
         total = algorithm.aggregator.combine(plan.phase, sums, empty)
     else:
         total = algorithm.aggregator.combine(plan.phase, clients.parts(task, users, tally), empty)
@@ -189,22 +198,31 @@ def _group_sums(
     task: RoundTask[B],
     plan: Plan,
     users: Tensor,
-    number: int,
+    numbers: Tensor,
     tally: Tally,
     empty: Aggregate,
 ) -> Iterator[Aggregate]:
-    """The opened sum of each of a ``number`` of groups of the cohort, of which ``users`` are left; not of a group of
-    too few."""
+    """The opened sum of each group of the cohort, whose clients [c] have the group ``numbers`` [c] and of which
+    ``users`` are left; not of a group of too few."""
     cohort, protection, phase = plan.cohort, algorithm.protection, plan.phase
-    numbers = group_numbers(torch.ones_like(cohort), task.key.fold("groups").spread(cohort), number)
-    for each in range(number):
-        asked = cohort[numbers == each]
-        members = asked[torch.isin(asked, users)]
-        if protection.aborted(phase, members.numel(), asked.numel()):
-            continue
-        total = Sum().combine(phase, clients.parts(task, members, tally), empty)
-        total = algorithm.compress(task.broadcast(cohort[:0]), phase, total)
-        yield protection.add_noise(phase, total, asked.numel(), task.key.fold("release").fold("group", each))
+    there, asked = torch.isin(cohort, users), torch.bincount(numbers).tolist()
+    left = torch.bincount(numbers[there], minlength=len(asked)).tolist()
+    opened = [not protection.aborted(phase, *each) for each in zip(left, asked, strict=True)]
+    mine = there & torch.tensor(opened, dtype=torch.bool, device=numbers.device)[numbers]
+    alone, key = task.broadcast(cohort[:0]), task.key.fold("release")
+    if isinstance(clients, InProcess) and clients.nodes is None:
+        places = torch.tensor(opened, dtype=torch.int64, device=numbers.device).cumsum(0) - 1
+        counts = [count for count, said in zip(left, opened, strict=True) if said]
+        if not counts:
+            return
+        whole = clients.apart(task, cohort[mine], places[numbers[mine]], len(counts), tally)
+        whole = algorithm.compress(alone, phase, whole)
+        yield from taken_apart(protection.add_noise(phase, whole, sum(asked), key), counts)
+        return
+    for each in (number for number, said in enumerate(opened) if said):
+        total = Sum().combine(phase, clients.parts(task, cohort[mine & (numbers == each)], tally), empty)
+        total = algorithm.compress(alone, phase, total)
+        yield protection.add_noise(phase, total, asked[each], key.fold("group", each))
 
 
 @dataclass(frozen=True)
@@ -235,6 +253,19 @@ class InProcess(Generic[S, B, C]):
             yield whole
         else:
             yield from (part for _, part in client_parts(self.algorithm, task, update, n_items))
+
+    def apart(self, task: RoundTask[B], users: Tensor, numbers: Tensor, n_parts: int, tally: Tally) -> Aggregate:
+        """The sums of ``n_parts`` groups of ``users`` [c] with the ``numbers`` [c], as those of
+        :func:`~perfedrec.core.aggregate.reduce_apart`. A block has users of several groups, which is faster than blocks
+        of a group."""
+        n_items, n_groups = self.population.n_items, task.n_groups
+        total = Aggregate.empty(n_items, n_parts * n_groups, device=users.device)
+        for block in torch.arange(users.numel(), device=users.device).split(self.block_size):
+            if block.numel():
+                update = self._contribute(task, users[block], tally)
+                found = reduce_apart(update, numbers[block], n_parts, n_items, n_groups)
+                total = total + found if total.clients else found
+        return total
 
     def close(self) -> None:
         """Nothing has to be ended here."""

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.federated.toys import settings, world
+from tests.methods.federated.toys import World, settings, world
+from torch import Tensor
 
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate, Sum, from_fixed
+from perfedrec.core.types import Update
 from perfedrec.methods.federated.defence import DefenceSettings, distinct_edges, hold_pass, hold_reports, hold_tables
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
+from perfedrec.runtimes import round as runtime
 
 SPECTRAL = {"pretraining__kind": "spectral", "pretraining__at": "service"}
 
@@ -102,11 +105,84 @@ SECURE = {**BASIS, "privacy__min_clients": 4, "pretraining__kind": "spectral"}
         ({"defence__threshold": 2.0}, "threshold = 2.0 has no effect with defence.rule = none"),
         ({"defence__rule": "clip", "defence__quorum": 3}, "expected defence.rule = quorum, or defence.quorum = 2"),
         ({"defence__rule": "median", "defence__malicious": 0.2}, "trimmed-mean or krum or bulyan"),
+        ({"defence__group_size": 8}, "group_size = 8 is for secure sums in a basis"),
+        ({**SECURE, "privacy__rank": 0, "defence__group_size": 8}, "with privacy.rank above 0"),
+        ({**SECURE, "defence__group_size": 3}, "is below privacy.min_clients = 4"),
+        ({**SECURE, "defence__group_size": 8, "privacy__noise": {"training": 1.0}}, "expected no noise"),
+        ({**SECURE, "defence__group_rows": 2.0}, "group_rows = 2.0 has no effect without groups before training"),
     ],
 )
 def test_an_option_that_would_defend_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings(**changes)
+
+
+SMALL = {**SECURE, "defence__group_size": 4, "clusters__n_clusters": 0}
+
+
+def begun(sent: Any = None, **changes: Any) -> World:
+    """A world after all phases before training. ``sent`` changes what clients send in them."""
+    here = world(**{**SMALL, **changes})
+    if sent is not None:
+        honest = here.algorithm.protection.upload
+        here.algorithm.protection.upload = lambda phase, update, key: sent(phase, honest(phase, update, key))  # type: ignore[method-assign]
+    here.play(len(here.algorithm.phases))
+    return here
+
+
+def test_lies_before_training_reach_no_further_than_a_group() -> None:
+    """Two of 30 clients count and send everything a thousand times."""
+
+    def lying(phase: str, update: Update) -> Update:
+        if update.deltas is None or update.segments is None or phase == "train":
+            return update
+        return replace(update, deltas=update.deltas * torch.where(update.users < 2, 1000.0, 1.0)[update.segments, None])
+
+    def apart(base: World, other: World) -> float:
+        """How far two item tables are from each other, as inner products: a basis has no direction of its own."""
+        one, two = (each.state.items @ each.state.items.T for each in (base, other))
+        return float((one - two).norm() / one.norm())
+
+    groups = {"defence__malicious": 0.4, "defence__group_rows": 1.0}
+    free, held = begun(defence__group_size=0), begun(**groups)
+    forged, bounded = begun(lying, defence__group_size=0), begun(lying, **groups)
+    assert float((forged.state.degrees - free.state.degrees).max()) > 900
+    assert float((bounded.state.degrees - held.state.degrees).abs().max()) <= 2 * 2
+    assert apart(free, forged) > 1.5 * apart(held, bounded)
+
+
+def test_groups_before_training_are_the_same_in_all_blocks_and_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    draw = runtime.group_numbers
+
+    def watched(sizes: Tensor, keys: Tensor, number: int) -> Tensor:
+        seen.append(draw(sizes, keys, number))
+        return seen[-1]
+
+    monkeypatch.setattr(runtime, "group_numbers", watched)
+    one, several = world(**SMALL), world(**SMALL)
+    n = len(one.algorithm.phases)
+    one.play(n)
+    assert len(seen) == n
+    assert all(torch.equal(each, seen[0]) for each in seen)
+    assert torch.bincount(seen[0]).tolist().count(4) >= 5
+    several.play(n, block_size=2)
+    assert torch.equal(one.state.items, several.state.items)
+    assert "join" not in {each.name for each in one.algorithm.phases}
+    assert one.state.neighbours is not None
+
+
+@pytest.mark.parametrize(
+    "change", [{"defence__group_size": 7}, {"defence__group_rows": 0.5}, {"defence__malicious": 0.45}]
+)
+def test_each_option_of_groups_before_training_changes_the_table(change: dict[str, Any]) -> None:
+    assert not torch.equal(begun().state.items, begun(**change).state.items)
+
+
+def test_few_users_have_few_groups_which_is_said() -> None:
+    remarks = PerFedRecPP(settings(**SMALL)).remarks
+    assert remarks(30) == []
+    assert "8 users are 2 groups before training, and of fewer than 3 no rule compares the sums" in remarks(8)[0]
 
 
 def test_bounds_that_nobody_checks_and_fewer_groups_are_said() -> None:

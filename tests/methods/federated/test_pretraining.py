@@ -14,7 +14,7 @@ from perfedrec.methods.federated.contrastive import contrast
 from perfedrec.methods.federated.perfedrec_pp import PerFedRecPP
 from perfedrec.methods.federated.phases import SPECTRAL as SPECTRAL_PHASE
 from perfedrec.methods.federated.settings import PretrainingSettings
-from perfedrec.methods.federated.spectral import fill_clusters, gram_rows, orthonormal
+from perfedrec.methods.federated.spectral import fill_clusters, gram_rows, neighbour_layers, orthonormal
 from perfedrec.nn.losses import info_nce
 from perfedrec.nn.propagation import Bipartite
 from perfedrec.nn.views import noisy_lightgcn
@@ -222,6 +222,21 @@ def test_each_option_of_contrastive_pretraining_changes_the_table(change: dict[s
         here.play(1)
         tables.append(here.state.items)
     assert float((tables[0] - tables[1]).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("exponents", [(0.5, 0.5), (0.25, 0.35)])
+def test_neighbour_sums_that_a_server_makes_are_those_of_lists_of_equal_length(exponents: tuple[float, float]) -> None:
+    drawn = np.random.default_rng(1)
+    lists = np.stack([drawn.choice(9, 4, replace=False) for _ in range(12)])
+    seen = torch.zeros(12, 9)
+    seen[torch.arange(12)[:, None], torch.from_numpy(lists)] = 1.0
+    degrees, table, (user, item) = seen.sum(0), torch.from_numpy(drawn.normal(size=(9, 3))).float(), exponents
+    weighted, halves = seen * 4.0**-user * degrees**-item, seen * 4.0**-0.5 * degrees**-0.5
+    factor = weighted.T  # N^T is a factor of N^T N
+    layers = neighbour_layers(factor, table, degrees, exponents, 4.0, 1.7)
+    wanted = [halves.T @ (1.7 * weighted @ table), halves.T @ (halves @ table)]
+    for found, each in zip(layers, wanted, strict=True):
+        assert torch.allclose(found, each, atol=1e-5)
 
 
 def test_the_service_sees_tokens_and_not_items() -> None:

@@ -25,7 +25,7 @@ from perfedrec.core.memory import zeros
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Plan, Rows, Spec, Update
 from perfedrec.methods.federated import cohort
-from perfedrec.methods.federated.defence import DefenceSettings, aggregator_of, hold_tables, remarks_on
+from perfedrec.methods.federated.defence import DefenceSettings, aggregator_of, hold_tables, remarks_on, sizes_of
 from perfedrec.methods.federated.local import LocalSteps, LocalTask, Loss, Parameters, checked, own_rows, steps
 from perfedrec.methods.federated.phases import DEGREES, SPECTRAL
 from perfedrec.methods.federated.row_steps import applied, empty_bank
@@ -88,8 +88,8 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
         self.settings = chosen
         self.defence: DefenceSettings = getattr(chosen, "defence", DefenceSettings())
         phases, row_clip, groups = (*self.phases, *self.questions), self.defence.row_clip, self.defence.groups
-        self.protection = Protection(chosen.privacy, phases, row_clip, groups)
-        if self.defence.made is not None:
+        self.protection = Protection(chosen.privacy, phases, row_clip, groups, sizes_of(self.defence))
+        if self.defence.made is not None or self.defence.group_size:
             self.aggregator = aggregator_of(self.defence, self.protection, self.phases, self.aggregator)
         if self.subspace is not None and SPECTRAL not in self.phases:
             raise ConfigError(
@@ -105,7 +105,7 @@ class Federated(OneSetting[S, B, C], Generic[S, B, C]):
 
     def remarks(self, n_users: int) -> list[str]:
         asked = min(n_users, self.settings.selection.n_clients_per_round)
-        return remarks_on(self.defence, self.protection, asked, self.needs_service)
+        return remarks_on(self.defence, self.protection, asked, self.needs_service, n_users)
 
     # --- what a method defines ---
 

@@ -15,6 +15,8 @@ from perfedrec.core.algorithm import TRAIN, Phase
 from perfedrec.core.dotted import as_text
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.settings import Settings
+from perfedrec.core.small_groups import SmallGroups
+from perfedrec.methods.federated.phases import CLUSTERS, DEGREES, SPECTRAL
 from perfedrec.privacy.protection import Protection
 from perfedrec.privacy.settings import PrivacySettings
 
@@ -28,7 +30,11 @@ class DefenceSettings(Settings):
         "client sends or, with groups, the sum of a group",
     )
     malicious: float = Field(
-        0.1, gt=0, lt=0.5, description="trimmed-mean, krum, bulyan: share of the parts that may be malicious"
+        0.1,
+        gt=0,
+        lt=0.5,
+        description="trimmed-mean, krum, bulyan, and degrees with group_size: share of the parts (clients or groups) "
+        "that may be malicious",
     )
     threshold: float = Field(
         3.0,
@@ -42,6 +48,20 @@ class DefenceSettings(Settings):
         description="number of groups into which a cohort is split at random, with a sum of its own for each, where "
         "sums are taken in a basis (secure sums with privacy.rank); a group never has fewer than privacy.min_clients "
         "clients (0: one sum)",
+    )
+    group_size: int = Field(
+        0,
+        ge=0,
+        description="number of clients, or more, in a group before training, where sums are secure: all clients are "
+        "split once, at random, and degrees and passes over all users are summed by item for each group, which shows "
+        "the lists of a group's clients without their names (docs/privacy.md); bounded then are an item's count in a "
+        "group and a group's row of it (0: one sum over all clients)",
+    )
+    group_rows: float = Field(
+        1.5,
+        gt=0,
+        description="group_size: longest row of an item in a group's pass, as a multiple of the median of rows of "
+        "items that about as many groups have",
     )
     row_clip: float | None = Field(
         None,
@@ -122,6 +142,7 @@ def check_defence(privacy: PrivacySettings, defence: DefenceSettings, asked: int
     """Raise ValueError for a rule that has nothing to compare, for options that would defend nothing, and for groups
     whose sums would tell more than the privacy settings allow."""
     _check_idle(privacy, defence)
+    _check_small_groups(privacy, defence)
     if defence.groups and not privacy.low_rank:
         raise ValueError(
             "defence.groups opens the sum of each group, and without a basis it shows the items of its clients; "
@@ -149,6 +170,27 @@ def check_defence(privacy: PrivacySettings, defence: DefenceSettings, asked: int
         )
 
 
+def _check_small_groups(privacy: PrivacySettings, defence: DefenceSettings) -> None:
+    """Raise ValueError for groups before training where sums are of another kind, have noise, or are too small."""
+    if not defence.group_size:
+        return
+    if not privacy.low_rank:
+        raise ValueError(
+            f"defence.group_size = {defence.group_size} is for secure sums in a basis; expected privacy.aggregation = "
+            "secure with privacy.rank above 0, or defence.group_size = 0"
+        )
+    if privacy.noise.any or privacy.epsilon:
+        raise ValueError(
+            "defence.group_size opens sums of fewer clients, whose noise is that of all of them; expected no noise and "
+            "no epsilon, or defence.group_size = 0"
+        )
+    if defence.group_size < privacy.min_clients:
+        raise ValueError(
+            f"defence.group_size = {defence.group_size} is below privacy.min_clients = {privacy.min_clients}, and no "
+            f"sum of fewer clients is opened; expected at least {privacy.min_clients}, or defence.group_size = 0"
+        )
+
+
 def _check_idle(privacy: PrivacySettings, defence: DefenceSettings) -> None:
     """Raise ValueError for an option that has no effect: whoever sets it would believe in a defence."""
     usual = DefenceSettings()
@@ -161,7 +203,14 @@ def _check_idle(privacy: PrivacySettings, defence: DefenceSettings) -> None:
             f"{privacy.aggregation} it is not asked; expected {', '.join(map(_unset, idle))}, or "
             "privacy.aggregation = sparse"
         )
+    if defence.group_rows != usual.group_rows and not defence.group_size:
+        raise ValueError(
+            f"defence.group_rows = {defence.group_rows} has no effect without groups before training; expected a "
+            f"defence.group_size, or {_unset('group_rows')}"
+        )
     for name, rules in OF_RULES.items():
+        if name == "malicious" and defence.group_size:
+            continue
         if (value := getattr(defence, name)) != getattr(usual, name) and defence.rule not in rules:
             raise ValueError(
                 f"defence.{name} = {value} has no effect with defence.rule = {defence.rule}; expected defence.rule = "
@@ -175,9 +224,11 @@ def _unset(name: str) -> str:
     return f"defence.{name} = {'off' if value is None else value}"
 
 
-def remarks_on(defence: DefenceSettings, protection: Protection, asked: int, serves: bool) -> list[str]:
-    """What is different from what the options seem to say, as sentences, in a training that asks ``asked`` clients a
-    round; ``serves`` whether the method has a neighbourhood service."""
+def remarks_on(
+    defence: DefenceSettings, protection: Protection, asked: int, serves: bool, n_users: int = 0
+) -> list[str]:
+    """What is different from what the options seem to say, as sentences, in a training with ``n_users`` that asks
+    ``asked`` clients a round; ``serves`` whether the method has a neighbourhood service."""
     found = []
     usual = DefenceSettings()
     idle = [name for name in OF_THE_SERVICE if getattr(defence, name) != getattr(usual, name)]
@@ -198,6 +249,11 @@ def remarks_on(defence: DefenceSettings, protection: Protection, asked: int, ser
             f"group has privacy.min_clients = {least} clients or more"
             + (f"; of fewer than {robust.FEWEST} groups no rule compares the sums" if made < robust.FEWEST else "")
         )
+    if defence.group_size and (small := n_users // defence.group_size) < robust.FEWEST:
+        found.append(
+            f"defence.group_size: {n_users:,} users are {max(small, 1)} groups before training, and of fewer than "
+            f"{robust.FEWEST} no rule compares the sums"
+        )
     return found
 
 
@@ -211,8 +267,13 @@ def aggregator_of(
     own.
     """
     rule = defence.made
-    if rule is None:
+    if rule is None and not defence.group_size:
         return own
+    if type(own) is not Sum and rule is None:
+        raise ConfigError(
+            f"defence.group_size sums groups, and {type(own).__name__} is the method's own rule of aggregation; "
+            "expected defence.group_size = 0"
+        )
     if type(own) is not Sum:
         raise ConfigError(
             f"defence.rule = {defence.rule} would replace {type(own).__name__}, the method's own rule of aggregation; "
@@ -221,7 +282,18 @@ def aggregator_of(
     grouped = {each.name for each in (*phases, TRAIN) if protection.low_rank(each.name)}
     names = frozenset(grouped if defence.groups else {TRAIN.name})
     factors = robust.factors_of(defence.rule, defence.threshold)
-    return robust.Robust(rule, names, not defence.groups, defence.groups, factors)
+    found = own if rule is None else robust.Robust(rule, names, not defence.groups, defence.groups, factors)
+    if not defence.group_size:
+        return found
+    counts, rows = frozenset((DEGREES.name,)), frozenset((SPECTRAL.name,))
+    return SmallGroups(found, counts, rows, defence.malicious, defence.group_rows)
+
+
+def sizes_of(defence: DefenceSettings) -> dict[str, int]:
+    """By name the phases before training in which all clients are split into small groups, with the least number of
+    clients of a group. Cluster models are among them where a rule compares groups."""
+    names = (DEGREES.name, SPECTRAL.name, *((CLUSTERS.name,) if defence.groups else ()))
+    return dict.fromkeys(names, defence.group_size) if defence.group_size else {}
 
 
 def hold_tables(items: Tensor, offsets: Tensor | None, multiple: float | None) -> None:

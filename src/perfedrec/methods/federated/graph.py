@@ -68,7 +68,13 @@ class GraphMethod(FedMF[S, B, C]):
     def joins(self) -> bool:
         """Whether there is a phase before training in which clients send protected edges to the neighbourhood service,
         or a first part of the neighbour sums."""
-        return self.neighbours and (self.subspace is None or self.pretrains_basis)
+        return self.neighbours and (self.subspace is None or self.pretrains_basis) and not self.makes_neighbours
+
+    @property
+    def makes_neighbours(self) -> bool:
+        """Whether the server makes the first neighbour sums itself, from the passes of pre-training. In a sum over all
+        clients one that lies can count for many, and what groups would send of it is in their passes already."""
+        return self.neighbours and self.pretrains_basis and bool(self.defence.group_size)
 
     @property
     def n_reported(self) -> int:

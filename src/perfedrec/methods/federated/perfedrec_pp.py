@@ -201,13 +201,26 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
         table = basis.clone() if self.settings.personal.pretrained else None
         images = None if self._is_last(state) else images
         state = replace(self.restart(state, basis), pretrained=replace(state.pretrained, table=table, images=images))
-        if self.diffuses and self.sums:
+        if self.sums and (self.diffuses or self.makes_neighbours):
             state = replace(state, low_rank=self._low_rank(state, items, image))
         if self.network.encoder == "lightgcn" and self._is_last(state):
             state = self._scaled(state, energy)
+        if self.makes_neighbours and self._is_last(state):
+            state = self._with_neighbours(state)
         if self.sums and self.phases[state.round : state.round + 1] == (CLUSTERS,):
             state = self.recluster(state, key.fold("cluster"))
         return state
+
+    def _with_neighbours(self, state: PerFedRecState) -> PerFedRecState:
+        """The state with neighbour sums that the server makes of the passes."""
+        factor, scale = state.low_rank.factor, state.pretrained.user_init_scale
+        assert factor is not None
+        assert scale is not None
+        assert state.degrees is not None
+        length = float(state.degrees.sum()) / state.n_users
+        layers = spectral.neighbour_layers(factor, state.items, state.degrees, self.exponents, length, scale)
+        neighbours = neighbourhood.published(layers[: self.handover.n_summed])
+        return replace(state, neighbours=neighbours, low_rank=state.low_rank if self.diffuses else LowRank())
 
     def _low_rank(self, state: PerFedRecState, probe: Tensor, image: Tensor) -> LowRank:
         """The neighbourhood model after a pass of ``probe`` [m, d] with its ``image`` [m, d]: all passes together.

@@ -139,6 +139,24 @@ def positive(basis: Tensor, image: Tensor) -> Tensor:
     return factor.to(torch.float32)
 
 
+def neighbour_layers(
+    factor: Tensor, items: Tensor, degrees: Tensor, exponents: tuple[float, float], length: float, scale: float
+) -> list[Tensor]:
+    """[m, d] twice: the sums ``sum_u x_u / sqrt(d_u d_i)`` over an item's users of their layers 0 and 1, from a
+    ``factor`` F [m, r] with ``F F^T ~ N^T N`` for the ``exponents`` (a, b), and ``items`` Q [m, d].
+
+    Layer 0 of a user is ``scale`` times its row of ``N Q``, layer 1 has exponents of 1/2. What these exponents differ
+    from a and b is exact for items, by their ``degrees`` [m]. For users all lists are taken to have the mean
+    ``length``: only the users know their own.
+    """
+    user, item = exponents
+    weights = degrees.clamp(min=1.0)[:, None] ** (item - 0.5)
+    with one_thread():
+        first = factor @ (factor.T @ items)
+        second = factor @ (factor.T @ (weights * items))
+    return [first * weights * (scale * length ** (user - 0.5)), second * weights * length ** (2 * user - 1)]
+
+
 def _widened(columns: Tensor, dim: int) -> Tensor:
     """[m, d] float32: ``columns`` [m, min(m, d)] padded with zero columns."""
     narrow = columns.to(torch.float32)

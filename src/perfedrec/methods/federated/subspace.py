@@ -227,7 +227,7 @@ def projected(aggregate: Aggregate, basis: Tensor) -> Aggregate:
     limits = torch.searchsorted(aggregate.keys, torch.arange(tables + 1, device=basis.device) * n_items).tolist()
     for table, (start, stop) in enumerate(pairwise(limits)):
         rows = basis.index_select(0, aggregate.keys[start:stop] - table * n_items).to(torch.float64)
-        sums[table] = rows.T @ (aggregate.sums[start:stop] / BASIS_GRID)
+        sums[table] = (rows.T @ aggregate.sums[start:stop]) / BASIS_GRID  # a power of two, so exact in any order
     keys = torch.arange(tables * rank, device=basis.device)
     return replace(aggregate, n_items=rank, keys=keys, sums=sums.flatten(0, 1))
 
@@ -247,10 +247,10 @@ def lifted(aggregate: Aggregate, basis: Tensor) -> Aggregate:
 
 
 def selected(aggregate: Aggregate, kept: Tensor) -> Aggregate:
-    """The rows of the ``kept`` [m] items of a sum with one table, numbered anew."""
-    mine = kept[aggregate.keys]
-    places = kept.cumsum(0) - 1
-    return replace(aggregate, n_items=int(kept.sum()), keys=places[aggregate.keys[mine]], sums=aggregate.sums[mine])
+    """The rows of the ``kept`` [m] items of a sum, numbered anew."""
+    tables, items = aggregate.keys // aggregate.n_items, aggregate.keys % aggregate.n_items
+    mine, places, n = kept[items], kept.cumsum(0) - 1, int(kept.sum())
+    return replace(aggregate, n_items=n, keys=tables[mine] * n + places[items[mine]], sums=aggregate.sums[mine])
 
 
 def spread(aggregate: Aggregate, kept: Tensor) -> Aggregate:

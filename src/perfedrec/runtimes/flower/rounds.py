@@ -26,7 +26,7 @@ from perfedrec.runtimes.flower.secagg import AbortedError
 from perfedrec.runtimes.flower.secure_sum import secure_sum
 from perfedrec.runtimes.flower.service import ServiceTask, for_coordinator
 from perfedrec.runtimes.flower.service_client import ServiceClient
-from perfedrec.runtimes.round import round_key
+from perfedrec.runtimes.round import groups_key, round_key
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,8 @@ class Round(Generic[S, B, C]):
         nodes = sorted(self.asked, key=lambda node: int(self.asked[node].min()))
         firsts = torch.stack([self.asked[node].min() for node in nodes])
         sizes = torch.tensor([self.asked[node].numel() for node in nodes], device=firsts.device)
-        numbers = group_numbers(sizes, self.key.fold("groups").spread(firsts), number).tolist()
+        key = groups_key(self.algorithm, self.plan.phase, self.federation.seed, self.key)
+        numbers = group_numbers(sizes, key.spread(firsts), number).tolist()
         return [[node for node, own in zip(nodes, numbers, strict=True) if own == each] for each in range(number)]
 
     def _sum_of(self, instructions: Mapping[int, RecordDict], asked: int, group: str) -> Aggregate:
