@@ -58,7 +58,7 @@ class DefenceSettings(Settings):
         "group and a group's row of it (0: one sum over all clients)",
     )
     group_rows: float = Field(
-        1.5,
+        1.0,
         gt=0,
         description="group_size: longest row of an item in a group's pass, as a multiple of the median of rows of "
         "items that about as many groups have",
