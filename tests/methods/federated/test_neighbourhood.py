@@ -198,6 +198,26 @@ def test_new_users_are_scored_by_the_model_of_low_rank() -> None:
     assert float(new.std()) > 0
 
 
+def test_the_covariance_of_the_model_of_low_rank_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until another factor or exponent comes: scores are those of a model that never computed one before."""
+    here, widths, whole = served(world(**DIFFUSING)), [], personal.covariance
+
+    def counted(items: Any, n_items: int) -> torch.Tensor:
+        widths.append(items(slice(None)).shape[1])
+        return whole(items, n_items)
+
+    monkeypatch.setattr(personal, "covariance", counted)
+    factor = here.state.low_rank.factor
+    for users in ([5, 0], [7], [5, 0]):
+        last = here.algorithm.scores(*here.block(users))
+    assert widths.count(factor.shape[1]) == 1
+    copied = replace(here, state=replace(here.state, low_rank=replace(here.state.low_rank, factor=factor.clone())))
+    assert torch.equal(copied.algorithm.scores(*copied.block([5, 0])), last)
+    other = replace(here, state=replace(here.state, beta=0.1))
+    other.algorithm.scores(*other.block([5, 0]))
+    assert widths.count(factor.shape[1]) == 3
+
+
 def test_training_sends_no_neighbourhood_model() -> None:
     here = world(**DIFFUSING)
     here.play(1 + len(here.algorithm.phases))

@@ -9,6 +9,7 @@ from functools import cache, cached_property
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import draw_outside, paired
@@ -78,7 +79,7 @@ class Reference:
         def items(here: slice) -> Tensor:
             return part.items(self.every[here], torch.zeros_like(self.every[here]))
 
-        return spread(part.finish(part.users), items, self.every.numel())
+        return deviation(part.finish(part.users), covariance(items, self.every.numel()))
 
 
 class Mixture:
@@ -143,7 +144,7 @@ class Mixture:
     def _near(self, factor: Tensor) -> Part:
         """The neighbourhood model of low rank, from its ``factor`` [m, r]."""
         star = diffusion_star(self.rows, self.broadcast.degrees, self.diffusion.alpha, self.beta)
-        return scaled(factor, star, self.rows, self.reference)
+        return scaled(factor, star, self.rows, self.reference, exponent=self.beta)
 
     def with_beta(self, beta: float) -> Mixture:
         """The same models, with another exponent in the neighbourhood model."""
@@ -314,9 +315,15 @@ class Mixture:
         return self.mix - gradient
 
 
-def scaled(table: Tensor, star: Star, rows: Rows, reference: Reference) -> Part:
+_covariances = WeakTensorKeyDictionary()
+"""The covariances of final item vectors by table, which never changes, and by exponent. A block of users would take
+longer to compute them than its own vectors."""
+
+
+def scaled(table: Tensor, star: Star, rows: Rows, reference: Reference, exponent: float | None = None) -> Part:
     """A model that scores the items of users with ``rows`` by the rows of a ``table`` [m, r] alone. Its scores are
-    scaled to the standard deviation of those of the ``reference``."""
+    scaled to the standard deviation of those of the ``reference``. A table with an ``exponent``, by which its items are
+    scaled, never changes."""
     every = reference.every
 
     def own(here: slice) -> Tensor:
@@ -329,7 +336,10 @@ def scaled(table: Tensor, star: Star, rows: Rows, reference: Reference) -> Part:
         def final(here: slice) -> Tensor:
             return star.items(table[here], every[here])
 
-        return (reference.deviation / spread(users, final, table.shape[0]).clamp(min=1e-12))[:, None]
+        known = {} if exponent is None else _covariances.setdefault(table, {})
+        if exponent not in known:
+            known[exponent] = covariance(final, table.shape[0])
+        return (reference.deviation / deviation(users, known[exponent]).clamp(min=1e-12))[:, None]
 
     def items(which: Tensor, groups: Tensor) -> Tensor:
         return star.items(table.index_select(0, which), which)
@@ -350,16 +360,21 @@ def in_blocks(star: Star, first: Tensor, rows: Rows, own: Callable[[slice], Tens
     return torch.cat(found) if len(found) > 1 else found[0]
 
 
-def spread(users: Tensor, items: Callable[[slice], Tensor], n_items: int) -> Tensor:
-    """[B] the standard deviation of each user's scores over all items, for final vectors [B, d]; ``items`` has those
-    of a slice of ``n_items``."""
+def covariance(items: Callable[[slice], Tensor], n_items: int) -> Tensor:
+    """[d, d] the covariance of the final vectors [m, d] of ``n_items``; ``items`` has those of a slice of them."""
     tiles = [slice(first, first + ITEMS_AT_ONCE) for first in range(0, n_items, ITEMS_AT_ONCE)]
     mean = torch.stack([items(tile).sum(0) for tile in tiles]).sum(0) / n_items
-    covariance = users.new_zeros(users.shape[1], users.shape[1])
+    total = mean.new_zeros(mean.numel(), mean.numel())
     for tile in tiles:
         centred = items(tile) - mean
-        covariance += centred.T @ centred
-    return dot(users @ covariance.div_(n_items), users).clamp(min=0).sqrt()
+        total += centred.T @ centred
+    return total.div_(n_items)
+
+
+def deviation(users: Tensor, covariances: Tensor) -> Tensor:
+    """[B] the standard deviation of each user's scores over all items, for final vectors [B, d] and the
+    :func:`covariance` of the items."""
+    return dot(users @ covariances, users).clamp(min=0).sqrt()
 
 
 def _lists(
