@@ -1,5 +1,6 @@
 """Runs: selection by validation, resuming bit for bit, damaged and foreign checkpoints, drop-outs."""
 
+import errno
 import json
 import os
 import signal
@@ -11,11 +12,13 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from safetensors import SafetensorError
 from tests.runs.small import DATA, SMALL
 
 from perfedrec import configure, open_run, train
 from perfedrec.core.errors import CheckpointError, DivergedError
 from perfedrec.evaluation import Held
+from perfedrec.runs import checkpoint
 from perfedrec.runs.config import open_data
 from perfedrec.runs.folder import RunFolder
 
@@ -132,6 +135,29 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_can_be_used(damag
     with pytest.raises(CheckpointError, match="--previous"):
         RunFolder(tmp_path).latest_checkpoint()
     assert RunFolder(tmp_path).latest_checkpoint(skip_damaged=True).name < newest.name
+
+
+def test_a_full_disk_leaves_the_checkpoint_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path / "kept", {"one": {"a": torch.ones(3)}}, {}, {})
+
+    def full(*given: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as found:
+        checkpoint.save(tmp_path / "kept", {"one": {"a": torch.zeros(3)}}, {}, {})
+    assert found.value.errno == errno.ENOSPC
+    assert [each.name for each in tmp_path.iterdir()] == ["kept"]
+    assert checkpoint.load(tmp_path / "kept").records["one"][0]["a"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_all_files_of_a_checkpoint_can_be_read_by_the_same_people(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        checkpoint.save(tmp_path / "kept", {"one": {"a": torch.ones(3)}}, {}, {})
+    finally:
+        os.umask(before)
+    assert {each.stat().st_mode & 0o777 for each in (tmp_path / "kept").iterdir()} == {0o640}
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:

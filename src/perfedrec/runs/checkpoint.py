@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,25 +62,17 @@ def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], e
     """Write ``records`` by name to ``folder``, and replace what is there.
 
     A record is a dataclass of tensors and scalars, a mapping of tensors by name, or a tuple of segments. ``belongs``
-    identifies the data and the configuration; :func:`load` compares it. ``extra`` is stored as JSON.
+    identifies the data and the configuration; :func:`load` compares it. ``extra`` is stored as JSON. Raises OSError
+    where the disk is full, and leaves what was there.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    manifest: dict[str, Any] = {"format": FORMAT, "belongs": dict(belongs), "extra": dict(extra), "records": {}}
-    segments = {name: record for name, record in records.items() if isinstance(record, tuple)}
-    for name, own in segments.items():
-        digests = [_keep(segment, temporary / _of_segment(name, place)) for place, segment in enumerate(own)]
-        manifest["records"][name] = {"segments": digests, "scalars": {}}
-    for name, record in records.items():
-        if name in segments:
-            continue
-        tensors, scalars = (record, {}) if isinstance(record, Mapping) else flatten(record)
-        path = temporary / f"{name}.safetensors"  # written and read without a copy in memory: a model may be large
-        save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path)
-        _flush(path)
-        manifest["records"][name] = {"sha256": _digest(path), "scalars": scalars}
-    write_atomic(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
+    try:
+        _write(temporary, records, belongs, extra)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     # A folder cannot be replaced in one step: the old one is renamed first and removed last.
     aside = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -87,9 +81,46 @@ def save(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], e
     temporary.rename(folder)
     _flush(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
-    for name, own in segments.items():
-        for place, segment in enumerate(own):
+    for name, own in records.items():
+        for place, segment in enumerate(own if isinstance(own, tuple) else ()):
             segment.file = folder / _of_segment(name, place)
+
+
+def _write(folder: Path, records: Mapping[str, Any], belongs: Mapping[str, str], extra: Mapping[str, Any]) -> None:
+    """Write the files of a checkpoint to an empty ``folder``."""
+    manifest: dict[str, Any] = {"format": FORMAT, "belongs": dict(belongs), "extra": dict(extra), "records": {}}
+    segments = {name: record for name, record in records.items() if isinstance(record, tuple)}
+    for name, own in segments.items():
+        digests = [_keep(segment, folder / _of_segment(name, place)) for place, segment in enumerate(own)]
+        manifest["records"][name] = {"segments": digests, "scalars": {}}
+    for name, record in records.items():
+        if name in segments:
+            continue
+        tensors, scalars = (record, {}) if isinstance(record, Mapping) else flatten(record)
+        path = folder / f"{name}.safetensors"  # written and read without a copy in memory: a model may be large
+        save_tensors({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path)
+        _flush(path)
+        manifest["records"][name] = {"sha256": _digest(path), "scalars": scalars}
+    write_atomic(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, about: dict[str, str] | None = None) -> None:
+    """Write ``tensors`` to a file, with what is said ``about`` them. The file can be read by whom other new files can:
+    safetensors 0.8 makes one that its owner alone can read.
+
+    Raises OSError where the system does not let it. safetensors says so in an error of its own, which names the
+    system's error in its text alone.
+    """
+    with path.open("wb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    try:
+        save_file(tensors, path, about)
+        path.chmod(mode)
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
 def _of_segment(name: str, place: int) -> str:
@@ -101,7 +132,7 @@ def _keep(segment: Segment, path: Path) -> str:
     """Have a segment in the file ``path``, which is the file that it was stored in before, where there is one. Returns
     the digest of the content."""
     if segment.file is None or not segment.file.exists():
-        save_file({name: tensor.contiguous().cpu() for name, tensor in segment.tensors.items()}, path)
+        save_tensors({name: tensor.contiguous().cpu() for name, tensor in segment.tensors.items()}, path)
         _flush(path)
         segment.digest = _digest(path)
         segment.tensors = load_file(path)  # which are read from the file when they are needed

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from perfedrec.core.aggregate import BASIS_GRID, Aggregate, from_fixed
 from perfedrec.core.algorithm import AnyAlgorithm, RoundState
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.types import Plan
+from perfedrec.runs.checkpoint import save_tensors
 
 FOLDER = "opened"
 """The folder of a run in which a coordinator keeps what it opened."""
@@ -71,11 +71,11 @@ def write(folder: Path, number: int, opened: Opened, identities: Tensor) -> None
     place.mkdir(exist_ok=True)
     basis = place / "basis.safetensors"
     if opened.lift is not None and (opened.phase != "train" or not basis.exists()):  # a pass may have been repeated
-        save_file({"lift": opened.lift.contiguous()}, basis)
+        save_tensors({"lift": opened.lift.contiguous()}, basis)
     about = {"number": opened.number, "phase": opened.phase, "n_models": opened.n_models}
     tensors = {"sums": opened.sums.contiguous(), "cohort": identities[opened.cohort]}
     where = place / f"round-{number:06d}.safetensors"
-    save_file(tensors, where, {"about": json.dumps(about | {"lifted": opened.lift is not None})})
+    save_tensors(tensors, where, {"about": json.dumps(about | {"lifted": opened.lift is not None})})
 
 
 def read(folder: Path) -> list[Opened]:
