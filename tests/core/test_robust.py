@@ -51,7 +51,7 @@ def crowd(n: int = 12, seed: int = 0) -> list[Aggregate]:
 LIAR = part({0: [500.0, -500.0], 1: [0.1, 0.1]}, [9.0, 9.0, 9.0])
 RULES: dict[str, Callable[[Stack], Aggregate]] = {
     name: rule
-    for name in ("clip", "trimmed-mean", "median", "krum", "bulyan", "robust-z", "quorum")
+    for name in ("clip", "trimmed-mean", "median", "krum", "bulyan", "robust-z", "shortest", "quorum")
     if (rule := robust.rule_of(name, 0.1, 3.0, 2)) is not None  # type: ignore[arg-type]
 }
 
@@ -210,6 +210,16 @@ def test_robust_z_takes_long_and_short_parts_out() -> None:
     lengths = [1.0, 1.1, 0.9, 1.2, 1.0, 30.0]
     found = robust.robust_z(Stack.of([part({0: [each]}) for each in lengths]), 3.5)
     np.testing.assert_allclose(rows_of(found)[0], [1.04 * 6], rtol=1e-6)
+
+
+def test_the_longest_parts_are_left_out() -> None:
+    """Two of five lie alike, and so are nearer to each other than the honest ones."""
+    parts = [part({0: [1.0, 0.0]}), part({0: [-1.0, 1.0]}), part({0: [2.0, 1.0]})]
+    lies = [part({0: [90.0, 0.0]}), part({0: [90.0, 0.0]})]
+    assert rows_of(robust.shortest(Stack.of([*lies, *parts]), 0.4)) == {
+        0: [pytest.approx(2 * 5 / 3), pytest.approx(2 * 5 / 3)]
+    }
+    assert rows_of(robust.shortest(Stack.of([*lies, *parts]), 0.2))[0][0] > 90 / 2
 
 
 def test_a_quorum_leaves_rows_of_few_out() -> None:

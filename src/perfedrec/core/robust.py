@@ -24,7 +24,7 @@ from perfedrec.core.keys import uniform
 from perfedrec.core.threads import one_thread
 from perfedrec.core.types import Update
 
-Name = Literal["none", "clip", "trimmed-mean", "median", "krum", "bulyan", "robust-z", "quorum"]
+Name = Literal["none", "clip", "trimmed-mean", "median", "krum", "bulyan", "robust-z", "shortest", "quorum"]
 """The rules by name; "none" is the exact sum."""
 
 BELOW = 1 - 2.0**-20
@@ -410,6 +410,18 @@ def robust_z(stack: Stack, threshold: float) -> Aggregate:
     return chosen(stack.parts, alike(stack.lengths, threshold))
 
 
+def shortest(stack: Stack, share: float) -> Aggregate:
+    """The parts without the ``share`` of them that are longest, on the scale of all (ours).
+
+    Krum takes for honest what is near to others, and sums of groups with one liar each are near to each other. A lie
+    that counts for many clients makes each of them long.
+    """
+    n = len(stack.parts)
+    kept = torch.zeros(n, dtype=torch.bool)
+    kept[stack.lengths.argsort(stable=True)[: n - _ceil(share * n)]] = True
+    return chosen(stack.parts, kept)
+
+
 def alike(lengths: Tensor, threshold: float) -> Tensor:
     """bool [P] whether each of ``lengths`` [P] is no outlier; see :func:`robust_z`."""
     middle = lengths.quantile(0.5)
@@ -474,6 +486,7 @@ def rule_of(name: Name, malicious: float, threshold: float, least: int) -> Rule 
         "krum": lambda stack: krum(stack, malicious),
         "bulyan": lambda stack: bulyan(stack, malicious),
         "robust-z": lambda stack: robust_z(stack, threshold),
+        "shortest": lambda stack: shortest(stack, malicious),
         "quorum": lambda stack: quorum(stack, least),
     }
     return rules.get(name)

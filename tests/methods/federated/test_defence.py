@@ -104,7 +104,7 @@ SECURE = {**BASIS, "privacy__min_clients": 4, "pretraining__kind": "spectral"}
         ),
         ({"defence__threshold": 2.0}, "threshold = 2.0 has no effect with defence.rule = none"),
         ({"defence__rule": "clip", "defence__quorum": 3}, "expected defence.rule = quorum, or defence.quorum = 2"),
-        ({"defence__rule": "median", "defence__malicious": 0.2}, "trimmed-mean or krum or bulyan"),
+        ({"defence__rule": "median", "defence__malicious": 0.2}, "trimmed-mean or krum or bulyan or shortest"),
         ({"defence__group_size": 8}, "group_size = 8 is for secure sums in a basis"),
         ({**SECURE, "privacy__rank": 0, "defence__group_size": 8}, "with privacy.rank above 0"),
         ({**SECURE, "defence__group_size": 3}, "is below privacy.min_clients = 4"),

@@ -33,8 +33,8 @@ class DefenceSettings(Settings):
         0.1,
         gt=0,
         lt=0.5,
-        description="trimmed-mean, krum, bulyan, and degrees with group_size: share of the parts (clients or groups) "
-        "that may be malicious",
+        description="trimmed-mean, krum, bulyan, shortest, and degrees with group_size: share of the parts (clients or "
+        "groups) that may be malicious",
     )
     threshold: float = Field(
         3.0,
@@ -128,7 +128,7 @@ class DefenceSettings(Settings):
 
 
 OF_RULES: dict[str, tuple[robust.Name, ...]] = {
-    "malicious": ("trimmed-mean", "krum", "bulyan"),
+    "malicious": ("trimmed-mean", "krum", "bulyan", "shortest"),
     "threshold": ("clip", "robust-z"),
     "quorum": ("quorum",),
 }
