@@ -124,6 +124,8 @@ HOOKS: list[tuple[str, str, Any]] = [
     ("weights", "spectral", fixed(torch.tensor([1.0, 0.0, 0.0, 0.0]))),
     ("noisy", "noisy", fixed(False)),
     ("pretrain", "contrastive", lambda self, service, aggregate, key: (service, Published())),
+    ("use_graph", "spectral", lambda self, service, published, graph, counts, key: (service, published)),
+    ("makes_neighbours", "secure", fixed(True)),
     ("n_views", "contrastive", fixed(1)),
     ("contrasts", "contrastive", fixed(False)),
     ("placed", "secure", lambda self, broadcast, rows, own: replace(broadcast, groups=torch.zeros_like(rows.users))),
