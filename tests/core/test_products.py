@@ -39,3 +39,18 @@ def test_a_bias_and_the_sigmoid(onednn: bool, monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(inner_products(first, second, bias).double(), expected, rtol=1e-6, atol=1e-5)
     found = inner_products(first, second, bias, "sigmoid").double()
     torch.testing.assert_close(found, expected.sigmoid(), rtol=1e-6, atol=1e-6)
+
+
+def test_onednn_is_given_matrices_that_lie_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others take it hundreds of times as long: validation of the spectral filter on Yelp took 50 seconds."""
+    given = []
+
+    def product(first: torch.Tensor, second: torch.Tensor, *_: object) -> torch.Tensor:
+        given.extend((first, second))
+        return first @ second.T
+
+    monkeypatch.setattr(products, "_ONEDNN", product)
+    first, second = torch.randn(4, 3).T, torch.randn(4, 5).T
+    assert torch.equal(products.inner_products(first, second), first.contiguous() @ second.contiguous().T)
+    assert len(given) == 2
+    assert all(each.is_contiguous() for each in given)
