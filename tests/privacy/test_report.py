@@ -68,5 +68,7 @@ def test_sums_of_groups_are_said() -> None:
     assert "of up to 5 groups of a cohort, each by itself (defence.groups); over 4 clients" in block["sums"]
     small = privacy_block(settings, [], "simulated", False, group_size=6)
     assert "degrees and passes of groups of 6 clients or more, each by itself and by item" in small["sums"]
+    assert small["row_sets"] == "shown to the coordinator without names, in groups of 6 clients or more before training"
+    assert block["row_sets"] == "hidden"
     assert "sums by item show the items of many users" in claim(small | {"epsilon_coordinator": None})
     assert "by item" not in claim(block | {"epsilon_coordinator": None})

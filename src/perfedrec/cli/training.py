@@ -254,7 +254,9 @@ def _play(
     except DataError as error:
         if resume is None or config.data != RunFolder(output).config().data:
             raise
-        raise DataError(f"{error}; if the data of the run {output} lie elsewhere now, name them by --data") from None
+        text = str(error)
+        joined = " If" if text.endswith("?") else "; if"
+        raise DataError(f"{text}{joined} the data of the run {output} lie elsewhere now, name them by --data") from None
     if data:
         print_data(dataset, remarks=algorithm.remarks(dataset.n_users))
     else:

@@ -74,7 +74,7 @@ def privacy_block(
         "epsilon_recipients_reason": recipients.reason,
         "weak": coordinator.value is not None and coordinator.value > WEAK,
         "narrower": list(narrower),
-        "row_sets": "exposed to the coordinator" if exposed else "hidden",
+        "row_sets": "exposed to the coordinator" if exposed else _hidden_rows(group_size),
         "sums": _sums(settings, groups, group_size),
         "user_vectors": _vectors(settings, exposed, reporting),
         "secure_aggregation": secure_aggregation if settings.aggregation == "secure" else "none",
@@ -106,6 +106,13 @@ def between_nodes(settings: PrivacySettings, sizes: Sequence[int]) -> str:
         return f"{own}one node learns the sum of the {rest} others, {rest} nodes together that of the last one{noisy}"
     single = "; where that node has 1 user, it is this user's own part" if 1 in sizes else ""
     return f"{own}each of the 2 nodes learns the sum of the other{noisy}{single} (3 nodes or more avoid that)"
+
+
+def _hidden_rows(group_size: int) -> str:
+    """What the coordinator learns of the items of a client that no upload shows."""
+    if not group_size:
+        return "hidden"
+    return f"shown to the coordinator without names, in groups of {group_size} clients or more before training"
 
 
 def _sums(settings: PrivacySettings, groups: int = 1, group_size: int = 0) -> str:
