@@ -131,7 +131,10 @@ def test_the_run_without_a_user_is_that_of_the_simulator_and_goes_on_with_the_no
     assert 0 < took_part < 5
     assert f"{took_part} of {took_part + 10} were left out" in found.done[2]
     assert "other users" not in found.done[2]
-    assert [line["event"] for line in Log(tmp_path / "new").lines()] == ["accepted"]
+    assert [line["event"] for line in Log(tmp_path / "new").lines()] == ["accepted", "replayed"]
+    make_key(tmp_path / "operator")
+    with pytest.raises(ConfigError, match="this run was made without user 0; expected the run that it was made of"):
+        accept(tmp_path / "new", tmp_path / "ask", tmp_path / "keys", ALL, signer=tmp_path / "operator")
     again = world.play(tmp_path / "new", rounds=7, resume=True)
     assert len(again.folder.history()) == 7
     assert again.selection.best_round == 7
@@ -158,6 +161,10 @@ def test_a_node_sends_one_part_for_all_its_users(world: World, tmp_path: Path) -
     with_user = [part for number in range(5) for part in Parts(run).round(number) if bool((part.users == 1).any())]
     assert {part.node for part in with_user} == {"n1"}
     others = sum(part.users.numel() - 1 for part in with_user)
+    make(node, user, tmp_path / "keys" / "n2").write(tmp_path / "forged")
+    with pytest.raises(ConfigError, match=r"node n2 has signed the request, and user 1 of run .* is on node n1"):
+        accept(run, tmp_path / "forged", tmp_path / "keys", ALL, replay=tmp_path / "user")
+    assert not (tmp_path / "user").exists()
     found = accept(run, tmp_path / "ask", tmp_path / "keys", ALL, replay=tmp_path / "user")
     assert f"{len(with_user)} of " in found.done[2]
     assert f"other users of the same nodes were in these {others} times" in found.done[2]

@@ -20,6 +20,7 @@ from perfedrec.cli import app
 from perfedrec.core.errors import CheckpointError, PerfedrecError
 from perfedrec.data import load
 from perfedrec.federation.certificates import make_key
+from perfedrec.federation.hosts import Hosts
 from perfedrec.federation.requests import SignedRequest, accept, make, verify
 from perfedrec.federation.signing import sign
 from perfedrec.methods.federated.fedmf import FedMF
@@ -81,12 +82,31 @@ def test_a_request_is_accepted_noted_and_certified(node: Node, run: Path, stored
     assert [line["event"] for line in lines] == ["accepted", "done"]
     assert lines[0]["by"] == "n1"
     assert lines[0]["nonce"] == request.nonce
+    assert any("user is one of node n1: it was not checked" in each for each in found.not_covered)
     certificate = json.loads((run / f"forgotten-{request.nonce}.json").read_text())
     assert certificate == json.loads(found.text())
     with pytest.raises(ConfigError, match="was forgotten at"):
         accept(run, tmp_path / "ask", stored / "keys")
     last = Log(run).lines()[-1]
     assert (last["event"], last["by"]) == ("refused", "n1")
+
+
+def test_another_node_cannot_ask_for_a_user(node: Node, run: Path, stored: Path, tmp_path: Path) -> None:
+    user, other = node.users()[:2]
+    mine, theirs = (torch.tensor([int(node.export(each)["identity"])]) for each in (user, other))
+    hosts = Hosts(run)
+    hosts.add({"n0": mine})
+    hosts.add({"n1": torch.cat([mine, theirs])})  # n0 is away: n1 does not get its user
+    assert (hosts.of(int(mine)), hosts.of(int(theirs)), hosts.of(7)) == ("n0", "n1", None)
+    make(node, user, stored / "keys" / "n1").write(tmp_path / "forged")
+    with pytest.raises(ConfigError, match=r"node n1 has signed the request, and user \d+ of run .* is on node n0"):
+        accept(run, tmp_path / "forged", stored / "keys")
+    assert [line["event"] for line in Log(run).lines()] == ["refused"]
+    assert not list(run.glob("forgotten-*"))
+    make(node, user, stored / "keys" / "n0").write(tmp_path / "ask")
+    found = accept(run, tmp_path / "ask", stored / "keys")
+    assert any("and the nodes of the run's users" in each for each in found.done)
+    assert not any("was not checked" in each for each in found.not_covered)
 
 
 @pytest.mark.parametrize("change", ["identity", "run", "made", "nonce"])
@@ -285,6 +305,12 @@ def test_a_certificate_can_be_signed_later_and_stays_as_it_is(
     assert replace(again, signature={}) == found
     file = run / f"forgotten-{found.run['request']}.json"
     assert verify(file, tmp_path / "operator.pub", tmp_path / "ask") == again
+    assert [line["event"] for line in Log(run).lines()] == ["accepted", "done", "signed"]
+    make_key(tmp_path / "second")
+    with pytest.raises(ConfigError, match=r"is signed already, with SHA256:.*; expected one without a signature"):
+        accept(run, tmp_path / "ask", stored / "keys", Limits(1.0), signer=tmp_path / "second")
+    assert Certificate.read_file(file) == again
+    assert len(Log(run).lines()) == 3
 
 
 def test_the_commands_that_sign_and_verify(node: Node, run: Path, stored: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tests.federation.test_admission import KEYS
 from tests.federation.test_members import keys
 
 from perfedrec.federation.admission import Admission, Limits
+from perfedrec.federation.hosts import Hosts
 from perfedrec.federation.members import Register
 from perfedrec.federation.metrics import Watch
 from perfedrec.federation.overseer import Overseer
@@ -79,12 +80,14 @@ def test_an_overseer_writes_down_what_stood_out_what_was_decided_and_what_was_re
     register = Register(keys(tmp_path / "keys", *names.values()))
     admission, watch = Admission(register, Limits(quarantine=9), registered, told.append), Watch(names, 9, 60.0, {})
     admission.know(names)
+    progress, users = SimpleNamespace(done=0), torch.arange(100, 150)
     run: Any = SimpleNamespace(
-        folder=folder, progress=SimpleNamespace(done=0), n_phases=2, setup=SimpleNamespace(run="r")
+        folder=folder, progress=progress, n_phases=2, setup=SimpleNamespace(run="r"), users=users
     )
     coordinator: Any = SimpleNamespace(seen=[], apart={}, present=frozenset(names))
     overseer = Overseer(run, coordinator, admission, watch, SimpleNamespace(news=lambda: [news.pop()] if news else []))  # type: ignore[arg-type]
     overseer.begin({node: torch.arange(40 if node == 1 else 2) for node in names})
+    assert [Hosts(tmp_path).of(user) for user in (100, 139, 140)] == ["a", "a", None]
     number = register.exclude("b", "it was too large")
     run.progress.done, coordinator.apart = 4, admission.apart()
     norms = [1.0, 100.0, 1.0, 1.0, 1.0, 1.0, 1.0]

@@ -34,16 +34,18 @@ OLD = (
 @dataclass(frozen=True)
 class Who:
     """Which ``users`` (identities) are forgotten from which ``run``, as a certificate names it, and which ``node`` they
-    belong to."""
+    belong to. ``checked``: the run's own records say that they do."""
 
     users: list[str]
     run: dict[str, str]
     node: str
+    checked: bool = True
 
 
 def accepted(who: Who) -> Certificate:
     """The certificate of a request that was accepted."""
     nothing = Cost(0, 0, 0, 0, 0.0)
+    hosts = " and the nodes of the run's users" if who.checked else ""
     return Certificate(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         users=who.users,
@@ -51,7 +53,7 @@ def accepted(who: Who) -> Certificate:
         run=who.run,
         done=[
             f"node {who.node} has signed that the user is deleted there; a deleted user takes part in no further round",
-            "the request was checked against the keys of registered nodes, and noted in the log",
+            f"the request was checked against the keys of registered nodes{hosts}, and noted in the log",
         ],
         exact=[],
         approximate=[],
@@ -59,7 +61,7 @@ def accepted(who: Who) -> Certificate:
         cost_of_run=nothing,
         measured={},
         unmeasured=["everything: the data that figures need are on the nodes"],
-        not_covered=list(STAYS),
+        not_covered=[*STAYS, *_unchecked(who)],
     )
 
 
@@ -107,5 +109,15 @@ def replayed(who: Who, made: Replayed, output: Path, history: Sequence[Entry]) -
             "distance and membership: the data that they need are on the nodes",
             "how good the model is: nodes measure it when the run goes on in its new folder",
         ],
-        not_covered=[*OLD, STAYS[1]],
+        not_covered=[*OLD, STAYS[1], *_unchecked(who)],
     )
+
+
+def _unchecked(who: Who) -> list[str]:
+    """What cannot be said where the run has no record of the user's node."""
+    if who.checked:
+        return []
+    return [
+        f"whether the user is one of node {who.node}: it was not checked, because the run has no record of which node "
+        "hosts the user"
+    ]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from torch import Tensor
 
 from perfedrec.federation.admission import Admission
+from perfedrec.federation.hosts import Hosts
 from perfedrec.federation.metrics import Watch
 from perfedrec.federation.run import FederatedRun
 from perfedrec.federation.unusual import GROUP, STATE, Unusual, large_share, standing_out
@@ -28,8 +29,11 @@ class Overseer:
     _apart: dict[int, Apart] = field(default_factory=dict)
 
     def begin(self, hosts: Mapping[int, Tensor]) -> None:
-        """A run begins, or continues, with the users in ``hosts``."""
+        """A run begins, or continues, with the users in ``hosts``, which is written down."""
         self.admission.begin(hosts)
+        all_, names = self.run.users, self.watch.names
+        assert all_ is not None, "the run has not begun"
+        Hosts(self.run.folder.path).add({names[node]: all_[users] for node, users in hosts.items()})
         if self.run.progress.done:
             return  # the share was noted when it began
         for each in large_share({self.watch.names[node]: users.numel() for node, users in hosts.items()}):

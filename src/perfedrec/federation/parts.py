@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ class Parts:
     def round(self, number: int) -> list[Part]:
         """The parts of a round, by name of the node. Raises :class:`CheckpointError` for a damaged file."""
         return [_read(path) for path in sorted(self.place.glob(f"round-{number:06d}-*"))]
+
+    def all(self) -> Iterator[Part]:
+        """All parts, in the order of the rounds. Raises :class:`CheckpointError` for a damaged file."""
+        return map(_read, sorted(self.place.glob("round-*")))
 
     def forget_after(self, rounds: int) -> None:
         """Remove what is stored of all rounds but the first ``rounds``: they are played again."""

@@ -18,6 +18,7 @@ from perfedrec.core.algorithm import Algorithm, RoundState
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.records import flatten, unflatten
 from perfedrec.federation.agreement import federated
+from perfedrec.federation.hosts import NAME as HOSTS
 from perfedrec.federation.parts import Part, Parts
 from perfedrec.federation.run import Participants
 from perfedrec.runs.checkpoint import Loaded
@@ -25,9 +26,13 @@ from perfedrec.runs.config import Config
 from perfedrec.runs.files import HISTORY, REJECTIONS
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.forget_log import NAME as LOG
+from perfedrec.runs.forget_log import Log
 from perfedrec.runs.shared_model import STATE, USERS
 from perfedrec.runtimes.flower import Federation
 from perfedrec.runtimes.round import round_key
+
+REPLAYED = "replayed"
+"""The event in the log of a run that was made without users."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Replay:
             others += int((~torch.isin(part.users, users)).sum()) if leaves else 0
             return leaves
 
-        self._write(self._summed(counted), gone)
+        self._write(self._summed(counted), gone, users)
         return Replayed(parts, left_out, others, self.rounds, round(time.perf_counter() - start, 3))
 
     def users_of(self, node: str) -> Tensor:
@@ -159,16 +164,18 @@ class Replay:
             state = algorithm.server(state, plan.phase, total, key.fold("server"))
         return state
 
-    def _write(self, state: RoundState, gone: Callable[[Part], bool]) -> None:
-        """Write the new run: with the name, the history and the log of this one, and without a best round."""
+    def _write(self, state: RoundState, gone: Callable[[Part], bool], users: Tensor) -> None:
+        """Write the new run: with the name, the history and the log of this one, and without a best round. Its log says
+        that it is without the ``users`` [k]."""
         old, new, belongs = self.run, self.output, self.loaded.belongs
         new.claim()
         try:
             new.write_settings(self.config)
             new.write_catalogue(old.catalogue(belongs["catalogue"]))
-            for name in (HISTORY, REJECTIONS, LOG):
+            for name in (HISTORY, REJECTIONS, HOSTS, LOG):
                 if (old.path / name).exists():
                     new.write(name, (old.path / name).read_bytes())
+            Log(new.path).add(REPLAYED, users=[str(each) for each in users.tolist()], run=str(old.path))
             self.parts.give(Parts(new.path), gone)
             records = {STATE: state, USERS: Participants(self.users)}
             unknown = dict.fromkeys(("best", "best_round", "value", "error"))

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from perfedrec.core.errors import CheckpointError, ConfigError, PerfedrecError, reason
 from perfedrec.federation import answers
 from perfedrec.federation.bundles import SERVICE
+from perfedrec.federation.hosts import Hosts
 from perfedrec.federation.owner import Node
-from perfedrec.federation.replay import Replay
+from perfedrec.federation.replay import REPLAYED, Replay
 from perfedrec.federation.signing import sign, verified
 from perfedrec.runs.certificate import Certificate
 from perfedrec.runs.checkpoint import Loaded, load
@@ -75,6 +76,8 @@ class SignedRequest:
             texts = {name: content[name] for name in ("run", "made", "nonce")}
             if not all(isinstance(each, str) and len(each) < 200 for each in texts.values()):
                 raise ValueError("a field is no short text")
+            if not texts["nonce"].isalnum():  # it is in the name of a file
+                raise ValueError("its nonce has other characters than letters and digits")
             return SignedRequest(
                 **texts, identity=int(content["identity"]), signature=bytes.fromhex(content["signature"])
             )
@@ -110,11 +113,14 @@ def accept(
     certificate of what is done about it. It is written to ``forgotten-NONCE.json`` in the folder.
 
     The request must be signed with one of the keys of nodes in the folder ``keys``, name this run, and name a user of
-    it by the number that only the coordinator and the user's node know. A request is accepted once, and within the
-    ``limits``. ``new_run`` is the folder of a later run of this federation without the user, which is then checked;
-    ``replay`` is a new folder for this run without the user, which is then made of the parts that nodes sent
+    it by the number that only the coordinator and the user's node know. Where the run says which node hosts the user
+    (:class:`perfedrec.federation.hosts.Hosts`), the key must be that node's; where it does not, the certificate says
+    that this was not checked. A request is accepted once, and within the ``limits``.
+
+    ``new_run`` is the folder of a later run of this federation without the user, which is then checked; ``replay`` is a
+    new folder for this run without the user, which is then made of the parts that nodes sent
     (:class:`perfedrec.federation.replay.Replay`). The certificate is signed with the operator's private key in the file
-    ``signer``. A request that was accepted can be given again for each of the three.
+    ``signer``. A request that was accepted can be given again for each of the three, except to sign twice.
 
     Raises :class:`ConfigError` for a request that is refused; the log has a line for it. For a folder that is not what
     it should be the log has none: that is a mistake of the operator.
@@ -125,20 +131,23 @@ def accept(
     if new_run is not None:
         _check_new(new_run, folder, request, set(registered.values()))
     again_without = None if replay is None else Replay(folder, replay)
-    before = _accepted(log)
+    _check_with(folder, log, request)
+    host, before, file = Hosts(folder).of(request.identity), _accepted(log), folder / f"forgotten-{request.nonce}.json"
     given_again = before.get(str(request.identity), {}).get("nonce") == request.nonce
     again = given_again and any(each is not None for each in (new_run, replay, signer))
     node = "unknown"
     try:
         node = _signer(request, keys, registered)
         _check(request, name, users, {} if again else before)
+        _check_host(request, node, host)
     except ConfigError as error:
         log.add("refused", users=[str(request.identity)], by=node, nonce=request.nonce, reason=str(error))
         raise
+    stored = _unsigned(file) if again and new_run is None and replay is None and file.exists() else None
     if not again:
         log.allow(limits or Limits(), [str(request.identity)], len(before), len(users), node, nonce=request.nonce)
-    file = folder / f"forgotten-{request.nonce}.json"
-    who = answers.Who([str(request.identity)], {"folder": folder.name, "run": name, "request": request.nonce}, node)
+    about = {"folder": folder.name, "run": name, "request": request.nonce}
+    who = answers.Who([str(request.identity)], about, node, checked=host is not None)
     if again_without is not None and replay is not None:
         gone = torch.tensor([request.identity, *map(int, before)]).unique()
         made = again_without.without(lambda part: bool(torch.isin(part.users, gone).any()), gone)
@@ -146,10 +155,10 @@ def accept(
     elif new_run is not None:
         found = answers.new_run(who, RunFolder(new_run).name())
     else:  # a certificate that is there is signed as it is
-        found = Certificate.read_file(file) if again and file.exists() else answers.accepted(who)
+        found = stored or answers.accepted(who)
     found = found if key is None else sign(found, key)
     run.write(file.name, found.text().encode())
-    log.done(found.users, found.method, node, new_run or replay or folder, ())
+    _note(log, found, node, new_run or replay or folder, signed_later=stored is not None)
     return found
 
 
@@ -175,6 +184,14 @@ def forget_node(
     run.write(f"forgotten-node-{node}.json", found.text().encode())
     log.done(found.users, found.method, OPERATOR, replay, ())
     return found
+
+
+def _note(log: Log, found: Certificate, node: str, where: Path, signed_later: bool) -> None:
+    """Note in the log that a certificate was written about what is in a folder, or that one was signed later."""
+    if signed_later:
+        log.add("signed", users=found.users, by=node, nonce=found.run["request"], key=found.signature["key"])
+    else:
+        log.done(found.users, found.method, node, where, ())
 
 
 def _accepted(log: Log) -> dict[str, Mapping[str, Any]]:
@@ -280,6 +297,34 @@ def _moment(made: str) -> float:
         return datetime.fromisoformat(made).timestamp()
     except ValueError:
         raise ConfigError(f"the request has the time {made:.60}; expected a time such as 2026-01-31T12:00:00") from None
+
+
+def _check_host(request: SignedRequest, node: str, host: str | None) -> None:
+    """Raise :class:`ConfigError` where a ``node`` has signed a request about a user whom another node hosts."""
+    if host not in (None, node):
+        raise ConfigError(
+            f"node {node} has signed the request, and user {request.identity} of run {request.run} is on node {host}; "
+            f"expected a request of {host}"
+        )
+
+
+def _unsigned(file: Path) -> Certificate:
+    """The certificate in a file, which is signed now. Raises :class:`ConfigError` for one that has a signature."""
+    found = Certificate.read_file(file)
+    if found.signature:
+        raise ConfigError(
+            f"{file}: is signed already, with {found.signature.get('key', 'an unknown key')!s:.60}; expected one "
+            "without a signature (--sign)"
+        )
+    return found
+
+
+def _check_with(folder: Path, log: Log, request: SignedRequest) -> None:
+    """Raise :class:`ConfigError` for a run that was made without the user of a request."""
+    if any(line["event"] == REPLAYED and str(request.identity) in line["users"] for line in log.lines()):
+        raise ConfigError(
+            f"{folder}: this run was made without user {request.identity}; expected the run that it was made of"
+        )
 
 
 def _check(request: SignedRequest, name: str, users: set[int], before: Mapping[str, Mapping[str, Any]]) -> None:
