@@ -225,9 +225,13 @@ def projected(aggregate: Aggregate, basis: Tensor) -> Aggregate:
     tables = aggregate.weights.numel()
     sums = aggregate.sums.new_zeros(tables, rank, aggregate.sums.shape[1])
     limits = torch.searchsorted(aggregate.keys, torch.arange(tables + 1, device=basis.device) * n_items).tolist()
-    for table, (start, stop) in enumerate(pairwise(limits)):
-        rows = basis.index_select(0, aggregate.keys[start:stop] - table * n_items).to(torch.float64)
-        sums[table] = rows.T @ aggregate.sums[start:stop] / BASIS_GRID  # whole numbers: exact in any order
+    with one_thread():  # numpy's library would take all
+        for table, (start, stop) in enumerate(pairwise(limits)):
+            rows = basis.index_select(0, aggregate.keys[start:stop] - table * n_items).to(torch.float64)
+            own = aggregate.sums[start:stop]
+            # Whole numbers, so that each way to multiply is exact; numpy's library is faster than torch's in float64.
+            product = torch.from_numpy(rows.numpy().T @ own.numpy()) if usable(rows, own) else rows.T @ own
+            sums[table] = product / BASIS_GRID
     keys = torch.arange(tables * rank, device=basis.device)
     return replace(aggregate, n_items=rank, keys=keys, sums=sums.flatten(0, 1))
 
