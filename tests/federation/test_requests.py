@@ -22,13 +22,14 @@ from perfedrec.data import load
 from perfedrec.federation.certificates import make_key
 from perfedrec.federation.hosts import Hosts
 from perfedrec.federation.requests import SignedRequest, accept, make, verify
-from perfedrec.federation.signing import sign
+from perfedrec.federation.signing import fingerprint_of, sign
 from perfedrec.methods.federated.fedmf import FedMF
 from perfedrec.runs import checkpoint
 from perfedrec.runs.certificate import Certificate
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.forget_log import Limits, Log
 from perfedrec.runtimes.flower.keys import private_key
+from perfedrec.runtimes.node.file import NodeFile
 from perfedrec.runtimes.simulator import Simulator
 
 
@@ -221,6 +222,33 @@ def test_the_commands_of_node_and_operator(node: Node, run: Path, stored: Path, 
     answer = CliRunner().invoke(app, [*words, "--max-share", "1", "--json"])
     assert answer.exit_code == 0, answer.output
     assert json.loads(answer.stdout)["users"] == [str(identity)]
+
+
+@pytest.mark.parametrize(
+    ("key", "request_file", "said"),
+    [
+        ("keys/n1", "ask", "is not the key with which this node works"),
+        ("keys/n0.pub", "ask", "cannot be read as a private key"),
+        ("nothere", "ask", "nothere: cannot be read"),
+        ("keys/n0", "missing/ask", "expected a new file"),
+    ],
+)
+def test_nobody_is_deleted_without_a_request(
+    key: str, request_file: str, said: str, node: Node, stored: Path, tmp_path: Path
+) -> None:
+    user, path = node.users()[0], tmp_path / "a.node"
+    with NodeFile.open(path) as file:
+        file.rules.use_key(fingerprint_of(stored / "keys" / "n0.pub"))
+    words = ["node", "forget", "--store", path, "--user", user, "--request", tmp_path / request_file]
+    asked = CliRunner().invoke(app, [str(each) for each in [*words, "--key", stored / key]])
+    assert (asked.exit_code, said in asked.stderr) == (2, True), asked.stderr
+    assert len(asked.stderr.splitlines()) == 1
+    assert user in node.users()
+    assert not (tmp_path / request_file).exists()
+    words[-1] = tmp_path / "good"
+    asked = CliRunner().invoke(app, [str(each) for each in [*words, "--key", stored / "keys" / "n0"]])
+    assert asked.exit_code == 0, asked.output
+    assert user not in node.users()
 
 
 def test_a_file_that_is_no_request_is_refused(run: Path, stored: Path, tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from perfedrec.federation.agreement import build
 from perfedrec.federation.bundles import BUNDLE, read_bundle
 from perfedrec.federation.metrics import Expose, nowhere, of_node
 from perfedrec.federation.process import Connection
+from perfedrec.federation.signing import fingerprint
 from perfedrec.privacy.policy import Policy
 from perfedrec.runs.config import load
 from perfedrec.runtimes.flower import NodeApp, Owner, run_node
+from perfedrec.runtimes.flower.keys import private_key
 from perfedrec.runtimes.node import Store
 from perfedrec.runtimes.node.rules import REQUIRED
 
@@ -38,12 +40,14 @@ def work_for(
     about what changes, ``expose`` the source of metrics.
     """
     policy_of(require or REQUIRED)  # an unknown profile is refused before anything else
+    key = fingerprint(private_key(connection.key).public_key())
     connection.prepare(stop)
     beside = store.parent / BUNDLE
     bundle = bundle or beside
     given = read_bundle(bundle) if bundle.exists() or bundle != beside else None
     with Store.open(store) as users:
         users.rules.start(require)
+        users.rules.use_key(key)
         rules = users.rules
 
         def policies() -> tuple[Policy, ...]:

@@ -354,6 +354,11 @@ class Node:
             self._file.rules.leave() if left else self._file.rules.come_back()
         return self.rules()
 
+    def key(self) -> str | None:
+        """The fingerprint of the key with which ``perfedrec node run`` was last started; ``None`` where it never
+        was."""
+        return self._file.rules.read().key
+
     def leave(self) -> None:
         """Leave the federation: the node takes part in no run from now on, and in none of those so far ever again. It
         keeps its model and its lists."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.hosts import Hosts
 from perfedrec.federation.owner import Node
 from perfedrec.federation.replay import REPLAYED, Replay
-from perfedrec.federation.signing import sign, verified
+from perfedrec.federation.signing import fingerprint, sign, verified
 from perfedrec.runs.certificate import Certificate
 from perfedrec.runs.checkpoint import Loaded, load
 from perfedrec.runs.files import MODEL, NAME, STATUS
@@ -89,15 +89,20 @@ class SignedRequest:
 
 def make(node: Node, user: str, key: Path) -> SignedRequest:
     """The request to forget a user of a node from the run that the node took part in last, signed with the private key
-    in the file ``key``. Raises :class:`ConfigError` where no federation knows the user."""
+    in the file ``key``. Raises :class:`ConfigError` where no federation knows the user, and for another key than that
+    with which the node last worked, where its file has this."""
     status, identity = node.status(), node.export(user)["identity"]
     if identity is None or status["run"] is None:
         raise ConfigError(f"no federation knows {user}: there is nothing to request; expected forget without --request")
+    signer, used = private_key(key), node.key()
+    if used is not None and (other := fingerprint(signer.public_key())) != used:
+        raise ConfigError(
+            f"{key}: is not the key with which this node works ({used}), but {other}; expected "
+            "the file that perfedrec node run has as --key"
+        )
     made, nonce = datetime.now(UTC).isoformat(timespec="seconds"), secrets.token_hex(16)
     bare = SignedRequest(status["run"], int(identity), made, nonce, b"")
-    return SignedRequest(
-        bare.run, bare.identity, made, nonce, private_key(key).sign(bare.signed, ec.ECDSA(hashes.SHA256()))
-    )
+    return replace(bare, signature=signer.sign(bare.signed, ec.ECDSA(hashes.SHA256())))
 
 
 def accept(

@@ -191,6 +191,7 @@ MIGRATIONS: tuple[str, ...] = (
     SELECT only, run, round, received, inference, scalars, newcomer, configuration, tables FROM served_before;
     DROP TABLE served_before;
     """,
+    "ALTER TABLE rules ADD COLUMN key TEXT;",
 )
 """Entry ``i`` turns version ``i`` of the schema into version ``i + 1``. An entry that was released is never changed."""
 

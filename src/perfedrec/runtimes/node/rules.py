@@ -16,13 +16,14 @@ class Rules:
 
     ``require`` is the profile that the owner has chosen, ``started`` the one that ``node run`` was last started with;
     ``None`` where there is none. While ``paused``, a node answers nothing. A node that has ``left`` takes part in no
-    run.
+    run. ``key`` is the fingerprint of the node's key that ``node run`` was last started with.
     """
 
     require: str | None = None
     started: str | None = None
     paused: bool = False
     left: bool = False
+    key: str | None = None
 
     @property
     def profiles(self) -> tuple[str, ...]:
@@ -47,8 +48,9 @@ class RuleBook:
     def read(self) -> Rules:
         """The rules as they are now."""
         with self._database.reading() as db:
-            require, started, paused, left = db.execute("SELECT require, started, paused, gone FROM rules").fetchone()
-        return Rules(require, started, bool(paused), bool(left))
+            query = "SELECT require, started, paused, gone, key FROM rules"
+            require, started, paused, left, key = db.execute(query).fetchone()
+        return Rules(require, started, bool(paused), bool(left), key)
 
     def require(self, profile: str | None) -> None:
         """Insist on the protection of a profile from now on; ``None`` for the usual one."""
@@ -57,6 +59,10 @@ class RuleBook:
     def start(self, profile: str | None) -> None:
         """Keep which profile ``node run`` is started with."""
         self._set("started", profile)
+
+    def use_key(self, fingerprint: str) -> None:
+        """Keep with which key ``node run`` is started."""
+        self._set("key", fingerprint)
 
     def pause(self, paused: bool) -> None:
         """Answer nothing from now on, or answer again."""
