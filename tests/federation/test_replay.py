@@ -12,16 +12,19 @@ import torch
 from tests.parity.grid import MemoryGrid
 from tests.ports import reserved_port
 from torch import Tensor
+from typer.testing import CliRunner
 
 from perfedrec import Node, __version__
+from perfedrec.cli import app
 from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.data import Catalogue, read_catalogue
 from perfedrec.federation import local
 from perfedrec.federation.agreement import build
 from perfedrec.federation.certificates import make_key
 from perfedrec.federation.coordinator import Deployment, Terms, serve
+from perfedrec.federation.hosts import Hosts
 from perfedrec.federation.parts import Part, Parts
-from perfedrec.federation.replay import Replay
+from perfedrec.federation.replay import Replay, going_on
 from perfedrec.federation.requests import accept, forget_node, make
 from perfedrec.federation.run import FederatedRun
 from perfedrec.forgetting.resum import resum
@@ -135,6 +138,10 @@ def test_the_run_without_a_user_is_that_of_the_simulator_and_goes_on_with_the_no
     make_key(tmp_path / "operator")
     with pytest.raises(ConfigError, match="this run was made without user 0; expected the run that it was made of"):
         accept(tmp_path / "new", tmp_path / "ask", tmp_path / "keys", ALL, signer=tmp_path / "operator")
+    new = tmp_path / "new"
+    options = {"output": new, "catalogue": new / "items.txt", "min-nodes": 2, "rounds": 6}
+    assert going_on(new, 0.05) == options
+    assert read_catalogue(new / "items.txt").fingerprint == world.catalogue.fingerprint
     again = world.play(tmp_path / "new", rounds=7, resume=True)
     assert len(again.folder.history()) == 7
     assert again.selection.best_round == 7
@@ -177,6 +184,16 @@ def test_a_node_sends_one_part_for_all_its_users(world: World, tmp_path: Path) -
     assert {part.node for part in left} <= {"n0", "n1"}
     assert not any(bool((part.users == 1).any()) for part in left)
     assert (run / "forgotten-node-n2.json").exists()
+    words = ["federation", "forget", run, "--node", "n2", "--replay", tmp_path / "cli", "--max-share", "1"]
+    given = CliRunner().invoke(app, [str(each) for each in words])
+    assert given.exit_code == 0, given.output
+    goes_on = f"--catalogue {tmp_path / 'cli' / 'items.txt'} --min-nodes 2 --rounds 6 --nodes KEYS"
+    assert goes_on in given.stderr + given.stdout
+    used = CliRunner().invoke(app, [str(each) for each in words])
+    assert "is not empty; expected a new folder\n" in used.stderr
+    Hosts(run).add({"n0": torch.tensor([0]), "n1": torch.arange(1, 5)})
+    assert Hosts(run).nodes() == ["n0", "n1"]
+    assert Hosts(run).nodes({0, 1}) == ["n1"]
     with pytest.raises(ConfigError, match="has no part of node n7; expected one of n0, n1, n2"):
         forget_node(run, "n7", tmp_path / "other", ALL)
     with pytest.raises(ConfigError, match="would be forgotten; expected at most 1"):

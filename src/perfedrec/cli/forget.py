@@ -128,9 +128,15 @@ def forget_in_federation(
         print_certificate(found)
         console.print(f"written to {run / file}", soft_wrap=True)
         if replay is not None:
-            again = command("serve", "--resume", "--output", replay, "--rounds", "N")
+            from perfedrec.federation.replay import going_on
+            from perfedrec.forgetting.forget import SHARES
+
+            words = {**going_on(replay, SHARES["resum"]), "nodes": keys or "KEYS", "certificates": "CERTIFICATES"}
+            again = command("serve", "--resume", *(word for name in words for word in (f"--{name}", words[name])))
             console.print(
-                f"{replay} has the run without them; go on with {again} and its other options", soft_wrap=True
+                f"{replay} has the run without them; go on with {again}, and --host and --port as before (it has its "
+                "own configuration: --preset, --config, --set and --privacy are refused)",
+                soft_wrap=True,
             )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from perfedrec.core.address import PORT, Address, own, parse_host
 from perfedrec.core.algorithm import Algorithm
 from perfedrec.core.errors import ConfigError, PerfedrecError, reason
-from perfedrec.data import Catalogue
+from perfedrec.data import Catalogue, counted
 from perfedrec.federation import certificates
 from perfedrec.federation.admission import Admission, Limits
 from perfedrec.federation.agreement import federated
@@ -180,7 +180,7 @@ def serve(
         names = _register(control, registered, given.keys)
         with attached(here, link.secret, control.open()) as grid:
             count = len(registered) - (SERVICE in registered.values())
-            where = f"listening on {terms.address} for {count} registered nodes"
+            where = f"listening on {terms.address} for {counted(count, 'registered node')}"
             tell(f"{where}, with a certificate for {', '.join(served_as)}")
             tell(roles(algorithm))
             coordinator = _coordinator(grid, given, run, names, admission)
@@ -268,7 +268,7 @@ def read_keys(folder: Path, least: int) -> dict[bytes, str]:
         raise ConfigError(f"{folder}: no public keys (*.pub); make some with perfedrec federation key")
     if (count := len(found) - (SERVICE in found.values())) < least:
         raise ConfigError(
-            f"{folder}: has the keys of {count} nodes; expected those of {least}, for which the run waits"
+            f"{folder}: has the keys of {counted(count, 'node')}; expected those of {least}, for which the run waits"
         )
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -43,6 +43,12 @@ class Hosts:
         parts = Parts(self.path.parent)
         found = (each.node for each in parts.all() if bool(torch.isin(identity, each.users)))
         return next(found, None)
+
+    def nodes(self, without: Collection[int] = ()) -> list[str]:
+        """The names of the nodes that host a user who is not among those ``without`` whom a run was made. Where nobody
+        has written it down, they are those with kept parts."""
+        left = [node for node, identities in sorted(self._read().items()) if set(identities) - set(without)]
+        return left or Parts(self.path.parent).nodes()
 
     def _read(self) -> dict[str, list[int]]:
         try:

@@ -385,6 +385,8 @@ def stays(known: bool, answers: int, runs: list[str]) -> str:
     return (
         f"{many} of this node in {where} had a part of this user: it stays in the sums that were made of "
         "them, and in the models that were trained from these. Nobody can take it out of "
-        "these; only new models can be made without it. Copies and backups of the file "
-        f"stay as well. The journal keeps these answers, without a word about whose parts were in them.{number}"
+        "these; only new models can be made without it: by a new run or, where the coordinator has kept what each node "
+        "sent in the clear, from the parts of the others (perfedrec federation forget --replay). Copies and backups of "
+        "the file stay as well. The journal keeps these answers, without a word about whose parts were in "
+        f"them.{number}"
     )

@@ -60,6 +60,10 @@ class Parts:
         """All parts, in the order of the rounds. Raises :class:`CheckpointError` for a damaged file."""
         return map(_read, sorted(self.place.glob("round-*")))
 
+    def nodes(self) -> list[str]:
+        """The names of the nodes of which there is a part."""
+        return sorted({path.stem.split("-", 2)[2] for path in self.place.glob("round-*")})
+
     def forget_after(self, rounds: int) -> None:
         """Remove what is stored of all rounds but the first ``rounds``: they are played again."""
         for path in self.place.glob("round-*"):

@@ -3,6 +3,7 @@ the kept parts of the nodes without those that a user is in."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from perfedrec.core.errors import CheckpointError, ConfigError
 from perfedrec.core.records import flatten, unflatten
 from perfedrec.federation.agreement import federated
 from perfedrec.federation.hosts import NAME as HOSTS
+from perfedrec.federation.hosts import Hosts
 from perfedrec.federation.parts import Part, Parts
 from perfedrec.federation.run import Participants
 from perfedrec.runs.checkpoint import Loaded
 from perfedrec.runs.config import Config
-from perfedrec.runs.files import HISTORY, REJECTIONS
+from perfedrec.runs.files import HISTORY, ITEMS, REJECTIONS
 from perfedrec.runs.folder import RunFolder
 from perfedrec.runs.forget_log import NAME as LOG
 from perfedrec.runs.forget_log import Log
@@ -57,7 +59,7 @@ class Replay:
     def __init__(self, folder: Path, output: Path) -> None:
         self.run, self.output, self.parts = RunFolder(folder), RunFolder(output), Parts(folder)
         self.run.name()  # that of a coordinator
-        self.output.check_free()
+        self.output.check_free(resumable=False)
         self.config: Config = self.run.config()
         self.algorithm: Algorithm[Any, Any, Any] = federated(self.config)
         if self.algorithm.protection.secure:
@@ -185,6 +187,20 @@ class Replay:
         except BaseException:
             new.withdraw()
             raise
+
+
+def left_out(folder: Path) -> set[int]:
+    """The users (identities) without whom the run in a folder was made."""
+    lines = Log(folder).lines()
+    return {int(each) for line in lines if line["event"] == REPLAYED for each in line["users"]}
+
+
+def going_on(folder: Path, share: float) -> dict[str, Any]:
+    """The options of ``perfedrec serve --resume`` with which a run that was made without somebody goes on: the
+    catalogue in its folder, all nodes that are left, and a ``share`` more rounds of training."""
+    rounds, nodes = RunFolder(folder).config().run.rounds, Hosts(folder).nodes(left_out(folder))
+    more = max(math.ceil(share * rounds), 1)
+    return {"output": folder, "catalogue": folder / ITEMS, "min-nodes": len(nodes), "rounds": rounds + more}
 
 
 def _same(state: RoundState, other: RoundState) -> bool:

@@ -20,7 +20,7 @@ from perfedrec.federation import answers
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.hosts import Hosts
 from perfedrec.federation.owner import Node
-from perfedrec.federation.replay import REPLAYED, Replay
+from perfedrec.federation.replay import Replay, left_out
 from perfedrec.federation.signing import fingerprint, sign, verified
 from perfedrec.runs.certificate import Certificate
 from perfedrec.runs.checkpoint import Loaded, load
@@ -136,7 +136,7 @@ def accept(
     if new_run is not None:
         _check_new(new_run, folder, request, set(registered.values()))
     again_without = None if replay is None else Replay(folder, replay)
-    _check_with(folder, log, request)
+    _check_with(folder, request)
     host, before, file = Hosts(folder).of(request.identity), _accepted(log), folder / f"forgotten-{request.nonce}.json"
     given_again = before.get(str(request.identity), {}).get("nonce") == request.nonce
     again = given_again and any(each is not None for each in (new_run, replay, signer))
@@ -324,9 +324,9 @@ def _unsigned(file: Path) -> Certificate:
     return found
 
 
-def _check_with(folder: Path, log: Log, request: SignedRequest) -> None:
+def _check_with(folder: Path, request: SignedRequest) -> None:
     """Raise :class:`ConfigError` for a run that was made without the user of a request."""
-    if any(line["event"] == REPLAYED and str(request.identity) in line["users"] for line in log.lines()):
+    if request.identity in left_out(folder):
         raise ConfigError(
             f"{folder}: this run was made without user {request.identity}; expected the run that it was made of"
         )

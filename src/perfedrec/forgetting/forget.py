@@ -161,7 +161,7 @@ def _task(folder: Path, request: Request, output: Path, data: DataLike | None, r
         )
     if not request.users:
         raise ConfigError("nobody is to be forgotten; expected one or more users")
-    RunFolder(output).check_free()
+    RunFolder(output).check_free(resumable=False)
     before, config = open_run(folder, data, "cpu")
     left = before.dataset.without_users(request.users)
     names = tuple(str(left.train.user_ids[each]) for each in left.forgotten)

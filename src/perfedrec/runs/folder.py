@@ -99,14 +99,14 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._empty()
 
-    def check_free(self, leftovers: Collection[str] = ()) -> None:
+    def check_free(self, leftovers: Collection[str] = (), resumable: bool = True) -> None:
         """Raise the errors of :meth:`claim` without making anything, so that a run can be refused before its data are
-        read."""
+        read. ``resumable``: the command has ``--resume``, which the error may name."""
         checkpoint.check_writable(self.path)
         found = list(self.path.iterdir()) if self.path.exists() else []
         hidden = "." if leftovers else f".{CONFIG}."  # what a process was writing when it was killed
         if any(each.name not in leftovers and not each.name.startswith(hidden) for each in found):
-            hint = " (or --resume to continue the run in it)" if (self.path / CONFIG).exists() else ""
+            hint = " (or --resume to continue the run in it)" if resumable and (self.path / CONFIG).exists() else ""
             raise ConfigError(f"{self.path} is not empty; expected a new folder{hint}")
 
     def withdraw(self) -> None:

@@ -55,7 +55,7 @@ class Log:
             problem = (
                 f"{before + len(users):,} of {n_users:,} users would be forgotten; expected at most {most:,} (a share "
                 f"of {limits.share:g}): many requests can be an attack; look at {self.path}, and allow a larger share "
-                "if they are genuine"
+                "(--max-share) if they are genuine"
             )
         elif recent >= limits.per_day:
             problem = (
