@@ -376,7 +376,7 @@ def krum(stack: Stack, share: float) -> Aggregate:
     """Multi-Krum (Blanchard et al., NeurIPS 2017): the mean of the parts that are nearest to others, all but the
     ``share`` that may be malicious, on the scale of all parts."""
     n = len(stack.parts)
-    f = _ceil(share * n)
+    f = ceil(share * n)
     return chosen(stack.parts, closest(distances(stack), f, n - f))
 
 
@@ -388,7 +388,7 @@ def bulyan(stack: Stack, share: float) -> Aggregate:
     mean of those nearest to the median; both are over those who contributed to a row.
     """
     n = len(stack.parts)
-    f = _ceil(share * n)
+    f = ceil(share * n)
     kept = closest(distances(stack), f, max(n - 2 * f, 1))
     mine = [each for each, keep in zip(stack.parts, kept.tolist(), strict=True) if keep]
     found = trimmed_mean(Stack.of(mine), min(f / len(mine), 0.49))
@@ -418,7 +418,7 @@ def shortest(stack: Stack, share: float) -> Aggregate:
     """
     n = len(stack.parts)
     kept = torch.zeros(n, dtype=torch.bool)
-    kept[stack.lengths.argsort(stable=True)[: n - _ceil(share * n)]] = True
+    kept[stack.lengths.argsort(stable=True)[: n - ceil(share * n)]] = True
     return chosen(stack.parts, kept)
 
 
@@ -436,7 +436,8 @@ def quorum(stack: Stack, least: int) -> Aggregate:
     return replace(found, keys=stack.keys[enough], sums=found.sums[enough])
 
 
-def _ceil(value: float) -> int:
+def ceil(value: float) -> int:
+    """The next whole number, where rounding may have made the ``value`` of a share a little too large."""
     return int(-(-(value - 1e-9) // 1))
 
 

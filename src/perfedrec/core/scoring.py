@@ -19,7 +19,7 @@ RANKED_AT_ONCE = 512
 """Users per block, where all their scores are computed: each takes memory for the scores of all items."""
 
 ITEMS_AT_ONCE = 8192
-"""Rows of a table of items that are there at once, where all scores of users are computed."""
+"""Rows of a table of items that are made at once, where something is computed from all of them."""
 
 
 @dataclass(frozen=True)

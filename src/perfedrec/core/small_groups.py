@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate, Aggregator
-from perfedrec.core.robust import FEWEST, Stack, total
+from perfedrec.core.robust import FEWEST, Stack, ceil, total
 
 MORE = 1
 """A group may count an item this many times more often than the groups that are taken for honest."""
@@ -32,7 +32,7 @@ def held_counts(parts: list[Aggregate], share: float) -> Aggregate:
     """
     stack = Stack.of(parts, filled=True)
     counts = stack.rows.view(len(parts), -1)
-    honest = max(int(-(-(len(parts) * (1 - share) - 1e-9) // 1)), 1)
+    honest = max(ceil(len(parts) * (1 - share)), 1)
     most = counts.sort(0).values[honest - 1].clamp(min=0) + MORE * FIXED_POINT
     sums = torch.minimum(counts.clamp(min=0), most).sum(0)
     return replace(total(parts), keys=stack.keys, sums=sums[:, None])

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.errors import CheckpointError
-from perfedrec.runs.uploads import FOLDER
+from perfedrec.runs.checkpoint import save_tensors
+from perfedrec.runs.uploads import FOLDER, drop, drop_after
 
 _SUMS = ("sums", "weights", "dense")
 """Whole numbers as float64. They are stored as float32 where it holds all of them exactly, as they travel."""
@@ -43,14 +43,13 @@ class Parts:
         """Store a part of a round. The first one replaces what was stored of the round."""
         if number != self._round:
             self._round = number
-            for path in self.place.glob(f"round-{number:06d}-*"):
-                path.unlink()
+            drop(self.place, number)
         self.place.mkdir(exist_ok=True)
         values = {each.name: getattr(part.total, each.name) for each in fields(Aggregate)}
         tensors = {name: _compact(name, each) for name, each in values.items() if isinstance(each, Tensor)}
         about = {"node": part.node, "n_items": part.total.n_items, "clients": part.total.clients}
-        content = save({**tensors, "users": part.users}, {"about": json.dumps(about)})
-        (self.place / f"round-{number:06d}-{part.node}.safetensors").write_bytes(content)
+        where = self.place / f"round-{number:06d}-{part.node}.safetensors"
+        save_tensors({**tensors, "users": part.users}, where, {"about": json.dumps(about)})
 
     def round(self, number: int) -> list[Part]:
         """The parts of a round, by name of the node. Raises :class:`CheckpointError` for a damaged file."""
@@ -66,9 +65,7 @@ class Parts:
 
     def forget_after(self, rounds: int) -> None:
         """Remove what is stored of all rounds but the first ``rounds``: they are played again."""
-        for path in self.place.glob("round-*"):
-            if int(path.name.split("-")[1]) >= rounds:
-                path.unlink()
+        drop_after(self.place, rounds)
 
     def give(self, other: Parts, gone: Callable[[Part], bool]) -> None:
         """Give another folder all parts but those that are ``gone``: the same files, where the disk has hard links."""

@@ -40,7 +40,7 @@ REPLAYED = "replayed"
 @dataclass(frozen=True)
 class Replayed:
     """A run that was made without somebody: ``left_out`` of ``parts`` are not in it, in which ``others`` (by how often
-    they took part in them) are too; ``rounds`` were summed again, in so many ``seconds``."""
+    they took part in them) are too; ``rounds`` were summed again, which took ``seconds``."""
 
     parts: int
     left_out: int

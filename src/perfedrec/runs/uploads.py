@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.types import Update
+from perfedrec.runs.checkpoint import save_tensors
 from perfedrec.runtimes.round import RoundTask
 
 FOLDER = "uploads"
@@ -45,20 +45,16 @@ class Uploads:
         tensors = {each.name: getattr(update, each.name) for each in fields(update)}
         stored = {name: _compact(name, value) for name, value in tensors.items() if value is not None}
         about = {"phase": task.phase, "n_groups": task.n_groups}
-        path = self.place / f"round-{task.number:06d}-{self._block:04d}.safetensors"
-        path.write_bytes(save(stored, _text(about)))  # safetensors' own error for a full disk is none of the system
+        save_tensors(stored, self.place / f"round-{task.number:06d}-{self._block:04d}.safetensors", _text(about))
         self._block += 1
 
     def drop(self, number: int) -> None:
         """Remove what is stored of a round."""
-        for path in self.place.glob(f"round-{number:06d}-*"):
-            path.unlink()
+        drop(self.place, number)
 
     def forget_after(self, rounds: int) -> None:
         """Remove what is stored of all rounds but the first ``rounds``: their model is not used."""
-        for path in self.place.glob("round-*"):
-            if int(path.name.split("-")[1]) >= rounds:
-                path.unlink()
+        drop_after(self.place, rounds)
 
     def clear(self) -> None:
         """Remove everything."""
@@ -81,6 +77,19 @@ class Uploads:
                 yield about["phase"], about["n_groups"], Update(**(tensors | whole))
             except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
                 raise CheckpointError(f"{path}: damaged record of uploads: {error}") from None
+
+
+def drop(place: Path, number: int) -> None:
+    """Remove the files of a round from a folder."""
+    for path in place.glob(f"round-{number:06d}-*"):
+        path.unlink()
+
+
+def drop_after(place: Path, rounds: int) -> None:
+    """Remove the files of all rounds but the first ``rounds`` from a folder."""
+    for path in place.glob("round-*"):
+        if int(path.name.split("-")[1]) >= rounds:
+            path.unlink()
 
 
 def without(update: Update, gone: Tensor) -> Update:

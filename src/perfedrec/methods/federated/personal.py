@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import draw_outside, paired
-from perfedrec.core.scoring import ALL, Lists, Product, Scoring
+from perfedrec.core.scoring import ALL, ITEMS_AT_ONCE, Lists, Product, Scoring
 from perfedrec.core.types import Rows
 from perfedrec.methods.federated.network import Finish, Network
 from perfedrec.methods.federated.settings import NeighbourhoodSettings
@@ -30,9 +30,6 @@ MODELS = ("local", "cluster", "global", *UNTRAINED)
 
 AT_ONCE = 256
 """Users whose item rows are looked up together."""
-
-ITEMS_AT_ONCE = 1 << 13
-"""Items whose final vectors are made together where something is computed from all of them."""
 
 
 @dataclass(frozen=True)
