@@ -22,7 +22,7 @@ from perfedrec.privacy.ledger import (
     poisson_multiplier,
     split_budget,
 )
-from perfedrec.privacy.mechanisms import Guarantee
+from perfedrec.privacy.mechanisms import Guarantee, JointNoise, SecureAggregation, Unprotected, compose
 from perfedrec.privacy.plan import plan_training
 
 GAUSSIAN = Guarantee("gaussian", 1.0)
@@ -74,6 +74,24 @@ def test_one_release_without_a_guarantee_means_no_epsilon() -> None:
         epsilon = ledger.epsilon(party)  # type: ignore[arg-type]
         assert epsilon.value is None
         assert str(epsilon) == "none (taken as public)"
+
+
+def test_a_reason_that_holds_for_some_releases_names_them() -> None:
+    """Under secure aggregation what clients send before training is not clipped, and what they send in training is."""
+    bare, clipped = Unprotected(), JointNoise("l2", 1.0, 0.0, local=False)
+    found = [
+        Release(name, 1, compose([mechanism, SecureAggregation()]), 1)
+        for name, mechanism in (("spectral", bare), ("join", bare), ("training", clipped))
+    ]
+    hidden = SecureAggregation().guarantee.reason
+    assert Ledger(found, 1e-5).epsilon("coordinator").reason == (
+        f"in spectral and join: {bare.guarantee.reason}; {hidden}; in training: {clipped.guarantee.reason}"
+    )
+    # one that all have stands alone, and one that names its release needs no other name
+    public = Release("degrees", 1, Guarantee(reason="item degrees are public"), 1)
+    assert Ledger([public, *found[:2]], 1e-5).epsilon("coordinator").reason == (
+        f"item degrees are public; {bare.guarantee.reason}; {hidden}"
+    )
 
 
 def test_no_release_means_epsilon_zero() -> None:

@@ -123,8 +123,7 @@ class Ledger:
         """
         exposed = [each for each in self.releases if each.guarantee.law is None and each.participations]
         if exposed:
-            reasons = (reason for each in exposed for reason in each.guarantee.reason.split("; "))
-            return Epsilon(None, "; ".join(dict.fromkeys(reasons)))
+            return Epsilon(None, _against(exposed))
         value, accountant = self._figure("coordinator")
         if party == "recipients":
             value, accountant = min((value, accountant), self._figure("recipients"), key=lambda figure: figure[0])
@@ -156,6 +155,26 @@ class Ledger:
             }
             for each in self.releases
         ]
+
+
+def _against(exposed: Sequence[Release]) -> str:
+    """The reasons why these releases have no guarantee, each one once. A reason that does not hold for all of them is
+    preceded by their names, unless it has its release's name in it, as that of public degrees has."""
+    holders: dict[str, list[str]] = {}
+    for each in exposed:
+        for reason in each.guarantee.reason.split("; "):
+            holders.setdefault(reason, []).append(each.name)
+    telling = {reason for reason, names in holders.items() if all(name in reason for name in names)}
+    every = {name for reason, names in holders.items() if reason not in telling for name in names}
+    return "; ".join(
+        reason if reason in telling or every <= set(names) else f"in {_listed(names)}: {reason}"
+        for reason, names in holders.items()
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def accountant_version() -> str:
