@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field, ValidationError, field_validator
 
 from perfedrec.core.mistakes import explain
-from perfedrec.core.nearest import nearest
+from perfedrec.core.nearest import listing, nearest
 from perfedrec.core.settings import Settings
 
 
@@ -43,3 +43,8 @@ def test_a_mistake_is_one_line_with_a_near_name_at_its_end(given: dict[str, obje
     with pytest.raises(ValidationError) as caught:
         Options.model_validate(given)
     assert explain(caught.value.errors(), Options, "a.") == said
+
+
+def test_names_that_people_chose_are_quoted_where_one_would_not_see_their_ends() -> None:
+    assert listing(["user", "item, title", "", "a b", 'a"b']) == 'user, "item, title", "", "a b", "a"b"'
+    assert nearest("ware art", ["Ware, Art", "user"]) == '; did you mean "Ware, Art"?'

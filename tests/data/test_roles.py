@@ -236,7 +236,7 @@ def test_options_that_are_suggested_can_be_pasted(path: Path) -> None:
     """Names with spaces and commas are in quotes, and the columns that were given are in the option again."""
     rows = "".join(f"k{n % 3},w{n % 4},2021-03-{10 + n} 10:00:00\n" for n in range(9))
     path.write_text('Kunde Nr,"Ware, Art","Buchung, Zeit"\n' + rows)
-    with pytest.raises(DataError, match=r'the columns are Kunde Nr, "Ware, Art", "Buchung, Zeit"; ') as caught:
+    with pytest.raises(DataError, match=r'the columns are "Kunde Nr", "Ware, Art", "Buchung, Zeit"; ') as caught:
         read(path)
     assert pasted(str(caught.value)) == {"user": "Kunde Nr", "item": "Ware, Art"}
     (told,) = read_with_report(path, columns=pasted(str(caught.value)))[1].remarks

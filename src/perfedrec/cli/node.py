@@ -121,6 +121,7 @@ def node_catalogue(
     [bold]perfedrec node catalogue movies.csv --store home.node[/bold]
     """
     with one_line():
+        from perfedrec.core.nearest import listing
         from perfedrec.data import counted
         from perfedrec.data.details import read_details
         from perfedrec.federation.owner import Node
@@ -131,7 +132,7 @@ def node_catalogue(
         titles, pictures = (sum(map(bool, each)) for each in zip(*((x.title, x.picture) for x in found), strict=True))
         named = list(dict.fromkeys(name for each in found for name in each.attributes))
         about = f"{file} has {counted(titles, 'title')}, {counted(pictures, 'picture')}"
-        about += f", and {', '.join(named)}" if named else ""
+        about += f", and {listing(named)}" if named else ""
         left = f", {others} left out that the catalogue does not have"
         console.print(f"{about}: {counted(known, 'item')} described{left if others else ''}", soft_wrap=True)
 

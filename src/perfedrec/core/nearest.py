@@ -1,7 +1,8 @@
-"""Near names, for messages about names that do not exist: without pydantic, which reading data must not wait for."""
+"""Names in messages, and the near ones of names that do not exist; without pydantic, for which readers do not wait."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
@@ -12,12 +13,23 @@ MEANT = "; did you mean "
 """How a near name begins: it is the last part of a message."""
 
 
+def quoted(name: str) -> str:
+    """A name that a user chose, as messages have it: in quotes where one would not see where it begins and ends, which
+    is where it is empty or has spaces, commas or quotes."""
+    return name if name and not re.search(r"""[\s,;"']""", name) else f'"{name}"'
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names with commas between them, each as :func:`quoted` has it."""
+    return ", ".join(map(quoted, names))
+
+
 def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
     """``; did you mean X?`` with the candidate nearest to ``name``, or nothing where none is near.
 
     Only the last parts of dotted keys are compared: keys of one section look alike by its name alone. The section of
     ``name`` comes first; an option of another section has to have nearly the same name. Capital letters count as small
-    ones, and dashes as underscores. ``prefix`` is written before the candidate.
+    ones, and dashes as underscores. ``prefix`` is written before the candidate, which is :func:`quoted`.
     """
     section, last = _apart(name)
     near: dict[str, tuple[bool, float, float]] = {}
@@ -29,7 +41,7 @@ def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
             likeness = max(likeness, HERE)  # a part of a name, as dim of embedding_dim
         if likeness >= (HERE if at_home else ELSEWHERE):
             near[candidate] = at_home, likeness, place
-    return f"{MEANT}{prefix}{max(near, key=near.__getitem__)}?" if near else ""
+    return f"{MEANT}{prefix}{quoted(max(near, key=near.__getitem__))}?" if near else ""
 
 
 def _apart(dotted: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from perfedrec.core.errors import DataError
+from perfedrec.core.nearest import listing
 from perfedrec.data.attributes import read_encoding, write_encoding
 from perfedrec.data.dataset import Attributes, Dataset, Encoding, counted
 from perfedrec.data.interactions import Ids, Interactions, encode, id_series
@@ -137,13 +138,13 @@ def _read_ids(path: Path) -> Ids:
             raise DataError(f"{path}: is not a readable parquet file ({str(error).splitlines()[0]})") from None
         named = [name for name in table.columns if names_role(name, "item", ids=True)]
         if len(named) != 1:
-            raise DataError(f"{path}: expected one column of items; the columns are {', '.join(table.columns)}")
+            raise DataError(f"{path}: expected one column of items; the columns are {listing(table.columns)}")
         values, first = table[named[0]], 1
     else:
         lines = [line.strip().strip('"') for line in clean(path, data).decode().split("\n")]
         named = [cell.strip().strip('"') for cell in re.split("[,;\t]", lines[0])]
         if len(named) > 1 and any(names_role(cell, role) for cell in named for role in ("user", "item")):
-            problem = f"has {len(named)} columns, {', '.join(named)}; expected one item id on each line"
+            problem = f"has {len(named)} columns, {listing(named)}; expected one item id on each line"
             raise DataError(f"{path}: {problem}")
         first = 2 if names_role(lines[0], "item", ids=True) else 1
         values = pl.Series(lines[first - 1 :], dtype=pl.String)

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from perfedrec.core.errors import DataError
+from perfedrec.core.nearest import listing
 from perfedrec.data.quotes import settle_quotes
 from perfedrec.data.roles import names_role, plain_name
 from perfedrec.data.text import Layout, clean, fail, read_bytes, records
@@ -78,7 +79,7 @@ def _column(path: Path, names: list[str]) -> int:
             return exact[0]
     known = [place for place, name in enumerate(names) if names_role(name, "item", ids=True)]
     if len(known) != 1:
-        raise DataError(f"{path}: expected one column item; the columns are {', '.join(names)}")
+        raise DataError(f"{path}: expected one column item; the columns are {listing(names)}")
     return known[0]
 
 
@@ -149,7 +150,7 @@ def _from_text(path: Path, data: bytes) -> tuple[list[str], Rows]:
         rows = _rows(path, settled, separator)
     header = next(rows)[1]
     if len(set(header)) < len(header) or not all(header):
-        fail(path, 1, f"expected a header of different names; found {', '.join(header)}")
+        fail(path, 1, f"expected a header of different names; found {listing(header)}")
     return header, rows
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from perfedrec.core.errors import DataError
+from perfedrec.core.nearest import listing
 from perfedrec.data.readreport import Ratings, ReadReport
 from perfedrec.data.roles import NOTHING, Columns, Place, as_option
 from perfedrec.data.times import EARLIEST, ISO, PLAUSIBLE, SLASHES, largest
@@ -173,7 +174,7 @@ def _first_line(reading: _Reading) -> list[str]:
         if digits[0] or not digits[1:].all():
             return []
         words.append(str(ids[0]))
-    return [f"the first line ({', '.join(words)}) may be the names of the columns: if it is, say so with --header"]
+    return [f"the first line ({listing(words)}) may be the names of the columns: if it is, say so with --header"]
 
 
 def _counts(reading: _Reading) -> list[str]:

@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from perfedrec.core.errors import DataError
+from perfedrec.core.nearest import listing, quoted
 
 Ids = NDArray[Any]  # int64, or object holding str
 Ints = NDArray[np.int64]
@@ -185,7 +186,7 @@ class Interactions:
         """
         for name in ("user", "item"):
             if name not in frame.columns:
-                raise DataError(f"a frame of interactions needs the column {name!r}, got {', '.join(frame.columns)}")
+                raise DataError(f"a frame of interactions needs the column {name!r}, got {listing(frame.columns)}")
         user_ids = unique_ids(frame["user"]) if user_ids is None else user_ids
         item_ids = unique_ids(frame["item"]) if item_ids is None else item_ids
         codes = []
@@ -334,5 +335,5 @@ def _index_of(ids: Ids, wanted: int | str, kind: str) -> int:
     if isinstance(value, int):
         near = ids[np.argmin(np.abs(ids.astype(np.float64) - float(value)))]
     else:
-        near = next(iter(difflib.get_close_matches(value, ids[:10_000].tolist(), n=1)), ids[0])
+        near = quoted(next(iter(difflib.get_close_matches(value, ids[:10_000].tolist(), n=1)), ids[0]))
     raise DataError(f"unknown {kind} {wanted!r}; expected an id of the {kind}s in the data, such as {near}")

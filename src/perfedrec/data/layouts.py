@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perfedrec.core.errors import DataError
+from perfedrec.core.nearest import listing
 
 NEW_USERS = "new_users"
 """The name of the file with the known interactions of users who are held out from training."""
@@ -69,22 +70,19 @@ def _in_folder(folder: Path) -> Found:
         return Found(name, splits[""] | _new_users(folder))
     if "" in splits and set(splits[""]) != {"train"}:
         missing = " and ".join(part for part in ("train", "test") if part not in splits[""])
-        there = ", ".join(path.name for path in splits[""].values())
+        there = listing(path.name for path in splits[""].values())
         raise DataError(
             f"{folder}: a split needs train and test, and valid if there is one; there is {there}, missing: {missing}"
         )
     if len(whole) == 1:
         others = tuple(
-            f"not used: the given splits {', '.join(complete)}; name one as {folder}/{complete[0]}"
-            for _ in complete[:1]
+            f"not used: the given splits {listing(complete)}; name one as {folder}/{complete[0]}" for _ in complete[:1]
         )
         return Found(name, {}, whole[0], others)
     if len(complete) == 1:
         return Found(name, splits[complete[0]], remarks=_negatives(folder, complete[0]))
     if complete:
-        raise DataError(
-            f"{folder}: holds the splits {', '.join(complete)}; expected one of them: {folder}/{complete[0]}"
-        )
+        raise DataError(f"{folder}: holds the splits {listing(complete)}; expected one of them: {folder}/{complete[0]}")
     alone = [parts["train"] for parts in splits.values() if set(parts) == {"train"}] if not whole else []
     if len(alone) == 1:
         return Found(name, {}, alone[0], remarks=(f"there is no test file: {alone[0].name} is split",))
@@ -93,7 +91,7 @@ def _in_folder(folder: Path) -> Found:
         raise DataError(
             f"{folder}: expected train and test files by names such as train.txt and test.txt, one of "
             f"{', '.join(WHOLE)}, or one .inter file; "
-            f"found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}{_way_out(folder)}"
+            f"found {listing(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}{_way_out(folder)}"
         )
     return Found(name, {}, whole[0])
 

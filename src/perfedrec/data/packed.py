@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 from perfedrec.core.errors import DataError
+from perfedrec.core.nearest import listing
 
 PACKERS = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\x00": lzma.decompress}
 OTHERS = (  # the first bytes of a file, what it is, and what to do
@@ -66,7 +67,7 @@ def _from_zip(path: Path, data: bytes) -> bytes:
         if "[Content_Types].xml" in names:
             raise DataError(f"{path}: is an Excel workbook or another office document; save the sheet as CSV")
         if len(names) != 1:
-            listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            listed = listing(names[:8]) + (", ..." if len(names) > 8 else "")
             raise DataError(
                 f"{path}: is a zip archive of {len(names)} files; unpack it and name one of them: {listed or 'none'}"
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from perfedrec.core.errors import DataError
-from perfedrec.core.nearest import nearest
+from perfedrec.core.nearest import listing, nearest, quoted
 from perfedrec.data.text import counted
 from perfedrec.data.times import ISO, SLASHES, like_times
 from perfedrec.data.values import ALL_ROLES, POSITION, ROLES
@@ -182,7 +182,7 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
             hint = "" if header else "; there is no header (--header, if the first line is one)"
             near = nearest(str(wanted), first)  # without a header, of the words in the first line
             raise DataError(
-                f"{path}: no column {wanted!r} for the {role}; the columns are {_listed(names)}{hint}{near}"
+                f"{path}: no column {wanted!r} for the {role}; the columns are {listing(names)}{hint}{near}"
             )
     if not header and columns is not None and len(names) <= len(ROLES):
         where |= _by_position(len(names), where, columns, sample)
@@ -192,7 +192,7 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
         named = len(missing) == len(fit) == 2
         example = f", as in {as_option(dict(zip(('user', 'item'), fit, strict=True)))}" if named else ""
         raise (NoUserError if missing == ["user"] and len(where) == len(names) else DataError)(
-            f"{path}: no {' and no '.join(missing)} column; the columns are {_listed(names)}; "
+            f"{path}: no {' and no '.join(missing)} column; the columns are {listing(names)}; "
             f"name them with --columns user=NAME,item=NAME{example}{' (or --no-header, if these are data)' * header}"
         )
     if where.get("user") == where["item"]:
@@ -245,17 +245,13 @@ def unused(
     return tuple(said)
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(f'"{name}"' if not name or "," in name else name for name in names)
-
-
 def _by_name(path: Path, names: list[str], columns: Columns) -> dict[str, int]:
     where: dict[str, int] = {}
     for role in (role for role in KNOWN_NAMES if role not in columns):
         for known in KNOWN_NAMES[role]:
             matching = [i for i, name in enumerate(names) if plain_name(name) in known]
             if len(matching) > 1:
-                twins = " and ".join(_listed([names[i]]) for i in matching)
+                twins = " and ".join(quoted(names[i]) for i in matching)
                 raise DataError(f"{path}: columns {twins} could both be the {role}; choose with --columns {role}=NAME")
             if matching:
                 where[role] = matching[0]

@@ -14,6 +14,7 @@ from typing import NoReturn
 import polars as pl
 
 from perfedrec.core.errors import DataError
+from perfedrec.core.nearest import listing, quoted
 from perfedrec.data.packed import unpack
 
 QUOTING = (",", ";", "|")  # separators between fields that quotes may enclose
@@ -47,8 +48,8 @@ def read_bytes(path: Path) -> bytes:
     Raises :class:`DataError` where it does not exist, is empty or cannot be read.
     """
     if path.is_dir():
-        listed = ", ".join(sorted(each.name for each in path.iterdir())[:8])
-        raise DataError(f"{path}: is a folder; expected a file{f', such as one of {listed}' if listed else ''}")
+        found = listing(sorted(each.name for each in path.iterdir())[:8])
+        raise DataError(f"{path}: is a folder; expected a file{f', such as one of {found}' if found else ''}")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -70,8 +71,8 @@ def _nearest(path: Path) -> str:
     alike = difflib.get_close_matches(path.stem, stems.values(), n=3, cutoff=0.7)
     near = [name for name in names if stems[name] in alike or name.startswith(path.stem)][:3]
     if near:
-        return f"; did you mean {' or '.join(near)}?"
-    there = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "nothing"
+        return f"; did you mean {' or '.join(map(quoted, near))}?"
+    there = f"{listing(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "nothing"
     return f"; expected the path of an existing file (in {path.parent.absolute()}: {there})"
 
 

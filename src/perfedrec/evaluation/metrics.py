@@ -16,6 +16,7 @@ import polars as pl
 import torch
 
 from perfedrec.core.errors import DataError
+from perfedrec.core.nearest import listing
 from perfedrec.data.frames import columns_of
 from perfedrec.evaluation.ranking import CUTOFFS, METRICS, Cutoffs, cutoffs, metrics
 
@@ -85,7 +86,7 @@ def _by_user(given: Lists) -> dict[Any, list[Any]]:
         frame = columns_of(given)
         if missing := {"user", "item"} - set(frame.columns):
             raise DataError(
-                f"a data frame of lists needs the columns user and item; it has {', '.join(frame.columns)}, and no "
+                f"a data frame of lists needs the columns user and item; it has {listing(frame.columns)}, and no "
                 f"{' and no '.join(sorted(missing))}"
             )
         frame = frame.sort("rank", maintain_order=True) if "rank" in frame.columns else frame

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from perfedrec.core.errors import ConfigError, reason
-from perfedrec.core.nearest import nearest
+from perfedrec.core.nearest import listing, nearest
 
 REGISTER = "nodes.jsonl"
 """The file, in the folder of the nodes' public keys."""
@@ -133,7 +133,7 @@ class Register:
     def _decide(self, event: str, name: str, because: str) -> int:
         known = sorted({*self.names(), *self.nodes()} - {"service"})
         if name not in known:
-            expected = f"{', '.join(known) or 'its keys'}{nearest(name, known)}"
+            expected = f"{listing(known) or 'its keys'}{nearest(name, known)}"
             raise ConfigError(f"{self.keys}: has no node {name}; expected one of {expected}")
         return self.add({"event": event, "node": name, "because": because})[0]
 

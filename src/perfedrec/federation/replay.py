@@ -17,6 +17,7 @@ from torch import Tensor
 from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import Algorithm, RoundState
 from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.nearest import listing
 from perfedrec.core.records import flatten, unflatten
 from perfedrec.federation.agreement import federated
 from perfedrec.federation.hosts import NAME as HOSTS
@@ -116,9 +117,7 @@ class Replay:
                 names.add(part.node)
                 found += [part.users] if part.node == node else []
         if node not in names:
-            raise ConfigError(
-                f"{self.run.path}: has no part of node {node}; expected one of {', '.join(sorted(names))}"
-            )
+            raise ConfigError(f"{self.run.path}: has no part of node {node}; expected one of {listing(sorted(names))}")
         together: Tensor = torch.cat(found).unique()
         return together
 
