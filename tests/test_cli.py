@@ -157,7 +157,10 @@ def test_data_are_described_without_waiting_for_torch(ratings: Path) -> None:
         (["train", "--algorithm", "fedgnn", "--privacy", "private"], "expected profile none, paper or secure, or a m"),
         (["data", "prepare", "{ratings}", "--output", "{ratings}/a"], "{ratings}"),
         (["tune", "--data", "{ratings}", "--output", "{ratings}/a"], "cannot be written to, because {ratings} is a fi"),
-        (["federation", "key", "{ratings}/a"], "{ratings}: cannot be read or written"),
+        (
+            ["federation", "key", "{ratings}/a"],
+            "{ratings}/a: cannot be written (something of this name is there already)",
+        ),
         (["data", "info", "{long}"], "{long}, line 3: cannot be split into columns"),
         (["data", "prepare", "{ratings}", "--output", "{prepared}", "--seed", "-1"], "at least 0"),
         (["data", "info", "{binary}"], "{binary}"),
@@ -370,7 +373,7 @@ def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(
     monkeypatch.setattr("perfedrec.runs.checkpoint.write_atomic", full)
     command = ["train", "--data", str(ratings), "--algorithm", "item_knn", "--quiet", "--output"]
     failed = cli(*command, tmp_path / "a", code=2)
-    assert failed.stderr == "error: No space left on device\n"
+    assert failed.stderr == "error: the disk is full\n"
     error = ConnectionResetError(errno.ECONNRESET, "reset")
     assert runner.invoke(app, [*command, str(tmp_path / "b")]).exception is error
 

@@ -31,7 +31,7 @@ def test_a_sparse_file_is_zeros() -> None:
 
 def test_a_folder_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped.tempfile, "tempdir", "/nowhere")
-    with pytest.raises(ConfigError, match=r"^/nowhere: no room for large arrays \(No such file or directory\)"):
+    with pytest.raises(ConfigError, match=r"^/nowhere: no room for large arrays \(there is no such file or folder\)"):
         mapped.sparse(1, "numbers")
 
 
@@ -77,7 +77,7 @@ def test_nothing_is_set_aside_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(mapped, "SET_ASIDE", 0)
     full = Path("/dev/full").open("wb")  # noqa: SIM115  # set_aside closes it
     monkeypatch.setattr(mapped.tempfile, "NamedTemporaryFile", lambda prefix: full)
-    with pytest.raises(ConfigError, match=r"no room for numbers of 0 MB \(No space left on device\)"):
+    with pytest.raises(ConfigError, match=r"no room for numbers of 0 MB \(the disk is full\)"):
         mapped.set_aside(torch.ones(3), "numbers")
 
 

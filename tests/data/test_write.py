@@ -85,6 +85,6 @@ def test_a_write_that_fails_leaves_no_files(data: Dataset, tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(DataError, match=r"new: cannot be written \(No space left on device\)"):
+    with pytest.raises(DataError, match=r"new: cannot be written \(the disk is full\)"):
         write(data, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []

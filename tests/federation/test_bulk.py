@@ -145,7 +145,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(template: Path, tmp_path: 
         with pytest.raises(ConfigError) as failed:
             write(nowhere)
         assert str(failed.value).startswith(
-            f"{nowhere}: cannot be written (No such file or directory); expected a name"
+            f"{nowhere}: cannot be written (there is no such file or folder); expected a name"
         )
     with pytest.raises(ConfigError, match="exists already"):
         write_vectors(template, tmp_path)

@@ -251,7 +251,8 @@ def test_a_certificate_of_a_simulation_is_signed_and_verified(trained: Path, tmp
     words = ("forget", trained, "--user", "9", "--output", tmp_path / "new", "--quiet", "--sign", tmp_path / "operator")
     assert cli(*words) == (
         2,
-        f"error: {tmp_path}/operator: cannot be read (No such file or directory); expected a private key\n",
+        f"error: {tmp_path}/operator: cannot be read (there is no such file or folder); expected a private key, "
+        "as perfedrec federation key wrote it: the file without .pub\n",
     )
     assert not (tmp_path / "new").exists()
     cli("federation", "key", tmp_path / "operator", "--operator")

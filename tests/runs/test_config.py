@@ -193,7 +193,11 @@ def test_the_message_about_an_unreadable_file_has_no_error_number(tmp_path: Path
     missing, folder, binary = tmp_path / "missing.toml", tmp_path / "folder.toml", tmp_path / "binary.toml"
     folder.mkdir()
     binary.write_bytes(b"\xff\xfe")
-    for file, why in ((missing, "no such file or directory"), (folder, "is a directory"), (binary, "not UTF-8 text")):
+    for file, why in (
+        (missing, "there is no such file or folder"),
+        (folder, "it is a folder"),
+        (binary, "not UTF-8 text"),
+    ):
         for reading, expected in (
             (lambda path: config.load(None, path), "a TOML file"),
             (read_space, "a TOML file with a table [space]"),
@@ -204,11 +208,11 @@ def test_the_message_about_an_unreadable_file_has_no_error_number(tmp_path: Path
             assert str(caught.value).startswith(f"{file}: cannot be read (")
             assert f"{why}); expected {expected}" in str(caught.value)
     with pytest.raises(
-        CheckpointError, match=r"config\.toml cannot be read \(no such file or directory\); expected the"
+        CheckpointError, match=r"config\.toml cannot be read \(there is no such file or folder\); expected the"
     ):
         RunFolder(tmp_path).config()
     with pytest.raises(
-        CheckpointError, match=r"result\.json cannot be read \(no such file or directory\); expected the"
+        CheckpointError, match=r"result\.json cannot be read \(there is no such file or folder\); expected the"
     ):
         RunFolder(tmp_path).summary()
 

@@ -163,7 +163,9 @@ def test_the_terminal_asks_the_page_with_the_token(runs: Path, tmp_path: Path) -
     for address, message in (("https://127.0.0.1:1", "expected an address such as"), ("http://:1", "expected an addr")):
         with pytest.raises(ConfigError, match=message):
             ask(address, token, "/status")
-    with pytest.raises(ConfigError, match="no such file or directory; expected the file with the operator's token"):
+    with pytest.raises(
+        ConfigError, match="there is no such file or folder; expected the file with the operator's token"
+    ):
         ask("http://127.0.0.1:1", tmp_path / "nothing", "/status")
 
 

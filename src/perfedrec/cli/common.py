@@ -20,7 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from perfedrec.core.errors import ConfigError, PerfedrecError
+from perfedrec.core.errors import ConfigError, PerfedrecError, reason
 from perfedrec.core.extras import MissingExtraError, extra_of, near
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _errors_as_one_line() -> Iterator[None]:
         if error.filename is None and error.errno not in _FULL:
             raise  # for example a broken connection: neither a path nor a full disk is the reason
         where = "" if error.filename is None else f"{error.filename}: cannot be read or written: "
-        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        print(f"error: {where}{reason(error)}", file=sys.stderr)
         raise typer.Exit(PerfedrecError.exit_code) from None
     except KeyboardInterrupt:  # typer would end the command without a word
         print("error: interrupted", file=sys.stderr)

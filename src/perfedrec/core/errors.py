@@ -5,6 +5,9 @@ line and exits with :attr:`PerfedrecError.exit_code`. Any other exception that r
 perfedrec, and is shown with its traceback.
 """
 
+import errno
+import os
+
 
 class PerfedrecError(Exception):
     """The base of all errors that are caused by input, configuration or stored files."""
@@ -38,5 +41,24 @@ def reason(error: Exception) -> str:
     """The reason why a file could not be read or written, for a message that already names the file."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text, number = error.strerror, error.errno or 0
+        if text == os.strerror(number):  # OpenSSL and others give the same numbers other meanings
+            text = _PLAIN.get(number, text)
     return text[:1].lower() + text[1:]
+
+
+_PLAIN = {
+    errno.ENOENT: "there is no such file or folder",
+    errno.EISDIR: "it is a folder",
+    errno.ENOTDIR: "what should be a folder is a file",
+    errno.EACCES: "this user has no permission",
+    errno.EPERM: "this user has no permission",
+    errno.EROFS: "the disk can only be read",
+    errno.EEXIST: "something of this name is there already",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "this user has no more room on the disk",
+    errno.ENAMETOOLONG: "its name is too long",
+}
+"""What the system says of a file, in plain words. They are a clause of their own, so that they fit into any message."""

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, reason
 
 if TYPE_CHECKING:  # reading data does not wait for torch
     import torch
@@ -126,4 +126,4 @@ def _folder() -> str:
 
 
 def _no_room(what: str, error: OSError) -> ConfigError:
-    return ConfigError(f"{_folder()}: no room for {what} ({error.strerror}); {_ADVICE}")
+    return ConfigError(f"{_folder()}: no room for {what} ({reason(error)}); {_ADVICE}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from perfedrec.core.errors import DataError
+from perfedrec.core.errors import DataError, reason
 from perfedrec.core.nearest import listing
 from perfedrec.data.quotes import settle_quotes
 from perfedrec.data.roles import names_role, plain_name
@@ -107,7 +107,7 @@ def _picture(path: Path, place: int | str, name: str) -> tuple[str, bytes]:
         with open(file, "rb") as stream:
             content = stream.read(PICTURE_BYTES + 1)
     except OSError as error:
-        fail(path, place, f"picture {name} cannot be read ({error.strerror}); expected a file beside the table")
+        fail(path, place, f"picture {name} cannot be read ({reason(error)}); expected a file beside the table")
     if len(content) > PICTURE_BYTES:
         fail(path, place, f"picture {name} has more than {PICTURE_BYTES // 1024} kB; expected a smaller one")
     media = next((kind for start, kind in MEDIA.items() if content.startswith(start)), None)

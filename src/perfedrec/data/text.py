@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import polars as pl
 
-from perfedrec.core.errors import DataError
+from perfedrec.core.errors import DataError, reason
 from perfedrec.core.nearest import listing, quoted
 from perfedrec.data.packed import unpack
 
@@ -55,7 +55,7 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file{_nearest(path)}") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from None
     data = unpack(path, data)
     if not data:
         raise DataError(f"{path}: is empty; expected lines with data")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from perfedrec.core.errors import DataError
+from perfedrec.core.errors import DataError, reason
 from perfedrec.data.dataset import Attributes, Dataset, SplitReport
 from perfedrec.data.formats import check_name
 from perfedrec.data.interactions import Ids, id_series
@@ -40,7 +40,7 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
+        raise DataError(f"{folder}: cannot be written ({reason(error)})") from None
     try:
         for name in ("train", "valid", "test", "new_users"):
             if (part := getattr(dataset, name)) is None:
@@ -59,7 +59,7 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
             folder.rmdir()
         os.replace(scratch, folder)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
+        raise DataError(f"{folder}: cannot be written ({reason(error)})") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from perfedrec.core.errors import ConfigError, DataError, check_length
+from perfedrec.core.errors import ConfigError, DataError, check_length, reason
 from perfedrec.core.threads import one_thread
 from perfedrec.evaluation.order import RandomOrder
 from perfedrec.evaluation.ranking import rank_block
@@ -228,7 +228,7 @@ def _explained(output: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pl.exceptions.ComputeError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        why = reason(error)
         why = re.sub(rf"\S*\.{re.escape(output.name)}\.\S*", str(output), why)
         raise ConfigError(
             f"{output}: cannot be written ({why}); expected a name in a folder that exists, in which this user may "

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, reason
 from perfedrec.runtimes.flower import Bundle, public_of
 
 BUNDLE, KEYS, SERVICE = "node.bundle", "service.keys", "service"
@@ -70,7 +70,7 @@ def _read(path: Path, names: tuple[str, ...], what: str) -> dict[str, bytes]:
         if tree.keys() != values.keys() or any(len(value) != 32 for value in values.values()):
             raise ValueError(f"it should have {', '.join(names)}, 32 bytes each")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected {what}") from None
+        raise ConfigError(f"{path}: cannot be read ({reason(error)}); expected {what}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: is not {what} ({error}); make some with perfedrec federation bundles") from None
     return values

@@ -51,7 +51,8 @@ def make_certificates(folder: Path, names: Iterable[str] = (), days: int = 365) 
         authority = x509.load_pem_x509_certificate((folder / CA).read_bytes())
         signer = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise PerfedrecError(f"{folder}: the authority cannot be read ({error}); expected {CA} and ca.key") from None
+        why = reason(error) if isinstance(error, OSError) else "one file is damaged"
+        raise PerfedrecError(f"{folder}: the authority cannot be read ({why}); expected {CA} and ca.key") from None
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (
@@ -119,15 +120,20 @@ def make_key(path: Path) -> None:
     """Make a node's key pair: the private key at ``path``, which only its owner can read, and the public key beside it,
     with ``.pub`` appended to the name.
 
-    Raises :class:`PerfedrecError` where there is a key at ``path`` already.
+    Raises :class:`PerfedrecError` where there is a key at ``path`` already, and where it cannot be written.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     encoding = serialization.Encoding
     content = key.private_bytes(encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, content, secret=True)
     public = key.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    _write(path.with_name(path.name + ".pub"), public + b"\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, content, secret=True)
+        _write(path.with_name(path.name + ".pub"), public + b"\n")
+    except OSError as error:
+        raise PerfedrecError(
+            f"{path}: cannot be written ({reason(error)}); expected a new file in a folder in which this user may write"
+        ) from None
 
 
 def _name(text: str) -> x509.Name:
@@ -138,9 +144,8 @@ def _read(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise PerfedrecError(
-            f"{path}: cannot be read as a certificate ({error}); expected what perfedrec federation certificates wrote"
-        ) from None
+        why = f"cannot be read ({reason(error)})" if isinstance(error, OSError) else "is no certificate"
+        raise PerfedrecError(f"{path}: {why}; expected what perfedrec federation certificates wrote") from None
 
 
 def _names(path: Path) -> tuple[str, ...]:

@@ -265,7 +265,8 @@ def read_keys(folder: Path, least: int) -> dict[bytes, str]:
         if (other := found.setdefault(public_key(path), path.stem)) != path.stem:
             raise ConfigError(f"{path}: is the key of {other}.pub; expected a different key for each node")
     if not found:
-        raise ConfigError(f"{folder}: no public keys (*.pub); make some with perfedrec federation key")
+        why = "no public keys (*.pub)" if folder.is_dir() else "there is no such folder"
+        raise ConfigError(f"{folder}: {why}; make keys with perfedrec federation key, and put those of nodes there")
     if (count := len(found) - (SERVICE in found.values())) < least:
         raise ConfigError(
             f"{folder}: has the keys of {counted(count, 'node')}; expected those of {least}, for which the run waits"

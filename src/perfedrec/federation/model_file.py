@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 
 from perfedrec.core.algorithm import Received
-from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.errors import CheckpointError, ConfigError, reason
 from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.records import flatten, unflatten
 from perfedrec.core.types import NEWCOMER
@@ -88,7 +88,7 @@ def write(model: SharedModel, name: str, output: Path) -> str:
     try:
         write_atomic(output, dump_tensors(content, metadata))
     except OSError as error:
-        raise ConfigError(f"{output}: cannot be written ({error.strerror})") from None
+        raise ConfigError(f"{output}: cannot be written ({reason(error)})") from None
     return run
 
 

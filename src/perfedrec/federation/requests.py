@@ -243,7 +243,8 @@ def _registered(keys: Path) -> dict[str, bytes]:
     """The public keys of nodes in a folder, by name of the node. Raises :class:`ConfigError` where there are none."""
     found = {path.stem: public_key(path) for path in sorted(keys.glob("*.pub")) if path.stem != SERVICE}
     if not found:
-        raise ConfigError(f"{keys}: no public keys of nodes are there; expected a folder with files *.pub (--keys)")
+        why = "no public keys of nodes are there" if keys.is_dir() else "there is no such folder"
+        raise ConfigError(f"{keys}: {why}; expected a folder with files *.pub of nodes (--keys)")
     return found
 
 

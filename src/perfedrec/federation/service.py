@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from perfedrec import __version__
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.records import copied, unflatten
 from perfedrec.federation.agreement import build
 from perfedrec.federation.bundles import KEYS, read_keys
@@ -71,7 +71,7 @@ def serve_neighbours(
         folder.chmod(0o700)  # it receives vectors of users
     except OSError as error:
         raise ConfigError(
-            f"{folder}: cannot be closed to other users ({error.strerror}); expected a folder of this user"
+            f"{folder}: cannot be closed to other users ({reason(error)}); expected a folder of this user"
         ) from None
     app = ServiceApp(keys.private, keys.nodes, build, __version__, StateStore(folder))
     expose(lambda: of_service(app.activity))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from perfedrec.core.errors import CheckpointError, ConfigError
+from perfedrec.core.errors import CheckpointError, ConfigError, reason
 from perfedrec.core.extras import needed_by
 from perfedrec.runs.checkpoint import write_atomic
 from perfedrec.runs.files import BENCH
@@ -50,6 +50,6 @@ def write_report(folder: Path, output: Path | None = None, figures: Path | None 
         write_atomic(output, render(page).encode())
     except OSError as error:
         raise ConfigError(
-            f"{output}: cannot be written ({error.strerror}); expected a file in a folder that exists"
+            f"{output}: cannot be written ({reason(error)}); expected a file in a folder that exists"
         ) from None
     return output

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, reason
 from perfedrec.report.page import Change, Chart, Page
 from perfedrec.runs.checkpoint import write_atomic
 
@@ -94,7 +94,7 @@ def write_figures(page: Page, folder: Path) -> list[Path]:
         for path, content in contents.items():
             write_atomic(path, content)
     except OSError as error:
-        raise ConfigError(f"{folder}: figures cannot be written ({error.strerror}); expected a folder") from None
+        raise ConfigError(f"{folder}: figures cannot be written ({reason(error)}); expected a folder") from None
     return [*contents]
 
 

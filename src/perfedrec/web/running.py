@@ -15,7 +15,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
-from perfedrec.core.errors import ConfigError
+from perfedrec.core.errors import ConfigError, reason
 
 LOOPBACK = "127.0.0.1"
 GRACE = 5
@@ -98,7 +98,7 @@ def _check_place(path: Path) -> None:
         except ConnectionRefusedError:  # left by a process that was killed
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise ConfigError(f"--unix {path}: cannot be used ({error.strerror})") from None
+            raise ConfigError(f"--unix {path}: cannot be used ({reason(error)})") from None
         else:
             raise ConfigError(f"--unix {path}: another process listens there; expected another path, or end it")
 

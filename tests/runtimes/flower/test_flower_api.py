@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
 from flwr.supercore.control.control_http_client import ControlHttpClient
@@ -175,8 +176,24 @@ def test_keys_are_read_and_other_files_are_refused(tmp_path: Path) -> None:
     assert public_key(tmp_path / "n0.pub") == public_key_to_bytes(private.public_key())
     with pytest.raises(PerfedrecError, match="exists already"):
         make_key(tmp_path / "n0")
-    with pytest.raises(PerfedrecError, match=r"n0\.pub: cannot be read as a private key"):
-        private_key(tmp_path / "n0.pub")
+    (tmp_path / "empty").touch()
+    for path, said in ((tmp_path, "it is a folder"), (tmp_path / "n1", "there is no such file or folder")):
+        for read, kind in ((private_key, "private"), (public_key, "public")):
+            with pytest.raises(PerfedrecError) as caught:
+                read(path)
+            assert str(caught.value).startswith(f"{path}: cannot be read ({said}); expected a {kind} key, as")
+    for name, read, said in (
+        ("n0.pub", private_key, "is no private key; expected"),
+        ("n0", public_key, "is a private key, which belongs to its owner alone; expected"),
+        ("empty", private_key, "is no private key; expected"),
+        ("empty", public_key, "is no public key; expected"),
+    ):
+        with pytest.raises(PerfedrecError, match=f"{name}: {said}"):
+            read(tmp_path / name)
+    locked = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"a word"))
+    (tmp_path / "locked").write_bytes(locked)
+    with pytest.raises(PerfedrecError, match="locked: has a password; expected a private key without one"):
+        private_key(tmp_path / "locked")
 
 
 def test_certificates_are_renewed_under_the_same_authority(tmp_path: Path) -> None:

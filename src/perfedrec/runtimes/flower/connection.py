@@ -15,7 +15,7 @@ from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterce
 from flwr.supercore.retry import RetryInvoker
 
 from perfedrec.core.address import Address
-from perfedrec.core.errors import PerfedrecError
+from perfedrec.core.errors import PerfedrecError, reason
 from perfedrec.runtimes.flower.proxy import proxy_for, shown
 
 UPLOAD_SECONDS = 60.0
@@ -222,7 +222,6 @@ def trust(ca: Path) -> ssl.SSLContext:
     """
     try:
         return ssl.create_default_context(cafile=str(ca))
-    except (OSError, ssl.SSLError) as error:
-        raise PerfedrecError(
-            f"{ca}: cannot be read ({error}); expected the certificate of an authority, such as ca.crt"
-        ) from None
+    except OSError as error:
+        why = "is no certificate" if isinstance(error, ssl.SSLError) else f"cannot be read ({reason(error)})"
+        raise PerfedrecError(f"{ca}: {why}; expected the certificate of an authority, such as ca.crt") from None

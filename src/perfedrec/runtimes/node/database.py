@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from perfedrec.core.errors import ConfigError, PerfedrecError
+from perfedrec.core.errors import ConfigError, PerfedrecError, reason
 
 APPLICATION_ID = 0x50464E31
 """``PFN1``: marks a node's file, so that other SQLite files are refused."""
@@ -239,7 +239,7 @@ class Database:
             try:  # SQLite gives the mode of this file to the files beside it
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             except OSError as error:
-                raise StoreError(f"{path}: cannot be made ({error.strerror})") from None
+                raise StoreError(f"{path}: cannot be made ({reason(error)})") from None
         elif not path.is_file():
             raise StoreError(f"{path}: no such file; make one with perfedrec node init")
         with explained(path):

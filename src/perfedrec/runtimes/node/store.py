@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
+from perfedrec.core.errors import reason
 from perfedrec.data import Catalogue, Encoding
 from perfedrec.data.interactions import Ids
 from perfedrec.runtimes.node.database import Database, StoreError, remove
@@ -52,7 +53,7 @@ class Store(ModelStore):
         except FileExistsError:
             raise StoreError(f"{path}: exists already; expected a new file") from None
         except OSError as error:
-            raise StoreError(f"{path}: cannot be made ({error.strerror})") from None
+            raise StoreError(f"{path}: cannot be made ({reason(error)})") from None
         except StoreError as error:
             raise StoreError(str(error).replace(str(begun), str(path))) from error
         finally:
