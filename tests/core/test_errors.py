@@ -1,6 +1,7 @@
 """Why a file cannot be read or written, in plain words."""
 
 import errno
+import json
 import os
 import ssl
 
@@ -30,3 +31,17 @@ def test_numbers_that_mean_something_else_are_not_taken_for_errors_of_paths() ->
     )
     assert reason(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no start")) == "it is not UTF-8 text"
     assert reason(ValueError("A text")) == "a text"
+
+
+def test_what_python_says_of_damaged_json_is_said_in_plain_words() -> None:
+    def said(text: str) -> str:
+        try:
+            json.loads(text)["format"]
+        except Exception as error:
+            return reason(error)
+        return ""
+
+    assert said("{") == "it is not JSON: line 1, column 2"
+    assert said("{}") == 'it has no "format"'
+    assert [said(text) for text in ("[]", "5", "null", '"text"')] == ["it has another form"] * 4
+    assert reason(RecursionError("maximum depth")) == "it is nested too deeply"

@@ -252,7 +252,7 @@ def test_nobody_is_deleted_without_a_request(
 
 
 def test_a_file_that_is_no_request_is_refused(run: Path, stored: Path, tmp_path: Path) -> None:
-    for content in ("", "[]", '{"format": "other"}'):
+    for content in ("", "[]", "5", "null", '{"format": "other"}'):
         (tmp_path / "bad").write_text(content)
         with pytest.raises(ConfigError, match="no request can be read"):
             accept(run, tmp_path / "bad", stored / "keys")

@@ -245,7 +245,7 @@ def test_runs_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "old" / "metrics.jsonl").write_text('{"no": "round"}\n')
     assert [each["name"] for each in earlier(tmp_path, tmp_path / "run")] == ["new"]
     with pytest.raises(
-        CheckpointError, match=r"old: status.json, metrics.jsonl, .* cannot read \(KeyError\('round'\)\)"
+        CheckpointError, match=r"old: status.json, metrics.jsonl, .* cannot read \(it has no \"round\"\)"
     ):
         look(tmp_path / "old")
     for wrong, message in (("notes", "has no run of a coordinator"), ("nowhere", "no such folder")):

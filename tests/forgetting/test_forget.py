@@ -133,6 +133,20 @@ def test_a_damaged_certificate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "certificate.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(CheckpointError, match="expected format 1"):
         Certificate.read(tmp_path)
+    for content, why in (
+        ([], "it has no fields with names"),
+        (5, "it has no fields with names"),
+        ("text", "it has no fields with names"),
+        (None, "it has no fields with names"),
+        ({"users": []}, 'it has no "format"'),
+        ({"format": 1}, 'it has no "cost"'),
+        ({"format": 1, "users": 5}, "its field users has another form"),
+        ({"format": 1, "cost": {"rounds": 1}, "cost_of_run": {}}, "it has another form"),
+    ):
+        (tmp_path / "certificate.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError) as caught:
+            Certificate.read(tmp_path)
+        assert f"no certificate can be read ({why}); expected what perfedrec forget" in str(caught.value)
 
 
 def test_summing_of_all_kept_uploads_is_the_run_itself(tmp_path: Path) -> None:

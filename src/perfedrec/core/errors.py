@@ -7,6 +7,7 @@ perfedrec, and is shown with its traceback.
 
 import errno
 import os
+from json import JSONDecodeError
 
 
 class PerfedrecError(Exception):
@@ -38,9 +39,18 @@ def check_length(k: int) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The reason why a file could not be read or written, for a message that already names the file."""
+    """The reason why a file could not be read or written, for a message that already names the file: a clause about
+    "it". The words of Python and of the system are for those who know these."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
+    if isinstance(error, JSONDecodeError):
+        return f"it is not JSON: line {error.lineno}, column {error.colno}"
+    if isinstance(error, KeyError):
+        return f'it has no "{error.args[0]}"' if error.args else "a name is missing in it"
+    if isinstance(error, TypeError | AttributeError):
+        return "it has another form"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text, number = error.strerror, error.errno or 0

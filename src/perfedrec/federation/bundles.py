@@ -72,7 +72,9 @@ def _read(path: Path, names: tuple[str, ...], what: str) -> dict[str, bytes]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({reason(error)}); expected {what}") from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: is not {what} ({error}); make some with perfedrec federation bundles") from None
+        raise ConfigError(
+            f"{path}: is not {what} ({reason(error)}); make some with perfedrec federation bundles"
+        ) from None
     return values
 
 

@@ -154,8 +154,8 @@ class Register:
                     f"{self.path}, line {place}: the last line is half written; expected a whole one: delete that "
                     "line, and repeat its decision if it was one; all others hold"
                     if half
-                    else f"{self.path}, line {place}: cannot be read ({error!r}); expected what perfedrec wrote there, "
-                    "or a backup of the file"
+                    else f"{self.path}, line {place}: cannot be read ({reason(error)}); expected what perfedrec wrote "
+                    "there, or a backup of the file"
                 ) from None
         return found
 

@@ -155,5 +155,5 @@ def read_model(path: Path) -> Model:
         raise CheckpointError(f"{path}: no such file; expected one that perfedrec node export wrote") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: damaged model file ({error}); expected one that perfedrec node export wrote"
+            f"{path}: damaged model file ({reason(error)}); expected one that perfedrec node export wrote"
         ) from None

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate
-from perfedrec.core.errors import CheckpointError
+from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.runs.checkpoint import save_tensors
 from perfedrec.runs.uploads import FOLDER, drop, drop_after
 
@@ -87,7 +87,7 @@ def _read(path: Path) -> Part:
         tensors |= {name: tensors[name].to(torch.float64) for name in _SUMS if name in tensors}
         return Part(node, users, Aggregate(**about, **tensors))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged record of a node's part: {error}") from None
+        raise CheckpointError(f"{path}: damaged record of a node's part: {reason(error)}") from None
 
 
 def _compact(name: str, value: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class SignedRequest:
         """The request in a file. Raises :class:`ConfigError` for anything else. Its signature is not checked."""
         try:
             content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if set(content) != {*_FIELDS, "signature"} or content["format"] != FORMAT:
+            if not isinstance(content, dict) or set(content) != {*_FIELDS, "signature"} or content["format"] != FORMAT:
                 raise ValueError("it has other fields")
             texts = {name: content[name] for name in ("run", "made", "nonce")}
             if not all(isinstance(each, str) and len(each) < 200 for each in texts.values()):
@@ -81,7 +81,7 @@ class SignedRequest:
             return SignedRequest(
                 **texts, identity=int(content["identity"]), signature=bytes.fromhex(content["signature"])
             )
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ConfigError(
                 f"{path}: no request can be read ({reason(error)}); expected what perfedrec node forget --request wrote"
             ) from None

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from perfedrec.core.errors import CheckpointError
+from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.federation.alerts import alerts
 from perfedrec.runs.files import CONFIG, HISTORY, NAME, REJECTIONS, RESULT, STATUS, UNUSUAL, has_coordinator, read_lines
 from perfedrec.runs.progress import place, round_name
@@ -71,8 +71,8 @@ def look(folder: Path, now: float | None = None) -> View:
         return _look(folder, time.time() if now is None else now)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder}: {STATUS}, {HISTORY}, {REJECTIONS} or {RESULT} has what this version cannot read ({error!r}); "
-            "expected what perfedrec wrote there"
+            f"{folder}: {STATUS}, {HISTORY}, {REJECTIONS} or {RESULT} has what this version cannot read "
+            f"({reason(error)}); expected what perfedrec wrote there"
         ) from None
 
 

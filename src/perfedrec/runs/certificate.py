@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ NAME = "certificate.json"
 """The file of a run folder with its certificate."""
 
 FORMAT = 1
+
+_KINDS = {"str": str, "int": int, "list": list, "dict": dict, "Cost": dict}
+"""What a field is in JSON, by the beginning of its type."""
 
 SIGNED = "perfedrec certificate 1"
 """The first line of what is signed, so that a signature is good for nothing else."""
@@ -88,11 +91,16 @@ class Certificate:
         that stands in it twice is such, because people and programs could read two things."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+            if not isinstance(content, dict):
+                raise ValueError("it has no fields with names")
             if content["format"] != FORMAT:
                 raise CheckpointError(f"{path}: has format {content['format']}; expected format {FORMAT}")
+            for each in fields(Certificate):
+                if each.name in content and not isinstance(
+                    content[each.name], _KINDS[str(each.type).partition("[")[0]]
+                ):
+                    raise ValueError(f"its field {each.name} has another form")
             costs = {name: Cost(**content[name]) for name in ("cost", "cost_of_run")}
-            if not all(isinstance(content.get(name, {}), dict) for name in ("run", "signature")):
-                raise ValueError("its run or its signature has another form")
             return Certificate(**{**content, **costs})
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(

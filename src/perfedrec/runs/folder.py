@@ -259,7 +259,7 @@ class RunFolder:
             except (AttributeError, KeyError, TypeError) as error:
                 number = len(entries) + 1
                 raise CheckpointError(
-                    f"{path}, line {number}: not a round that this version can read ({error}); "
+                    f"{path}, line {number}: not a round that this version can read ({reason(error)}); "
                     "expected what perfedrec wrote there"
                 ) from None
         return entries
@@ -275,7 +275,7 @@ class RunFolder:
         except (OSError, ValueError) as error:
             why = reason(error)
         except (KeyError, TypeError) as error:
-            why = f"it is not a summary: {error}"
+            why = f"it is not a summary: {reason(error)}"
         problem = f"not a finished run: {RESULT} cannot be read ({why})"
         if not (self.path / RESULT).exists() and self.checkpoints():
             raise CheckpointError(f"{self.path}: {problem}; finish it with {self._resume}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import BASIS_GRID, Aggregate, from_fixed
 from perfedrec.core.algorithm import AnyAlgorithm, RoundState
-from perfedrec.core.errors import CheckpointError
+from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.core.types import Plan
 from perfedrec.runs.checkpoint import save_tensors
 
@@ -99,7 +99,7 @@ def read(folder: Path) -> list[Opened]:
             found.append(Opened(**about, cohort=tensors["cohort"], sums=tensors["sums"], lift=lifted))
         return found
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{place}: damaged record of opened sums: {error}") from None
+        raise CheckpointError(f"{place}: damaged record of opened sums: {reason(error)}") from None
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from perfedrec.core.errors import CheckpointError
+from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.core.types import Update
 from perfedrec.runs.checkpoint import save_tensors
 from perfedrec.runtimes.round import RoundTask
@@ -76,7 +76,7 @@ class Uploads:
                 whole = {name: value.to(torch.int64) for name, value in tensors.items() if name in _SMALL}
                 yield about["phase"], about["n_groups"], Update(**(tensors | whole))
             except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-                raise CheckpointError(f"{path}: damaged record of uploads: {error}") from None
+                raise CheckpointError(f"{path}: damaged record of uploads: {reason(error)}") from None
 
 
 def drop(place: Path, number: int) -> None:

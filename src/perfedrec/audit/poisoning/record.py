@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from perfedrec.audit.poisoning.exposure import Exposure
-from perfedrec.core.errors import CheckpointError
+from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.data.dataset import counted
 from perfedrec.runs.folder import RunFolder
 
@@ -181,6 +181,6 @@ def read_attacks(folder: Path) -> Attacked | None:
         return Attacked(**{**stored, **lists, "before": Exposure.read(stored["before"]), "outcomes": tuple(outcomes)})
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: damaged record of attacks: {error}; expected what perfedrec attack writes: remove the file, or "
-            "repeat the attack"
+            f"{path}: damaged record of attacks: {reason(error)}; expected what perfedrec attack writes: remove the "
+            "file, or repeat the attack"
         ) from None
