@@ -13,7 +13,8 @@ from torch import Tensor
 from perfedrec.data import Dataset
 from perfedrec.data.dataset import Rows, assemble
 from perfedrec.evaluation import RandomOrder, Recommender
-from perfedrec.forgetting.measures import Membership, distance, membership, remaining
+from perfedrec.evaluation.ranking import Totals
+from perfedrec.forgetting.measures import Change, Membership, distance, membership, remaining
 
 
 class Known(Recommender):
@@ -85,3 +86,16 @@ def test_a_difference_has_the_interval_of_its_mean() -> None:
 
 def test_who_remains(dataset: Dataset) -> None:
     assert remaining(dataset.without_users([0])).tolist() == [1]
+
+
+def test_the_change_of_a_metric_is_that_of_the_same_users() -> None:
+    def ranked(*values: float) -> Totals:
+        totals = Totals((20,), 5)
+        for user, value in enumerate(values):  # the last user first
+            totals.add_values({"ndcg@20": torch.tensor([value])}, None, torch.tensor([9 - user]))
+        return totals
+
+    change = Change.of("ndcg@20", ranked(0.5, 1.0, 0.0), ranked(0.25, 1.0, 0.0))
+    assert (change.before, change.after, change.users) == (0.5, pytest.approx(1.25 / 3), 3)
+    assert change.half == pytest.approx(1.96 * float(np.std([-0.25, 0, 0], ddof=1)) / 3**0.5)
+    assert Change.of("ndcg@20", Totals((20,), 5), Totals((20,), 5)).users == 0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from perfedrec.forgetting import statements
-from perfedrec.forgetting.measures import Membership
+from perfedrec.forgetting.measures import Change, Membership
 from perfedrec.methods.centralised.method import Method
 from perfedrec.runs.config import resolve
 
@@ -69,6 +69,29 @@ def test_a_model_that_still_tells_has_an_alert(
     assert alert is None or alert in found[0]
 
 
-def test_a_loss_of_the_others_has_an_alert() -> None:
-    assert statements.fallen(0.1, 0.0995) == []
-    assert "fell from 0.1000 to 0.0980" in statements.fallen(0.1, 0.098)[0]
+@pytest.mark.parametrize(
+    ("before", "after", "half", "alert", "open_"),
+    [
+        (0.1, 0.0995, 0.0, False, False),  # less than 1 %
+        (0.1, 0.098, 0.001, True, False),
+        (0.1, 0.098, 0.003, False, True),  # the interval of the change reaches above 0
+        (0.1, 0.12, 0.001, False, False),
+        (0.0, 0.0, 0.0, False, False),
+    ],
+)
+def test_a_loss_of_the_others_has_an_alert_where_it_is_more_than_chance(
+    before: float, after: float, half: float, alert: bool, open_: bool
+) -> None:
+    alerts, unmeasured = statements.fallen(Change(before, after, half, 39))
+    assert (len(alerts), len(unmeasured)) == (alert, open_)
+    if alert:
+        assert "fell from 0.1000 to 0.0980" in alerts[0]
+        assert "(the change is -0.0020 ± 0.0010 over 39 tested users)" in alerts[0]
+    if open_:
+        assert unmeasured[0].startswith("whether the forgetting harmed the others: NDCG@20 of the others fell from")
+
+
+def test_one_tested_user_gives_no_alert() -> None:
+    alerts, unmeasured = statements.fallen(Change(1.0, 0.5, float("nan"), 1))
+    assert not alerts
+    assert unmeasured[0].endswith("but this can be chance (there is 1 tested user)")

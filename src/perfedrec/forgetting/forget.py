@@ -16,6 +16,7 @@ from perfedrec.core.algorithm import AnyAlgorithm
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.nearest import nearest
 from perfedrec.data import DataLike, Dataset
+from perfedrec.evaluation.ranking import Totals
 from perfedrec.forgetting import measures, statements
 from perfedrec.forgetting.resum import check_kept, resum
 from perfedrec.forgetting.rows import Rows, check, correct, replay
@@ -316,8 +317,9 @@ def _certified(task: Task, users: list[str], method: str, made: Forgotten, again
     """The certificate of what was ``made``: all figures are measured here."""
     before, left, after = task.before, task.left, made.result
     seen = _seen(task, after, against)
-    measured, unmeasured = _measured(task, after, seen), []
-    alerts = statements.fallen(*(measured[name].get("ndcg@20", 0.0) for name in (BEFORE, AFTER)))
+    ranked = [measures.accuracy(each.recommender, left, before.test_share) for each in (before, after)]
+    measured = _measured(task, after, seen, ranked)
+    alerts, unmeasured = statements.fallen(measures.Change.of("ndcg@20", *ranked))
     if isinstance(task.config.build(), Method):
         unmeasured.append("membership: new users of centralised methods are not attacked")
     elif not seen["after"].cases:
@@ -363,12 +365,14 @@ def _seen(task: Task, after: Result, against: Result | None) -> dict[str, measur
     }
 
 
-def _measured(task: Task, after: Result, seen: Mapping[str, measures.Membership]) -> dict[str, Any]:
-    """The figures that need no reference."""
-    before, share = task.before, task.before.test_share
-    accuracy = [_few(measures.accuracy(each.recommender, task.left, share)) for each in (before, after)]
-    changed = measures.distance(after.recommender, before.recommender, measures.remaining(task.left))
-    found: dict[str, Any] = {BEFORE: accuracy[0], AFTER: accuracy[1]}
+def _measured(
+    task: Task, after: Result, seen: Mapping[str, measures.Membership], ranked: Sequence[Totals]
+) -> dict[str, Any]:
+    """The figures that need no reference. ``ranked`` is how the models before and after rank for the others."""
+    changed = measures.distance(after.recommender, task.before.recommender, measures.remaining(task.left))
+    found: dict[str, Any] = {
+        f"accuracy of the others, {name}": _few(each) for name, each in zip(("before", "after"), ranked, strict=True)
+    }
     found["lists before and after"] = {f"overlap@{measures.LENGTH}": changed.overlap}
     if seen:
         auc = {name: seen[name].mean for name in ("before", "after")}
@@ -391,9 +395,6 @@ def _compared(task: Task, after: Result, against: Result, seen: Mapping[str, mea
     return found
 
 
-BEFORE, AFTER = "accuracy of the others, before", "accuracy of the others, after"
-"""Names of figures in a certificate."""
-
-
-def _few(figures: dict[str, float]) -> dict[str, float]:
+def _few(ranked: Totals) -> dict[str, float]:
+    figures = ranked.means()
     return {name: figures[name] for name in ("recall@20", "ndcg@20") if name in figures}

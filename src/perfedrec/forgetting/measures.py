@@ -12,7 +12,7 @@ from torch import Tensor
 from perfedrec.core.keys import Key, uniform
 from perfedrec.data import Dataset, Interactions
 from perfedrec.evaluation import Recommender
-from perfedrec.evaluation.ranking import CUTOFFS
+from perfedrec.evaluation.ranking import CUTOFFS, Totals
 from perfedrec.runs.result import ranking
 
 LENGTH = 20
@@ -98,10 +98,31 @@ def membership(model: Recommender, dataset: Dataset, users: Sequence[int], seed:
     return Membership(tuple(values))
 
 
-def accuracy(model: Recommender, dataset: Dataset, share: float = 1.0) -> dict[str, float]:
-    """Recall and NDCG of a model for the users of a ``dataset`` without the forgotten ones, on its test part."""
+@dataclass(frozen=True)
+class Change:
+    """A metric of the same tested ``users`` in two models: its means ``before`` and ``after``, and half the width of
+    the 95 % interval of its mean change over users (NaN for fewer than two users)."""
+
+    before: float
+    after: float
+    half: float
+    users: int
+
+    @staticmethod
+    def of(metric: str, before: Totals, after: Totals) -> Change:
+        """The change of a ``metric`` from the model of one ranking to that of another."""
+        first, second = (each.by_user()[1][metric] if each.users else torch.zeros(0) for each in (before, after))
+        apart = (second - first).to(torch.float64)
+        n = apart.numel()
+        half = 1.96 * float(apart.std()) / n**0.5 if n > 1 else float("nan")
+        mean, then = (each.means().get(metric, 0.0) for each in (before, after))
+        return Change(mean, then, half, n)
+
+
+def accuracy(model: Recommender, dataset: Dataset, share: float = 1.0) -> Totals:
+    """How a model ranks for the users of a ``dataset`` without the forgotten ones, on its test part."""
     recommender, held, hide = ranking(model, dataset, "test", share)
-    return recommender.evaluate(held, CUTOFFS, hide)
+    return recommender.rank(held, CUTOFFS, hide)
 
 
 def remaining(dataset: Dataset) -> Tensor:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from perfedrec.core.algorithm import AnyAlgorithm
-from perfedrec.forgetting.measures import Membership
+from perfedrec.data import counted
+from perfedrec.forgetting.measures import Change, Membership
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.federated.phases import JOIN
 
 LOSS = 0.01
-"""A relative loss of NDCG for the others above which a certificate has an alert: a request may be an attack."""
+"""A relative loss of NDCG for the others above which a certificate has an alert, where the interval of the change is
+below 0 too: a request may be an attack."""
 
 MARGIN = 0.05
 """A difference of the membership AUC above which a certificate has an alert, where its interval is above 0 too."""
@@ -100,14 +102,21 @@ def interrupted(folder: Path, output: Path) -> str:
     )
 
 
-def fallen(before: float, after: float) -> list[str]:
-    """An alert where NDCG@20 of the others fell."""
-    if before and after < before * (1 - LOSS):
+def fallen(change: Change) -> tuple[list[str], list[str]]:
+    """An alert where NDCG@20 of the others fell by more than :data:`LOSS`, and what was not measured: whether it fell,
+    where the users who are tested are too few to tell this from chance."""
+    before, after = change.before, change.after
+    if not before or after >= before * (1 - LOSS):
+        return [], []
+    fell = f"NDCG@20 of the others fell from {before:.4f} to {after:.4f}"
+    by = f"the change is {after - before:+.4f} ± {change.half:.4f} over {counted(change.users, 'tested user')}"
+    if before - after > change.half:
         return [
-            f"NDCG@20 of the others fell from {before:.4f} to {after:.4f}, by more than {LOSS:.0%}: by chance, or "
-            "because the requests to forget are an attack on the model; look at who asked before it is used"
-        ]
-    return []
+            f"{fell}, by more than {LOSS:.0%}, and by more than chance explains ({by}): the requests to forget may be "
+            "an attack on the model; look at who asked before it is used"
+        ], []
+    few = by if change.users > 1 else "there is 1 tested user"
+    return [], [f"whether the forgetting harmed the others: {fell}, but this can be chance ({few})"]
 
 
 def told(after: Membership, other: Membership, whose: str) -> list[str]:
