@@ -415,6 +415,15 @@ def test_an_option_without_effect_is_said_in_a_quiet_run_too(ratings: Path, tmp_
     assert said == "defence.alike: without effect, because this method has no neighbourhood service\n"
 
 
+def test_a_defence_is_named_with_what_a_run_guarantees(ratings: Path, tmp_path: Path) -> None:
+    few = ("--algorithm", "fedmf", "--set", "model.embedding_dim=4", "--rounds", "1", "--quiet")
+    for place, words in ((tmp_path / "run", ("--set", "defence.row_clip=0.3")), (tmp_path / "bare", ())):
+        shown = [cli("train", "--data", ratings, "--output", place, *few, *words).stdout]
+        shown += [cli("privacy", "report", place).stdout]
+        named = [[line.split(None, 1) for line in each.splitlines() if line.startswith(" defence ")] for each in shown]
+        assert named == [[["defence", "row_clip = 0.3"]] if words else []] * 2
+
+
 def test_an_interruption_before_a_command_begins_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

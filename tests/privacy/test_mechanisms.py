@@ -16,6 +16,7 @@ from perfedrec.privacy.mechanisms import (
     Masking,
     Mechanism,
     PseudoItems,
+    RowClip,
     SecureAggregation,
     Sensitivity,
     SparseUpload,
@@ -70,6 +71,7 @@ NONE: list[Mechanism] = [
     DenseUpload(),
     SecureAggregation(),
     Unprotected(),
+    RowClip(0.3),
     CoordinateLaplace(0.5, 0.0),
 ]
 
@@ -101,6 +103,9 @@ def test_settings_become_mechanisms_phase_by_phase() -> None:
     assert Protection(settings, PHASES).guarantee("degrees") == Guarantee("gaussian", 3.0)
     assert Protection(settings, PHASES).guarantee("spectral").law is None
     assert Protection(PrivacySettings(), PHASES).guarantee("train").reason.startswith("nothing is clipped")
+    bounded = Protection(PrivacySettings(), PHASES, row_clip=0.3)  # a defence bounds rows, in training alone
+    assert bounded.guarantee("train").reason.startswith("clipping alone hides nothing")
+    assert bounded.guarantee("spectral").reason.startswith("nothing is clipped")
     paper = PrivacySettings(clip=0.5, noise_scale=0.1, pseudo_items=0.1, masking=0.1)
     kinds = [type(each) for each in Protection(paper).mechanisms("train")]
     assert kinds == [PseudoItems, Masking, CoordinateLaplace, SparseUpload]

@@ -25,7 +25,7 @@ from perfedrec.privacy.protection import evaluations
 from perfedrec.privacy.report import NO_AUDIT, NOT_KEPT, privacy_block
 from perfedrec.runs import opened as opened_sums
 from perfedrec.runs.checkpoint import Loaded, check_phases
-from perfedrec.runs.config import NODES, Config
+from perfedrec.runs.config import NODES, Config, named_defence
 from perfedrec.runs.files import CONFIG, ENVIRONMENT, ITEMS, STATUS
 from perfedrec.runs.folder import Entry, RunFolder
 from perfedrec.runs.progress import Progress, round_name
@@ -311,7 +311,7 @@ class FederatedRun:
             users=self.users.numel(),
             nodes_with_model=nodes_with_model,
             communication=self.progress.sent(self.users.numel()),
-            privacy=block,
+            privacy=block | named_defence(self.config),
         )
         self.folder.write_summary(summary)
         return summary

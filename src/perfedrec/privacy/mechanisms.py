@@ -216,6 +216,19 @@ class SecureAggregation:
 
 
 @dataclass(frozen=True)
+class RowClip:
+    """Bounds what a client changes in one row (``defence.row_clip``). The number of rows has no bound."""
+
+    clip: float
+    name: str = "a bound on each row"
+    sensitivity = UNBOUNDED
+
+    @property
+    def guarantee(self) -> Guarantee:
+        return Guarantee(reason="clipping alone hides nothing")
+
+
+@dataclass(frozen=True)
 class Unprotected:
     """No mechanism is applied."""
 

@@ -33,6 +33,7 @@ from perfedrec.privacy.mechanisms import (
     Masking,
     Mechanism,
     PseudoItems,
+    RowClip,
     SecureAggregation,
     SparseUpload,
     Unprotected,
@@ -154,7 +155,8 @@ class Protection:
             multiplier = self.multiplier(phase) if settings.sums else 0.0
             found.append(JointNoise(settings.norm, bound, multiplier, settings.aggregation == "dense"))
         if not found:
-            found.append(Unprotected())
+            clip = self.row_clip if phase == TRAIN.name else None
+            found.append(Unprotected() if clip is None else RowClip(clip))
         seen: dict[str, Mechanism] = {"sparse": SparseUpload(), "dense": DenseUpload(), "secure": SecureAggregation()}
         return [*found, seen[settings.aggregation]]
 

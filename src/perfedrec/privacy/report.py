@@ -192,6 +192,7 @@ def lines(block: Block) -> list[tuple[str, str]]:
         ("secure aggregation", block["secure_aggregation"]),
         *([("other nodes", block["other_nodes"])] if "other_nodes" in block else []),
         ("noise source", block["noise_source"]),
+        *([("defence", block["defence"])] if "defence" in block else []),
         ("released", released),
         ("not covered", "; ".join(block["not_covered"])),
         ("audit", block["audit"]),

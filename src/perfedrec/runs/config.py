@@ -209,6 +209,11 @@ def defence_of(config: Config) -> str:
     return defence.given if isinstance(defence, DefenceSettings) else ""
 
 
+def named_defence(config: Config) -> dict[str, str]:
+    """The defence as an entry of the privacy block; nothing for no defence."""
+    return {"defence": given} if (given := defence_of(config)) else {}
+
+
 def _sectioned(kind: type[BaseModel]) -> bool:
     """Whether all options of a class are grouped in sections."""
     annotations = [field.annotation for field in kind.model_fields.values()]

@@ -16,7 +16,7 @@ from perfedrec.evaluation.sample import share_of
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.registry import AnyMethod
 from perfedrec.privacy.report import centralised_block, privacy_block, warnings
-from perfedrec.runs.config import Config, identity
+from perfedrec.runs.config import Config, identity, named_defence
 from perfedrec.runs.diagnostics import Diagnostics
 from perfedrec.runs.files import CHECKPOINTS
 from perfedrec.runs.folder import Entry, RunFolder
@@ -138,7 +138,8 @@ class RunWriter(NoWriter):
         block = privacy_block(
             settings, releases, "simulated", self.algorithm.reports_vectors, groups=groups, group_size=size
         )
-        return block | {"warnings": warnings(settings, users, self.dataset.n_items, test, popular)}
+        said = warnings(settings, users, self.dataset.n_items, test, popular)
+        return block | named_defence(self.config) | {"warnings": said}
 
     def withdraw(self) -> None:
         self.folder.withdraw()
