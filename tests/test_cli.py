@@ -151,7 +151,10 @@ def test_data_are_described_without_waiting_for_torch(ratings: Path) -> None:
         (["recommend", "--run", "nowhere"], "--user"),
         (["recommend", "--run", "nowhere", "--user", "1", "--output", "a.csv"], "--all-users"),
         (["recommend", "--run", "nowhere", "--all-users"], "--output FILE"),
-        (["train", "--resume", "--algorithm", "mf"], "only --rounds and --device may change"),
+        (
+            ["train", "--resume", "--algorithm", "mf", "--seed", "1"],
+            "expected it without --seed and --algorithm: only --rou",
+        ),
         (["train", "--data", "{ratings}", "--previous"], "--resume"),
         (["train", "--data", "{ratings}", "--algorithm", "mf", "--privacy", "paper"], "mf is centralised: it has"),
         (["train", "--algorithm", "fedgnn", "--privacy", "private"], "expected profile none, paper or secure, or a m"),

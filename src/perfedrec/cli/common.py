@@ -167,6 +167,13 @@ def hint_to_resume(words: Sequence[object], possible: Callable[[], bool] = lambd
         raise InterruptedRunError(f"{what}; resume with {command(*words)}", number) from None
 
 
+def refuse_with_resume(given: Mapping[str, object], keeps: str, may: str) -> None:
+    """Refuse the options that were ``given``, by their names, with ``--resume``, which ``keeps`` what they would
+    change. ``may`` says which options are possible. Raises :class:`ConfigError`."""
+    if named := [option for option, value in given.items() if value is not None]:
+        raise ConfigError(f"--resume continues with {keeps}; expected it without {' and '.join(named)}: {may}")
+
+
 def command(*words: object) -> str:
     """A command line of perfedrec as it works here: ``perfedrec`` alone where that is on the PATH and is this one."""
     called = Path(sys.argv[0])

@@ -26,6 +26,7 @@ from perfedrec.cli.common import (
     print_communication,
     print_data,
     print_privacy,
+    refuse_with_resume,
     reporter,
 )
 
@@ -41,6 +42,13 @@ DEFAULT_PROFILE = "secure"
 NodeProfile = Annotated[
     str | None, typer.Option("--privacy", help="privacy profile: secure (the default), private, paper or none")
 ]
+
+ON_RESUME = (
+    "of the configuration only --rounds may change; options that are no part of it, such as --deadline and "
+    "--page-port, hold from now on"
+)
+"""What is possible with ``--resume``."""
+
 NODES, DATA = 4, "synthetic:users=256,items=500"
 """Number of nodes and data of ``up``, where they are not given."""
 
@@ -108,7 +116,12 @@ def serve(
         typer.Option(help="registry of models: the model becomes a version there, and nodes get the promoted one"),
     ] = None,
     promote: Annotated[bool, typer.Option("--promote", help="promote the model of this run in --models")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="continue the run in --output with its own configuration; only --rounds may change"
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -180,7 +193,10 @@ def up(
     metrics_port: MetricsPort = None,
     page_port: PagePort = None,
     keep_sums: KeepSums = False,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the federation in --output")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="continue the federation in --output as it was set up; only --rounds may change"),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -189,7 +205,6 @@ def up(
     [bold]perfedrec federation up --nodes 4 --data ratings.csv --rounds 20 --output federation[/bold]
     """
     with one_line():
-        from perfedrec.core.errors import ConfigError
         from perfedrec.data import read_catalogue
         from perfedrec.federation import local
         from perfedrec.federation.agreement import evaluation_of, federated
@@ -202,9 +217,10 @@ def up(
         from perfedrec.web.beside import page_beside, reserved
 
         os.environ |= local.environment()
-        read = (data, format, columns or None, header, min_rating, k_core)
-        if resume and any(each is not None for each in (nodes, users, *read)):
-            raise ConfigError("--resume continues with the nodes and users in --output; expected no others")
+        read: dict[str, object] = {"--data": data, "--format": format, "--columns": columns or None, "--header": header}
+        read |= {"--min-rating": min_rating, "--k-core": k_core, "--nodes": nodes, "--users": users}
+        if resume:
+            refuse_with_resume(read, "the nodes and users in --output", ON_RESUME)
         given: dict[str, Any] = {"data__path": data or DATA, "data__format": format, "data__columns": columns or None}
         given |= {"data__min_rating": min_rating, "data__k_core": k_core}
         given["data__header"] = None if header is None else "yes" if header else "no"
@@ -354,7 +370,6 @@ def _resolved(
     Where neither the options nor the file ``config`` choose a protection, it is that of profile secure, whatever the
     preset has.
     """
-    from perfedrec.core.errors import ConfigError
     from perfedrec.federation.agreement import with_real_noise
     from perfedrec.runs import config as configuration
     from perfedrec.runs.folder import RunFolder
@@ -363,8 +378,8 @@ def _resolved(
         profile = privacy or (None if "privacy" in configuration.in_file(config) else DEFAULT_PROFILE)
         loaded = configuration.resolve(preset, config, set_ or (), privacy=profile, run__rounds=rounds, **given)
         return with_real_noise(loaded, chosen=any(each.startswith("privacy.noise_source") for each in set_ or ()))
-    if preset or config or set_ or privacy:
-        raise ConfigError("--resume continues with the run's own configuration; only --rounds may change")
+    fixed = {"--preset": preset, "--config": config, "--set": set_ or None, "--privacy": privacy}
+    refuse_with_resume(fixed, "the run's own configuration", ON_RESUME)
     folder = RunFolder(output)
     tree = folder.config().model_dump(by_alias=True)
     if rounds is not None:

@@ -38,6 +38,7 @@ from perfedrec.cli.common import (
     print_data,
     print_list,
     print_privacy,
+    refuse_with_resume,
     reporter,
 )
 from perfedrec.core.errors import ConfigError, DataError, reason
@@ -54,7 +55,13 @@ Overrides = Annotated[
 ]
 Without = Annotated[list[str] | None, typer.Option(help="part to switch off (see perfedrec config list); repeatable")]
 Output = Annotated[Path | None, typer.Option(help="folder to write the run to (default: runs/TIME)")]
-Resume = Annotated[bool, typer.Option("--resume", help="continue the run in --output with its own configuration")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="continue the run in --output with its own configuration; --rounds, --device and --data may change",
+    ),
+]
 Previous = Annotated[bool, typer.Option("--previous", help="with --resume: skip damaged checkpoints")]
 Track = Annotated[list[str] | None, typer.Option(help="log to tensorboard or mlflow (extras); repeatable")]
 
@@ -116,9 +123,8 @@ def train(
         run: dict[str, Any] = {"run__rounds": rounds, "run__seed": seed, "run__device": device}
         run |= {"run__dropout_rate": dropout_rate, "run__ks": ks}
         if resume:
-            fixed = [value for name, value in source.items() if name != "data__path"]
-            _check_resume([*fixed, algorithm, preset, privacy, config, set_ or None, without or None])
-            _check_resume([seed, dropout_rate, ks])
+            fixed = {**source, **run, "algorithm": algorithm, "preset": preset, "privacy": privacy, "config": config}
+            _check_resume({**fixed, "set": set_ or None, "without": without or None})
             resolved, checkpoint = _resumed(output, data, rounds, device, previous)
         else:
             _check_start(data, (train_file, valid, test), previous)
@@ -196,12 +202,17 @@ def _check_start(data: str | None, files: Sequence[str | None], previous: bool) 
         raise ConfigError("the data are given twice; expected either --data, or --train, --test and perhaps --valid")
 
 
-def _check_resume(fixed: Sequence[object]) -> None:
-    if any(each is not None for each in fixed):
-        raise ConfigError(
-            "--resume continues with the configuration of the run; only --rounds and --device may change, and --data "
-            "where the same data lie elsewhere now"
-        )
+def _check_resume(given: Mapping[str, object]) -> None:
+    """Refuse options that belong to the configuration of a run, by their keys, but for those that may change."""
+    options = {f"--{key.rpartition('__')[2].replace('_', '-')}": value for key, value in given.items()}
+    for free in ("--path", "--rounds", "--device"):
+        del options[free]
+    refuse_with_resume(
+        options,
+        "the configuration of the run",
+        "only --rounds and --device may change, and --data where the same data lie elsewhere now; --track, --previous, "
+        "--quiet and --json are no part of it",
+    )
 
 
 def _resumed(
