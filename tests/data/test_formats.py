@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import polars as pl
@@ -6,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perfedrec.core.errors import DataError
-from perfedrec.data import detect, parse_columns, read
+from perfedrec.data import detect, parse_columns, read, read_with_report
+from perfedrec.data.formats import FORMATS
 
 Pairs = set[tuple[int, int]]
 
@@ -216,6 +218,18 @@ def test_auto_reads_the_same_or_refuses(path: Path, format: str, wanted: Pairs) 
         assert "expected --format triples or --format adjacency" in problem
     else:
         assert pairs(got) == wanted
+
+
+def test_the_documentation_names_formats_as_they_are_recognised(path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (`[a-z`, 0-9-]+) \|.*$", text[: text.index("| synthetic")], flags=re.MULTILINE)
+    assert {name for each in lines for name in re.findall("`(.*?)`", each)} == {*FORMATS} - {"auto"}
+    for format in ("ml-100k", "ml-1m", "ml-csv", "recbole"):
+        path.write_text(WRITERS[format]({(user, item) for user in range(4) for item in range(5)}))
+        (row,) = re.findall(rf"^\| `{format}` \|.*$", text, flags=re.MULTILINE)
+        found = read_with_report(path)[1].format
+        assert ("with `--format` only" in row) == (found != format)
+        assert f"`{found}`" in row
 
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=8)
