@@ -24,6 +24,19 @@ def admission(folder: Path, told: list[str] | None = None, **limits: Any) -> Adm
     return made
 
 
+def test_a_key_whose_file_was_renamed_is_told_once(tmp_path: Path) -> None:
+    admission(tmp_path / "keys").begin(hosts(12, 3))
+    told, keys_now = list[str](), {b"key of a": "ann", b"key of b": "b"}
+    renamed = Admission(Register(tmp_path / "keys"), Limits(), keys_now, told.append)
+    (line,) = told
+    assert line.startswith(f"{tmp_path}/keys/ann.pub is the key of node a: a node is known by the name of the file")
+    assert "name the file a.pub again" in line
+    renamed.know({1: "ann", 2: "b"})
+    renamed.begin(hosts(12, 3))
+    Admission(Register(tmp_path / "keys"), Limits(), keys_now, told.append)
+    assert told == [line]
+
+
 def hosts(*counts: int) -> dict[int, torch.Tensor]:
     return {node: torch.arange(count) for node, count in enumerate(counts, 1)}
 

@@ -105,6 +105,10 @@ def test_another_node_cannot_ask_for_a_user(node: Node, run: Path, stored: Path,
     assert [line["event"] for line in Log(run).lines()] == ["refused"]
     assert not list(run.glob("forgotten-*"))
     make(node, user, stored / "keys" / "n0").write(tmp_path / "ask")
+    (stored / "keys" / "n0.pub").rename(stored / "keys" / "ann.pub")
+    with pytest.raises(ConfigError, match=r"is on node n0; .* has no n0.pub: if ann.pub is that key, name it n0.pub"):
+        accept(run, tmp_path / "ask", stored / "keys")
+    (stored / "keys" / "ann.pub").rename(stored / "keys" / "n0.pub")
     found = accept(run, tmp_path / "ask", stored / "keys")
     assert any("and the nodes of the run's users" in each for each in found.done)
     assert not any("was not checked" in each for each in found.not_covered)

@@ -73,12 +73,26 @@ class Admission:
         register.check_writable()
         self.register, self.limits, self.tell = register, limits, tell
         self.fingerprints = {name: sha256(key).hexdigest()[:16] for key, name in registered.items()}
+        for name, other in self._renamed():
+            tell(
+                f"{register.keys / name}.pub is the key of node {other}: a node is known by the name of the file of "
+                f"its key, so that decisions about {other} do not hold for {name}, and it cannot ask for users of "
+                f"{other}; name the file {other}.pub again, unless you mean this"
+            )
         self.first = all(each.since is None for each in register.nodes().values())
         """Whether this is the first run of the federation: then nobody is new."""
 
         self._names = dict[int, str]()
         self._last = register.nodes()
         self._why = ""
+
+    def _renamed(self) -> list[tuple[str, str]]:
+        """Names that the register does not know yet, of keys that it knows under a name of which there is no key now;
+        with that name."""
+        nodes = self.register.nodes()
+        known = {each.key: name for name, each in nodes.items() if name not in self.fingerprints}
+        here = sorted(self.fingerprints.items())
+        return [(name, known[key]) for name, key in here if key in known and name not in nodes]
 
     def know(self, names: Mapping[int, str]) -> None:
         """The names of the nodes, by the numbers that the SuperLink has given them. The neighbourhood service may be

@@ -144,7 +144,7 @@ def accept(
     try:
         node = _signer(request, keys, registered)
         _check(request, name, users, {} if again else before)
-        _check_host(request, node, host)
+        _check_host(request, node, host, keys)
     except ConfigError as error:
         log.add("refused", users=[str(request.identity)], by=node, nonce=request.nonce, reason=str(error))
         raise
@@ -305,13 +305,21 @@ def _moment(made: str) -> float:
         raise ConfigError(f"the request has the time {made:.60}; expected a time such as 2026-01-31T12:00:00") from None
 
 
-def _check_host(request: SignedRequest, node: str, host: str | None) -> None:
-    """Raise :class:`ConfigError` where a ``node`` has signed a request about a user whom another node hosts."""
-    if host not in (None, node):
-        raise ConfigError(
-            f"node {node} has signed the request, and user {request.identity} of run {request.run} is on node {host}; "
-            f"expected a request of {host}"
+def _check_host(request: SignedRequest, node: str, host: str | None, keys: Path) -> None:
+    """Raise :class:`ConfigError` where a ``node`` has signed a request about a user whom another node hosts. Where that
+    one has no key in the folder ``keys``, the file of its key may have been renamed."""
+    if host in (None, node):
+        return
+    expected = f"expected a request of {host}"
+    if not (keys / f"{host}.pub").exists():
+        expected = (
+            f"a node is known by the name of the file of its key, and {keys} has no {host}.pub: if {node}.pub is that "
+            f"key, name it {host}.pub again and repeat the command; otherwise {expected}"
         )
+    raise ConfigError(
+        f"node {node} has signed the request, and user {request.identity} of run {request.run} is on node {host}; "
+        f"{expected}"
+    )
 
 
 def _unsigned(file: Path) -> Certificate:
