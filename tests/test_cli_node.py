@@ -50,7 +50,7 @@ def test_from_a_run_to_recommendations_on_a_node(run: Path, model: Path, tmp_pat
     own = train.frame().filter(pl.col("user") == 7).with_columns(user=pl.lit("ann"))
     own.write_csv(tmp_path / "mine.csv")
     said = cli("node", "import", tmp_path / "mine.csv", "--store", home).stdout
-    assert said.startswith(f'{own.height} new interactions, 1 new users\nread as csv: user = column 1 "user", item = ')
+    assert said.startswith(f'{own.height} new interactions, 1 new user\nread as csv: user = column 1 "user", item = ')
     assert cli("node", "import", tmp_path / "mine.csv", "--store", home).stdout.startswith("0 new interactions, 0 new")
 
     def recommended() -> list[dict[str, Any]]:
@@ -178,7 +178,7 @@ def test_what_an_owner_sees_and_decides(model: Path, tmp_path: Path) -> None:
         (("init", "--store", "{new}", "--catalogue", "nowhere.txt"), "no such file"),
         (("status", "--store", "{new}"), "perfedrec node init"),
         (("status", "--store", "{file}"), "not a node's file"),
-        (("import", "{file}", "--store", "{home}"), "1 of 2 interactions are with items that are not in the catalogue"),
+        (("import", "{file}", "--store", "{home}"), "1 of 2 interactions have items that are not in the catalogue"),
         (("import", "nowhere.csv", "--store", "{home}"), "no such file"),
         (("add", "ann", "gin", "--store", "{home}"), "unknown item 'gin'"),
         (("remove", "ann", "gin", "--store", "{home}"), "unknown item 'gin'"),
@@ -243,7 +243,7 @@ def test_attributes_are_imported_change_the_scores_and_are_forgotten(tmp_path: P
 
     def scores(age: int, kind: str) -> list[float]:
         (home / "user_attributes.csv").write_text(f"user,age,kind\nann,{age},{kind}\nbob,30,a\n")
-        assert ", attributes of 1 users\n" in cli("node", "import", home / "mine.csv", "--store", store).stdout
+        assert ", attributes of 1 user\n" in cli("node", "import", home / "mine.csv", "--store", store).stdout
         answer = json.loads(cli("node", "recommend", "--store", store, "--user", "ann", "--k", 120, "--json").stdout)
         return [each["score"] for each in sorted(answer["items"], key=lambda each: each["item"])]
 

@@ -24,7 +24,7 @@ def test_numbers_are_scaled_and_categories_one_hot(tmp_path: Path) -> None:
     assert attributes.values.dtype == np.float32
     assert remarks == (
         "user_attributes.csv: 1 of 3 users have no attributes and get zeros",
-        "user_attributes.csv: 1 users are not in the training data and are ignored",
+        "user_attributes.csv: 1 user is ignored that is not in the training data",
     )
 
 
@@ -128,4 +128,4 @@ def test_movielens_100k(real_data: Callable[[str], Path]) -> None:
         {"Action", "Adventure", "Romance", "Sci-Fi", "War"},
     ]
     assert len(items.names) == 19
-    assert remarks == ("u.item: 1,680 items are not in the training data and are ignored",)
+    assert remarks == ("u.item: 1,680 items are ignored that are not in the training data",)

@@ -66,7 +66,7 @@ def test_a_parquet_table(tmp_path: Path) -> None:
     [
         ("item,title\n1,a\n1,b\n", "line 3: item '1' occurs a second time"),
         ("item,title\n,a\n", "line 2: item is missing"),
-        ("item,title\n1\n", "line 2: has 1 columns; expected 2 as in the first line"),
+        ("item,title\n1\n", "line 2: has 1 column; expected 2 as in the first line"),
         ("item,title,title\n1,a,b\n", "line 1: expected a header of different names"),
         ("colour,title\nred,a\n", "expected one column item; the columns are colour, title"),
         ("item,title\n", "has no items"),

@@ -95,7 +95,7 @@ def test_ties_in_validation(tmp_path: Path) -> None:
     files(tmp_path, "1,1,1\n1,2,2\n1,3,2\n2,1,0\n2,2,0\n2,3,0\n", "1,2,3\n2,1,0\n")
     data = load(tmp_path)
     assert data.notes.ties == Ties(users=1, test=0, any=1, seed=0)  # all of user 2 are the first of their items
-    assert "chance decides which interactions are held out for 1 of 1 users" in "\n".join(data.notes.lines())
+    assert "chance decides which interactions are held out for 1 of 1 user" in "\n".join(data.notes.lines())
     together = load(tmp_path, ties="together")
     assert external(together.valid) == [(1, 2), (1, 3)]
     assert together.notes.ties is None

@@ -112,7 +112,7 @@ def test_a_folder_of_one_file_with_attributes(ratings: Path) -> None:
     assert data.user_attributes is None
     assert data.notes.lines()[-2:] == [
         "item_attributes.csv: 16 of 18 items have no attributes and get zeros",
-        "item_attributes.csv: 1 items are not in the training data and are ignored",
+        "item_attributes.csv: 1 item is ignored that is not in the training data",
     ]
 
 

@@ -91,7 +91,7 @@ def test_the_values_are_those_of_ir_measures(k: int) -> None:
         ({"u": ["a", "a"]}, {"u": ["a"]}, "the list of user 'u' has an item twice"),
         ({"u": ["a"]}, {"u": []}, "nobody has an item to find"),
         ([["a"]], {"u": ["a"]}, "only one of lists and truth names its users"),
-        ([["a"], ["b"]], [["a"]], "there are 2 lists for 1 users; expected one list for each"),
+        ([["a"], ["b"]], [["a"]], "2 lists for 1 user; expected one list for each"),
         ({1: ["a"]}, {"1": ["a"]}, "no user of truth has a list, for example '1'; expected the same ids"),
         ({"u": ["1"]}, {"u": [1]}, "items are str in lists and int in truth; expected the same ids"),
         (pl.DataFrame({"u": [1], "item": [2]}), {1: [2]}, "needs the columns user and item; it has u, item, and no u"),

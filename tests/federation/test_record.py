@@ -54,7 +54,7 @@ def test_a_run_from_waiting_to_its_begin(tmp_path: Path) -> None:
     told, folder = list[str](), tmp_path / "run"
     record, coordinator = recorded(folder, told)
     coordinator.rejected.append(Rejection(2, -1, "registration", "version", "this node runs version 0.1", 0))
-    record.waiting("1 nodes and 16 users are present")
+    record.waiting("1 node and 16 users are present")
     with RunFolder(folder).locked():
         assert look(folder)["state"] == "waiting"
     assert [look(folder)["state"], look(folder)["done"], look(folder)["planned"]] == [
@@ -69,7 +69,7 @@ def test_a_run_from_waiting_to_its_begin(tmp_path: Path) -> None:
     record.begin()
     phases = record.run.n_phases
     assert told == [
-        "1 nodes and 16 users are present",
+        "1 node and 16 users are present",
         f"run mine begins: perfedrec_pp, 20 rounds of training after {phases} phases, 1 node with 3 users",
     ]
     found = status(folder)
@@ -84,11 +84,11 @@ def test_a_run_from_waiting_to_its_begin(tmp_path: Path) -> None:
     summary: Any = SimpleNamespace(valid={"recall@20": 0.25}, best_round=18, nodes_with_model=["n0"])
     record.end(summary)
     best = "run mine has ended after round 20/20: best round 18, validation recall@20 0.2500; "
-    assert told[-1] == f"{best}1 of 1 nodes have its model"
+    assert told[-1] == f"{best}its model is on 1 of 1 node"
     assert (status(folder)["state"], status(folder)["why"]) == ("finished", "")
-    record.end(summary, "1 of 1 nodes have version 3 of models, which is promoted")
-    assert told[-1] == f"{best}1 of 1 nodes have version 3 of models, which is promoted"
-    assert status(folder)["why"] == "1 of 1 nodes have version 3 of models, which is promoted"
+    record.end(summary, "version 3 of models, which is promoted, is on 1 of 1 node")
+    assert told[-1] == f"{best}version 3 of models, which is promoted, is on 1 of 1 node"
+    assert status(folder)["why"] == "version 3 of models, which is promoted, is on 1 of 1 node"
     record.end(SimpleNamespace(**{**vars(summary), "best_round": -1, "n_phases": 3}))  # type: ignore[arg-type]
     assert "best phase 2 before training, validation recall@20 0.2500; " in told[-1]
 

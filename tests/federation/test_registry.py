@@ -289,4 +289,4 @@ def test_nodes_get_the_promoted_version_at_the_end_of_a_run(
     took, instead = coordinator._hand_out(run, asking, registry, promote)
     assert given == [asked]
     assert took == ([5, 6] if asked == "own" else [])
-    assert instead == ("" if asked == "own" else f"2 of 3 nodes have version 1 of {registry.path}, which is promoted")
+    assert instead == ("" if asked == "own" else f"version 1 of {registry.path}, which is promoted, is on 2 of 3 nodes")

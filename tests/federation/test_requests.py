@@ -146,7 +146,7 @@ def test_requests_are_limited_for_each_node_and_in_all(node: Node, run: Path, st
     for user in (first, second):
         make(node, user, stored / "keys" / "n0").write(tmp_path / user)
     accept(run, tmp_path / first, stored / "keys", Limits(share=1.0, per_day=1))
-    with pytest.raises(ConfigError, match="1 requests of n0 were accepted within a day"):
+    with pytest.raises(ConfigError, match="1 request of n0 was accepted within a day"):
         accept(run, tmp_path / second, stored / "keys", Limits(share=1.0, per_day=1))
     with pytest.raises(ConfigError, match="2 of 3 users would be forgotten; expected at most 1"):
         accept(run, tmp_path / second, stored / "keys", Limits(share=0.34))

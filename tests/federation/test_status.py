@@ -78,9 +78,9 @@ def test_a_node_that_is_refused_while_the_run_waits_for_others(tmp_path: Path) -
     refused = {"reason": "version", "detail": "this node runs version 0.1"}
     nodes = {"n0": known, "n1": known | {"refused": refused}, "n2": known}
     view = seen(
-        tmp_path / "run", state="waiting", why="1 nodes and 16 users are present", users=None, nodes=nodes, away=["n2"]
+        tmp_path / "run", state="waiting", why="1 node and 16 users are present", users=None, nodes=nodes, away=["n2"]
     )
-    assert (view["state"], view["why"], view["users"]) == ("waiting", "1 nodes and 16 users are present", None)
+    assert (view["state"], view["why"], view["users"]) == ("waiting", "1 node and 16 users are present", None)
     assert [each["state"] for each in view["nodes"]] == ["here", "refused", "away"]
     assert view["nodes"][1]["detail"] == "version: this node runs version 0.1"
     assert [each["name"] for each in view["alerts"]] == ["NodeDisagrees"]

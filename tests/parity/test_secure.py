@@ -119,7 +119,7 @@ def test_a_sum_of_too_few_clients_is_not_opened() -> None:
     assert asked_in(twins, "unmask") == set()
 
     alone = secure((23,))
-    with pytest.raises(AbortedError, match="1 nodes answered, and 2 are needed"):
+    with pytest.raises(AbortedError, match="1 node answered, and 2 are needed"):
         alone.play()  # the sum would be the node's upload
     assert asked_in(alone, "shares") == set()
 

@@ -75,7 +75,7 @@ def test_a_run_is_not_continued_to_fewer_rounds_than_it_has_played(tmp_path: Pat
     with pytest.raises(ConfigError, match=r": 3 rounds of training have been played; expected --rounds 3 or more$"):
         folder.check_rounds(2)
     folder.check_rounds(1, folder.checkpoints()[1])
-    with pytest.raises(ConfigError, match=r": 1 rounds"):
+    with pytest.raises(ConfigError, match=r": 1 round of training has been played"):
         folder.check_rounds(0, folder.checkpoints()[1])
 
 

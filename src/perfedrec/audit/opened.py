@@ -12,6 +12,7 @@ from torch import Tensor
 
 from perfedrec.audit import sums
 from perfedrec.audit.attacks import Finding, precision_at_own
+from perfedrec.core.counted import counted
 from perfedrec.runs.opened import Opened
 
 FOLLOWED = 200  # users whose contributions are estimated from differences between rounds
@@ -166,7 +167,9 @@ class SumAttacks:
             often = took_part.sum(0).argsort(descending=True, stable=True)[:FOLLOWED]
             scores = sums.by_cohorts(torch.stack([each for each, _ in rounds]), took_part, self.lift, often)
             own = self._lists(often)
-            where = f"{len(rounds)} rounds of {kind}" + (f", layer {place}" if kind == "neighbour sums" else "")
+            where = f"{counted(len(rounds), 'round')} of {kind}" + (
+                f", layer {place}" if kind == "neighbour sums" else ""
+            )
             result.append(sums.infer_by_cohorts(scores, own, self.degrees, where))
         return result
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perfedrec.cli.common import AsJson, Ks, console, lengths, one_line, print_data
+from perfedrec.core.counted import counted
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -75,7 +76,8 @@ def bench(
             console.print(f"Next: perfedrec report {output}", soft_wrap=True)
         if failed:
             print(
-                f"error: {len(failed)} of {len(cells)} runs failed; run the same command again to retry them",
+                f"error: {len(failed)} of {counted(len(cells), 'run')} failed; run the same command again to retry "
+                "them",
                 file=sys.stderr,
             )
             raise typer.Exit(1)
@@ -118,7 +120,6 @@ class _Show:
 
         from perfedrec.compare.cells import cost
         from perfedrec.compare.remaining import Remaining
-        from perfedrec.data import counted
 
         self.total, self.ended, self.as_json = len(cells), sum(cell.finished for cell in cells), as_json
         self.console, self.lock = Console(stderr=True), threading.Lock()
@@ -169,7 +170,7 @@ class _Show:
                 self._print(event, f"playing  {cell.name}: {detail}; all: {self._overall()}")
 
     def _overall(self) -> str:
-        return f"{self.ended} of {self.total} runs{_time(self.left.all())}"
+        return f"{self.ended} of {counted(self.total, 'run')}{_time(self.left.all())}"
 
     def end(self, cell: Cell, error: str | None) -> None:
         with self.lock:

@@ -20,6 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError, PerfedrecError, reason
 from perfedrec.core.extras import MissingExtraError, extra_of, near
 
@@ -215,8 +216,6 @@ def reporter(quiet: bool, as_json: bool) -> Reporter:
 def print_data(dataset: Dataset, name: str | None = None, remarks: Sequence[str] = ()) -> None:
     """Print the sizes of a data set, how it was read and split, and what was left out of it, under its own name or
     another ``name``; and further ``remarks``."""
-    from perfedrec.data import counted
-
     train = dataset.train
     parts = {"train": train, "validation": dataset.valid, "test": dataset.test}
     sizes = f": {counted(train.n_users, 'user')}, {counted(train.n_items, 'item')}; interactions: "

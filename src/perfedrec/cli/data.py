@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from perfedrec.cli.common import AsJson, Columns, Format, Header, KCore, MinRating, console, one_line, print_data
+from perfedrec.core.counted import counted
 
 app = typer.Typer(help="Inspect, prepare and download interaction data.", no_args_is_help=True)
 
@@ -30,7 +31,7 @@ def data_info(
     [bold]perfedrec data info ratings.csv[/bold]
     """
     with one_line():
-        from perfedrec.data import counted, describe, load, parse_columns, read_relations, read_with_report
+        from perfedrec.data import describe, load, parse_columns, read_relations, read_with_report
         from perfedrec.data.interactions import unique_ids
         from perfedrec.data.prepare import rated
 

@@ -29,6 +29,7 @@ from perfedrec.cli.common import (
     refuse_with_resume,
     reporter,
 )
+from perfedrec.core.counted import counted
 
 if TYPE_CHECKING:
     from perfedrec.runs.config import Config
@@ -391,7 +392,6 @@ def _resolved(
 def _show(summary: Summary, output: Path, as_json: bool) -> None:
     """Print the summary of a run, or all of it as JSON."""
     from perfedrec.cli.training import metric_table, what_was_chosen, which_round
-    from perfedrec.data import counted
     from perfedrec.runs.folder import RunFolder
 
     if as_json:

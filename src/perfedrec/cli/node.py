@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from perfedrec.cli.common import AsJson, Columns, FinishedRun, Format, Header, Moved, console, one_line, print_list
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError
 
 app = typer.Typer(help="Keep users' data on a node, and recommend there.", no_args_is_help=True)
@@ -50,8 +51,10 @@ def node_init(
         with Store.create(store, common.item_ids, encoding=common.encoding) as made:
             if given is not None:
                 given.give(made)
-            attributes = f", {made.n_user_attributes} user attributes" if made.encoding is not None else ""
-            console.print(f"{store}: {made.n_items} items{attributes}, catalogue {made.catalogue}", soft_wrap=True)
+            attributes = f", {counted(made.n_user_attributes, 'user attribute')}" if made.encoding is not None else ""
+            console.print(
+                f"{store}: {counted(made.n_items, 'item')}{attributes}, catalogue {made.catalogue}", soft_wrap=True
+            )
 
 
 @app.command("import")
@@ -86,8 +89,8 @@ def node_import(
         with Store.open(store) as opened:
             users, interactions, skipped, described = import_file(opened, file, frame, skip_unknown, first_identity)
         left = f", {skipped} with unknown items left out" if skipped else ""
-        left += f", attributes of {described} users" if described else ""
-        console.print(f"{interactions} new interactions, {users} new users{left}", soft_wrap=True)
+        left += f", attributes of {counted(described, 'user')}" if described else ""
+        console.print(f"{counted(interactions, 'new interaction')}, {counted(users, 'new user')}{left}", soft_wrap=True)
         console.print(report.lines()[0], soft_wrap=True, highlight=False)
 
 
@@ -106,7 +109,7 @@ def node_add(
 
         with NodeFile.open(store) as opened:
             new = opened.add_interactions(user, *items)
-        print(f"{new} new interaction{'' if new == 1 else 's'} of {user}", flush=True)
+        print(f"{counted(new, 'new interaction')} of {user}", flush=True)
 
 
 @app.command("catalogue")
@@ -122,7 +125,6 @@ def node_catalogue(
     """
     with one_line():
         from perfedrec.core.nearest import listing
-        from perfedrec.data import counted
         from perfedrec.data.details import read_details
         from perfedrec.federation.owner import Node
 

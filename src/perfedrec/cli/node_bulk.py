@@ -14,6 +14,7 @@ from rich.console import Console
 
 from perfedrec.cli.common import console, one_line
 from perfedrec.cli.node import StoreFile
+from perfedrec.core.counted import counted
 
 
 @contextmanager
@@ -52,7 +53,9 @@ def lists(
 
         with _progress(output) as tell:
             done = write_lists(store, output, k, tell)
-        console.print(f"{output}: {done.rows:,} rows for {done.users:,} users", soft_wrap=True, highlight=False)
+        console.print(
+            f"{output}: {counted(done.rows, 'row')} for {counted(done.users, 'user')}", soft_wrap=True, highlight=False
+        )
 
 
 def vectors(
@@ -67,7 +70,10 @@ def vectors(
 
         with _progress(output) as tell:
             done = write_vectors(store, output, tell)
-        line = f"{output}: vectors of {done.users:,} users, and of all items for {done.groups} groups of users"
+        line = (
+            f"{output}: vectors of {counted(done.users, 'user')}, and of all items for "
+            f"{counted(done.groups, 'group')} of users"
+        )
         console.print(line, soft_wrap=True, highlight=False)
         for users, what in (
             (done.listed, "have scores beside their vectors: add those in the column listed"),

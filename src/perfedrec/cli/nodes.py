@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perfedrec.cli.common import AsJson, console, one_line
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _show(register: Register) -> None:
 
 
 def _called(each: Known) -> str:
-    return {"member": "a member", "new": f"new, with {each.left} rounds left,"}.get(each.state, each.state)
+    return {"member": "a member", "new": f"new, with {counted(each.left, 'round')} left,"}.get(each.state, each.state)
 
 
 def _moment(seconds: float) -> str:

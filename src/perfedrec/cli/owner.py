@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from perfedrec.cli.common import AsJson, console, one_line
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError
 
 StoreFile = Annotated[Path, typer.Option("--store", help="the node's file")]
@@ -105,7 +106,9 @@ def _print_totals(totals: Mapping[str, Any]) -> None:
         name = "no run" if run["run"] is None else f"run {run['run']}"
         name += "" if run["coordinator"] is None else f" of {run['coordinator']}"
         size = f"{run['sent']:,} bytes sent, {run['received']:,} received"
-        console.print(f"{name}: {run['answers']} answers{refused}; {size}; {spent}", soft_wrap=True, highlight=False)
+        console.print(
+            f"{name}: {counted(run['answers'], 'answer')}{refused}; {size}; {spent}", soft_wrap=True, highlight=False
+        )
 
 
 def rules(
@@ -195,7 +198,7 @@ def remove(
 
         with Node.open(store) as node:
             count = node.remove(user, *items)
-        print(f"{count} interaction{'' if count == 1 else 's'} of {user} deleted", flush=True)
+        print(f"{counted(count, 'interaction')} of {user} deleted", flush=True)
 
 
 def dismiss(
@@ -214,7 +217,7 @@ def dismiss(
         with Node.open(store) as node:
             count = (node.restore if undo else node.dismiss)(user, *items)
         what = "recommended again" if undo else "not recommended any more"
-        print(f"{count} item{'' if count == 1 else 's'} {what} to {user}", flush=True)
+        print(f"{counted(count, 'item')} {what} to {user}", flush=True)
 
 
 def export_user(
@@ -243,4 +246,4 @@ def export_user(
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(["user", "item", "title"])
                 writer.writerows([user, row["item"], row["title"] or ""] for row in rows)
-        console.print(f"{output}: {len(rows)} items of {user}", soft_wrap=True)
+        console.print(f"{output}: {counted(len(rows), 'item')} of {user}", soft_wrap=True)

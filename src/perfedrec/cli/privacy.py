@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perfedrec.cli.common import AsJson, Moved, console, one_line, print_privacy
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def print_spectral_plan(plan: SpectralPlan, title: str, passes: int) -> None:
 
 def print_training_plan(plan: TrainingPlan, rounds: int, cohort: int) -> None:
     """Print the noise of ``rounds`` rounds of training."""
-    table = Table(f"or {rounds} rounds of {cohort} clients", "")
+    table = Table(f"or {counted(rounds, 'round')} of {counted(cohort, 'client')}", "")
     table.add_row("participations of a user", f"{plan.rate * rounds:.1f} on average, at most {plan.cap}")
     table.add_row("noise per round, coordinator", f"{plan.coordinator:.3g} times the clip")
     table.add_row("noise per round, recipients only", f"{plan.recipients:.3g} times the clip (Poisson)")

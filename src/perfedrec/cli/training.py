@@ -41,6 +41,7 @@ from perfedrec.cli.common import (
     refuse_with_resume,
     reporter,
 )
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError, DataError, reason
 
 if TYPE_CHECKING:
@@ -375,7 +376,7 @@ def recommend(
             if as_json:
                 print(json.dumps({"rows": frame.height, "output": str(output), **_basis(result)}))
             else:
-                console.print(f"{frame.height} rows in {output}", soft_wrap=True)
+                console.print(f"{counted(frame.height, 'row')} in {output}", soft_wrap=True)
                 print_basis(result)
 
 
@@ -412,7 +413,9 @@ def print_result(result: Result, as_json: bool) -> None:
     console.print(which_round(summary, len(result.history)), soft_wrap=True)
     run, trained = result.config.run, len(result.history) - summary.n_phases
     if run.patience and trained < run.rounds:
-        console.print(f"ended after {trained} of {run.rounds} rounds (run.patience = {run.patience})", soft_wrap=True)
+        console.print(
+            f"ended after {trained} of {counted(run.rounds, 'round')} (run.patience = {run.patience})", soft_wrap=True
+        )
     if tested := summary.of_sample(summary.test):
         console.print(f"tested{tested}", soft_wrap=True)
     if summary.chosen:

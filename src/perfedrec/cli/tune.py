@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from perfedrec.cli.common import Algorithm, AsJson, ConfigFile, Data, Ks, Preset, Profile, command, console, one_line
+from perfedrec.core.counted import counted
 
 if TYPE_CHECKING:
     from perfedrec.compare.tune import Outcome
@@ -102,7 +103,7 @@ class _Lines:
         value = "" if outcome.value is None else f"{self.metric} {outcome.value:.4f}"
         ending = {
             "complete": value,
-            "pruned": f"pruned at {value} after {outcome.rounds} rounds",
+            "pruned": f"pruned at {value} after {counted(outcome.rounds, 'round')}",
             "infeasible": f"not possible: {outcome.remark}",
         }[outcome.state]
         best = "" if outcome.best_value is None else f", best {outcome.best_value:.4f} (trial {outcome.best_number})"

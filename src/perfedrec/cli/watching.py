@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perfedrec.cli.common import AsJson, console, one_line
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError
 
 TOKEN = "operator.token"
@@ -136,7 +137,7 @@ def screen(view: Mapping[str, Any]) -> RenderableType:
     from perfedrec.runs.progress import size
 
     totals, began = view["totals"], datetime.fromtimestamp(view["began"]).strftime("%Y-%m-%d %H:%M")
-    users = "" if view["users"] is None else f"{view['users']:,} users, "
+    users = "" if view["users"] is None else f"{counted(view['users'], 'user')}, "
     title = Text.assemble(
         (view["method"], "bold"), f"  run {view['run']}  ", (view["state"], "bold"), f"  {view['place']}"
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfedrec.compare.schema import Results, Spread, SummaryEntry
+from perfedrec.core.counted import counted
 from perfedrec.core.dotted import flat
 from perfedrec.evaluation.ranking import cutoffs_of
 from perfedrec.runs.progress import size
@@ -257,7 +258,7 @@ def _target(
         return "-" if not found else "never"
     if name.startswith("bytes") and not found[name]["mean"]:
         return "-"  # a centralised method sends nothing
-    some = "" if found["reached"] == found["of"] else f" ({found['reached']} of {found['of']} seeds)"
+    some = "" if found["reached"] == found["of"] else f" ({found['reached']} of {counted(found['of'], 'seed')})"
     return form(found[name]["mean"]) + some
 
 

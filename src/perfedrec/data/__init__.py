@@ -10,7 +10,6 @@ from perfedrec.data.dataset import (
     SplitReport,
     SyntheticTruth,
     Ties,
-    counted,
 )
 from perfedrec.data.describe import describe, gini
 from perfedrec.data.detection import detect
@@ -50,7 +49,6 @@ __all__ = [
     "SyntheticTruth",
     "Ties",
     "attributes_beside",
-    "counted",
     "describe",
     "detect",
     "fetch",

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError
 from perfedrec.data.dataset import Attributes, Encoding
 from perfedrec.data.interactions import Ids, encode
@@ -166,7 +167,8 @@ def _finish(
     if missing := ids.size - int(known.sum()):
         remarks.append(f"{path.name}: {missing:,} of {ids.size:,} {kind}s have no attributes and get zeros")
     if unknown := int((~known).sum()):
-        remarks.append(f"{path.name}: {unknown:,} {kind}s are not in the training data and are ignored")
+        others = counted(unknown, f"{kind} is ignored that is", f"{kind}s are ignored that are")
+        remarks.append(f"{path.name}: {others} not in the training data")
     return Attributes(encoding.names, values, encoding.ranges), tuple(remarks)
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError
 from perfedrec.core.nearest import listing
 from perfedrec.data.attributes import read_encoding, write_encoding
-from perfedrec.data.dataset import Attributes, Dataset, Encoding, counted
+from perfedrec.data.dataset import Attributes, Dataset, Encoding
 from perfedrec.data.interactions import Ids, Interactions, encode, id_series
 from perfedrec.data.roles import names_role
 from perfedrec.data.source import attributes_beside

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError
 from perfedrec.data.interactions import Ids, Interactions, Ints
 from perfedrec.data.relations import Relations
@@ -78,11 +79,6 @@ class SyntheticTruth:
         return SyntheticTruth(self.user_clusters[users], self.item_clusters[items], self.popularity[items], facets)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: ``1 user``, ``5,224 users``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 @dataclass(frozen=True)
 class HeldOut:
     """Counts of one held-out part: of ``interactions`` given, ``left_out`` cannot be evaluated.
@@ -118,7 +114,8 @@ class Ties:
         test = f" ({self.test:,}: which one is tested)" if self.test and self.test < self.any else ""
         what = "which interaction is tested" if self.test == self.any else "which interactions are held out"
         return (
-            f"chance decides {what} for {self.any:,} of {self.users:,} users ({share:.0%}){test}: they have several at "
+            f"chance decides {what} for {self.any:,} of {counted(self.users, 'user')} ({share:.0%}){test}: they "
+            "have several at "
             f"the same time, and data.seed={self.seed} chooses (data.ties=together keeps them together)"
         )
 
@@ -211,9 +208,11 @@ class SplitReport:
                 new = name == "test" and self.new_users is not None
                 of = " without known interactions" if new else ""
                 lines.append(
-                    f"{name}: {part.left_out:,} of {part.interactions:,} interactions are left out of evaluation "
+                    f"{name}: {part.left_out:,} of "
+                    f"{counted(part.interactions, 'interaction is', 'interactions are')} left out of evaluation "
                     f"({counted(part.unknown_users, 'user')}{of} and {counted(part.unknown_items, 'item')} never occur "
-                    f"in training, {part.known_pairs:,} interactions occur in an earlier part too)"
+                    f"in training, {counted(part.known_pairs, 'interaction occurs', 'interactions occur')} in an "
+                    "earlier part too)"
                 )
         if not any(part.interactions - part.left_out for part in (self.valid, self.test)):
             lines.append("no user can be evaluated: no interactions are held out for validation or test")
@@ -276,7 +275,8 @@ class Dataset:
                 raise DataError("training, validation and test must share their user and item ids")
         if self.relations is not None and self.relations.n_users != self.n_users:
             raise DataError(
-                f"{self.name}: the relations are those of {self.relations.n_users:,} users; expected {self.n_users:,}"
+                f"{self.name}: the relations are those of {counted(self.relations.n_users, 'user')}; expected "
+                f"{self.n_users:,}"
             )
         new = [] if self.new_users is None else self.new_users.user_ids.tolist()
         if new and (both := len(set(new) & set(self.train.user_ids.tolist()))):
@@ -286,7 +286,7 @@ class Dataset:
                 raise DataError(f"attributes must have {rows} rows, got {attributes.values.shape[0]}")
 
     def __repr__(self) -> str:
-        sizes = f"{self.n_users:,} users, {self.n_items:,} items"
+        sizes = f"{counted(self.n_users, 'user')}, {counted(self.n_items, 'item')}"
         parts = (f"{name} {getattr(self, name).n_interactions:,}" for name in ("train", "valid", "test"))
         new = "" if self.new_users is None else f"; {counted(self.new_users.n_users, 'held-out user')}"
         return f"<Dataset {self.name}: {sizes}; interactions: {', '.join(parts)}{new}>"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError, reason
 from perfedrec.core.nearest import listing
 from perfedrec.data.quotes import settle_quotes
@@ -160,7 +161,7 @@ def _rows(path: Path, text: bytes, separator: str, width: int | None = None) -> 
             continue
         width = width or len(cells)
         if len(cells) != width:
-            fail(path, place, f"has {len(cells)} columns; expected {width} as in the first line")
+            fail(path, place, f"has {counted(len(cells), 'column')}; expected {width} as in the first line")
         yield place, [cell.strip() for cell in cells]
 
 

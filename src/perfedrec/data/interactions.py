@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError
 from perfedrec.core.nearest import listing, quoted
 
@@ -172,7 +173,10 @@ class Interactions:
 
     def __repr__(self) -> str:
         times = "" if self.timestamps is None else ", with times"
-        return f"<Interactions: {self.n_users:,} users, {self.n_items:,} items, {self.n_interactions:,} pairs{times}>"
+        return (
+            f"<Interactions: {counted(self.n_users, 'user')}, {counted(self.n_items, 'item')}, "
+            f"{counted(self.n_interactions, 'pair')}{times}>"
+        )
 
     @classmethod
     def from_frame(
@@ -331,7 +335,10 @@ def _index_of(ids: Ids, wanted: int | str, kind: str) -> int:
     if not ids.size:
         raise DataError(f"unknown {kind} {wanted!r}: the data hold no {kind}s")
     if kind == "user":  # a message must not name anybody else
-        raise DataError(f"unknown user {wanted!r}; expected one of the {ids.size} users in the training data")
+        raise DataError(
+            f"unknown user {wanted!r}; expected "
+            f"{'the only user' if ids.size == 1 else f'one of the {ids.size:,} users'} in the training data"
+        )
     if isinstance(value, int):
         near = ids[np.argmin(np.abs(ids.astype(np.float64) - float(value)))]
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError
 from perfedrec.data.cells import Cells
 from perfedrec.data.text import all_lines, clean, fail, read_bytes, single_spaces
@@ -41,7 +42,9 @@ def read_sequences(path: Path, text: bytes, colons: bool = False) -> Cells:
     odd = lines.filter(~pl.col("line").str.strip_chars().str.contains(f"^{SEQUENCE}$")) if colons else lines.clear()
     if odd.height:
         number, line = odd.row(0)
-        others = f" ({odd.height - 1:,} more lines do not fit either)" if odd.height > 1 else ""
+        others = (
+            f" ({counted(odd.height - 1, 'more line does', 'more lines do')} not fit either)" if odd.height > 1 else ""
+        )
         shown = line if len(line) <= LONG else f"{line[:LONG]}..."
         fail(path, number, f"{shown!r} does not fit; expected user:item item ..., as other lines are{others}")
     parts = pl.col("line").str.replace(r"^([^ :]+) ?: ?", "${1} ").str.strip_chars_end(" ").str.split(" ")
@@ -119,7 +122,7 @@ def _exploded(path: Path, table: pl.DataFrame, blank: int, integers: bool, order
     remarks: tuple[str, ...] = ()
     if empty.height:
         named = ", ".join(empty["user"].head(SHOWN)) + (", ..." if empty.height > SHOWN else "")
-        what = "1 user without items is" if empty.height == 1 else f"{empty.height:,} users without items are"
+        what = counted(empty.height, "user without items is", "users without items are")
         remarks = (f"{what} left out ({named})",)
     return Cells(
         rows.select("user", "item"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError
-from perfedrec.data.dataset import counted
 from perfedrec.data.interactions import Interactions, encode, unique_ids
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError
 from perfedrec.core.nearest import listing, nearest, quoted
-from perfedrec.data.text import counted
 from perfedrec.data.times import ISO, SLASHES, like_times
 from perfedrec.data.values import ALL_ROLES, POSITION, ROLES
 
@@ -167,7 +167,7 @@ def locate(path: Path, names: list[str], header: bool, columns: Columns | None, 
     elif columns is None:
         if not 2 <= len(names) <= 4:
             expected = "user item [rating [timestamp]], a header, or --columns user=1,item=2"
-            raise DataError(f"{path}, line 1: has {counted(len(names))}; expected {expected}")
+            raise DataError(f"{path}, line 1: has {counted(len(names), 'column')}; expected {expected}")
         where = {role: i for i, role in enumerate(ROLES[: len(names)])}
     else:
         names = [str(i + 1) for i in range(len(names))]

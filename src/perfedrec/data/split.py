@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfedrec.core import mapped
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError
-from perfedrec.data.dataset import Dataset, Rows, Ties, assemble, counted
+from perfedrec.data.dataset import Dataset, Rows, Ties, assemble
 from perfedrec.data.formats import check_name
 from perfedrec.data.interactions import Interactions, Ints, ordering
 from perfedrec.data.parts import parted

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from perfedrec.core.counted import counted
 from perfedrec.data.cells import Cells
 from perfedrec.data.quotes import settle_quotes
 from perfedrec.data.roles import MANY, Columns, is_header, locate, unused
@@ -44,7 +45,7 @@ def read_table(path: Path, text: bytes, layout: Layout, columns: Columns | None,
     expected = text.count(b"\n") + 1 - inner - skipped
     if table.height != expected:
         complain_about_width(path, text, layout, len(names))
-        raise UnreadableError(f"{path}: has {expected:,} lines, of which {table.height:,} could be read")
+        raise UnreadableError(f"{path}: has {counted(expected, 'line')}, of which {table.height:,} could be read")
     table = table.select(**{role: f"c{place.position - 1}" for role, place in places.items()}).with_row_index("row")
     blank = 0
     if table.null_count().sum_horizontal()[0]:

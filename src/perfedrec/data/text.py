@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import polars as pl
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError, reason
 from perfedrec.core.nearest import listing, quoted
 from perfedrec.data.packed import unpack
@@ -186,9 +187,4 @@ def complain_about_width(path: Path, text: bytes, layout: Layout, width: int) ->
     """Raise :class:`DataError` for the first record that does not have ``width`` fields; do nothing if all have."""
     for line, fields in records(path, text, layout):
         if fields and len(fields) != width:
-            fail(path, line, f"has {counted(len(fields))}; expected {width} as in the first line")
-
-
-def counted(n: int) -> str:
-    """A number of columns as text: ``1 column``, ``3 columns``."""
-    return "1 column" if n == 1 else f"{n} columns"
+            fail(path, line, f"has {counted(len(fields), 'column')}; expected {width} as in the first line")

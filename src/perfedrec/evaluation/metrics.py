@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError
 from perfedrec.core.nearest import listing
 from perfedrec.data.frames import columns_of
@@ -106,7 +107,9 @@ def _check(lists: Lists, truth: Lists, shown: Mapping[Any, list[Any]], wanted: M
     if named[0] != named[1]:
         raise DataError("only one of lists and truth names its users; expected users in both of them, or in none")
     if not any(named) and len(shown) != len(_by_user(truth)):
-        raise DataError(f"there are {len(shown)} lists for {len(_by_user(truth))} users; expected one list for each")
+        raise DataError(
+            f"{counted(len(shown), 'list')} for {counted(len(_by_user(truth)), 'user')}; expected one list for each"
+        )
     if shown and not shown.keys() & wanted.keys():
         user = next(iter(wanted))
         raise DataError(f"no user of truth has a list, for example {user!r}; expected the same ids in lists and truth")

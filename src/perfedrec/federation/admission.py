@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError
 from perfedrec.federation.bundles import SERVICE
 from perfedrec.federation.members import EXCLUDED, MEMBER, NEW, Known, Register, waiting
@@ -123,13 +124,17 @@ class Admission:
         name, limits = self._names[node], self.limits
         if limits.max_users is not None and users > limits.max_users:
             raise UploadError(
-                "limit", f"it claims {users:,} users; expected {limits.max_users:,} at most (serve --max-users)"
+                "limit",
+                f"it claims {counted(users, 'user')}; expected {limits.max_users:,} at most (serve --max-users)",
             )
         known = self.nodes()[name]
         if not limits.max_growth or known.users is None or known.state != MEMBER:
             return
         if users > limits.max_growth * max(known.users, FEW):
-            why = f"it claims {users:,} users and had {known.users:,} before (serve --max-growth {limits.max_growth:g})"
+            why = (
+                f"it claims {counted(users, 'user')} and had {known.users:,} before (serve --max-growth "
+                f"{limits.max_growth:g})"
+            )
             number = self.register.add({"event": "hold", "node": name, "because": why, "users": users})[0]
             self.tell(
                 f"node {name} is held until you decide: {why}; perfedrec federation nodes {self.register.keys} --admit "

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from perfedrec.core.counted import counted
+
 HOSTILE = ("not finite", "shape", "size", "keys", "users", "range", "malformed")
 """Reasons that a broken or hostile node gives."""
 
@@ -51,7 +53,7 @@ def alerts(view: Line, now: float) -> list[Alert]:
     found += _of_nodes(view, first, live)
     late = Counter(each["node"] for each in without if each["reason"] == "late")
     found += [
-        Alert("NodeLate", f"{node} was late in {count} rounds.")
+        Alert("NodeLate", f"{node} was late in {counted(count, 'round')}.")
         for node, count in sorted(late.items())
         if count >= LATE
     ]
@@ -69,12 +71,13 @@ def _of_process(view: Line, figures: Line, now: float, live: bool) -> Iterator[A
         yield Alert("NoRounds", f"No round has ended for three deadlines, {IN_A_ROW * deadline:.0f} s.")
     if live and figures.get("superlink_restarts_total", 0):
         yield Alert(
-            "SuperLinkRestarted", f"The SuperLink was started again {figures['superlink_restarts_total']} times."
+            "SuperLinkRestarted",
+            f"The SuperLink was started again {counted(figures['superlink_restarts_total'], 'time')}.",
         )
     for each in figures.get("certificate_expiry_timestamp_seconds", ()):
         if live and each["value"] - now < SOON:
             days = (each["value"] - now) / 86400
-            yield Alert("CertificateExpires", f"{each['certificate']} expires in {days:.0f} days.")
+            yield Alert("CertificateExpires", f"{each['certificate']} expires in {counted(round(days), 'day')}.")
     spent, planned = figures.get("epsilon"), figures.get("epsilon_planned")
     if spent is not None and planned is not None and spent > planned * (1 + 1e-9):
         yield Alert("EpsilonAbovePlan", f"The run has spent epsilon {spent:.3g}, and {planned:.3g} was planned.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from perfedrec.data import counted
+from perfedrec.core.counted import counted
 from perfedrec.federation.replay import Replayed
 from perfedrec.runs.certificate import Certificate, Cost
 from perfedrec.runs.folder import Entry
@@ -82,7 +82,7 @@ def replayed(who: Who, made: Replayed, output: Path, history: Sequence[Entry]) -
     """The certificate of a run that was summed again from kept parts, in the folder ``output``."""
     found = accepted(who)
     steps = found.done if "request" in who.run else [f"the operator has decided that node {who.node} is forgotten"]
-    others = f"; other users of the same nodes were in these {made.others:,} times" if made.others else ""
+    others = f"; other users of the same nodes were in these {counted(made.others, 'time')}" if made.others else ""
     reports = [each.report for each in history]
     whole = Cost(
         rounds=len(reports),

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from perfedrec.core.address import PORT, Address, own, parse_host
 from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError, PerfedrecError, reason
-from perfedrec.data import Catalogue, counted
+from perfedrec.data import Catalogue
 from perfedrec.federation import certificates
 from perfedrec.federation.admission import Admission, Limits
 from perfedrec.federation.agreement import federated
@@ -245,7 +246,7 @@ def check_certificates(folder: Path, tell: Tell) -> tuple[Certificates, tuple[st
         (files.certificate, f"renew it with perfedrec federation certificates {folder}"),
     ):
         if (left := certificates.days_left(path)) < SOON:
-            tell(f"{path}: expires in {left:.0f} days; {remedy}")
+            tell(f"{path}: expires in {counted(round(left), 'day')}; {remedy}")
     return files, names
 
 
@@ -425,8 +426,9 @@ def _hand_out(
     called = f"version {promoted} of {models.path}, which is promoted"
     if needs_service(model.algorithm):
         return [], f"nodes keep the model that they have, because {called}, can be given as a file alone"
+    hosts = len(coordinator.directory.hosts) if coordinator.directory else 0
     took = coordinator.hand_out_other(model.algorithm, model.state, model.users, setup)
-    return [], f"{len(took)} of {len(coordinator.directory.hosts) if coordinator.directory else 0} nodes have {called}"
+    return [], f"{called}, is on {len(took)} of {counted(hosts, 'node')}"
 
 
 def _add(models: Registry, given: Deployment, tell: Tell) -> None:

@@ -20,6 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from perfedrec.core.address import Address
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError
 from perfedrec.data import Catalogue, Dataset
 from perfedrec.data.interactions import Interactions, id_series
@@ -85,7 +86,9 @@ def parted(train: Interactions, nodes: int | Sequence[int], users: int | None = 
         return np.split(np.arange(sum(nodes)), np.cumsum(nodes)[:-1])
     count = train.n_users if users is None else users
     if not nodes <= count <= train.n_users:
-        raise ConfigError(f"{count} users for {nodes} nodes; expected between {nodes} and {train.n_users}")
+        raise ConfigError(
+            f"{counted(count, 'user')} for {counted(nodes, 'node')}; expected between {nodes} and {train.n_users}"
+        )
     return np.array_split(np.arange(count), nodes)
 
 

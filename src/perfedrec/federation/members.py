@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError, reason
 from perfedrec.core.nearest import listing, nearest
 
@@ -219,7 +220,7 @@ def _known(name: str, lines: Sequence[Line], undone: set[int]) -> Known:
 
 def waiting(left: int) -> str:
     """Why a new node does not count yet."""
-    return f"it is new: what it sends counts after {left} more round{'' if left == 1 else 's'}"
+    return f"it is new: what it sends counts after {counted(left, 'more round')}"
 
 
 def _undone(lines: Sequence[Line]) -> set[int]:

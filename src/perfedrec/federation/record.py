@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import PerfedrecError
-from perfedrec.data import counted
 from perfedrec.federation.metrics import COORDINATOR, Figure, plain
 from perfedrec.federation.run import FederatedRun
 from perfedrec.privacy.report import privacy_block
@@ -85,7 +85,9 @@ class Record:
             number = summary.best_round
             best = f"best round {number}" if number > 0 else f"best phase {number + summary.n_phases} before training"
             best += f", validation {metric} {summary.valid[metric]:.4f}; "
-        having = instead or f"{len(summary.nodes_with_model or ())} of {len(self._hosts)} nodes have its model"
+        having = (
+            instead or f"its model is on {len(summary.nodes_with_model or ())} of {counted(len(self._hosts), 'node')}"
+        )
         self.tell(f"run {self.run.setup.run} has ended after {self.run.progress.place}: {best}{having}")
         self.write("finished", instead)
 

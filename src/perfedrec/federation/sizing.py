@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError
 from perfedrec.runs.progress import size
 
@@ -48,7 +49,8 @@ class Needs:
     def line(self) -> str:
         """The figures as a sentence."""
         return (
-            f"{self.items:,} items of {self.dim} dimensions: expect about {size(self.node)} of memory for each node "
+            f"{counted(self.items, 'item')} of {self.dim} dimensions: expect about {size(self.node)} of memory for "
+            "each node "
             f"and {size(self.coordinator)} here; "
             f"a round sends up to {size(self.down)} to a node and {size(self.up)} back"
         )
@@ -59,7 +61,8 @@ class Needs:
         tables = nodes * (self.node - self.fixed) + self.coordinator - self.fixed_here
         if (total := memory()) is not None and tables > total:
             raise ConfigError(
-                f"{nodes} nodes with {self.items:,} items of {self.dim} dimensions need about {size(tables)} of "
+                f"{counted(nodes, 'node')} with {counted(self.items, 'item')} of {self.dim} dimensions need about "
+                f"{size(tables)} of "
                 f"memory, and this machine has {size(total)}; expected fewer nodes (--nodes), shorter vectors "
                 "(--set model.embedding_dim=N) or fewer items"
             )

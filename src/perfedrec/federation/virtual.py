@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError, PerfedrecError
 from perfedrec.core.mistakes import explain
 from perfedrec.core.settings import Settings
@@ -113,7 +114,8 @@ def play(grid: Any, given: Mapping[str, Any]) -> None:
     parts, catalogue = parted(dataset.train, len(places)), Catalogue.of(dataset, config.attributes)
     if resume and (before := sum(1 for _ in (output.path / NODES).iterdir())) != len(places):
         raise ConfigError(
-            f"{output.path.absolute()} is a run with {before} nodes; expected the same number, and not {len(places)}"
+            f"{output.path.absolute()} is a run with {counted(before, 'node')}; expected the same number, and not "
+            f"{len(places)}"
         )
     name = output.path.absolute().name
     run = FederatedRun(config, algorithm, catalogue, output, name, resume, dataset.fingerprint)

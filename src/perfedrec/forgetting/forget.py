@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from perfedrec.core.algorithm import AnyAlgorithm
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.nearest import nearest
 from perfedrec.data import DataLike, Dataset
@@ -194,8 +195,8 @@ def summed_again(task: Task) -> Forgotten:
     played = len(algorithm.phases) + task.before.best_round
     found = resum(algorithm, task.left, task.config.run, task.folder, task.model, played, rounds)
     done = [
-        f"the server's part of {played:,} rounds was played again, from the kept uploads without the users'",
-        f"then the other clients trained for {rounds:,} rounds, from the states that they had",
+        f"the server's part of {counted(played, 'round')} was played again, from the kept uploads without the users'",
+        f"then the other clients trained for {counted(rounds, 'round')}, from the states that they had",
     ]
     exact, rest = [*statements.at_service(algorithm), statements.SUMS], statements.summed(algorithm)
     return _stored(task, found, task.before.best_round + rounds, done, exact, rest)
@@ -208,8 +209,8 @@ def trained_rows(task: Task) -> Forgotten:
     count = int(rows.touched.sum())
     done = [
         *statements.phases_again(task.algorithm),
-        f"the rows of the users' {count:,} items were put back to their start, and trained again in "
-        f"{len(found.entries):,} rounds by clients who have these items, and a few others",
+        f"the rows of the users' {counted(count, 'item')} were put back to their start, and trained again in "
+        f"{counted(len(found.entries), 'round')} by clients who have these items, and a few others",
     ]
     exact, rest = statements.at_service(task.algorithm), statements.kept_rows(task.model.state)
     return _stored(task, found, task.before.best_round, done, exact, rest)
@@ -222,8 +223,10 @@ def corrected(task: Task) -> Forgotten:
     count = int(rows.touched.sum())
     done = [
         *statements.phases_again(task.algorithm),
-        f"the users' gradients were taken out of the rows of their {count:,} items, with the help of their nodes",
-        f"these rows were repaired in {len(found.entries):,} rounds by clients who have these items, and a few others",
+        f"the users' gradients were taken out of the rows of their {counted(count, 'item')}, with the help of their "
+        "nodes",
+        f"these rows were repaired in {counted(len(found.entries), 'round')} by clients who have these items, and a "
+        "few others",
     ]
     exact, rest = statements.at_service(task.algorithm), statements.kept_rows(task.model.state)
     return _stored(task, found, task.before.best_round, done, exact, rest)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perfedrec.core.algorithm import AnyAlgorithm
-from perfedrec.data import counted
+from perfedrec.core.counted import counted
 from perfedrec.forgetting.measures import Change, Membership
 from perfedrec.methods.centralised.method import Method
 from perfedrec.methods.federated.phases import JOIN

@@ -14,8 +14,8 @@ from markupsafe import Markup
 from perfedrec.compare import tables
 from perfedrec.compare.results import FORMAT, by_user
 from perfedrec.compare.schema import Results, SummaryEntry
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import CheckpointError, reason
-from perfedrec.data import counted
 from perfedrec.methods.registry import title
 from perfedrec.report.bench_accuracy import accuracy_chart, difference_chart
 from perfedrec.report.bench_cost import cost_chart
@@ -176,7 +176,8 @@ def _of_data(
     about = results["data"][data]
     blocks: list[Block] = [
         Prose(
-            f"{about['users']:,} users, {about['items']:,} items, {about['interactions']:,} training interactions. "
+            f"{counted(about['users'], 'user')}, {counted(about['items'], 'item')}, "
+            f"{counted(about['interactions'], 'training interaction')}. "
             f"Protocol: {results['protocol']}."
         )
     ]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perfedrec.data import counted
+from perfedrec.core.counted import counted
 from perfedrec.report.page import Block, Prose, Table, Tile, Tiles
 from perfedrec.report.style import metric_name
 from perfedrec.runs.folder import Entry, RunFolder
@@ -38,7 +38,9 @@ def figures(summary: Summary) -> list[Block]:
             "Test metrics of the best round; full ranking of all items unseen in training",
             ("metric", "this run"),
             rows,
-            note=f"Means over the {summary.test['users']:,.0f} users who hold out items. Only the sums over all of "
+            note=f"Means over the {counted(round(summary.test['users']), 'user who holds', 'users who hold')} out "
+            "items. Only the sums "
+            "over all of "
             "them were opened, so that there are no intervals.",
         )
     ]

@@ -10,8 +10,8 @@ import polars as pl
 
 from perfedrec.audit.audit import read_audit
 from perfedrec.audit.poisoning.record import Attacked, read_attacks
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import CheckpointError
-from perfedrec.data import counted
 from perfedrec.evaluation.ranking import METRICS, cutoffs_of
 from perfedrec.methods.registry import title
 from perfedrec.privacy.report import audited, lines, without_result
@@ -110,7 +110,7 @@ def _lead(run: Run) -> str:
         metric = next(iter(plotted(list(run.summary.test))), None)
         if metric is None:
             return f"{told}. There are no figures of accuracy here."
-        tested = f"{run.summary.test['users']:,.0f} users who hold out items"
+        tested = f"{counted(round(run.summary.test['users']), 'user who holds', 'users who hold')} out items"
         return (
             f"{told}. It reaches {metric_name(metric)} {run.summary.test[metric]:.4f} on the {tested}. Each of these "
             "items was ranked among all that are not in the training or validation data of its user."
@@ -121,7 +121,7 @@ def _lead(run: Run) -> str:
     mean, floor = run.means[metric], popular[metric]
     beside = f", {mean.value / floor:.2g} times as much as ranking by popularity ({floor:.4f})" if floor else ""
     return (
-        f"{run.name} reaches {metric_name(metric)} {mean.value:.4f} on the {mean.n:,} test users of "
+        f"{run.name} reaches {metric_name(metric)} {mean.value:.4f} on the {counted(mean.n, 'test user')} of "
         f"{run.data}{beside}. Each held-out item was ranked among all items that are not in the training or validation "
         "data of its user."
     )
@@ -131,7 +131,7 @@ def _summary(run: Run) -> list[Block]:
     tiles = []
     if run.summary.nodes_with_model is not None:
         for metric in plotted(list(run.summary.test))[:2]:
-            users = f"mean over {run.summary.test['users']:,.0f} users of the nodes"
+            users = f"mean over {counted(round(run.summary.test['users']), 'user')} of the nodes"
             tiles.append(Tile(f"{metric_name(metric)}, test", f"{run.summary.test[metric]:.4f}", users))
     for metric in plotted(run.metrics)[:2] if run.tested else ():
         mean = run.means[metric]
@@ -157,7 +157,8 @@ def _summary(run: Run) -> list[Block]:
     if sizes:
         blocks.append(
             Prose(
-                f"Data: {run.data}, {sizes['users']:,} users, {sizes['items']:,} items; {sizes['train']:,} "
+                f"Data: {run.data}, {counted(sizes['users'], 'user')}, {counted(sizes['items'], 'item')}; "
+                f"{sizes['train']:,} "
                 f"interactions for training, {sizes['valid']:,} for validation and {sizes['test']:,} for testing. "
                 f"Seed {run.config.run.seed}. Privacy: {run.summary.privacy['claim']}."
             )
@@ -191,7 +192,8 @@ def _test(run: Run) -> list[Block]:
             "Test metrics of the best round; full ranking of all items unseen in training",
             ("metric", "this run", "95 % interval", "popularity", "times popularity"),
             rows,
-            note=f"Means over {run.means[run.metrics[0]].n:,} test users, with t intervals over users. The intervals "
+            note=f"Means over {counted(run.means[run.metrics[0]].n, 'test user')}, with t intervals over users. The "
+            "intervals "
             "say how much the figures would change with other users of this kind, not with another seed. Coverage is "
             "the share of all items that are in the list of at least one user.",
         )
@@ -360,7 +362,10 @@ def _set_up(run: Run) -> list[Block]:
         ("platform", found["platform"]),
         ("processors, threads", f"{found['cpus']}, {found['threads']}"),
         ("GPU", found["cuda"] or "none"),
-        ("time", f"{sum(entry.seconds for entry in run.history):.1f} s of computing in {len(run.history)} rounds"),
+        (
+            "time",
+            f"{sum(entry.seconds for entry in run.history):.1f} s of computing in {counted(len(run.history), 'round')}",
+        ),
     ]
     return [Pairs(pairs), Code("All options, as config.toml", run.settings_text)]
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from plotly.graph_objects import Bar, Scatter
 
+from perfedrec.core.counted import counted
 from perfedrec.core.types import RoundReport
 from perfedrec.evaluation.ranking import cutoffs_of
 from perfedrec.report.page import Change, Chart, Option, Switch, Table
@@ -62,7 +63,8 @@ def learning_curve(history: Sequence[Entry], axes: Axes, best: int, n_phases: in
     return Chart(
         "curve",
         "Accuracy on validation data",
-        f"{len(seen)} of {len(history)} rounds were evaluated. The round with the best validation figure is the one "
+        f"{len(seen)} of {counted(len(history), 'round was', 'rounds were')} evaluated. The round with the best "
+        "validation figure is the one "
         "that is tested.",
         figure(traces, axes["round"][0], f"validation {metric_name(names[0])}", yaxis_rangemode=rangemode(shown)),
         _learning_table(history, axes, seen, called, names),
@@ -196,7 +198,7 @@ def _group_values(groups: Sequence[Group], overall: Mapping[str, float], name: s
 
 def _group_traces(groups: Sequence[Group], y: Sequence[Change]) -> list[Scatter]:
     """A mark with its interval for each group, and a line for all test users."""
-    labels = [f"{group.label}<br>({group.users} users)" for group in groups]
+    labels = [f"{group.label}<br>({counted(group.users, 'user')})" for group in groups]
     bars = {"type": "data", "color": COLOURS[0], "thickness": 1.75, "width": 7}
     marks = Scatter(
         x=labels,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import CheckpointError, reason
 from perfedrec.runs.folder import RunFolder
 
@@ -128,7 +129,8 @@ class Certificate:
         mine, whole = self.cost, self.cost_of_run
         share = f" ({mine.clients / whole.clients:.1%} of the run's)" if whole.clients else ""
         return (
-            f"clients were asked {mine.clients:,} times in {mine.rounds:,} rounds{share}, and {mine.seconds:.1f} "
+            f"clients were asked {counted(mine.clients, 'time')} in {counted(mine.rounds, 'round')}{share}, and "
+            f"{mine.seconds:.1f} "
             f"seconds were computed (the run: {whole.seconds:.1f})"
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import CheckpointError, ConfigError, reason
 from perfedrec.core.types import RoundReport
 from perfedrec.core.version import __version__
@@ -344,7 +345,8 @@ class RunFolder:
         trained = sum(entry.report.phase == "train" for entry in played)
         if rounds < trained:
             raise ConfigError(
-                f"{self.path}: {trained} rounds of training have been played; expected --rounds {trained} or more"
+                f"{self.path}: {counted(trained, 'round of training has', 'rounds of training have')} been played; "
+                f"expected --rounds {trained} or more"
             )
 
     def model(self, belongs: Mapping[str, str]) -> Loaded:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError
 from perfedrec.runs.files import read_lines
 
@@ -53,13 +54,15 @@ class Log:
         problem = ""
         if before + len(users) > most:
             problem = (
-                f"{before + len(users):,} of {n_users:,} users would be forgotten; expected at most {most:,} (a share "
+                f"{before + len(users):,} of {counted(n_users, 'user')} would be forgotten; expected at most "
+                f"{most:,} (a share "
                 f"of {limits.share:g}): many requests can be an attack; look at {self.path}, and allow a larger share "
                 "(--max-share) if they are genuine"
             )
         elif recent >= limits.per_day:
             problem = (
-                f"{recent} requests of {by} were accepted within a day; expected at most {limits.per_day}; see "
+                f"{counted(recent, 'request')} of {by} {'was' if recent == 1 else 'were'} accepted within a day; "
+                f"expected at most {limits.per_day}; see "
                 f"{self.path}"
             )
         if problem:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.algorithm import AnyAlgorithm
+from perfedrec.core.counted import counted
 from perfedrec.core.device import pick_device
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.keys import Key
 from perfedrec.core.records import copied, unflatten
 from perfedrec.core.types import Spec
-from perfedrec.data import Attributes, Catalogue, Dataset, attributes_beside, counted
+from perfedrec.data import Attributes, Catalogue, Dataset, attributes_beside
 from perfedrec.evaluation import RandomOrder
 from perfedrec.methods.centralised.method import Method
 from perfedrec.runs.config import Config

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from perfedrec.core.counted import counted
 from perfedrec.evaluation.sample import ERROR
 
 FULL = "full ranking"
@@ -68,7 +69,7 @@ class Summary:
         figures = self.valid if figures is None else figures
         if ERROR not in figures:
             return ""
-        return f" (of a sample of {figures['users']:,.0f} users, standard error {figures[ERROR]:.4f})"
+        return f" (of a sample of {counted(round(figures['users']), 'user')}, standard error {figures[ERROR]:.4f})"
 
     def stored(self) -> dict[str, Any]:
         """As ``result.json`` has it, where ``n_phases`` is called "prelude"."""

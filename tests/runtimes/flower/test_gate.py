@@ -97,7 +97,7 @@ def test_a_node_that_is_held_is_in_no_sum_and_gets_the_model(tmp_path: Path) -> 
     given, keeper = guarded(tmp_path)
     keeper.states[102] = HELD
     found = assembled(given, nodes=2)[-1]
-    assert found == f"2 nodes and {10 + 4} users are present (needed: 2 and 1), beside 1 that do not count"
+    assert found == f"2 nodes and {10 + 4} users are present (needed: 2 and 1), beside 1 that does not count"
     state, report = given.play(given.begin())
     assert (report.clients, report.cohort) == (14, N_USERS)
     assert given.rejected == []

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import ConfigError, DataError
 from perfedrec.core.keys import Key
 from perfedrec.core.sampling import choose
@@ -64,7 +65,7 @@ def with_clients(dataset: Dataset, lists: Sequence[Ints], held: Sequence[Ints] |
     nothing = [np.empty(0, dtype=np.int64)] * n
     return replace(
         dataset,
-        name=f"{dataset.name} with {n} malicious clients",
+        name=f"{dataset.name} with {counted(n, 'malicious client')}",
         train=_extended(dataset.train, ids, lists),
         valid=_extended(dataset.valid, ids, nothing if held is None else held),
         test=dataset.test if dataset.new_users is not None else _extended(dataset.test, ids, nothing),

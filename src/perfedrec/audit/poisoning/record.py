@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from perfedrec.audit.poisoning.exposure import Exposure
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import CheckpointError, reason
-from perfedrec.data.dataset import counted
 from perfedrec.runs.folder import RunFolder
 
 FILE = "attack.json"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import from_fixed
 from perfedrec.core.algorithm import Algorithm
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import NEWCOMER, Plan, RoundReport
 from perfedrec.runtimes.evaluation import Question
@@ -102,9 +103,12 @@ class Coordinator:
             counting = present - self.apart.keys()
             here = [users.numel() for node, users in registration.users.items() if node in counting]
             served = self.service_client is None or registration.service_agrees
-            line = f"{len(here)} nodes and {sum(here)} users are present (needed: {min_nodes} and {min_users})"
+            line = (
+                f"{counted(len(here), 'node')} and {counted(sum(here), 'user')} are present (needed: {min_nodes} "
+                f"and {min_users})"
+            )
             apart = sum(node in self.apart for node in present)
-            line += f", beside {apart} that do not count" if apart else ""
+            line += f", beside {counted(apart, 'that does not count', 'that do not count')}" if apart else ""
             line += "" if served else ", and the neighbourhood service is not"
             if line != last:
                 log(last := line)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import EVALUATE, Algorithm
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.extras import MissingExtraError
 from perfedrec.evaluation.holdout import rule_in
@@ -75,7 +76,7 @@ class NodeApp:
         """What it takes part with, in a few words."""
         names = " and ".join(each.profile for each in self.owner.policies())
         least = f", and requires profile {names} or more protection" if names else ""
-        return f"{self.store.n_users + len(self.store.unregistered())} users{least}"
+        return f"{counted(self.store.n_users + len(self.store.unregistered()), 'user')}{least}"
 
     @property
     def absence(self) -> str | None:
@@ -144,7 +145,7 @@ class NodeApp:
         task = self._task(content, algorithm)
         about = setup.run, task.round, setup.configuration, algorithm.inference
         self.store.receive(task.broadcast, task.users[:-1], *about)
-        self.activity.end(f"with the model of run {setup.run} after {task.round} rounds")
+        self.activity.end(f"with the model of run {setup.run} after {counted(task.round, 'round')}")
         draft.said = RECEIVED
         return RecordDict()
 

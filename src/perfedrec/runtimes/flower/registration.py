@@ -12,6 +12,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from perfedrec.core.counted import counted
 from perfedrec.runtimes.flower.codec import UploadError, pack, unpack
 from perfedrec.runtimes.flower.exchange import message_unknown, node_unavailable
 from perfedrec.runtimes.flower.gate import tell
@@ -123,15 +124,18 @@ class Registration:
             raise UploadError("malformed", "users: expected a list of whole numbers from 0")
         wanted = self.federation.n_items, self.federation.n_user_attributes
         if (items, attributes) != wanted:
-            expected = f"{wanted[0]} items and {wanted[1]} attributes"
+            expected = f"{counted(wanted[0], 'item')} and {counted(wanted[1], 'attribute')}"
             raise UploadError(
-                "catalogue", f"it has {items} items and {attributes} user attributes; expected {expected}"
+                "catalogue",
+                f"it has {counted(items, 'item')} and {counted(attributes, 'user attribute')}; expected {expected}",
             )
         if users.unique().numel() != users.numel():
             raise UploadError("users", "it names a user twice; expected each user once")
         if count := int(torch.isin(users, self.taken).sum()):
             raise UploadError(
-                "users", f"{count} of its users are hosted by another node; expected one node for each user"
+                "users",
+                f"{counted(count, 'of its users is', 'of its users are')} hosted by another node; expected one node "
+                "for each user",
             )
         return users if self.known is None else users[torch.isin(users, self.known)]
 

@@ -50,6 +50,7 @@ from flwr.supercore.primitives.asymmetric import (
 )
 
 from perfedrec.core.aggregate import Aggregate, reduce
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.types import Update
 from perfedrec.privacy.aggregation import from_words, summed_part, to_words
@@ -250,7 +251,9 @@ class Participant:
                 "expected each node whose shares are here once: as present in the sum or as gone from it"
             )
         if len(present) < self.threshold:
-            raise PerfedrecError(f"{len(present)} nodes are in the sum; expected {self.threshold} or more")
+            raise PerfedrecError(
+                f"{counted(len(present), 'node is', 'nodes are')} in the sum; expected {self.threshold} or more"
+            )
         self.next = "nothing"
         places = {holder: place for place, holder in enumerate(self.holders)}
         return {
@@ -436,7 +439,7 @@ class Together:
 
 def _enough(stage: str, present: int, needed: int) -> None:
     if present < needed:
-        raise AbortedError(stage, f"{present} nodes answered, and {needed} are needed")
+        raise AbortedError(stage, f"{counted(present, 'node')} answered, and {needed} are needed")
 
 
 def _is_key(public: bytes) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate
 from perfedrec.core.algorithm import Algorithm, B, ServedAlgorithm
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import Published, items_of
@@ -259,7 +260,8 @@ class NeighbourhoodService:
         kept = None if self.state_store is None or not played else self.state_store.get(self.run, played, blank)
         if kept is None and played:
             raise PerfedrecError(
-                f"the neighbourhood service was not in the first {played} rounds of this run, or has lost its state; "
+                f"the neighbourhood service was not in the first {counted(played, 'round')} of this run, or has "
+                "lost its state; "
                 "expected the folder that it had then"
             )
         self.state, self.played = blank if kept is None else kept, played

@@ -18,6 +18,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DataError, PerfedrecError
 from perfedrec.core.types import Rows
 from perfedrec.data import Catalogue, Encoding
@@ -74,7 +75,8 @@ class UserStore(NodeFile):
         if catalogue.fingerprint == self.catalogue:
             return
         raise StoreError(
-            f"{self.path}: has a catalogue of {self.n_items} items and {self.n_user_attributes} user attributes, "
+            f"{self.path}: has a catalogue of {counted(self.n_items, 'item')} and "
+            f"{counted(self.n_user_attributes, 'user attribute')}, "
             f"{self.catalogue}, and the federation one of {len(catalogue.item_ids)} and {catalogue.n_user_attributes}, "
             f"{catalogue.fingerprint}; expected the same items in the same order, and the same attributes"
         )
@@ -107,7 +109,8 @@ class UserStore(NodeFile):
         if unknown.any() and not skip_unknown:
             first = frame["item"][int(np.argmax(unknown))]
             raise DataError(
-                f"{int(unknown.sum())} of {items.size} interactions are with items that are not in the catalogue of "
+                f"{int(unknown.sum()):,} of {counted(items.size, 'interaction')} have items that are not in the "
+                "catalogue of "
                 f"{self.path}, the first with {first!r}; expected known items, or --skip-unknown"
             )
         users: list[str] = frame["user"].cast(pl.String).to_numpy()[~unknown].tolist()
