@@ -75,6 +75,10 @@ def _as_key(error: click.UsageError) -> str:
     return f"; expected --set data.{key}=..." if key in DataSettings.model_fields and not own else ""
 
 
+_PLACES = ("run", "folder", "file", "path", "data")
+"""Names by which people call what a command is about, where that is an argument."""
+
+
 def _near(error: click.UsageError) -> str:
     """The option or the command that was meant, where its name is near."""
     from perfedrec.core.nearest import nearest
@@ -82,8 +86,14 @@ def _near(error: click.UsageError) -> str:
     if error.ctx is None:
         return ""
     if isinstance(error, click.NoSuchOption):
-        options = [name.lstrip("-") for each in error.ctx.command.params for name in (*each.opts, *each.secondary_opts)]
-        return nearest(error.option_name.lstrip("-"), [name for name in options if len(name) > 1], "--")
+        given, params = error.option_name.lstrip("-"), error.ctx.command.params
+        arguments = [each for each in params if isinstance(each, click.Argument)]
+        meant = [each for each in arguments if each.name == given] or arguments[: given in _PLACES]
+        if meant and len({*meant, *arguments}) == 1:
+            what = f"{error.ctx.command_path} {meant[0].make_metavar(error.ctx)}"
+            return f"; expected it without --{given}, as in {what}"
+        names = [name.lstrip("-") for each in params for name in (*each.opts, *each.secondary_opts) if name[:1] == "-"]
+        return nearest(given, [name for name in names if len(name) > 1], "--")
     unknown = re.match("No such command '(.*?)'", error.format_message())
     if unknown and isinstance(error.ctx.command, click.Group):
         return nearest(unknown[1], error.ctx.command.list_commands(error.ctx))
@@ -99,12 +109,23 @@ def _meaning(error: click.UsageError) -> str:
 
 def _as_option(error: click.UsageError) -> str:
     """What to write where the value of an option was given without its name."""
-    extra = re.fullmatch(r"Got unexpected extra argument \((.*)\)", error.format_message())
-    if extra is None or error.ctx is None:
+    if error.ctx is None:
         return ""
-    known = {name for each in error.ctx.command.params for name in each.opts}
+    known, extra = {name for each in error.ctx.command.params for name in each.opts}, _extra(error, error.ctx)
+    if isinstance(error, click.MissingParameter):
+        known &= {*error.param.opts} & {"--run", "--store"} if error.param is not None else set()
     name = next((each for each in ("--run", "--data", "--store") if each in known), None)
-    return f"; expected {name} {shlex.quote(extra[1])}" if name else ""
+    return f"; expected {name} {shlex.quote(extra)}" if name and extra else ""
+
+
+def _extra(error: click.UsageError, context: click.Context) -> str:
+    """The only word of the command line that is of no option and no argument; nothing where there is none, or more."""
+    found = re.fullmatch(r"Got unexpected extra argument \((.*)\)", error.format_message())
+    if found is not None or not isinstance(error, click.MissingParameter):
+        return found[1] if found is not None else ""
+    words = list(context.meta.get(_WORDS, ()))[len(context.command_path.split()) - 1 :]
+    rest = context.command.make_parser(context).parse_args(words)[1]
+    return rest[0] if len(rest) == 1 else ""
 
 
 def _print_what_can_be_printed() -> None:
@@ -123,12 +144,19 @@ def _check_encoding(words: list[str]) -> None:
             raise click.UsageError(f"the word {text} cannot be read; expected text in {encoding}{other}")
 
 
+_WORDS = "perfedrec.words"
+"""Where a context keeps the words of the command line."""
+
+
 class _Commands(TyperGroup):
     def make_context(self, info_name: str | None, args: list[str], *given: Any, **named: Any) -> click.Context:
         _print_what_can_be_printed()
         with _one_line():
             _check_encoding(args)
-            return super().make_context(info_name, args, *given, **named)
+            words = tuple(args)  # click takes them out of the list
+            context = super().make_context(info_name, args, *given, **named)
+            context.meta[_WORDS] = words
+            return context
 
     def invoke(self, ctx: click.Context) -> Any:
         with _one_line():
