@@ -251,7 +251,7 @@ def read(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({reason(error)}); expected the TOML file of a comparison") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: this is not valid TOML: {error}") from None
+        raise ConfigError(f"{path}: this is not valid TOML: {error}; expected the file of a comparison") from None
     if "methods" not in tree and ("run" in tree or "algorithm" in tree):
         raise ConfigError(f"{path}: this is the configuration of a run; expected the file of a comparison")
     try:

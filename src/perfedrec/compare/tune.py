@@ -180,7 +180,7 @@ def _space(text: str, where: str) -> Space:
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: this is not valid TOML: {error}") from None
+        raise ConfigError(f"{where}: this is not valid TOML: {error}; expected a table [space] of options") from None
     if not isinstance(options := tree.get("space"), dict) or not options:
         problem = "there is no table [space] of options to search"
         raise ConfigError(f"{where}: {problem if 'space' not in tree else 'space names no option'}; {EXAMPLE}")

@@ -29,7 +29,8 @@ def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
 
     Only the last parts of dotted keys are compared: keys of one section look alike by its name alone. The section of
     ``name`` comes first; an option of another section has to have nearly the same name. Capital letters count as small
-    ones, and dashes as underscores. ``prefix`` is written before the candidate, which is :func:`quoted`.
+    ones, dashes as underscores, and + as p, as in perfedrec_pp. ``prefix`` is written before the candidate, which is
+    :func:`quoted`.
     """
     section, last = _apart(name)
     near: dict[str, tuple[bool, float, float]] = {}
@@ -46,5 +47,5 @@ def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
 
 def _apart(dotted: str) -> tuple[str, str]:
     """The section of a dotted key, and its last part, as they are compared."""
-    section, _, last = dotted.lower().replace("-", "_").rpartition(".")
+    section, _, last = dotted.lower().replace("-", "_").replace("+", "p").rpartition(".")
     return section, last

@@ -284,6 +284,8 @@ class RunFolder:
 
     def _no_run(self, problem: str) -> CheckpointError:
         """The error for a folder that is none of a run: the ``problem``, or which runs it holds."""
+        if not self.path.is_dir():
+            problem = "it is a file" if self.path.exists() else "there is no such folder"
         of_bench = (self.path / BENCH).is_file()
         inside = sorted(str(each.parent) for each in self.path.glob(f"{'runs/*/*/*' if of_bench else '*'}/{CONFIG}"))
         if not inside:
