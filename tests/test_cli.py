@@ -304,6 +304,8 @@ def test_runs_that_start_in_one_second_get_folders_of_their_own(
     monkeypatch.setattr(training, "datetime", Still)
     monkeypatch.chdir(tmp_path)
     command = ("train", "--data", ratings, "--algorithm", "popularity", "--rounds", "0", "--quiet")
+    cli("train", "--data", "missing.csv", code=2)
+    assert not (tmp_path / "runs").exists()
     for _ in range(2):
         cli(*command)
     cli("train", "--data", "missing.csv", code=2)  # leaves no folder

@@ -65,3 +65,8 @@ def test_impossible_preparations_are_refused() -> None:
         prepare(frame, k_core=2)
     with pytest.raises(DataError, match="k_core must be at least 0"):
         prepare(frame, k_core=-1)
+
+
+def test_a_table_without_rows_is_said_to_be_one() -> None:
+    with pytest.raises(DataError, match="no interaction was read: there are no rows; expected a file with a row for"):
+        prepare(pl.DataFrame({"user": [], "item": []}, schema={"user": pl.Int64, "item": pl.Int64}))

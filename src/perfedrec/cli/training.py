@@ -160,11 +160,11 @@ def _run_folder(output: Path | None, prefix: str, resume: bool = False) -> Itera
     if resume:
         raise ConfigError("--resume continues the run in --output, which is not given; expected --output FOLDER")
     first = Path("runs") / datetime.now().strftime(f"{prefix}%Y-%m-%d-%H%M%S")
-    first.parent.mkdir(exist_ok=True)
+    made = not first.parent.exists()
     folder, numbers = first, count(2)
     while True:
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
             break
         except FileExistsError:
             folder = first.with_name(f"{first.name}-{next(numbers)}")
@@ -173,6 +173,8 @@ def _run_folder(output: Path | None, prefix: str, resume: bool = False) -> Itera
     finally:
         with suppress(OSError):  # it is not empty
             folder.rmdir()
+            if made:
+                first.parent.rmdir()
 
 
 def _source(

@@ -64,6 +64,10 @@ def prepare(
         steps.append(_count(frame, f"{k_core}-core"))
     report = PrepareReport(tuple(steps), duplicates)
     if not frame.height:
+        if not steps[0].interactions:
+            raise DataError(
+                "no interaction was read: there are no rows; expected a file with a row for each interaction"
+            )
         asked = [f"a lower {name}" for name, value in (("min_rating", min_rating), ("k_core", k_core)) if value]
         expected = f"; expected {' or '.join(asked)}" if asked else ""
         raise DataError(f"no interaction is left after preparation ({'; '.join(report.lines())}){expected}")

@@ -219,7 +219,10 @@ def _split(frame: pl.DataFrame, name: str, options: _Options, read: ReadReport |
     """Prepare and split the interactions of one file, which was read as ``read`` tells."""
     if options.rule.order == "file" and "position" not in frame.columns:
         frame = frame.with_row_index("position")
-    frame, report = prepare(frame, min_rating=options.min_rating, k_core=options.k_core)
+    try:
+        frame, report = prepare(frame, min_rating=options.min_rating, k_core=options.k_core)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
     data = split_by(options.rule, Interactions.from_frame(frame), name)
     notes = replace(data.notes, duplicates=report.duplicates, remarks=tuple(report.lines()))
     return replace(data, notes=replace(notes, files=tuple(read.lines()) if read else ()))

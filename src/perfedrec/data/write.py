@@ -35,7 +35,9 @@ def write(dataset: Dataset, folder: str | Path, format: str = "csv") -> Path:
     check_name(format, WRITABLE, "format to write")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: exists already and is not an empty folder; nothing was written")
+        raise DataError(
+            f"{folder}: exists already and is not an empty folder; nothing was written, expected a new folder"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
