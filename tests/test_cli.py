@@ -363,6 +363,7 @@ def test_data_without_held_out_interactions_are_reported(tmp_path: Path) -> None
     assert "no user can be evaluated: no interactions are held out for validation or test" in printed
     assert "no user was evaluated" in printed
     assert "recall@20" not in printed
+    assert cli("evaluate", "--run", run).stdout == "no user was evaluated: no interactions are held out for testing\n"
     few.write_text("user,item\nu1,i1\n")
     assert (
         "few: 1 user, 1 item; interactions: 1 train, 0 validation, 0 test\n"

@@ -7,7 +7,7 @@ upload.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -125,8 +125,7 @@ def fit_vectors(vectors: Tensor, table: Tensor, own: Sequence[Tensor], degrees: 
         positive = torch.zeros(table.shape[0], dtype=torch.bool)
         positive[real] = True
         figures.append((auc(table @ vector, positive), auc(degrees, positive)))
-    area, popular = np.nanmean(np.array(figures), axis=0).tolist()
-    return Finding("fit of the user vector", "AUC", area, 0.5, popular, len(figures))
+    return _area("fit of the user vector", figures)
 
 
 def link_vectors(before: Tensor, after: Tensor) -> Finding:
@@ -148,5 +147,15 @@ def infer_membership(scores: Tensor, train: Sequence[Tensor], held: Sequence[Ten
         items = torch.cat([inside, outside])
         positive = torch.arange(items.numel()) < inside.numel()
         figures.append((auc(row[items], positive), auc(degrees[items], positive)))
-    area, popular = np.nanmean(np.array(figures), axis=0).tolist()
-    return Finding("membership in the final model", "AUC", max(area, 1 - area), 0.5, popular, len(figures))
+    found = _area("membership in the final model", figures)
+    return replace(found, value=max(found.value, 1 - found.value))
+
+
+def _area(attack: str, figures: Sequence[tuple[float, float]]) -> Finding:
+    """The finding of an attack by its AUC and that of popularity for each user. Users without both kinds of items have
+    none (NaN) and are left out; where all are, there is nothing to tell apart, as in :mod:`.recipients`."""
+    rated = np.array([each for each in figures if not np.isnan(each[0])]).reshape(-1, 2)
+    if not len(rated):
+        return Finding(attack, "AUC", 0.5, 0.5, None, 0)
+    area, popular = rated.mean(0).tolist()
+    return Finding(attack, "AUC", area, 0.5, popular, len(rated))

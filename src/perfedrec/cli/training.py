@@ -324,7 +324,11 @@ def evaluate(
         else:
             if result.basis:
                 print_data(result.dataset)
-            console.print(metric_table({part: metrics}))
+            if metrics.get("users"):
+                console.print(metric_table({part: metrics}))
+            else:
+                held = "testing" if part == "test" else "validation"
+                console.print(f"no user was evaluated: no interactions are held out for {held}", soft_wrap=True)
             print_basis(result)
 
 
