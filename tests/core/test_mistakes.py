@@ -48,4 +48,5 @@ def test_a_mistake_is_one_line_with_a_near_name_at_its_end(given: dict[str, obje
 def test_names_that_people_chose_are_quoted_where_one_would_not_see_their_ends() -> None:
     assert listing(["user", "item, title", "", "a b", 'a"b']) == 'user, "item, title", "", "a b", "a"b"'
     assert nearest("PerFedRec++", ["perfedrec", "perfedrec_pp"]) == "; did you mean perfedrec_pp?"
+    assert nearest("gpu", ["auto", "cpu", "cuda"]) == "; did you mean cuda?"
     assert nearest("ware art", ["Ware, Art", "user"]) == '; did you mean "Ware, Art"?'

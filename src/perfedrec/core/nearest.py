@@ -9,6 +9,9 @@ from difflib import SequenceMatcher
 HERE, ELSEWHERE = 0.6, 0.8
 """How alike (0 to 1) a name has to be to be suggested: an option of the section that was named, and one of another."""
 
+_ALIASES = {"gpu": "cuda"}
+"""Other words for a name, which are nearer to a wrong one."""
+
 MEANT = "; did you mean "
 """How a near name begins: it is the last part of a message."""
 
@@ -32,7 +35,7 @@ def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
     ones, dashes as underscores, and + as p, as in perfedrec_pp. ``prefix`` is written before the candidate, which is
     :func:`quoted`.
     """
-    section, last = _apart(name)
+    section, last = _apart(_ALIASES.get(name.lower(), name))
     near: dict[str, tuple[bool, float, float]] = {}
     for candidate in candidates:
         there, own = _apart(candidate)

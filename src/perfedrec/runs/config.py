@@ -419,7 +419,7 @@ def _parse(text: str, where: str, before: Mapping[str, Any]) -> dict[str, Any]:
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+        raise ConfigError(f"{where}: not valid TOML: {error}; expected the configuration of a run") from None
     other = next((what for key, what in _OTHER_FILES.items() if isinstance(tree.get(key), dict)), None)
     if other is not None:
         raise ConfigError(f"{where}: this is {other}; expected the configuration of a run")

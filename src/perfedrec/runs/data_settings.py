@@ -109,7 +109,11 @@ class DataSettings(Settings):
     def _whole(self) -> Self:
         given = {part for part in ("train", "valid", "test") if getattr(self, part) is not None}
         if given and not {"train", "test"} <= given:
-            raise ValueError("a given split needs train and test, and valid if there is one")
+            missing = " and ".join(part for part in ("train", "test") if part not in given)
+            raise ValueError(
+                f"a given split needs train and test, and valid if there is one; expected {missing} too, or path alone "
+                "for data that are split here (--data)"
+            )
         try:
             SplitRule(**self.rule)
         except DataError as error:
