@@ -94,6 +94,15 @@ def test_a_reason_that_holds_for_some_releases_names_them() -> None:
     )
 
 
+def test_orders_that_the_accountant_leaves_out_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    """At order 1.1 the series does not converge: its divergence counts as infinite, and another order gives the
+    bound."""
+    event = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.13617, dp.GaussianDpEvent(1.168644)), 50)
+    found = [accounting._rdp_of(event, 1e-5, orders) for orders in ((1.1, 8.0), (8.0,))]
+    assert found[0] == found[1]
+    assert not caplog.records
+
+
 def test_no_release_means_epsilon_zero() -> None:
     ledger = Ledger([Release("training", 0, Guarantee(reason="never"), 0)], 1e-5)
     assert ledger.epsilon("coordinator").value == 0.0

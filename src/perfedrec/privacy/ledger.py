@@ -13,7 +13,9 @@ slope s between 0 and the sampling rate. A smaller slope is smaller in convex or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -275,9 +277,23 @@ def _rdp_epsilon(event: DpEvent, delta: float) -> float:
 def _rdp_of(event: DpEvent, delta: float, orders: tuple[float, ...]) -> tuple[float, float]:
     from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
-    divergences = np.maximum(RdpAccountant(orders).compose(event).rdp, 0.0) + RDP_ROUNDING
+    with _quiet():
+        divergences = np.maximum(RdpAccountant(orders).compose(event).rdp, 0.0) + RDP_ROUNDING
     epsilon, order = compute_epsilon(orders, divergences, delta)
     return float(epsilon), float(order)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings of the accountant about orders whose series does not converge. It takes their divergence as
+    infinite, so that the bound on epsilon comes from other orders and still holds."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _parts(event: DpEvent) -> list[DpEvent]:
