@@ -142,7 +142,7 @@ def test_all_methods_have_the_lengths_of_lists_that_the_comparison_needs(tmp_pat
         ("run.rounds=3", "run.round=3", "did you mean run.rounds"),
         ("run.rounds=3", "data.k_core=3", "[data.NAME]"),
         ("methods.fedmf", 'methods."../fedmf"', "folder"),
-        ("synthetic:users=120", "syntetic:users=120", "syntetic"),
+        ("synthetic:users=120", "syntetic:users=120", "error: data.toy: syntetic"),
         ("[data.toy]", "[data.toy", "not valid TOML"),
         ("path =", "pth =", "there is no option data.toy.pth; did you mean data.toy.path?\n"),
         ("set =", "sets =", "there is no option methods.fedmf.sets; did you mean methods.fedmf.set?\n"),
@@ -167,6 +167,11 @@ def test_an_error_in_the_file_is_one_line_and_nothing_is_started(
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
     assert not output.exists()
+
+
+def test_a_path_that_is_given_without_the_name_of_its_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no data set 'x/y'; expected one of: toy, or NAME=PATH with one of these"):
+        read(written(tmp_path, TOY), tmp_path / "out", moved={"x/y": None})
 
 
 def bench(file: Path, output: Path, *more: str) -> Any:

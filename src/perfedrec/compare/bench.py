@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from perfedrec.core.errors import ConfigError, PerfedrecError, reason
+from perfedrec.core.errors import ConfigError, DataError, PerfedrecError, reason
 from perfedrec.core.mistakes import explain
 from perfedrec.core.nearest import nearest
 from perfedrec.core.settings import Settings
@@ -195,6 +195,13 @@ class Bench:
         known = {self.splits.get((data, seed)) for seed in self.file.seeds}
         return len(self.file.seeds) if None in known and self.file.vary else len(known)
 
+    def _opened(self, name: str, seed: int) -> Dataset:
+        """A data set for a seed. Its name is in the message of an error, because several are read."""
+        try:
+            return open_data(self.file.settings(name, seed))
+        except DataError as error:
+            raise DataError(f"data.{name}: {error}") from None
+
     def prepare(self) -> None:
         """Open all data sets, check that every method can learn from them, check the runs that the folder already
         holds, and write ``bench.toml``.
@@ -206,7 +213,7 @@ class Bench:
         for name in self.file.data:
             for seed in self.file.seeds:
                 new = self.file.vary is not None or name not in self.datasets
-                dataset = open_data(self.file.settings(name, seed)) if new else self.datasets[name]
+                dataset = self._opened(name, seed) if new else self.datasets[name]
                 self.datasets.setdefault(name, dataset)
                 self.splits[name, seed] = dataset.fingerprint
         for (label, name), config in self.configs.items():
@@ -286,7 +293,8 @@ def read(
 def _placed(file: BenchFile, path: Path, name: str, where: str | None) -> DataSettings:
     if name not in file.data:
         raise ConfigError(
-            f"{path}: there is no data set {name!r}; expected one of: {', '.join(file.data)}{nearest(name, file.data)}"
+            f"{path}: there is no data set {name!r}; expected one of: {', '.join(file.data)}, or NAME=PATH with one of "
+            f"these names{nearest(name, file.data)}"
         )
     return file.data[name] if where is None else moved_to(file.data[name], where)
 
