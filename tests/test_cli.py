@@ -170,6 +170,8 @@ def test_data_are_described_without_waiting_for_torch(ratings: Path) -> None:
         (["evaluate", "{ratings}"], "see perfedrec evaluate --help; expected --run {ratings}"),
         (["privacy", "report", "--run", "a"], "expected it without --run, as in perfedrec privacy report RUN"),
         (["report", "--run", "a"], "expected it without --run, as in perfedrec report RUN|BENCH"),
+        (["recommend", "--run", "a", "--user"], "'--user' requires an argument; see perfedrec recommend --help"),
+        (["privacy", "plan", "--epsilon"], "'--epsilon' requires an argument; see perfedrec privacy plan --help"),
         (["trian"], "no such command 'trian'; see perfedrec --help; did you mean train?"),
         (["federation", "statsu"], "no such command 'statsu'; see perfedrec federation --help"),
         (["train", "--resum"], "no such option '--resum'; see perfedrec train --help; did you mean --resume?"),

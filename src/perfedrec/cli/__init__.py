@@ -43,8 +43,9 @@ from perfedrec.cli import (
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
-    """Print an error in the command line as one line, like all other errors; and so Ctrl-C before a command begins."""
+def _one_line(context: click.Context | None = None) -> Iterator[None]:
+    """Print an error in the command line as one line, like all other errors; and so Ctrl-C before a command begins.
+    ``context`` is that of the whole program, once it is made."""
     try:
         yield
     except KeyboardInterrupt:
@@ -54,12 +55,22 @@ def _one_line() -> Iterator[None]:
         raise
     except click.UsageError as error:
         message = " ".join(error.format_message().split()).rstrip(".")
-        command = error.ctx.command_path if error.ctx else "perfedrec"
+        command = error.ctx.command_path if error.ctx else _path(context)
         message = re.split(r"\.? \(?Did you mean ", message)[0]  # what it calls near is too far
         message += _meaning(error)
         hint = _as_key(error) or _as_option(error) or _near(error)
         print(f"error: {message[:1].lower()}{message[1:]}; see {command} --help{hint}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
+
+
+def _path(context: click.Context | None) -> str:
+    """The command that the words of the command line name, for an error that does not know it."""
+    found, command = ["perfedrec"], None if context is None else context.command
+    for word in () if context is None else context.meta.get(_WORDS, ()):
+        if not isinstance(command, click.Group) or (command := command.commands.get(word)) is None:
+            break
+        found.append(word)
+    return " ".join(found)
 
 
 def _as_key(error: click.UsageError) -> str:
@@ -159,7 +170,7 @@ class _Commands(TyperGroup):
             return context
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _one_line():
+        with _one_line(ctx):
             return super().invoke(ctx)
 
 
