@@ -81,7 +81,7 @@ class Experiment:
         apart = measures.distance(model.result.recommender, left.recommender, measures.remaining(left.dataset))
         seen, never = (self.membership(each) for each in (model.result, left))
         above, half = seen.above(never)
-        figures = measures.accuracy(model.result.recommender, left.dataset)
+        figures = measures.accuracy(model.result.recommender, left.dataset).means()
         return rounded(
             {
                 "clients asked": model.clients / self.whole.clients,
