@@ -21,13 +21,30 @@ def _doubled(values: np.ndarray, out: np.ndarray) -> None:
 
 
 def doubled() -> Kernel:
-    return Kernel(_doubled, "void(int64[::1], int64[::1])", fast=False)
+    return Kernel(_doubled, "void(int64[::1], int64[::1])")
 
 
 def check(kernel: Kernel) -> None:
     out = np.zeros(3, np.int64)
     kernel(np.array([1, 2, 5]), out)
     assert out.tolist() == [2, 4, 10]
+
+
+def _doubled_rows(table: np.ndarray, out: np.ndarray) -> None:
+    for row in range(table.shape[0]):
+        own, to = table[row], out[row]
+        for column in range(own.size):
+            to[column] = 2 * own[column]
+
+
+@pytest.mark.parametrize("makes_arrays", [False, True])
+def test_references_to_rows_are_counted_only_where_arrays_are_made(folder: Path, makes_arrays: bool) -> None:
+    made = Kernel(_doubled_rows, "void(int64[:, ::1], int64[:, ::1])", makes_arrays=makes_arrays)
+    out = np.zeros((2, 3), np.int64)
+    made(np.arange(6).reshape(2, 3), out)
+    assert out.tolist() == [[0, 2, 4], [6, 8, 10]]
+    (code,) = made._made.inspect_asm().values()  # type: ignore[union-attr]
+    assert ("NRT_decref" in code) == makes_arrays
 
 
 @pytest.fixture

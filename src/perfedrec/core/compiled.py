@@ -51,10 +51,13 @@ class Kernel:
     """A ``function`` that is compiled for its ``signature``, in numba's notation, when it is first called.
 
     ``fast`` allows sums in another order, in which they can be vectorised. The order is still the same at each call.
+    A kernel may make arrays only if it ``makes_arrays``: see :func:`helper`.
     """
 
-    def __init__(self, function: Callable[..., Any], signature: str, fast: bool) -> None:
-        self.function, self.signature, self.fast = function, signature, fast
+    def __init__(
+        self, function: Callable[..., Any], signature: str, fast: bool = False, makes_arrays: bool = False
+    ) -> None:
+        self.function, self.signature, self.fast, self.makes_arrays = function, signature, fast, makes_arrays
         self.__doc__ = function.__doc__
         self._made: Callable[..., Any] | None = None
 
@@ -78,26 +81,34 @@ class Kernel:
 
         before, fast = config.CACHE_DIR, set(_FAST) if self.fast else False
         config.CACHE_DIR = "" if folder is None else str(folder)  # numba reads it when it sees a function
+        options = {"nogil": True, "fastmath": fast, "error_model": "numpy", "_nrt": self.makes_arrays}
         try:
-            made: Callable[..., Any] = njit(
-                self.signature, nogil=True, cache=folder is not None, fastmath=fast, error_model="numpy"
-            )(self.function)
+            made: Callable[..., Any] = njit(self.signature, cache=folder is not None, **options)(self.function)
         finally:
             config.CACHE_DIR = before
         return made
 
 
-def kernel(signature: str, fast: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
+def kernel(signature: str, fast: bool = False, makes_arrays: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
     """Decorate a function as a :class:`Kernel`."""
-    return partial(Kernel, signature=signature, fast=fast)
+    return partial(Kernel, signature=signature, fast=fast, makes_arrays=makes_arrays)
 
 
 _FAST = frozenset({"reassoc", "contract", "nsz"})
 """What LLVM may do with sums of a ``fast`` kernel."""
 
 
-def helper(function: Callable[..., Any], flags: frozenset[str] = frozenset(), inline: bool = False) -> Any:
+def helper(
+    function: Callable[..., Any],
+    flags: frozenset[str] = frozenset(),
+    inline: bool = False,
+    makes_arrays: bool = False,
+) -> Any:
     """Decorate a function that kernels call. Arrays that it changes must not be in its other arguments as well.
+
+    numba counts the references to each array, so that it can free those that a function makes. In a loop over rows this
+    takes as long as the arithmetic, because each row is an array of its own for numba. So nothing is counted unless a
+    function ``makes_arrays``. A kernel with arrays of its own makes them first, and leaves its loops to helpers.
 
     With ``inline`` it becomes a part of the kernel in any case. Otherwise the process that compiles the kernel may call
     the function's own code, which is optimised apart, and processes that find the kernel in the cache what was made of
@@ -105,8 +116,8 @@ def helper(function: Callable[..., Any], flags: frozenset[str] = frozenset(), in
     """
     from numba import njit
 
-    options = {"nogil": True, "fastmath": set(flags) or False, "error_model": "numpy", "forceinline": inline}
-    return njit(**options, pipeline_class=_no_alias())(function)
+    options = {"nogil": True, "fastmath": set(flags) or False, "error_model": "numpy", "_nrt": makes_arrays}
+    return njit(**options, forceinline=inline, pipeline_class=_no_alias())(function)
 
 
 fast_helper = partial(helper, flags=_FAST)
@@ -136,7 +147,7 @@ def _folder() -> Path | None:
     import numba
     from llvmlite import binding
 
-    sources = sorted(Path(__file__).parents[1].rglob("kernels.py"))
+    sources = sorted(Path(__file__).parents[1].rglob("*kernels.py"))
     parts = [each.read_bytes() for each in (Path(__file__), *sources)]
     parts += [numba.__version__.encode(), binding.get_host_cpu_name().encode()]
     parts.append(binding.get_host_cpu_features().flatten().encode())

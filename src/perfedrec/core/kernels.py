@@ -5,6 +5,7 @@ This module needs numba. It is imported where :func:`perfedrec.core.compiled.usa
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,7 @@ def exp(x):  # type: ignore[no-untyped-def]
     return series * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@kernel("void(float32[:, ::1], uint64[::1], float32, float32, float32[:, ::1], int64, int64)")
+@kernel("void(float32[:, ::1], uint64[::1], float32, float32, float32[:, ::1], int64, int64)", makes_arrays=True)
 def clip_and_add_laplace(values: Any, keys: Any, clip: Any, scale: Any, out: Any, start: int, stop: int) -> None:
     """``out = clamp(values, -clip, clip) + scale * laplace(keys)`` for the rows from ``start`` to ``stop``."""
     width = values.shape[1]
@@ -316,7 +317,8 @@ def _squares(values, factor, scale):  # type: ignore[no-untyped-def]
 
 @kernel(
     "void(uint64[::1], int64[::1], UniTuple(int64[::1], 2), int64, UniTuple(int64, 3), UniTuple(int64[::1], 2),"
-    " int64, int64)"
+    " int64, int64)",
+    makes_arrays=True,
 )
 def draw_outside(
     keys: Any, counts: Any, owned: Any, n_items: int, network: Any, result: Any, start: int, stop: int
@@ -429,7 +431,7 @@ def _any_above(scores, least):  # type: ignore[no-untyped-def]
     return count > 0
 
 
-@helper
+@partial(helper, makes_arrays=True)
 def _threshold(scores, k):  # type: ignore[no-untyped-def]
     """A score that at least ``k`` of the ``scores`` reach, and not many more: the k-th best of the largest scores of 64
     groups. Without it nearly all scores would enter a heap that is empty."""

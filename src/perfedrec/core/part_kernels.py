@@ -16,24 +16,27 @@ _WIDTH = 16  # columns that are sorted at once: those of a few hundred contribut
 
 
 @helper
-def _by_key(places, starts, order):  # type: ignore[no-untyped-def]
-    """Fill the ``order`` of the rows by their ``places`` among the keys, whose first places in it are ``starts``."""
-    free = starts.copy()
+def _by_key(places, free, order):  # type: ignore[no-untyped-def]
+    """Fill the ``order`` of the rows by their ``places`` among the keys, whose first places in it are ``free``."""
     for row in range(places.size):
         order[free[places[row]]] = row
         free[places[row]] += 1
 
 
-@kernel("void(float64[:, ::1], int64[::1], int64[::1], int64[::1], float64[:, ::1])")
+@kernel("void(float64[:, ::1], int64[::1], int64[::1], int64[::1], float64[:, ::1])", makes_arrays=True)
 def add_inner(rows: Any, places: Any, starts: Any, trimmed: Any, sums: Any) -> None:
     """Add to the ``sums`` of each key and column the numbers of its ``rows`` without the ``trimmed`` smallest and
     largest ones. ``places`` are those of the rows among the keys, ``starts`` the keys' first rows once these are in the
     order of places, and their number."""
     order, longest = np.empty(places.size, np.int64), 0
-    _by_key(places, starts, order)
+    _by_key(places, starts.copy(), order)
     for key in range(trimmed.size):
         longest = max(longest, starts[key + 1] - starts[key])
-    values = np.empty((longest, _WIDTH))
+    _add_inner(rows, order, starts, trimmed, np.empty((longest, _WIDTH)), sums)
+
+
+@helper
+def _add_inner(rows, order, starts, trimmed, values, sums):  # type: ignore[no-untyped-def]
     for key in range(trimmed.size):
         low, count = starts[key], starts[key + 1] - starts[key]
         for column in range(0, sums.shape[1], _WIDTH):
@@ -85,16 +88,20 @@ def _exchange(one, other):  # type: ignore[no-untyped-def]
         other[column] = a if b < a else b
 
 
-@kernel("void(float64[:, ::1], int64[::1], int64[::1], int64[::1], float64[:, ::1])")
+@kernel("void(float64[:, ::1], int64[::1], int64[::1], int64[::1], float64[:, ::1])", makes_arrays=True)
 def add_products(rows: Any, owners: Any, places: Any, starts: Any, products: Any) -> None:
     """Add to the ``products`` of the parts with each other those of their ``rows``. A part of the ``owners`` has at
     most one row of a key; ``places`` and ``starts`` are as above. Products are added in the order of keys and columns,
     whatever the order of the parts."""
     order, longest = np.empty(places.size, np.int64), 0
-    _by_key(places, starts, order)
+    _by_key(places, starts.copy(), order)
     for key in range(starts.size - 1):
         longest = max(longest, starts[key + 1] - starts[key])
-    columns, sums = np.empty((rows.shape[1], longest)), np.empty(longest)
+    _add_products(rows, owners, order, starts, np.empty((rows.shape[1], longest)), np.empty(longest), products)
+
+
+@helper
+def _add_products(rows, owners, order, starts, columns, sums, products):  # type: ignore[no-untyped-def]
     for key in range(starts.size - 1):
         mine = order[starts[key] : starts[key + 1]]
         for place in range(mine.size):

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from perfedrec.core.compiled import kernel
+from perfedrec.core.compiled import helper, kernel
 from perfedrec.core.kernels import CHUNK, NOTHING, add_best
 
 
-@kernel("void(int64[::1], int64[::1], int64, int64[:, ::1], int64[::1])")
+@kernel("void(int64[::1], int64[::1], int64, int64[:, ::1], int64[::1])", makes_arrays=True)
 def sort_into_tiles(offsets: Any, items: Any, width: int, starts: Any, order: Any) -> None:
     """Where the entries of each tile are: ``order`` [E] has the entries of user b between ``starts[b, t]`` and
     ``starts[b, t + 1]`` for tile t, which holds ``width`` items.
@@ -51,7 +51,8 @@ _ENTRIES = "int64[::1], int64[:, ::1], int64[::1]"
 @kernel(
     "void(float32[:, :, ::1], int64[::1], UniTuple(int64, 2), Tuple((float32[:, :, ::1], float32[:, ::1])),"
     f" Tuple(({_ENTRIES}, {_ENTRIES})),"
-    " Tuple((float32[:, :, ::1], int64[:, :, ::1], int64[:, ::1], float32[:, ::1])), int64, int64)"
+    " Tuple((float32[:, :, ::1], int64[:, :, ::1], int64[:, ::1], float32[:, ::1])), int64, int64)",
+    makes_arrays=True,
 )
 def scan(parts: Any, which: Any, place: Any, mix: Any, entries: Any, heaps: Any, begin: int, end: int) -> None:
     """Look through a tile of scores, and keep the best of each user from ``begin`` to ``end`` by each setting.
@@ -66,13 +67,16 @@ def scan(parts: Any, which: Any, place: Any, mix: Any, entries: Any, heaps: Any,
     largest score that is not in a heap [S, B]: where it is equal to the smallest one in the heap, there is a choice
     between equal scores.
     """
-    n_parts, _, width = parts.shape
-    first, tile = place
-    weights, given = mix
+    room = np.empty(parts.shape[2], np.float32), np.empty(CHUNK, np.int64)
+    _scan(parts, which, place, mix, entries, heaps, room, begin, end)
+
+
+@helper
+def _scan(parts, which, place, mix, entries, heaps, room, begin, end):  # type: ignore[no-untyped-def]
+    (n_parts, _, width), (first, tile), (weights, given), (mixed, found) = parts.shape, place, mix, room
     hidden_items, hidden_starts, hidden_order, listed_items, listed_starts, listed_order = entries
     values, items, sizes, lost = heaps
     n_settings = values.shape[0]
-    mixed, found = np.empty(width, np.float32), np.empty(CHUNK, np.int64)
     for row in range(begin, end):
         user = which[row]
         for setting in range(n_settings):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perfedrec.core.compiled import fast_helper, kernel
+from perfedrec.core.compiled import fast_helper, helper, kernel
 from perfedrec.core.kernels import exp
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -128,12 +128,20 @@ def _mix_back(share, slope, vector, channel, grad, of_vector, of_channel):  # ty
 
 
 @kernel(
-    "float32[::1](float32[:, :, ::1], float32[::1], float32[:, ::1], float32[:, ::1], float32[:, :, ::1], int64, int64)"
+    f"float32[::1]({_TABLES}, float32[::1], float32[:, ::1], float32[:, ::1], {_TABLES}, int64, int64)",
+    makes_arrays=True,
 )
 def attend_back(channels: Any, vector: Any, shares: Any, grad: Any, of_channels: Any, start: int, stop: int) -> Any:
     """Add the gradient of the ``channels`` to ``of_channels``, of the users from ``start`` to ``stop``, and return that
     of the ``vector``."""
     of_vector = np.zeros_like(vector)
+    _attend_back(channels, vector, shares, grad, (of_vector, of_channels), start, stop)
+    return of_vector
+
+
+@helper
+def _attend_back(channels, vector, shares, grad, out, start, stop):  # type: ignore[no-untyped-def]
+    of_vector, of_channels = out
     for user in range(start, stop):
         row = grad[user]
         a, b, c = _three_inner(channels[0, user], channels[1, user], channels[2, user], row)
@@ -143,7 +151,6 @@ def attend_back(channels: Any, vector: Any, shares: Any, grad: Any, of_channels:
             _mix_back(
                 share, share * (slope - mean), vector, channels[number, user], row, of_vector, of_channels[number, user]
             )
-    return of_vector
 
 
 @fast_helper
@@ -180,16 +187,33 @@ def _shares(scores, part, shares):  # type: ignore[no-untyped-def]
         shares[place] = part / (_ONE + exp(min(-scores[place], _MOST)))
 
 
-@kernel(f"void({_TABLES}, {_TABLES}, float32[:, ::1], {_ORDERS}, float32, {_TABLES}, UniTuple({_TABLES}, 2))")
+@kernel(
+    f"void({_TABLES}, {_TABLES}, float32[:, ::1], {_ORDERS}, float32, {_TABLES}, UniTuple({_TABLES}, 2))",
+    makes_arrays=True,
+)
 def agree(vectors: Any, near: Any, centres: Any, rows: Any, columns: Any, share: Any, scores: Any, grads: Any) -> None:
     """Fill the ``scores`` [2, c, n], which are the inner products of ``vectors`` and of ``centres`` with the change
     from ``near`` to itself in another order of ``rows`` and ``columns``; and ``grads``, those of the ``vectors`` and
     of ``near`` by a ``share`` of the sum of the softplus of these."""
-    n, d, (of_vectors, of_near) = vectors.shape[1], vectors.shape[2], grads
+    n, d = vectors.shape[1:]
     change, of_change = np.empty((_BLOCK, d), np.float32), np.empty((n, d), np.float32)
     shares, places = np.empty((2, _BLOCK), np.float32), np.empty_like(columns[0])
+    _agree(
+        (vectors, near, centres, rows, columns),
+        share,
+        scores,
+        grads,
+        (change, of_change, shares, centres[0].copy()),
+        places,
+    )
+
+
+@helper
+def _agree(given, share, scores, grads, room, places):  # type: ignore[no-untyped-def]
+    (vectors, near, centres, rows, columns), (of_vectors, of_near) = given, grads
+    (change, of_change, shares, of_centre), (n, d) = room, vectors.shape[1:]
     for c in range(vectors.shape[0]):
-        of_centre = np.zeros_like(centres[c])
+        of_centre[:] = 0
         for column in range(d):
             places[columns[c, column]] = column
         for first in range(0, n, _BLOCK):
@@ -203,7 +227,8 @@ def agree(vectors: Any, near: Any, centres: Any, rows: Any, columns: Any, share:
             for user in range(first, stop):
                 both, row, out = shares[:, user - first], change[user - first], of_vectors[c, user]
                 _change_back(both, vectors[c, user], centres[c], row, out, of_change[user], of_centre)
-        of_centre /= np.float32(n)
+        for column in range(d):
+            of_centre[column] /= np.float32(n)
         for user in range(n):
             row = rows[c, user]
             _put_back(of_change[user], places, of_change[row], of_centre, of_near[c, row])

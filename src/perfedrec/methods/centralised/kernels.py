@@ -29,7 +29,10 @@ def _load_row(flat, start, width):  # type: ignore[no-untyped-def]
         load(flat, place)
 
 
-@kernel("void(UniTuple(int64[::1], 4), int64, int64, int32[:, ::1], UniTuple(int32[::1], 3), int64[::1], int32[::1])")
+@kernel(
+    "void(UniTuple(int64[::1], 4), int64, int64, int32[:, ::1], UniTuple(int32[::1], 3), int64[::1], int32[::1])",
+    makes_arrays=True,
+)
 def find_visits(triples: Any, n_users: int, size: int, places: Any, visits: Any, limits: Any, upcoming: Any) -> None:
     """List the visits of an epoch: each row of the table that a batch needs is visited once in this batch.
 
@@ -162,6 +165,7 @@ def _visit(vector, moment, square, gradient, weights, steps):  # type: ignore[no
     "float64(float32[:, :, ::1], int32[:, ::1], UniTuple(int32[::1], 3), int64[::1], int32[::1], int64,"
     " UniTuple(float64, 4), UniTuple(float64[::1], 2))",
     fast=True,
+    makes_arrays=True,
 )
 def bpr_epoch(
     table: Any, places: Any, visits: Any, limits: Any, upcoming: Any, size: int, options: Any, later_steps: Any
@@ -177,14 +181,21 @@ def bpr_epoch(
     difference between two such sums is what lies between two visits. So the steps are those of Adam, but for epsilon,
     for which its mean over these steps is taken.
     """
-    (rows, counts, following), (paths, epsilons) = visits, later_steps
-    l2, (learning_rate, beta1, beta2) = np.float32(options[0]), options[1:]
-    width, n_batches = table.shape[2], limits.size - 1
-    flat = table.reshape(-1)
-    powers1, powers2 = beta1 ** np.arange(n_batches + 2), beta2 ** np.arange(n_batches + 2)
-    ratios1, ratios2 = powers1 / np.sqrt(powers2), powers1 / powers2
-    gradients = np.empty((3 * size, width), np.float32)
-    last = np.full(table.shape[0], -1, np.int32)
+    n_batches = limits.size - 1
+    powers = options[2] ** np.arange(n_batches + 2), options[3] ** np.arange(n_batches + 2)
+    ratios = powers[0] / np.sqrt(powers[1]), powers[0] / powers[1]
+    room = np.empty((3 * size, table.shape[2]), np.float32), np.full(table.shape[0], -1, np.int32)
+    return float(
+        _bpr_epoch(table, (places, limits, upcoming, size), visits, options, later_steps, powers, ratios, room)
+    )
+
+
+@_fast_part
+def _bpr_epoch(table, batches, visits, options, later_steps, powers, ratios, room):  # type: ignore[no-untyped-def]
+    (places, limits, upcoming, size), (gradients, last) = batches, room
+    (rows, counts, following), (paths, epsilons), (powers1, powers2) = visits, later_steps, powers
+    l2, (learning_rate, beta1, beta2), (ratios1, ratios2) = np.float32(options[0]), options[1:], ratios
+    width, n_batches, flat = table.shape[2], limits.size - 1, table.reshape(-1)
     for row in range(table.shape[0]):
         if upcoming[row]:  # the steps before the first visit
             length, small = _between(0, upcoming[row], paths, epsilons, ratios1, ratios2)
@@ -286,7 +297,7 @@ def _contrast(cosines, scale, positives, powers, known):  # type: ignore[no-unty
     room for numbers of all users and of the ``positives``."""
     for number in range(known.size):
         known[number] = cosines[positives[number]]
-    top, nearest = largest(cosines), known.max()
+    top, nearest = largest(cosines), largest(known)
     total, share = _powers(cosines, scale, top, powers), _ZERO
     for number in range(known.size):
         known[number] = np.float32(math.exp(scale * (known[number] - nearest)))
@@ -298,7 +309,7 @@ def _contrast(cosines, scale, positives, powers, known):  # type: ignore[no-unty
     return np.float64(scale * (top - nearest)) + math.log(total) - math.log(share)
 
 
-@kernel("float64(float32[:, :, ::1], int64, int64, float32, int64, int64)")
+@kernel("float64(float32[:, :, ::1], int64, int64, float32, int64, int64)", makes_arrays=True)
 def tri_training(cosines: Any, n_users: int, n_positives: int, scale: Any, start: int, stop: int) -> float:
     """The sum of the contrasts of users from ``start`` to ``stop`` in three views, as
     :class:`perfedrec.methods.centralised.sept.SEPT` says; ``scale`` is 1 / t. Of the ``cosines`` [3, c, N], those with
@@ -309,7 +320,13 @@ def tri_training(cosines: Any, n_users: int, n_positives: int, scale: Any, start
         np.empty(n_positives, np.int64),
         np.empty(CHUNK, np.int64),
     )
-    total = 0.0
+    room, lists = (powers, shares, mixed), (best, positives, found)
+    return float(_tri_training(cosines, n_users, scale, room, lists, start, stop))
+
+
+@helper
+def _tri_training(cosines, n_users, scale, room, lists, start, stop):  # type: ignore[no-untyped-def]
+    (powers, shares, mixed), (best, positives, found), total = room, lists, 0.0
     for user in range(start, stop):
         for view in range(3):
             shares[view] = _ONE / _powers(cosines[view, user], _ONE, _ZERO, powers[view])

@@ -16,8 +16,8 @@ from perfedrec.core.kernels import fold_in, load, mix, prefetch
 from perfedrec.core.words import GOLDEN
 from perfedrec.nn.kernels import add_scaled, inner
 
-inlined = partial(helper, inline=True)
-"""Decorates a helper that is a part of its kernel: the server's step takes a tenth less time so."""
+part, fast_part = partial(helper, inline=True), partial(fast_helper, inline=True)
+"""Decorate helpers that are parts of their kernel: the server's step takes a tenth less time so."""
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _AHEAD = 8  # rows; nearer ones arrive too late
@@ -74,7 +74,8 @@ RULES = {"fedavg": 0, "fedadam": 1, "fedadagrad": 2, "fedyogi": 3}
 
 @kernel(
     "void(int64, UniTuple(float32[:, ::1], 7), UniTuple(int64[::1], 5), float64[:, ::1], float32[::1],"
-    " Tuple((UniTuple(float32, 5), float64, int64)), int64, int64)"
+    " Tuple((UniTuple(float32, 5), float64, int64)), int64, int64)",
+    makes_arrays=True,
 )
 def step_rows(
     rule: int, tables: Any, places: Any, sums: Any, divisors: Any, options: Any, start: int, stop: int
@@ -91,10 +92,16 @@ def step_rows(
     ``options`` are the learning rates of both, betas and epsilon, the averages' decay, and the number of rounds that
     were played before.
     """
+    room = np.empty(tables[0].shape[1], np.float64), np.empty(tables[0].shape[1], np.float32)
+    _step_rows(rule, tables, places, sums, divisors, options, (start, stop), room)
+
+
+@part
+def _step_rows(rule, tables, places, sums, divisors, options, which, room):  # type: ignore[no-untyped-def]
     table, first, second, averages, others, other_first, other_second = tables
     (items, limits, members, keys, since), (rates, decay, played) = places, options
-    width, rate, other_rate, moves = table.shape[1], rates[0], rates[1], rates[2:]
-    total, change = np.empty(width, np.float64), np.empty(width, np.float32)
+    (start, stop), (total, change), width = which, room, table.shape[1]
+    rate, other_rate, moves = rates[0], rates[1], rates[2:]
     for place in range(start, stop):
         later, row, begin, end = items[min(place + _AHEAD, stop - 1)], items[place], limits[place], limits[place + 1]
         prefetch(table, later)
@@ -126,7 +133,7 @@ def step_rows(
             _average(table[row], averages[row], np.float32(decay))
 
 
-@inlined
+@part
 def _move(rule, change, rate, moves, row, table, first, second):  # type: ignore[no-untyped-def]
     """One step on a row of a table, for its mean ``change``; ``moves`` are betas and epsilon."""
     beta1, beta2, epsilon = moves
@@ -138,33 +145,33 @@ def _move(rule, change, rate, moves, row, table, first, second):  # type: ignore
         add_scaled(rate, change, table[row])
 
 
-@inlined
+@part
 def _add_wide(values, total):  # type: ignore[no-untyped-def]
     for column in range(total.size):
         total[column] += values[column]
 
 
-@inlined
+@part
 def _scale_down(sums, divisor, change):  # type: ignore[no-untyped-def]
     """The mean change from a row of sums in fixed point."""
     for column in range(change.size):
         change[column] = np.float32(sums[column] * _UNIT) / divisor
 
 
-@inlined
+@part
 def _average(values, average, kept):  # type: ignore[no-untyped-def]
     """Bring the average of a row to a time until which its ``values`` did not change."""
     for column in range(values.size):
         average[column] = values[column] + kept * (average[column] - values[column])
 
 
-@inlined
+@part
 def _first_moment(change, beta, first):  # type: ignore[no-untyped-def]
     for column in range(change.size):
         first[column] += (_ONE - beta) * (change[column] - first[column])
 
 
-@inlined
+@part
 def _second_moment(rule, change, beta, second):  # type: ignore[no-untyped-def]
     """Update the second moment of a row: FedAdam, FedAdagrad or FedYogi."""
     rest = _ONE - beta
@@ -180,7 +187,7 @@ def _second_moment(rule, change, beta, second):  # type: ignore[no-untyped-def]
             second[column] -= rest * square * np.sign(second[column] - square)
 
 
-@inlined
+@part
 def _step_adaptively(first, second, epsilon, rate, values):  # type: ignore[no-untyped-def]
     for column in range(values.size):
         values[column] += first[column] / (np.sqrt(second[column]) + epsilon) * rate
@@ -197,6 +204,7 @@ _BETA1, _BETA2, _EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
     " float32[::1], float32[:, ::1], float32[:, ::1])), Tuple((int64, int64, UniTuple(float32, 4))),"
     " Tuple((UniTuple(float32[:, ::1], 4), int64[::1], float32[::1])), int64, int64)",
     fast=True,
+    makes_arrays=True,
 )
 def local_steps(labels: Any, tables: Any, star: Any, options: Any, result: Any, start: int, stop: int) -> None:
     """The local steps of the clients from ``start`` to ``stop``. All rows of a client are read once, and are in the
@@ -216,50 +224,65 @@ def local_steps(labels: Any, tables: Any, star: Any, options: Any, result: Any, 
     ``q_r -= rate (scale_r g_r u + edge_r sum_k g_k f_k)``, and one of Adam on ``p`` with the gradient ``own sum_k g_k
     f_k``. The L2 term adds ``l2 q_r`` and ``l2 p`` to these gradients.
     """
-    (offsets, limits, _, _, _), (loss, n_steps, (rate, user_rate, l2, temperature)) = labels, options
-    ((private, first, second, delta), steps, losses), share, user_shift = result, star[0], star[4]
-    width, n_up, most = private.shape[1], offsets[-1], 0
+    (offsets, limits, _, _, _), width, most = labels, tables[0].shape[1], 0
     for client in range(start, stop):
         most = max(most, offsets[client + 1] - offsets[client] + limits[client + 1] - limits[client])
-    own, final = np.empty((most, width), np.float32), np.empty((most, width), np.float32)
-    scales, edges, slopes = np.empty(most, np.float32), np.empty(most, np.float32), np.empty(most, np.float32)
-    user, pull = np.empty(width, np.float32), np.empty(width, np.float32)
+    rows = np.empty((most, width), np.float32), np.empty((most, width), np.float32)
+    factors = np.empty(most, np.float32), np.empty(most, np.float32), np.empty(most, np.float32)
+    vectors = np.empty(width, np.float32), np.empty(width, np.float32), np.zeros(width, np.float32)
     for client in range(start, stop):
-        low, n_positives = offsets[client], offsets[client + 1] - offsets[client]
-        n_rows, beyond = n_positives + limits[client + 1] - limits[client], n_up + limits[client] - n_positives
-        _gather(labels, tables, star, (client, low, n_positives, n_rows, beyond), (own, final, delta, scales, edges))
-        for step in range(n_steps):
-            _user(share, private[client], user_shift, client, user)
-            for row in range(n_positives):
-                add_scaled(edges[row], own[row], user)
-            for row in range(n_rows):
-                slopes[row] = inner(user, final[row])
-            losses[client] = _ranking(loss, slopes, n_positives, n_rows, temperature)
-            if l2:
-                losses[client] += np.float32(0.5) * l2 * _squares(private[client], own, n_rows)
-            pull[:] = 0
-            for row in range(n_rows):
-                add_scaled(slopes[row], final[row], pull)
-            for row in range(n_rows):
-                number = row + (low if row < n_positives else beyond)
-                slope, edge = rate * scales[row] * slopes[row], rate * edges[row]
-                if step + 1 == n_steps:
-                    _last_step(user, slope, pull, edge, rate * l2, own[row], delta[number])
-                else:
-                    _step((slope, edge, rate * l2, scales[row]), user, pull, own[row], delta[number], final[row])
-            for column in range(width):
-                pull[column] = share * pull[column] + l2 * private[client, column]
-            _adam(pull, private[client], first[client], second[client], steps[client] + step + 1, user_rate)
+        _train((labels, tables, star, options, result), client, rows, factors, vectors)
 
 
-@helper
-def _gather(labels, tables, star, which, rows):  # type: ignore[no-untyped-def]
-    """Fill the first rows: a client's item rows as they begin, their final vectors, scales and edges; and the numbers
-    of ``delta`` with the offsets that they begin with."""
-    # Arrays are taken out of their tuples here: in a loop numba would count the references to each.
+@fast_part
+def _train(given, client, rows, factors, vectors):  # type: ignore[no-untyped-def]
+    """The local steps of one client. There is room for its ``rows``, the ``factors`` of each row, and ``vectors``, of
+    which the last is 0."""
+    labels, tables, star, (loss, n_steps, (rate, user_rate, l2, temperature)), result = given
+    (offsets, limits, _, _, _), begun, share, user_shift = labels, tables[2], star[0], star[4]
+    ((private, first, second, delta), steps, losses), (own, final) = result, rows
+    (scales, edges, slopes), (user, pull, nothing) = factors, vectors
+    low, n_positives = offsets[client], offsets[client + 1] - offsets[client]
+    n_rows = n_positives + limits[client + 1] - limits[client]
+    beyond = offsets[-1] + limits[client] - n_positives
+    _gather(
+        labels, tables, star, (client, low, n_positives, n_rows, beyond), (own, final, scales, edges, nothing), delta
+    )
+    for step in range(n_steps):
+        if user_shift.size:
+            _scale_and_add(share, private[client], user_shift[client], user)
+        else:
+            _scale_and_add(share, private[client], nothing, user)
+        for row in range(n_positives):
+            add_scaled(edges[row], own[row], user)
+        for row in range(n_rows):
+            slopes[row] = inner(user, final[row])
+        losses[client] = _ranking(loss, slopes, n_positives, n_rows, temperature)
+        if l2:
+            losses[client] += np.float32(0.5) * l2 * _squares(private[client], own, n_rows)
+        pull[:] = 0
+        for row in range(n_rows):
+            add_scaled(slopes[row], final[row], pull)
+        for row in range(n_rows):
+            number = row + (low if row < n_positives else beyond)
+            less = rate * scales[row] * slopes[row], rate * edges[row], rate * l2
+            if step == 0:  # what is in ``delta`` is not read: it is not in the cache
+                _offset(less, user, pull, own[row], begun[number] if begun.size else nothing, delta[number])
+            else:
+                _offset_more(less, user, pull, own[row], delta[number])
+            if step + 1 < n_steps:
+                _move_row(less, user, pull, scales[row], own[row], final[row])
+        for column in range(private.shape[1]):
+            pull[column] = share * pull[column] + l2 * private[client, column]
+        _adam(pull, private[client], first[client], second[client], steps[client] + step + 1, user_rate)
+
+
+@part
+def _gather(labels, tables, star, which, rows, delta):  # type: ignore[no-untyped-def]
+    """Fill the first rows: a client's item rows as they begin, their final vectors, scales and edges."""
     (_, _, items, places, groups), (table, others, begun) = labels, tables
     _, every_scale, all_edges, all_scales, _, shift = star
-    (client, low, n_positives, n_rows, beyond), (own, final, delta, scales, edges) = which, rows
+    (client, low, n_positives, n_rows, beyond), (own, final, scales, edges, nothing) = which, rows
     for row in range(n_rows):
         number = row + (low if row < n_positives else beyond)
         item, place = items[number], places[number]
@@ -269,42 +292,27 @@ def _gather(labels, tables, star, which, rows):  # type: ignore[no-untyped-def]
             prefetch(others, groups[client] * table.shape[0] + places[later])
         if shift.size:
             prefetch(shift, items[later])
-        if others.size:
-            _add(table[place], others[groups[client] * table.shape[0] + place], own[row])
-        else:
-            _scale(_ONE, table[place], own[row])
-        if begun.size:
-            add_scaled(_ONE, begun[number], own[row])
-            _scale(_ONE, begun[number], delta[number])
-        else:
-            _scale(_ZERO, own[row], delta[number])
+        prefetch(delta, number)
         scales[row] = all_scales[item] if all_scales.size else every_scale
         edges[row] = all_edges[number] if row < n_positives and all_edges.size else _ZERO
-        if shift.size:
-            _scale_and_add(scales[row], own[row], shift[item], final[row])
-        else:
-            _scale(scales[row], own[row], final[row])
+        other = others[groups[client] * table.shape[0] + place] if others.size else nothing
+        before = begun[number] if begun.size else nothing
+        _begin(table[place], other, before, scales[row], shift[item] if shift.size else nothing, own[row], final[row])
+
+
+@fast_part
+def _begin(values, other, before, scale, shift, own, final):  # type: ignore[no-untyped-def]
+    """A row as it begins, and its final vector. What there is not is 0: to add it costs less than a second loop."""
+    for column in range(own.size):
+        value = values[column] + other[column] + before[column]
+        own[column] = value
+        final[column] = scale * value + shift[column]
 
 
 @helper
-def _user(share, private, shift, client, user):  # type: ignore[no-untyped-def]
-    """The user's final vector, without the part that its items add."""
-    if shift.size:
-        _scale_and_add(share, private, shift[client], user)
-    else:
-        _scale(share, private, user)
-
-
-@fast_helper
-def _add(one, other, out):  # type: ignore[no-untyped-def]
+def _copy(values, out):  # type: ignore[no-untyped-def]
     for column in range(out.size):
-        out[column] = one[column] + other[column]
-
-
-@fast_helper
-def _scale(scale, values, out):  # type: ignore[no-untyped-def]
-    for column in range(out.size):
-        out[column] = scale * values[column]
+        out[column] = values[column]
 
 
 @fast_helper
@@ -313,22 +321,31 @@ def _scale_and_add(scale, one, other, out):  # type: ignore[no-untyped-def]
         out[column] = scale * one[column] + other[column]
 
 
-@fast_helper
-def _last_step(user, slope, pull, edge, decay, own, delta):  # type: ignore[no-untyped-def]
-    """Change the offset of an item row by the gradient ``slope user + edge pull + decay own``."""
+@fast_part
+def _offset(less, user, pull, own, begun, delta):  # type: ignore[no-untyped-def]
+    """The offset of an item row after the first step. Its gradient is ``slope user + edge pull + decay own``, of which
+    ``less`` has the three factors, times the learning rate."""
+    slope, edge, decay = less
+    for column in range(delta.size):
+        delta[column] = begun[column] - (slope * user[column] + edge * pull[column] + decay * own[column])
+
+
+@fast_part
+def _offset_more(less, user, pull, own, delta):  # type: ignore[no-untyped-def]
+    """The same after another step."""
+    slope, edge, decay = less
     for column in range(delta.size):
         delta[column] -= slope * user[column] + edge * pull[column] + decay * own[column]
 
 
-@fast_helper
-def _step(factors, user, pull, own, delta, final):  # type: ignore[no-untyped-def]
-    """:func:`_last_step`, and the row and its final vector for the next step."""
-    slope, edge, decay, scale = factors
-    for column in range(delta.size):
-        less = slope * user[column] + edge * pull[column] + decay * own[column]
-        delta[column] -= less
-        own[column] -= less
-        final[column] -= scale * less
+@fast_part
+def _move_row(less, user, pull, scale, own, final):  # type: ignore[no-untyped-def]
+    """The item row itself and its final vector, for the next step."""
+    slope, edge, decay = less
+    for column in range(own.size):
+        change = slope * user[column] + edge * pull[column] + decay * own[column]
+        own[column] -= change
+        final[column] -= scale * change
 
 
 @kernel("int64(uint64, int64[::1], int64[::1], int64[::1], int64[::1])")
@@ -358,9 +375,9 @@ def keep_rows(kept: Any, sources: Any, before: Any, out: Any, start: int, stop: 
     """``out`` are the rows ``sources`` of ``kept``, and those of ``before`` where the source is -1."""
     for row in range(start, stop):
         if sources[row] >= 0:
-            _scale(_ONE, kept[sources[row]], out[row])
+            _copy(kept[sources[row]], out[row])
         else:
-            _scale(_ONE, before[row], out[row])
+            _copy(before[row], out[row])
 
 
 @helper
@@ -383,7 +400,10 @@ def _ranking(loss, scores, n_positives, n_rows, temperature):  # type: ignore[no
                 slope -= scores[place]
             scores[n_positives + row] = slope
     else:
-        largest = np.max(scores[n_positives:n_rows]) / temperature
+        largest = scores[n_positives]
+        for row in range(n_positives + 1, n_rows):
+            largest = max(largest, scores[row])
+        largest /= temperature
         shared, product = np.float32(0), np.float64(1)
         for row in range(n_positives, n_rows):
             scores[row] = np.exp(scores[row] / temperature - largest)
