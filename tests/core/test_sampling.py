@@ -90,6 +90,22 @@ def test_a_user_with_all_items_but_one_gets_that_one() -> None:
     assert len(got[2]) == 3
 
 
+def test_items_of_the_next_user_are_not_taken_for_the_own_ones() -> None:
+    lists = [list(range(1024)), list(range(1024, 1100))]
+    got = drawn(lists, 1100, [99, 2000])
+    assert [sorted(each) for each in got] == lists[::-1]
+
+
+@pytest.mark.parametrize("n_items", [1, 2, 31, 40, 3000, 7597, 10**6, 3 * 10**9, 2**50 + 3])
+def test_torch_draws_the_same(n_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(1)
+    lists = [np.unique(generator.integers(0, n_items, size)).tolist() for size in (0, 1, 20, 300)]
+    counts = [9, 0, 50, 2000]
+    got = drawn(lists, n_items, counts)
+    monkeypatch.setattr("perfedrec.core.sampling.usable", lambda *tensors: False)
+    assert drawn(lists, n_items, counts) == got
+
+
 def test_a_user_draws_the_same_alone_and_in_a_block() -> None:
     generator = np.random.default_rng(0)
     lists = [generator.choice(90, size, replace=False).tolist() for size in (3, 85, 0, 40, 90, 88, 10)]

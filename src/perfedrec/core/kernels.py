@@ -1,4 +1,4 @@
-"""Kernels of keyed random numbers, samples and exact sums. Each does what the function that calls it says.
+"""Kernels of keyed random numbers, exact sums and best scores. Each does what the function that calls it says.
 
 This module needs numba. It is imported where :func:`perfedrec.core.compiled.usable` holds, and not before.
 """
@@ -18,9 +18,8 @@ from perfedrec.core.compiled import fast_helper, finite_helper, helper, kernel
 from perfedrec.core.words import GOLDEN
 
 _GOLDEN = np.uint64(GOLDEN)
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_SIXTEEN = np.uint64(16)
-_U30, _U27, _U31, _U32, _U33 = (np.uint64(each) for each in (30, 27, 31, 32, 33))
+FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_U30, _U27, _U31, _U32 = (np.uint64(each) for each in (30, 27, 31, 32))
 _ROOT = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
 _SIGN, _MANTISSA = np.uint32(1 << 31), np.uint32(0x7FFFFF)
 _FIXED = np.float64(FIXED_POINT)
@@ -62,7 +61,7 @@ def prefetch(table, row):  # type: ignore[no-untyped-def]
 @helper
 def mix(word):  # type: ignore[no-untyped-def]
     """The finaliser of SplitMix64."""
-    word = (word ^ (word >> _U30)) * _FIRST
+    word = (word ^ (word >> _U30)) * FIRST
     word = (word ^ (word >> _U27)) * _SECOND
     return word ^ (word >> _U31)
 
@@ -313,67 +312,6 @@ def _squares(values, factor, scale):  # type: ignore[no-untyped-def]
         whole = np.rint(np.rint(np.float64(values[column]) * factor) * scale)
         squares += whole * whole
     return squares
-
-
-@kernel(
-    "void(uint64[::1], int64[::1], UniTuple(int64[::1], 2), int64, UniTuple(int64, 3), UniTuple(int64[::1], 2),"
-    " int64, int64)",
-    makes_arrays=True,
-)
-def draw_outside(
-    keys: Any, counts: Any, owned: Any, n_items: int, network: Any, result: Any, start: int, stop: int
-) -> None:
-    """For each user from ``start`` to ``stop`` draw the first ``counts`` items of its random permutation that it does
-    not have. ``owned`` are the offsets of users' items and the items, ascending for each user; ``network`` the sides
-    and the rounds of the permutation's network; ``result`` the offsets of what is drawn, and the array to draw into."""
-    (offsets, items), (limits, drawn), (left, right, rounds) = owned, result, network
-    many = offsets[stop] - offsets[start] > n_items  # then a mark on each item costs less than searching
-    owners = np.full(n_items if many else 0, -1, np.int64)
-    for user in range(start, stop):
-        low, high = offsets[user], offsets[user + 1]
-        if many:
-            for place in range(low, high):
-                owners[items[place]] = user
-        found, position = 0, 0
-        while found < counts[user]:
-            image = _permuted(keys[user], position, left, right, rounds)
-            position += 1
-            if image < n_items:
-                if many:
-                    own = owners[image] == user
-                else:
-                    place = low + np.searchsorted(items[low:high], image)
-                    own = place < high and items[place] == image
-                if not own:
-                    drawn[limits[user] + found] = image
-                    found += 1
-
-
-@helper
-def _permuted(key, position, left, right, rounds):  # type: ignore[no-untyped-def]
-    """The image of a position; see :func:`perfedrec.core.keys.shuffle`. The sides of any size fit into 32 bits, which
-    are divided faster."""
-    left, right = np.uint32(left), np.uint32(right)
-    a, b = np.uint32(position // right), np.uint32(position % right)
-    for counter in range(1, rounds, 2):  # the number of rounds is even
-        word = ((np.uint64(b) * _SIXTEEN + np.uint64(counter)) * _GOLDEN ^ key) * _FIRST
-        a = np.uint32((np.uint32(word >> _U33) + a) % left)
-        word = ((np.uint64(a) * _SIXTEEN + np.uint64(counter + 1)) * _GOLDEN ^ key) * _FIRST
-        b = np.uint32((np.uint32(word >> _U33) + b) % right)
-    return np.int64(a) * np.int64(right) + np.int64(b)
-
-
-@kernel("void(uint64, int64, UniTuple(int64, 3), int64[::1])")
-def choose(key: Any, size: int, network: Any, chosen: Any) -> None:
-    """Fill ``chosen`` with the first numbers below ``size`` of a random permutation, whose ``network`` is as above."""
-    left, right, rounds = network
-    found, position = 0, 0
-    while found < chosen.size:
-        image = _permuted(key, position, left, right, rounds)
-        position += 1
-        if image < size:
-            chosen[found] = image
-            found += 1
 
 
 @finite_helper

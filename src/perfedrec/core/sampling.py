@@ -18,10 +18,10 @@ def choose(size: int, n: int, key: Key) -> Tensor:
     The cost depends on ``n`` and not on ``size``.
     """
     if usable():
-        from perfedrec.core import kernels
+        from perfedrec.core import sample_kernels
 
         chosen, word = torch.empty(min(n, size), dtype=torch.int64), key.spread(torch.zeros(1, dtype=torch.int64))
-        kernels.choose(word.numpy().view("uint64")[0], size, network(size), chosen.numpy())
+        sample_kernels.choose(word.numpy().view("uint64")[0], size, network(size), chosen.numpy())
         return chosen
     positions = torch.arange(min(n + domain(size) - size, domain(size)))
     images = shuffle(key.spread(torch.zeros_like(positions)), positions, size)
@@ -61,7 +61,7 @@ def draw_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tupl
 
 
 def _drawn_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    from perfedrec.core import kernels
+    from perfedrec.core import sample_kernels
 
     limits = torch.zeros_like(rows.offsets)
     torch.cumsum(counts, 0, out=limits[1:])
@@ -69,7 +69,7 @@ def _drawn_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tu
     items = torch.empty_like(segments)
     owned, result = ((one.numpy(), other.numpy()) for one, other in ((rows.offsets, rows.items), (limits, items)))
     words = keys.numpy().view("uint64")
-    draw = partial(kernels.draw_outside, words, counts.numpy(), owned, n_items, network(n_items), result)
+    draw = partial(sample_kernels.draw_outside, words, counts.numpy(), owned, n_items, network(n_items), result)
     spread(draw, rows.n_users, items.numel())
     return items, segments
 
