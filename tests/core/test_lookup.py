@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from perfedrec.core.lookup import put, take
+from perfedrec.core.lookup import Changed, Unread, put, take
 from perfedrec.core.types import NEWCOMER, of_users
 
 ROWS = torch.tensor([3, 0])
@@ -39,6 +39,14 @@ def test_values_that_do_not_fit_are_not_written(values: torch.Tensor) -> None:
     with pytest.raises((RuntimeError, IndexError)):
         put(table, ROWS, values)
     assert not table.any()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)  # a kernel writes the first, torch the other
+def test_rows_that_did_not_change_are_not_written(kind: torch.dtype) -> None:
+    table = torch.zeros(5, 2, dtype=kind)
+    values = torch.tensor([[1, 2], [3, 4], [5, 6]], dtype=kind)
+    Changed(values, torch.tensor([2, -1, 0])).write(Unread(table, torch.tensor([4, 3, 1])))
+    assert table.tolist() == [[0, 0], [1, 2], [0, 0], [0, 0], [5, 6]]
 
 
 def test_new_users_have_no_row() -> None:

@@ -233,6 +233,11 @@ class Algorithm(Protocol[S, B, C]):
     def client(self, phase: str, broadcast: B, rows: Rows, client_state: C, key: Key) -> tuple[Update, C]:
         """The users' work in a round: the update that they send, before protection, and their new client states."""
 
+    def unread(self, phase: str) -> frozenset[str]:
+        """The fields with a row per interaction that :meth:`client` does not read in a phase. It may be given
+        :class:`~perfedrec.core.lookup.Unread` in their place, and returns :class:`~perfedrec.core.lookup.Changed` for
+        them then. So they need not be copied twice."""
+
     def compress(self, broadcast: B, phase: str, aggregate: Aggregate) -> Aggregate:
         """The part of a sum over clients that may leave them. It is exactly linear: compressed sums add up to the
         compressed sum."""
@@ -299,6 +304,9 @@ class OneSetting(ABC, Generic[S, B, C]):
 
     def remarks(self, n_users: int) -> list[str]:
         return []
+
+    def unread(self, phase: str) -> frozenset[str]:
+        return frozenset()
 
     @property
     def n_choices(self) -> int:

@@ -25,6 +25,7 @@ _SIGN, _MANTISSA = np.uint32(1 << 31), np.uint32(0x7FFFFF)
 _FIXED = np.float64(FIXED_POINT)
 _SIZE = np.int32(0x7FFFFFFF)  # all bits but the sign
 _LINE = 16  # numbers that the processor loads at once
+_AHEAD = 8  # rows; nearer ones arrive too late
 _LOWEST = np.int32(-(1 << 31))
 _LEAST = np.float32(-87)  # its exponential is nearly the smallest number with all digits
 
@@ -64,6 +65,24 @@ def mix(word):  # type: ignore[no-untyped-def]
     word = (word ^ (word >> _U30)) * FIRST
     word = (word ^ (word >> _U27)) * _SECOND
     return word ^ (word >> _U31)
+
+
+@kernel("void(float32[:, ::1], int64[::1], int64[::1], float32[:, ::1], int64, int64)")
+def put_rows(values: Any, positions: Any, rows: Any, table: Any, start: int, stop: int) -> None:
+    """Write the ``values`` from ``start`` to ``stop`` to the rows ``rows[positions]`` of the ``table``; not those with
+    a position below 0."""
+    for place in range(start, stop):
+        later = positions[min(place + _AHEAD, stop - 1)]
+        if later >= 0:
+            prefetch(table, rows[later])
+        if positions[place] >= 0:
+            _copy(values[place], table[rows[positions[place]]])
+
+
+@helper
+def _copy(values, out):  # type: ignore[no-untyped-def]
+    for column in range(out.size):
+        out[column] = values[column]
 
 
 @kernel("void(uint64[::1])")

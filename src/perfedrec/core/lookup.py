@@ -2,8 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from perfedrec.core.compiled import spread, usable
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The ``rows`` [R] of a ``table`` [n, d], not read yet."""
+
+    table: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Changed:
+    """New ``values`` [P, d] for those of R rows that are at ``positions`` [P], which are -1 for values that belong to
+    no row. The other rows stay as they are."""
+
+    values: Tensor
+    positions: Tensor
+
+    def write(self, to: Unread) -> None:
+        """Write the values to the table."""
+        table, rows, values, positions = to.table, to.rows, self.values, self.positions
+        if table.dtype == values.dtype == torch.float32 and usable(table, rows, values, positions):
+            from perfedrec.core import kernels
+
+            given = (each.numpy() for each in (values, positions, rows, table))
+            spread(partial(kernels.put_rows, *given), positions.numel(), positions.numel())
+            return
+        own = (positions >= 0).nonzero().squeeze(1)
+        put(table, rows[positions[own]], values[own])
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core import mapped, memory
-from perfedrec.core.lookup import put, take
+from perfedrec.core.lookup import Changed, Unread, put, take
 from perfedrec.core.types import ranges
 
 
@@ -70,10 +70,19 @@ class Column:
     def put(self, places: Tensor, values: Tensor, positions: Tensor | None = None) -> None:
         """Write the values of the users at ``places`` [B], like :meth:`get`. Raises :class:`ConfigError` where the disk
         is full."""
-        if self.values.is_cpu and self.values.nbytes > mapped.IN_MEMORY:
-            mapped.check_room(values.nbytes, "client states")
+        self._check_room(values.nbytes)
         put(self.values, self.rows(places, positions), values)
         put(self.changed, places, True)
+
+    def change(self, places: Tensor, changed: Changed, positions: Tensor) -> None:
+        """Write what ``changed`` of the rows at ``positions`` [R] of the users at ``places`` [B], like :meth:`put`."""
+        self._check_room(changed.values.nbytes)
+        changed.write(Unread(self.values, positions))
+        put(self.changed, places, True)
+
+    def _check_room(self, size: int) -> None:
+        if self.values.is_cpu and self.values.nbytes > mapped.IN_MEMORY:
+            mapped.check_room(size, "client states")
 
     def changes(self) -> tuple[Tensor, Tensor | None] | None:
         """What was written since the last call, as a copy: like :meth:`stored`. ``None`` where nothing was."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -43,8 +43,8 @@ class Hosted(Population[C]):
         rows, positions = super().rows(self._places(users))
         return replace(rows, users=users), positions
 
-    def load_client_states(self, users: Tensor, positions: Tensor) -> C:
-        return super().load_client_states(self._places(users), positions)
+    def load_client_states(self, users: Tensor, positions: Tensor, unread: Collection[str] = ()) -> C:
+        return super().load_client_states(self._places(users), positions, unread)
 
     def save_client_states(self, users: Tensor, positions: Tensor, client_state: C, before: C | None = None) -> None:
         super().save_client_states(self._places(users), positions, client_state, before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from functools import cached_property
 from math import prod
@@ -15,6 +15,7 @@ from perfedrec.core import mapped
 from perfedrec.core.algorithm import Algorithm, B, C, S
 from perfedrec.core.errors import CheckpointError
 from perfedrec.core.keys import Key
+from perfedrec.core.lookup import Changed, Unread
 from perfedrec.core.records import Segment, old_names
 from perfedrec.core.types import Rows, block_rows
 from perfedrec.runtimes.columns import Columns
@@ -35,12 +36,14 @@ class Users(Protocol[C]):
     def rows(self, users: Tensor) -> tuple[Rows, Tensor]:
         """The rows of ``users`` [B], and the positions [R] of these rows among all interactions."""
 
-    def load_client_states(self, users: Tensor, positions: Tensor) -> C:
-        """The client states of ``users`` [B], as a record."""
+    def load_client_states(self, users: Tensor, positions: Tensor, unread: Collection[str] = ()) -> C:
+        """The client states of ``users`` [B], as a record. Fields that are to stay ``unread`` may be
+        :class:`~perfedrec.core.lookup.Unread`."""
 
     def save_client_states(self, users: Tensor, positions: Tensor, client_state: C, before: C | None = None) -> None:
         """Store the client states of ``users`` [B]. Fields that are the very tensors of the state ``before`` need not
-        be stored."""
+        be stored. Where there was :class:`~perfedrec.core.lookup.Unread` before, there may be
+        :class:`~perfedrec.core.lookup.Changed`."""
 
 
 class Population(Generic[C]):
@@ -198,11 +201,14 @@ class Population(Generic[C]):
         """Write what :meth:`written` returned, here or elsewhere."""
         self._put(self._columns, written)
 
-    def load_client_states(self, users: Tensor, positions: Tensor) -> C:
-        """The client states of ``users`` [B], as a record."""
+    def load_client_states(self, users: Tensor, positions: Tensor, unread: Collection[str] = ()) -> C:
+        """The client states of ``users`` [B], as a record. Where all users have written, fields ``unread`` are
+        :class:`~perfedrec.core.lookup.Unread`."""
         columns = self._columns
         if columns.whole:
-            return self._record({name: each.get(users, positions) for name, each in columns.fields.items()})
+            late = {name: Unread(columns.fields[name].values, positions) for name in unread}
+            own = {name: each.get(users, positions) for name, each in columns.fields.items() if name not in late}
+            return self._record({**own, **late})
         first, parts, found = None, {}, columns.places(users)
         for name, column in columns.fields.items():
             places = found[name]
@@ -220,17 +226,22 @@ class Population(Generic[C]):
                 parts[name] = value.index_copy(0, here.nonzero().squeeze(1), column.get(places[known]))
         return self._record(parts)
 
-    def _record(self, parts: dict[str, Tensor]) -> C:
+    def _record(self, parts: Mapping[str, Tensor | Unread]) -> C:
         return cast(C, type(cast(Any, self._like))(**parts))
 
     def save_client_states(self, users: Tensor, positions: Tensor, client_state: C, before: C | None = None) -> None:
         """Store the client states of ``users`` [B]. Fields that are the very tensors of the state ``before`` need not
-        be stored."""
+        be stored. Of a field that was unread, what has changed is stored."""
         columns, found = self._columns, {}
         if not columns.whole:
             found = columns.places(users)
         for name, column in columns.fields.items():
             value = getattr(client_state, name)
+            if isinstance(value, Unread):
+                continue
+            if isinstance(value, Changed):
+                column.change(users, value, positions)
+                continue
             if before is not None and value is getattr(before, name) and not value._version:  # nor changed in place
                 continue
             if columns.whole:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Protocol, cast
@@ -41,7 +41,7 @@ class Remote(Population[C]):
         super().__init__(like.offsets, like.items, like.n_items, like.attributes)
         self._algorithm, self._key, self._like, self._workers = like._algorithm, like._key, like._like, workers
 
-    def load_client_states(self, users: Tensor, positions: Tensor) -> C:
+    def load_client_states(self, users: Tensor, positions: Tensor, unread: Collection[str] = ()) -> C:
         counts = self.offsets[users + 1] - self.offsets[users]
         found: dict[str, Tensor] = {}
         if not users.numel():  # no worker answers

@@ -53,7 +53,7 @@ def contribute(
     """
     rows, positions = population.rows(users)
     own = key.fold("client")
-    before = population.load_client_states(users, positions)
+    before = population.load_client_states(users, positions, algorithm.unread(phase))
     update, client_state = algorithm.client(phase, broadcast, rows, before, own)
     population.save_client_states(users, positions, client_state, before)
     return algorithm.protection.upload(phase, update, own), client_state

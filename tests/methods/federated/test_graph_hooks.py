@@ -149,6 +149,7 @@ NOT_PLAYED = {
     "n_models_of": "what n_models is for a client: test_sums.py",
     "inference_options": "tests/runtimes/node/test_scorer.py",
     "scored_in_numpy": "tests/runtimes/node/test_scorer.py",
+    "leaves_rows_unread": "tests/runtimes/test_population.py",
     "centroids": "clusters keep their numbers: test_server.py",
 }
 """What is tested elsewhere, or is no function."""

@@ -50,6 +50,9 @@ class Hostile:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.algorithm, name)
 
+    def unread(self, phase: str) -> frozenset[str]:
+        return frozenset()  # users' vectors may be asked for afterwards
+
     def client(
         self, phase: str, broadcast: Received, rows: Rows, client_state: ClientRecord, key: Key
     ) -> tuple[Update, ClientRecord]:

@@ -18,4 +18,5 @@ class FedGNN(GraphMethod[GraphState, GraphBroadcast, GraphClient]):
 
     Options = FedGNNSettings
     settings: FedGNNSettings
+    leaves_rows_unread = True
     scored_in_numpy = True

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from perfedrec.core.algorithm import TRAIN
 from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows
@@ -25,6 +26,9 @@ class FedMF(Federated[S, B, C]):
     """
 
     Options: ClassVar[type[Settings]] = FedMFSettings
+    leaves_rows_unread: ClassVar[bool] = True
+    """Whether local training writes the clients' own rows without reading them, which takes less time. A subclass has
+    to say it again, because it may read them."""
     scored_in_numpy: ClassVar[bool] = True
     """Whether :mod:`perfedrec.nn.inference` scores as this very class does. A subclass has to say it again, because it
     may score in another way."""
@@ -52,6 +56,10 @@ class FedMF(Federated[S, B, C]):
             "n_negatives": self.n_negatives(),
             **{name: getattr(client, name) for name in same},
         }
+
+    def unread(self, phase: str) -> frozenset[str]:
+        unread = phase == TRAIN.name and vars(type(self)).get("leaves_rows_unread", False)
+        return frozenset(["rows"]) if unread else frozenset()
 
     def n_negatives(self) -> int | None:
         client = self.settings.client

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from perfedrec.core.compiled import spread, usable
 from perfedrec.core.errors import ConfigError
+from perfedrec.core.lookup import Changed, Unread
 from perfedrec.methods.federated.settings import ClientSettings, LocalSettings
 from perfedrec.methods.federated.state import ClientState
 from perfedrec.methods.federated.tables import Received
@@ -198,9 +199,11 @@ def _compiled_steps(task: LocalTask, client: ClientSettings) -> LocalResult:
     return LocalResult(private, first, second, clients.steps + client.local_steps, delta, None, loss)
 
 
-def own_rows(kept: Tensor, positions: Tensor, before: Tensor) -> Tensor:
+def own_rows(kept: Tensor, positions: Tensor, before: Tensor | Unread) -> Any:
     """[R, d] the clients' own rows. Those at ``positions`` [P] (-1 for decoys) are the first rows of ``kept`` [T, d],
-    and the others, which are masked, are as ``before`` [R, d]."""
+    and the others, which are masked, are as ``before`` [R, d]. Where these were not read, only what changed."""
+    if isinstance(before, Unread):
+        return Changed(kept[: positions.numel()], positions)
     if kept.dtype == before.dtype == torch.float32 and usable(kept, before, positions):
         from perfedrec.methods.federated import kernels
 

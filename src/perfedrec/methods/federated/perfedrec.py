@@ -68,6 +68,7 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
     settings: PerFedRecSettings
     broadcast_type = PerFedRecBroadcast
     chooses_table = True
+    leaves_rows_unread = True
     scored_in_numpy = True
 
     @property
@@ -354,6 +355,9 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
 
     # --- the clients ---
 
+    def unread(self, phase: str) -> frozenset[str]:
+        return frozenset() if self.settings.personal.learned else super().unread(phase)
+
     def init_clients(self, rows: Rows, key: Key) -> PerFedRecClient:
         mix = logits_of(self.weights.to(rows.users.device)).repeat(rows.n_users, 1)
         return PerFedRecClient(**self._graph_client(rows, key), mix=mix)
@@ -436,16 +440,8 @@ class PerFedRec(GraphMethod[PerFedRecState, PerFedRecBroadcast, PerFedRecClient]
         private, mix = self.private_of(broadcast, client_state), client_state.mix
         if broadcast.mix is not None:
             mix = logits_of(broadcast.mix).expand_as(mix)
-        return Mixture(
-            self.network,
-            self.finish,
-            broadcast,
-            rows,
-            private,
-            client_state.rows,
-            mix,
-            self.settings.neighbourhood,
-        )
+        models = self.network, self.finish, broadcast, rows, private, client_state.rows
+        return Mixture(*models, mix, self.settings.neighbourhood)
 
     def ranked_alike(self, state: PerFedRecState, users: Tensor) -> Tensor:
         """By cluster, and last those who have no list of the neighbourhood model: several exponents ``beta`` take a

@@ -49,6 +49,7 @@ class PerFedRecPP(PerFedRec, Contrastive[PerFedRecState, PerFedRecBroadcast, Per
     model that it ends with, are ours.
     """
 
+    leaves_rows_unread = True
     scored_in_numpy = True
 
     @property

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -201,11 +201,11 @@ class RoundStore(UserStore):
 
     # --- client states ---
 
-    def load_client_states(self, users: Tensor, positions: Tensor) -> Any:
+    def load_client_states(self, users: Tensor, positions: Tensor, unread: Collection[str] = ()) -> Any:
         """The client states of ``users`` [B] in the run; a user without one gets the state that users start with.
 
         Rows of items that were added after a state was stored are as in the state that users start with. ``positions``
-        is not used: it is part of the protocol :class:`~perfedrec.runtimes.population.Users`.
+        and ``unread`` are not used: they are part of the protocol :class:`~perfedrec.runtimes.population.Users`.
         """
         return self.find_client_states(users).client_state
 
