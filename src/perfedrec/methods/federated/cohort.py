@@ -27,34 +27,54 @@ def select(n_users: int, selection: SelectionSettings, key: Key, device: torch.d
 
 def select_proportional(labels: Tensor, n_clients: int, key: Key) -> Tensor:
     """A cohort in which each cluster has its share of the population (largest remainders), uniform within a cluster."""
-    sizes = np.bincount(labels.numpy(force=True))
-    size, single = min(n_clients, labels.numel()), np.float32
-    shares = sizes.astype(single) * single(size / labels.numel())
-    quotas = np.floor(shares).astype(np.int64)
-    quotas[np.argsort(quotas.astype(single) - shares, kind="stable")[: size - int(quotas.sum())]] += 1
+    size = min(n_clients, labels.numel())
+    sizes, quotas = _quotas(labels, size)
     # Few users have a draw so small that they can be among the first of their cluster: only these are sorted.
-    small = ((quotas + 8 * np.sqrt(quotas + 4)) / sizes.clip(min=1) * 2.0**48).astype(np.int64)
-    draws, near = _first_draws(labels, small, key)
-    if (np.bincount(draws >> 48, minlength=sizes.size) < quotas).any():
-        draws, near = _first_draws(labels, np.full_like(small, 1 << 48), key)
-    order = np.argsort(draws)  # by cluster, in random order within each
-    starts = np.searchsorted(draws[order], np.arange(sizes.size) << 48)
-    chosen = [order[start : start + quota] for start, quota in zip(starts, quotas, strict=True)]
-    return torch.from_numpy(near[np.concatenate(chosen)]).to(labels.device)
+    near = (quotas + 8 * np.sqrt(quotas + 4)) / np.maximum(sizes, 1)
+    chosen = _first_of_each(labels, quotas, near, size, key)
+    if chosen.size < size:
+        chosen = _first_of_each(labels, quotas, np.ones(sizes.size), size, key)
+    return torch.from_numpy(chosen).to(labels.device)
 
 
-def _first_draws(labels: Tensor, small: NDArray[np.int64], key: Key) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The users whose draw of 48 bits is less than what is ``small`` [K] in their cluster, ascending: their draws with
-    the cluster in the bits above, and their numbers."""
+def _quotas(labels: Tensor, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """[K] sizes of the clusters, and their parts of a cohort of this ``size``."""
+    share = np.float32(size / labels.numel())
     if usable(labels):
         from perfedrec.methods.federated import kernels
 
-        draws, near = np.empty(labels.numel(), np.int64), np.empty(labels.numel(), np.int64)
-        count = kernels.first_draws(key.value & ((1 << 64) - 1), labels.numpy(), small, draws, near)
-        return draws[:count], near[:count]
+        sizes = np.zeros(int(labels.max()) + 1, np.int64)
+        quotas = np.empty_like(sizes)
+        kernels.find_quotas(labels.numpy(), share, size, sizes, np.empty(sizes.size, np.float32), quotas)
+        return sizes, quotas
+    sizes = np.bincount(labels.numpy(force=True))
+    exact = sizes.astype(np.float32) * share
+    quotas = np.floor(exact).astype(np.int64)
+    quotas[np.argsort(quotas.astype(np.float32) - exact, kind="stable")[: size - int(quotas.sum())]] += 1
+    return sizes, quotas
+
+
+def _first_of_each(
+    labels: Tensor, quotas: NDArray[np.int64], near: NDArray[np.float64], size: int, key: Key
+) -> NDArray[np.int64]:
+    """The users with the smallest draws of each cluster, as many as its quota [K], by cluster. Only users whose draw is
+    among the share ``near`` [K] of the smallest ones are looked at; with too few of them there are less than ``size``
+    users."""
+    small = (near * 2.0**48).astype(np.int64)
+    if usable(labels):
+        from perfedrec.methods.federated import kernels
+
+        draws, users = np.empty(labels.numel(), np.int64), np.empty(labels.numel(), np.int64)
+        count = kernels.first_draws(key.value & ((1 << 64) - 1), labels.numpy(), small, draws, users)
+        chosen, order = np.empty(size, np.int64), np.argsort(draws[:count])
+        return chosen[: kernels.first_of_each(quotas.copy(), (order, draws, users), chosen)]
     words = bits(key.spread(torch.arange(labels.numel(), device=labels.device)), 1).squeeze(1) & ((1 << 48) - 1)
-    near_ = (words < torch.from_numpy(small).to(labels.device)[labels]).nonzero().squeeze(1)
-    return ((labels[near_] << 48) | words[near_]).numpy(force=True), near_.numpy(force=True)
+    found = (words < torch.from_numpy(small).to(labels.device)[labels]).nonzero().squeeze(1)
+    draws = ((labels[found] << 48) | words[found]).numpy(force=True)
+    order = np.argsort(draws)
+    starts = np.searchsorted(draws[order], np.arange(quotas.size) << 48)
+    firsts = [order[start : start + quota] for start, quota in zip(starts, quotas, strict=True)]
+    return np.asarray(found.numpy(force=True)[np.concatenate(firsts)])
 
 
 def cluster(vectors: Tensor, n_clusters: int, previous: Tensor | None, key: Key) -> tuple[Tensor, Tensor]:

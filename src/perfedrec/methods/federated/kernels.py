@@ -348,6 +348,24 @@ def _move_row(less, user, pull, scale, own, final):  # type: ignore[no-untyped-d
         final[column] -= scale * change
 
 
+@kernel("void(int64[::1], float32, int64, int64[::1], float32[::1], int64[::1])")
+def find_quotas(labels: Any, share: Any, size: int, sizes: Any, rests: Any, quotas: Any) -> None:
+    """Count the ``sizes`` of the clusters, and fill their ``quotas`` of a cohort of a ``size``: their sizes times the
+    ``share``, rounded by the largest ``rests``."""
+    for user in range(labels.size):
+        sizes[labels[user]] += 1
+    for cluster in range(sizes.size):
+        exact = np.float32(sizes[cluster]) * share
+        quotas[cluster] = np.int64(np.floor(exact))
+        rests[cluster] = exact - np.float32(quotas[cluster])
+        size -= quotas[cluster]
+    for _ in range(size):
+        most = 0
+        for cluster in range(1, sizes.size):
+            most = cluster if rests[cluster] > rests[most] else most
+        quotas[most], rests[most] = quotas[most] + 1, -_ONE
+
+
 @kernel("int64(uint64, int64[::1], int64[::1], int64[::1], int64[::1])")
 def first_draws(key: Any, labels: Any, small: Any, draws: Any, users: Any) -> int:
     """Find the users whose draw is below what is ``small`` in their cluster: fill their ``draws``, with the cluster in
@@ -357,6 +375,20 @@ def first_draws(key: Any, labels: Any, small: Any, draws: Any, users: Any) -> in
         draw = np.int64(mix(fold_in(key, np.uint64(user)) + _GOLDEN) & _LOW)
         if draw < small[labels[user]]:
             draws[count], users[count] = (labels[user] << 48) | draw, user
+            count += 1
+    return count
+
+
+@kernel("int64(int64[::1], UniTuple(int64[::1], 3), int64[::1])")
+def first_of_each(quotas: Any, ordered: Any, chosen: Any) -> int:
+    """Fill ``chosen`` with the first users of each cluster, as many as its quota, which is used up. ``ordered`` are the
+    users in an order, their draws with the clusters in the bits from 48 on, and their numbers. Returns how many there
+    are."""
+    (order, draws, users), count = ordered, 0
+    for place in order:
+        if quotas[draws[place] >> 48] > 0:
+            quotas[draws[place] >> 48] -= 1
+            chosen[count] = users[place]
             count += 1
     return count
 
