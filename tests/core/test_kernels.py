@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from perfedrec.core import compiled
 from perfedrec.core.aggregate import LARGEST, distinct, reduce
 from perfedrec.core.errors import DivergedError
-from perfedrec.core.keys import Key, fold_in, fold_rows
+from perfedrec.core.keys import Key, fold_in, fold_numbers, fold_rows
 from perfedrec.core.sampling import choose, draw_outside
 from perfedrec.core.types import Update, block_rows, ranges
 
@@ -69,6 +69,9 @@ def test_the_same_keys(seed: int) -> None:
     found = fold_rows(keys, segments, flat)
     assert torch.equal(found, by_torch(lambda: fold_rows(keys, segments, flat)))
     assert torch.equal(found, fold_in(keys[segments], flat))
+    numbers = fold_numbers(keys, 3)
+    assert torch.equal(numbers, by_torch(lambda: fold_numbers(keys, 3)))
+    assert torch.equal(numbers[:, 2], fold_in(keys, torch.tensor(2)))
 
 
 @given(

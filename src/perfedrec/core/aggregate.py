@@ -228,7 +228,7 @@ def _keys(update: Update, segments: Tensor, items: Tensor, n_items: int, n_group
     if size <= _SPARSE * items.numel() and usable(groups, tables, segments, items):
         from perfedrec.core import kernels
 
-        found, places, marks = np.empty(items.numel(), np.int64), torch.empty_like(items), np.zeros(size, np.int64)
+        found, places, marks = np.empty(items.numel() + 1, np.int64), torch.empty_like(items), np.zeros(size, np.int64)
         given = (groups if tables is None else groups[:0], segments, items[:0] if tables is None else tables, items)
         count = kernels.find_keys(tuple(each.numpy() for each in given), n_items, places.numpy(), marks, found)
         return torch.from_numpy(found[:count]), places
@@ -245,7 +245,7 @@ def distinct(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
     if usable(keys):
         from perfedrec.core import kernels
 
-        marks, values, inverse = keys.new_zeros(size), torch.empty_like(keys), keys.clone()
+        marks, values, inverse = keys.new_zeros(size), keys.new_empty(keys.numel() + 1), keys.clone()
         count = kernels.distinct(inverse.numpy(), marks.numpy(), values.numpy())
         return values[:count], inverse
     present = torch.zeros(size, dtype=torch.int64, device=keys.device).index_fill_(0, keys, 1)  # faster than sorting
@@ -262,16 +262,18 @@ def _sums(
 ) -> Tensor:
     """[n, d] the sums of ``values`` [T, d] in fixed point, times the ``weights`` [B] of their users ``segments`` [T]
     and, rounded again, their ``shares`` [B], by the rows ``places`` [T] of the result."""
-    sums = torch.zeros(n, values.shape[1], dtype=torch.float64, device=values.device)
     if not values.dtype == weights.dtype == torch.float32 or not usable(values, weights, segments, places, shares):
+        sums = torch.zeros(n, values.shape[1], dtype=torch.float64, device=values.device)
         fixed = _fixed(values, weights[segments])
         return sums.index_add_(0, places, fixed if shares is None else (fixed * shares[segments][:, None]).round_())
     from perfedrec.core import kernels
 
-    shares = sums.new_zeros(0) if shares is None else shares
-    arguments = [each.numpy() for each in (values, weights, shares, segments, places, sums)]
-    # Threads share the columns: two of them never add to the same number.
-    squares = spread(partial(kernels.add_fixed, *arguments), values.shape[1], values.shape[0])
+    sums = torch.empty(n, values.shape[1], dtype=torch.float64)
+    starts, order, none = np.zeros(n + 1, np.int64), np.empty(places.numel(), np.int64), np.empty(0)
+    kernels.by_place(places.numpy(), starts, order)
+    rows, given = (order, starts, segments.numpy()), (weights.numpy(), none if shares is None else shares.numpy())
+    work = partial(kernels.sum_fixed, values.numpy(), rows, *given, sums.numpy())
+    squares = spread(work, n, values.shape[0])
     _check_size(sum(squares))
     return sums
 

@@ -112,6 +112,14 @@ def fold_rows(keys: Any, segments: Any, ids: Any, out: Any) -> None:
         out[row] = fold_in(keys[segments[row]], np.uint64(ids[row]))
 
 
+@kernel("void(uint64[::1], uint64[:, ::1])")
+def fold_numbers(keys: Any, out: Any) -> None:
+    """Fill ``out`` with the keys that follow from the ``keys`` and the numbers from 0 on."""
+    for place in range(keys.size):
+        for number in range(out.shape[1]):
+            out[place, number] = fold_in(keys[place], np.uint64(number))
+
+
 @kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
 def ranges(starts: Any, limits: Any, segments: Any, positions: Any) -> None:
     """Fill the ``positions`` ``starts[k], starts[k] + 1, ...`` between ``limits[k]`` and ``limits[k + 1]``, and k into
@@ -196,11 +204,11 @@ def _number(keys, present, found):  # type: ignore[no-untyped-def]
     for row in range(keys.size):
         present[keys[row]] = 1
     count = 0
-    for key in range(present.size):
-        if present[key]:
-            present[key] = count
-            found[count] = key
-            count += 1
+    for key in range(present.size):  # without a branch, which would often be foreseen wrongly
+        here = present[key]
+        present[key] = count
+        found[count] = key
+        count += here
     for row in range(keys.size):
         keys[row] = present[keys[row]]
     return count
@@ -209,7 +217,8 @@ def _number(keys, present, found):  # type: ignore[no-untyped-def]
 @kernel("int64(int64[::1], int64[::1], int64[::1])")
 def distinct(keys: Any, present: Any, found: Any) -> int:
     """Fill the distinct values of ``keys``, ascending, into ``found``, and replace each key by its place among them;
-    return how many there are. ``present`` has a zero for each possible value, and is used up."""
+    return how many there are. ``present`` has a zero for each possible value, and is used up; ``found`` has room for
+    one number more than there are keys."""
     return int(_number(keys, present, found))
 
 
@@ -225,33 +234,63 @@ def find_keys(rows: Any, n_items: int, places: Any, present: Any, found: Any) ->
     return int(_number(places, present, found))
 
 
+@kernel("void(int64[::1], int64[::1], int64[::1])")
+def by_place(places: Any, starts: Any, order: Any) -> None:
+    """Sort rows by their ``places``: those of place p are ``order[starts[p]:starts[p + 1]]``. ``starts`` begins as
+    zeros."""
+    for row in range(places.size):
+        starts[places[row] + 1] += 1
+    for place in range(1, starts.size):
+        starts[place] += starts[place - 1]
+    for row in range(places.size):  # each start is moved to the next one
+        order[starts[places[row]]] = row
+        starts[places[row]] += 1
+    for place in range(starts.size - 1, 0, -1):
+        starts[place] = starts[place - 1]
+    starts[0] = 0
+
+
 @kernel(
-    "float64(float32[:, ::1], float32[::1], float64[::1], int64[::1], int64[::1], float64[:, ::1], int64, int64)",
+    "float64(float32[:, ::1], UniTuple(int64[::1], 3), float32[::1], float64[::1], float64[:, ::1], int64, int64)",
     fast=True,
 )
-def add_fixed(
-    values: Any, weights: Any, shares: Any, segments: Any, places: Any, sums: Any, start: int, stop: int
-) -> float:
-    """Add the columns from ``start`` to ``stop`` of all ``values``, in fixed point and times the ``weights`` of the
-    rows' ``segments``, to the rows ``places`` of ``sums``. Where there are ``shares`` of the segments, these are taken
-    of the numbers in fixed point. Returns the sum of squares of what was added."""
-    total = 0.0
-    for row in range(places.size):
-        factor, own, into = (
-            _fixed_factor(weights, segments[row]),
-            values[row, start:stop],
-            sums[places[row], start:stop],
-        )
-        if shares.size:
-            total += _add_shares(own, factor, shares[segments[row]], into)
-        else:
-            total += _add_fixed(own, factor, into)
+def sum_fixed(values: Any, rows: Any, weights: Any, shares: Any, sums: Any, start: int, stop: int) -> float:
+    """Fill the ``sums`` from ``start`` to ``stop`` with the ``values`` in fixed point, times the ``weights`` of their
+    segments. ``rows`` are the order and the starts of :func:`by_place`, and the segments; each sum has a row. Where
+    there are ``shares`` of the segments, these are taken of the numbers in fixed point. Returns the sum of squares of
+    what was added."""
+    (order, starts, segments), total = rows, 0.0
+    for place in range(start, stop):
+        into = sums[place]
+        for number in range(starts[place], starts[place + 1]):
+            prefetch(values, order[min(number + _AHEAD, starts[stop] - 1)])
+            row = order[number]
+            factor = _fixed_factor(weights, segments[row])
+            if number == starts[place] and shares.size:
+                into[:] = 0
+            if shares.size:
+                total += _add_shares(values[row], factor, shares[segments[row]], into)
+            elif number == starts[place]:
+                total += _first_fixed(values[row], factor, into)
+            else:
+                total += _add_fixed(values[row], factor, into)
     return total
 
 
 @helper
 def _fixed_factor(weights, segment):  # type: ignore[no-untyped-def]
     return np.float64(weights[segment]) * _FIXED
+
+
+@fast_helper
+def _first_fixed(values, factor, sums):  # type: ignore[no-untyped-def]
+    """:func:`_add_fixed` for the first row of a sum: what is in the sum is not read."""
+    squares = 0.0
+    for column in range(sums.size):
+        whole = np.rint(np.float64(values[column]) * factor)
+        squares += whole * whole
+        sums[column] = whole
+    return squares
 
 
 @fast_helper

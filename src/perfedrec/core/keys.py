@@ -108,6 +108,16 @@ def fold_rows(keys: Tensor, segments: Tensor, ids: Tensor) -> Tensor:
     return folded
 
 
+def fold_numbers(keys: Tensor, n: int) -> Tensor:
+    """[B, n] one key for each of the ``keys`` [B] and each number from 0 to ``n - 1``: :func:`fold_in` of both."""
+    kernels = _loaded_kernels(keys)
+    if kernels is None:
+        return fold_in(keys[:, None], torch.arange(n, device=keys.device))
+    folded = keys.new_empty(keys.numel(), n)
+    kernels.fold_numbers(keys.numpy().view(np.uint64), folded.numpy().view(np.uint64))
+    return folded
+
+
 def bits(keys: Tensor, n: int) -> Tensor:
     """``n`` random int64 words for each key, of shape ``[*keys.shape, n]``."""
     counters = torch.arange(1, n + 1, device=keys.device) * _signed(_GOLDEN)

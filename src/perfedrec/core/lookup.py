@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from perfedrec.core.compiled import spread, usable
+from perfedrec.core.compiled import LIGHT, spread, usable
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Changed:
             from perfedrec.core import kernels
 
             given = (each.numpy() for each in (values, positions, rows, table))
-            spread(partial(kernels.put_rows, *given), positions.numel(), positions.numel())
+            spread(partial(kernels.put_rows, *given), positions.numel(), positions.numel() // LIGHT)
             return
         own = (positions >= 0).nonzero().squeeze(1)
         put(table, rows[positions[own]], values[own])

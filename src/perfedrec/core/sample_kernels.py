@@ -18,7 +18,7 @@ _IMAGES, _MARKS = 16, 16  # positions that are permuted at once, and words of 64
 
 
 @kernel(
-    "void(uint64[::1], int64[::1], UniTuple(int64[::1], 2), int64, UniTuple(int64, 3), UniTuple(int64[::1], 2),"
+    "void(uint64[::1], int64[::1], UniTuple(int64[::1], 2), int64, UniTuple(int64, 3), UniTuple(int64[::1], 3),"
     " int64, int64)",
     makes_arrays=True,
 )
@@ -27,19 +27,22 @@ def draw_outside(
 ) -> None:
     """For each user from ``start`` to ``stop`` draw the first ``counts`` items of its random permutation that it does
     not have. ``owned`` are the offsets of users' items and the items, ascending for each user; ``network`` the sides
-    and the rounds of the permutation's network; ``result`` the offsets of what is drawn, and the array to draw into."""
+    and the rounds of the permutation's network; ``result`` the offsets of what is drawn, and room for the items and for
+    their users."""
     room = np.empty(_IMAGES, np.int64), np.empty(_IMAGES, np.int64), np.empty(_MARKS, np.uint64)
     _draw_outside(keys, counts, owned, n_items, network, result, (start, stop), room)
 
 
 @helper
 def _draw_outside(keys, counts, owned, n_items, network, result, which, room):  # type: ignore[no-untyped-def]
-    (offsets, items), (limits, drawn), (start, stop), (images, others, marks) = owned, result, which, room
+    (offsets, items), (limits, drawn, owners), (start, stop), (images, others, marks) = owned, result, which, room
     for user in range(start, stop):
         low, high, wanted = offsets[user], offsets[user + 1], counts[user]
         marks[:] = 0  # one bit for some items: an item without it need not be looked for
         for place in range(low, high):
             marks[(items[place] >> 6) % _MARKS] |= _bit(items[place])
+        for place in range(limits[user], limits[user] + wanted):
+            owners[place] = user
         found, position = 0, 0
         while found < wanted:
             _permute(keys[user], position, network, images, others)

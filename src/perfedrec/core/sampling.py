@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from perfedrec.core.compiled import spread, usable
+from perfedrec.core.compiled import LIGHT, spread, usable
 from perfedrec.core.keys import Key, domain, network, shuffle
 from perfedrec.core.types import Rows
 
@@ -65,13 +65,12 @@ def _drawn_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tu
 
     limits = torch.zeros_like(rows.offsets)
     torch.cumsum(counts, 0, out=limits[1:])
-    segments = torch.repeat_interleave(counts)
-    items = torch.empty_like(segments)
-    owned, result = ((one.numpy(), other.numpy()) for one, other in ((rows.offsets, rows.items), (limits, items)))
+    items, owners = (counts.new_empty(int(limits[-1])) for _ in range(2))
+    owned, result = (rows.offsets.numpy(), rows.items.numpy()), (limits.numpy(), items.numpy(), owners.numpy())
     words = keys.numpy().view("uint64")
     draw = partial(sample_kernels.draw_outside, words, counts.numpy(), owned, n_items, network(n_items), result)
-    spread(draw, rows.n_users, items.numel())
-    return items, segments
+    spread(draw, rows.n_users, items.numel() // LIGHT)
+    return items, owners
 
 
 def paired(rows: Rows, owners: Tensor) -> tuple[Tensor, Tensor]:

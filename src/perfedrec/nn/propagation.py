@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
-from perfedrec.core.compiled import spread, usable
+from perfedrec.core.compiled import LIGHT, spread, usable
 from perfedrec.core.keys import Key, uniform
 from perfedrec.core.types import Rows
 from perfedrec.nn.segments import segment_sum
@@ -111,7 +111,7 @@ def weighted_sums(table: Tensor, rows: Rows, weights: Tensor) -> Tensor:
 
     sums = table.new_zeros(rows.n_users, table.shape[1])
     given = (each.numpy() for each in (table, rows.offsets, rows.items, weights, sums))
-    spread(partial(kernels.weighted_sums, *given), rows.n_users, rows.items.numel())
+    spread(partial(kernels.weighted_sums, *given), rows.n_users, rows.items.numel() // LIGHT)
     return sums
 
 

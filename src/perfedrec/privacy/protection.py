@@ -18,7 +18,7 @@ from perfedrec.core.aggregate import DELTA_GRID, FIXED_POINT, Aggregate
 from perfedrec.core.algorithm import EVALUATE, TRAIN, Phase
 from perfedrec.core.compiled import spread, usable
 from perfedrec.core.errors import ConfigError
-from perfedrec.core.keys import Key, fold_in, fold_rows, laplace
+from perfedrec.core.keys import Key, fold_numbers, fold_rows, laplace
 from perfedrec.core.nearest import nearest
 from perfedrec.core.robust import hold_rows, hold_sum
 from perfedrec.core.types import Rows, Update
@@ -201,8 +201,7 @@ class Protection:
         if dense is not None:
             dense = self.protect(dense, key.fold("dense noise").spread(users))
         if reports is not None:
-            numbers = torch.arange(reports.shape[1], device=reports.device)
-            reports = self.protect(reports, fold_in(key.fold("report").spread(users)[:, None], numbers))
+            reports = self.protect(reports, fold_numbers(key.fold("report").spread(users), reports.shape[1]))
         return replace(update, deltas=deltas, dense=dense, reports=reports)
 
     def protect(self, values: Tensor, keys: Tensor) -> Tensor:

@@ -38,12 +38,15 @@ def gather(table: Any, offsets: Any, items: Any, groups: Any, out: Any, start: i
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1])")
 def by_item(keys: Any, ends: Any, items: Any, limits: Any, members: Any) -> int:
-    """Sort the sums with the ``keys`` ``table * m + item`` by item: ``items`` are those that occur, ascending, and the
-    sums of the k-th are ``members[limits[k]:limits[k + 1]]``, by table. Returns how many occur. ``ends`` has m zeros,
-    and is used up."""
-    for place in range(keys.size):
-        ends[keys[place] % ends.size] += 1
-    count, total = 0, 0
+    """Sort the sums with the ascending ``keys`` ``table * m + item`` by item: ``items`` are those that occur, in order,
+    and the sums of the k-th are ``members[limits[k]:limits[k + 1]]``, by table. Returns how many occur. ``ends`` has m
+    zeros, and is used up."""
+    first = 0
+    for key in keys:
+        while key >= first + ends.size:
+            first += ends.size
+        ends[key - first] += 1
+    count, total, first = 0, 0, 0
     for item in range(ends.size):
         if ends[item]:
             items[count], limits[count] = item, total
@@ -51,7 +54,9 @@ def by_item(keys: Any, ends: Any, items: Any, limits: Any, members: Any) -> int:
             count += 1
     limits[count] = total
     for place in range(keys.size):
-        item = keys[place] % ends.size
+        while keys[place] >= first + ends.size:
+            first += ends.size
+        item = keys[place] - first
         members[ends[item]] = place
         ends[item] += 1
     return count

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perfedrec.core.compiled import spread, usable
+from perfedrec.core.compiled import LIGHT, spread, usable
 from perfedrec.core.errors import ConfigError
 from perfedrec.core.lookup import Changed, Unread
 from perfedrec.methods.federated.settings import ClientSettings, LocalSettings
@@ -210,7 +210,7 @@ def own_rows(kept: Tensor, positions: Tensor, before: Tensor | Unread) -> Any:
         rows, sources = torch.empty_like(before), np.empty(before.shape[0], np.int64)
         kernels.invert(positions.numpy(), sources)
         arrays = kept.numpy(), sources, before.numpy(), rows.numpy()
-        spread(partial(kernels.keep_rows, *arrays), before.shape[0], before.shape[0])
+        spread(partial(kernels.keep_rows, *arrays), before.shape[0], before.shape[0] // LIGHT)
         return rows
     own = (positions >= 0).nonzero().squeeze(1)
     return before.index_copy(0, positions[own], kept.index_select(0, own))

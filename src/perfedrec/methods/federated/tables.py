@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, distinct, from_fixed
-from perfedrec.core.compiled import spread, usable
+from perfedrec.core.compiled import LIGHT, spread, usable
 from perfedrec.core.memory import zeros
 from perfedrec.methods.federated.settings import ServerSettings
 from perfedrec.nn.optim import server_step
@@ -81,7 +81,7 @@ class Tables:
 
         rows = table.new_empty(items.numel(), table.shape[1])
         given = (each.numpy() for each in (table, offsets, items, groups, rows))
-        spread(partial(kernels.gather, *given), items.numel(), items.numel())
+        spread(partial(kernels.gather, *given), items.numel(), items.numel() // LIGHT)
         return rows
 
 
