@@ -68,17 +68,17 @@ def scan(parts: Any, which: Any, place: Any, mix: Any, entries: Any, heaps: Any,
     between equal scores.
     """
     room = np.empty(parts.shape[2], np.float32), np.empty(CHUNK, np.int64)
-    _scan(parts, which, place, mix, entries, heaps, room, begin, end)
+    _scan(parts, which[begin:end], begin, place, mix, entries, heaps, room)
 
 
 @helper
-def _scan(parts, which, place, mix, entries, heaps, room, begin, end):  # type: ignore[no-untyped-def]
+def _scan(parts, which, begin, place, mix, entries, heaps, room):  # type: ignore[no-untyped-def]
     (n_parts, _, width), (first, tile), (weights, given), (mixed, found) = parts.shape, place, mix, room
     hidden_items, hidden_starts, hidden_order, listed_items, listed_starts, listed_order = entries
     values, items, sizes, lost = heaps
     n_settings = values.shape[0]
-    for row in range(begin, end):
-        user = which[row]
+    for row in range(begin, begin + which.size):
+        user = which[row - begin]
         for setting in range(n_settings):
             scores = parts[0, row]
             if weights.size:
