@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -29,6 +30,9 @@ from torch import Tensor
 ROWS_PER_THREAD = 2048
 """The least number of rows, of some 64 numbers each, for which a further thread is woken up. It takes some 50 us to do
 so, as long as arithmetic on a thousand rows."""
+
+PARTS_PER_THREAD = 3
+"""The parts that work is spread in, for each thread."""
 
 LIGHT = 4
 """What does little with its rows, like copying them, counts as this many times fewer rows."""
@@ -192,10 +196,25 @@ def spread(work: Callable[[int, int], Any], n: int, rows: int) -> list[Any]:
     """Call ``work(start, stop)`` for consecutive parts of ``range(n)``, in as many threads as torch has, or fewer where
     there are few ``rows``. Returns the results in order.
 
-    Threads that wait do not use the processor. The parts must not depend on each other.
+    Threads that wait do not use the processor. The parts must not depend on each other. A thread takes one part after
+    the other, so that one that starts late, or shares its processor with other work, does less.
     """
-    n_parts = max(1, min(torch.get_num_threads(), n, rows // ROWS_PER_THREAD))
-    limits = [n * part // n_parts for part in range(n_parts + 1)]
-    others = [_pool().submit(work, *limits[part : part + 2]) for part in range(1, n_parts)]
-    first = work(limits[0], limits[1])
-    return [first, *(each.result() for each in others)]
+    n_threads = max(1, min(torch.get_num_threads(), n, rows // ROWS_PER_THREAD))
+    if n_threads == 1:
+        return [work(0, n)]
+    n_parts = min(n, PARTS_PER_THREAD * n_threads)
+    results: list[Any] = [None] * n_parts
+    left = deque(range(n_parts))
+
+    def take() -> None:
+        with suppress(IndexError):
+            while True:
+                part = left.popleft()
+                results[part] = work(n * part // n_parts, n * (part + 1) // n_parts)
+
+    others = [_pool().submit(take) for _ in range(1, n_threads)]
+    take()
+    for each in others:
+        if not each.cancel():  # it has begun
+            each.result()
+    return results
