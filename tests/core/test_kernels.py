@@ -60,6 +60,19 @@ def test_the_same_ranges(counts: list[int], start: int) -> None:
         assert torch.equal(one, other)
 
 
+@given(counts=st.lists(st.integers(0, 5), min_size=1, max_size=9), data=st.data())
+def test_the_same_rows_of_users(counts: list[int], data: st.DataObject) -> None:
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    items, users = torch.arange(sum(counts)) * 3, st.lists(st.integers(0, len(counts) - 1), max_size=9)
+    which = torch.tensor(data.draw(users), dtype=torch.int64)
+    mine, theirs = block_rows(offsets, items, which), by_torch(lambda: block_rows(offsets, items, which))
+    for name, value in vars(mine[0]).items():
+        assert value is None or torch.equal(value, getattr(theirs[0], name)), name
+    assert torch.equal(mine[1], theirs[1])
+    with pytest.raises(IndexError):
+        block_rows(offsets, items, torch.tensor([len(counts)]))
+
+
 @pytest.mark.parametrize("seed", [0, -3, 2**63 + 5])
 def test_the_same_keys(seed: int) -> None:
     """Where there are many keys, a compiled kernel makes them in place of torch."""

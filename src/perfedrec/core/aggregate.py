@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from math import isfinite
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -143,7 +144,7 @@ def reduce(update: Update, n_items: int, n_groups: int, shares: Tensor | None = 
     must reach neither the sum nor the clustering; and :class:`PerfedrecError` for a group outside 0 to
     ``n_groups - 1``.
     """
-    if update.reports is not None and not bool(update.reports.sum().isfinite()):
+    if update.reports is not None and not isfinite(float(update.reports.sum())):
         raise DivergedError("an update has a report that is not finite; expected finite user vectors")
     users, weights = update.users, update.weights
     total = _weights(update.groups, weights, n_groups)

@@ -120,6 +120,29 @@ def fold_numbers(keys: Any, out: Any) -> None:
             out[place, number] = fold_in(keys[place], np.uint64(number))
 
 
+@kernel("int64(int64[::1], int64[::1], int64[::1])")
+def limits_of(offsets: Any, users: Any, limits: Any) -> int:
+    """Fill the ``limits`` of the rows of ``users``, one after the other, from the ``offsets`` of all. Returns how many
+    rows they have; -1 where there is no such user."""
+    limits[0] = 0
+    for place in range(users.size):
+        if not 0 <= users[place] < offsets.size - 1:
+            return -1
+        limits[place + 1] = limits[place] + offsets[users[place] + 1] - offsets[users[place]]
+    return int(limits[users.size])
+
+
+@kernel("void(int64[::1], int64[::1], UniTuple(int64[::1], 5))")
+def rows_of(offsets: Any, users: Any, arrays: Any) -> None:
+    """The rows of ``users``: from all ``items`` and the ``limits`` of :func:`limits_of` the items, segments and
+    positions of each row."""
+    items, limits, own, segments, positions = arrays
+    for place in range(users.size):
+        first = offsets[users[place]] - limits[place]
+        for row in range(limits[place], limits[place + 1]):
+            own[row], segments[row], positions[row] = items[first + row], place, first + row
+
+
 @kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
 def ranges(starts: Any, limits: Any, segments: Any, positions: Any) -> None:
     """Fill the ``positions`` ``starts[k], starts[k] + 1, ...`` between ``limits[k]`` and ``limits[k + 1]``, and k into

@@ -211,9 +211,19 @@ def block_rows(offsets: Tensor, items: Tensor, users: Tensor, attributes: Tensor
 
     ``attributes`` [n, F] are those of all users.
     """
+    own = None if attributes is None else take(attributes, users)
+    if offsets.dtype == items.dtype == users.dtype == torch.int64 and usable(offsets, items, users):
+        from perfedrec.core import kernels
+
+        limits, given = users.new_empty(users.numel() + 1), (offsets.numpy(), users.numpy())
+        n_rows = kernels.limits_of(*given, limits.numpy())
+        if n_rows >= 0:  # else torch says which user there is not
+            found, segments, positions = (users.new_empty(n_rows) for _ in range(3))
+            arrays = tuple(each.numpy() for each in (items, limits, found, segments, positions))
+            kernels.rows_of(*given, arrays)
+            return Rows(users, limits, found, segments, own), positions
     starts = take(offsets, users)
     limits, segments, positions = ranges(starts, take(offsets, users + 1) - starts)
-    own = None if attributes is None else take(attributes, users)
     return Rows(users, limits, take(items, positions), segments, own), positions
 
 
