@@ -172,7 +172,7 @@ class Published:
 def of_users(table: Tensor, users: Tensor, blank: float) -> Tensor:
     """[B, ...] the rows of ``users`` [B] in a ``table`` [n, ...], ``blank`` for new users, whom it does not have."""
     new = users == NEWCOMER
-    if not bool(new.any()):
+    if not users.numel() or not bool(new.any()):
         return take(table, users)
     found = take(table, users.clamp(min=0))
     found[new] = blank
