@@ -129,15 +129,17 @@ def test_work_is_spread_over_the_threads_of_torch(n_threads: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_an_error_in_a_thread_is_raised() -> None:
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", [ValueError, IndexError])
+def test_an_error_in_a_thread_is_raised(kind: type[Exception], first: bool) -> None:
     def work(start: int, stop: int) -> None:
-        if start:
-            raise ValueError("second part")
+        if first == (start == 0):
+            raise kind("this part")
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(ValueError, match="second part"):
+        with pytest.raises(kind, match="this part"):
             spread(work, 2, 10 * compiled.ROWS_PER_THREAD)
     finally:
         torch.set_num_threads(before)

@@ -17,7 +17,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from importlib.util import find_spec
@@ -207,14 +207,20 @@ def spread(work: Callable[[int, int], Any], n: int, rows: int) -> list[Any]:
     left = deque(range(n_parts))
 
     def take() -> None:
-        with suppress(IndexError):
-            while True:
+        while True:
+            try:
                 part = left.popleft()
-                results[part] = work(n * part // n_parts, n * (part + 1) // n_parts)
+            except IndexError:
+                return
+            results[part] = work(n * part // n_parts, n * (part + 1) // n_parts)
 
     others = [_pool().submit(take) for _ in range(1, n_threads)]
-    take()
-    for each in others:
-        if not each.cancel():  # it has begun
-            each.result()
+    try:
+        take()
+    finally:
+        left.clear()  # after an error nothing more is begun
+        begun = [each for each in others if not each.cancel()]
+        wait(begun)
+    for each in begun:
+        each.result()
     return results
