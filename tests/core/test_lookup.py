@@ -49,6 +49,14 @@ def test_rows_that_did_not_change_are_not_written(kind: torch.dtype) -> None:
     assert table.tolist() == [[0, 0], [1, 2], [0, 0], [0, 0], [5, 6]]
 
 
+@pytest.mark.parametrize("values", [torch.ones(1, 2), torch.ones(2, 1)], ids=str)
+def test_changes_that_do_not_fit_are_not_written(values: torch.Tensor) -> None:
+    table = torch.zeros(4, 2)
+    with pytest.raises((RuntimeError, IndexError)):
+        Changed(values, torch.tensor([0, 1])).write(Unread(table, ROWS))
+    assert not table.any()
+
+
 def test_new_users_have_no_row() -> None:
     table, users = torch.tensor([[1.0], [2.0]]), torch.tensor([1, NEWCOMER, 0])
     assert of_users(table, users, -7).squeeze(1).tolist() == [2, -7, 1]

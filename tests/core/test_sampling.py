@@ -90,6 +90,10 @@ def test_a_user_with_all_items_but_one_gets_that_one() -> None:
     assert len(got[2]) == 3
 
 
+def test_less_than_nothing_is_nothing() -> None:
+    assert drawn([[0, 2], [1]], 5, [-3, 2])[0] == []
+
+
 def test_items_of_the_next_user_are_not_taken_for_the_own_ones() -> None:
     lists = [list(range(1024)), list(range(1024, 1100))]
     got = drawn(lists, 1100, [99, 2000])

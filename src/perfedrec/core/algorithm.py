@@ -236,7 +236,7 @@ class Algorithm(Protocol[S, B, C]):
     def unread(self, phase: str) -> frozenset[str]:
         """The fields with a row per interaction that :meth:`client` does not read in a phase. It may be given
         :class:`~perfedrec.core.lookup.Unread` in their place, and returns :class:`~perfedrec.core.lookup.Changed` for
-        them then. So they need not be copied twice."""
+        them then, or the same again where nothing changed. So they need not be copied twice."""
 
     def compress(self, broadcast: B, phase: str, aggregate: Aggregate) -> Aggregate:
         """The part of a sum over clients that may leave them. It is exactly linear: compressed sums add up to the

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 ROWS_PER_THREAD = 2048
-"""The least number of rows, of some 64 numbers each, for which a further thread is woken up. It takes some 50 us to do
+"""The least number of rows, of some 64 numbers each, for which a further thread is woken up. It takes 50 to 90 us to do
 so, as long as arithmetic on a thousand rows."""
 
 PARTS_PER_THREAD = 3
@@ -36,6 +36,9 @@ PARTS_PER_THREAD = 3
 
 LIGHT = 4
 """What does little with its rows, like copying them, counts as this many times fewer rows."""
+
+FIXED_PARTS = 8
+"""Parts whose results are added up: as many whatever the number of threads."""
 
 _compiling = threading.RLock()
 
@@ -116,7 +119,8 @@ def helper(
 
     numba counts the references to each array, so that it can free those that a function makes. In a loop over rows this
     takes as long as the arithmetic, because each row is an array of its own for numba. So nothing is counted unless a
-    function ``makes_arrays``. A kernel with arrays of its own makes them first, and leaves its loops to helpers.
+    function ``makes_arrays``. A kernel with arrays of its own makes them first, and leaves its loops to helpers. A
+    helper returns numbers: an array that it returned would be freed too early.
 
     With ``inline`` it becomes a part of the kernel in any case. Otherwise the process that compiles the kernel may call
     the function's own code, which is optimised apart, and processes that find the kernel in the cache what was made of
@@ -192,17 +196,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
-def spread(work: Callable[[int, int], Any], n: int, rows: int) -> list[Any]:
+def spread(work: Callable[[int, int], Any], n: int, rows: int, parts: int = 0) -> list[Any]:
     """Call ``work(start, stop)`` for consecutive parts of ``range(n)``, in as many threads as torch has, or fewer where
     there are few ``rows``. Returns the results in order.
 
     Threads that wait do not use the processor. The parts must not depend on each other. A thread takes one part after
-    the other, so that one that starts late, or shares its processor with other work, does less.
+    the other, so that one that starts late, or shares its processor with other work, does less. Where results are added
+    up, a number of ``parts`` keeps the sum independent of the number of threads.
     """
     n_threads = max(1, min(torch.get_num_threads(), n, rows // ROWS_PER_THREAD))
-    if n_threads == 1:
+    if n_threads == 1 and not parts:
         return [work(0, n)]
-    n_parts = min(n, PARTS_PER_THREAD * n_threads)
+    n_parts = max(1, min(n, parts or PARTS_PER_THREAD * n_threads))
     results: list[Any] = [None] * n_parts
     left = deque(range(n_parts))
 

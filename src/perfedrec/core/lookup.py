@@ -21,8 +21,8 @@ class Unread:
 
 @dataclass(frozen=True)
 class Changed:
-    """New ``values`` [P, d] for those of R rows that are at ``positions`` [P], which are -1 for values that belong to
-    no row. The other rows stay as they are."""
+    """New ``values`` [P, d] for some of the R rows of an :class:`Unread`: value k belongs to row ``positions[k]``, or
+    to none where that is -1. The other rows stay as they are."""
 
     values: Tensor
     positions: Tensor
@@ -30,7 +30,8 @@ class Changed:
     def write(self, to: Unread) -> None:
         """Write the values to the table."""
         table, rows, values, positions = to.table, to.rows, self.values, self.positions
-        if table.dtype == values.dtype == torch.float32 and usable(table, rows, values, positions):
+        fits = values.shape == (positions.numel(), *table.shape[1:])
+        if table.dtype == values.dtype == torch.float32 and fits and usable(table, rows, values, positions):
             from perfedrec.core import kernels
 
             given = (each.numpy() for each in (values, positions, rows, table))

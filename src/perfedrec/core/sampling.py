@@ -37,7 +37,7 @@ def draw_outside(rows: Rows, n_items: int, counts: Tensor, keys: Tensor) -> tupl
 
     The sampler knows only the rows that are given here. It cannot avoid held-out items, and so cannot leak them.
     """
-    counts = torch.minimum(counts, n_items - rows.counts)
+    counts = torch.minimum(counts, n_items - rows.counts).clamp_(min=0)
     if usable(rows.items, rows.offsets, counts, keys):
         return _drawn_outside(rows, n_items, counts, keys)
     owned = rows.segments * n_items + rows.items  # ascending, because rows are

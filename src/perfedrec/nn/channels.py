@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from perfedrec.core.compiled import spread, usable
+from perfedrec.core.compiled import FIXED_PARTS, spread, usable
 from perfedrec.core.products import inner_products
 from perfedrec.nn.losses import softplus
 from perfedrec.nn.propagation import Bipartite
@@ -91,7 +91,8 @@ def _mixed_back(channels: Tensor, vector: Tensor, shares: Tensor, grad: Tensor, 
     if _compiled(channels, vector, shares, grad):
         from perfedrec.nn import kernels
 
-        parts = _spread(kernels.attend_back, channels, vector, shares, grad, of_channels, n=len(grad))
+        given = _arrays(channels, vector, shares, grad, of_channels)
+        parts = spread(partial(kernels.attend_back, *given), len(grad), len(grad), FIXED_PARTS)
         return torch.from_numpy(sum(parts))
     slopes = dot(channels, grad)
     slopes = (shares * (slopes - (shares * slopes).sum(0)))[:, :, None]

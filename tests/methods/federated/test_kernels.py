@@ -11,6 +11,7 @@ from torch import Tensor
 
 from perfedrec.core import compiled
 from perfedrec.core.aggregate import FIXED_POINT, Aggregate
+from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.keys import Key
 from perfedrec.core.types import block_rows
 from perfedrec.methods.federated import local
@@ -71,6 +72,14 @@ def test_the_server_step(rule: str, n_tables: int, averaged: bool, width: int, s
         torch.testing.assert_close(one, other, rtol=3e-6, atol=3e-6)
 
 
+def test_keys_that_do_not_ascend_are_refused() -> None:
+    keys, sums = torch.tensor([2 * N_ITEMS - 1, N_ITEMS, 0]), torch.ones(3, 2, dtype=torch.float64)
+    mixed, items = Aggregate(N_ITEMS, 1, keys, sums, torch.ones(2)), torch.zeros(N_ITEMS, 2)
+    with pytest.raises(PerfedrecError, match="keys of an aggregate do not ascend"):
+        step(ServerSettings(), items, None, None, mixed, torch.tensor(1.0), 0)
+    assert not items.any()
+
+
 @given(n=st.integers(0, 9), width=st.sampled_from([1, 5, 64]), seed=st.integers(0, 99))
 def test_rows_of_several_tables(n: int, width: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -88,6 +97,11 @@ def test_the_same_cohort(sizes: list[int], n: int, seed: int) -> None:
     labels = torch.repeat_interleave(torch.tensor([*sizes, 1])).flip(0)
     mine = select_proportional(labels, n, Key(seed))
     assert torch.equal(mine, by_torch(lambda: select_proportional(labels, n, Key(seed))))
+
+
+def test_labels_of_no_cluster_are_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        select_proportional(torch.tensor([0, -1, 1, 1]), 2, Key(0))
 
 
 def test_rows_of_a_basis_that_are_filled() -> None:

@@ -224,6 +224,41 @@ def test_other_local_steps_take_the_place_of_autograd() -> None:
         Simulator(ByHand(softmax), load(DATA), device="cpu").play()
 
 
+class Reads(FedMF):  # type: ignore[type-arg]
+    """With clients that go on from their own rows, and look at them."""
+
+    def begins(self, client_state: Any, positions: Tensor, received: Tensor) -> Tensor:
+        own = (positions >= 0).nonzero().squeeze(1)
+        return torch.zeros_like(received).index_copy(0, own, client_state.rows[positions[own]])
+
+    def hand_over(self, update: Update, *others: Any) -> tuple[Update, Any]:
+        assert others[-2].rows.shape[1] == self.settings.model.embedding_dim
+        return super().hand_over(update, *others)
+
+
+def test_own_rows_are_there_for_whom_reads_them() -> None:
+    """Training of the package's methods leaves them unread."""
+    plain = FedMF(options())
+    assert plain.unread("train") == {"rows"}
+    assert plain.unread("degrees") == set()
+    plain.local_steps = by_hand
+    for method in (plain, Reads(options()), ByHand(options())):
+        assert method.unread("train") == set()
+        people = population()
+        people.init_clients(method, 1)
+        play_round(method, method.init(Spec(30, 24, torch.ones(24)), Key(1)), people, 1)
+        assert people.client_state.rows.any()
+
+
+def test_private_vectors_that_are_wider_than_rows_are_not_for_the_kernel() -> None:
+    class Wide(FedMF):  # type: ignore[type-arg]
+        def n_private(self) -> int:
+            return super().n_private() + 1
+
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        Simulator(Wide(options()), load(DATA), device="cpu").play()
+
+
 def test_a_hook_with_the_wrong_shape_is_one_line() -> None:
     class Wide(FedMF):  # type: ignore[type-arg]
         def all_scores(self, private: Tensor, items: Tensor, dense: Tensor | None) -> Tensor:

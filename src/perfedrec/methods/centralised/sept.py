@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from perfedrec.core.compiled import spread, usable
+from perfedrec.core.compiled import FIXED_PARTS, spread, usable
 from perfedrec.core.keys import Key
 from perfedrec.core.products import inner_products, rounded_up
 from perfedrec.methods.centralised.lightgcn import LightGCN, LightGCNSettings
@@ -125,7 +125,7 @@ def contrast(cosines: Tensor, n: int, m: int, temperature: float, n_positives: i
         from perfedrec.methods.centralised import kernels
 
         work = partial(kernels.tri_training, cosines.numpy(), m, n_positives, 1 / temperature)
-        return float(sum(spread(work, n, 3 * n * m // 64)))
+        return float(sum(spread(work, n, 3 * n * m // 64, FIXED_PARTS)))
     own = cosines[:, :n, :m]
     beliefs = own.softmax(2)
     positives = (beliefs.sum(0) - beliefs).topk(n_positives, dim=2, sorted=False).indices  # those of the other two

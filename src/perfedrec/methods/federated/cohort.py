@@ -45,8 +45,8 @@ def _quotas(labels: Tensor, size: int) -> tuple[NDArray[np.int64], NDArray[np.in
 
         sizes = np.zeros(int(labels.max()) + 1, np.int64)
         quotas = np.empty_like(sizes)
-        kernels.find_quotas(labels.numpy(), share, size, sizes, np.empty(sizes.size, np.float32), quotas)
-        return sizes, quotas
+        if kernels.find_quotas(labels.numpy(), share, size, sizes, np.empty(sizes.size, np.float32), quotas):
+            return sizes, quotas
     sizes = np.bincount(labels.numpy(force=True))
     exact = sizes.astype(np.float32) * share
     quotas = np.floor(exact).astype(np.int64)

@@ -11,7 +11,7 @@ from perfedrec.core.inference import InferenceOptions
 from perfedrec.core.settings import Settings
 from perfedrec.core.types import Embedding, Rows
 from perfedrec.methods.federated.base import B, C, Federated, LocalBatch, S
-from perfedrec.methods.federated.local import Loss, Parameters
+from perfedrec.methods.federated.local import Loss, Parameters, steps
 from perfedrec.methods.federated.network import finish, ranking_loss
 from perfedrec.methods.federated.settings import FedMFSettings
 from perfedrec.nn.segments import dot, expand
@@ -28,7 +28,7 @@ class FedMF(Federated[S, B, C]):
     Options: ClassVar[type[Settings]] = FedMFSettings
     leaves_rows_unread: ClassVar[bool] = True
     """Whether local training writes the clients' own rows without reading them, which takes less time. A subclass has
-    to say it again, because it may read them."""
+    to say it again, because it may read them. With other local steps they are read."""
     scored_in_numpy: ClassVar[bool] = True
     """Whether :mod:`perfedrec.nn.inference` scores as this very class does. A subclass has to say it again, because it
     may score in another way."""
@@ -58,8 +58,8 @@ class FedMF(Federated[S, B, C]):
         }
 
     def unread(self, phase: str) -> frozenset[str]:
-        unread = phase == TRAIN.name and vars(type(self)).get("leaves_rows_unread", False)
-        return frozenset(["rows"]) if unread else frozenset()
+        unread = vars(type(self)).get("leaves_rows_unread", False) and self.local_steps is steps
+        return frozenset(["rows"]) if unread and phase == TRAIN.name else frozenset()
 
     def n_negatives(self) -> int | None:
         client = self.settings.client

@@ -38,13 +38,15 @@ def gather(table: Any, offsets: Any, items: Any, groups: Any, out: Any, start: i
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1])")
 def by_item(keys: Any, ends: Any, items: Any, limits: Any, members: Any) -> int:
-    """Sort the sums with the ascending ``keys`` ``table * m + item`` by item: ``items`` are those that occur, in order,
-    and the sums of the k-th are ``members[limits[k]:limits[k + 1]]``, by table. Returns how many occur. ``ends`` has m
-    zeros, and is used up."""
+    """Sort the sums with the ascending ``keys`` ``table * m + item`` by item: ``items`` occur, and the sums of the k-th
+    are ``members[limits[k]:limits[k + 1]]``, by table. Returns how many occur; -1 where keys do not ascend. ``ends``
+    has m zeros, and is used up."""
     first = 0
     for key in keys:
         while key >= first + ends.size:
             first += ends.size
+        if key < first:
+            return -1
         ends[key - first] += 1
     count, total, first = 0, 0, 0
     for item in range(ends.size):
@@ -353,11 +355,13 @@ def _move_row(less, user, pull, scale, own, final):  # type: ignore[no-untyped-d
         final[column] -= scale * change
 
 
-@kernel("void(int64[::1], float32, int64, int64[::1], float32[::1], int64[::1])")
-def find_quotas(labels: Any, share: Any, size: int, sizes: Any, rests: Any, quotas: Any) -> None:
-    """Count the ``sizes`` of the clusters, and fill their ``quotas`` of a cohort of a ``size``: their sizes times the
-    ``share``, rounded by the largest ``rests``."""
+@kernel("boolean(int64[::1], float32, int64, int64[::1], float32[::1], int64[::1])")
+def find_quotas(labels: Any, share: Any, size: int, sizes: Any, rests: Any, quotas: Any) -> bool:
+    """Count the ``sizes`` of the clusters, and fill their ``quotas`` of a cohort: their sizes times the ``share``,
+    rounded down, and one more for the largest ``rests`` until there are ``size``. Returns whether all labels fit."""
     for user in range(labels.size):
+        if not 0 <= labels[user] < sizes.size:
+            return False
         sizes[labels[user]] += 1
     for cluster in range(sizes.size):
         exact = np.float32(sizes[cluster]) * share
@@ -369,6 +373,7 @@ def find_quotas(labels: Any, share: Any, size: int, sizes: Any, rests: Any, quot
         for cluster in range(1, sizes.size):
             most = cluster if rests[cluster] > rests[most] else most
         quotas[most], rests[most] = quotas[most] + 1, -_ONE
+    return True
 
 
 @kernel("int64(uint64, int64[::1], int64[::1], int64[::1], int64[::1])")

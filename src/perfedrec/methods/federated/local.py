@@ -166,6 +166,7 @@ def steps(task: LocalTask) -> LocalResult:
         scale = star.scale if isinstance(star.scale, Tensor) else None
         numbers += [star.edge, star.user_shift, star.shift, scale]
     floats = all(each is None or each.dtype == torch.float32 for each in numbers)
+    floats = floats and task.private.shape[1] == tables.items.shape[1]
     return _compiled_steps(task, client) if floats and usable(*numbers) else autograd_steps(task)
 
 
@@ -204,7 +205,8 @@ def own_rows(kept: Tensor, positions: Tensor, before: Tensor | Unread) -> Any:
     and the others, which are masked, are as ``before`` [R, d]. Where these were not read, only what changed."""
     if isinstance(before, Unread):
         return Changed(kept[: positions.numel()], positions)
-    if kept.dtype == before.dtype == torch.float32 and usable(kept, before, positions):
+    fits = kept.shape[1:] == before.shape[1:] and kept.shape[0] >= positions.numel()
+    if kept.dtype == before.dtype == torch.float32 and fits and usable(kept, before, positions):
         from perfedrec.methods.federated import kernels
 
         rows, sources = torch.empty_like(before), np.empty(before.shape[0], np.int64)

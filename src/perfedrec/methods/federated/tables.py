@@ -11,6 +11,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, distinct, from_fixed
 from perfedrec.core.compiled import LIGHT, spread, usable
+from perfedrec.core.errors import PerfedrecError
 from perfedrec.core.memory import zeros
 from perfedrec.methods.federated.settings import ServerSettings
 from perfedrec.nn.optim import server_step
@@ -188,6 +189,10 @@ def _compiled_step(
     keys, none = aggregate.keys.numpy(), table[:0]
     items, limits, members = np.empty_like(keys), np.empty(keys.size + 1, np.int64), np.empty_like(keys)
     count = kernels.by_item(keys, np.zeros(aggregate.n_items, np.int64), items, limits, members)
+    if count < 0:
+        raise PerfedrecError(
+            "the keys of an aggregate do not ascend; expected table * n_items + item, each once and in order"
+        )
     others, divisors, share = (none, none, none), weight.reshape(1), 0.0
     if apart is not None:
         others = (apart.tables, *_pair(apart.moments, none))
