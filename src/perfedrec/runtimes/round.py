@@ -14,6 +14,7 @@ from torch import Tensor
 
 from perfedrec.core.aggregate import Aggregate, Sum, check_aggregator, reduce, reduce_apart, taken_apart
 from perfedrec.core.algorithm import TRAIN, Algorithm, B, C, S
+from perfedrec.core.counted import counted
 from perfedrec.core.errors import DivergedError
 from perfedrec.core.keys import Key, uniform
 from perfedrec.core.robust import Robust, group_numbers
@@ -34,7 +35,7 @@ def groups_key(algorithm: Algorithm[S, B, C], phase: str, seed: int, round_key: 
 
 def too_few(clients: int, least: int) -> str:
     """Why a sum of a number of ``clients`` is not opened."""
-    return f"{clients} clients are too few for a sum; expected at least {least}"
+    return f"{counted(clients, 'client is', 'clients are')} too few for a sum; expected at least {least}"
 
 
 def surviving(cohort: Tensor, dropout_rate: float, key: Key) -> Tensor:
