@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from perfedrec.core.errors import DataError
-from perfedrec.data import read_catalogue
+from perfedrec.data import Catalogue, read_catalogue
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,12 @@ def test_ids_are_read_line_by_line_in_the_order_of_the_file(text: str, expected:
     file = tmp_path / "items.txt"
     file.write_bytes(text.encode())
     assert read_catalogue(file).item_ids.tolist() == expected
+
+
+def test_ids_with_quotes_are_read_back(tmp_path: Path) -> None:
+    ids = ['Screen 24"', '"big" deal', '"enclosed"', 'a "b" c', '""', "plain"]
+    Catalogue(np.array(ids, dtype=object)).write(tmp_path / "items.txt")
+    assert read_catalogue(tmp_path / "items.txt").item_ids.tolist() == ids
 
 
 def test_parquet(tmp_path: Path) -> None:

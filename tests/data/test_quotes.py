@@ -46,6 +46,10 @@ def test_quotes(path: Path, text: str, expected: list[tuple[str, int]]) -> None:
             'user,item,plays\nu1,"Aaa,5\nu1,bbb,7\nu2,Ccc",3\n',
             "line 2: opens a quote that closes in line 4, but each of these lines looks like a row",
         ),
+        (
+            'user,item,plays\nu1,"Aaa,5\nu1,bbb,7\nu2,"Mug, ""XL""",3\n',
+            "line 2: opens a quote that closes in line 4, but each of these lines looks like a row",
+        ),
         ('user,item,plays\nu1,a"a,5\nu1,bbb\nu2,c,3\n', "line 3: has 2 columns; expected 3"),
     ],
 )

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from tests.runs.small import DATA, SMALL
 
 from perfedrec import configure, open_run, train
-from perfedrec.core.errors import CheckpointError, DivergedError
+from perfedrec.core.errors import CheckpointError, ConfigError, DivergedError
 from perfedrec.evaluation import Held
-from perfedrec.runs import checkpoint
+from perfedrec.runs import checkpoint, folder
 from perfedrec.runs.config import open_data
 from perfedrec.runs.folder import RunFolder
 
@@ -100,6 +100,17 @@ def test_rounds_of_pretraining_are_evaluated_and_may_be_the_best() -> None:
     assert max(recalls[:phases]) > max(recalls[phases:])  # a server step of 9 destroys the model
     assert result.best_round == recalls.index(max(recalls)) + 1 - phases <= 0
     assert result.evaluate("valid") == result.valid
+
+
+def test_two_processes_do_not_train_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "TURN", 0.01)
+    mine, config = RunFolder(tmp_path / "run"), small("paper", "run.rounds=2")
+    run(config, output=mine.path)
+    history = mine.history()
+    with mine.locked("trains this run"), pytest.raises(ConfigError, match="another process trains this run; expected"):
+        run(config, output=mine.path, resume=True)
+    assert mine.history() == history
+    run(config, output=mine.path, resume=True)
 
 
 def test_patience_ends_a_run_after_its_best_round_and_changes_no_round_before(tmp_path: Path) -> None:

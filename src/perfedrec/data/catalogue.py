@@ -102,7 +102,7 @@ class Catalogue:
 
     def write(self, path: Path) -> None:
         """Write files that :func:`read_catalogue` can read."""
-        path.write_text("".join(f"{each}\n" for each in self.item_ids.tolist()), encoding="utf-8")
+        path.write_text("".join(f"{_quoted(str(each))}\n" for each in self.item_ids.tolist()), encoding="utf-8")
         write_attributes(path.parent, "item", self.item_ids, self.item_attributes)
         if self.encoding is not None:
             write_encoding(path.parent / ENCODING, self.encoding)
@@ -130,6 +130,17 @@ def read_catalogue(path: str | Path) -> Catalogue:
     return Catalogue(item_ids, attributes, read_encoding(encoding) if encoding.is_file() else None)
 
 
+def _unquoted(line: str) -> str:
+    """An id without the quotes that enclose it; any other quote is a character."""
+    enclosed = len(line) > 1 and line[0] == line[-1] == '"'
+    return line[1:-1].replace('""', '"') if enclosed else line
+
+
+def _quoted(item: str) -> str:
+    """The line of an id, from which :func:`_unquoted` makes it again."""
+    return '"' + item.replace('"', '""') + '"' if item[:1] == '"' else item
+
+
 def _read_ids(path: Path) -> Ids:
     data = read_bytes(path)
     if data[:4] == b"PAR1":
@@ -142,7 +153,7 @@ def _read_ids(path: Path) -> Ids:
             raise DataError(f"{path}: expected one column of items; the columns are {listing(table.columns)}")
         values, first = table[named[0]], 1
     else:
-        lines = [line.strip().strip('"') for line in clean(path, data).decode().split("\n")]
+        lines = [_unquoted(line.strip()) for line in clean(path, data).decode().split("\n")]
         named = [cell.strip().strip('"') for cell in re.split("[,;\t]", lines[0])]
         if len(named) > 1 and any(names_role(cell, role) for cell in named for role in ("user", "item")):
             problem = f"has {len(named)} columns, {listing(named)}; expected one item id on each line"

@@ -48,6 +48,13 @@ def settle_quotes(path: Path, text: bytes, separator: str) -> tuple[bytes, int]:
     return "\n".join(done).encode(), inner
 
 
+def _is_row(line: str, separator: str, width: int) -> bool:
+    """Whether a line has the fields of a row, if quotes are characters or if they enclose whole fields."""
+    sign = re.escape(separator)
+    enclosed = re.sub(rf'(?:^|(?<={sign}))"(?:[^"]|"")*"(?={sign}|$)', "", line)
+    return width in (line.count(separator) + 1, enclosed.count(separator) + 1)
+
+
 def _record(path: Path, lines: list[str], start: int, separator: str, width: int) -> tuple[list[str], int]:
     """The fields of the record that begins in line ``start``, and the line after its end."""
     sign = re.escape(separator)
@@ -67,7 +74,7 @@ def _record(path: Path, lines: list[str], start: int, separator: str, width: int
                 if '"' in lines[line]:
                     match = closing.match("\n".join(parts), 1)
             rest = "\n".join(parts)
-            if all(each.count(separator) + 1 == width for each in lines[start : line + 1]):
+            if all(_is_row(each, separator, width) for each in lines[start : line + 1]):
                 fail(
                     path,
                     first + 1,

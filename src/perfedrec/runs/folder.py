@@ -121,9 +121,10 @@ class RunFolder:
             shutil.rmtree(each) if each.is_dir() else each.unlink()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Let no other process of this machine be the coordinator of the run in this folder. The folder is made where
-        it is missing. Raises :class:`ConfigError` where another process is the coordinator."""
+    def locked(self, does: str = "is the coordinator of this run") -> Iterator[None]:
+        """Let no other process of this machine do the same with the run in this folder, unless its disk has no locks.
+        The folder is made where it is missing. Raises :class:`ConfigError`, which says what the other process
+        ``does``."""
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor, end = os.open(self.path, os.O_RDONLY), time.monotonic() + TURN
         try:
@@ -133,9 +134,9 @@ class RunFolder:
                     break
                 except BlockingIOError:
                     if time.monotonic() > end:
-                        raise ConfigError(
-                            f"{self.path}: another process is the coordinator of this run; expected it to end first"
-                        ) from None
+                        raise ConfigError(f"{self.path}: another process {does}; expected it to end first") from None
+                except OSError:
+                    break
                 time.sleep(TURN / 20)
             yield
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,23 +94,24 @@ def _trained(
     """Play the rounds, from those in a checkpoint on where one is ``loaded``, and write and return the result."""
     if loaded is None:
         writer.claim()
-    else:
-        rounds.restore(loaded)
-        rounds.history = writer.resume(rounds.progress.done)
-    result = None
-    try:
-        if loaded is None:
-            writer.begin(rounds)
-        listeners.start(config, rounds.progress)
-        _play(rounds, writer, listeners)
-        found = _result(rounds, dataset, folder, config)
-        writer.finish(found, rounds.progress, rounds.n_phases)
-        result = found
-        return result
-    finally:
-        listeners.stop(rounds.progress, result)
-        if result is None and loaded is None and not rounds.history:
-            writer.withdraw()
+    with nullcontext() if folder is None else folder.locked("trains this run"):
+        if loaded is not None:
+            rounds.restore(loaded)
+            rounds.history = writer.resume(rounds.progress.done)
+        result = None
+        try:
+            if loaded is None:
+                writer.begin(rounds)
+            listeners.start(config, rounds.progress)
+            _play(rounds, writer, listeners)
+            found = _result(rounds, dataset, folder, config)
+            writer.finish(found, rounds.progress, rounds.n_phases)
+            result = found
+            return result
+        finally:
+            listeners.stop(rounds.progress, result)
+            if result is None and loaded is None and not rounds.history:
+                writer.withdraw()
 
 
 def _folder(output: str | Path | None, new: bool) -> RunFolder | None:

@@ -268,6 +268,13 @@ def test_a_hook_with_the_wrong_shape_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"Wide.all_scores returned shape \[200, 3\]; expected \[3, 200\]"):
         here.recommender().raw_scores(torch.arange(3))
 
+    class Short(FedMF):  # type: ignore[type-arg]
+        def keeps(self, begun: Tensor, delta: Tensor) -> Tensor:
+            return delta[:2]
+
+    with pytest.raises(ConfigError, match=r"keeps returned float32 \[2, 4\]; expected float32 \[\d+, 4\]"):
+        Simulator(Short(options()), load(DATA), device="cpu").play()
+
     class Tall(Networks):
         def logits(self, private: Tensor, rows: Tensor, segments: Tensor, dense: Tensor | None) -> Tensor:
             return super().logits(private, rows, segments, dense)[:, None]

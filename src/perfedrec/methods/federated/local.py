@@ -200,13 +200,18 @@ def _compiled_steps(task: LocalTask, client: ClientSettings) -> LocalResult:
     return LocalResult(private, first, second, clients.steps + client.local_steps, delta, None, loss)
 
 
-def own_rows(kept: Tensor, positions: Tensor, before: Tensor | Unread) -> Any:
+def own_rows(kept: Any, positions: Tensor, before: Tensor | Unread) -> Any:
     """[R, d] the clients' own rows. Those at ``positions`` [P] (-1 for decoys) are the first rows of ``kept`` [T, d],
-    and the others, which are masked, are as ``before`` [R, d]. Where these were not read, only what changed."""
+    and the others, which are masked, are as ``before`` [R, d]. Where these were not read, only what changed. Raises
+    :class:`ConfigError` where ``kept``, which a method's ``keeps`` returned, has another form."""
+    like = before.table if isinstance(before, Unread) else before
+    alike = isinstance(kept, Tensor) and kept.dtype == like.dtype and kept.shape[1:] == like.shape[1:]
+    if not alike or kept.shape[0] < positions.numel():
+        wanted = f"{str(like.dtype).removeprefix('torch.')} [{positions.numel()}, {like.shape[1]}], or more rows"
+        raise ConfigError(f"keeps returned {_form(kept)}; expected {wanted}")
     if isinstance(before, Unread):
         return Changed(kept[: positions.numel()], positions)
-    fits = kept.shape[1:] == before.shape[1:] and kept.shape[0] >= positions.numel()
-    if kept.dtype == before.dtype == torch.float32 and fits and usable(kept, before, positions):
+    if before.dtype == torch.float32 and usable(kept, before, positions):
         from perfedrec.methods.federated import kernels
 
         rows, sources = torch.empty_like(before), np.empty(before.shape[0], np.int64)
