@@ -138,6 +138,9 @@ fast_helper = partial(helper, flags=_FAST)
 finite_helper = partial(helper, flags=_FAST | {"nnan"})
 """Decorates such a function of numbers none of which is NaN."""
 
+part, fast_part = partial(helper, inline=True), partial(fast_helper, inline=True)
+"""Decorate helpers that are parts of their kernel in any case."""
+
 
 @cache
 def _no_alias() -> Any:

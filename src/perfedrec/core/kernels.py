@@ -25,9 +25,11 @@ _SIGN, _MANTISSA = np.uint32(1 << 31), np.uint32(0x7FFFFF)
 _FIXED = np.float64(FIXED_POINT)
 _SIZE = np.int32(0x7FFFFFFF)  # all bits but the sign
 _LINE = 16  # numbers that the processor loads at once
-_AHEAD = 8  # rows; nearer ones arrive too late
 _LOWEST = np.int32(-(1 << 31))
 _LEAST = np.float32(-87)  # its exponential is nearly the smallest number with all digits
+
+AHEAD = 8
+"""Rows that are asked for before they are needed: nearer ones arrive too late."""
 
 CHUNK = 64
 """Scores that are compared with the worst of the best at once."""
@@ -72,15 +74,15 @@ def put_rows(values: Any, positions: Any, rows: Any, table: Any, start: int, sto
     """Write the ``values`` from ``start`` to ``stop`` to the rows ``rows[positions]`` of the ``table``; not those with
     a position below 0."""
     for place in range(start, stop):
-        later = positions[min(place + _AHEAD, stop - 1)]
+        later = positions[min(place + AHEAD, stop - 1)]
         if later >= 0:
             prefetch(table, rows[later])
         if positions[place] >= 0:
-            _copy(values[place], table[rows[positions[place]]])
+            copy(values[place], table[rows[positions[place]]])
 
 
 @helper
-def _copy(values, out):  # type: ignore[no-untyped-def]
+def copy(values, out):  # type: ignore[no-untyped-def]
     for column in range(out.size):
         out[column] = values[column]
 
@@ -286,7 +288,7 @@ def sum_fixed(values: Any, rows: Any, weights: Any, shares: Any, sums: Any, star
     for place in range(start, stop):
         into = sums[place]
         for number in range(starts[place], starts[place + 1]):
-            prefetch(values, order[min(number + _AHEAD, starts[stop] - 1)])
+            prefetch(values, order[min(number + AHEAD, starts[stop] - 1)])
             row = order[number]
             factor = _fixed_factor(weights, segments[row])
             if number == starts[place] and shares.size:

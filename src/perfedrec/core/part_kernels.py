@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from perfedrec.core.compiled import helper, kernel
+from perfedrec.core.kernels import copy
 
 _WIDTH = 16  # columns that are sorted at once: those of a few hundred contributors stay in the nearest cache
 
@@ -42,17 +43,11 @@ def _add_inner(rows, order, starts, trimmed, values, sums):  # type: ignore[no-u
         for column in range(0, sums.shape[1], _WIDTH):
             width = min(_WIDTH, sums.shape[1] - column)
             for place in range(count):
-                _copy(rows[order[low + place], column : column + width], values[place, :width])
+                copy(rows[order[low + place], column : column + width], values[place, :width])
             if trimmed[key]:
                 _sort(values[:, :width], count)
             for place in range(trimmed[key], count - trimmed[key]):
                 _add(values[place, :width], sums[key, column : column + width])
-
-
-@helper
-def _copy(values, to):  # type: ignore[no-untyped-def]
-    for column in range(to.size):
-        to[column] = values[column]
 
 
 @helper

@@ -22,6 +22,7 @@ from perfedrec.core.nearest import listing
 from perfedrec.data.attributes import read_encoding, write_encoding
 from perfedrec.data.dataset import Attributes, Dataset, Encoding
 from perfedrec.data.interactions import Ids, Interactions, encode, id_series
+from perfedrec.data.quotes import enclosed
 from perfedrec.data.roles import names_role
 from perfedrec.data.source import attributes_beside
 from perfedrec.data.text import clean, fail, read_bytes
@@ -132,13 +133,12 @@ def read_catalogue(path: str | Path) -> Catalogue:
 
 def _unquoted(line: str) -> str:
     """An id without the quotes that enclose it; any other quote is a character."""
-    enclosed = len(line) > 1 and line[0] == line[-1] == '"'
-    return line[1:-1].replace('""', '"') if enclosed else line
+    return line[1:-1].replace('""', '"') if len(line) > 1 and line[0] == line[-1] == '"' else line
 
 
 def _quoted(item: str) -> str:
     """The line of an id, from which :func:`_unquoted` makes it again."""
-    return '"' + item.replace('"', '""') + '"' if item[:1] == '"' else item
+    return enclosed(item) if item[:1] == '"' else item
 
 
 def _read_ids(path: Path) -> Ids:

@@ -40,19 +40,23 @@ def settle_quotes(path: Path, text: bytes, separator: str) -> tuple[bytes, int]:
         fields, end = _record(path, content, start, separator, width)
         width = width or (len(fields) if content[start] else 0)
         record = separator.join(
-            '"' + each.replace('"', '""') + '"' if any(mark in each for mark in ('"', "\n", separator)) else each
-            for each in fields
+            enclosed(each) if any(mark in each for mark in ('"', "\n", separator)) else each for each in fields
         )
         done += record.split("\n")
         inner += end - start - 1
     return "\n".join(done).encode(), inner
 
 
+def enclosed(field: str) -> str:
+    """A field in quotes, which are doubled within it."""
+    return '"' + field.replace('"', '""') + '"'
+
+
 def _is_row(line: str, separator: str, width: int) -> bool:
     """Whether a line has the fields of a row, if quotes are characters or if they enclose whole fields."""
     sign = re.escape(separator)
-    enclosed = re.sub(rf'(?:^|(?<={sign}))"(?:[^"]|"")*"(?={sign}|$)', "", line)
-    return width in (line.count(separator) + 1, enclosed.count(separator) + 1)
+    bare = re.sub(rf'(?:^|(?<={sign}))"(?:[^"]|"")*"(?={sign}|$)', "", line)
+    return width in (line.count(separator) + 1, bare.count(separator) + 1)
 
 
 def _record(path: Path, lines: list[str], start: int, separator: str, width: int) -> tuple[list[str], int]:

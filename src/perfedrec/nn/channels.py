@@ -91,8 +91,8 @@ def _mixed_back(channels: Tensor, vector: Tensor, shares: Tensor, grad: Tensor, 
     if _compiled(channels, vector, shares, grad):
         from perfedrec.nn import kernels
 
-        given = _arrays(channels, vector, shares, grad, of_channels)
-        parts = spread(partial(kernels.attend_back, *given), len(grad), len(grad), FIXED_PARTS)
+        given = channels, vector, shares, grad, of_channels
+        parts = _spread(kernels.attend_back, *given, n=len(grad), parts=FIXED_PARTS)
         return torch.from_numpy(sum(parts))
     slopes = dot(channels, grad)
     slopes = (shares * (slopes - (shares * slopes).sum(0)))[:, :, None]
@@ -203,6 +203,6 @@ def _arrays(*tensors: Tensor) -> tuple[NDArray[Any], ...]:
     return tuple(each.detach().numpy() for each in tensors)
 
 
-def _spread(kernel: Callable[..., Any], *tensors: Tensor, n: int) -> list[Any]:
-    """What a ``kernel`` returns for parts of ``n`` rows."""
-    return spread(partial(kernel, *_arrays(*tensors)), n, n)
+def _spread(kernel: Callable[..., Any], *tensors: Tensor, n: int, parts: int = 0) -> list[Any]:
+    """What a ``kernel`` returns for parts of ``n`` rows; see :func:`perfedrec.core.compiled.spread`."""
+    return spread(partial(kernel, *_arrays(*tensors)), n, n, parts)

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from perfedrec.core.compiled import fast_helper, helper, kernel
-from perfedrec.core.kernels import exp, prefetch
+from perfedrec.core.kernels import AHEAD, exp, prefetch
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _MOST = np.float32(87)  # whose exponential is still a number
-_AHEAD = 8  # rows; nearer ones arrive too late
 _BLOCK = 128  # users whose rows fit into the processor's first caches
 
 
@@ -39,7 +38,7 @@ def weighted_sums(table: Any, offsets: Any, items: Any, weights: Any, sums: Any,
     """Add the rows of users' items, times their weights, to the ``sums`` of the users from ``start`` to ``stop``."""
     for user in range(start, stop):
         for row in range(offsets[user], offsets[user + 1]):
-            prefetch(table, items[min(row + _AHEAD, offsets[stop] - 1)])
+            prefetch(table, items[min(row + AHEAD, offsets[stop] - 1)])
             add_scaled(weights[row], table[items[row]], sums[user])
 
 

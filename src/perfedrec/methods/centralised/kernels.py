@@ -6,12 +6,11 @@ This module needs numba. It is imported where :func:`perfedrec.core.compiled.usa
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from perfedrec.core.compiled import fast_helper, helper, kernel
+from perfedrec.core.compiled import fast_helper, fast_part, helper, kernel, part
 from perfedrec.core.kernels import CHUNK, NOTHING, add_best, exp, largest, load
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
@@ -19,11 +18,10 @@ _AHEAD = 6  # rows; nearer ones arrive too late, and farther ones are pushed out
 _LINE = 16  # numbers that the processor loads at once
 
 
-_part, _fast_part = partial(helper, inline=True), partial(fast_helper, inline=True)
-"""Parts of :func:`bpr_epoch`, which shall round in the same way in every process."""
+# Parts of bpr_epoch, which shall round in the same way in every process.
 
 
-@_part
+@part
 def _load_row(flat, start, width):  # type: ignore[no-untyped-def]
     for place in range(start, start + width, _LINE):
         load(flat, place)
@@ -76,27 +74,27 @@ def find_visits(triples: Any, n_users: int, size: int, places: Any, visits: Any,
             upcoming[rows[visit]] = batch
 
 
-@_part
+@part
 def _between(batch, until, paths, epsilons, ratios1, ratios2):  # type: ignore[no-untyped-def]
     """The sum of the weights of the steps from a batch to before another, and the mean of epsilon over them."""
     length = paths[batch] - ratios1[until - batch] * paths[until]
     return length, (epsilons[batch] - ratios2[until - batch] * epsilons[until]) / length
 
 
-@_part
+@part
 def _idle(vector, moment, square, factor, least):  # type: ignore[no-untyped-def]
     """Steps of a row without gradients, all at once."""
     for at in range(vector.size):
         vector[at] += factor * moment[at] / (np.sqrt(square[at]) + least)
 
 
-@_part
+@part
 def _scale(values, factor):  # type: ignore[no-untyped-def]
     for at in range(values.size):
         values[at] *= factor
 
 
-@_fast_part
+@fast_part
 def _margin(user, item, other):  # type: ignore[no-untyped-def]
     """How much higher the user's score of the other item is."""
     total = _ZERO
@@ -105,7 +103,7 @@ def _margin(user, item, other):  # type: ignore[no-untyped-def]
     return total
 
 
-@_fast_part
+@fast_part
 def _add(old, scale, values, gradient):  # type: ignore[no-untyped-def]
     """``gradient = old * gradient + scale * values``; nothing is read from a gradient without an ``old`` part."""
     if old:
@@ -116,7 +114,7 @@ def _add(old, scale, values, gradient):  # type: ignore[no-untyped-def]
             gradient[at] = scale * values[at]
 
 
-@_fast_part
+@fast_part
 def _add_difference(old, scale, plus, minus, gradient):  # type: ignore[no-untyped-def]
     """:func:`_add` of the vector ``plus`` less the vector ``minus``."""
     if old:
@@ -127,7 +125,7 @@ def _add_difference(old, scale, plus, minus, gradient):  # type: ignore[no-untyp
             gradient[at] = scale * (plus[at] - minus[at])
 
 
-@_part
+@part
 def _pair(table, rows, first, triple, gradients):  # type: ignore[no-untyped-def]
     """The loss of one triple of visits, counted from the batch's ``first`` one; adds its gradients. A complement
     ``~place`` is a visit's first contribution, which replaces what was there."""
@@ -146,7 +144,7 @@ def _pair(table, rows, first, triple, gradients):  # type: ignore[no-untyped-def
     return np.float64(max(x, _ZERO) + np.float32(math.log1p(decayed)))
 
 
-@_fast_part
+@fast_part
 def _visit(vector, moment, square, gradient, weights, steps):  # type: ignore[no-untyped-def]
     """The steps of a row from a visit to before the next one, in place; returns the vector's squared norm before. The
     ``weights`` are those of the gradient and of the vector in it."""
@@ -190,7 +188,7 @@ def bpr_epoch(
     )
 
 
-@_fast_part
+@fast_part
 def _bpr_epoch(table, batches, visits, options, later_steps, powers, ratios, room):  # type: ignore[no-untyped-def]
     (places, limits, upcoming, size), (gradients, last) = batches, room
     (rows, counts, following), (paths, epsilons), (powers1, powers2) = visits, later_steps, powers
